@@ -1,0 +1,94 @@
+//! What one network evaluation reads, and the trait that evaluates it.
+
+use super::DitConfig;
+
+/// A variant's index in one model instance; it means nothing outside that instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct VariantId(pub u32);
+
+/// Which weights a row uses: W_0 + sum of weight * retrieved delta. Empty means the base.
+/// Canonical: sorted by variant, no variant twice.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Mix(pub Vec<(VariantId, f32)>);
+
+impl Mix {
+    pub fn base() -> Self {
+        Mix(Vec::new())
+    }
+
+    pub fn single(variant: VariantId) -> Self {
+        Mix(vec![(variant, 1.0)])
+    }
+}
+
+/// A page of the key-value cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PageId(pub u32);
+
+/// One sequence's share of a batch: consecutive tokens at absolute positions
+/// `first_position ..`, seen block-causally after the cached positions
+/// `pages_start .. first_position`.
+///
+/// Query and key visibility: with block size b and window w tokens, the query at absolute position p sees
+/// keys in `max(pages_start, end - w) .. end`, `end` being the end of p's block, `(p / b + 1) * b`
+/// (or the end of the segment where that comes first). Without a block size (MDLM, Duo) the whole
+/// segment is one block.
+#[derive(Clone, Debug)]
+pub struct Segment {
+    pub mix: Mix,
+    /// Noise level given to the network; 0 for checkpoints without time conditioning.
+    pub sigma: f32,
+    pub tokens: Vec<u32>,
+    /// Absolute position of `tokens[0]`; a multiple of the block size.
+    pub first_position: usize,
+    /// How many leading tokens are clean: their keys and values are written to `pages`.
+    pub clean: usize,
+    /// Indices into `tokens`, ascending: the positions whose logits are wanted.
+    pub rows: Vec<usize>,
+    /// Pages of the cache covering `pages_start ..`, `page_tokens` positions each, long enough for
+    /// `first_position + clean`.
+    pub pages: Vec<PageId>,
+    /// Absolute position of the first slot of `pages[0]`; a multiple of the page size.
+    pub pages_start: usize,
+}
+
+/// The rows of one step: segments of any variants, at any block and step.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    pub segments: Vec<Segment>,
+}
+
+impl Batch {
+    /// Rows of logits this batch asks for, over all segments in order.
+    pub fn logit_rows(&self) -> usize {
+        self.segments.iter().map(|s| s.rows.len()).sum()
+    }
+}
+
+/// Logits of the wanted rows, in the order of segments and of each segment's `rows`: [rows, vocab], f32.
+#[derive(Clone, Debug)]
+pub struct Logits {
+    pub vocab: usize,
+    pub data: Vec<f32>,
+}
+
+impl Logits {
+    pub fn row(&self, index: usize) -> &[f32] {
+        &self.data[index * self.vocab..(index + 1) * self.vocab]
+    }
+}
+
+/// One network evaluation. Implemented by the DiT and by a fake for tests.
+///
+/// `Cache` is the state that changes (keys and values); the weights do not. The engine owns one cache and
+/// passes it to whichever generation's instance evaluates, one generation to a call.
+pub trait Denoiser: Send + Sync {
+    fn config(&self) -> &DitConfig;
+
+    /// Evaluates `batch`, writes the keys and values of clean tokens into `cache`.
+    fn forward(
+        &self,
+        batch: &Batch,
+        cache: &mut super::kv_cache::KvCache,
+    ) -> candle_core::Result<Logits>;
+}

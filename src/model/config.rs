@@ -1,0 +1,71 @@
+//! What a checkpoint is: the published `config.json`, read and checked.
+
+use serde::{Deserialize, Serialize};
+
+/// The corruption process a checkpoint was trained for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Process {
+    /// Masked diffusion (MDLM, BD3-LM): the last row of the vocabulary is the mask.
+    Absorbing,
+    /// Uniform-state diffusion (Duo): there is no mask.
+    Uniform,
+}
+
+/// The DiT's sizes and conventions, from a published `config.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DitConfig {
+    /// `bd3lm`, `mdlm` or `duo` (any case).
+    pub model_type: String,
+    /// Rows of the embedding and of the output head, the mask included.
+    pub vocab_size: usize,
+    /// Longest context in tokens.
+    pub model_length: usize,
+    pub hidden_dim: usize,
+    pub cond_dim: usize,
+    /// Transformer layers (the published name says blocks).
+    pub n_blocks: usize,
+    pub n_heads: usize,
+    /// Tokens denoised together; absent in Duo's and ignored without `cross_attn`.
+    #[serde(default)]
+    pub block_size: Option<usize>,
+    /// True where the checkpoint was trained block-causally (BD3-LM).
+    #[serde(default)]
+    pub cross_attn: bool,
+    /// False: sigma is always 0. Absent means false for BD3-LM and true for Duo.
+    #[serde(default)]
+    pub time_conditioning: Option<bool>,
+}
+
+impl DitConfig {
+    pub fn process(&self) -> Process {
+        if self.model_type.eq_ignore_ascii_case("duo") {
+            Process::Uniform
+        } else {
+            Process::Absorbing
+        }
+    }
+
+    pub fn time_conditioned(&self) -> bool {
+        self.time_conditioning
+            .unwrap_or(self.process() == Process::Uniform)
+    }
+
+    /// Block size of a block-causal checkpoint; `None` where attention is bidirectional over the whole sequence.
+    pub fn block(&self) -> Option<usize> {
+        if self.cross_attn {
+            self.block_size
+        } else {
+            None
+        }
+    }
+
+    /// The mask token: the last row of the vocabulary, in the absorbing process only.
+    pub fn mask_id(&self) -> Option<u32> {
+        (self.process() == Process::Absorbing).then(|| self.vocab_size as u32 - 1)
+    }
+
+    pub fn head_dim(&self) -> usize {
+        self.hidden_dim / self.n_heads
+    }
+}

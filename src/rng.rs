@@ -1,0 +1,93 @@
+//! Counter-based random words: a pure function of (key, index), never a stream with hidden state.
+//!
+//! A [`Key`] is 32 bytes; word `i` of a key is the `i`-th little-endian `u32` of the ChaCha8
+//! key stream (nonce 0, counter from 0), so that any word can be had without the ones before it
+//! and a GPU thread computes the same one from the same key.
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+use sha2::{Digest, Sha256};
+
+/// A 256-bit ChaCha8 key.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Key(pub [u8; 32]);
+
+impl Key {
+    /// SHA-256 of the concatenated `parts`; the first one names the purpose.
+    pub fn derive(parts: &[&[u8]]) -> Self {
+        let mut hash = Sha256::new();
+        for part in parts {
+            hash.update(part);
+        }
+        Key(hash.finalize().into())
+    }
+
+    /// Writes words `first .. first + out.len()` of this key's stream.
+    pub fn words(&self, first: u64, out: &mut [u32]) {
+        let mut stream = ChaCha8Rng::from_seed(self.0);
+        stream.set_word_pos(u128::from(first));
+        for word in out {
+            *word = stream.next_u32();
+        }
+    }
+}
+
+/// Sampling noise of one request: a function of (request seed, step, position, draw).
+#[derive(Clone, Copy, Debug)]
+pub struct Noise(Key);
+
+/// Draws available to one (step, position): a ChaCha block holds sixteen words, two to a draw.
+pub const DRAWS: u32 = 8;
+
+impl Noise {
+    pub fn new(request_seed: u64) -> Self {
+        Noise(Key::derive(&[
+            b"choir/noise/1",
+            &request_seed.to_le_bytes(),
+        ]))
+    }
+
+    /// A uniform number in the open interval (0, 1), with 53 random bits.
+    ///
+    /// The ChaCha block `step * 2^32 + position` belongs to this step and position alone;
+    /// `draw < DRAWS` picks two of its words.
+    pub fn uniform(&self, step: u32, position: u32, draw: u32) -> f64 {
+        debug_assert!(draw < DRAWS);
+        let block = (u64::from(step) << 32) | u64::from(position);
+        let mut stream = ChaCha8Rng::from_seed(self.0.0);
+        stream.set_word_pos(u128::from(block) * 16 + u128::from(draw) * 2);
+        let low = u64::from(stream.next_u32());
+        let bits = (u64::from(stream.next_u32()) << 32 | low) >> 11;
+        (bits as f64 + 0.5) * (-53f64).exp2()
+    }
+}
+
+/// A plain sequential generator for training and tests (never for serving): the stream of one key.
+#[derive(Clone, Debug)]
+pub struct Stream(ChaCha8Rng);
+
+impl Stream {
+    pub fn new(key: Key) -> Self {
+        Stream(ChaCha8Rng::from_seed(key.0))
+    }
+
+    pub fn next_u64(&mut self) -> u64 {
+        self.0.next_u64()
+    }
+
+    /// Uniform in the open interval (0, 1).
+    pub fn uniform(&mut self) -> f64 {
+        ((self.next_u64() >> 11) as f64 + 0.5) * (-53f64).exp2()
+    }
+
+    /// Uniform in `0 .. n`; `n` must not be 0. The bias, below n / 2^53, does not matter here.
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.uniform() * n as f64) as usize
+    }
+
+    /// Standard normal, by Box and Muller's transform.
+    pub fn normal(&mut self) -> f64 {
+        let radius = (-2.0 * self.uniform().ln()).sqrt();
+        radius * (std::f64::consts::TAU * self.uniform()).cos()
+    }
+}
