@@ -41,10 +41,7 @@ pub const DRAWS: u32 = 8;
 
 impl Noise {
     pub fn new(request_seed: u64) -> Self {
-        Noise(Key::derive(&[
-            b"choir/noise/1",
-            &request_seed.to_le_bytes(),
-        ]))
+        Noise(Key::derive(&[b"choir/noise/1", &request_seed.to_le_bytes()]))
     }
 
     /// A uniform number in the open interval (0, 1), with 53 random bits.

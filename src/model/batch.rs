@@ -86,9 +86,5 @@ pub trait Denoiser: Send + Sync {
     fn config(&self) -> &DitConfig;
 
     /// Evaluates `batch`, writes the keys and values of clean tokens into `cache`.
-    fn forward(
-        &self,
-        batch: &Batch,
-        cache: &mut super::kv_cache::KvCache,
-    ) -> candle_core::Result<Logits>;
+    fn forward(&self, batch: &Batch, cache: &mut super::kv_cache::KvCache) -> candle_core::Result<Logits>;
 }

@@ -47,17 +47,12 @@ impl DitConfig {
     }
 
     pub fn time_conditioned(&self) -> bool {
-        self.time_conditioning
-            .unwrap_or(self.process() == Process::Uniform)
+        self.time_conditioning.unwrap_or(self.process() == Process::Uniform)
     }
 
     /// Block size of a block-causal checkpoint; `None` where attention is bidirectional over the whole sequence.
     pub fn block(&self) -> Option<usize> {
-        if self.cross_attn {
-            self.block_size
-        } else {
-            None
-        }
+        if self.cross_attn { self.block_size } else { None }
     }
 
     /// The mask token: the last row of the vocabulary, in the absorbing process only.
