@@ -63,4 +63,44 @@ impl DitConfig {
     pub fn head_dim(&self) -> usize {
         self.hidden_dim / self.n_heads
     }
+
+    /// Sinusoidal features of sigma: 256 in every published network.
+    pub fn frequency_dim(&self) -> usize {
+        256
+    }
+
+    /// Every weight's internal name (without `backbone.`) and shape; linear weights are [out, in].
+    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+        let (h, c, v) = (self.hidden_dim, self.cond_dim, self.vocab_size);
+        let mut all = vec![
+            ("vocab_embed.embedding".to_owned(), vec![v, h]),
+            ("sigma_map.mlp.0.weight".to_owned(), vec![c, self.frequency_dim()]),
+            ("sigma_map.mlp.0.bias".to_owned(), vec![c]),
+            ("sigma_map.mlp.2.weight".to_owned(), vec![c, c]),
+            ("sigma_map.mlp.2.bias".to_owned(), vec![c]),
+        ];
+        for layer in 0..self.n_blocks {
+            let parts = [
+                ("norm1.weight", vec![h]),
+                ("attn_qkv.weight", vec![3 * h, h]),
+                ("attn_out.weight", vec![h, h]),
+                ("norm2.weight", vec![h]),
+                ("mlp.0.weight", vec![4 * h, h]),
+                ("mlp.0.bias", vec![4 * h]),
+                ("mlp.2.weight", vec![h, 4 * h]),
+                ("mlp.2.bias", vec![h]),
+                ("adaLN_modulation.weight", vec![6 * h, c]),
+                ("adaLN_modulation.bias", vec![6 * h]),
+            ];
+            all.extend(parts.map(|(name, shape)| (format!("blocks.{layer}.{name}"), shape)));
+        }
+        all.extend([
+            ("output_layer.norm_final.weight".to_owned(), vec![h]),
+            ("output_layer.linear.weight".to_owned(), vec![v, h]),
+            ("output_layer.linear.bias".to_owned(), vec![v]),
+            ("output_layer.adaLN_modulation.weight".to_owned(), vec![2 * h, c]),
+            ("output_layer.adaLN_modulation.bias".to_owned(), vec![2 * h]),
+        ]);
+        all
+    }
 }

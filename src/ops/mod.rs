@@ -1,1 +1,24 @@
-//! (module ops)
+//! Fused tensor operations, each with a CPU side and a slow twin made of plain tensor algebra.
+//!
+//! The CPU side works on contiguous f32 slices with rayon; every other device takes the slow twin. Row
+//! results never depend on the number of rows or threads. Operations that training needs come with
+//! a `*_backward`, checked against finite differences; nothing here uses candle's automatic
+//! differentiation, whose zero-filled accumulators cost more than the operations themselves.
+
+pub mod attention;
+pub mod cross_entropy;
+pub mod embedding;
+pub mod gemm;
+pub mod math;
+pub mod norm;
+pub mod pointwise;
+pub mod rotary;
+pub mod slice;
+
+pub use attention::{Pattern, attention, attention_backward};
+pub use cross_entropy::{cross_entropy, cross_entropy_backward};
+pub use embedding::{embedding, embedding_backward};
+pub use norm::{norm_modulate, norm_modulate_backward};
+pub use pointwise::{add_bias, bias_gelu, bias_gelu_backward, column_sums, gate_residual, gate_residual_backward};
+pub use rotary::Rotary;
+pub use slice::{PerRow, on_cpu};

@@ -1,0 +1,84 @@
+//! From sigma and the small tensors to modulation tables: one line per noise level.
+
+use super::DitConfig;
+use candle_core::{Device, Result, Tensor};
+
+/// One layer's tables, [lines, hidden] but for the biases, [1, width].
+#[derive(Clone, Debug)]
+pub struct LayerTables {
+    pub gain1: Tensor,
+    pub shift1: Tensor,
+    pub gate1: Tensor,
+    pub gain2: Tensor,
+    pub shift2: Tensor,
+    pub gate2: Tensor,
+    pub bias0: Tensor,
+    pub bias2: Tensor,
+}
+
+/// All layers' tables and the final layer's.
+#[derive(Clone, Debug)]
+pub struct Tables {
+    pub layers: Vec<LayerTables>,
+    pub gain: Tensor,
+    pub shift: Tensor,
+    /// Bias of the output head, [1, vocab].
+    pub bias: Tensor,
+}
+
+/// Sinusoidal features of sigma, [lines, frequencies]: cosines first, `exp(-ln(10000) i / half)`.
+pub fn timestep_features(sigma: &[f32], frequencies: usize, device: &Device) -> Result<Tensor> {
+    let half = frequencies / 2;
+    let mut data = Vec::with_capacity(sigma.len() * frequencies);
+    for &sigma in sigma {
+        // In f32, as the papers' code computes it.
+        let angles = (0..half).map(|i| sigma * (-(10000f32.ln()) * i as f32 / half as f32).exp());
+        data.extend(angles.clone().map(f32::cos));
+        data.extend(angles.map(f32::sin));
+    }
+    Tensor::from_vec(data, (sigma.len(), frequencies), device)
+}
+
+/// Builds the tables for these noise levels from the tensors that `get` returns by internal name;
+/// differentiable in them. Conventions of the published DiT: c = SiLU(sigma_map(sigma)), no second
+/// SiLU before adaLN; six chunks shift, scale, gate (attention), shift, scale, gate (MLP).
+pub fn tables(
+    config: &DitConfig,
+    get: impl Fn(&str) -> Result<Tensor>,
+    sigma: &[f32],
+    device: &Device,
+) -> Result<Tables> {
+    let affine = |x: &Tensor, name: &str| -> Result<Tensor> {
+        x.matmul(&get(&format!("{name}.weight"))?.t()?)?
+            .broadcast_add(&get(&format!("{name}.bias"))?)
+    };
+    let features = timestep_features(sigma, config.frequency_dim(), device)?;
+    let c = affine(&affine(&features, "sigma_map.mlp.0")?.silu()?, "sigma_map.mlp.2")?.silu()?;
+    let gain = |norm: &str, scale: &Tensor| -> Result<Tensor> {
+        (scale + 1.0)?
+            .broadcast_mul(&get(&format!("{norm}.weight"))?)?
+            .contiguous()
+    };
+    let mut layers = Vec::with_capacity(config.n_blocks);
+    for layer in 0..config.n_blocks {
+        let chunks = affine(&c, &format!("blocks.{layer}.adaLN_modulation"))?.chunk(6, 1)?;
+        let row = |name: &str| get(&format!("blocks.{layer}.{name}"))?.unsqueeze(0);
+        layers.push(LayerTables {
+            shift1: chunks[0].contiguous()?,
+            gain1: gain(&format!("blocks.{layer}.norm1"), &chunks[1])?,
+            gate1: chunks[2].contiguous()?,
+            shift2: chunks[3].contiguous()?,
+            gain2: gain(&format!("blocks.{layer}.norm2"), &chunks[4])?,
+            gate2: chunks[5].contiguous()?,
+            bias0: row("mlp.0.bias")?,
+            bias2: row("mlp.2.bias")?,
+        });
+    }
+    let chunks = affine(&c, "output_layer.adaLN_modulation")?.chunk(2, 1)?;
+    Ok(Tables {
+        layers,
+        shift: chunks[0].contiguous()?,
+        gain: gain("output_layer.norm_final", &chunks[1])?,
+        bias: get("output_layer.linear.bias")?.unsqueeze(0)?,
+    })
+}

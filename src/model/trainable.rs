@@ -1,0 +1,355 @@
+//! The network with weights that change: forward over whole sequences, and its gradient.
+//!
+//! The large products are differentiated by hand, layer by layer; the small part that makes modulation
+//! tables out of sigma, adaLN and the vectors is left to candle's differentiation.
+
+use super::DitConfig;
+use super::conditioning::{Tables, tables};
+use crate::ops::{self, Pattern, PerRow};
+use candle_core::{Device, Result, Tensor, Var, bail};
+use std::collections::BTreeMap;
+
+/// Weights under their internal names (the published ones without `backbone.`).
+pub struct Trainable {
+    config: DitConfig,
+    vars: BTreeMap<String, Var>,
+    device: Device,
+}
+
+/// Whole sequences of equal length.
+#[derive(Clone, Debug)]
+pub struct TrainBatch {
+    pub batch: usize,
+    pub length: usize,
+    /// Block size; `None` for bidirectional attention (MDLM, Duo).
+    pub block: Option<usize>,
+    /// Noisy tokens, [batch * length].
+    pub xt: Vec<u32>,
+    /// Clean tokens, [batch * length], seen by later blocks (BD3-LM's training mask).
+    pub x0: Option<Vec<u32>>,
+    /// Noise level per sequence; ignored without time conditioning.
+    pub sigma: Vec<f32>,
+    /// Flat indices into batch * length: the positions whose logits are wanted.
+    pub rows: Vec<u32>,
+}
+
+/// What the backward pass needs of one layer.
+struct LayerState {
+    x: Tensor,
+    normed: Tensor,
+    qkv: Tensor,
+    attended: Tensor,
+    projected: Tensor,
+    middle: Tensor,
+    normed_middle: Tensor,
+    expanded: Tensor,
+    activated: Tensor,
+    contracted: Tensor,
+}
+
+struct State {
+    ids: Vec<u32>,
+    tables: Tables,
+    /// Modulation line of every row; `None` while there is one line.
+    full: Option<Vec<u32>>,
+    noisy: Option<Vec<u32>>,
+    wanted: Option<Vec<u32>>,
+    layers: Vec<LayerState>,
+    last: Tensor,
+    normed: Tensor,
+}
+
+/// x [rows, in] times w [out, in] transposed.
+fn linear(x: &Tensor, w: &Tensor) -> Result<Tensor> {
+    x.matmul(&w.t()?)
+}
+
+impl Trainable {
+    /// Fresh weights as the papers' code draws them: uniform in +-1/sqrt(in), adaLN and the head zero.
+    pub fn random(config: DitConfig, seed: u64, device: &Device) -> Result<Self> {
+        let mut tensors = BTreeMap::new();
+        for (name, shape) in config.tensors() {
+            let count: usize = shape.iter().product();
+            let mut noise = crate::rng::Stream::new(crate::rng::Key::derive(&[
+                b"choir/initial/1",
+                &seed.to_le_bytes(),
+                name.as_bytes(),
+            ]));
+            let fan_in = match (shape.as_slice(), name.as_str()) {
+                ([_, input], _) => *input,
+                (_, n) if n.starts_with("sigma_map.mlp.0") => config.frequency_dim(),
+                (_, n) if n.starts_with("sigma_map") => config.cond_dim,
+                (_, n) if n.contains("mlp.2") => 4 * config.hidden_dim,
+                _ => config.hidden_dim,
+            };
+            let bound = 1.0 / (fan_in as f64).sqrt();
+            let data = if name.contains("norm") {
+                vec![1.0; count]
+            } else if name.contains("adaLN") || name.starts_with("output_layer.linear") {
+                vec![0.0; count]
+            } else {
+                (0..count)
+                    .map(|_| ((noise.uniform() * 2.0 - 1.0) * bound) as f32)
+                    .collect()
+            };
+            tensors.insert(name, (shape, data));
+        }
+        Self::from_tensors(config, &tensors, device)
+    }
+
+    /// Weights given by internal name; an error names the first that is missing or misshapen.
+    pub fn from_tensors(
+        config: DitConfig,
+        tensors: &BTreeMap<String, (Vec<usize>, Vec<f32>)>,
+        device: &Device,
+    ) -> Result<Self> {
+        let mut vars = BTreeMap::new();
+        for (name, shape) in config.tensors() {
+            match tensors.get(&name) {
+                Some((found, data)) if *found == shape => {
+                    let tensor = Tensor::from_slice(data, shape, device)?;
+                    vars.insert(name, Var::from_tensor(&tensor)?);
+                }
+                Some((found, _)) => bail!("tensor {name} has shape {found:?}, not {shape:?}"),
+                None => bail!("tensor {name} is missing"),
+            }
+        }
+        Ok(Self {
+            config,
+            vars,
+            device: device.clone(),
+        })
+    }
+
+    pub fn config(&self) -> &DitConfig {
+        &self.config
+    }
+
+    pub fn vars(&self) -> &BTreeMap<String, Var> {
+        &self.vars
+    }
+
+    fn var(&self, name: &str) -> Result<&Tensor> {
+        match self.vars.get(name) {
+            Some(var) => Ok(var.as_tensor()),
+            None => bail!("tensor {name} is missing"),
+        }
+    }
+
+    fn weight(&self, layer: usize, name: &str) -> Result<Tensor> {
+        Ok(self.var(&format!("blocks.{layer}.{name}.weight"))?.detach())
+    }
+
+    /// Logits [rows, vocab] at the wanted positions.
+    pub fn forward(&self, input: &TrainBatch) -> Result<Tensor> {
+        Ok(self.run(input)?.0)
+    }
+
+    /// Runs forward, asks `loss` for a loss and its gradient with respect to the logits, and returns the
+    /// loss and the gradient of every weight. Source of the layout: the published DiT.
+    pub fn gradients<L>(
+        &self,
+        input: &TrainBatch,
+        loss: impl FnOnce(&Tensor) -> Result<(L, Tensor)>,
+    ) -> Result<(L, BTreeMap<String, Tensor>)> {
+        let (logits, state) = self.run(input)?;
+        let (value, gradient) = loss(&logits)?;
+        Ok((value, self.backward(input, state, gradient)?))
+    }
+
+    fn pattern(&self, input: &TrainBatch, last: bool) -> Pattern {
+        let (heads, dim, length) = (self.config.n_heads, self.config.head_dim(), input.length);
+        match (input.block, &input.x0) {
+            (None, _) => Pattern::bidirectional(heads, dim, length),
+            (Some(block), None) => Pattern::block_causal(heads, dim, length, block),
+            (Some(block), Some(_)) => Pattern::block_diffusion(heads, dim, length, block, last),
+        }
+    }
+
+    fn run(&self, input: &TrainBatch) -> Result<(Tensor, State)> {
+        let (batch, length) = (input.batch, input.length);
+        if input.xt.len() != batch * length || input.x0.as_ref().is_some_and(|x| x.len() != batch * length) {
+            bail!("tokens do not fill {batch} sequences of {length}")
+        }
+        let doubled = input.x0.is_some();
+        let mut ids = Vec::with_capacity(2 * batch * length);
+        for sequence in 0..batch {
+            ids.extend_from_slice(&input.xt[sequence * length..][..length]);
+            if let Some(x0) = &input.x0 {
+                ids.extend_from_slice(&x0[sequence * length..][..length]);
+            }
+        }
+        let conditioned = self.config.time_conditioned();
+        let sigma = if conditioned { input.sigma.clone() } else { vec![0.0] };
+        let tables = tables(&self.config, |name| self.var(name).cloned(), &sigma, &self.device)?;
+        let per_sequence =
+            |rows: usize| conditioned.then(|| (0..batch * rows).map(|row| (row / rows) as u32).collect::<Vec<_>>());
+        let rows = if doubled { 2 * length } else { length };
+        let (full, noisy) = (per_sequence(rows), per_sequence(length));
+        let wanted = noisy
+            .as_ref()
+            .map(|noisy| input.rows.iter().map(|&row| noisy[row as usize]).collect::<Vec<_>>());
+
+        let mut x = ops::embedding(self.var("vocab_embed.embedding")?, &ids)?;
+        let mut layers = Vec::with_capacity(self.config.n_blocks);
+        for layer in 0..self.config.n_blocks {
+            let last = layer + 1 == self.config.n_blocks;
+            let t = &tables.layers[layer];
+            let line = full.as_deref();
+            let normed = ops::norm_modulate(&x, PerRow::new(&t.gain1, line), PerRow::new(&t.shift1, line))?;
+            let qkv = linear(&normed, &self.weight(layer, "attn_qkv")?)?;
+            let attended = ops::attention(&qkv, &self.pattern(input, last))?;
+            let projected = linear(&attended, &self.weight(layer, "attn_out")?)?;
+            // The last layer's output is wanted for noisy tokens only.
+            let (residual, line) = if last && doubled {
+                (noisy_half(&x, batch, length)?, noisy.as_deref())
+            } else {
+                (x.clone(), line)
+            };
+            let middle = ops::gate_residual(&residual, &projected, PerRow::new(&t.gate1, line), None)?;
+            let normed_middle = ops::norm_modulate(&middle, PerRow::new(&t.gain2, line), PerRow::new(&t.shift2, line))?;
+            let expanded = linear(&normed_middle, &self.weight(layer, "mlp.0")?)?;
+            let activated = ops::bias_gelu(&expanded, PerRow::new(&t.bias0, None))?;
+            let contracted = linear(&activated, &self.weight(layer, "mlp.2")?)?;
+            let bias = PerRow::new(&t.bias2, None);
+            let out = ops::gate_residual(&middle, &contracted, PerRow::new(&t.gate2, line), Some(bias))?;
+            let before = std::mem::replace(&mut x, out);
+            layers.push(LayerState {
+                x: before,
+                normed,
+                qkv,
+                attended,
+                projected,
+                middle,
+                normed_middle,
+                expanded,
+                activated,
+                contracted,
+            });
+        }
+        let last = ops::embedding(&x, &input.rows)?;
+        let line = wanted.as_deref();
+        let normed = ops::norm_modulate(&last, PerRow::new(&tables.gain, line), PerRow::new(&tables.shift, line))?;
+        let head = self.var("output_layer.linear.weight")?.detach();
+        let logits = ops::add_bias(&linear(&normed, &head)?, PerRow::new(&tables.bias, None))?;
+        Ok((
+            logits,
+            State {
+                ids,
+                tables,
+                full,
+                noisy,
+                wanted,
+                layers,
+                last,
+                normed,
+            },
+        ))
+    }
+
+    fn backward(&self, input: &TrainBatch, state: State, gradient: Tensor) -> Result<BTreeMap<String, Tensor>> {
+        let State {
+            ids,
+            tables,
+            full,
+            noisy,
+            wanted,
+            mut layers,
+            last,
+            normed,
+        } = state;
+        let mut found = BTreeMap::new();
+        // Pairs (table, its gradient) to hand to candle in the end.
+        let mut small = vec![(tables.bias.clone(), ops::column_sums(&gradient)?)];
+
+        found.insert("output_layer.linear.weight".to_owned(), gradient.t()?.matmul(&normed)?);
+        let d = gradient.matmul(&self.var("output_layer.linear.weight")?.detach())?;
+        let (d, dgain, dshift) = ops::norm_modulate_backward(&last, PerRow::new(&tables.gain, wanted.as_deref()), &d)?;
+        small.extend([(tables.gain.clone(), dgain), (tables.shift.clone(), dshift)]);
+        let shape = Tensor::zeros(
+            (input.batch * input.length, self.config.hidden_dim),
+            d.dtype(),
+            &self.device,
+        )?;
+        let mut dx = ops::embedding_backward(&shape, &input.rows, &d)?;
+
+        for layer in (0..self.config.n_blocks).rev() {
+            let Some(s) = layers.pop() else {
+                bail!("no state of layer {layer}")
+            };
+            let is_last = layer + 1 == self.config.n_blocks;
+            let halved = is_last && input.x0.is_some();
+            let t = &tables.layers[layer];
+            let line = if halved { noisy.as_deref() } else { full.as_deref() };
+            let mut keep = |name: &str, dy: &Tensor, x: &Tensor| -> Result<()> {
+                found.insert(format!("blocks.{layer}.{name}.weight"), dy.t()?.matmul(x)?);
+                Ok(())
+            };
+
+            let (dy, dgate, dbias) =
+                ops::gate_residual_backward(&s.contracted, PerRow::new(&t.gate2, line), Some(&t.bias2), &dx)?;
+            small.push((t.gate2.clone(), dgate));
+            small.extend(dbias.map(|dbias| (t.bias2.clone(), dbias)));
+            keep("mlp.2", &dy, &s.activated)?;
+            let dy = dy.matmul(&self.weight(layer, "mlp.2")?)?;
+            let (dy, dbias) = ops::bias_gelu_backward(&s.expanded, PerRow::new(&t.bias0, None), &dy)?;
+            small.push((t.bias0.clone(), dbias));
+            keep("mlp.0", &dy, &s.normed_middle)?;
+            let dy = dy.matmul(&self.weight(layer, "mlp.0")?)?;
+            let (dy, dgain, dshift) = ops::norm_modulate_backward(&s.middle, PerRow::new(&t.gain2, line), &dy)?;
+            small.extend([(t.gain2.clone(), dgain), (t.shift2.clone(), dshift)]);
+            let dmiddle = (dx + dy)?;
+
+            let (dy, dgate, _) =
+                ops::gate_residual_backward(&s.projected, PerRow::new(&t.gate1, line), None, &dmiddle)?;
+            small.push((t.gate1.clone(), dgate));
+            keep("attn_out", &dy, &s.attended)?;
+            let dy = dy.matmul(&self.weight(layer, "attn_out")?)?;
+            let dy = ops::attention_backward(&s.qkv, &self.pattern(input, is_last), &dy)?;
+            keep("attn_qkv", &dy, &s.normed)?;
+            let dy = dy.matmul(&self.weight(layer, "attn_qkv")?)?;
+            let line = full.as_deref();
+            let (dy, dgain, dshift) = ops::norm_modulate_backward(&s.x, PerRow::new(&t.gain1, line), &dy)?;
+            small.extend([(t.gain1.clone(), dgain), (t.shift1.clone(), dshift)]);
+            let dresidual = if halved {
+                with_clean_zeros(&dmiddle, input.batch, input.length)?
+            } else {
+                dmiddle
+            };
+            dx = (dresidual + dy)?;
+        }
+        let table = self.var("vocab_embed.embedding")?.detach();
+        found.insert(
+            "vocab_embed.embedding".to_owned(),
+            ops::embedding::embedding_backward(&table, &ids, &dx)?,
+        );
+
+        let mut surrogate = Tensor::zeros((), dx.dtype(), &self.device)?;
+        for (table, gradient) in small {
+            surrogate = (surrogate + (table * gradient)?.sum_all()?)?;
+        }
+        let mut rest = surrogate.backward()?;
+        for (name, var) in &self.vars {
+            if let Some(gradient) = rest.remove(var.as_tensor()) {
+                found.insert(name.clone(), gradient);
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// The noisy rows of [batch * 2 * length, hidden], whose sequences are [x_t, x_0].
+fn noisy_half(x: &Tensor, batch: usize, length: usize) -> Result<Tensor> {
+    let hidden = x.dim(1)?;
+    x.reshape((batch, 2 * length, hidden))?
+        .narrow(1, 0, length)?
+        .contiguous()?
+        .reshape((batch * length, hidden))
+}
+
+/// The reverse of [`noisy_half`], with zeros for the clean rows.
+fn with_clean_zeros(x: &Tensor, batch: usize, length: usize) -> Result<Tensor> {
+    let hidden = x.dim(1)?;
+    let noisy = x.reshape((batch, length, hidden))?;
+    Tensor::cat(&[&noisy, &noisy.zeros_like()?], 1)?.reshape((batch * 2 * length, hidden))
+}

@@ -1,0 +1,91 @@
+//! Tensors as f32 slices, and tables of which every row of an activation picks one line.
+
+use candle_core::{Device, Result, Storage, StorageRef, Tensor, bail};
+use std::ops::Deref;
+
+/// Whether the fused CPU side applies.
+pub fn on_cpu(tensor: &Tensor) -> bool {
+    matches!(tensor.device(), Device::Cpu)
+}
+
+/// A borrowed contiguous f32 CPU tensor.
+pub struct F32<'a> {
+    storage: StorageRef<'a>,
+    start: usize,
+    len: usize,
+}
+
+impl Deref for F32<'_> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match &*self.storage {
+            Storage::Cpu(candle_core::CpuStorage::F32(data)) => &data[self.start..self.start + self.len],
+            // `f32` let nothing else in.
+            _ => &[],
+        }
+    }
+}
+
+/// The elements of a contiguous f32 tensor on the CPU; an error for any other.
+pub fn f32(tensor: &Tensor) -> Result<F32<'_>> {
+    let (storage, layout) = tensor.storage_and_layout();
+    let Some((start, end)) = layout.contiguous_offsets() else {
+        bail!("a contiguous tensor is needed, not strides {:?}", layout.stride())
+    };
+    match &*storage {
+        Storage::Cpu(candle_core::CpuStorage::F32(_)) => {}
+        _ => bail!(
+            "an f32 tensor on the CPU is needed, not {:?} on {:?}",
+            tensor.dtype(),
+            tensor.device()
+        ),
+    }
+    Ok(F32 {
+        storage,
+        start,
+        len: end - start,
+    })
+}
+
+/// A tensor on the CPU from rows of f32.
+pub fn tensor(data: Vec<f32>, rows: usize, width: usize) -> Result<Tensor> {
+    Tensor::from_vec(data, (rows, width), &Device::Cpu)
+}
+
+/// A table [lines, width] and the line that each row of an activation uses; without an index all
+/// rows use line 0.
+#[derive(Clone, Copy)]
+pub struct PerRow<'a> {
+    pub table: &'a Tensor,
+    pub index: Option<&'a [u32]>,
+}
+
+impl<'a> PerRow<'a> {
+    pub fn new(table: &'a Tensor, index: Option<&'a [u32]>) -> Self {
+        Self { table, index }
+    }
+
+    /// The line of `row`.
+    pub fn line(&self, row: usize) -> usize {
+        self.index.map_or(0, |index| index[row] as usize)
+    }
+
+    /// The table spread to one line per row, for the slow twins: [rows, width] or [1, width].
+    pub fn spread(&self) -> Result<Tensor> {
+        match self.index {
+            None => self.table.narrow(0, 0, 1),
+            Some(index) => self.table.index_select(&Tensor::new(index, self.table.device())?, 0),
+        }
+    }
+
+    /// Sums per-row gradients [rows, width] into a gradient of the table, for the slow twins.
+    pub fn gather(&self, gradient: &Tensor) -> Result<Tensor> {
+        let zeros = self.table.zeros_like()?;
+        let index = match self.index {
+            None => Tensor::zeros(gradient.dim(0)?, candle_core::DType::U32, gradient.device())?,
+            Some(index) => Tensor::new(index, gradient.device())?,
+        };
+        zeros.index_add(&index, gradient, 0)
+    }
+}

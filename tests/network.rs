@@ -1,0 +1,144 @@
+//! The network against golden data made with the papers' own code.
+
+mod fixtures;
+
+use candle_core::Device;
+use choir::model::{TrainBatch, Trainable};
+use fixtures::{Case, close};
+
+fn trainable(case: &Case) -> Trainable {
+    Trainable::from_tensors(case.config.clone(), &case.weights, &Device::Cpu).expect("weights")
+}
+
+fn whole(case: &Case, ids: Vec<u32>, batch: usize, block: Option<usize>, sigma: Vec<f32>) -> Vec<f32> {
+    let length = ids.len() / batch;
+    let rows = (0..(batch * length) as u32).collect();
+    let input = TrainBatch {
+        batch,
+        length,
+        block,
+        xt: ids,
+        x0: None,
+        sigma,
+        rows,
+    };
+    let logits = trainable(case).forward(&input).expect("forward");
+    logits.flatten_all().and_then(|l| l.to_vec1()).expect("f32")
+}
+
+#[test]
+fn whole_sequences_match_the_reference() {
+    for folder in ["bd3lm-tiny", "mdlm-tiny"] {
+        let case = Case::load(folder);
+        for name in case.names("a.", ".input_ids") {
+            let (shape, ids) = case.ids(&format!("{name}.input_ids"));
+            let ours = whole(&case, ids, shape[0], case.config.block(), vec![0.0; shape[0]]);
+            close(
+                &ours,
+                &case.floats(&format!("{name}.logits")).1,
+                2e-4,
+                &format!("{folder} {name}"),
+            );
+        }
+    }
+}
+
+#[test]
+fn time_conditioned_sequences_match_the_reference() {
+    let case = Case::load("duo-tiny");
+    for name in case.names("a.", ".sigma") {
+        let (shape, ids) = case.ids(&format!("{}.input_ids", name.rsplit_once('.').expect("a.len.t").0));
+        let sigma = case.floats(&format!("{name}.sigma")).1;
+        let ours = whole(&case, ids, shape[0], None, sigma);
+        close(&ours, &case.floats(&format!("{name}.logits")).1, 2e-4, &name);
+    }
+}
+
+#[test]
+fn the_training_mask_matches_the_reference() {
+    let case = Case::load("bd3lm-tiny");
+    let (shape, xt) = case.ids("c.xt");
+    let rows = (0..(shape[0] * shape[1]) as u32).collect();
+    let input = TrainBatch {
+        batch: shape[0],
+        length: shape[1],
+        block: case.config.block(),
+        xt,
+        x0: Some(case.ids("c.x0").1),
+        sigma: vec![0.0; shape[0]],
+        rows,
+    };
+    let logits = trainable(&case).forward(&input).expect("forward");
+    let ours: Vec<f32> = logits.flatten_all().and_then(|l| l.to_vec1()).expect("f32");
+    close(&ours, &case.floats("c.logits").1, 2e-4, "c.logits");
+}
+
+#[test]
+fn gradients_match_finite_differences() {
+    for folder in ["bd3lm-tiny", "mdlm-tiny", "duo-tiny"] {
+        let case = Case::load(folder);
+        let doubled = case.config.block().is_some();
+        let length = case.config.block().unwrap_or(3) * 2;
+        let vocab = case.config.vocab_size as u32;
+        let ids = |salt: u32| {
+            (0..2 * length as u32)
+                .map(|i| (i * 7 + salt) % (vocab - 1))
+                .collect::<Vec<_>>()
+        };
+        let rows: Vec<u32> = (0..2 * length as u32).step_by(2).collect();
+        let targets: Vec<u32> = rows.iter().map(|r| (r * 5) % (vocab - 1)).collect();
+        let input = TrainBatch {
+            batch: 2,
+            length,
+            block: case.config.block(),
+            xt: ids(3),
+            x0: doubled.then(|| ids(11)),
+            sigma: vec![0.3, 1.7],
+            rows,
+        };
+        let model = trainable(&case);
+        let weights = vec![1.0; targets.len()];
+        let loss = |model: &Trainable| -> f64 {
+            let logits = model.forward(&input).expect("forward");
+            let nll: Vec<f32> = choir::ops::cross_entropy(&logits, &targets, case.config.mask_id())
+                .and_then(|n| n.to_vec1())
+                .expect("nll");
+            nll.iter().map(|&x| f64::from(x)).sum()
+        };
+        let (_, gradients) = model
+            .gradients(&input, |logits| {
+                choir::ops::cross_entropy_backward(logits, &targets, case.config.mask_id(), &weights).map(|g| ((), g))
+            })
+            .expect("gradients");
+        for (name, var) in model.vars() {
+            let gradient: Vec<f32> = gradients[name]
+                .flatten_all()
+                .and_then(|g| g.to_vec1())
+                .expect("gradient");
+            let value: Vec<f32> = var.flatten_all().and_then(|g| g.to_vec1()).expect("value");
+            // Along the gradient itself: the slope is its squared norm.
+            let norm = gradient.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
+            if norm < 1e-6 {
+                continue;
+            }
+            let step = 2e-2 / norm.max(1.0);
+            let mut slope = 0.0;
+            for sign in [1.0, -1.0] {
+                let moved: Vec<f32> = value
+                    .iter()
+                    .zip(&gradient)
+                    .map(|(v, g)| v + (sign * step * f64::from(*g) / norm) as f32)
+                    .collect();
+                let tensor = candle_core::Tensor::from_vec(moved, var.shape(), &Device::Cpu).expect("tensor");
+                var.set(&tensor).expect("set");
+                slope += sign * loss(&model) / (2.0 * step);
+            }
+            var.set(&candle_core::Tensor::from_vec(value, var.shape(), &Device::Cpu).expect("tensor"))
+                .expect("set");
+            assert!(
+                (slope - norm).abs() <= 0.03 * norm + 2e-3,
+                "{folder} {name}: slope {slope}, gradient norm {norm}"
+            );
+        }
+    }
+}
