@@ -38,6 +38,33 @@ pub struct DitConfig {
 }
 
 impl DitConfig {
+    /// Refuses sizes that no network has; an error names the field.
+    pub fn check(&self) -> candle_core::Result<()> {
+        let positive = [
+            ("vocab_size", self.vocab_size),
+            ("model_length", self.model_length),
+            ("hidden_dim", self.hidden_dim),
+            ("cond_dim", self.cond_dim),
+            ("n_blocks", self.n_blocks),
+            ("n_heads", self.n_heads),
+            ("block_size", self.block_size.unwrap_or(1)),
+        ];
+        if let Some((field, _)) = positive.iter().find(|(_, value)| *value == 0) {
+            candle_core::bail!("config.json: {field} must not be 0")
+        }
+        if self.hidden_dim % self.n_heads != 0 || self.head_dim() % 2 != 0 {
+            candle_core::bail!(
+                "config.json: hidden_dim {} is not n_heads {} heads of even size",
+                self.hidden_dim,
+                self.n_heads
+            )
+        }
+        if self.cross_attn && self.block_size.is_none_or(|block| self.model_length % block != 0) {
+            candle_core::bail!("config.json: model_length {} is not whole blocks", self.model_length)
+        }
+        Ok(())
+    }
+
     pub fn process(&self) -> Process {
         if self.model_type.eq_ignore_ascii_case("duo") {
             Process::Uniform

@@ -1,11 +1,17 @@
 //! The denoiser x_theta(x_t, sigma): the DiT of BD3-LM, MDLM and Duo, its weights, and the batch it reads.
 
+pub mod attention;
 pub mod batch;
 pub mod conditioning;
 pub mod config;
+pub mod dit;
 pub mod kv_cache;
+pub mod linear;
 pub mod trainable;
+pub mod weights;
 
 pub use batch::{Batch, Denoiser, Logits, Mix, PageId, Segment, VariantId};
 pub use config::{DitConfig, Process};
+pub use dit::Dit;
 pub use trainable::{TrainBatch, Trainable};
+pub use weights::{BaseWeights, ServedBank, VariantWeights};

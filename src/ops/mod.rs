@@ -11,7 +11,9 @@ pub mod embedding;
 pub mod gemm;
 pub mod math;
 pub mod norm;
+pub mod packed;
 pub mod pointwise;
+pub mod quantized;
 pub mod rotary;
 pub mod slice;
 

@@ -1,6 +1,8 @@
 //! Rotary position embedding: base 10000, full head, halves not interleaved (`cat(-x2, x1)`).
 
-/// Cosines and sines of one head for positions `0 .. positions`: [positions, head_dim / 2] each.
+use candle_core::{Device, Result, Tensor};
+
+/// Cosines and sines of one head for a list of positions: [lines, head_dim / 2] each.
 #[derive(Clone, Debug)]
 pub struct Rotary {
     half: usize,
@@ -9,26 +11,56 @@ pub struct Rotary {
 }
 
 impl Rotary {
+    /// One line for each of `positions`.
     pub fn new(head_dim: usize, positions: impl IntoIterator<Item = usize>) -> Self {
-        let half = head_dim / 2;
-        let (mut cos, mut sin) = (Vec::new(), Vec::new());
+        let mut rotary = Self {
+            half: head_dim / 2,
+            cos: Vec::new(),
+            sin: Vec::new(),
+        };
+        positions.into_iter().for_each(|position| rotary.push(position));
+        rotary
+    }
+
+    fn push(&mut self, position: usize) {
+        for i in 0..self.half {
+            // In f64, so that far positions keep their precision.
+            let angle = position as f64 * 10000f64.powf(-(i as f64) / self.half as f64);
+            self.cos.push(angle.cos() as f32);
+            self.sin.push(angle.sin() as f32);
+        }
+    }
+
+    /// Lines for `positions`, copied from this table of positions `0 ..` where it reaches so far.
+    pub fn pick(&self, positions: impl IntoIterator<Item = usize>) -> Self {
+        let half = self.half;
+        let mut picked = Self {
+            half,
+            cos: Vec::new(),
+            sin: Vec::new(),
+        };
         for position in positions {
-            for i in 0..half {
-                // In f64, so that far positions keep their precision.
-                let angle = position as f64 * 10000f64.powf(-(i as f64) / half as f64);
-                cos.push(angle.cos() as f32);
-                sin.push(angle.sin() as f32);
+            match self.cos.get(position * half..(position + 1) * half) {
+                Some(cos) => {
+                    picked.cos.extend_from_slice(cos);
+                    picked.sin.extend_from_slice(&self.sin[position * half..][..half]);
+                }
+                None => picked.push(position),
             }
         }
-        Self { half, cos, sin }
+        picked
+    }
+
+    fn line(&self, line: usize) -> (&[f32], &[f32]) {
+        (
+            &self.cos[line * self.half..][..self.half],
+            &self.sin[line * self.half..][..self.half],
+        )
     }
 
     /// Rotates one head [head_dim] by the angles of table line `line`.
     pub fn apply(&self, line: usize, head: &mut [f32]) {
-        let (cos, sin) = (
-            &self.cos[line * self.half..][..self.half],
-            &self.sin[line * self.half..][..self.half],
-        );
+        let (cos, sin) = self.line(line);
         let (first, second) = head.split_at_mut(self.half);
         for i in 0..self.half {
             let (a, b) = (first[i], second[i]);
@@ -39,10 +71,7 @@ impl Rotary {
 
     /// Rotates back: the transpose, which gradients go through.
     pub fn apply_inverse(&self, line: usize, head: &mut [f32]) {
-        let (cos, sin) = (
-            &self.cos[line * self.half..][..self.half],
-            &self.sin[line * self.half..][..self.half],
-        );
+        let (cos, sin) = self.line(line);
         let (first, second) = head.split_at_mut(self.half);
         for i in 0..self.half {
             let (a, b) = (first[i], second[i]);
@@ -50,18 +79,13 @@ impl Rotary {
             second[i] = b * cos[i] - a * sin[i];
         }
     }
-}
 
-impl Rotary {
-    /// The tables as tensors [positions, head_dim / 2], for the slow twins.
-    pub fn tables(
-        &self,
-        device: &candle_core::Device,
-    ) -> candle_core::Result<(candle_core::Tensor, candle_core::Tensor)> {
+    /// The tables as tensors [lines, head_dim / 2], for the slow twins.
+    pub fn tables(&self, device: &Device) -> Result<(Tensor, Tensor)> {
         let shape = (self.cos.len() / self.half.max(1), self.half);
         Ok((
-            candle_core::Tensor::from_slice(&self.cos, shape, device)?,
-            candle_core::Tensor::from_slice(&self.sin, shape, device)?,
+            Tensor::from_slice(&self.cos, shape, device)?,
+            Tensor::from_slice(&self.sin, shape, device)?,
         ))
     }
 }

@@ -1,0 +1,376 @@
+//! The DiT over a batch of segments: one base, many variants, cached keys and values.
+
+use super::DitConfig;
+use super::attention::{Shape, attend};
+use super::batch::{Batch, Denoiser, Logits, Mix, VariantId};
+use super::conditioning::{LayerTables, Tables, tables};
+use super::kv_cache::KvCache;
+use super::linear::{Part, Rotation, Superposed, SuperposedLinear};
+use super::weights::{BaseWeights, ServedBank, VariantWeights};
+use crate::ops::{self, PerRow, Rotary, slice};
+use candle_core::{Device, Result, Tensor, bail};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Modulation tables kept for (mix, sigma) pairs; past this many they are forgotten and made again.
+const TABLES_KEPT: usize = 1024;
+
+struct Layer {
+    qkv: SuperposedLinear,
+    out: SuperposedLinear,
+    expand: SuperposedLinear,
+    contract: SuperposedLinear,
+}
+
+/// A mix and a noise level, as a key.
+type Line = (Vec<(u32, u32)>, u32);
+
+/// One generation's model instance: the base's tensors and the variants read from their banks.
+pub struct Dit {
+    base: Arc<BaseWeights>,
+    layers: Vec<Layer>,
+    head: SuperposedLinear,
+    /// The matrices that are looked up: the embedding, adaLN and sigma_map.
+    plain: BTreeMap<String, Superposed>,
+    vectors: Vec<BTreeMap<String, Vec<f32>>>,
+    variant_bytes: Vec<usize>,
+    rotary: Rotary,
+    tables: Mutex<HashMap<Line, Arc<Tables>>>,
+}
+
+impl Dit {
+    /// An instance of `base` with `variants`, whose [`VariantId`] is their index, read from `banks`.
+    pub fn new(base: Arc<BaseWeights>, banks: &[Arc<ServedBank>], variants: Vec<VariantWeights>) -> Result<Self> {
+        let config = &base.config;
+        let mut variant_bytes = vec![0; variants.len()];
+        let mut superposed = |name: &str| -> Result<Superposed> {
+            let holding: Vec<usize> = (0..banks.len())
+                .filter(|&b| banks[b].tensors.contains_key(name))
+                .collect();
+            let mut rotations = Vec::with_capacity(variants.len());
+            for (index, variant) in variants.iter().enumerate() {
+                let bank = holding.iter().position(|bank| variant.banks.contains(bank));
+                rotations.push(match (variant.gains.get(name), bank) {
+                    (Some(gains), Some(bank)) => {
+                        let (out, input) = banks[holding[bank]].tensors[name].shape();
+                        if gains.len() != out {
+                            bail!("{} gains for {name}, which has {out} rows", gains.len())
+                        }
+                        let rotation = Rotation::new(bank, variant.seed, name, gains, input, variant.scale);
+                        variant_bytes[index] += rotation.bytes();
+                        Some(rotation)
+                    }
+                    (Some(_), None) => bail!("variant {index} lies in no bank that holds {name}"),
+                    (None, _) => None,
+                });
+            }
+            Ok(Superposed {
+                banks: holding.iter().map(|&b| banks[b].tensors[name].clone()).collect(),
+                rotations,
+            })
+        };
+        let mut linear = |name: &str| -> Result<SuperposedLinear> {
+            Ok(SuperposedLinear {
+                base: base.product(name)?.clone(),
+                variants: superposed(name)?,
+            })
+        };
+        let mut layers = Vec::with_capacity(config.n_blocks);
+        for layer in 0..config.n_blocks {
+            layers.push(Layer {
+                qkv: linear(&format!("blocks.{layer}.attn_qkv.weight"))?,
+                out: linear(&format!("blocks.{layer}.attn_out.weight"))?,
+                expand: linear(&format!("blocks.{layer}.mlp.0.weight"))?,
+                contract: linear(&format!("blocks.{layer}.mlp.2.weight"))?,
+            });
+        }
+        let head = linear("output_layer.linear.weight")?;
+        let mut plain = BTreeMap::new();
+        for (name, tensor) in &base.plain {
+            if tensor.rank() == 2 {
+                plain.insert(name.clone(), superposed(name)?);
+            }
+        }
+        let vectors: Vec<_> = variants.into_iter().map(|variant| variant.vectors).collect();
+        for (bytes, vectors) in variant_bytes.iter_mut().zip(&vectors) {
+            *bytes += vectors.values().map(|v| size_of_val(&v[..])).sum::<usize>();
+        }
+        let rotary = Rotary::new(config.head_dim(), 0..2 * config.model_length);
+        Ok(Self {
+            base,
+            layers,
+            head,
+            plain,
+            vectors,
+            variant_bytes,
+            rotary,
+            tables: Mutex::default(),
+        })
+    }
+
+    /// Bytes of seeds' signs, gains and private tensors of one variant.
+    pub fn variant_bytes(&self, variant: VariantId) -> usize {
+        self.variant_bytes.get(variant.0 as usize).copied().unwrap_or(0)
+    }
+
+    /// An instance whose base is W_0 plus the mix's retrieved deltas, with no variants: one pass over W_0 and S,
+    /// after which every product costs what the base's does.
+    pub fn materialise(&self, mix: &Mix) -> Result<Dit> {
+        let config = self.base.config.clone();
+        let mut products = BTreeMap::new();
+        let mut add = |name: String, linear: &SuperposedLinear| -> Result<()> {
+            products.insert(name, Arc::new(linear.materialise(mix)?));
+            Ok(())
+        };
+        for (index, layer) in self.layers.iter().enumerate() {
+            add(format!("blocks.{index}.attn_qkv.weight"), &layer.qkv)?;
+            add(format!("blocks.{index}.attn_out.weight"), &layer.out)?;
+            add(format!("blocks.{index}.mlp.0.weight"), &layer.expand)?;
+            add(format!("blocks.{index}.mlp.2.weight"), &layer.contract)?;
+        }
+        add("output_layer.linear.weight".to_owned(), &self.head)?;
+        let plain = self
+            .base
+            .plain
+            .keys()
+            .map(|name| Ok((name.clone(), self.retrieve(name, mix)?)))
+            .collect::<Result<_>>()?;
+        Dit::new(
+            Arc::new(BaseWeights {
+                config,
+                products,
+                plain,
+            }),
+            &[],
+            Vec::new(),
+        )
+    }
+
+    /// A tensor of the mix that is no product of rows: base plus deltas.
+    fn retrieve(&self, name: &str, mix: &Mix) -> Result<Tensor> {
+        let base = self.base.plain(name)?;
+        if mix.0.is_empty() {
+            return Ok(base.clone());
+        }
+        let mut data = slice::f32(base)?.to_vec();
+        for &(variant, weight) in &mix.0 {
+            if let Some(superposed) = self.plain.get(name) {
+                superposed.add_matrix(variant, weight, base.dim(1)?, &mut data)?;
+                continue;
+            }
+            let Some(vectors) = self.vectors.get(variant.0 as usize) else {
+                bail!("no variant {} in this instance", variant.0)
+            };
+            for (value, delta) in data.iter_mut().zip(vectors.get(name).into_iter().flatten()) {
+                *value = weight.mul_add(*delta, *value);
+            }
+        }
+        Tensor::from_vec(data, base.shape(), &Device::Cpu)
+    }
+
+    /// The modulation tables, one line each, of a mix at a noise level.
+    fn tables(&self, mix: &Mix, sigma: f32) -> Result<Arc<Tables>> {
+        let sigma = if self.base.config.time_conditioned() {
+            sigma
+        } else {
+            0.0
+        };
+        let key: Line = (mix.0.iter().map(|(v, w)| (v.0, w.to_bits())).collect(), sigma.to_bits());
+        let mut kept = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = kept.get(&key) {
+            return Ok(found.clone());
+        }
+        let made = Arc::new(tables(
+            &self.base.config,
+            |name| self.retrieve(name, mix),
+            &[sigma],
+            &Device::Cpu,
+        )?);
+        if kept.len() >= TABLES_KEPT {
+            kept.clear();
+        }
+        kept.insert(key, made.clone());
+        Ok(made)
+    }
+
+    fn embed(&self, batch: &Batch) -> Result<Vec<f32>> {
+        let name = "vocab_embed.embedding";
+        let table = self.base.plain(name)?;
+        let (vocab, hidden) = table.dims2()?;
+        let table = slice::f32(table)?;
+        let mut x = Vec::new();
+        for segment in &batch.segments {
+            for &token in &segment.tokens {
+                let index = token as usize;
+                if index >= vocab {
+                    bail!("token {token} is outside the vocabulary of {vocab}")
+                }
+                let start = x.len();
+                x.extend_from_slice(&table[index * hidden..][..hidden]);
+                for &(variant, weight) in &segment.mix.0 {
+                    self.plain[name].add_row(variant, weight, index, &mut x[start..])?;
+                }
+            }
+        }
+        Ok(x)
+    }
+
+    fn check(&self, batch: &Batch, cache: &KvCache) -> Result<()> {
+        for segment in &batch.segments {
+            let needed = match (segment.clean, segment.first_position) {
+                (0, 0) => 0,
+                (clean, first) => (first + clean).saturating_sub(segment.pages_start),
+            };
+            if segment.pages.len() * cache.page_tokens() < needed || segment.clean > segment.tokens.len() {
+                bail!("{} pages do not hold {needed} positions", segment.pages.len())
+            }
+            if segment.pages.iter().any(|page| page.0 as usize >= cache.pages()) {
+                bail!("a page outside the cache of {}", cache.pages())
+            }
+            if segment.rows.iter().any(|&row| row >= segment.tokens.len()) {
+                bail!("a row outside the segment's {} tokens", segment.tokens.len())
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The lines' tables one under the other; a single line is not copied.
+fn stack(lines: &[Arc<Tables>]) -> Result<Tables> {
+    if let [only] = lines {
+        return Ok(Tables::clone(only));
+    }
+    let cat = |pick: &dyn Fn(&Tables) -> &Tensor| {
+        let parts: Vec<&Tensor> = lines.iter().map(|tables| pick(tables)).collect();
+        Tensor::cat(&parts, 0)
+    };
+    let layers = (0..lines.first().map_or(0, |tables| tables.layers.len()))
+        .map(|layer| {
+            Ok(LayerTables {
+                gain1: cat(&|t| &t.layers[layer].gain1)?,
+                shift1: cat(&|t| &t.layers[layer].shift1)?,
+                gate1: cat(&|t| &t.layers[layer].gate1)?,
+                gain2: cat(&|t| &t.layers[layer].gain2)?,
+                shift2: cat(&|t| &t.layers[layer].shift2)?,
+                gate2: cat(&|t| &t.layers[layer].gate2)?,
+                bias0: cat(&|t| &t.layers[layer].bias0)?,
+                bias2: cat(&|t| &t.layers[layer].bias2)?,
+            })
+        })
+        .collect::<Result<_>>()?;
+    Ok(Tables {
+        layers,
+        gain: cat(&|t| &t.gain)?,
+        shift: cat(&|t| &t.shift)?,
+        bias: cat(&|t| &t.bias)?,
+    })
+}
+
+impl Denoiser for Dit {
+    fn config(&self) -> &DitConfig {
+        &self.base.config
+    }
+
+    fn forward(&self, batch: &Batch, cache: &mut KvCache) -> Result<Logits> {
+        self.check(batch, cache)?;
+        let config = &self.base.config;
+        let (hidden, vocab) = (config.hidden_dim, config.vocab_size);
+        let mut x = self.embed(batch)?;
+        let rows = x.len() / hidden;
+        if rows == 0 {
+            return Ok(Logits {
+                vocab,
+                data: Vec::new(),
+            });
+        }
+
+        // Which tables and which variants every row, and every row of logits, takes.
+        let mut lines: Vec<Arc<Tables>> = Vec::new();
+        let (mut line_of, mut parts) = (Vec::with_capacity(rows), Vec::new());
+        let (mut wanted, mut wanted_line, mut wanted_parts) = (Vec::new(), Vec::new(), Vec::new());
+        for segment in &batch.segments {
+            let tables = self.tables(&segment.mix, segment.sigma)?;
+            let line = lines
+                .iter()
+                .position(|known| Arc::ptr_eq(known, &tables))
+                .unwrap_or_else(|| {
+                    lines.push(tables);
+                    lines.len() - 1
+                }) as u32;
+            let start = line_of.len();
+            for row in start..start + segment.tokens.len() {
+                line_of.push(line);
+                parts.extend(
+                    segment
+                        .mix
+                        .0
+                        .iter()
+                        .map(|&(variant, weight)| Part { row, variant, weight }),
+                );
+            }
+            for row in &segment.rows {
+                let position = wanted.len();
+                wanted.push((start + row) as u32);
+                wanted_line.push(line);
+                let part = |&(variant, weight): &(VariantId, f32)| Part {
+                    row: position,
+                    variant,
+                    weight,
+                };
+                wanted_parts.extend(segment.mix.0.iter().map(part));
+            }
+        }
+        let tables = stack(&lines)?;
+        let many = lines.len() > 1;
+        let index = many.then_some(&line_of[..]);
+
+        let positions = batch
+            .segments
+            .iter()
+            .flat_map(|s| s.first_position..s.first_position + s.tokens.len());
+        let rotary = self.rotary.pick(positions);
+        let shape = Shape {
+            heads: config.n_heads,
+            head_dim: config.head_dim(),
+            block: config.block(),
+            window: config.model_length,
+        };
+        for (number, (layer, t)) in self.layers.iter().zip(&tables.layers).enumerate() {
+            let before = slice::tensor(x, rows, hidden)?;
+            let normed = ops::norm_modulate(&before, PerRow::new(&t.gain1, index), PerRow::new(&t.shift1, index))?;
+            let mut qkv = layer.qkv.forward(&slice::f32(&normed)?, rows, &parts)?;
+            let attended = attend(&mut qkv, &batch.segments, shape, number, &rotary, cache);
+            let projected = slice::tensor(layer.out.forward(&attended, rows, &parts)?, rows, hidden)?;
+            let middle = ops::gate_residual(&before, &projected, PerRow::new(&t.gate1, index), None)?;
+            let normed = ops::norm_modulate(&middle, PerRow::new(&t.gain2, index), PerRow::new(&t.shift2, index))?;
+            let expanded = layer.expand.forward(&slice::f32(&normed)?, rows, &parts)?;
+            let width = layer.expand.base.shape().0;
+            let activated = ops::bias_gelu(&slice::tensor(expanded, rows, width)?, PerRow::new(&t.bias0, index))?;
+            let contracted = layer.contract.forward(&slice::f32(&activated)?, rows, &parts)?;
+            let bias = PerRow::new(&t.bias2, index);
+            let gate = PerRow::new(&t.gate2, index);
+            let out = ops::gate_residual(&middle, &slice::tensor(contracted, rows, hidden)?, gate, Some(bias))?;
+            x = slice::f32(&out)?.to_vec();
+        }
+        if wanted.is_empty() {
+            return Ok(Logits {
+                vocab,
+                data: Vec::new(),
+            });
+        }
+        let index = many.then_some(&wanted_line[..]);
+        let last = ops::embedding(&slice::tensor(x, rows, hidden)?, &wanted)?;
+        let normed = ops::norm_modulate(
+            &last,
+            PerRow::new(&tables.gain, index),
+            PerRow::new(&tables.shift, index),
+        )?;
+        let logits = self.head.forward(&slice::f32(&normed)?, wanted.len(), &wanted_parts)?;
+        let logits = slice::tensor(logits, wanted.len(), vocab)?;
+        let logits = ops::add_bias(&logits, PerRow::new(&tables.bias, index))?;
+        Ok(Logits {
+            vocab,
+            data: slice::f32(&logits)?.to_vec(),
+        })
+    }
+}

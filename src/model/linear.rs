@@ -1,0 +1,153 @@
+//! A linear layer of the base and of every variant at once.
+//!
+//! ```text
+//! y = W_0 x + sum over the row's parts of  weight · c_k · (a_k l_k) ⊙ (S_b (r_k ⊙ x))
+//! ```
+//!
+//! The first term is one product that all rows share; the second is one product per bank touched, with the
+//! rows of that bank only. A base row takes no part in it.
+
+use super::VariantId;
+use crate::ops::packed::Packed;
+use crate::ops::quantized::Served;
+use crate::transform::{Signs, Transform};
+use candle_core::{Result, bail};
+use rayon::prelude::*;
+use std::sync::Arc;
+
+/// One variant's share of one row of a batch.
+#[derive(Clone, Copy, Debug)]
+pub struct Part {
+    pub row: usize,
+    pub variant: VariantId,
+    pub weight: f32,
+}
+
+/// What one variant adds to one matrix: where its delta lies and how to read it back.
+#[derive(Clone, Debug)]
+pub struct Rotation {
+    /// Index into the matrix's banks.
+    bank: usize,
+    /// r_k, [in].
+    input: Signs,
+    /// c_k a_k l_k, [out].
+    output: Vec<f32>,
+}
+
+impl Rotation {
+    /// The rotation of tensor `name` [out, in] under `seed`, with gains a_k [out] and scale c_k.
+    pub fn new(bank: usize, seed: u64, name: &str, gains: &[f32], input: usize, scale: f32) -> Self {
+        let transform = Transform::new(seed, name, [gains.len(), input]);
+        let mut output: Vec<f32> = gains.iter().map(|gain| gain * scale).collect();
+        transform.output.apply(&mut output);
+        Self {
+            bank,
+            input: transform.input,
+            output,
+        }
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        size_of_val(self.input.words()) + size_of_val(&self.output[..])
+    }
+}
+
+/// One matrix of every variant: the banks that hold it and each variant's rotation (none where the variant has
+/// no delta for it).
+#[derive(Clone, Debug, Default)]
+pub struct Superposed {
+    pub banks: Vec<Arc<Served>>,
+    pub rotations: Vec<Option<Rotation>>,
+}
+
+impl Superposed {
+    fn rotation(&self, variant: VariantId) -> Result<Option<&Rotation>> {
+        match self.rotations.get(variant.0 as usize) {
+            Some(rotation) => Ok(rotation.as_ref()),
+            None => bail!("no variant {} in this instance", variant.0),
+        }
+    }
+
+    /// Adds the parts' retrieved products to y [rows, out], given x [rows, in].
+    pub fn add_products(&self, x: &[f32], parts: &[Part], y: &mut [f32]) -> Result<()> {
+        for (index, bank) in self.banks.iter().enumerate() {
+            let mut touched = Vec::new();
+            for part in parts {
+                if let Some(rotation) = self.rotation(part.variant)?.filter(|rotation| rotation.bank == index) {
+                    touched.push((part, rotation));
+                }
+            }
+            if touched.is_empty() {
+                continue;
+            }
+            let (out, input) = bank.shape();
+            let mut rotated = vec![0f32; touched.len() * input];
+            rotated
+                .par_chunks_mut(input)
+                .zip(&touched)
+                .for_each(|(target, (part, rotation))| {
+                    target.copy_from_slice(&x[part.row * input..][..input]);
+                    rotation.input.apply(target);
+                });
+            let mut products = vec![0f32; touched.len() * out];
+            bank.product(&rotated, touched.len(), &mut products)?;
+            for ((part, rotation), product) in touched.iter().zip(products.chunks(out)) {
+                let target = &mut y[part.row * out..][..out];
+                for ((y, gain), p) in target.iter_mut().zip(&rotation.output).zip(product) {
+                    *y = (part.weight * gain).mul_add(*p, *y);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds `weight` times row `index` of the variant's retrieved delta to `target` [in].
+    pub fn add_row(&self, variant: VariantId, weight: f32, index: usize, target: &mut [f32]) -> Result<()> {
+        if let Some(rotation) = self.rotation(variant)? {
+            let mut row = vec![0f32; target.len()];
+            self.banks[rotation.bank].row(index, &mut row);
+            rotation.input.apply(&mut row);
+            let factor = weight * rotation.output[index];
+            for (t, d) in target.iter_mut().zip(&row) {
+                *t = factor.mul_add(*d, *t);
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds `weight` times the variant's whole retrieved delta to `target` [out, in].
+    pub fn add_matrix(&self, variant: VariantId, weight: f32, input: usize, target: &mut [f32]) -> Result<()> {
+        target
+            .par_chunks_mut(input)
+            .enumerate()
+            .try_for_each(|(row, target)| self.add_row(variant, weight, row, target))
+    }
+}
+
+/// A matrix of the base with the variants' superposed deltas.
+#[derive(Clone, Debug)]
+pub struct SuperposedLinear {
+    pub base: Arc<Packed>,
+    pub variants: Superposed,
+}
+
+impl SuperposedLinear {
+    /// y [rows, out] for x [rows, in] whose rows have these parts.
+    pub fn forward(&self, x: &[f32], rows: usize, parts: &[Part]) -> Result<Vec<f32>> {
+        let mut y = vec![0f32; rows * self.base.shape().0];
+        self.base.product(x, rows, &mut y);
+        self.variants.add_products(x, parts, &mut y)?;
+        Ok(y)
+    }
+
+    /// The base's matrix plus the mix's retrieved deltas, as one matrix.
+    pub fn materialise(&self, mix: &super::Mix) -> Result<Packed> {
+        let (out, input) = self.base.shape();
+        let mut weights = self.base.unpack();
+        for &(variant, weight) in &mix.0 {
+            self.variants.add_matrix(variant, weight, input, &mut weights)?;
+        }
+        Ok(Packed::new(&weights, out, input))
+    }
+}

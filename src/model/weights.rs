@@ -1,0 +1,121 @@
+//! What a model instance is made of: the base, banks in served form, and what a variant keeps for itself.
+
+use super::DitConfig;
+use crate::ops::packed::Packed;
+use crate::ops::quantized::{Form, Served};
+use candle_core::{Device, Result, Tensor, bail};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Tensors by internal name: shape and values.
+pub type Dense = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
+/// The matrices that serve as products of rows; all other tensors are looked up or turned into tables.
+pub fn is_product(name: &str) -> bool {
+    let layer = name.starts_with("blocks.") && !name.contains("adaLN") && !name.contains("norm");
+    (layer || name.starts_with("output_layer.linear")) && name.ends_with(".weight")
+}
+
+/// The base: shared by all generations.
+#[derive(Debug)]
+pub struct BaseWeights {
+    pub config: DitConfig,
+    pub(super) products: BTreeMap<String, Arc<Packed>>,
+    /// Everything else: the embedding, adaLN and sigma_map, norms and biases.
+    pub(super) plain: BTreeMap<String, Tensor>,
+}
+
+impl BaseWeights {
+    /// Takes every tensor that the configuration names; an error names the first missing or misshapen one.
+    pub fn new(config: DitConfig, tensors: &Dense) -> Result<Self> {
+        config.check()?;
+        let (mut products, mut plain) = (BTreeMap::new(), BTreeMap::new());
+        for (name, shape) in config.tensors() {
+            match tensors.get(&name) {
+                Some((found, data)) if *found == shape => match shape[..] {
+                    [out, input] if is_product(&name) => {
+                        products.insert(name, Arc::new(Packed::new(data, out, input)));
+                    }
+                    _ => {
+                        plain.insert(name, Tensor::from_slice(data, shape, &Device::Cpu)?);
+                    }
+                },
+                Some((found, _)) => bail!("tensor {name} has shape {found:?}, not {shape:?}"),
+                None => bail!("tensor {name} is missing"),
+            }
+        }
+        Ok(Self {
+            config,
+            products,
+            plain,
+        })
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        let plain: usize = self
+            .plain
+            .values()
+            .map(|tensor| tensor.elem_count() * size_of::<f32>())
+            .sum();
+        plain + self.products.values().map(|product| product.bytes()).sum::<usize>()
+    }
+
+    pub(super) fn product(&self, name: &str) -> Result<&Arc<Packed>> {
+        match self.products.get(name) {
+            Some(product) => Ok(product),
+            None => bail!("matrix {name} is missing"),
+        }
+    }
+
+    pub(super) fn plain(&self, name: &str) -> Result<&Tensor> {
+        match self.plain.get(name) {
+            Some(tensor) => Ok(tensor),
+            None => bail!("tensor {name} is missing"),
+        }
+    }
+}
+
+/// One bank in the form it is served in, by tensor name.
+#[derive(Debug)]
+pub struct ServedBank {
+    pub(super) tensors: BTreeMap<String, Arc<Served>>,
+}
+
+impl ServedBank {
+    /// Brings every matrix (name, rows, columns, S_b by rows) to `form`.
+    pub fn build(form: Form, tensors: impl IntoIterator<Item = (String, usize, usize, Vec<f32>)>) -> Result<Self> {
+        let tensors = tensors
+            .into_iter()
+            .map(|(name, out, input, data)| Ok((name, Arc::new(Served::new(&data, out, input, form)?))))
+            .collect::<Result<_>>()?;
+        Ok(Self { tensors })
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.tensors.values().map(|tensor| tensor.bytes()).sum()
+    }
+
+    /// Parameters superposed.
+    pub fn parameters(&self) -> usize {
+        self.tensors
+            .values()
+            .map(|tensor| tensor.shape().0 * tensor.shape().1)
+            .sum()
+    }
+}
+
+/// What one variant brings to an instance.
+#[derive(Clone, Debug)]
+pub struct VariantWeights {
+    pub seed: u64,
+    /// c_k.
+    pub scale: f32,
+    /// Indices of its banks in the instance.
+    pub banks: Vec<usize>,
+    /// a_k by matrix, [out].
+    pub gains: BTreeMap<String, Vec<f32>>,
+    /// Deltas of the one-dimensional tensors.
+    pub vectors: BTreeMap<String, Vec<f32>>,
+}

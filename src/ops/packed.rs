@@ -1,0 +1,169 @@
+//! Products with an f32 matrix packed once for few rows: y = x W^T.
+//!
+//! W [out, in] is stored in panels of 16 outputs, inputs outermost, so that a step of the inner loop is two
+//! vector loads, one broadcast per row and two fused multiply-adds per row. Every element of y is one
+//! chain of multiply-adds over the inputs in order, whatever the number of rows or threads: results do
+//! not depend on the batch. (General-purpose products choose other kernels for other row counts.)
+
+use rayon::prelude::*;
+
+/// Outputs to a panel: two AVX2 vectors.
+const PANEL: usize = 16;
+/// Rows computed together: 6 x 16 accumulators fill twelve of the sixteen vector registers.
+const TILE: usize = 6;
+
+/// A matrix [out, in] in panels; the last panel is padded with zeros.
+#[derive(Clone, Debug)]
+pub struct Packed {
+    out: usize,
+    input: usize,
+    data: Vec<f32>,
+}
+
+/// Lets tasks write disjoint columns of one output.
+#[derive(Clone, Copy)]
+struct Columns(*mut f32);
+#[allow(unsafe_code)]
+// SAFETY: `Packed::product` hands every task its own panel, and a panel is a set of columns of its own.
+unsafe impl Send for Columns {}
+#[allow(unsafe_code)]
+// SAFETY: as above.
+unsafe impl Sync for Columns {}
+
+impl Columns {
+    fn at(self, index: usize) -> *mut f32 {
+        self.0.wrapping_add(index)
+    }
+}
+
+impl Packed {
+    /// Packs `weights`, [out, in] by rows.
+    pub fn new(weights: &[f32], out: usize, input: usize) -> Self {
+        assert_eq!(weights.len(), out * input, "a matrix of {out} x {input}");
+        let mut data = vec![0f32; out.div_ceil(PANEL) * input * PANEL];
+        if input > 0 {
+            data.par_chunks_mut(input * PANEL)
+                .enumerate()
+                .for_each(|(panel, data)| {
+                    for (lane, row) in weights[panel * PANEL * input..].chunks(input).take(PANEL).enumerate() {
+                        for (step, &weight) in data.chunks_mut(PANEL).zip(row) {
+                            step[lane] = weight;
+                        }
+                    }
+                });
+        }
+        Self { out, input, data }
+    }
+
+    pub fn shape(&self) -> (usize, usize) {
+        (self.out, self.input)
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.data.len() * size_of::<f32>()
+    }
+
+    /// The matrix by rows again, [out, in].
+    pub fn unpack(&self) -> Vec<f32> {
+        let mut rows = vec![0f32; self.out * self.input];
+        for (row, values) in rows.chunks_mut(self.input.max(1)).enumerate() {
+            self.row(row, values);
+        }
+        rows
+    }
+
+    /// Row `row` of the matrix into `out` [in].
+    pub fn row(&self, row: usize, out: &mut [f32]) {
+        let panel = &self.data[row / PANEL * self.input * PANEL..][..self.input * PANEL];
+        for (value, step) in out.iter_mut().zip(panel.chunks(PANEL)) {
+            *value = step[row % PANEL];
+        }
+    }
+
+    /// y [rows, out] = x [rows, in] W^T, every element written.
+    pub fn product(&self, x: &[f32], rows: usize, y: &mut [f32]) {
+        assert_eq!(x.len(), rows * self.input, "{rows} rows of {}", self.input);
+        assert_eq!(y.len(), rows * self.out, "{rows} rows of {}", self.out);
+        if rows == 0 || self.out == 0 {
+            return;
+        }
+        if self.input == 0 {
+            y.fill(0.0);
+            return;
+        }
+        let columns = Columns(y.as_mut_ptr());
+        self.data
+            .par_chunks(self.input * PANEL)
+            .enumerate()
+            .for_each(|(panel, data)| {
+                let mut row = 0;
+                while row < rows {
+                    let count = (rows - row).min(TILE);
+                    let x = &x[row * self.input..][..count * self.input];
+                    match count {
+                        1 => self.tile::<1>(data, x, row, panel, columns),
+                        2 => self.tile::<2>(data, x, row, panel, columns),
+                        3 => self.tile::<3>(data, x, row, panel, columns),
+                        4 => self.tile::<4>(data, x, row, panel, columns),
+                        5 => self.tile::<5>(data, x, row, panel, columns),
+                        _ => self.tile::<TILE>(data, x, row, panel, columns),
+                    }
+                    row += count;
+                }
+            });
+    }
+
+    #[allow(unsafe_code)]
+    #[inline(always)]
+    fn tile<const ROWS: usize>(&self, panel: &[f32], x: &[f32], row: usize, index: usize, y: Columns) {
+        let mut sums = [[0f32; PANEL]; ROWS];
+        let rows: [&[f32]; ROWS] = std::array::from_fn(|r| &x[r * self.input..][..self.input]);
+        for (k, step) in panel.chunks_exact(PANEL).enumerate() {
+            for r in 0..ROWS {
+                let factor = rows[r][k];
+                for lane in 0..PANEL {
+                    sums[r][lane] = factor.mul_add(step[lane], sums[r][lane]);
+                }
+            }
+        }
+        let width = PANEL.min(self.out - index * PANEL);
+        for (r, sums) in sums.iter().enumerate() {
+            let target = y.at((row + r) * self.out + index * PANEL);
+            // SAFETY: row < rows and the panel's columns end at `out`, so the range lies inside y, whose
+            // length `product` checked; no other task writes this panel's columns.
+            unsafe { std::ptr::copy_nonoverlapping(sums.as_ptr(), target, width) };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn noise(count: usize, salt: u8) -> Vec<f32> {
+        let mut stream = crate::rng::Stream::new(crate::rng::Key([salt; 32]));
+        (0..count).map(|_| stream.normal() as f32).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn product_matches_the_definition_and_not_the_batch(rows in 1usize..20, out in 1usize..50, input in 1usize..40) {
+            let (w, x) = (noise(out * input, 1), noise(rows * input, 2));
+            let packed = Packed::new(&w, out, input);
+            prop_assert_eq!(packed.unpack(), w.clone());
+            let mut y = vec![f32::NAN; rows * out];
+            packed.product(&x, rows, &mut y);
+            for r in 0..rows {
+                for o in 0..out {
+                    let expected: f64 = (0..input).map(|k| f64::from(x[r * input + k]) * f64::from(w[o * input + k])).sum();
+                    prop_assert!((f64::from(y[r * out + o]) - expected).abs() < 1e-4);
+                }
+                let mut alone = vec![f32::NAN; out];
+                packed.product(&x[r * input..][..input], 1, &mut alone);
+                prop_assert_eq!(&alone[..], &y[r * out..][..out]);
+            }
+        }
+    }
+}

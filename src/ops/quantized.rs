@@ -1,0 +1,174 @@
+//! A bank's matrix in the form it is served in: few bits, through candle's quantised products, or f32.
+
+use super::packed::Packed;
+use candle_core::quantized::k_quants::{self, BlockQ4_0, BlockQ4K, BlockQ8_0, GgmlType};
+use candle_core::{Result, bail};
+use rayon::prelude::*;
+use std::fmt;
+use std::str::FromStr;
+
+/// How a bank is kept in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    F32,
+    /// 8.5 bits: blocks of 32 along the input with one scale.
+    Q8_0,
+    /// 4.5 bits: blocks of 32 along the input with one scale.
+    Q4_0,
+    /// 4.5 bits: super-blocks of 256 along the input; matrices whose inner size is no multiple of 256 take
+    /// `Q4_0`.
+    Q4K,
+}
+
+impl Form {
+    /// The form that a matrix with this inner size really takes; f32 where no block fits.
+    pub fn fitting(self, input: usize) -> Form {
+        match self {
+            Form::Q4K if input.is_multiple_of(256) => Form::Q4K,
+            Form::Q4K | Form::Q4_0 if input.is_multiple_of(32) => Form::Q4_0,
+            Form::Q8_0 if input.is_multiple_of(32) => Form::Q8_0,
+            _ => Form::F32,
+        }
+    }
+}
+
+impl fmt::Display for Form {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Form::F32 => "f32",
+            Form::Q8_0 => "q8_0",
+            Form::Q4_0 => "q4_0",
+            Form::Q4K => "q4k",
+        })
+    }
+}
+
+/// A form's name that is none of f32, q8_0, q4_0, q4k.
+#[derive(Debug, thiserror::Error)]
+#[error("unknown form `{0}`: one of f32, q8_0, q4_0, q4k")]
+pub struct UnknownForm(String);
+
+impl FromStr for Form {
+    type Err = UnknownForm;
+
+    fn from_str(name: &str) -> std::result::Result<Self, UnknownForm> {
+        match name.to_ascii_lowercase().as_str() {
+            "f32" => Ok(Form::F32),
+            "q8_0" => Ok(Form::Q8_0),
+            "q4_0" => Ok(Form::Q4_0),
+            "q4k" | "q4_k" => Ok(Form::Q4K),
+            _ => Err(UnknownForm(name.to_owned())),
+        }
+    }
+}
+
+#[derive(Clone)]
+enum Blocks {
+    F32(Packed),
+    Q8_0(Vec<BlockQ8_0>),
+    Q4_0(Vec<BlockQ4_0>),
+    Q4K(Vec<BlockQ4K>),
+}
+
+/// A matrix [out, in] in one of the served forms.
+#[derive(Clone)]
+pub struct Served {
+    out: usize,
+    input: usize,
+    blocks: Blocks,
+}
+
+impl fmt::Debug for Served {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Served {} [{}, {}]", self.form(), self.out, self.input)
+    }
+}
+
+fn quantise<T: GgmlType>(weights: &[f32], input: usize) -> Vec<T> {
+    let per_row = input / T::BLCK_SIZE;
+    let mut blocks = vec![T::zeros(); weights.len() / T::BLCK_SIZE];
+    blocks
+        .par_chunks_mut(per_row)
+        .zip(weights.par_chunks(input))
+        .for_each(|(blocks, row)| T::from_float(row, blocks));
+    blocks
+}
+
+impl Served {
+    /// Quantises `weights`, [out, in] by rows, to `form` or the nearest that fits the inner size.
+    pub fn new(weights: &[f32], out: usize, input: usize, form: Form) -> Result<Self> {
+        if weights.len() != out * input {
+            bail!("{} weights are no matrix of {out} x {input}", weights.len())
+        }
+        let blocks = match form.fitting(input) {
+            Form::F32 => Blocks::F32(Packed::new(weights, out, input)),
+            Form::Q8_0 => Blocks::Q8_0(quantise(weights, input)),
+            Form::Q4_0 => Blocks::Q4_0(quantise(weights, input)),
+            Form::Q4K => Blocks::Q4K(quantise(weights, input)),
+        };
+        Ok(Self { out, input, blocks })
+    }
+
+    pub fn shape(&self) -> (usize, usize) {
+        (self.out, self.input)
+    }
+
+    pub fn form(&self) -> Form {
+        match self.blocks {
+            Blocks::F32(_) => Form::F32,
+            Blocks::Q8_0(_) => Form::Q8_0,
+            Blocks::Q4_0(_) => Form::Q4_0,
+            Blocks::Q4K(_) => Form::Q4K,
+        }
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        match &self.blocks {
+            Blocks::F32(packed) => packed.bytes(),
+            Blocks::Q8_0(blocks) => size_of_val(&blocks[..]),
+            Blocks::Q4_0(blocks) => size_of_val(&blocks[..]),
+            Blocks::Q4K(blocks) => size_of_val(&blocks[..]),
+        }
+    }
+
+    /// y [rows, out] = x [rows, in] S^T. Row results do not depend on the number of rows or threads.
+    pub fn product(&self, x: &[f32], rows: usize, y: &mut [f32]) -> Result<()> {
+        if x.len() != rows * self.input || y.len() != rows * self.out {
+            bail!(
+                "{} and {} elements are not {rows} rows of {} and {}",
+                x.len(),
+                y.len(),
+                self.input,
+                self.out
+            )
+        }
+        if rows == 0 {
+            return Ok(());
+        }
+        let sizes = (rows, self.input, self.out);
+        match &self.blocks {
+            Blocks::F32(packed) => {
+                packed.product(x, rows, y);
+                Ok(())
+            }
+            Blocks::Q8_0(blocks) => k_quants::matmul(sizes, x, blocks, y),
+            Blocks::Q4_0(blocks) => k_quants::matmul(sizes, x, blocks, y),
+            Blocks::Q4K(blocks) => k_quants::matmul(sizes, x, blocks, y),
+        }
+    }
+
+    /// Row `row` of the matrix, dequantised into `out` [in].
+    pub fn row(&self, row: usize, out: &mut [f32]) {
+        fn one<T: GgmlType>(blocks: &[T], row: usize, input: usize, out: &mut [f32]) {
+            let per_row = input / T::BLCK_SIZE;
+            T::to_float(&blocks[row * per_row..][..per_row], out);
+        }
+        match &self.blocks {
+            Blocks::F32(packed) => packed.row(row, out),
+            Blocks::Q8_0(blocks) => one(blocks, row, self.input, out),
+            Blocks::Q4_0(blocks) => one(blocks, row, self.input, out),
+            Blocks::Q4K(blocks) => one(blocks, row, self.input, out),
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! The serving network: golden parity with and without the cache, and both ways of retrieval.
+
+mod fixtures;
+
+use choir::model::kv_cache::KvCache;
+use choir::model::{BaseWeights, Batch, Denoiser, Dit, Mix, PageId, Segment, ServedBank, VariantId, VariantWeights};
+use choir::ops::quantized::Form;
+use choir::rng::{Key, Stream};
+use fixtures::{Case, close};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+const PAGE: usize = 3;
+
+fn base(case: &Case) -> Arc<BaseWeights> {
+    Arc::new(BaseWeights::new(case.config.clone(), &case.weights).expect("weights"))
+}
+
+fn segment(tokens: &[u32], sigma: f32) -> Segment {
+    Segment {
+        mix: Mix::base(),
+        sigma,
+        tokens: tokens.to_vec(),
+        first_position: 0,
+        clean: 0,
+        rows: (0..tokens.len()).collect(),
+        pages: Vec::new(),
+        pages_start: 0,
+    }
+}
+
+#[test]
+fn whole_sequences_match_the_reference() {
+    for folder in ["bd3lm-tiny", "mdlm-tiny", "duo-tiny"] {
+        let case = Case::load(folder);
+        let network = Dit::new(base(&case), &[], Vec::new()).expect("network");
+        let mut cache = KvCache::new(&case.config, PAGE, 0);
+        for name in case.names("a.", ".logits") {
+            let ids = format!("{}.input_ids", name.split('.').take(2).collect::<Vec<_>>().join("."));
+            let (shape, ids) = case.ids(&ids);
+            let sigma = match case.config.time_conditioned() {
+                true => case.floats(&format!("{name}.sigma")).1,
+                false => vec![0.0; shape[0]],
+            };
+            let segments = ids
+                .chunks(shape[1])
+                .zip(sigma)
+                .map(|(ids, sigma)| segment(ids, sigma))
+                .collect();
+            let logits = network.forward(&Batch { segments }, &mut cache).expect("forward");
+            close(
+                &logits.data,
+                &case.floats(&format!("{name}.logits")).1,
+                2e-4,
+                &format!("{folder} {name}"),
+            );
+        }
+    }
+}
+
+#[test]
+fn cached_blocks_match_the_reference_past_the_window() {
+    let case = Case::load("bd3lm-tiny");
+    let network = Dit::new(base(&case), &[], Vec::new()).expect("network");
+    let (block, window) = (case.config.block().expect("block"), case.config.model_length);
+    let ((shape, clean), (_, noisy)) = (case.ids("b.clean_ids"), case.ids("b.noisy_ids"));
+    let (batch, length) = (shape[0], shape[1]);
+    let per_sequence = length.div_ceil(PAGE);
+    let mut cache = KvCache::new(&case.config, PAGE, batch * per_sequence);
+    for start in (0..length).step_by(block) {
+        for (ids, is_clean, golden) in [(&noisy, false, "b.logits_noisy"), (&clean, true, "b.logits_clean")] {
+            // Pages wholly outside the window are handed in no more.
+            let first_page = (start + block).saturating_sub(window) / PAGE;
+            let segments = (0..batch)
+                .map(|sequence| Segment {
+                    first_position: start,
+                    clean: if is_clean { block } else { 0 },
+                    pages: (first_page..per_sequence)
+                        .map(|p| PageId((sequence * per_sequence + p) as u32))
+                        .collect(),
+                    pages_start: first_page * PAGE,
+                    ..segment(&ids[sequence * length + start..][..block], 0.0)
+                })
+                .collect();
+            let logits = network.forward(&Batch { segments }, &mut cache).expect("forward");
+            let (_, theirs) = case.floats(golden);
+            for (sequence, ours) in logits.data.chunks(block * logits.vocab).enumerate() {
+                let at = (sequence * length + start) * logits.vocab;
+                close(
+                    ours,
+                    &theirs[at..at + ours.len()],
+                    2e-4,
+                    &format!("{golden} block {}", start / block),
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_finished_block_and_the_next_can_share_one_evaluation() {
+    let case = Case::load("bd3lm-tiny");
+    let network = Dit::new(base(&case), &[], Vec::new()).expect("network");
+    let block = case.config.block().expect("block");
+    let (shape, ids) = case.ids("b.clean_ids");
+    let ids = &ids[..shape[1].min(case.config.model_length)];
+    let pages: Vec<_> = (0..ids.len().div_ceil(PAGE) as u32).map(PageId).collect();
+    let mut cache = KvCache::new(&case.config, PAGE, pages.len());
+    let whole = network
+        .forward(
+            &Batch {
+                segments: vec![segment(ids, 0.0)],
+            },
+            &mut cache,
+        )
+        .expect("whole");
+    // Prefill all but two blocks in one go, then two blocks of which the first is clean.
+    let cut = ids.len() - 2 * block;
+    let prefill = Segment {
+        clean: cut,
+        rows: Vec::new(),
+        pages: pages.clone(),
+        ..segment(&ids[..cut], 0.0)
+    };
+    let none = network
+        .forward(
+            &Batch {
+                segments: vec![prefill],
+            },
+            &mut cache,
+        )
+        .expect("prefill");
+    assert!(none.data.is_empty());
+    let fused = Segment {
+        first_position: cut,
+        clean: block,
+        pages,
+        ..segment(&ids[cut..], 0.0)
+    };
+    let logits = network
+        .forward(&Batch { segments: vec![fused] }, &mut cache)
+        .expect("fused");
+    close(&logits.data, &whole.data[cut * whole.vocab..], 1e-5, "fused");
+}
+
+/// Variants with random deltas of a fine-tune's size, two to a bank.
+fn superposed(case: &Case, variants: usize, form: Form) -> Dit {
+    let mut noise = Stream::new(Key::derive(&[b"test"]));
+    let mut banks = Vec::new();
+    for _ in 0..variants.div_ceil(2) {
+        let matrices = case.weights.iter().filter(|(_, (shape, _))| shape.len() == 2);
+        let matrices: Vec<_> = matrices
+            .map(|(name, (shape, data))| {
+                (
+                    name.clone(),
+                    shape[0],
+                    shape[1],
+                    data.iter().map(|_| noise.normal() as f32).collect(),
+                )
+            })
+            .collect();
+        banks.push(Arc::new(ServedBank::build(form, matrices).expect("bank")));
+    }
+    let variants = (0..variants)
+        .map(|index| {
+            let (mut gains, mut vectors) = (BTreeMap::new(), BTreeMap::new());
+            for (name, (shape, data)) in &case.weights {
+                match shape.len() {
+                    2 => gains.insert(
+                        name.clone(),
+                        (0..shape[0]).map(|_| (noise.uniform() * 0.02) as f32).collect(),
+                    ),
+                    _ => vectors.insert(
+                        name.clone(),
+                        data.iter().map(|_| (noise.normal() * 0.02) as f32).collect(),
+                    ),
+                };
+            }
+            VariantWeights {
+                seed: 7 + index as u64,
+                scale: 1.0,
+                banks: vec![index / 2],
+                gains,
+                vectors,
+            }
+        })
+        .collect();
+    Dit::new(base(case), &banks, variants).expect("network")
+}
+
+fn mixes(variants: u32) -> Vec<Mix> {
+    let mut all = vec![Mix::base()];
+    all.extend((0..variants).map(|v| Mix::single(VariantId(v))));
+    all.push(Mix(vec![(VariantId(0), 0.25), (VariantId(variants - 1), 0.75)]));
+    all
+}
+
+#[test]
+fn retrieval_on_the_activations_equals_materialised_weights() {
+    for folder in ["bd3lm-tiny", "duo-tiny"] {
+        let case = Case::load(folder);
+        let network = superposed(&case, 5, Form::F32);
+        let (shape, ids) = case.ids("a.len8.input_ids");
+        let mut cache = KvCache::new(&case.config, PAGE, 0);
+        let segments: Vec<_> = mixes(5)
+            .into_iter()
+            .enumerate()
+            .map(|(i, mix)| Segment {
+                mix,
+                ..segment(&ids[i % shape[0] * shape[1]..][..shape[1]], 0.1 * i as f32)
+            })
+            .collect();
+        let together = network
+            .forward(
+                &Batch {
+                    segments: segments.clone(),
+                },
+                &mut cache,
+            )
+            .expect("batch");
+        let base_alone = Dit::new(base(&case), &[], Vec::new()).expect("network");
+        for (segment, ours) in segments
+            .into_iter()
+            .zip(together.data.chunks(shape[1] * together.vocab))
+        {
+            let mix = segment.mix.clone();
+            let alone = network
+                .forward(
+                    &Batch {
+                        segments: vec![segment.clone()],
+                    },
+                    &mut cache,
+                )
+                .expect("alone");
+            assert_eq!(ours, &alone.data[..], "the batch changed the logits of {mix:?}");
+            let single = network.materialise(&mix).expect("materialised");
+            let plain = Segment {
+                mix: Mix::base(),
+                ..segment
+            };
+            let theirs = single
+                .forward(
+                    &Batch {
+                        segments: vec![plain.clone()],
+                    },
+                    &mut cache,
+                )
+                .expect("materialised");
+            close(ours, &theirs.data, 1e-4, &format!("{folder} {mix:?}"));
+            if mix != Mix::base() {
+                let base = base_alone
+                    .forward(&Batch { segments: vec![plain] }, &mut cache)
+                    .expect("base");
+                let moved = ours.iter().zip(&base.data).any(|(a, b)| (a - b).abs() > 1e-2);
+                assert!(moved, "{mix:?} does not differ from the base");
+            }
+        }
+    }
+}
+
+#[test]
+fn served_forms_stay_near_f32_and_do_not_depend_on_the_batch() {
+    let case = Case::load("bd3lm-tiny");
+    let (shape, ids) = case.ids("a.len8.input_ids");
+    let exact = superposed(&case, 3, Form::F32);
+    for (form, tolerance) in [(Form::Q8_0, 0.1), (Form::Q4_0, 1.0), (Form::Q4K, 1.0)] {
+        let network = superposed(&case, 3, form);
+        let mut cache = KvCache::new(&case.config, PAGE, 0);
+        let segments: Vec<_> = mixes(3)
+            .into_iter()
+            .map(|mix| Segment {
+                mix,
+                ..segment(&ids[..shape[1]], 0.0)
+            })
+            .collect();
+        let batch = Batch { segments };
+        let ours = network.forward(&batch, &mut cache).expect("served");
+        close(
+            &ours.data,
+            &exact.forward(&batch, &mut cache).expect("exact").data,
+            tolerance,
+            &form.to_string(),
+        );
+        for (segment, together) in batch.segments.into_iter().zip(ours.data.chunks(shape[1] * ours.vocab)) {
+            let alone = network
+                .forward(
+                    &Batch {
+                        segments: vec![segment],
+                    },
+                    &mut cache,
+                )
+                .expect("alone");
+            assert_eq!(together, &alone.data[..]);
+        }
+    }
+}
