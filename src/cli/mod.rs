@@ -1,1 +1,2 @@
 //! (module cli)
+pub mod train;

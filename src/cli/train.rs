@@ -1,0 +1,473 @@
+//! `choir train`: a tokenizer, a base, variants of it.
+
+use crate::model::{DitConfig, Trainable};
+use crate::train::data::{Document, TextSource, held_out_contexts, read_documents};
+use crate::train::folder::{Folder, Precision, replace, round_to_bf16};
+use crate::train::objective::Objective;
+use crate::train::optimizer::AdamW;
+use crate::train::packing::SkillSource;
+use crate::train::run::{Budget, Report, Run, Score, Settings, Source, Validation};
+use crate::train::skills::Skill;
+use crate::train::{checkpoint, tokenizer};
+use anyhow::{Context, Result, bail};
+use candle_core::Device;
+use clap::{Args, Subcommand, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+
+/// Make models: a tokenizer and a base from text, variants from a text or a skill.
+#[derive(Args, Debug)]
+pub struct TrainArgs {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand, Debug)]
+enum What {
+    /// Train a byte-level BPE tokenizer and write its tokenizer.json.
+    Tokenizer(TokenizerArgs),
+    /// Train a base model from text.
+    Base(BaseArgs),
+    /// Fine-tune a base on a text or on a built-in skill.
+    Variant(VariantArgs),
+    /// Write the held-out parts (the last 5 %) of texts.
+    HeldOut(HeldOutArgs),
+}
+
+#[derive(Args, Debug)]
+struct TokenizerArgs {
+    /// Text files, or folders of .txt files; only their first 95 % are read.
+    #[arg(long, required = true, num_args = 1..)]
+    text: Vec<PathBuf>,
+    /// More texts, of which only a share joins (see --extra-share).
+    #[arg(long, num_args = 1..)]
+    extra: Vec<PathBuf>,
+    /// The share of every extra text that joins.
+    #[arg(long, default_value_t = 0.25)]
+    extra_share: f64,
+    /// Rows of the network's vocabulary: pieces, end of text and mask.
+    #[arg(long, default_value_t = 1024)]
+    vocab: usize,
+    /// Where to write tokenizer.json.
+    #[arg(long)]
+    out: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Kind {
+    /// Block diffusion (BD3-LM).
+    Bd3lm,
+    /// Masked diffusion over the whole context (MDLM).
+    Mdlm,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum DeviceKind {
+    Cpu,
+    Cuda,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Stored {
+    F32,
+    Bf16,
+}
+
+/// Options of every training run.
+#[derive(Args, Debug)]
+struct RunArgs {
+    /// Output folder: config.json, model.safetensors, tokenizer.json, and the checkpoint while it trains.
+    #[arg(long)]
+    out: PathBuf,
+    /// Stop after this many steps (the same seed and one thread then give the same result).
+    #[arg(long, conflicts_with = "minutes")]
+    steps: Option<u64>,
+    /// Stop after this many minutes; the learning rate follows the clock.
+    #[arg(long)]
+    minutes: Option<f64>,
+    /// Contexts per step.
+    #[arg(long, default_value_t = 8)]
+    batch: usize,
+    /// Tokens per context [default: the model's context; 64 for a skill].
+    #[arg(long)]
+    length: Option<usize>,
+    /// Peak learning rate.
+    #[arg(long, default_value_t = 2e-3)]
+    lr: f32,
+    /// Steps over which the learning rate rises.
+    #[arg(long, default_value_t = 50)]
+    warm_up: u64,
+    /// Decoupled weight decay of the matrices.
+    #[arg(long, default_value_t = 0.02)]
+    weight_decay: f32,
+    /// Decay of the averaged weights, which are what is written in the end.
+    #[arg(long, default_value_t = 0.995)]
+    ema: f32,
+    /// Smallest share of masked tokens trained on (the clipped schedule) [default: 0.1, or the base's].
+    #[arg(long)]
+    mask_min: Option<f64>,
+    /// Largest share of masked tokens trained on [default: 1, or the base's].
+    #[arg(long)]
+    mask_max: Option<f64>,
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Threads to train with [default: all cores].
+    #[arg(long)]
+    threads: Option<usize>,
+    #[arg(long, value_enum, default_value = "cpu")]
+    device: DeviceKind,
+    /// Go on from the checkpoint in the output folder, if there is one.
+    #[arg(long)]
+    resume: bool,
+    /// How the weights are written.
+    #[arg(long, value_enum, default_value = "f32")]
+    precision: Stored,
+    /// Seconds between two progress lines.
+    #[arg(long, default_value_t = 10.0)]
+    report_every: f64,
+    /// Print one JSON object per event instead of text.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args, Debug)]
+struct BaseArgs {
+    /// Text files, or folders of .txt files; their last 5 % are held out.
+    #[arg(long, required = true, num_args = 1..)]
+    text: Vec<PathBuf>,
+    /// The tokenizer.json to use (see `choir train tokenizer`).
+    #[arg(long)]
+    tokenizer: PathBuf,
+    #[arg(long, value_enum, default_value = "bd3lm")]
+    objective: Kind,
+    /// Width of the network.
+    #[arg(long, default_value_t = 256)]
+    hidden: usize,
+    #[arg(long, default_value_t = 3)]
+    layers: usize,
+    #[arg(long, default_value_t = 4)]
+    heads: usize,
+    /// Width of the conditioning vector.
+    #[arg(long, default_value_t = 32)]
+    cond: usize,
+    /// Longest context, in tokens.
+    #[arg(long, default_value_t = 256)]
+    context: usize,
+    /// Tokens denoised together (bd3lm).
+    #[arg(long, default_value_t = 16)]
+    block: usize,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+#[derive(Args, Debug)]
+struct VariantArgs {
+    /// The base's folder.
+    #[arg(long)]
+    base: PathBuf,
+    /// Text files or folders to fine-tune on; their last 5 % are held out.
+    #[arg(long, num_args = 1.., required_unless_present = "skill", conflicts_with = "skill")]
+    text: Vec<PathBuf>,
+    /// A built-in skill: addition, reverse, roman or sort.
+    #[arg(long)]
+    skill: Option<Skill>,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+#[derive(Args, Debug)]
+struct HeldOutArgs {
+    #[arg(long, required = true, num_args = 1..)]
+    text: Vec<PathBuf>,
+    /// Folder for the excerpts, NAME.txt each.
+    #[arg(long)]
+    out: PathBuf,
+    /// Longest excerpt in bytes; longer held-out parts are cut at a line end.
+    #[arg(long, default_value_t = 53_000)]
+    max_bytes: usize,
+}
+
+/// Runs `choir train`.
+pub fn run(args: TrainArgs) -> Result<()> {
+    match args.what {
+        What::Tokenizer(args) => run_tokenizer(args),
+        What::Base(args) => run_base(args),
+        What::Variant(args) => run_variant(args),
+        What::HeldOut(args) => run_held_out(args),
+    }
+}
+
+fn run_tokenizer(args: TokenizerArgs) -> Result<()> {
+    let mut texts: Vec<String> = read_documents(&args.text)?.into_iter().map(|d| d.training).collect();
+    for document in read_documents(&args.extra)? {
+        let mut text = document.training;
+        let mut keep = (text.len() as f64 * args.extra_share.clamp(0.0, 1.0)) as usize;
+        while !text.is_char_boundary(keep) {
+            keep += 1;
+        }
+        text.truncate(keep);
+        texts.push(text);
+    }
+    let json = tokenizer::train(&texts, args.vocab)?;
+    replace(&args.out, json.as_bytes())?;
+    let pieces = tokenizer::from_json(&json)?.get_vocab_size(true);
+    println!("{}: {pieces} pieces from {} texts", args.out.display(), texts.len());
+    Ok(())
+}
+
+fn run_base(args: BaseArgs) -> Result<()> {
+    let device = args.run.prepare()?;
+    let json = std::fs::read_to_string(&args.tokenizer).with_context(|| args.tokenizer.display().to_string())?;
+    let pieces = tokenizer::from_json(&json)?;
+    let blockwise = matches!(args.objective, Kind::Bd3lm);
+    let config = DitConfig {
+        model_type: if blockwise { "bd3lm" } else { "mdlm" }.to_owned(),
+        vocab_size: pieces.get_vocab_size(true) + 1,
+        model_length: args.context,
+        hidden_dim: args.hidden,
+        cond_dim: args.cond,
+        n_blocks: args.layers,
+        n_heads: args.heads,
+        block_size: Some(if blockwise { args.block } else { args.context }),
+        cross_attn: blockwise,
+        time_conditioning: Some(false),
+    };
+    if args.heads == 0 || !args.hidden.is_multiple_of(2 * args.heads) || args.block == 0 {
+        bail!("--hidden must be a multiple of twice --heads, and --block at least 1");
+    }
+    let documents = read_documents(&args.text)?;
+    let clip = (args.run.mask_min.unwrap_or(0.1), args.run.mask_max.unwrap_or(1.0));
+    let model = Trainable::random(config.clone(), args.run.seed, &device)?;
+    let folder = Folder {
+        config,
+        tensors: Default::default(),
+        tokenizer: json,
+        clip,
+    };
+    train(&args.run, folder, model, Subject::Text(documents))
+}
+
+fn run_variant(args: VariantArgs) -> Result<()> {
+    let device = args.run.prepare()?;
+    let mut folder = Folder::read(&args.base)?;
+    folder.clip = (
+        args.run.mask_min.unwrap_or(folder.clip.0),
+        args.run.mask_max.unwrap_or(folder.clip.1),
+    );
+    let model = Trainable::from_tensors(folder.config.clone(), &folder.tensors, &device)?;
+    let subject = match args.skill {
+        Some(skill) => Subject::Skill(skill),
+        None => Subject::Text(read_documents(&args.text)?),
+    };
+    train(&args.run, folder, model, subject)
+}
+
+fn run_held_out(args: HeldOutArgs) -> Result<()> {
+    std::fs::create_dir_all(&args.out)?;
+    for document in read_documents(&args.text)? {
+        let mut text = document.held_out.as_str();
+        // The cut between training and held-out part may fall into a line: begin with a whole one.
+        text = text.split_once('\n').map_or(text, |(_, rest)| rest);
+        if text.len() > args.max_bytes {
+            let mut end = args.max_bytes;
+            while !text.is_char_boundary(end) {
+                end -= 1;
+            }
+            text = text[..end].rsplit_once('\n').map_or(&text[..end], |(head, _)| head);
+        }
+        let file = args.out.join(format!("{}.txt", document.name));
+        replace(&file, text.as_bytes())?;
+        println!("{}: {} bytes", file.display(), text.len());
+    }
+    Ok(())
+}
+
+enum Subject {
+    Text(Vec<Document>),
+    Skill(Skill),
+}
+
+fn train(args: &RunArgs, mut folder: Folder, model: Trainable, subject: Subject) -> Result<()> {
+    let objective = Objective::new(&folder.config, folder.clip)?;
+    let pieces = tokenizer::from_json(&folder.tokenizer)?;
+    let context = folder.config.model_length;
+    let block = objective.unit(16);
+    let (source, validation, length) = match subject {
+        Subject::Text(documents) => {
+            let length = args.length.unwrap_or(context);
+            let held_out: Vec<&str> = documents.iter().map(|d| d.held_out.as_str()).collect();
+            let (contexts, bytes) = held_out_contexts(&held_out, &pieces, context, block, 64)?;
+            let validation = Validation {
+                contexts,
+                bytes,
+                draws: 4,
+                exact: false,
+            };
+            (
+                Source::Text(TextSource::new(&documents, &pieces, length)?),
+                validation,
+                length,
+            )
+        }
+        Subject::Skill(skill) => {
+            let length = args.length.unwrap_or(context.min(64));
+            let skill = SkillSource::new(skill, pieces)?;
+            let contexts = skill.held_out(200, objective.unit(context))?;
+            (
+                Source::Skill(skill),
+                Validation {
+                    contexts,
+                    bytes: 0,
+                    draws: 4,
+                    exact: true,
+                },
+                length,
+            )
+        }
+    };
+    let budget = match (args.steps, args.minutes) {
+        (Some(steps), _) => Budget::Steps(steps),
+        (None, Some(minutes)) => Budget::Seconds(minutes * 60.0),
+        (None, None) => Budget::Steps(1000),
+    };
+    std::fs::create_dir_all(&args.out)?;
+    let settings = Settings {
+        objective,
+        budget,
+        batch: args.batch,
+        length,
+        rate: args.lr,
+        warm_up: args.warm_up,
+        optimizer: AdamW {
+            weight_decay: args.weight_decay,
+            ema: args.ema,
+            ..AdamW::default()
+        },
+        seed: args.seed,
+        checkpoint: Some(args.out.join(checkpoint::FILE)),
+        save_every: 60.0,
+        report_every: args.report_every,
+        validate_every: 0.2,
+    };
+    let progress = Progress::new(args.json);
+    let mut report = |news: Report| progress.show(news);
+    let (tensors, score) = Run::new(model, settings, source, Some(validation), args.resume, &mut report)?.finish()?;
+    progress.close();
+    folder.tensors = tensors;
+    let precision = match args.precision {
+        Stored::F32 => Precision::F32,
+        Stored::Bf16 => {
+            round_to_bf16(&mut folder.tensors);
+            Precision::Bf16
+        }
+    };
+    folder.write(&args.out, precision)?;
+    finish(&args.out, &folder, score, args.json);
+    Ok(())
+}
+
+fn finish(out: &Path, folder: &Folder, score: Option<Score>, json: bool) {
+    let parameters: usize = folder.tensors.values().map(|(_, data)| data.len()).sum();
+    if json {
+        let nats = score.map(|s| s.nats_per_token);
+        println!(
+            "{}",
+            serde_json::json!({"event": "done", "out": out, "parameters": parameters, "nats_per_token": nats})
+        );
+    } else {
+        println!("{}: {parameters} parameters", out.display());
+    }
+}
+
+impl RunArgs {
+    /// Sets the number of threads and picks the device.
+    fn prepare(&self) -> Result<Device> {
+        if let Some(threads) = self.threads {
+            rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build_global()
+                .context("--threads")?;
+        }
+        match self.device {
+            DeviceKind::Cpu => Ok(Device::Cpu),
+            DeviceKind::Cuda => Device::new_cuda(0).context("--device cuda"),
+        }
+    }
+}
+
+/// A bar on a terminal, lines elsewhere, JSON where asked.
+struct Progress {
+    bar: Option<ProgressBar>,
+    json: bool,
+}
+
+impl Progress {
+    fn new(json: bool) -> Self {
+        let bar = (!json && std::io::stdout().is_terminal()).then(|| ProgressBar::new(1000));
+        if let (Some(bar), Ok(style)) = (
+            &bar,
+            ProgressStyle::with_template("{bar:30} {percent:>3} % {elapsed} {msg}"),
+        ) {
+            bar.set_style(style);
+        }
+        Self { bar, json }
+    }
+
+    fn show(&self, news: Report) {
+        match news {
+            Report::Step {
+                step,
+                progress,
+                loss,
+                rate,
+                norm,
+                tokens_per_second,
+            } => {
+                let line =
+                    format!("step {step} loss {loss:.4} lr {rate:.2e} norm {norm:.2} {tokens_per_second:.0} tokens/s");
+                match &self.bar {
+                    _ if self.json => println!(
+                        "{}",
+                        serde_json::json!({"event": "step", "step": step, "progress": progress, "loss": loss, "lr": rate,
+                            "norm": norm, "tokens_per_second": tokens_per_second})
+                    ),
+                    Some(bar) => {
+                        bar.set_position((progress * 1000.0) as u64);
+                        bar.set_message(line);
+                    }
+                    None => println!("{:5.1} % {line}", progress * 100.0),
+                }
+            }
+            Report::Validated(score) => {
+                let mut line = format!(
+                    "step {} held out: {:.4} nats per token",
+                    score.step, score.nats_per_token
+                );
+                if let Some(bytes) = score.nats_per_byte {
+                    line += &format!(", {bytes:.4} per byte");
+                }
+                if let Some((right, of)) = score.exact {
+                    line += &format!(", {right} of {of} exact");
+                }
+                match &self.bar {
+                    _ if self.json => println!(
+                        "{}",
+                        serde_json::json!({"event": "validation", "step": score.step,
+                            "nats_per_token": score.nats_per_token, "nats_per_byte": score.nats_per_byte,
+                            "exact": score.exact.map(|(right, of)| right as f64 / of.max(1) as f64)})
+                    ),
+                    Some(bar) => bar.println(line),
+                    None => println!("{line}"),
+                }
+            }
+            Report::Saved { .. } => {}
+        }
+    }
+
+    fn close(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! A model's folder in the published layout: `config.json`, `model.safetensors`, `tokenizer.json`.
+
+use super::Error;
+use crate::model::DitConfig;
+use half::bf16;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Shapes and f32 values by internal name (no `backbone.` prefix).
+pub type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
+/// How weights are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    F32,
+    Bf16,
+}
+
+/// A model read from its folder.
+#[derive(Clone, Debug)]
+pub struct Folder {
+    pub config: DitConfig,
+    pub tensors: Tensors,
+    pub tokenizer: String,
+    /// `sampling_eps_min` and `sampling_eps_max`.
+    pub clip: (f64, f64),
+}
+
+impl Folder {
+    pub fn read(path: &Path) -> Result<Self, Error> {
+        let text = |name: &str| {
+            let file = path.join(name);
+            std::fs::read_to_string(&file).map_err(Error::file(&file))
+        };
+        let config_json = text("config.json")?;
+        let file = path.join("config.json");
+        let config: DitConfig = serde_json::from_str(&config_json).map_err(|e| Error::format(&file, e))?;
+        let value: Value = serde_json::from_str(&config_json).map_err(|e| Error::format(&file, e))?;
+        let bound = |name: &str, default: f64| value.get(name).and_then(Value::as_f64).unwrap_or(default);
+        let clip = (
+            bound("sampling_eps_min", super::objective::SMALLEST_T),
+            bound("sampling_eps_max", 1.0),
+        );
+        let weights = path.join("model.safetensors");
+        let bytes = std::fs::read(&weights).map_err(Error::file(&weights))?;
+        let tensors = parse(&bytes).map_err(|reason| Error::format(&weights, reason))?;
+        Ok(Self {
+            config,
+            tensors,
+            tokenizer: text("tokenizer.json")?,
+            clip,
+        })
+    }
+
+    /// Writes the folder; `model.safetensors` last, so that a folder that has it is whole.
+    pub fn write(&self, path: &Path, precision: Precision) -> Result<(), Error> {
+        std::fs::create_dir_all(path).map_err(Error::file(path))?;
+        replace(&path.join("config.json"), self.config_json().as_bytes())?;
+        replace(&path.join("tokenizer.json"), self.tokenizer.as_bytes())?;
+        let head_dim = self.config.head_dim();
+        let frequencies = (0..head_dim / 2)
+            .map(|i| 1e4f32.powf(-2.0 * i as f32 / head_dim as f32))
+            .collect();
+        let mut named = vec![(
+            "backbone.rotary_emb.inv_freq".to_owned(),
+            vec![head_dim / 2],
+            frequencies,
+            Precision::F32,
+        )];
+        if self.config.block().is_some() {
+            for (name, value) in [("sampling_eps_min", self.clip.0), ("sampling_eps_max", self.clip.1)] {
+                named.push((name.to_owned(), vec![], vec![value as f32], Precision::F32));
+            }
+        }
+        for (name, (shape, data)) in &self.tensors {
+            named.push((format!("backbone.{name}"), shape.clone(), data.clone(), precision));
+        }
+        let file = path.join("model.safetensors");
+        let bytes = serialize(&named, None).map_err(|reason| Error::format(&file, reason))?;
+        replace(&file, &bytes)
+    }
+
+    fn config_json(&self) -> String {
+        let mut fields = match json!(self.config) {
+            Value::Object(fields) => fields,
+            _ => Map::new(),
+        };
+        let blockwise = self.config.block().is_some();
+        fields.extend([
+            ("adaln".to_owned(), json!(true)),
+            (
+                "attn_backend".to_owned(),
+                json!(if blockwise { "flex" } else { "sdpa" }),
+            ),
+            ("causal".to_owned(), json!(false)),
+            ("dropout".to_owned(), json!(0.0)),
+            ("sampling_eps_min".to_owned(), json!(self.clip.0)),
+            ("sampling_eps_max".to_owned(), json!(self.clip.1)),
+            ("time_conditioning".to_owned(), json!(self.config.time_conditioned())),
+            ("var_min".to_owned(), json!(blockwise)),
+        ]);
+        format!("{:#}\n", Value::Object(fields))
+    }
+}
+
+/// Rounds to bf16 and back: what a bf16 file will be read as.
+pub fn round_to_bf16(tensors: &mut Tensors) {
+    for (_, data) in tensors.values_mut() {
+        data.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32());
+    }
+}
+
+fn parse(bytes: &[u8]) -> Result<Tensors, String> {
+    let file = SafeTensors::deserialize(bytes).map_err(|e| e.to_string())?;
+    let mut tensors = BTreeMap::new();
+    for (name, view) in file.tensors() {
+        let Some(internal) = name.strip_prefix("backbone.") else {
+            continue;
+        };
+        if internal != "rotary_emb.inv_freq" {
+            tensors.insert(internal.to_owned(), (view.shape().to_vec(), floats(&view)?));
+        }
+    }
+    Ok(tensors)
+}
+
+/// The values of an f32 or bf16 tensor.
+pub fn floats(view: &TensorView) -> Result<Vec<f32>, String> {
+    let data = view.data();
+    match view.dtype() {
+        Dtype::F32 => Ok(data
+            .chunks_exact(4)
+            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+            .collect()),
+        Dtype::BF16 => Ok(data
+            .chunks_exact(2)
+            .map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32())
+            .collect()),
+        other => Err(format!("values of type {other:?} are not supported here")),
+    }
+}
+
+/// A safetensors file of (name, shape, values, precision).
+pub fn serialize(
+    named: &[(String, Vec<usize>, Vec<f32>, Precision)],
+    metadata: Option<std::collections::HashMap<String, String>>,
+) -> Result<Vec<u8>, String> {
+    let stored: Vec<(Dtype, Vec<u8>)> = named
+        .iter()
+        .map(|(_, _, data, precision)| match precision {
+            Precision::F32 => (Dtype::F32, data.iter().flat_map(|x| x.to_le_bytes()).collect()),
+            Precision::Bf16 => (
+                Dtype::BF16,
+                data.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect(),
+            ),
+        })
+        .collect();
+    let mut views = Vec::new();
+    for ((name, shape, ..), (dtype, bytes)) in named.iter().zip(&stored) {
+        let view = TensorView::new(*dtype, shape.clone(), bytes).map_err(|e| e.to_string())?;
+        views.push((name.as_str(), view));
+    }
+    safetensors::serialize(views, metadata).map_err(|e| e.to_string())
+}
+
+/// Writes beside, syncs, renames: a reader sees the old file or the new one.
+pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".new");
+    let beside = std::path::PathBuf::from(beside);
+    let write = || {
+        use std::io::Write;
+        let mut file = std::fs::File::create(&beside)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&beside, path)
+    };
+    write().map_err(Error::file(path))
+}

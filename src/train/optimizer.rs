@@ -1,0 +1,156 @@
+//! AdamW on plain slices, with clipping by the global norm and an exponential moving average of the weights.
+
+use crate::model::Trainable;
+use candle_core::{Result, Tensor};
+use rayon::prelude::*;
+use std::collections::BTreeMap;
+
+/// Elements updated by one task; also the grain of the norm's sum, so that threads do not change it.
+const GRAIN: usize = 16_384;
+
+/// AdamW's constants.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamW {
+    pub beta1: f32,
+    pub beta2: f32,
+    pub epsilon: f32,
+    /// Decoupled, on matrices only.
+    pub weight_decay: f32,
+    /// Largest global norm of the gradient.
+    pub clip: f32,
+    /// Decay of the average of the weights; shorter while there are few steps.
+    pub ema: f32,
+}
+
+impl Default for AdamW {
+    fn default() -> Self {
+        Self {
+            beta1: 0.9,
+            beta2: 0.98,
+            epsilon: 1e-8,
+            weight_decay: 0.02,
+            clip: 1.0,
+            ema: 0.995,
+        }
+    }
+}
+
+/// One weight and what is remembered about it, all of one length.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Slot {
+    pub shape: Vec<usize>,
+    pub weight: Vec<f32>,
+    pub average: Vec<f32>,
+    pub first: Vec<f32>,
+    pub second: Vec<f32>,
+}
+
+/// The weights being trained and the optimizer's memory of them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Optimizer {
+    pub settings: AdamW,
+    /// Updates done.
+    pub step: u64,
+    pub slots: BTreeMap<String, Slot>,
+}
+
+impl Optimizer {
+    pub fn new(model: &Trainable, settings: AdamW) -> Result<Self> {
+        let mut slots = BTreeMap::new();
+        for (name, var) in model.vars() {
+            let weight = values(var.as_tensor())?;
+            let zeros = vec![0.0; weight.len()];
+            let slot = Slot {
+                shape: var.dims().to_vec(),
+                average: weight.clone(),
+                weight,
+                first: zeros.clone(),
+                second: zeros,
+            };
+            slots.insert(name.clone(), slot);
+        }
+        Ok(Self {
+            settings,
+            step: 0,
+            slots,
+        })
+    }
+
+    /// One update of `model` with learning rate `rate`; returns the gradient's norm before clipping.
+    ///
+    /// A norm that is not finite changes nothing.
+    pub fn update(&mut self, model: &Trainable, gradients: &BTreeMap<String, Tensor>, rate: f32) -> Result<f32> {
+        let mut found = BTreeMap::new();
+        let mut square = 0f64;
+        for (name, gradient) in gradients {
+            let gradient = values(gradient)?;
+            let partial: Vec<f64> = gradient
+                .par_chunks(GRAIN)
+                .map(|chunk| chunk.iter().map(|&g| f64::from(g) * f64::from(g)).sum())
+                .collect();
+            square += partial.iter().sum::<f64>();
+            found.insert(name.as_str(), gradient);
+        }
+        let norm = square.sqrt() as f32;
+        if !norm.is_finite() {
+            return Ok(norm);
+        }
+        self.step += 1;
+        let s = self.settings;
+        let shrink = if norm > s.clip { s.clip / norm } else { 1.0 };
+        let correct1 = 1.0 / (1.0 - f64::from(s.beta1).powi(self.step as i32)) as f32;
+        let correct2 = 1.0 / (1.0 - f64::from(s.beta2).powi(self.step as i32)) as f32;
+        let keep = s.ema.min((1 + self.step) as f32 / (10 + self.step) as f32);
+        for (name, slot) in &mut self.slots {
+            let Some(gradient) = found.get(name.as_str()) else {
+                continue;
+            };
+            let decay = if slot.shape.len() == 2 {
+                1.0 - rate * s.weight_decay
+            } else {
+                1.0
+            };
+            slot.weight
+                .par_chunks_mut(GRAIN)
+                .zip(slot.average.par_chunks_mut(GRAIN))
+                .zip(slot.first.par_chunks_mut(GRAIN))
+                .zip(slot.second.par_chunks_mut(GRAIN))
+                .zip(gradient.par_chunks(GRAIN))
+                .for_each(|((((weight, average), first), second), gradient)| {
+                    for i in 0..weight.len() {
+                        let g = gradient[i] * shrink;
+                        first[i] = s.beta1 * first[i] + (1.0 - s.beta1) * g;
+                        second[i] = s.beta2 * second[i] + (1.0 - s.beta2) * g * g;
+                        let scale = (second[i] * correct2).sqrt() + s.epsilon;
+                        weight[i] = weight[i] * decay - rate * correct1 * first[i] / scale;
+                        average[i] = keep * average[i] + (1.0 - keep) * weight[i];
+                    }
+                });
+        }
+        self.put_weights(model)?;
+        Ok(norm)
+    }
+
+    /// Writes the trained weights into the network.
+    pub fn put_weights(&self, model: &Trainable) -> Result<()> {
+        self.put(model, |slot| &slot.weight)
+    }
+
+    /// Writes the averaged weights into the network.
+    pub fn put_averages(&self, model: &Trainable) -> Result<()> {
+        self.put(model, |slot| &slot.average)
+    }
+
+    fn put<'a>(&'a self, model: &Trainable, data: impl Fn(&'a Slot) -> &'a [f32]) -> Result<()> {
+        for (name, var) in model.vars() {
+            if let Some(slot) = self.slots.get(name) {
+                var.set(&Tensor::from_slice(data(slot), slot.shape.as_slice(), var.device())?)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn values(tensor: &Tensor) -> Result<Vec<f32>> {
+    tensor.flatten_all()?.to_vec1()
+}

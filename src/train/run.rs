@@ -1,0 +1,281 @@
+//! The training loop: sample, mask, differentiate, update; now and then report, validate and save.
+
+use super::data::{Contexts, TextSource};
+use super::folder::Tensors;
+use super::objective::Objective;
+use super::optimizer::{AdamW, Optimizer};
+use super::packing::SkillSource;
+use super::{Error, checkpoint, validation};
+use crate::model::Trainable;
+use crate::rng::{Key, Stream};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// How long a run lasts. The learning rate follows the part of it that is over.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Budget {
+    Steps(u64),
+    /// Seconds of training, saved runs counted in: results then depend on the machine's speed.
+    Seconds(f64),
+}
+
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub objective: Objective,
+    pub budget: Budget,
+    /// Contexts per step.
+    pub batch: usize,
+    /// Tokens per context.
+    pub length: usize,
+    /// Peak learning rate; it decays to a twentieth of it, linearly.
+    pub rate: f32,
+    /// Steps over which the learning rate rises.
+    pub warm_up: u64,
+    pub optimizer: AdamW,
+    pub seed: u64,
+    /// Where the state is saved; nowhere if `None`.
+    pub checkpoint: Option<PathBuf>,
+    /// Seconds between two saves, two reports.
+    pub save_every: f64,
+    pub report_every: f64,
+    /// How often to validate, as a share of the budget.
+    pub validate_every: f64,
+}
+
+/// Where contexts come from.
+pub enum Source {
+    Text(TextSource),
+    Skill(Box<SkillSource>),
+}
+
+/// What is measured along the way, on held-out contexts.
+pub struct Validation {
+    pub contexts: Contexts,
+    /// Bytes that the scored tokens stand for; 0 where that means nothing (skills).
+    pub bytes: usize,
+    pub draws: usize,
+    /// Whether to count exact matches too (skills).
+    pub exact: bool,
+}
+
+/// News of a run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Report {
+    Step {
+        step: u64,
+        /// Part of the budget spent, 0 to 1.
+        progress: f64,
+        /// Mean loss since the last report, nats per token.
+        loss: f64,
+        rate: f32,
+        /// Gradient norm of the last step.
+        norm: f32,
+        /// Data tokens per second since the last report.
+        tokens_per_second: f64,
+    },
+    Validated(Score),
+    Saved {
+        step: u64,
+    },
+}
+
+/// Held-out figures.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Score {
+    pub step: u64,
+    pub nats_per_token: f64,
+    pub nats_per_byte: Option<f64>,
+    /// Exact matches and prompts.
+    pub exact: Option<(usize, usize)>,
+}
+
+/// A model in training.
+pub struct Run<'a> {
+    model: Trainable,
+    optimizer: Optimizer,
+    settings: Settings,
+    source: Source,
+    validation: Option<Validation>,
+    seconds: f64,
+    report: &'a mut dyn FnMut(Report),
+}
+
+impl<'a> Run<'a> {
+    /// Starts, or with `resume` goes on from the checkpoint if there is one.
+    pub fn new(
+        model: Trainable,
+        settings: Settings,
+        source: Source,
+        validation: Option<Validation>,
+        resume: bool,
+        report: &'a mut dyn FnMut(Report),
+    ) -> Result<Self, Error> {
+        if settings.batch == 0 || settings.length < 2 {
+            let reason = format!("{} contexts of {} tokens", settings.batch, settings.length);
+            return Err(Error::Setting { field: "batch", reason });
+        }
+        if !settings.length.is_multiple_of(settings.objective.unit(settings.length)) {
+            let reason = format!("{} tokens are not whole blocks", settings.length);
+            return Err(Error::Setting {
+                field: "length",
+                reason,
+            });
+        }
+        let mut optimizer = Optimizer::new(&model, settings.optimizer)?;
+        let mut seconds = 0.0;
+        if let Some(path) = settings.checkpoint.as_ref().filter(|path| resume && path.exists()) {
+            (optimizer, seconds) = checkpoint::read(path, settings.optimizer, &settings.fingerprint(&source))?;
+            optimizer.put_weights(&model)?;
+        }
+        Ok(Self {
+            model,
+            optimizer,
+            settings,
+            source,
+            validation,
+            seconds,
+            report,
+        })
+    }
+
+    /// Trains to the end of the budget; returns the averaged weights and their score.
+    pub fn finish(mut self) -> Result<(Tensors, Option<Score>), Error> {
+        let started = Instant::now();
+        let before = self.seconds;
+        let mut reported = (Instant::now(), 0u64, 0f64);
+        let mut saved = Instant::now();
+        let mut validate_at = self.progress() + self.settings.validate_every;
+        while self.progress() < 1.0 {
+            let rate = self.rate();
+            let (loss, norm) = self.step(rate)?;
+            self.seconds = before + started.elapsed().as_secs_f64();
+            reported.1 += 1;
+            reported.2 += loss;
+            let since: Duration = reported.0.elapsed();
+            let progress = self.progress().min(1.0);
+            let over = progress >= 1.0;
+            if since.as_secs_f64() >= self.settings.report_every || over {
+                let tokens = reported.1 as f64 * (self.settings.batch * self.settings.length) as f64;
+                (self.report)(Report::Step {
+                    step: self.optimizer.step,
+                    progress,
+                    loss: reported.2 / reported.1 as f64,
+                    rate,
+                    norm,
+                    tokens_per_second: tokens / since.as_secs_f64(),
+                });
+                reported = (Instant::now(), 0, 0.0);
+            }
+            if progress >= validate_at && !over {
+                validate_at += self.settings.validate_every;
+                let pause = Instant::now();
+                self.validate()?;
+                reported.0 += pause.elapsed();
+            }
+            if saved.elapsed().as_secs_f64() >= self.settings.save_every {
+                self.save()?;
+                saved = Instant::now();
+            }
+        }
+        self.save()?;
+        self.optimizer.put_averages(&self.model)?;
+        let score = self.validate()?;
+        let tensors = self
+            .optimizer
+            .slots
+            .into_iter()
+            .map(|(name, slot)| (name, (slot.shape, slot.average)));
+        Ok((tensors.collect(), score))
+    }
+
+    fn progress(&self) -> f64 {
+        match self.settings.budget {
+            Budget::Steps(steps) => self.optimizer.step as f64 / steps.max(1) as f64,
+            Budget::Seconds(seconds) => self.seconds / seconds.max(1e-9),
+        }
+    }
+
+    fn rate(&self) -> f32 {
+        let rise = (self.optimizer.step + 1) as f32 / (self.settings.warm_up + 1) as f32;
+        let fall = 1.0 - 0.95 * self.progress() as f32;
+        self.settings.rate * rise.min(1.0) * fall
+    }
+
+    /// One update: (loss in nats per token, gradient norm).
+    fn step(&mut self, rate: f32) -> Result<(f64, f32), Error> {
+        let s = &self.settings;
+        let step = self.optimizer.step;
+        let key = Key::derive(&[b"choir/train/step/1", &s.seed.to_le_bytes(), &step.to_le_bytes()]);
+        let mut stream = Stream::new(key);
+        let contexts = match &self.source {
+            Source::Text(text) => text.sample(s.batch, s.length, &mut stream),
+            Source::Skill(skill) => skill.sample(s.batch, s.length, s.objective.unit(s.length), &mut stream)?,
+        };
+        let masked = s.objective.mask(&contexts, &mut stream);
+        let (loss, gradients) = masked.gradients(&self.model, s.objective.mask)?;
+        let norm = self.optimizer.update(&self.model, &gradients, rate)?;
+        if !loss.is_finite() || !norm.is_finite() {
+            return Err(Error::Diverged { step });
+        }
+        Ok((loss, norm))
+    }
+
+    fn validate(&mut self) -> Result<Option<Score>, Error> {
+        let Some(validation) = &self.validation else {
+            return Ok(None);
+        };
+        let (objective, contexts) = (&self.settings.objective, &validation.contexts);
+        let nats_per_token = validation::nelbo(&self.model, objective, contexts, validation.draws, 0)?;
+        let tokens = contexts.importance.iter().filter(|&&w| w > 0.0).count() as f64;
+        let exact = if validation.exact {
+            Some((
+                validation::exact_matches(&self.model, objective, contexts)?,
+                contexts.count,
+            ))
+        } else {
+            None
+        };
+        let score = Score {
+            step: self.optimizer.step,
+            nats_per_token,
+            nats_per_byte: (validation.bytes > 0).then(|| nats_per_token * tokens / validation.bytes as f64),
+            exact,
+        };
+        (self.report)(Report::Validated(score));
+        Ok(Some(score))
+    }
+
+    fn save(&mut self) -> Result<(), Error> {
+        let Some(path) = &self.settings.checkpoint else {
+            return Ok(());
+        };
+        checkpoint::write(
+            path,
+            &self.optimizer,
+            self.seconds,
+            &self.settings.fingerprint(&self.source),
+        )?;
+        (self.report)(Report::Saved {
+            step: self.optimizer.step,
+        });
+        Ok(())
+    }
+}
+
+impl Settings {
+    /// What must not change between a checkpoint and its resumption.
+    fn fingerprint(&self, source: &Source) -> String {
+        let source = match source {
+            Source::Text(text) => format!("text of {} tokens", text.tokens()),
+            Source::Skill(skill) => format!("skill {}", skill.skill().name()),
+        };
+        let Self {
+            objective,
+            batch,
+            length,
+            seed,
+            ..
+        } = self;
+        format!("{source}, {batch} x {length} tokens, seed {seed}, {objective:?}")
+    }
+}

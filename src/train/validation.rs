@@ -1,0 +1,131 @@
+//! The NELBO of held-out contexts, and the exact match of held-out answers.
+
+use super::data::Contexts;
+use super::objective::{Objective, sigma};
+use crate::model::{TrainBatch, Trainable};
+use crate::rng::{Key, Stream};
+use candle_core::Result;
+
+/// Contexts evaluated at once.
+const BATCH: usize = 16;
+
+/// The NELBO in nats per scored token, over the whole range of t.
+///
+/// The number n of masked tokens of a unit of m is drawn instead of t: integrating (1/t) Binomial(n; m, t) over
+/// t in (0, 1) gives 1/n, so NELBO = sum over n of E[sum of -log p | n masked] / n, the same quantity with less
+/// variance. The `draws` values of n of every unit are stratified; `seed` fixes everything.
+pub fn nelbo(model: &Trainable, objective: &Objective, contexts: &Contexts, draws: usize, seed: u64) -> Result<f64> {
+    let mut stream = Stream::new(Key::derive(&[b"choir/validation/1", &seed.to_le_bytes()]));
+    let (mut sum, mut tokens) = (0.0, 0.0);
+    for start in (0..contexts.count).step_by(BATCH) {
+        let part = contexts.slice(start..(start + BATCH).min(contexts.count));
+        let unit = objective.unit(part.length);
+        for draw in 0..draws {
+            let mut chosen = vec![false; part.tokens.len()];
+            let mut weights = vec![0f32; part.tokens.len().div_ceil(unit)];
+            let mut sigmas = vec![0f32; part.count];
+            for (index, weight) in weights.iter_mut().enumerate() {
+                let span = index * unit..((index + 1) * unit).min(part.tokens.len());
+                let mut maskable: Vec<usize> = span.filter(|&i| part.importance[i] > 0.0).collect();
+                let count = maskable.len();
+                if count == 0 {
+                    continue;
+                }
+                let quantile = (draw as f64 + stream.uniform()) / draws as f64;
+                let masked = 1 + ((quantile * count as f64) as usize).min(count - 1);
+                *weight = count as f32 / masked as f32;
+                sigmas[index * unit / part.length] = sigma(masked as f64 / count as f64);
+                for _ in 0..masked {
+                    chosen[maskable.swap_remove(stream.below(maskable.len()))] = true;
+                }
+            }
+            let masked = objective.masked(&part, &chosen, |i| weights[i / unit], sigmas);
+            let nll = masked.nll(model, objective.mask)?;
+            let weighted = nll.iter().zip(&masked.weights).zip(&masked.input.rows);
+            sum += weighted
+                .map(|((&n, &w), &row)| f64::from(n) * f64::from(w) * f64::from(part.importance[row as usize]))
+                .sum::<f64>();
+            tokens += masked.tokens;
+        }
+    }
+    Ok(sum / tokens.max(1.0))
+}
+
+/// How many contexts' scored tokens come back exactly when they are decoded greedily, block after
+/// block, the surest position first. The end of a context that follows the answer is masked as well.
+pub fn exact_matches(model: &Trainable, objective: &Objective, contexts: &Contexts) -> Result<usize> {
+    let mut right = 0;
+    for start in (0..contexts.count).step_by(4 * BATCH) {
+        let part = contexts.slice(start..(start + 4 * BATCH).min(contexts.count));
+        right += decode(model, objective, &part)?;
+    }
+    Ok(right)
+}
+
+fn decode(model: &Trainable, objective: &Objective, part: &Contexts) -> Result<usize> {
+    let (length, unit) = (part.length, objective.unit(part.length));
+    let mut tokens = part.tokens.clone();
+    let mut open = vec![false; tokens.len()];
+    for context in 0..part.count {
+        let span = context * length..(context + 1) * length;
+        if let Some(first) = span.clone().find(|&i| part.importance[i] > 0.0) {
+            open[first..span.end].fill(true);
+            tokens[first..span.end].fill(objective.mask);
+        }
+    }
+    for block in (0..length).step_by(unit) {
+        loop {
+            let inside = |i: usize| (block..block + unit).contains(&(i % length));
+            let rows: Vec<u32> = (0..tokens.len())
+                .filter(|&i| open[i] && inside(i))
+                .map(|i| i as u32)
+                .collect();
+            if rows.is_empty() {
+                break;
+            }
+            let input = TrainBatch {
+                batch: part.count,
+                length,
+                block: objective.block,
+                xt: tokens.clone(),
+                x0: objective.block.map(|_| tokens.clone()),
+                sigma: vec![0.0; part.count],
+                rows: rows.clone(),
+            };
+            let logits: Vec<Vec<f32>> = model.forward(&input)?.to_vec2()?;
+            let mut best: Vec<Option<(f32, usize, u32)>> = vec![None; part.count];
+            for (&row, logits) in rows.iter().zip(&logits) {
+                let (token, sure) = surest(logits, objective.mask);
+                let slot = &mut best[row as usize / length];
+                if slot.is_none_or(|(other, ..)| sure > other) {
+                    *slot = Some((sure, row as usize, token));
+                }
+                // Near-certain positions need no turn of their own.
+                if sure > 0.98 {
+                    tokens[row as usize] = token;
+                    open[row as usize] = false;
+                }
+            }
+            for (_, row, token) in best.into_iter().flatten() {
+                tokens[row] = token;
+                open[row] = false;
+            }
+        }
+    }
+    let matches = |context: usize| {
+        (context * length..(context + 1) * length).all(|i| part.importance[i] == 0.0 || tokens[i] == part.tokens[i])
+    };
+    Ok((0..part.count).filter(|&context| matches(context)).count())
+}
+
+/// The likeliest token and its probability, the mask ruled out.
+fn surest(logits: &[f32], mask: u32) -> (u32, f32) {
+    let mut best = (0u32, f32::NEG_INFINITY);
+    for (token, &logit) in logits.iter().enumerate() {
+        if logit > best.1 && token as u32 != mask {
+            best = (token as u32, logit);
+        }
+    }
+    let total: f32 = logits.iter().map(|&l| (l - best.1).exp()).sum();
+    (best.0, 1.0 / total)
+}
