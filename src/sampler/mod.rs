@@ -1,5 +1,36 @@
 //! Samplers are state machines: they show which tokens they want evaluated and which rows of logits they need,
 //! take logits, and say how it went. They never call the network.
+//!
+//! Every random number is a function of the request's seed, the step and the absolute position
+//! ([`Noise`](crate::rng::Noise)), and every sum over a row of logits runs in one fixed order: the text of a request
+//! depends on its own logits and on nothing else in the batch.
+
+mod absorbing;
+mod block;
+mod categorical;
+mod error;
+mod filter;
+pub mod schedule;
+#[cfg(test)]
+mod tests;
+
+pub use absorbing::{MAX_STEPS, Predictor};
+pub use block::{BlockSampler, BlockSettings, LastBlock, MAX_BLOCK, MAX_TEMPERATURE};
+pub use categorical::Distribution;
+pub use error::Error;
+pub use filter::{Crossing, Filter, Workspace};
+
+/// What each of a (step, position)'s draws is for; part of what a seed means, so never renumbered.
+mod draws {
+    /// The token.
+    pub const TOKEN: u32 = 0;
+    /// Whether the position is revealed (ancestral).
+    pub const REVEAL: u32 = 1;
+    /// Which of the masked positions is revealed (first-hitting; drawn at the block's first position).
+    pub const PLACE: u32 = 2;
+    /// How long until then (first-hitting; drawn at the block's first position).
+    pub const TIME: u32 = 3;
+}
 
 /// What a sampler wants evaluated next. See `model::Segment` for the visibility rule.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,4 +62,61 @@ pub enum Reason {
     Length,
     /// A stop id was made; it and what follows it are not part of the text.
     Stop,
+}
+
+/// A sampler of either process.
+#[derive(Clone, Debug)]
+pub enum Sampler {
+    Block(BlockSampler),
+}
+
+impl Sampler {
+    /// What is to be evaluated next: the same until [`accept`](Self::accept) has taken its logits.
+    pub fn next(&mut self) -> &Evaluation {
+        match self {
+            Self::Block(sampler) => sampler.next(),
+        }
+    }
+
+    /// Takes the logits of `next`'s rows, in their order, each [vocab].
+    pub fn accept(&mut self, logits: &[&[f32]]) -> Progress {
+        match self {
+            Self::Block(sampler) => sampler.accept(logits),
+        }
+    }
+
+    /// Final tokens so far, without the prompt.
+    pub fn generated(&self) -> &[u32] {
+        match self {
+            Self::Block(sampler) => sampler.generated(),
+        }
+    }
+
+    /// What the last `accept` revealed or changed: absolute positions, ascending, and tokens.
+    pub fn revealed(&self) -> &[(usize, u32)] {
+        match self {
+            Self::Block(sampler) => sampler.revealed(),
+        }
+    }
+
+    /// Denoising evaluations so far.
+    pub fn nfe(&self) -> u32 {
+        match self {
+            Self::Block(sampler) => sampler.nfe(),
+        }
+    }
+
+    /// Evaluations so far that only wrote clean tokens to the cache.
+    pub fn prefills(&self) -> u32 {
+        match self {
+            Self::Block(sampler) => sampler.prefills(),
+        }
+    }
+
+    /// Why the sequence ended, if it did.
+    pub fn finished(&self) -> Option<Reason> {
+        match self {
+            Self::Block(sampler) => sampler.finished(),
+        }
+    }
 }

@@ -1,0 +1,296 @@
+//! The block sampler of BD3-LM, and of MDLM as a sequence of one block: logits in, tokens out.
+
+use super::absorbing::{Clock, Predictor};
+use super::error::{self, Error};
+use super::filter::{Crossing, Filter, Workspace};
+use super::{Evaluation, Progress, Reason, draws};
+use crate::rng::Noise;
+
+/// Whether the last block is as long as the others, as the network was trained, or ends with the last token wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LastBlock {
+    #[default]
+    Whole,
+    Cut,
+}
+
+/// What a request and its variant ask of the block sampler.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BlockSettings {
+    /// Tokens denoised together; for MDLM, the length of the whole sequence.
+    pub block_size: usize,
+    /// Tokens to make after the prompt.
+    pub max_tokens: usize,
+    pub predictor: Predictor,
+    /// 0 is greedy.
+    pub temperature: f32,
+    /// In (0, 1]; the token that crosses p is dropped, as in BD3-LM's sampler.
+    pub nucleus_p: f32,
+    pub top_k: Option<usize>,
+    /// Tokens that end the sequence and are not part of it.
+    pub stop_ids: Vec<u32>,
+    pub mask_id: u32,
+    /// Rows of the output head, the mask included.
+    pub vocab_size: usize,
+    /// True where the network is told the noise level; sigma is 0 otherwise.
+    pub time_conditioned: bool,
+    /// Prompt tokens to one evaluation, rounded down to whole blocks but at least one.
+    pub prefill_chunk: usize,
+    pub last_block: LastBlock,
+}
+
+/// Longest block.
+pub const MAX_BLOCK: usize = 1 << 16;
+/// Highest temperature.
+pub const MAX_TEMPERATURE: f32 = 100.0;
+
+impl BlockSettings {
+    fn check(&self, prompt: &[u32]) -> Result<(), Error> {
+        error::count("block_size", self.block_size, 1, MAX_BLOCK)?;
+        error::count("vocab_size", self.vocab_size, 2, u32::MAX as usize)?;
+        error::within("max_tokens", self.max_tokens as f64, 1.0, f64::INFINITY)?;
+        error::length("max_tokens", prompt.len(), self.max_tokens)?;
+        self.predictor.check()?;
+        error::within(
+            "temperature",
+            f64::from(self.temperature),
+            0.0,
+            f64::from(MAX_TEMPERATURE),
+        )?;
+        error::share("nucleus_p", self.nucleus_p)?;
+        error::count("top_k", self.top_k.unwrap_or(1), 1, usize::MAX)?;
+        error::count("prefill_chunk", self.prefill_chunk, 1, usize::MAX)?;
+        error::tokens("mask_id", &[self.mask_id], self.vocab_size)?;
+        error::tokens("stop_ids", &self.stop_ids, self.vocab_size)?;
+        error::tokens("prompt", prompt, self.vocab_size)?;
+        error::unmasked("prompt", prompt, self.mask_id)
+    }
+}
+
+/// One sequence of the absorbing process.
+///
+/// Prompt tokens are written to the cache in whole blocks; what remains of the prompt starts the first block, the rest of
+/// which is masked. Clean tokens whose keys and values are not in the cache yet come first in every evaluation:
+/// so a finished block is written by the next block's first step, at no evaluation of its own (unless the network is told
+/// the noise level), and the last one never.
+///
+/// A block is over as soon as every position before `end` is final, `end` being the last wanted position or the first
+/// stop token that was made. Masked positions after it may be left: they are part of the block, so they are
+/// revealed in their turn as long as anything before `end` is masked (the law of the tokens wanted would change
+/// otherwise), but what would be revealed after that nobody reads.
+#[derive(Clone, Debug)]
+pub struct BlockSampler {
+    settings: BlockSettings,
+    filter: Filter,
+    workspace: Workspace,
+    noise: Noise,
+    clock: Clock,
+    prompt: usize,
+    /// All tokens up to the end of the current block; the mask where nothing is revealed yet.
+    tokens: Vec<u32>,
+    /// First position of the current block.
+    block: usize,
+    /// Positions below this one are in the cache: whole blocks.
+    written: usize,
+    /// Position after the last token of the text, as far as is known.
+    end: usize,
+    /// Positions whose logits were asked for.
+    chosen: Vec<usize>,
+    evaluation: Evaluation,
+    /// True while `evaluation` waits for its logits.
+    offered: bool,
+    revealed: Vec<(usize, u32)>,
+    nfe: u32,
+    prefills: u32,
+    finished: Option<Reason>,
+}
+
+impl BlockSampler {
+    /// The prompt may be empty and of any length; a token that begins every text is the caller's to add.
+    ///
+    /// # Errors
+    /// A setting or a prompt token out of its range.
+    pub fn new(settings: BlockSettings, prompt: &[u32], seed: u64) -> Result<Self, Error> {
+        settings.check(prompt)?;
+        let filter = Filter {
+            temperature: settings.temperature,
+            top_k: settings.top_k,
+            nucleus_p: settings.nucleus_p,
+            crossing: Crossing::Dropped,
+            forbidden: Some(settings.mask_id),
+        };
+        let mut sampler = Self {
+            filter,
+            workspace: Workspace::default(),
+            noise: Noise::new(seed),
+            clock: Clock::new(settings.predictor),
+            prompt: prompt.len(),
+            tokens: prompt.to_vec(),
+            block: prompt.len() / settings.block_size * settings.block_size,
+            written: 0,
+            end: prompt.len() + settings.max_tokens,
+            chosen: Vec::new(),
+            evaluation: Evaluation {
+                first_position: 0,
+                tokens: Vec::new(),
+                clean: 0,
+                rows: Vec::new(),
+                sigma: 0.0,
+            },
+            offered: false,
+            revealed: Vec::new(),
+            nfe: 0,
+            prefills: 0,
+            finished: None,
+            settings,
+        };
+        sampler.mask_block();
+        Ok(sampler)
+    }
+
+    /// What is to be evaluated next: the same until [`accept`](Self::accept) has taken its logits. Means nothing once
+    /// the sequence is finished.
+    pub fn next(&mut self) -> &Evaluation {
+        if !self.offered && self.finished.is_none() {
+            self.offered = true;
+            self.prepare();
+        }
+        &self.evaluation
+    }
+
+    /// Takes the logits of `next`'s rows, in their order, each [vocab_size].
+    pub fn accept(&mut self, logits: &[&[f32]]) -> Progress {
+        self.revealed.clear();
+        if let Some(reason) = self.finished {
+            return Progress::Finished(reason);
+        }
+        if !self.offered {
+            return Progress::Continue;
+        }
+        self.offered = false;
+        self.written += self.evaluation.clean;
+        if self.evaluation.rows.is_empty() {
+            self.prefills += 1;
+            return Progress::Continue;
+        }
+        debug_assert_eq!(logits.len(), self.evaluation.rows.len());
+        self.nfe += 1;
+        self.reveal(logits);
+        self.progress()
+    }
+
+    /// The tokens of finished blocks, without the prompt, the stop token and what follows it, and without what a last
+    /// block has beyond `max_tokens`.
+    pub fn generated(&self) -> &[u32] {
+        let final_end = if self.finished.is_some() {
+            self.end
+        } else {
+            self.block.max(self.prompt)
+        };
+        &self.tokens[self.prompt..final_end]
+    }
+
+    /// What the last [`accept`](Self::accept) revealed: absolute positions, ascending, and tokens; nothing past the text's end.
+    pub fn revealed(&self) -> &[(usize, u32)] {
+        &self.revealed
+    }
+
+    /// Evaluations that revealed tokens, so far.
+    pub fn nfe(&self) -> u32 {
+        self.nfe
+    }
+
+    /// Evaluations that only wrote clean blocks to the cache, so far.
+    pub fn prefills(&self) -> u32 {
+        self.prefills
+    }
+
+    pub fn finished(&self) -> Option<Reason> {
+        self.finished
+    }
+
+    /// Appends the masks of the current block.
+    fn mask_block(&mut self) {
+        let whole = self.block + self.settings.block_size;
+        let end = match self.settings.last_block {
+            LastBlock::Whole => whole,
+            LastBlock::Cut => whole.min(self.end),
+        };
+        self.tokens.resize(end, self.settings.mask_id);
+        self.clock.restart();
+    }
+
+    fn is_masked(&self, position: usize) -> bool {
+        self.tokens[position] == self.settings.mask_id
+    }
+
+    fn prepare(&mut self) {
+        let blocks = (self.settings.prefill_chunk / self.settings.block_size).max(1);
+        let clean = (self.block - self.written).min(blocks * self.settings.block_size);
+        let evaluation = &mut self.evaluation;
+        evaluation.first_position = self.written;
+        evaluation.clean = clean;
+        evaluation.rows.clear();
+        evaluation.tokens.clear();
+        evaluation.sigma = 0.0;
+        // Clean tokens have sigma 0, so a network that is told sigma cannot share their run with a masked block.
+        if self.written + clean < self.block || (clean > 0 && self.settings.time_conditioned) {
+            evaluation
+                .tokens
+                .extend(&self.tokens[self.written..self.written + clean]);
+            return;
+        }
+        evaluation.tokens.extend(&self.tokens[self.written..]);
+        let block = self.block..self.tokens.len();
+        let masked: Vec<usize> = block.clone().filter(|&position| self.is_masked(position)).collect();
+        self.clock.advance(&masked, block, &self.noise, &mut self.chosen);
+        self.evaluation
+            .rows
+            .extend(self.chosen.iter().map(|position| position - self.written));
+        if self.settings.time_conditioned {
+            self.evaluation.sigma = self.clock.sigma();
+        }
+    }
+
+    fn reveal(&mut self, logits: &[&[f32]]) {
+        let sure = match self.settings.predictor {
+            Predictor::Confidence { .. } => {
+                let certainty = |row: &&[f32]| self.filter.confidence(row, &mut self.workspace);
+                self.clock.sure(&logits.iter().map(certainty).collect::<Vec<f64>>())
+            }
+            _ => (0..logits.len()).collect(),
+        };
+        for index in sure {
+            let (Some(&position), Some(row)) = (self.chosen.get(index), logits.get(index)) else {
+                continue;
+            };
+            let uniform = self.noise.uniform(self.clock.step, position as u32, draws::TOKEN);
+            let token = self.filter.distribution(row, &mut self.workspace).draw(uniform);
+            self.tokens[position] = token;
+            if self.settings.stop_ids.contains(&token) {
+                self.end = self.end.min(position);
+            }
+            self.revealed.push((position, token));
+        }
+        self.revealed.retain(|&(position, _)| position < self.end);
+    }
+
+    fn progress(&mut self) -> Progress {
+        let block_end = self.tokens.len();
+        if (self.block..block_end.min(self.end)).any(|position| self.is_masked(position)) {
+            return Progress::Continue;
+        }
+        let limit = self.prompt + self.settings.max_tokens;
+        if self.end < limit {
+            self.finished = Some(Reason::Stop);
+        } else if block_end >= limit {
+            self.finished = Some(Reason::Length);
+        }
+        if let Some(reason) = self.finished {
+            return Progress::Finished(reason);
+        }
+        self.block = block_end;
+        self.mask_block();
+        Progress::BlockDone
+    }
+}

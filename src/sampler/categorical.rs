@@ -1,0 +1,205 @@
+//! A row of logits as a distribution over tokens: its probabilities, and draws by inverse CDF.
+//!
+//! Nothing of the vocabulary's length is stored in f64. Weights are computed from the logits when they are needed, their
+//! sums kept per chunk of tokens; a draw finds its chunk among the sums and only then looks into it. Every sum
+//! runs in one fixed order, so a draw depends on the logits and the uniform number and on nothing else.
+
+/// Tokens to a sum.
+const CHUNK: usize = 256;
+/// Partial sums that run side by side within a chunk, one SIMD lane each.
+const LANES: usize = 8;
+
+/// How a token's weight follows from its logit: exp((logit - top) / temperature), or 0 where it is cut off.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Weights {
+    /// The highest logit that counts, finite.
+    pub top: f32,
+    /// 1 / temperature.
+    pub sharpness: f32,
+    /// The token that may not be drawn.
+    pub forbidden: Option<u32>,
+    /// Tokens whose [`rank`] is not below this are cut off; `u64::MAX` cuts off none.
+    pub limit: u64,
+}
+
+/// A token's place in the order "highest logit first, equal logits by ascending id", as a number: lower is better.
+/// Below `u64::MAX` for every finite or infinite logit; a NaN comes last.
+pub(super) fn rank(token: u32, logit: f32) -> u64 {
+    if logit.is_nan() {
+        return u64::MAX;
+    }
+    let bits = (logit + 0.0).to_bits(); // + 0.0 makes -0 and 0 equal
+    let ascending = if bits >> 31 == 1 { !bits } else { bits | 1 << 31 };
+    u64::from(!ascending) << 32 | u64::from(token)
+}
+
+/// The logit of a [`rank`].
+pub(super) fn logit_of(rank: u64) -> f32 {
+    let ascending = !((rank >> 32) as u32);
+    f32::from_bits(if ascending >> 31 == 1 {
+        ascending & !(1 << 31)
+    } else {
+        !ascending
+    })
+}
+
+/// exp(x) for x <= 0, within 2e-7 of it, relatively; 0 below -87 and for NaN.
+///
+/// Branch-free and without a fused multiply-add, so that it vectorises and gives the same bits on every machine.
+/// Source: Cephes `expf` (range reduction by ln 2 in two parts, polynomial of degree 6).
+pub(super) fn exp(x: f32) -> f32 {
+    const SHIFT: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to an integer, left in the low bits
+    let shifted = x * std::f32::consts::LOG2_E + SHIFT;
+    let n = shifted - SHIFT;
+    let r = x - n * 0.693_359_4 + n * 2.121_944_4e-4;
+    let mut p = 1.987_569_1e-4f32;
+    for coefficient in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
+        p = p * r + coefficient;
+    }
+    let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
+    if x >= -87.0 { (p * r * r + r + 1.0) * power } else { 0.0 }
+}
+
+impl Weights {
+    /// Weights of a whole row, and the best token (the lowest id among equals): `top_k`, nucleus and greedy choice only
+    /// lower `limit` afterwards. Rows of NaN or -inf alone have no weight anywhere.
+    pub fn new(logits: &[f32], temperature: f32, forbidden: Option<u32>) -> (Self, u32) {
+        let hole = forbidden.map_or(logits.len(), |token| (token as usize).min(logits.len()));
+        let after = (hole + 1).min(logits.len());
+        let top = highest(&logits[..hole]).max(highest(&logits[after..]));
+        let allowed = |token: usize| token != hole;
+        let best = (0..logits.len()).find(|&token| allowed(token) && logits[token] == top);
+        let best = best
+            .or_else(|| (0..logits.len()).find(|&token| allowed(token)))
+            .unwrap_or(0);
+        let weights = Self {
+            top: top.clamp(f32::MIN, f32::MAX),
+            sharpness: (1.0 / temperature).min(f32::MAX),
+            forbidden,
+            limit: u64::MAX,
+        };
+        (weights, best as u32)
+    }
+
+    /// The weight of a token that is neither forbidden nor cut off.
+    #[inline(always)]
+    pub fn of_logit(&self, logit: f32) -> f32 {
+        let below = logit - self.top;
+        // An infinite logit is as good as the top one; a NaN stays one and gets no weight.
+        exp(if below > 0.0 { 0.0 } else { below } * self.sharpness)
+    }
+
+    #[inline(always)]
+    fn kept(&self, token: u32, logit: f32) -> bool {
+        Some(token) != self.forbidden && (self.limit == u64::MAX || rank(token, logit) < self.limit)
+    }
+
+    fn of(&self, token: u32, logit: f32) -> f64 {
+        if self.kept(token, logit) {
+            f64::from(self.of_logit(logit))
+        } else {
+            0.0
+        }
+    }
+
+    /// Sum over one chunk, `first` being its first token.
+    fn chunk_sum(&self, first: usize, chunk: &[f32]) -> f64 {
+        let plain = self.limit == u64::MAX
+            && self
+                .forbidden
+                .is_none_or(|t| !(first..first + CHUNK).contains(&(t as usize)));
+        let mut lanes = [0.0f64; LANES];
+        for (group, logits) in chunk.chunks(LANES).enumerate() {
+            let first = (first + group * LANES) as u32;
+            if plain && logits.len() == LANES {
+                for lane in 0..LANES {
+                    lanes[lane] += f64::from(self.of_logit(logits[lane]));
+                }
+            } else {
+                for (lane, &logit) in logits.iter().enumerate() {
+                    lanes[lane] += self.of(first + lane as u32, logit);
+                }
+            }
+        }
+        lanes.iter().sum()
+    }
+
+    /// Writes the sum of every chunk to `sums` and returns their sum.
+    pub fn sum(&self, logits: &[f32], sums: &mut Vec<f64>) -> f64 {
+        sums.clear();
+        sums.extend(
+            logits
+                .chunks(CHUNK)
+                .enumerate()
+                .map(|(index, chunk)| self.chunk_sum(index * CHUNK, chunk)),
+        );
+        sums.iter().sum()
+    }
+}
+
+fn highest(logits: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; 2 * LANES];
+    for group in logits.chunks(lanes.len()) {
+        for (lane, &logit) in lanes.iter_mut().zip(group) {
+            *lane = if logit > *lane { logit } else { *lane };
+        }
+    }
+    lanes.into_iter().fold(f32::NEG_INFINITY, f32::max)
+}
+
+/// A distribution over tokens, made by [`Filter::distribution`](super::filter::Filter::distribution).
+#[derive(Debug)]
+pub struct Distribution<'a> {
+    pub(super) logits: &'a [f32],
+    pub(super) weights: Weights,
+    pub(super) best: u32,
+    pub(super) sums: &'a [f64],
+    pub(super) total: f64,
+}
+
+impl Distribution<'_> {
+    /// The most probable token, the lowest id among equals.
+    pub fn best(&self) -> u32 {
+        self.best
+    }
+
+    /// The probability of a token; 0 for one outside the vocabulary.
+    pub fn probability(&self, token: u32) -> f64 {
+        match self.logits.get(token as usize) {
+            Some(&logit) if self.total > 0.0 => self.weights.of(token, logit) / self.total,
+            _ => f64::from(u8::from(token == self.best)),
+        }
+    }
+
+    /// The token at `uniform` (in the open interval (0, 1)) of the cumulative distribution over ascending ids.
+    /// A row without any weight (NaN or -inf alone) gives the lowest id that is not forbidden.
+    pub fn draw(&self, uniform: f64) -> u32 {
+        if !(self.total > 0.0) {
+            return self.best;
+        }
+        let (chunk, target) = pick(self.sums.iter().copied(), uniform * self.total);
+        let first = chunk * CHUNK;
+        let tokens = self.logits.iter().enumerate().skip(first).take(CHUNK);
+        let (offset, _) = pick(
+            tokens.map(|(token, &logit)| self.weights.of(token as u32, logit)),
+            target,
+        );
+        (first + offset) as u32
+    }
+}
+
+/// The first index at which the running sum of weights exceeds `target`, and what is left of `target` there. Where
+/// rounding leaves none, the last index with any weight, and all of it.
+fn pick(weights: impl Iterator<Item = f64>, mut target: f64) -> (usize, f64) {
+    let mut last = (0, 0.0);
+    for (index, weight) in weights.enumerate() {
+        if target < weight {
+            return (index, target);
+        }
+        target -= weight;
+        if weight > 0.0 {
+            last = (index, weight);
+        }
+    }
+    last
+}
