@@ -6,7 +6,7 @@ use crate::train::folder::{Folder, Precision, replace, round_to_bf16};
 use crate::train::objective::Objective;
 use crate::train::optimizer::AdamW;
 use crate::train::packing::SkillSource;
-use crate::train::run::{Budget, Report, Run, Score, Settings, Source, Validation};
+use crate::train::run::{Budget, Report, Run, Score, Settings, Source, Validation, open_gates};
 use crate::train::skills::Skill;
 use crate::train::{checkpoint, tokenizer};
 use anyhow::{Context, Result, bail};
@@ -239,6 +239,7 @@ fn run_base(args: BaseArgs) -> Result<()> {
     let documents = read_documents(&args.text)?;
     let clip = (args.run.mask_min.unwrap_or(0.1), args.run.mask_max.unwrap_or(1.0));
     let model = Trainable::random(config.clone(), args.run.seed, &device)?;
+    open_gates(&model)?;
     let folder = Folder {
         config,
         tensors: Default::default(),
@@ -315,7 +316,7 @@ fn train(args: &RunArgs, mut folder: Folder, model: Trainable, subject: Subject)
             let skill = SkillSource::new(skill, pieces)?;
             let contexts = skill.held_out(200, objective.unit(context))?;
             (
-                Source::Skill(skill),
+                Source::Skill(Box::new(skill)),
                 Validation {
                     contexts,
                     bytes: 0,

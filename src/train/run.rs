@@ -8,6 +8,7 @@ use super::packing::SkillSource;
 use super::{Error, checkpoint, validation};
 use crate::model::Trainable;
 use crate::rng::{Key, Stream};
+use candle_core::Tensor;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -278,4 +279,20 @@ impl Settings {
         } = self;
         format!("{source}, {batch} x {length} tokens, seed {seed}, {objective:?}")
     }
+}
+
+/// Sets the gates of fresh weights to 1, where the papers' code has 0: with them closed the first hundreds of steps
+/// learn token frequencies only, a luxury in a run of a few thousand.
+pub fn open_gates(model: &Trainable) -> Result<(), Error> {
+    let hidden = model.config().hidden_dim;
+    for (name, var) in model.vars() {
+        if name.starts_with("blocks.") && name.ends_with("adaLN_modulation.bias") {
+            // Six chunks: shift, scale, gate of the attention, then of the MLP.
+            let bias: Vec<f32> = (0..6 * hidden)
+                .map(|i| if i / hidden % 3 == 2 { 1.0 } else { 0.0 })
+                .collect();
+            var.set(&Tensor::from_vec(bias, 6 * hidden, var.device())?)?;
+        }
+    }
+    Ok(())
 }
