@@ -12,7 +12,7 @@ fn slow(filter: &Filter, logits: &[f32]) -> (Vec<f64>, f64) {
     let mut order: Vec<usize> = (0..logits.len())
         .filter(|&token| Some(token as u32) != filter.forbidden)
         .collect();
-    order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
+    order.sort_by(|&a, &b| logits[b].partial_cmp(&logits[a]).expect("numbers").then(a.cmp(&b)));
     let mut probabilities = vec![0.0; logits.len()];
     if filter.temperature == 0.0 {
         probabilities[order[0]] = 1.0;

@@ -67,7 +67,7 @@ fn a_sequence_takes_its_steps_and_one_more() {
             assert_eq!(evaluation.tokens[..3], [6, 6, 6]);
             assert_eq!(evaluation.rows, (3..13).collect::<Vec<_>>());
             sigmas.push(evaluation.sigma);
-            assert_eq!(sampler.generated(), []);
+            assert!(sampler.generated().is_empty());
             step(&mut sampler);
         }
         assert_eq!(sampler.finished(), Some(Reason::Length));
