@@ -4,6 +4,10 @@
 //! sums kept per chunk of tokens; a draw finds its chunk among the sums and only then looks into it. Every sum
 //! runs in one fixed order, so a draw depends on the logits and the uniform number and on nothing else.
 
+use crate::ops::math;
+
+/// Exponents below this one give no weight at all: e^-87 is the least normal f32.
+const UNDERFLOW: f32 = -87.0;
 /// Tokens to a sum.
 const CHUNK: usize = 256;
 /// Partial sums that run side by side within a chunk, one SIMD lane each.
@@ -43,23 +47,6 @@ pub(super) fn logit_of(rank: u64) -> f32 {
     })
 }
 
-/// exp(x) for x <= 0, within 2e-7 of it, relatively; 0 below -87 and for NaN.
-///
-/// Branch-free and without a fused multiply-add, so that it vectorises and gives the same bits on every machine.
-/// Source: Cephes `expf` (range reduction by ln 2 in two parts, polynomial of degree 6).
-pub(super) fn exp(x: f32) -> f32 {
-    const SHIFT: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to an integer, left in the low bits
-    let shifted = x * std::f32::consts::LOG2_E + SHIFT;
-    let n = shifted - SHIFT;
-    let r = x - n * 0.693_359_4 + n * 2.121_944_4e-4;
-    let mut p = 1.987_569_1e-4f32;
-    for coefficient in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
-        p = p * r + coefficient;
-    }
-    let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
-    if x >= -87.0 { (p * r * r + r + 1.0) * power } else { 0.0 }
-}
-
 impl Weights {
     /// Weights of a whole row, and the best token (the lowest id among equals): `top_k`, nucleus and greedy choice only
     /// lower `limit` afterwards. Rows of NaN or -inf alone have no weight anywhere.
@@ -84,9 +71,13 @@ impl Weights {
     /// The weight of a token that is neither forbidden nor cut off.
     #[inline(always)]
     pub fn of_logit(&self, logit: f32) -> f32 {
-        let below = logit - self.top;
-        // An infinite logit is as good as the top one; a NaN stays one and gets no weight.
-        exp(if below > 0.0 { 0.0 } else { below } * self.sharpness)
+        let below = (logit - self.top) * self.sharpness;
+        // Infinite logits are as good as the top one. A NaN fails the comparison, as does what is too small to matter.
+        if below >= UNDERFLOW {
+            math::exp(below.min(0.0))
+        } else {
+            0.0
+        }
     }
 
     #[inline(always)]

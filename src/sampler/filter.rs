@@ -59,6 +59,11 @@ impl Filter {
         }
     }
 
+    /// The best token that is not forbidden, the lowest id among equals.
+    pub fn best(&self, logits: &[f32]) -> u32 {
+        Weights::new(logits, 1.0, self.forbidden).1
+    }
+
     /// The network's own certainty: the probability of its best token at temperature 1, before top-k and nucleus (which
     /// would raise it) but without the forbidden token.
     pub fn confidence(&self, logits: &[f32], workspace: &mut Workspace) -> f64 {

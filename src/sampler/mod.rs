@@ -10,7 +10,9 @@ mod block;
 mod categorical;
 mod error;
 mod filter;
+mod psi;
 pub mod schedule;
+mod uniform;
 #[cfg(test)]
 mod tests;
 
@@ -19,6 +21,8 @@ pub use block::{BlockSampler, BlockSettings, LastBlock, MAX_BLOCK, MAX_TEMPERATU
 pub use categorical::Distribution;
 pub use error::Error;
 pub use filter::{Crossing, Filter, Workspace};
+pub use psi::{Kappa, Psi, TimeProfile};
+pub use uniform::{Mixture, NoiseRemoval, UniformSampler, UniformSettings};
 
 /// What each of a (step, position)'s draws is for; part of what a seed means, so never renumbered.
 mod draws {
@@ -30,6 +34,8 @@ mod draws {
     pub const PLACE: u32 = 2;
     /// How long until then (first-hitting; drawn at the block's first position).
     pub const TIME: u32 = 3;
+    /// Whether the token is kept, guessed anew or replaced (uniform).
+    pub const BRANCH: u32 = 4;
 }
 
 /// What a sampler wants evaluated next. See `model::Segment` for the visibility rule.
@@ -68,6 +74,7 @@ pub enum Reason {
 #[derive(Clone, Debug)]
 pub enum Sampler {
     Block(BlockSampler),
+    Uniform(UniformSampler),
 }
 
 impl Sampler {
@@ -75,6 +82,7 @@ impl Sampler {
     pub fn next(&mut self) -> &Evaluation {
         match self {
             Self::Block(sampler) => sampler.next(),
+            Self::Uniform(sampler) => sampler.next(),
         }
     }
 
@@ -82,6 +90,7 @@ impl Sampler {
     pub fn accept(&mut self, logits: &[&[f32]]) -> Progress {
         match self {
             Self::Block(sampler) => sampler.accept(logits),
+            Self::Uniform(sampler) => sampler.accept(logits),
         }
     }
 
@@ -89,6 +98,7 @@ impl Sampler {
     pub fn generated(&self) -> &[u32] {
         match self {
             Self::Block(sampler) => sampler.generated(),
+            Self::Uniform(sampler) => sampler.generated(),
         }
     }
 
@@ -96,6 +106,7 @@ impl Sampler {
     pub fn revealed(&self) -> &[(usize, u32)] {
         match self {
             Self::Block(sampler) => sampler.revealed(),
+            Self::Uniform(sampler) => sampler.revealed(),
         }
     }
 
@@ -103,6 +114,7 @@ impl Sampler {
     pub fn nfe(&self) -> u32 {
         match self {
             Self::Block(sampler) => sampler.nfe(),
+            Self::Uniform(sampler) => sampler.nfe(),
         }
     }
 
@@ -110,6 +122,7 @@ impl Sampler {
     pub fn prefills(&self) -> u32 {
         match self {
             Self::Block(sampler) => sampler.prefills(),
+            Self::Uniform(_) => 0,
         }
     }
 
@@ -117,6 +130,7 @@ impl Sampler {
     pub fn finished(&self) -> Option<Reason> {
         match self {
             Self::Block(sampler) => sampler.finished(),
+            Self::Uniform(sampler) => sampler.finished(),
         }
     }
 }

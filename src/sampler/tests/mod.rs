@@ -1,2 +1,3 @@
 mod block;
 mod filter;
+mod uniform;
