@@ -24,3 +24,6 @@ pub use norm::{norm_modulate, norm_modulate_backward};
 pub use pointwise::{add_bias, bias_gelu, bias_gelu_backward, column_sums, gate_residual, gate_residual_backward};
 pub use rotary::Rotary;
 pub use slice::{PerRow, on_cpu};
+
+#[cfg(test)]
+mod tests;

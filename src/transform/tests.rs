@@ -127,7 +127,8 @@ proptest! {
             let signs = Signs::new(seed, &name, side, len);
             let index = at.index(len);
             prop_assert_eq!(signs.sign(index), sign(seed, &name, side, index));
-            prop_assert_eq!(&Signs::new(seed, &name, side, index + 1).words()[..index / 32], &signs.words()[..index / 32]);
+            let shorter = Signs::new(seed, &name, side, index + 1);
+            prop_assert_eq!(shorter.words(), &signs.words()[..shorter.words().len()]);
         }
     }
 

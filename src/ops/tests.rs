@@ -1,0 +1,171 @@
+//! Every fused operation against its slow twin, and every gradient against candle's own of that twin.
+
+use super::cross_entropy::{cross_entropy_backward, cross_entropy_slow};
+use super::embedding::embedding_backward;
+use super::norm::norm_modulate_slow;
+use super::pointwise::{add_bias, column_sums};
+use super::{Pattern, PerRow, attention, attention_backward, bias_gelu, bias_gelu_backward, cross_entropy, embedding};
+use super::{gate_residual, gate_residual_backward, norm_modulate, norm_modulate_backward};
+use crate::rng::{Key, Stream};
+use candle_core::{Device, Result, Tensor, Var};
+use proptest::prelude::*;
+
+fn noise(shape: (usize, usize), salt: u8) -> Var {
+    let mut stream = Stream::new(Key([salt; 32]));
+    let data: Vec<f32> = (0..shape.0 * shape.1).map(|_| stream.normal() as f32).collect();
+    Var::from_vec(data, shape, &Device::Cpu).unwrap()
+}
+
+fn lines(rows: usize, lines: usize) -> Option<Vec<u32>> {
+    (lines > 1).then(|| (0..rows).map(|row| (row * 7 % lines) as u32).collect())
+}
+
+fn close(ours: &Tensor, theirs: &Tensor) {
+    assert_eq!(ours.dims(), theirs.dims());
+    let read = |t: &Tensor| t.flatten_all().and_then(|t| t.to_vec1::<f32>()).unwrap();
+    let (ours, theirs) = (read(ours), read(theirs));
+    for (index, (a, b)) in ours.iter().zip(&theirs).enumerate() {
+        assert!((a - b).abs() <= 2e-4 * (1.0 + b.abs()), "element {index}: {a}, not {b}");
+    }
+}
+
+/// The gradients that candle finds for `slow(..)`, contracted with `upstream`.
+fn gradients(slow: Result<Tensor>, upstream: &Tensor, inputs: &[&Var]) -> Vec<Tensor> {
+    let store = (slow.unwrap() * upstream).and_then(|t| t.sum_all()).and_then(|t| t.backward()).unwrap();
+    inputs.iter().map(|input| store.get(input).unwrap().clone()).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn norm_modulate_equals_its_twin(rows in 1usize..40, width in 1usize..70, count in 1usize..4) {
+        let (x, gain, shift) = (noise((rows, width), 1), noise((count, width), 2), noise((count, width), 3));
+        let index = lines(rows, count);
+        let per_row = |table| PerRow::new(table, index.as_deref());
+        let (gains, shifts) = (per_row(gain.as_tensor()), per_row(shift.as_tensor()));
+        close(&norm_modulate(&x, gains, shifts).unwrap(), &norm_modulate_slow(&x, gains, shifts).unwrap());
+        if width > 2 {
+            let upstream = noise((rows, width), 4);
+            let theirs = gradients(norm_modulate_slow(&x, gains, shifts), &upstream, &[&x, &gain, &shift]);
+            let (dx, dgain, dshift) = norm_modulate_backward(&x, gains, &upstream).unwrap();
+            close(&dx, &theirs[0]);
+            close(&dgain, &theirs[1]);
+            close(&dshift, &theirs[2]);
+        }
+    }
+
+    #[test]
+    fn bias_gelu_equals_its_twin(rows in 1usize..40, width in 1usize..70, count in 1usize..4) {
+        let (y, bias) = (noise((rows, width), 1), noise((count, width), 2));
+        let index = lines(rows, count);
+        let biases = PerRow::new(bias.as_tensor(), index.as_deref());
+        let slow = || y.broadcast_add(&biases.spread()?)?.gelu();
+        close(&bias_gelu(&y, biases).unwrap(), &slow().unwrap());
+        let upstream = noise((rows, width), 4);
+        let theirs = gradients(slow(), &upstream, &[&y, &bias]);
+        let (dy, dbias) = bias_gelu_backward(&y, biases, &upstream).unwrap();
+        close(&dy, &theirs[0]);
+        close(&dbias, &theirs[1]);
+    }
+
+    #[test]
+    fn gate_residual_equals_its_twin(rows in 1usize..40, width in 1usize..70, count in 1usize..4) {
+        let (x, y) = (noise((rows, width), 1), noise((rows, width), 2));
+        let (gate, bias) = (noise((count, width), 3), noise((1, width), 5));
+        let index = lines(rows, count);
+        let gates = PerRow::new(gate.as_tensor(), index.as_deref());
+        let biases = PerRow::new(bias.as_tensor(), None);
+        let slow = || x.as_tensor() + y.broadcast_add(&bias)?.broadcast_mul(&gates.spread()?)?;
+        close(&gate_residual(&x, &y, gates, Some(biases)).unwrap(), &slow().unwrap());
+        let upstream = noise((rows, width), 4);
+        let theirs = gradients(slow(), &upstream, &[&y, &gate, &bias]);
+        let (dy, dgate, dbias) = gate_residual_backward(&y, gates, Some(bias.as_tensor()), &upstream).unwrap();
+        close(&dy, &theirs[0]);
+        close(&dgate, &theirs[1]);
+        close(&dbias.unwrap(), &theirs[2]);
+        let (dy, dgate, none) = gate_residual_backward(&y, gates, None, &upstream).unwrap();
+        let slow = x.as_tensor() + y.broadcast_mul(&gates.spread().unwrap()).unwrap();
+        let theirs = gradients(slow, &upstream, &[&y, &gate]);
+        close(&dy, &theirs[0]);
+        close(&dgate, &theirs[1]);
+        prop_assert!(none.is_none());
+    }
+
+    #[test]
+    fn bias_and_its_sums_equal_their_twins(rows in 1usize..40, width in 1usize..70) {
+        let (y, bias) = (noise((rows, width), 1), noise((1, width), 2));
+        close(&add_bias(&y, PerRow::new(bias.as_tensor(), None)).unwrap(), &y.broadcast_add(&bias).unwrap());
+        close(&column_sums(&y).unwrap(), &y.sum_keepdim(0).unwrap());
+    }
+
+    #[test]
+    fn cross_entropy_equals_its_twin(rows in 1usize..20, vocab in 2usize..70, forbid in any::<bool>()) {
+        let logits = noise((rows, vocab), 1);
+        let forbid = forbid.then_some(vocab as u32 - 1);
+        let targets: Vec<u32> = (0..rows).map(|row| (row * 5 % (vocab - 1)) as u32).collect();
+        close(&cross_entropy(&logits, &targets, forbid).unwrap(), &cross_entropy_slow(&logits, &targets, forbid).unwrap());
+        let weights: Vec<f32> = (0..rows).map(|row| 0.5 + row as f32).collect();
+        let upstream = Tensor::new(&weights[..], &Device::Cpu).unwrap();
+        let theirs = gradients(cross_entropy_slow(&logits, &targets, forbid), &upstream, &[&logits]);
+        close(&cross_entropy_backward(&logits, &targets, forbid, &weights).unwrap(), &theirs[0]);
+    }
+
+    #[test]
+    fn attention_equals_its_twin(
+        sequences in 1usize..4, blocks in 1usize..5, block in 1usize..6, heads in 1usize..4, half in 1usize..5, kind in 0..4
+    ) {
+        let (length, dim) = (blocks * block, 2 * half);
+        let pattern = match kind {
+            0 => Pattern::bidirectional(heads, dim, length),
+            1 => Pattern::block_causal(heads, dim, length, block),
+            2 => Pattern::block_diffusion(heads, dim, length, block, false),
+            _ => Pattern::block_diffusion(heads, dim, length, block, true),
+        };
+        let rows = sequences * if kind >= 2 { 2 * length } else { length };
+        let qkv = noise((rows, 3 * heads * dim), 1);
+        let slow = super::attention::attention_slow(&qkv, &pattern);
+        close(&attention(&qkv, &pattern).unwrap(), slow.as_ref().unwrap());
+        let upstream = noise((sequences * pattern.queries(), heads * dim), 2);
+        let theirs = gradients(slow, &upstream, &[&qkv]);
+        close(&attention_backward(&qkv, &pattern, &upstream).unwrap(), &theirs[0]);
+    }
+
+    #[test]
+    fn embedding_equals_its_twin(count in 1usize..30, vocab in 1usize..20, width in 1usize..10) {
+        let table = noise((vocab, width), 1);
+        let ids: Vec<u32> = (0..count).map(|i| (i * 11 % vocab) as u32).collect();
+        let index = Tensor::new(&ids[..], &Device::Cpu).unwrap();
+        let slow = || table.index_select(&index, 0);
+        close(&embedding(&table, &ids).unwrap(), &slow().unwrap());
+        let upstream = noise((count, width), 2);
+        close(&embedding_backward(&table, &ids, &upstream).unwrap(), &gradients(slow(), &upstream, &[&table])[0]);
+    }
+}
+
+#[test]
+fn the_block_diffusion_mask_is_the_papers() {
+    // Offset block-diagonal and block-causal parts, rule by rule, as bd3lms' `block_diff_mask` states them.
+    let (length, block) = (12, 3);
+    let mask = Pattern::block_diffusion(1, 2, length, block, false).mask(&Device::Cpu).unwrap();
+    let mask: Vec<Vec<f32>> = mask.to_vec2().unwrap();
+    for (q, row) in mask.iter().enumerate() {
+        for (k, &value) in row.iter().enumerate() {
+            let (clean_q, clean_k) = (q >= length, k >= length);
+            let (block_q, block_k) = (q % length / block, k % length / block);
+            let diagonal = clean_q == clean_k && block_q == block_k;
+            let offset = !clean_q && clean_k && block_q > block_k;
+            let causal = clean_q && clean_k && block_q >= block_k;
+            assert_eq!(value == 0.0, diagonal || offset || causal, "query {q}, key {k}");
+        }
+    }
+}
+
+#[test]
+fn wrong_tokens_are_refused() {
+    let table = noise((4, 3), 1);
+    assert!(embedding(&table, &[4]).is_err());
+    assert!(cross_entropy(&table, &[0, 1, 2, 3], None).is_err());
+    assert!(cross_entropy(&table, &[0, 1, 2, 2], Some(2)).is_err());
+    assert!(cross_entropy(&table, &[0, 1], None).is_err());
+}
