@@ -68,6 +68,14 @@ enum DeviceKind {
     Cuda,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+enum Updates {
+    /// AdamW for every weight.
+    Adamw,
+    /// Muon for the layers' matrices, AdamW for the rest: learns in fewer tokens.
+    Muon,
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Stored {
     F32,
@@ -98,6 +106,9 @@ struct RunArgs {
     /// Steps over which the learning rate rises.
     #[arg(long, default_value_t = 50)]
     warm_up: u64,
+    /// How the layers' matrices are updated.
+    #[arg(long, value_enum, default_value = "adamw")]
+    optimizer: Updates,
     /// Decoupled weight decay of the matrices.
     #[arg(long, default_value_t = 0.02)]
     weight_decay: f32,
@@ -343,6 +354,7 @@ fn train(args: &RunArgs, mut folder: Folder, model: Trainable, subject: Subject)
         optimizer: AdamW {
             weight_decay: args.weight_decay,
             ema: args.ema,
+            orthogonal: args.optimizer == Updates::Muon,
             ..AdamW::default()
         },
         seed: args.seed,

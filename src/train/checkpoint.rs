@@ -3,7 +3,7 @@
 
 use super::Error;
 use super::folder::{Precision, floats, replace, serialize};
-use super::optimizer::{AdamW, Optimizer, Slot};
+use super::optimizer::{Optimizer, Slot};
 use safetensors::SafeTensors;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -39,8 +39,8 @@ pub fn write(path: &Path, optimizer: &Optimizer, seconds: f64, settings: &str) -
     replace(path, &bytes)
 }
 
-/// Reads a state written by [`write`] under the same `settings`: the optimizer and the seconds spent.
-pub fn read(path: &Path, constants: AdamW, settings: &str) -> Result<(Optimizer, f64), Error> {
+/// Reads a state written by [`write`] under the same `settings`: into a fresh optimizer; returns the seconds spent.
+pub fn read(path: &Path, optimizer: &mut Optimizer, settings: &str) -> Result<f64, Error> {
     let bytes = std::fs::read(path).map_err(Error::file(path))?;
     let refuse = |reason: String| Error::format(path, reason);
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| refuse(e.to_string()))?;
@@ -88,12 +88,15 @@ pub fn read(path: &Path, constants: AdamW, settings: &str) -> Result<(Optimizer,
         }
         slots.insert(name.to_owned(), slot);
     }
-    Ok((
-        Optimizer {
-            settings: constants,
-            step,
-            slots,
-        },
-        seconds,
-    ))
+    let shapes = |slots: &BTreeMap<String, Slot>| {
+        slots
+            .iter()
+            .map(|(n, s)| (n.clone(), s.shape.clone()))
+            .collect::<Vec<_>>()
+    };
+    if shapes(&slots) != shapes(&optimizer.slots) {
+        return Err(refuse("its tensors are not this network's".into()));
+    }
+    (optimizer.step, optimizer.slots) = (step, slots);
+    Ok(seconds)
 }

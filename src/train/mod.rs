@@ -6,6 +6,7 @@
 pub mod checkpoint;
 pub mod data;
 pub mod folder;
+pub mod muon;
 pub mod objective;
 pub mod optimizer;
 pub mod packing;

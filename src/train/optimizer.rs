@@ -1,5 +1,6 @@
-//! AdamW on plain slices, with clipping by the global norm and an exponential moving average of the weights.
+//! AdamW (and Muon where asked) on plain slices, with clipping by the global norm and an exponential moving average of the weights.
 
+use super::muon;
 use crate::model::Trainable;
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
@@ -18,6 +19,8 @@ pub struct AdamW {
     pub weight_decay: f32,
     /// Largest global norm of the gradient.
     pub clip: f32,
+    /// Orthogonalise the updates of the layers' matrices (Muon); everything else stays with AdamW.
+    pub orthogonal: bool,
     /// Decay of the average of the weights; shorter while there are few steps.
     pub ema: f32,
 }
@@ -30,6 +33,7 @@ impl Default for AdamW {
             epsilon: 1e-8,
             weight_decay: 0.02,
             clip: 1.0,
+            orthogonal: false,
             ema: 0.995,
         }
     }
@@ -51,6 +55,9 @@ pub struct Optimizer {
     pub settings: AdamW,
     /// Updates done.
     pub step: u64,
+    /// Learning rate of the matrices that read the conditioning vector, relative to the others'. Without time
+    /// conditioning that vector is constant: its `cond_dim` columns act as one bias and share its rate.
+    conditioning: f32,
     pub slots: BTreeMap<String, Slot>,
 }
 
@@ -69,9 +76,14 @@ impl Optimizer {
             };
             slots.insert(name.clone(), slot);
         }
+        let conditioning = match model.config().time_conditioned() {
+            true => 1.0,
+            false => 1.0 / model.config().cond_dim as f32,
+        };
         Ok(Self {
             settings,
             step: 0,
+            conditioning,
             slots,
         })
     }
@@ -105,11 +117,20 @@ impl Optimizer {
             let Some(gradient) = found.get(name.as_str()) else {
                 continue;
             };
+            let conditioning = name.starts_with("sigma_map") || name.ends_with("adaLN_modulation.weight");
+            let rate = if conditioning { rate * self.conditioning } else { rate };
             let decay = if slot.shape.len() == 2 {
                 1.0 - rate * s.weight_decay
             } else {
                 1.0
             };
+            if s.orthogonal && is_layer_matrix(name) {
+                muon::update(slot, gradient, rate, decay)?;
+                for (average, weight) in slot.average.iter_mut().zip(&slot.weight) {
+                    *average = keep * *average + (1.0 - keep) * weight;
+                }
+                continue;
+            }
             slot.weight
                 .par_chunks_mut(GRAIN)
                 .zip(slot.average.par_chunks_mut(GRAIN))
@@ -149,6 +170,12 @@ impl Optimizer {
         }
         Ok(())
     }
+}
+
+/// Attention and MLP matrices.
+fn is_layer_matrix(name: &str) -> bool {
+    let kinds = ["attn_qkv.weight", "attn_out.weight", "mlp.0.weight", "mlp.2.weight"];
+    name.starts_with("blocks.") && kinds.iter().any(|kind| name.ends_with(kind))
 }
 
 fn values(tensor: &Tensor) -> Result<Vec<f32>> {

@@ -125,7 +125,7 @@ impl<'a> Run<'a> {
         let mut optimizer = Optimizer::new(&model, settings.optimizer)?;
         let mut seconds = 0.0;
         if let Some(path) = settings.checkpoint.as_ref().filter(|path| resume && path.exists()) {
-            (optimizer, seconds) = checkpoint::read(path, settings.optimizer, &settings.fingerprint(&source))?;
+            seconds = checkpoint::read(path, &mut optimizer, &settings.fingerprint(&source))?;
             optimizer.put_weights(&model)?;
         }
         Ok(Self {
