@@ -35,6 +35,9 @@ fn make(case: &Case, network: &dyn Denoiser, predictor: Predictor, length: usize
     made
 }
 
+/// Which holes are revealed next, given the distribution at each masked one (empty elsewhere) and the steps taken.
+type Choose<'a> = dyn FnMut(&[Vec<f64>], usize) -> Vec<usize> + 'a;
+
 /// What the network makes of the first block: for each of its states (the tokens after the first one, with masks), the
 /// distribution at each masked position.
 struct Conditionals {
@@ -78,8 +81,7 @@ impl Conditionals {
         Self { vocab, holes, rows }
     }
 
-    /// The law of the block, [vocab; holes], where `choose` says which positions are revealed next, of those masked
-    /// in a state, and with what chance, after so many reveals.
+    /// The law of the block, [vocab; holes], where its positions are revealed in one of `orders`.
     fn law(&self, orders: &[(f64, Vec<Vec<usize>>)]) -> Vec<f64> {
         let mut law = vec![0.0; self.vocab.pow(self.holes as u32)];
         for (chance, order) in orders {
@@ -95,14 +97,7 @@ impl Conditionals {
     }
 
     /// Adds `chance` times the law of what follows from `state`, `choose` naming the positions revealed next.
-    fn spread(
-        &self,
-        state: &mut Vec<u32>,
-        choose: &mut dyn FnMut(&[Vec<f64>], usize) -> Vec<usize>,
-        step: usize,
-        chance: f64,
-        law: &mut [f64],
-    ) {
+    fn spread(&self, state: &mut Vec<u32>, choose: &mut Choose, step: usize, chance: f64, law: &mut [f64]) {
         let Some(rows) = self.rows.get(state) else {
             law[state
                 .iter()
