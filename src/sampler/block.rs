@@ -150,6 +150,10 @@ impl BlockSampler {
 
     /// What is to be evaluated next: the same until [`accept`](Self::accept) has taken its logits. Means nothing once
     /// the sequence is finished.
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "no iterator: what comes next depends on `accept`"
+    )]
     pub fn next(&mut self) -> &Evaluation {
         if !self.offered && self.finished.is_none() {
             self.offered = true;

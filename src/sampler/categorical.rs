@@ -165,7 +165,7 @@ impl Distribution<'_> {
     /// The token at `uniform` (in the open interval (0, 1)) of the cumulative distribution over ascending ids.
     /// A row without any weight (NaN or -inf alone) gives the lowest id that is not forbidden.
     pub fn draw(&self, uniform: f64) -> u32 {
-        if !(self.total > 0.0) {
+        if self.total <= 0.0 {
             return self.best;
         }
         let (chunk, target) = pick(self.sums.iter().copied(), uniform * self.total);

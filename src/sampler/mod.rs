@@ -79,6 +79,10 @@ pub enum Sampler {
 
 impl Sampler {
     /// What is to be evaluated next: the same until [`accept`](Self::accept) has taken its logits.
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "no iterator: what comes next depends on `accept`"
+    )]
     pub fn next(&mut self) -> &Evaluation {
         match self {
             Self::Block(sampler) => sampler.next(),

@@ -190,6 +190,10 @@ impl UniformSampler {
     }
 
     /// What is to be evaluated next: the whole sequence. Means nothing once the sequence is finished.
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "no iterator: what comes next depends on `accept`"
+    )]
     pub fn next(&mut self) -> &Evaluation {
         &self.evaluation
     }
