@@ -40,6 +40,8 @@ pub enum Error {
     Setting { field: &'static str, reason: String },
     #[error("the loss is not finite at step {step}")]
     Diverged { step: u64 },
+    #[error("a training thread could not start or failed")]
+    Worker,
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
 }

@@ -133,6 +133,34 @@ pub fn sigma(t: f64) -> f32 {
 }
 
 impl Masked {
+    /// Cuts the batch into at most `parts` parts of whole contexts; all keep the whole batch's `tokens`.
+    pub fn split(self, parts: usize) -> Vec<Masked> {
+        let per_part = self.input.batch.div_ceil(parts.max(1)).max(1);
+        let length = self.input.length;
+        let part = |first: usize| {
+            let batch = per_part.min(self.input.batch - first);
+            let span = first * length..(first + batch) * length;
+            let rows = &self.input.rows;
+            let from = rows.partition_point(|&row| (row as usize) < span.start);
+            let to = rows.partition_point(|&row| (row as usize) < span.end);
+            Masked {
+                input: TrainBatch {
+                    batch,
+                    length,
+                    block: self.input.block,
+                    xt: self.input.xt[span.clone()].to_vec(),
+                    x0: self.input.x0.as_ref().map(|x0| x0[span.clone()].to_vec()),
+                    sigma: self.input.sigma[first..first + batch].to_vec(),
+                    rows: rows[from..to].iter().map(|&row| row - span.start as u32).collect(),
+                },
+                targets: self.targets[from..to].to_vec(),
+                weights: self.weights[from..to].to_vec(),
+                tokens: self.tokens,
+            }
+        };
+        (0..self.input.batch).step_by(per_part).map(part).collect()
+    }
+
     /// -log p(x_0 | x_t) in nats at every masked row, the mask itself ruled out.
     pub fn nll(&self, model: &Trainable, mask: u32) -> Result<Vec<f32>> {
         if self.targets.is_empty() {

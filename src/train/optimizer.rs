@@ -6,9 +6,6 @@ use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 
-/// Elements updated by one task; also the grain of the norm's sum, so that threads do not change it.
-const GRAIN: usize = 16_384;
-
 /// AdamW's constants.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamW {
@@ -88,66 +85,47 @@ impl Optimizer {
         })
     }
 
-    /// One update of `model` with learning rate `rate`; returns the gradient's norm before clipping.
-    ///
-    /// A norm that is not finite changes nothing.
-    pub fn update(&mut self, model: &Trainable, gradients: &BTreeMap<String, Tensor>, rate: f32) -> Result<f32> {
-        let mut found = BTreeMap::new();
-        let mut square = 0f64;
-        for (name, gradient) in gradients {
-            let gradient = values(gradient)?;
-            let partial: Vec<f64> = gradient
-                .par_chunks(GRAIN)
-                .map(|chunk| chunk.iter().map(|&g| f64::from(g) * f64::from(g)).sum())
-                .collect();
-            square += partial.iter().sum::<f64>();
-            found.insert(name.as_str(), gradient);
-        }
-        let norm = square.sqrt() as f32;
+    /// One update of `model` with learning rate `rate` and the sum of `gradients`; returns the sum's norm before
+    /// clipping. A norm that is not finite changes nothing.
+    pub fn update(&mut self, model: &Trainable, gradients: &[BTreeMap<String, Tensor>], rate: f32) -> Result<f32> {
+        let names: Vec<&String> = self.slots.keys().collect();
+        let found: Vec<Option<(Vec<f32>, f64)>> = names
+            .par_iter()
+            .map(|name| sum(gradients, name))
+            .collect::<Result<_>>()?;
+        let norm = found.iter().flatten().map(|(_, square)| square).sum::<f64>().sqrt() as f32;
         if !norm.is_finite() {
             return Ok(norm);
         }
         self.step += 1;
         let s = self.settings;
-        let shrink = if norm > s.clip { s.clip / norm } else { 1.0 };
-        let correct1 = 1.0 / (1.0 - f64::from(s.beta1).powi(self.step as i32)) as f32;
-        let correct2 = 1.0 / (1.0 - f64::from(s.beta2).powi(self.step as i32)) as f32;
-        let keep = s.ema.min((1 + self.step) as f32 / (10 + self.step) as f32);
-        for (name, slot) in &mut self.slots {
-            let Some(gradient) = found.get(name.as_str()) else {
-                continue;
-            };
-            let conditioning = name.starts_with("sigma_map") || name.ends_with("adaLN_modulation.weight");
-            let rate = if conditioning { rate * self.conditioning } else { rate };
+        let now = Now {
+            shrink: if norm > s.clip { s.clip / norm } else { 1.0 },
+            correct1: 1.0 / (1.0 - f64::from(s.beta1).powi(self.step as i32)) as f32,
+            correct2: 1.0 / (1.0 - f64::from(s.beta2).powi(self.step as i32)) as f32,
+            keep: s.ema.min((1 + self.step) as f32 / (10 + self.step) as f32),
+        };
+        let conditioning = self.conditioning;
+        let jobs: Vec<_> = self.slots.iter_mut().zip(found).collect();
+        jobs.into_par_iter().try_for_each(|((name, slot), gradient)| {
+            let Some((gradient, _)) = gradient else { return Ok(()) };
+            let conditioned = name.starts_with("sigma_map") || name.ends_with("adaLN_modulation.weight");
+            let rate = if conditioned { rate * conditioning } else { rate };
             let decay = if slot.shape.len() == 2 {
                 1.0 - rate * s.weight_decay
             } else {
                 1.0
             };
             if s.orthogonal && is_layer_matrix(name) {
-                muon::update(slot, gradient, rate, decay)?;
-                for (average, weight) in slot.average.iter_mut().zip(&slot.weight) {
-                    *average = keep * *average + (1.0 - keep) * weight;
-                }
-                continue;
+                muon::update(slot, &gradient, rate, decay)?;
+            } else {
+                adamw(slot, &gradient, rate, decay, s, now);
             }
-            slot.weight
-                .par_chunks_mut(GRAIN)
-                .zip(slot.average.par_chunks_mut(GRAIN))
-                .zip(slot.first.par_chunks_mut(GRAIN))
-                .zip(slot.second.par_chunks_mut(GRAIN))
-                .zip(gradient.par_chunks(GRAIN))
-                .for_each(|((((weight, average), first), second), gradient)| {
-                    for i in 0..weight.len() {
-                        let g = gradient[i] * shrink;
-                        first[i] = s.beta1 * first[i] + (1.0 - s.beta1) * g;
-                        second[i] = s.beta2 * second[i] + (1.0 - s.beta2) * g * g;
-                        let scale = (second[i] * correct2).sqrt() + s.epsilon;
-                        weight[i] = weight[i] * decay - rate * correct1 * first[i] / scale;
-                        average[i] = keep * average[i] + (1.0 - keep) * weight[i];
-                    }
-                });
-        }
+            for (average, weight) in slot.average.iter_mut().zip(&slot.weight) {
+                *average = now.keep * *average + (1.0 - now.keep) * weight;
+            }
+            Ok::<(), candle_core::Error>(())
+        })?;
         self.put_weights(model)?;
         Ok(norm)
     }
@@ -170,6 +148,40 @@ impl Optimizer {
         }
         Ok(())
     }
+}
+
+/// Factors of one update: gradient clipping, AdamW's corrections, the average's decay.
+#[derive(Clone, Copy)]
+struct Now {
+    shrink: f32,
+    correct1: f32,
+    correct2: f32,
+    keep: f32,
+}
+
+fn adamw(slot: &mut Slot, gradient: &[f32], rate: f32, decay: f32, s: AdamW, now: Now) {
+    let moments = slot.first.iter_mut().zip(&mut slot.second);
+    for ((weight, (first, second)), &g) in slot.weight.iter_mut().zip(moments).zip(gradient) {
+        let g = g * now.shrink;
+        *first = s.beta1 * *first + (1.0 - s.beta1) * g;
+        *second = s.beta2 * *second + (1.0 - s.beta2) * g * g;
+        let scale = (*second * now.correct2).sqrt() + s.epsilon;
+        *weight = *weight * decay - rate * now.correct1 * *first / scale;
+    }
+}
+
+/// The sum of one weight's gradients and its squared norm; `None` where no part has one.
+fn sum(gradients: &[BTreeMap<String, Tensor>], name: &str) -> Result<Option<(Vec<f32>, f64)>> {
+    let mut parts = gradients.iter().filter_map(|part| part.get(name));
+    let Some(first) = parts.next() else { return Ok(None) };
+    let mut total = values(first)?;
+    for part in parts {
+        for (total, part) in total.iter_mut().zip(values(part)?) {
+            *total += part;
+        }
+    }
+    let square = total.iter().map(|&g| f64::from(g) * f64::from(g)).sum();
+    Ok(Some((total, square)))
 }
 
 /// Attention and MLP matrices.

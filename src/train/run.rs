@@ -2,13 +2,14 @@
 
 use super::data::{Contexts, TextSource};
 use super::folder::Tensors;
-use super::objective::Objective;
+use super::objective::{Masked, Objective};
 use super::optimizer::{AdamW, Optimizer};
 use super::packing::SkillSource;
 use super::{Error, checkpoint, validation};
 use crate::model::Trainable;
 use crate::rng::{Key, Stream};
 use candle_core::Tensor;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -98,6 +99,8 @@ pub struct Run<'a> {
     source: Source,
     validation: Option<Validation>,
     seconds: f64,
+    /// One thread each.
+    pools: Vec<rayon::ThreadPool>,
     report: &'a mut dyn FnMut(Report),
 }
 
@@ -122,6 +125,15 @@ impl<'a> Run<'a> {
                 reason,
             });
         }
+        let one = || {
+            rayon::ThreadPoolBuilder::new()
+                .num_threads(1)
+                .build()
+                .map_err(|_| Error::Worker)
+        };
+        let pools = (0..rayon::current_num_threads())
+            .map(|_| one())
+            .collect::<Result<_, _>>()?;
         let mut optimizer = Optimizer::new(&model, settings.optimizer)?;
         let mut seconds = 0.0;
         if let Some(path) = settings.checkpoint.as_ref().filter(|path| resume && path.exists()) {
@@ -135,6 +147,7 @@ impl<'a> Run<'a> {
             source,
             validation,
             seconds,
+            pools,
             report,
         })
     }
@@ -213,12 +226,39 @@ impl<'a> Run<'a> {
             Source::Skill(skill) => skill.sample(s.batch, s.length, s.objective.unit(s.length), &mut stream)?,
         };
         let masked = s.objective.mask(&contexts, &mut stream);
-        let (loss, gradients) = masked.gradients(&self.model, s.objective.mask)?;
+        let (loss, gradients) = self.gradients(masked)?;
         let norm = self.optimizer.update(&self.model, &gradients, rate)?;
         if !loss.is_finite() || !norm.is_finite() {
             return Err(Error::Diverged { step });
         }
         Ok((loss, norm))
+    }
+
+    /// The loss, and the gradients of the batch's parts. Every part has a thread of its own from beginning to end,
+    /// which wastes less of it than threads that meet in every operation.
+    fn gradients(&self, masked: Masked) -> Result<(f64, Vec<BTreeMap<String, Tensor>>), Error> {
+        let (model, mask) = (&self.model, self.settings.objective.mask);
+        let parts: Vec<Masked> = masked
+            .split(self.pools.len())
+            .into_iter()
+            .filter(|part| !part.targets.is_empty())
+            .collect();
+        let run = |(part, pool): (&Masked, &rayon::ThreadPool)| pool.install(|| part.gradients(model, mask));
+        let found: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = parts
+                .iter()
+                .zip(&self.pools)
+                .map(|job| scope.spawn(move || run(job)))
+                .collect();
+            threads.into_iter().map(|thread| thread.join()).collect()
+        });
+        let (mut loss, mut gradients) = (0.0, Vec::new());
+        for part in found {
+            let (part_loss, part_gradients) = part.map_err(|_| Error::Worker)??;
+            loss += part_loss;
+            gradients.push(part_gradients);
+        }
+        Ok((loss, gradients))
     }
 
     fn validate(&mut self) -> Result<Option<Score>, Error> {
