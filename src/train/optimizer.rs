@@ -18,6 +18,9 @@ pub struct AdamW {
     pub clip: f32,
     /// Orthogonalise the updates of the layers' matrices (Muon); everything else stays with AdamW.
     pub orthogonal: bool,
+    /// AdamW's learning rate relative to Muon's, where `orthogonal`: the head's logits add up `hidden_dim` updates of one
+    /// sign, which Muon's matrices do not.
+    pub rest: f32,
     /// Decay of the average of the weights; shorter while there are few steps.
     pub ema: f32,
 }
@@ -31,6 +34,7 @@ impl Default for AdamW {
             weight_decay: 0.02,
             clip: 1.0,
             orthogonal: false,
+            rest: 0.2,
             ema: 0.995,
         }
     }
@@ -116,7 +120,13 @@ impl Optimizer {
             } else {
                 1.0
             };
-            if s.orthogonal && is_layer_matrix(name) {
+            let orthogonal = s.orthogonal && is_layer_matrix(name);
+            let rate = if s.orthogonal && !orthogonal {
+                rate * s.rest
+            } else {
+                rate
+            };
+            if orthogonal {
                 muon::update(slot, &gradient, rate, decay)?;
             } else {
                 adamw(slot, &gradient, rate, decay, s, now);
