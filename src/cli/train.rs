@@ -134,6 +134,9 @@ struct RunArgs {
     /// How the weights are written.
     #[arg(long, value_enum, default_value = "f32")]
     precision: Stored,
+    /// How many times to validate on held-out text; the last time is at the end.
+    #[arg(long, default_value_t = 4)]
+    validations: u32,
     /// Seconds between two progress lines.
     #[arg(long, default_value_t = 10.0)]
     report_every: f64,
@@ -309,11 +312,11 @@ fn train(args: &RunArgs, mut folder: Folder, model: Trainable, subject: Subject)
         Subject::Text(documents) => {
             let length = args.length.unwrap_or(context);
             let held_out: Vec<&str> = documents.iter().map(|d| d.held_out.as_str()).collect();
-            let (contexts, bytes) = held_out_contexts(&held_out, &pieces, context, block, 64)?;
+            let (contexts, bytes) = held_out_contexts(&held_out, &pieces, context, block, 48)?;
             let validation = Validation {
                 contexts,
                 bytes,
-                draws: 4,
+                draws: 2,
                 exact: false,
             };
             (
@@ -331,7 +334,7 @@ fn train(args: &RunArgs, mut folder: Folder, model: Trainable, subject: Subject)
                 Validation {
                     contexts,
                     bytes: 0,
-                    draws: 4,
+                    draws: 2,
                     exact: true,
                 },
                 length,
@@ -361,7 +364,7 @@ fn train(args: &RunArgs, mut folder: Folder, model: Trainable, subject: Subject)
         checkpoint: Some(args.out.join(checkpoint::FILE)),
         save_every: 60.0,
         report_every: args.report_every,
-        validate_every: 0.2,
+        validate_every: 1.0 / f64::from(args.validations.max(1)),
     };
     let progress = Progress::new(args.json);
     let mut report = |news: Report| progress.show(news);
