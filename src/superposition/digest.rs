@@ -15,10 +15,10 @@ impl Digest {
         Digest(Sha256::digest(bytes).into())
     }
 
-    /// Reads 64 hexadecimal digits; `None` for anything else.
+    /// Reads 64 lower-case hexadecimal digits; `None` for anything else.
     pub fn parse(text: &str) -> Option<Self> {
         let digits = text.as_bytes();
-        if digits.len() != 64 {
+        if digits.len() != 64 || digits.iter().any(u8::is_ascii_uppercase) {
             return None;
         }
         let mut bytes = [0; 32];
@@ -63,7 +63,7 @@ impl Serialize for Digest {
 impl<'de> Deserialize<'de> for Digest {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        Digest::parse(&text).ok_or_else(|| de::Error::custom("a digest is 64 hexadecimal digits"))
+        Digest::parse(&text).ok_or_else(|| de::Error::custom("a digest is 64 lower-case hexadecimal digits"))
     }
 }
 
