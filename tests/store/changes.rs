@@ -150,12 +150,12 @@ fn without_an_archive_removal_needs_the_very_delta() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
 
     /// After any sequence of adding, removing and adding again, every bank is byte for byte what its members give.
     #[test]
     fn any_sequence_of_changes_leaves_only_its_members(
-        operations in prop::collection::vec((0u64..7, any::<bool>()), 1..16),
+        operations in prop::collection::vec((0u64..7, any::<bool>()), 1..14),
         bank_capacity in 1usize..5,
         head_capacity in 1usize..4,
     ) {
