@@ -31,7 +31,10 @@ fn close(ours: &Tensor, theirs: &Tensor) {
 
 /// The gradients that candle finds for `slow(..)`, contracted with `upstream`.
 fn gradients(slow: Result<Tensor>, upstream: &Tensor, inputs: &[&Var]) -> Vec<Tensor> {
-    let store = (slow.unwrap() * upstream).and_then(|t| t.sum_all()).and_then(|t| t.backward()).unwrap();
+    let store = (slow.unwrap() * upstream)
+        .and_then(|t| t.sum_all())
+        .and_then(|t| t.backward())
+        .unwrap();
     inputs.iter().map(|input| store.get(input).unwrap().clone()).collect()
 }
 
@@ -147,7 +150,9 @@ proptest! {
 fn the_block_diffusion_mask_is_the_papers() {
     // Offset block-diagonal and block-causal parts, rule by rule, as bd3lms' `block_diff_mask` states them.
     let (length, block) = (12, 3);
-    let mask = Pattern::block_diffusion(1, 2, length, block, false).mask(&Device::Cpu).unwrap();
+    let mask = Pattern::block_diffusion(1, 2, length, block, false)
+        .mask(&Device::Cpu)
+        .unwrap();
     let mask: Vec<Vec<f32>> = mask.to_vec2().unwrap();
     for (q, row) in mask.iter().enumerate() {
         for (k, &value) in row.iter().enumerate() {

@@ -111,7 +111,7 @@ impl Disk {
     /// Writes a file whole: beside, synced, then renamed. It lasts once its directory is synced.
     pub fn write(&mut self, path: &Path, bytes: &[u8]) -> Result<(), Error> {
         let partial = partial(path);
-        let mut file = self.step(Operation::CreateFile, &partial, |path| File::create(path))?;
+        let mut file = self.step(Operation::CreateFile, &partial, File::create)?;
         self.step(Operation::Write, &partial, |_| file.write_all(bytes))?;
         self.step(Operation::Sync, &partial, |_| file.sync_all())?;
         let to = self.root.join(path);

@@ -210,11 +210,7 @@ impl Store {
 
     /// Reads a bank of the current generation.
     pub fn load_bank(&self, id: &BankId) -> Result<Bank, Error> {
-        let record = self
-            .manifest
-            .banks
-            .get(id)
-            .ok_or_else(|| Error::UnknownBank { bank: *id })?;
+        let record = self.manifest.banks.get(id).ok_or(Error::UnknownBank { bank: *id })?;
         let path = files::bank(id, record.generation);
         let bank = files::load(&self.disk, &path, &record.file, Bank::from_bytes)?;
         let expected = self.empty_bank(id.kind);
