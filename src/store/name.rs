@@ -7,8 +7,8 @@ pub const BASE: &str = "base";
 
 const LONGEST: usize = 64;
 
-/// A name has 1 to 64 letters (a–z, A–Z), digits, dots, underscores and hyphens, the first a letter or a digit; it is
-/// not "base". So it is a safe file name everywhere.
+/// A name has 1 to 64 letters (a–z, A–Z), digits, dots, underscores and hyphens, the first a letter or a digit; it
+/// is not "base". So it is a safe file name everywhere.
 pub fn check_name(name: &str) -> Result<(), Error> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     let reason = match name.as_bytes() {
