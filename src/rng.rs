@@ -44,7 +44,7 @@ impl Noise {
         Noise(Key::derive(&[b"choir/noise/1", &request_seed.to_le_bytes()]))
     }
 
-    /// A uniform number in the open interval (0, 1), with 53 random bits.
+    /// A uniform number in the open interval (0, 1), with 52 random bits.
     ///
     /// The ChaCha block `step * 2^32 + position` belongs to this step and position alone;
     /// `draw < DRAWS` picks two of its words.
@@ -54,9 +54,14 @@ impl Noise {
         let mut stream = ChaCha8Rng::from_seed(self.0.0);
         stream.set_word_pos(u128::from(block) * 16 + u128::from(draw) * 2);
         let low = u64::from(stream.next_u32());
-        let bits = (u64::from(stream.next_u32()) << 32 | low) >> 11;
-        (bits as f64 + 0.5) * (-53f64).exp2()
+        open_unit(u64::from(stream.next_u32()) << 32 | low)
     }
+}
+
+/// The top 52 bits of `word` as the middle of one of 2^52 equal parts of (0, 1). With 53 bits the half that
+/// keeps 0 away would round, and the largest word would give 1.
+fn open_unit(word: u64) -> f64 {
+    ((word >> 12) as f64 + 0.5) * (-52f64).exp2()
 }
 
 /// A plain sequential generator for training and tests (never for serving): the stream of one key.
@@ -74,10 +79,10 @@ impl Stream {
 
     /// Uniform in the open interval (0, 1).
     pub fn uniform(&mut self) -> f64 {
-        ((self.next_u64() >> 11) as f64 + 0.5) * (-53f64).exp2()
+        open_unit(self.next_u64())
     }
 
-    /// Uniform in `0 .. n`; `n` must not be 0. The bias, below n / 2^53, does not matter here.
+    /// Uniform in `0 .. n`; `n` must not be 0. The bias, below n / 2^52, does not matter here.
     pub fn below(&mut self, n: usize) -> usize {
         (self.uniform() * n as f64) as usize
     }
@@ -86,5 +91,61 @@ impl Stream {
     pub fn normal(&mut self) -> f64 {
         let radius = (-2.0 * self.uniform().ln()).sqrt();
         radius * (std::f64::consts::TAU * self.uniform()).cos()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Computed with a separate implementation of ChaCha8, written from its definition.
+    #[test]
+    fn golden_words() {
+        let mut words = [0; 4];
+        Key([0; 32]).words(0, &mut words);
+        assert_eq!(words, [0x2fef003e, 0xd6405f89, 0xe8b85b7f, 0xa1a5091f]);
+
+        let key = Key::derive(&[b"choir/", b"test"]);
+        assert_eq!(key, Key::derive(&[b"choir/test"]));
+        let at = |first| {
+            let mut words = [0; 2];
+            key.words(first, &mut words);
+            words
+        };
+        assert_eq!(at(0), [0x18ef629c, 0x465e2054]);
+        assert_eq!(at(15), [0xf8b55575, 0xd565e781]);
+        assert_eq!(at((1 << 36) + 5), [0xe48823ae, 0x2442ed8a]);
+    }
+
+    #[test]
+    fn golden_noise() {
+        let noise = Noise::new(42);
+        for (step, position, draw, expected) in GOLDEN_NOISE {
+            assert_eq!(noise.uniform(step, position, draw), expected);
+        }
+    }
+
+    const GOLDEN_NOISE: [(u32, u32, u32, f64); 3] = [
+        (0, 0, 0, 0.5649795425157237),
+        (3, 17, 2, 0.25860377987763983),
+        (u32::MAX, u32::MAX, 7, 0.32056333415313454),
+    ];
+
+    #[test]
+    fn the_unit_interval_is_open() {
+        assert_eq!(open_unit(0), (-53f64).exp2());
+        assert_eq!(open_unit(u64::MAX), 1.0 - (-53f64).exp2());
+    }
+
+    #[test]
+    fn random_access_equals_sequential() {
+        let key = Key::derive(&[b"any"]);
+        let mut all = [0; 200];
+        key.words(0, &mut all);
+        for first in [0usize, 1, 15, 16, 17, 63, 64, 65, 130] {
+            let mut some = [0; 40];
+            key.words(first as u64, &mut some);
+            assert_eq!(some, all[first..first + 40]);
+        }
     }
 }

@@ -1,1 +1,250 @@
-//! (module store)
+//! The store: a directory that holds the superpositions, what each variant keeps whole, and one manifest. The only
+//! module that writes files.
+//!
+//! ```text
+//! manifest.json                             what the last committed generation consists of
+//! banks/<bank>/<generation>.safetensors     a superposition in fixed point, as of the generation that changed it
+//! variants/<name>/private.safetensors       gains, and the deltas of vectors
+//! variants/<name>/delta.safetensors         the archived delta, unless the store keeps none
+//! lock                                      held by the process that has the store open
+//! ```
+//!
+//! A file that a manifest names is never written again. A commit writes new files beside the old ones, then
+//! renames the new manifest over the old: that rename is the commit point. Whatever a crash leaves, the manifest
+//! names a whole generation, and what it does not name is cleared.
+
+mod bank_id;
+mod disk;
+mod error;
+mod files;
+mod manifest;
+mod manifest_file;
+mod measure;
+mod name;
+mod placement;
+#[cfg(test)]
+mod tests;
+mod transaction;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+pub use bank_id::{BankId, BankKind};
+pub use disk::{Operation, Watch};
+pub use error::Error;
+pub use manifest::{
+    BankRecord, FileRecord, Manifest, Options, Process, Quality, SamplerDefaults, Scales, TransformRecord,
+    VariantRecord,
+};
+pub use name::{BASE, check_name};
+
+use crate::superposition::{Bank, Delta, Digest, NamedTensors, Private};
+use disk::Disk;
+use transaction::Transaction;
+
+/// What a store must know about the base it belongs to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BaseFacts {
+    pub digest: Digest,
+    /// SHA-256 of the tokenizer.
+    pub tokenizer: Digest,
+    /// Every tensor's shape, by internal name.
+    pub shapes: BTreeMap<String, Vec<usize>>,
+}
+
+impl BaseFacts {
+    pub fn of(base: &NamedTensors, tokenizer: Digest) -> Self {
+        BaseFacts {
+            digest: base.digest(),
+            tokenizer,
+            shapes: base.shapes(),
+        }
+    }
+}
+
+/// A variant to add.
+#[derive(Clone, Debug)]
+pub struct NewVariant {
+    pub name: String,
+    /// The first eight bytes of the delta's digest where `None`.
+    pub seed: Option<u64>,
+    pub delta: Delta,
+    /// Where it came from, for people.
+    pub source: String,
+    pub process: Process,
+    pub defaults: SamplerDefaults,
+    pub scales: Scales,
+}
+
+/// What a change is busy with, in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    Accumulating,
+    Measuring,
+    Writing,
+    Committing,
+}
+
+/// A committed change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Commit {
+    pub generation: u64,
+    /// Banks whose content is new.
+    pub changed_banks: Vec<BankId>,
+    /// Banks that lost their last member.
+    pub dropped_banks: Vec<BankId>,
+}
+
+/// An open store. One process has it open at a time.
+pub struct Store {
+    disk: Disk,
+    base: BaseFacts,
+    manifest: Manifest,
+    /// The operating system releases it when the process ends, however it ends.
+    _lock: File,
+}
+
+impl Store {
+    /// True where `dir` holds a store, whole or not.
+    pub fn exists(dir: &Path) -> bool {
+        dir.join(files::MANIFEST).exists()
+    }
+
+    /// Makes an empty store in `dir`, which is created where it is not there.
+    pub fn create(dir: &Path, base: BaseFacts, options: Options) -> Result<Store, Error> {
+        Store::create_watched(dir, base, options, None)
+    }
+
+    /// Opens the last committed generation, checks every file's digest and clears what a crash left.
+    pub fn open(dir: &Path, base: BaseFacts) -> Result<Store, Error> {
+        Store::open_watched(dir, base, None)
+    }
+
+    /// [`Store::create`], with every write operation announced to `watch`.
+    pub fn create_watched(dir: &Path, base: BaseFacts, options: Options, watch: Option<Watch>) -> Result<Store, Error> {
+        options.check()?;
+        let mut disk = Disk::new(dir, watch);
+        disk.create_directory(Path::new(""))?;
+        let lock = disk.lock()?;
+        if Store::exists(dir) {
+            return Err(Error::Exists { dir: dir.to_owned() });
+        }
+        let manifest = Manifest::empty(&base, options);
+        disk.write(Path::new(files::MANIFEST), &manifest_file::encode(&manifest)?)?;
+        disk.sync_directory(Path::new(""))?;
+        Ok(Store {
+            disk,
+            base,
+            manifest,
+            _lock: lock,
+        })
+    }
+
+    /// [`Store::open`], with every write operation announced to `watch`.
+    pub fn open_watched(dir: &Path, base: BaseFacts, watch: Option<Watch>) -> Result<Store, Error> {
+        if !Store::exists(dir) {
+            return Err(Error::NotAStore { dir: dir.to_owned() });
+        }
+        let mut disk = Disk::new(dir, watch);
+        let lock = disk.lock()?;
+        let manifest = manifest_file::decode(&disk.read(Path::new(files::MANIFEST))?)?;
+        manifest.check(&base)?;
+        files::verify(&disk, &manifest)?;
+        files::clear(&mut disk, &manifest);
+        Ok(Store {
+            disk,
+            base,
+            manifest,
+            _lock: lock,
+        })
+    }
+
+    /// What the current generation consists of.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    pub fn directory(&self) -> &Path {
+        self.disk.root()
+    }
+
+    /// Adds one variant; it goes into the first banks that have room.
+    pub fn add(
+        &mut self,
+        variant: NewVariant,
+        expected_generation: Option<u64>,
+        progress: &mut dyn FnMut(Stage),
+    ) -> Result<Commit, Error> {
+        self.add_all(vec![variant], expected_generation, progress)
+    }
+
+    /// Adds several variants in one commit, in the order given: all of them, or none.
+    pub fn add_all(
+        &mut self,
+        variants: Vec<NewVariant>,
+        expected_generation: Option<u64>,
+        progress: &mut dyn FnMut(Stage),
+    ) -> Result<Commit, Error> {
+        progress(Stage::Accumulating);
+        let mut transaction = Transaction::begin(self, expected_generation)?;
+        for variant in variants {
+            transaction.add(variant)?;
+        }
+        transaction.commit(progress)
+    }
+
+    /// Removes a variant. A store without an archive needs its delta, and checks that it is the one that was added.
+    pub fn remove(
+        &mut self,
+        name: &str,
+        delta: Option<Delta>,
+        expected_generation: Option<u64>,
+        progress: &mut dyn FnMut(Stage),
+    ) -> Result<Commit, Error> {
+        progress(Stage::Accumulating);
+        let mut transaction = Transaction::begin(self, expected_generation)?;
+        transaction.remove(name, delta)?;
+        transaction.commit(progress)
+    }
+
+    /// Reads a bank of the current generation.
+    pub fn load_bank(&self, id: &BankId) -> Result<Bank, Error> {
+        let record = self.manifest.banks.get(id).ok_or(Error::UnknownBank { bank: *id })?;
+        let path = files::bank(id, record.generation);
+        let bank = files::load(&self.disk, &path, &record.file, Bank::from_bytes)?;
+        let expected = self.empty_bank(id.kind);
+        let shapes =
+            |bank: &Bank| -> Vec<_> { bank.tensors.iter().map(|(n, t)| (n.clone(), t.rows, t.cols)).collect() };
+        if bank.capacity != expected.capacity || bank.scheme != expected.scheme || shapes(&bank) != shapes(&expected) {
+            return Err(self.disk.corrupt(&path, "it is not laid out as a bank of this base"));
+        }
+        Ok(bank)
+    }
+
+    /// Reads a variant's private tensors.
+    pub fn load_private(&self, name: &str) -> Result<Private, Error> {
+        let record = self.variant(name)?;
+        files::load(&self.disk, &files::private(name), &record.private, Private::from_bytes)
+    }
+
+    /// Reads a variant's archived delta; `None` where the store keeps no archive of it.
+    pub fn load_delta(&self, name: &str) -> Result<Option<Delta>, Error> {
+        let Some(file) = &self.variant(name)?.archive else {
+            return Ok(None);
+        };
+        files::load(&self.disk, &files::archive(name), file, Delta::from_archive).map(Some)
+    }
+
+    /// The paths of the current generation's files, relative to the directory.
+    pub fn files(&self) -> Vec<PathBuf> {
+        files::of(&self.manifest).into_keys().collect()
+    }
+
+    fn variant(&self, name: &str) -> Result<&VariantRecord, Error> {
+        let unknown = || Error::UnknownVariant {
+            name: name::shown(name),
+        };
+        self.manifest.variants.get(name).ok_or_else(unknown)
+    }
+}

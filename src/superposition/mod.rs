@@ -1,1 +1,44 @@
-//! (module superposition)
+//! Superpositions of transformed deltas: named tensors in memory, on plain slices.
+//!
+//! ```text
+//! S   = sum over k of  l_k ⊙ (d_k / a_k) ⊙ r_k         accumulate
+//! d_k ~= c_k · (a_k l_k) ⊙ S ⊙ r_k                     retrieve
+//! ```
+//!
+//! A [`Bank`] holds S in fixed point, so that any order of adding and removing the same variants gives the same
+//! bits; a [`Delta`] is a variant's d_k in the form that is archived and accumulated; [`Private`] is what the
+//! variant keeps whole: its gains a_k and the deltas of its vectors.
+
+mod archive;
+mod bank;
+mod bank_file;
+mod bitdelta;
+mod checkpoint;
+mod container;
+mod delta;
+mod digest;
+mod fixed;
+mod interference;
+mod packed;
+mod private;
+mod refusal;
+mod retrieve;
+mod scheme;
+#[cfg(test)]
+mod tests;
+
+pub use bank::{AccumulateError, Bank};
+pub use bitdelta::{BitDelta, BitMatrix};
+pub use checkpoint::{NamedTensor, NamedTensors, read_file};
+pub use delta::{Delta, DeltaMatrix};
+pub use digest::Digest;
+pub use fixed::{Cells, FixedTensor};
+pub use interference::{Moments, measure, similarity};
+pub use packed::pack;
+pub use private::Private;
+pub use refusal::{Mismatch, Refused, Unreadable};
+pub use retrieve::{Retrieval, retrieve};
+pub use scheme::Scheme;
+
+/// The output head: the most sensitive matrix, superposed in banks of its own.
+pub const HEAD: &str = "output_layer.linear.weight";

@@ -122,7 +122,9 @@ proptest! {
     }
 
     #[test]
-    fn random_access_equals_sequential(seed: u64, name in name(), len in 1usize..3000, at in any::<prop::sample::Index>()) {
+    fn random_access_equals_sequential(
+        seed: u64, name in name(), len in 1usize..3000, at in any::<prop::sample::Index>()
+    ) {
         for side in [Side::Input, Side::Output] {
             let signs = Signs::new(seed, &name, side, len);
             let index = at.index(len);

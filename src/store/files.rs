@@ -1,0 +1,97 @@
+//! Where a generation's files are, that they are what was written, and that there are no others.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+
+use super::disk::{Disk, PARTIAL};
+use super::{BankId, Error, FileRecord, Manifest};
+use crate::superposition::{Digest, Unreadable};
+
+pub(super) const MANIFEST: &str = "manifest.json";
+
+pub(super) fn bank(id: &BankId, generation: u64) -> PathBuf {
+    PathBuf::from(format!("banks/{id}/{generation}.safetensors"))
+}
+
+pub(super) fn private(variant: &str) -> PathBuf {
+    PathBuf::from(format!("variants/{variant}/private.safetensors"))
+}
+
+pub(super) fn archive(variant: &str) -> PathBuf {
+    PathBuf::from(format!("variants/{variant}/delta.safetensors"))
+}
+
+/// Every file that `manifest` names.
+pub(super) fn of(manifest: &Manifest) -> BTreeMap<PathBuf, &FileRecord> {
+    let banks = manifest
+        .banks
+        .iter()
+        .map(|(id, record)| (bank(id, record.generation), &record.file));
+    let variants = manifest.variants.iter().flat_map(|(name, record)| {
+        let archived = record.archive.as_ref().map(|file| (archive(name), file));
+        [(private(name), &record.private)].into_iter().chain(archived)
+    });
+    banks.chain(variants).collect()
+}
+
+/// Reads a file and checks that it is what was written.
+fn read(disk: &Disk, path: &Path, record: &FileRecord) -> Result<Vec<u8>, Error> {
+    let bytes = disk.read(path)?;
+    if bytes.len() as u64 != record.bytes {
+        let detail = format!("it has {} bytes, {} were written", bytes.len(), record.bytes);
+        return Err(disk.corrupt(path, detail));
+    }
+    if Digest::of(&bytes) != record.sha256 {
+        return Err(disk.corrupt(path, "its SHA-256 is not that of what was written"));
+    }
+    Ok(bytes)
+}
+
+/// Reads, checks and decodes a file.
+pub(super) fn load<T>(
+    disk: &Disk,
+    path: &Path,
+    record: &FileRecord,
+    decode: impl Fn(&[u8]) -> Result<T, Unreadable>,
+) -> Result<T, Error> {
+    decode(&read(disk, path, record)?).map_err(|error| disk.corrupt(path, error))
+}
+
+/// Checks every file of a generation; the first damaged one in order of path.
+pub(super) fn verify(disk: &Disk, manifest: &Manifest) -> Result<(), Error> {
+    let files: Vec<_> = of(manifest).into_iter().collect();
+    let results: Vec<_> = files
+        .par_iter()
+        .map(|(path, record)| read(disk, path, record).map(drop))
+        .collect();
+    results.into_iter().collect()
+}
+
+/// Removes what `manifest` does not name from the directories that belong to the store, and from nowhere else. What
+/// cannot be removed now is left for the next time: it does no harm.
+pub(super) fn clear(disk: &mut Disk, manifest: &Manifest) {
+    let mut removals = Vec::new();
+    let named = of(manifest);
+    let in_use: BTreeSet<_> = named.keys().filter_map(|path| path.parent()).collect();
+    for directory in [disk.list(Path::new("banks")), disk.list(Path::new("variants"))].concat() {
+        for file in disk
+            .list(&directory)
+            .into_iter()
+            .filter(|file| !named.contains_key(file))
+        {
+            removals.push(disk.remove_file(&file));
+        }
+        if !in_use.contains(&*directory) {
+            removals.push(disk.remove_directory(&directory));
+        }
+    }
+    let partial = PathBuf::from(format!("{MANIFEST}{PARTIAL}"));
+    if disk.root().join(&partial).exists() {
+        removals.push(disk.remove_file(&partial));
+    }
+    for error in removals.into_iter().filter_map(Result::err) {
+        tracing::warn!(%error, "a file that is no longer used stays in the store");
+    }
+}

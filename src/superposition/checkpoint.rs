@@ -1,0 +1,82 @@
+//! A model's tensors by name, from a checkpoint.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::digest::TensorHash;
+use super::{Digest, Unreadable, container};
+
+/// One tensor, f32 in row order.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NamedTensor {
+    pub shape: Vec<usize>,
+    pub data: Vec<f32>,
+}
+
+impl NamedTensor {
+    /// [out, in] where this is a matrix; everything else is kept whole by a variant.
+    pub fn matrix(&self) -> Option<[usize; 2]> {
+        match self.shape[..] {
+            [rows, cols] => Some([rows, cols]),
+            _ => None,
+        }
+    }
+}
+
+/// A model's tensors by internal name: without the checkpoint's `backbone.` prefix, its buffers dropped.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct NamedTensors(pub BTreeMap<String, NamedTensor>);
+
+/// Buffers of the published classes: derived from the configuration, not weights.
+const BUFFERS: [&str; 3] = ["rotary_emb.inv_freq", "sampling_eps_min", "sampling_eps_max"];
+
+impl NamedTensors {
+    /// Reads a safetensors checkpoint in F32, F16 or BF16.
+    pub fn from_safetensors(bytes: &[u8]) -> Result<Self, Unreadable> {
+        let file = container::open(bytes)?;
+        let mut views: Vec<_> = file.iter().collect();
+        views.sort_by_key(|(name, _)| *name);
+        let mut tensors = BTreeMap::new();
+        for (full, view) in views {
+            let name = full.strip_prefix("backbone.").unwrap_or(full);
+            if BUFFERS.contains(&name) {
+                continue;
+            }
+            let tensor = name.to_owned();
+            if view.data().is_empty() {
+                return Err(Unreadable::NoElements { tensor });
+            }
+            let (shape, data) = (view.shape().to_vec(), container::floats(name, &view)?);
+            if tensors.insert(tensor, NamedTensor { shape, data }).is_some() {
+                return Err(Unreadable::Twice {
+                    tensor: name.to_owned(),
+                });
+            }
+        }
+        Ok(NamedTensors(tensors))
+    }
+
+    /// SHA-256 over every tensor in order of name: name, shape and the values as little-endian f32.
+    pub fn digest(&self) -> Digest {
+        let mut hash = TensorHash::new("choir/tensors/1");
+        for (name, tensor) in &self.0 {
+            hash.tensor(name, &tensor.shape);
+            hash.f32s(&tensor.data);
+        }
+        hash.finish()
+    }
+
+    /// Every tensor's shape.
+    pub fn shapes(&self) -> BTreeMap<String, Vec<usize>> {
+        let shape = |(name, tensor): (&String, &NamedTensor)| (name.clone(), tensor.shape.clone());
+        self.0.iter().map(shape).collect()
+    }
+}
+
+/// Reads a file whole; says so where `path` is a directory.
+pub fn read_file(path: &Path) -> Result<Vec<u8>, Unreadable> {
+    if path.is_dir() {
+        return Err(Unreadable::Directory);
+    }
+    Ok(std::fs::read(path)?)
+}
