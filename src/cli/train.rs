@@ -2,7 +2,7 @@
 
 use crate::model::{DitConfig, Trainable};
 use crate::train::data::{Document, TextSource, held_out_contexts, read_documents};
-use crate::train::folder::{Folder, Precision, replace, round_to_bf16};
+use crate::train::folder::{Folder, Precision, round_to_bf16};
 use crate::train::objective::Objective;
 use crate::train::optimizer::AdamW;
 use crate::train::packing::SkillSource;
@@ -12,9 +12,12 @@ use crate::train::{checkpoint, tokenizer};
 use anyhow::{Context, Result, bail};
 use candle_core::Device;
 use clap::{Args, Subcommand, ValueEnum};
-use indicatif::{ProgressBar, ProgressStyle};
-use std::io::IsTerminal;
+use progress::Progress;
 use std::path::{Path, PathBuf};
+
+mod pack;
+mod progress;
+mod texts;
 
 /// Make models: a tokenizer and a base from text, variants from a text or a skill.
 #[derive(Args, Debug)]
@@ -26,32 +29,15 @@ pub struct TrainArgs {
 #[derive(Subcommand, Debug)]
 enum What {
     /// Train a byte-level BPE tokenizer and write its tokenizer.json.
-    Tokenizer(TokenizerArgs),
+    Tokenizer(texts::TokenizerArgs),
     /// Train a base model from text.
     Base(BaseArgs),
     /// Fine-tune a base on a text or on a built-in skill.
     Variant(VariantArgs),
+    /// Pack a variant into a small file: its delta in 4 bits, which `choir variants add` takes as it is.
+    Pack(pack::PackArgs),
     /// Write the held-out parts (the last 5 %) of texts.
-    HeldOut(HeldOutArgs),
-}
-
-#[derive(Args, Debug)]
-struct TokenizerArgs {
-    /// Text files, or folders of .txt files; only their first 95 % are read.
-    #[arg(long, required = true, num_args = 1..)]
-    text: Vec<PathBuf>,
-    /// More texts, of which only a share joins (see --extra-share).
-    #[arg(long, num_args = 1..)]
-    extra: Vec<PathBuf>,
-    /// The share of every extra text that joins.
-    #[arg(long, default_value_t = 0.25)]
-    extra_share: f64,
-    /// Rows of the network's vocabulary: pieces, end of text and mask.
-    #[arg(long, default_value_t = 1024)]
-    vocab: usize,
-    /// Where to write tokenizer.json.
-    #[arg(long)]
-    out: PathBuf,
+    HeldOut(texts::HeldOutArgs),
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -190,44 +176,15 @@ struct VariantArgs {
     run: RunArgs,
 }
 
-#[derive(Args, Debug)]
-struct HeldOutArgs {
-    #[arg(long, required = true, num_args = 1..)]
-    text: Vec<PathBuf>,
-    /// Folder for the excerpts, NAME.txt each.
-    #[arg(long)]
-    out: PathBuf,
-    /// Longest excerpt in bytes; longer held-out parts are cut at a line end.
-    #[arg(long, default_value_t = 53_000)]
-    max_bytes: usize,
-}
-
 /// Runs `choir train`.
 pub fn run(args: TrainArgs) -> Result<()> {
     match args.what {
-        What::Tokenizer(args) => run_tokenizer(args),
+        What::Tokenizer(args) => texts::run_tokenizer(args),
         What::Base(args) => run_base(args),
         What::Variant(args) => run_variant(args),
-        What::HeldOut(args) => run_held_out(args),
+        What::Pack(args) => pack::run(args),
+        What::HeldOut(args) => texts::run_held_out(args),
     }
-}
-
-fn run_tokenizer(args: TokenizerArgs) -> Result<()> {
-    let mut texts: Vec<String> = read_documents(&args.text)?.into_iter().map(|d| d.training).collect();
-    for document in read_documents(&args.extra)? {
-        let mut text = document.training;
-        let mut keep = (text.len() as f64 * args.extra_share.clamp(0.0, 1.0)) as usize;
-        while !text.is_char_boundary(keep) {
-            keep += 1;
-        }
-        text.truncate(keep);
-        texts.push(text);
-    }
-    let json = tokenizer::train(&texts, args.vocab)?;
-    replace(&args.out, json.as_bytes())?;
-    let pieces = tokenizer::from_json(&json)?.get_vocab_size(true);
-    println!("{}: {pieces} pieces from {} texts", args.out.display(), texts.len());
-    Ok(())
 }
 
 fn run_base(args: BaseArgs) -> Result<()> {
@@ -278,68 +235,50 @@ fn run_variant(args: VariantArgs) -> Result<()> {
     train(&args.run, folder, model, subject)
 }
 
-fn run_held_out(args: HeldOutArgs) -> Result<()> {
-    std::fs::create_dir_all(&args.out)?;
-    for document in read_documents(&args.text)? {
-        let mut text = document.held_out.as_str();
-        // The cut between training and held-out part may fall into a line: begin with a whole one.
-        text = text.split_once('\n').map_or(text, |(_, rest)| rest);
-        if text.len() > args.max_bytes {
-            let mut end = args.max_bytes;
-            while !text.is_char_boundary(end) {
-                end -= 1;
-            }
-            text = text[..end].rsplit_once('\n').map_or(&text[..end], |(head, _)| head);
-        }
-        let file = args.out.join(format!("{}.txt", document.name));
-        replace(&file, text.as_bytes())?;
-        println!("{}: {} bytes", file.display(), text.len());
-    }
-    Ok(())
-}
-
 enum Subject {
     Text(Vec<Document>),
     Skill(Skill),
+}
+
+impl Subject {
+    /// What a model of this subject is measured on.
+    fn validation(&self, objective: &Objective, pieces: &tokenizers::Tokenizer, context: usize) -> Result<Validation> {
+        Ok(match self {
+            Subject::Text(documents) => {
+                let held_out: Vec<&str> = documents.iter().map(|d| d.held_out.as_str()).collect();
+                let (contexts, bytes) = held_out_contexts(&held_out, pieces, context, objective.unit(16), 48)?;
+                Validation {
+                    contexts,
+                    bytes,
+                    draws: 2,
+                    exact: false,
+                }
+            }
+            Subject::Skill(skill) => {
+                let contexts = SkillSource::new(*skill, pieces.clone())?.held_out(200, objective.unit(context))?;
+                Validation {
+                    contexts,
+                    bytes: 0,
+                    draws: 2,
+                    exact: true,
+                }
+            }
+        })
+    }
 }
 
 fn train(args: &RunArgs, mut folder: Folder, model: Trainable, subject: Subject) -> Result<()> {
     let objective = Objective::new(&folder.config, folder.clip)?;
     let pieces = tokenizer::from_json(&folder.tokenizer)?;
     let context = folder.config.model_length;
-    let block = objective.unit(16);
-    let (source, validation, length) = match subject {
-        Subject::Text(documents) => {
-            let length = args.length.unwrap_or(context);
-            let held_out: Vec<&str> = documents.iter().map(|d| d.held_out.as_str()).collect();
-            let (contexts, bytes) = held_out_contexts(&held_out, &pieces, context, block, 48)?;
-            let validation = Validation {
-                contexts,
-                bytes,
-                draws: 2,
-                exact: false,
-            };
-            (
-                Source::Text(TextSource::new(&documents, &pieces, length)?),
-                validation,
-                length,
-            )
-        }
-        Subject::Skill(skill) => {
-            let length = args.length.unwrap_or(context.min(64));
-            let skill = SkillSource::new(skill, pieces)?;
-            let contexts = skill.held_out(200, objective.unit(context))?;
-            (
-                Source::Skill(Box::new(skill)),
-                Validation {
-                    contexts,
-                    bytes: 0,
-                    draws: 2,
-                    exact: true,
-                },
-                length,
-            )
-        }
+    let length = args.length.unwrap_or(match subject {
+        Subject::Text(_) => context,
+        Subject::Skill(_) => context.min(64),
+    });
+    let validation = subject.validation(&objective, &pieces, context)?;
+    let source = match subject {
+        Subject::Text(documents) => Source::Text(TextSource::new(&documents, &pieces, length)?),
+        Subject::Skill(skill) => Source::Skill(Box::new(SkillSource::new(skill, pieces)?)),
     };
     let budget = match (args.steps, args.minutes) {
         (Some(steps), _) => Budget::Steps(steps),
@@ -408,82 +347,6 @@ impl RunArgs {
         match self.device {
             DeviceKind::Cpu => Ok(Device::Cpu),
             DeviceKind::Cuda => Device::new_cuda(0).context("--device cuda"),
-        }
-    }
-}
-
-/// A bar on a terminal, lines elsewhere, JSON where asked.
-struct Progress {
-    bar: Option<ProgressBar>,
-    json: bool,
-}
-
-impl Progress {
-    fn new(json: bool) -> Self {
-        let bar = (!json && std::io::stdout().is_terminal()).then(|| ProgressBar::new(1000));
-        if let (Some(bar), Ok(style)) = (
-            &bar,
-            ProgressStyle::with_template("{bar:30} {percent:>3} % {elapsed} {msg}"),
-        ) {
-            bar.set_style(style);
-        }
-        Self { bar, json }
-    }
-
-    fn show(&self, news: Report) {
-        match news {
-            Report::Step {
-                step,
-                progress,
-                loss,
-                rate,
-                norm,
-                tokens_per_second,
-            } => {
-                let line =
-                    format!("step {step} loss {loss:.4} lr {rate:.2e} norm {norm:.2} {tokens_per_second:.0} tokens/s");
-                match &self.bar {
-                    _ if self.json => println!(
-                        "{}",
-                        serde_json::json!({"event": "step", "step": step, "progress": progress, "loss": loss, "lr": rate,
-                            "norm": norm, "tokens_per_second": tokens_per_second})
-                    ),
-                    Some(bar) => {
-                        bar.set_position((progress * 1000.0) as u64);
-                        bar.set_message(line);
-                    }
-                    None => println!("{:5.1} % {line}", progress * 100.0),
-                }
-            }
-            Report::Validated(score) => {
-                let mut line = format!(
-                    "step {} held out: {:.4} nats per token",
-                    score.step, score.nats_per_token
-                );
-                if let Some(bytes) = score.nats_per_byte {
-                    line += &format!(", {bytes:.4} per byte");
-                }
-                if let Some((right, of)) = score.exact {
-                    line += &format!(", {right} of {of} exact");
-                }
-                match &self.bar {
-                    _ if self.json => println!(
-                        "{}",
-                        serde_json::json!({"event": "validation", "step": score.step,
-                            "nats_per_token": score.nats_per_token, "nats_per_byte": score.nats_per_byte,
-                            "exact": score.exact.map(|(right, of)| right as f64 / of.max(1) as f64)})
-                    ),
-                    Some(bar) => bar.println(line),
-                    None => println!("{line}"),
-                }
-            }
-            Report::Saved { .. } => {}
-        }
-    }
-
-    fn close(&self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
         }
     }
 }

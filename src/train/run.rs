@@ -60,6 +60,27 @@ pub struct Validation {
     pub exact: bool,
 }
 
+impl Validation {
+    /// Scores a model, which has had `step` steps.
+    pub fn score(&self, model: &Trainable, objective: &Objective, step: u64) -> Result<Score, Error> {
+        let nats_per_token = validation::nelbo(model, objective, &self.contexts, self.draws, 0)?;
+        let tokens = self.contexts.importance.iter().filter(|&&w| w > 0.0).count() as f64;
+        let exact = match self.exact {
+            true => Some((
+                validation::exact_matches(model, objective, &self.contexts)?,
+                self.contexts.count,
+            )),
+            false => None,
+        };
+        Ok(Score {
+            step,
+            nats_per_token,
+            nats_per_byte: (self.bytes > 0).then(|| nats_per_token * tokens / self.bytes as f64),
+            exact,
+        })
+    }
+}
+
 /// News of a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Report {
@@ -265,23 +286,7 @@ impl<'a> Run<'a> {
         let Some(validation) = &self.validation else {
             return Ok(None);
         };
-        let (objective, contexts) = (&self.settings.objective, &validation.contexts);
-        let nats_per_token = validation::nelbo(&self.model, objective, contexts, validation.draws, 0)?;
-        let tokens = contexts.importance.iter().filter(|&&w| w > 0.0).count() as f64;
-        let exact = if validation.exact {
-            Some((
-                validation::exact_matches(&self.model, objective, contexts)?,
-                contexts.count,
-            ))
-        } else {
-            None
-        };
-        let score = Score {
-            step: self.optimizer.step,
-            nats_per_token,
-            nats_per_byte: (validation.bytes > 0).then(|| nats_per_token * tokens / validation.bytes as f64),
-            exact,
-        };
+        let score = validation.score(&self.model, &self.settings.objective, self.optimizer.step)?;
         (self.report)(Report::Validated(score));
         Ok(Some(score))
     }

@@ -1,0 +1,107 @@
+//! `choir train pack`: a variant as a small file, and what packing costs it.
+
+use super::Subject;
+use crate::model::Trainable;
+use crate::superposition::{Delta, NamedTensors, pack};
+use crate::train::data::read_documents;
+use crate::train::folder::{Folder, replace};
+use crate::train::objective::Objective;
+use crate::train::run::Score;
+use crate::train::skills::Skill;
+use crate::train::tokenizer;
+use anyhow::{Context, Result};
+use candle_core::Device;
+use clap::Args;
+use std::path::PathBuf;
+
+#[derive(Args, Debug)]
+pub struct PackArgs {
+    /// The base's folder, as it will be served.
+    #[arg(long)]
+    base: PathBuf,
+    /// The variant's folder.
+    #[arg(long)]
+    variant: PathBuf,
+    /// The file to write.
+    #[arg(long)]
+    out: PathBuf,
+    /// Weights that share a scale: 32 is finer, 64 is smaller.
+    #[arg(long, default_value_t = 32)]
+    group: usize,
+    /// Measure base, variant and packed variant on the held-out part of these texts.
+    #[arg(long, num_args = 1.., conflicts_with = "skill")]
+    text: Vec<PathBuf>,
+    /// Measure base, variant and packed variant on held-out prompts of a skill.
+    #[arg(long)]
+    skill: Option<Skill>,
+    /// Print a JSON object instead of text.
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: PackArgs) -> Result<()> {
+    let read = |folder: &PathBuf| {
+        let file = folder.join("model.safetensors");
+        let bytes = std::fs::read(&file).with_context(|| file.display().to_string())?;
+        NamedTensors::from_safetensors(&bytes).with_context(|| file.display().to_string())
+    };
+    let (base, variant) = (read(&args.base)?, read(&args.variant)?);
+    let packed = pack(&base, &variant, args.group)?;
+    replace(&args.out, &packed)?;
+    let subject = match args.skill {
+        Some(skill) => Some(Subject::Skill(skill)),
+        None if !args.text.is_empty() => Some(Subject::Text(read_documents(&args.text)?)),
+        None => None,
+    };
+    let mut scores = Vec::new();
+    if let Some(subject) = subject {
+        let delta = Delta::read(&base, &packed)?;
+        let mut unpacked = base.clone();
+        for (name, tensor) in &mut unpacked.0 {
+            if let Some(delta) = delta.dense(name) {
+                tensor
+                    .data
+                    .iter_mut()
+                    .zip(delta)
+                    .for_each(|(weight, delta)| *weight += delta);
+            }
+        }
+        let mut folder = Folder::read(&args.base)?;
+        for (what, tensors) in [("base", base), ("variant", variant), ("packed", unpacked)] {
+            folder.tensors = tensors
+                .0
+                .into_iter()
+                .map(|(name, t)| (name, (t.shape, t.data)))
+                .collect();
+            scores.push((what, score(&folder, &subject)?));
+        }
+    }
+    show(&args, packed.len(), &scores);
+    Ok(())
+}
+
+fn score(folder: &Folder, subject: &Subject) -> Result<Score> {
+    let model = Trainable::from_tensors(folder.config.clone(), &folder.tensors, &Device::Cpu)?;
+    let objective = Objective::new(&folder.config, folder.clip)?;
+    let pieces = tokenizer::from_json(&folder.tokenizer)?;
+    Ok(subject
+        .validation(&objective, &pieces, folder.config.model_length)?
+        .score(&model, &objective, 0)?)
+}
+
+fn show(args: &PackArgs, bytes: usize, scores: &[(&str, Score)]) {
+    let exact = |score: &Score| score.exact.map(|(right, of)| right as f64 / of.max(1) as f64);
+    if args.json {
+        let mut fields = serde_json::json!({"out": args.out, "bytes": bytes});
+        for (what, score) in scores {
+            fields[*what] = serde_json::json!({"nats_per_token": score.nats_per_token, "exact": exact(score)});
+        }
+        println!("{fields}");
+        return;
+    }
+    println!("{}: {bytes} bytes", args.out.display());
+    for (what, score) in scores {
+        let exact = exact(score).map_or(String::new(), |share| format!(", {:.1} % exact", 100.0 * share));
+        println!("  {what:8} {:.4} nats per token{exact}", score.nats_per_token);
+    }
+}
