@@ -26,6 +26,9 @@ pub enum Error {
     /// The engine finishes what it has and takes nothing new.
     #[error("the engine is draining")]
     Draining,
+    /// The model thread could not be started.
+    #[error("the model thread could not be started: {detail}")]
+    NotStarted { detail: String },
     /// The engine's thread is gone; nothing was computed for this request.
     #[error("the engine has stopped")]
     Stopped,

@@ -5,9 +5,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{Error, Event, Generation, Request, Score, ScoreRequest};
+use super::admission::Admission;
+use super::runner::Runner;
+use super::{Error, Event, Generation, Request, Score, ScoreRequest, check};
+use crate::model::kv_cache::KvCache;
 
 /// Settings of one engine.
 #[derive(Clone, Debug)]
@@ -72,44 +75,119 @@ pub struct Engine;
 
 impl Engine {
     /// Reserves the cache and starts the model thread.
+    ///
+    /// # Errors
+    /// `BadField` for settings that leave no room for anything, `NotStarted` where the system gives no threads.
     pub fn start(config: EngineConfig, generation: Generation) -> Result<EngineHandle, Error> {
-        let _ = (config, generation);
-        Err(Error::Stopped)
+        let network = generation.denoiser.config();
+        let page_bytes = KvCache::page_bytes(network, config.page_tokens);
+        let limits = [
+            ("max_running", config.max_running),
+            ("queue", config.queue),
+            ("page_tokens", config.page_tokens),
+            ("step_tokens", config.step_tokens),
+            ("max_prompt", config.max_prompt),
+            ("max_tokens", config.max_tokens),
+            ("kv_bytes", config.kv_bytes / page_bytes.max(1)),
+        ];
+        if let Some((field, _)) = limits.iter().find(|(_, value)| *value == 0) {
+            return Err(Error::BadField {
+                field,
+                reason: "it is too small for anything to run".into(),
+            });
+        }
+        let pages = config.kv_bytes / page_bytes;
+        let cache = KvCache::new(network, config.page_tokens, pages);
+        let not_started = |detail: String| Error::NotStarted { detail };
+        let threads = rayon::ThreadPoolBuilder::new()
+            .num_threads(config.threads)
+            .thread_name(|index| format!("choir-compute-{index}"))
+            .build()
+            .map_err(|error| not_started(error.to_string()))?;
+        let admission = Arc::new(Admission::new(config, pages, cache.bytes() as u64, generation));
+        let runner = Runner::new(admission.clone(), cache);
+        let (running, ended) = watch::channel(());
+        std::thread::Builder::new()
+            .name("choir-engine".into())
+            .spawn(move || {
+                threads.install(|| runner.run());
+                drop(running); // which is what `drain` waits for
+            })
+            .map_err(|error| not_started(error.to_string()))?;
+        Ok(EngineHandle {
+            door: Arc::new(Door { admission, ended }),
+        })
     }
 }
 
-/// The way in. Cheap to clone; when the last clone goes, the engine drains and ends.
+/// The way in. Cheap to clone; when the last clone goes, the engine finishes what it has and ends.
 #[derive(Clone)]
-pub struct EngineHandle {}
+pub struct EngineHandle {
+    door: Arc<Door>,
+}
+
+struct Door {
+    admission: Arc<Admission>,
+    ended: watch::Receiver<()>,
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        self.admission.close();
+    }
+}
 
 impl EngineHandle {
     /// Checks a request and lets it wait, or says at once why not. Never blocks on the model.
     ///
     /// The request leases the generation in force now and runs on it to its end.
-    pub fn submit(&self, _request: Request) -> Result<EventStream, Error> {
-        Err(Error::Stopped)
+    pub fn submit(&self, request: Request) -> Result<EventStream, Error> {
+        let admission = &self.door.admission;
+        let (sequence, events) = check::text(&admission.config, admission.generation(), request)?;
+        check::can_start(&sequence, admission.pages_total)?;
+        let request_id = admission.wait(sequence)?;
+        Ok(EventStream { request_id, events })
     }
 
-    /// As [`submit`](Self::submit), for a likelihood.
-    pub fn score(&self, _request: ScoreRequest) -> Result<oneshot::Receiver<Result<Score, Error>>, Error> {
-        Err(Error::Stopped)
+    /// As [`submit`](Self::submit), for a likelihood. Dropping the receiver cancels the request; a receive error
+    /// means that the engine stopped.
+    pub fn score(&self, request: ScoreRequest) -> Result<ScoreReply, Error> {
+        let admission = &self.door.admission;
+        let (sequence, reply) = check::score(&admission.config, admission.generation(), request)?;
+        check::can_start(&sequence, admission.pages_total)?;
+        admission.wait(sequence)?;
+        Ok(reply)
     }
 
-    /// New requests use `generation` from now on.
-    pub fn publish(&self, _generation: Generation) {}
+    /// Requests use `generation` from now on; those accepted before keep theirs. It must be of the same base.
+    pub fn publish(&self, generation: Generation) {
+        let before = self.door.admission.publish(Arc::new(generation));
+        drop(before); // outside the lock: this may free a model instance
+    }
 
     pub fn status(&self) -> Status {
-        Status::default()
+        self.door.admission.status()
     }
 
     /// The generation in force.
-    pub fn generation(&self) -> Option<Arc<Generation>> {
-        None
+    pub fn generation(&self) -> Arc<Generation> {
+        self.door.admission.generation()
+    }
+
+    pub fn config(&self) -> &EngineConfig {
+        &self.door.admission.config
     }
 
     /// Takes nothing new, finishes what was accepted, and returns when the model thread has ended.
-    pub async fn drain(&self) {}
+    pub async fn drain(&self) {
+        self.door.admission.close();
+        let mut ended = self.door.ended.clone();
+        while ended.changed().await.is_ok() {} // nothing is ever sent: this waits for the sender's end
+    }
 }
+
+/// A score, when it is done.
+pub type ScoreReply = oneshot::Receiver<Result<Score, Error>>;
 
 /// A request's events. Dropping it cancels the request.
 ///

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::Error;
-pub use crate::sampler::Reason;
+pub use crate::sampler::{Predictor, Reason};
 
 /// A request for text. Tokens in, tokens out: the caller encodes with the generation's tokenizer.
 #[derive(Clone, Debug)]
@@ -49,17 +49,6 @@ impl Default for Sampling {
             top_k: None,
         }
     }
-}
-
-/// Which positions a step reveals.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Predictor {
-    /// One masked position a step, at the times the exact process would reveal them.
-    FirstHitting,
-    /// A grid of `steps` times a block.
-    Ancestral { steps: u32 },
-    /// Every position whose most likely token has at least this probability, and always one.
-    Confidence { threshold: f32 },
 }
 
 /// What a client hears, in this order: one `Started`, any `Step`s and `Block`s, then one of `Finished` and `Failed`.
