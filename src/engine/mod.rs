@@ -1,1 +1,24 @@
-//! (module engine)
+//! The engine: one thread owns the model and its cache, and runs schedule, forward, sample, deliver
+//! for all sequences together, one step after the other.
+//!
+//! What it is given is a [`Generation`] (a model instance and the names it serves); what it knows of the
+//! network is `model::Denoiser`. It knows neither files nor the wire.
+
+mod admission;
+mod check;
+pub mod error;
+pub mod generation;
+pub mod handle;
+mod pages;
+pub mod request;
+mod runner;
+mod scheduler;
+pub mod score;
+mod sequence;
+mod step;
+mod text;
+
+pub use error::Error;
+pub use generation::{Generation, MemoryPart, VariantFacts};
+pub use handle::{Engine, EngineConfig, EngineHandle, EventStream, ScoreReply, Status};
+pub use request::{Event, Predictor, Reason, Request, Revealed, Sampling, Score, ScoreRequest, Summary};

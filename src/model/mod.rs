@@ -7,6 +7,7 @@ pub mod config;
 pub mod dit;
 pub mod kv_cache;
 pub mod linear;
+pub mod tokenizer;
 pub mod trainable;
 pub mod weights;
 

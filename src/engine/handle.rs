@@ -1,0 +1,224 @@
+//! The way in: a handle that any thread may hold, and the stream of events it returns.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::admission::Admission;
+use super::runner::Runner;
+use super::{Error, Event, Generation, Request, Score, ScoreRequest, check};
+use crate::model::kv_cache::KvCache;
+
+/// Settings of one engine.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// Sequences that share the steps at most.
+    pub max_running: usize,
+    /// Requests that wait at most; the next one is refused at once.
+    pub queue: usize,
+    /// Byte budget of the key-value cache.
+    pub kv_bytes: usize,
+    /// Positions in a page of the cache.
+    pub page_tokens: usize,
+    /// Tokens in one step at most.
+    pub step_tokens: usize,
+    /// Limit of a prompt, in tokens.
+    pub max_prompt: usize,
+    /// Limit of `Request::max_tokens`.
+    pub max_tokens: usize,
+    /// Compute threads; 0 means one for each processor.
+    pub threads: usize,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        EngineConfig {
+            max_running: 32,
+            queue: 64,
+            kv_bytes: 64 << 20,
+            page_tokens: 16,
+            step_tokens: 512,
+            max_prompt: 16_384,
+            max_tokens: 16_384,
+            threads: 0,
+        }
+    }
+}
+
+/// What the engine is doing, at one moment between two steps.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Status {
+    pub generation: u64,
+    pub waiting: usize,
+    pub queue_limit: usize,
+    pub running: usize,
+    pub max_running: usize,
+    pub pages_used: usize,
+    pub pages_total: usize,
+    pub kv_bytes: u64,
+    /// Network evaluations since the start, all sequences of a step together counting once.
+    pub steps: u64,
+    pub tokens_generated: u64,
+    pub finished: u64,
+    pub cancelled: u64,
+    pub failed: u64,
+    pub draining: bool,
+    /// Mean time of recent requests from leaving the queue to the end.
+    pub typical_compute: Duration,
+}
+
+/// Starts engines.
+pub struct Engine;
+
+impl Engine {
+    /// Reserves the cache and starts the model thread.
+    ///
+    /// # Errors
+    /// `BadField` for settings that leave no room for anything, `NotStarted` where the system gives no threads.
+    pub fn start(config: EngineConfig, generation: Generation) -> Result<EngineHandle, Error> {
+        let network = generation.denoiser.config();
+        let page_bytes = KvCache::page_bytes(network, config.page_tokens);
+        let limits = [
+            ("max_running", config.max_running),
+            ("queue", config.queue),
+            ("page_tokens", config.page_tokens),
+            ("step_tokens", config.step_tokens),
+            ("max_prompt", config.max_prompt),
+            ("max_tokens", config.max_tokens),
+            ("kv_bytes", config.kv_bytes / page_bytes.max(1)),
+        ];
+        if let Some((field, _)) = limits.iter().find(|(_, value)| *value == 0) {
+            return Err(Error::BadField {
+                field,
+                reason: "it is too small for anything to run".into(),
+            });
+        }
+        let pages = config.kv_bytes / page_bytes;
+        let cache = KvCache::new(network, config.page_tokens, pages);
+        let not_started = |detail: String| Error::NotStarted { detail };
+        let threads = rayon::ThreadPoolBuilder::new()
+            .num_threads(config.threads)
+            .thread_name(|index| format!("choir-compute-{index}"))
+            .build()
+            .map_err(|error| not_started(error.to_string()))?;
+        let admission = Arc::new(Admission::new(config, pages, cache.bytes() as u64, generation));
+        let runner = Runner::new(admission.clone(), cache);
+        let (running, ended) = watch::channel(());
+        std::thread::Builder::new()
+            .name("choir-engine".into())
+            .spawn(move || {
+                threads.install(|| runner.run());
+                drop(running); // which is what `drain` waits for
+            })
+            .map_err(|error| not_started(error.to_string()))?;
+        Ok(EngineHandle {
+            door: Arc::new(Door { admission, ended }),
+        })
+    }
+}
+
+/// The way in. Cheap to clone; when the last clone goes, the engine finishes what it has and ends.
+#[derive(Clone)]
+pub struct EngineHandle {
+    door: Arc<Door>,
+}
+
+struct Door {
+    admission: Arc<Admission>,
+    ended: watch::Receiver<()>,
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        self.admission.close();
+    }
+}
+
+impl EngineHandle {
+    /// Checks a request and lets it wait, or says at once why not. Never blocks on the model.
+    ///
+    /// The request leases the generation in force now and runs on it to its end.
+    pub fn submit(&self, request: Request) -> Result<EventStream, Error> {
+        let admission = &self.door.admission;
+        let (sequence, events) = check::text(&admission.config, admission.generation(), request)?;
+        check::can_start(&sequence, admission.pages_total)?;
+        let request_id = admission.wait(sequence)?;
+        Ok(EventStream { request_id, events })
+    }
+
+    /// As [`submit`](Self::submit), for a likelihood. Dropping the receiver cancels the request; a receive error
+    /// means that the engine stopped.
+    pub fn score(&self, request: ScoreRequest) -> Result<ScoreReply, Error> {
+        let admission = &self.door.admission;
+        let (sequence, reply) = check::score(&admission.config, admission.generation(), request)?;
+        check::can_start(&sequence, admission.pages_total)?;
+        admission.wait(sequence)?;
+        Ok(reply)
+    }
+
+    /// Requests use `generation` from now on; those accepted before keep theirs. It must be of the same base.
+    pub fn publish(&self, generation: Generation) {
+        let before = self.door.admission.publish(Arc::new(generation));
+        drop(before); // outside the lock: this may free a model instance
+    }
+
+    pub fn status(&self) -> Status {
+        self.door.admission.status()
+    }
+
+    /// The generation in force.
+    pub fn generation(&self) -> Arc<Generation> {
+        self.door.admission.generation()
+    }
+
+    pub fn config(&self) -> &EngineConfig {
+        &self.door.admission.config
+    }
+
+    /// Takes nothing new, finishes what was accepted, and returns when the model thread has ended.
+    pub async fn drain(&self) {
+        self.door.admission.close();
+        let mut ended = self.door.ended.clone();
+        while ended.changed().await.is_ok() {} // nothing is ever sent: this waits for the sender's end
+    }
+}
+
+/// A score, when it is done.
+pub type ScoreReply = oneshot::Receiver<Result<Score, Error>>;
+
+/// A request's events. Dropping it cancels the request.
+///
+/// The channel holds as many events as its request can produce at most (that is known when it is accepted), so
+/// a slow client neither blocks the engine nor loses events, and no client holds more than it asked for.
+#[derive(Debug)]
+pub struct EventStream {
+    request_id: u64,
+    events: mpsc::Receiver<Event>,
+}
+
+impl EventStream {
+    pub fn request_id(&self) -> u64 {
+        self.request_id
+    }
+
+    /// The next event; `None` after the last one.
+    pub async fn recv(&mut self) -> Option<Event> {
+        self.events.recv().await
+    }
+
+    /// As [`recv`](Self::recv), for threads outside a runtime.
+    pub fn blocking_recv(&mut self) -> Option<Event> {
+        self.events.blocking_recv()
+    }
+}
+
+impl tokio_stream::Stream for EventStream {
+    type Item = Event;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Event>> {
+        self.events.poll_recv(context)
+    }
+}

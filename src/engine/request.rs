@@ -1,0 +1,123 @@
+//! What a client asks of the engine and what it hears back.
+
+use std::time::{Duration, Instant};
+
+use super::Error;
+pub use crate::sampler::{Predictor, Reason};
+
+/// A request for text. Tokens in, tokens out: the caller encodes with the generation's tokenizer.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Variants by name with their weights; empty is the base. A name given twice is refused.
+    pub mix: Vec<(String, f32)>,
+    /// At least one token.
+    pub prompt: Vec<u32>,
+    /// Tokens to make at most, at least 1.
+    pub max_tokens: usize,
+    pub sampling: Sampling,
+    /// Text ends before the first of these; none may be empty.
+    pub stop: Vec<String>,
+    /// Ends at any of these tokens, besides the tokenizer's end of text.
+    pub stop_ids: Vec<u32>,
+    /// The request's noise; drawn from the operating system where absent, and reported in `Event::Started`.
+    pub seed: Option<u64>,
+    /// Also report the positions that every step reveals.
+    pub steps_wanted: bool,
+    /// No work is done for this request after this moment.
+    pub deadline: Option<Instant>,
+}
+
+/// How tokens are drawn. Refused where out of range: `temperature` in 0 ..= 100 (0 takes the most
+/// likely token), `nucleus_p` in (0, 1], `top_k` and `steps` at least 1, `threshold` in (0, 1].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sampling {
+    pub predictor: Predictor,
+    /// Must be the network's own where that is block-causal; absent means the network's own.
+    pub block_size: Option<usize>,
+    pub temperature: f32,
+    pub nucleus_p: f32,
+    pub top_k: Option<usize>,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Sampling {
+            predictor: Predictor::FirstHitting,
+            block_size: None,
+            temperature: 1.0,
+            nucleus_p: 1.0,
+            top_k: None,
+        }
+    }
+}
+
+/// What a client hears, in this order: one `Started`, any `Step`s and `Block`s, then one of `Finished` and `Failed`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// The request left the queue.
+    Started {
+        request_id: u64,
+        generation: u64,
+        seed: u64,
+    },
+    /// One denoising step, where the request wanted them: what it revealed.
+    Step {
+        positions: Vec<Revealed>,
+    },
+    /// A finished block. `text` continues the text before it: bytes that are not yet a whole character and
+    /// text that may be the beginning of a stop string are held back until a later block or the end.
+    Block {
+        text: String,
+        tokens: Vec<u32>,
+    },
+    Finished(Summary),
+    Failed(Error),
+}
+
+/// A token revealed by one step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Revealed {
+    /// Counted from the first token of the prompt.
+    pub position: usize,
+    pub token: u32,
+    /// The token decoded by itself.
+    pub text: String,
+}
+
+/// A finished request in figures.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Summary {
+    pub reason: Reason,
+    pub prompt_tokens: usize,
+    pub generated_tokens: usize,
+    /// Network evaluations.
+    pub nfe: u32,
+    /// Time spent waiting.
+    pub queued: Duration,
+    /// Time from leaving the queue to the end.
+    pub computed: Duration,
+}
+
+/// A request for the likelihood of a text.
+#[derive(Clone, Debug)]
+pub struct ScoreRequest {
+    /// As in [`Request::mix`].
+    pub mix: Vec<(String, f32)>,
+    /// At least one token.
+    pub tokens: Vec<u32>,
+    /// Noise levels drawn for every block, at least 1.
+    pub samples: usize,
+    pub seed: Option<u64>,
+    pub deadline: Option<Instant>,
+}
+
+/// The negative evidence lower bound of a text.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Score {
+    pub request_id: u64,
+    pub generation: u64,
+    pub seed: u64,
+    pub nats_per_token: f64,
+    pub tokens: usize,
+    pub nfe: u32,
+}

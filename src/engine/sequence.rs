@@ -1,0 +1,294 @@
+//! A sequence: one accepted request, from the queue to its last event.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::pages::{Pool, Table};
+use super::scheduler::Claim;
+use super::score::Scorer;
+use super::text::TextStream;
+use super::{Error, Event, Generation, Revealed, Score, Summary};
+use crate::model::{Mix, PageId, Segment};
+use crate::sampler::{Evaluation, Progress, Reason, Sampler};
+
+pub struct Sequence {
+    /// Given when it is let in.
+    pub id: u64,
+    /// Keeps the generation alive that accepted this request, to its end.
+    pub lease: Arc<Generation>,
+    pub mix: Mix,
+    pub seed: u64,
+    pub deadline: Option<Instant>,
+    pub accepted: Instant,
+    pub started: Option<Instant>,
+    /// Pages it may need at most.
+    pub pages_needed: usize,
+    pub table: Table,
+    /// The last step it took part in.
+    pub served: u64,
+    pub work: Work,
+}
+
+/// What a sequence computes.
+pub enum Work {
+    Text(Box<Text>),
+    Score(Box<Scoring>),
+}
+
+pub struct Text {
+    pub sampler: Sampler,
+    pub stream: TextStream,
+    pub prompt_tokens: usize,
+    /// Generated tokens already sent.
+    pub delivered: usize,
+    pub steps_wanted: bool,
+    /// Holds every event this request can produce, so that sending never waits.
+    pub events: mpsc::Sender<Event>,
+}
+
+pub struct Scoring {
+    pub scorer: Scorer,
+    pub reply: Option<oneshot::Sender<Result<Score, Error>>>,
+    pub nats_per_token: Option<f64>,
+}
+
+/// How a step left a sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum After {
+    /// Nothing to tell but, where wanted, what was revealed.
+    Step,
+    Block,
+    End(Reason),
+}
+
+impl Sequence {
+    /// A sequence that waits.
+    pub fn new(
+        lease: Arc<Generation>,
+        mix: Mix,
+        seed: u64,
+        deadline: Option<Instant>,
+        pages_needed: usize,
+        work: Work,
+    ) -> Self {
+        let (accepted, table) = (Instant::now(), Table::default());
+        Sequence {
+            id: 0,
+            lease,
+            mix,
+            seed,
+            deadline,
+            accepted,
+            started: None,
+            pages_needed,
+            table,
+            served: 0,
+            work,
+        }
+    }
+
+    pub fn client_left(&self) -> bool {
+        match &self.work {
+            Work::Text(text) => text.events.is_closed(),
+            Work::Score(scoring) => scoring.reply.as_ref().is_none_or(|reply| reply.is_closed()),
+        }
+    }
+
+    /// Why no more work should be done for this sequence, if so.
+    pub fn given_up(&self, now: Instant) -> Option<Error> {
+        if self.client_left() {
+            return Some(Error::Cancelled);
+        }
+        let passed = self.deadline.is_some_and(|deadline| deadline <= now);
+        passed.then(|| Error::DeadlinePassed {
+            waited: now.duration_since(self.accepted),
+        })
+    }
+
+    /// Leaves the queue, with the pages it needs.
+    pub fn start(&mut self, pages: Vec<PageId>, step: u64, now: Instant) {
+        self.table = Table::new(pages);
+        self.started = Some(now);
+        self.served = step;
+        if let Work::Text(text) = &self.work {
+            let (request_id, generation, seed) = (self.id, self.lease.number, self.seed);
+            text.send(Event::Started {
+                request_id,
+                generation,
+                seed,
+            });
+        }
+    }
+
+    /// What it asks of the next step.
+    pub fn claim(&mut self) -> Claim {
+        let (tokens, background) = match &mut self.work {
+            Work::Text(text) => (text.sampler.next().tokens.len(), false),
+            Work::Score(scoring) => (scoring.scorer.least(), true),
+        };
+        Claim {
+            tokens,
+            served: self.served,
+            background,
+        }
+    }
+
+    /// Its part of the next step, in about `tokens` tokens. `None` where its pages do not suffice, which
+    /// `pages_needed` rules out.
+    pub fn segments(&mut self, tokens: usize, page_tokens: usize) -> Option<Vec<Segment>> {
+        let evaluations = match &mut self.work {
+            Work::Text(text) => std::slice::from_ref(text.sampler.next()),
+            Work::Score(scoring) => scoring.scorer.next(tokens),
+        };
+        let config = self.lease.denoiser.config();
+        let from = evaluations
+            .iter()
+            .map(|evaluation| first_visible(evaluation, config.block(), config.model_length));
+        let from = from.min().unwrap_or(0);
+        // A network without blocks sees its own segment only and writes nothing.
+        let to = evaluations
+            .iter()
+            .map(|evaluation| evaluation.first_position + evaluation.clean)
+            .max()
+            .unwrap_or(0);
+        if !self.table.cover(from, to, page_tokens) {
+            return None;
+        }
+        let (pages, pages_start) = (self.table.held(), self.table.start());
+        let segment = |evaluation: &Evaluation| Segment {
+            mix: self.mix.clone(),
+            sigma: evaluation.sigma,
+            tokens: evaluation.tokens.clone(),
+            first_position: evaluation.first_position,
+            clean: evaluation.clean,
+            rows: evaluation.rows.clone(),
+            pages: pages.clone(),
+            pages_start,
+        };
+        Some(evaluations.iter().map(segment).collect())
+    }
+
+    /// Takes the logits of its segments' rows, each [vocab]: the sampling half of a step.
+    pub fn accept(&mut self, logits: &[&[f32]]) -> After {
+        match &mut self.work {
+            Work::Text(text) => match text.sampler.accept(logits) {
+                Progress::Continue => After::Step,
+                Progress::BlockDone => After::Block,
+                Progress::Finished(reason) => After::End(reason),
+            },
+            Work::Score(scoring) => {
+                scoring.nats_per_token = scoring.scorer.accept(logits);
+                scoring
+                    .nats_per_token
+                    .map_or(After::Step, |_| After::End(Reason::Length))
+            }
+        }
+    }
+
+    /// Tells the client: the delivering half of a step. Returns the tokens delivered and whether this was the end.
+    pub fn deliver(&mut self, after: After, now: Instant) -> (usize, bool) {
+        let waited = self.started.unwrap_or(now).duration_since(self.accepted);
+        let computed = self.computed(now);
+        match &mut self.work {
+            Work::Text(text) => text.deliver(after, waited, computed),
+            Work::Score(scoring) => {
+                let Some(nats_per_token) = scoring.nats_per_token else {
+                    return (0, false);
+                };
+                let score = Score {
+                    request_id: self.id,
+                    generation: self.lease.number,
+                    seed: self.seed,
+                    nats_per_token,
+                    tokens: scoring.scorer.len(),
+                    nfe: scoring.scorer.nfe(),
+                };
+                let _ = scoring.reply.take().map(|reply| reply.send(Ok(score))); // the client may have left
+                (0, true)
+            }
+        }
+    }
+
+    /// Time since it left the queue.
+    pub fn computed(&self, now: Instant) -> Duration {
+        self.started
+            .map_or(Duration::ZERO, |started| now.duration_since(started))
+    }
+
+    /// Ends without a result.
+    pub fn fail(mut self, error: Error, pool: &mut Pool) {
+        match &mut self.work {
+            Work::Text(text) => text.send(Event::Failed(error)),
+            Work::Score(scoring) => {
+                let _ = scoring.reply.take().map(|reply| reply.send(Err(error)));
+            }
+        }
+        self.end(pool);
+    }
+
+    /// Gives its pages back.
+    pub fn end(self, pool: &mut Pool) {
+        pool.give_back(self.table.into_pages());
+    }
+}
+
+impl Text {
+    /// The channel holds all that can be sent, so this fails only where the client has left.
+    fn send(&self, event: Event) {
+        let _ = self.events.try_send(event);
+    }
+
+    fn deliver(&mut self, after: After, queued: Duration, computed: Duration) -> (usize, bool) {
+        let revealed = self.sampler.revealed();
+        if self.steps_wanted && !revealed.is_empty() {
+            let positions = revealed
+                .iter()
+                .map(|&(position, token)| Revealed {
+                    position,
+                    token,
+                    text: self.stream.one(token),
+                })
+                .collect();
+            self.send(Event::Step { positions });
+        }
+        if after == After::Step {
+            return (0, false);
+        }
+        let tokens = self.sampler.generated()[self.delivered..].to_vec();
+        let new = tokens.len();
+        self.delivered += new;
+        let mut text = self.stream.push(&tokens);
+        let reason = match after {
+            _ if self.stream.stopped() => Some(Reason::Stop),
+            After::End(reason) => {
+                text += &self.stream.finish();
+                Some(if self.stream.stopped() { Reason::Stop } else { reason })
+            }
+            _ => None,
+        };
+        if !(text.is_empty() && tokens.is_empty()) {
+            self.send(Event::Block { text, tokens });
+        }
+        if let Some(reason) = reason {
+            let (prompt_tokens, generated_tokens, nfe) = (self.prompt_tokens, self.delivered, self.sampler.nfe());
+            self.send(Event::Finished(Summary {
+                reason,
+                prompt_tokens,
+                generated_tokens,
+                nfe,
+                queued,
+                computed,
+            }));
+        }
+        (new, reason.is_some())
+    }
+}
+
+/// First position that any query of this evaluation sees (see `Segment`): the cache before it is free to go.
+fn first_visible(evaluation: &Evaluation, block: Option<usize>, window: usize) -> usize {
+    let length = evaluation.tokens.len();
+    let first_block_ends = evaluation.first_position + block.unwrap_or(length).min(length);
+    first_block_ends.saturating_sub(window)
+}

@@ -1,0 +1,106 @@
+//! Tokens to text, block by block: what is sent is never taken back.
+
+use std::sync::Arc;
+
+use crate::model::tokenizer::Tokenizer;
+
+/// What a failed decoding leaves in the place of bytes that are no character.
+const REPLACEMENT: char = '\u{FFFD}';
+
+/// The text of one sequence so far.
+///
+/// Held back are bytes at the end that are not yet a whole character, and an end that may be the beginning of
+/// a stop string.
+#[derive(Debug)]
+pub struct TextStream {
+    tokenizer: Arc<Tokenizer>,
+    stop: Vec<String>,
+    /// The tokens that are not read to the end yet and, before them, those of one block as context: some tokenizers
+    /// decode a token differently at the beginning of a text.
+    tokens: Vec<u32>,
+    /// How many bytes of `tokens`, decoded, have been read.
+    read: usize,
+    /// Read, but perhaps the beginning of a stop string.
+    pending: String,
+    stopped: bool,
+}
+
+impl TextStream {
+    /// No stop string may be empty.
+    pub fn new(tokenizer: Arc<Tokenizer>, stop: Vec<String>) -> Self {
+        TextStream {
+            tokenizer,
+            stop,
+            tokens: Vec::new(),
+            read: 0,
+            pending: String::new(),
+            stopped: false,
+        }
+    }
+
+    /// True once a stop string was met: the text has ended before it.
+    pub fn stopped(&self) -> bool {
+        self.stopped
+    }
+
+    /// A token by itself.
+    pub fn one(&self, token: u32) -> String {
+        self.tokenizer.decode(&[token])
+    }
+
+    /// The text that `tokens` add and that is safe to send.
+    pub fn push(&mut self, tokens: &[u32]) -> String {
+        self.tokens.extend(tokens);
+        let decoded = self.tokenizer.decode(&self.tokens);
+        let whole = decoded.trim_end_matches(REPLACEMENT);
+        self.pending
+            .push_str(decoded.get(self.read..whole.len()).unwrap_or_default());
+        self.read = self.read.max(whole.len());
+        if whole.len() == decoded.len() && !tokens.is_empty() {
+            self.tokens.drain(..self.tokens.len() - tokens.len());
+            self.read = self.tokenizer.decode(tokens).len();
+        }
+        self.release()
+    }
+
+    /// The rest of the text, at its end.
+    pub fn finish(&mut self) -> String {
+        let decoded = self.tokenizer.decode(&self.tokens);
+        self.pending.push_str(decoded.get(self.read..).unwrap_or_default());
+        self.read = decoded.len();
+        let text = self.release();
+        if self.stopped {
+            text
+        } else {
+            text + &std::mem::take(&mut self.pending)
+        }
+    }
+
+    fn release(&mut self) -> String {
+        if self.stopped {
+            return String::new();
+        }
+        let first = self
+            .stop
+            .iter()
+            .filter_map(|stop| self.pending.find(stop.as_str()))
+            .min();
+        let safe = first.unwrap_or_else(|| self.pending.len() - self.doubtful());
+        self.stopped = first.is_some();
+        let rest = self.pending.split_off(safe);
+        std::mem::replace(&mut self.pending, rest)
+    }
+
+    /// Bytes at the end of `pending` that a stop string may begin with.
+    fn doubtful(&self) -> usize {
+        let begins = |stop: &String| {
+            let longest = stop.len().min(self.pending.len() + 1) - 1;
+            let ends_with = |&bytes: &usize| self.pending.as_bytes().ends_with(&stop.as_bytes()[..bytes]);
+            (1..=longest)
+                .rev()
+                .filter(|&bytes| stop.is_char_boundary(bytes))
+                .find(ends_with)
+        };
+        self.stop.iter().filter_map(begins).max().unwrap_or(0)
+    }
+}

@@ -1,0 +1,380 @@
+//! A network whose logits are a hash of all that the row may see, and a tokenizer of bytes.
+//!
+//! What it sees beyond its own segment it reads from the cache, and it panics if that is not what was written there: so
+//! a mistake in the engine's pages fails the request.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+
+use choir::engine::{
+    Engine, EngineConfig, EngineHandle, Event, EventStream, Generation, Predictor, Request, Sampling, Summary,
+    VariantFacts,
+};
+use choir::model::kv_cache::KvCache;
+use choir::model::tokenizer::Tokenizer;
+use choir::model::{Batch, Denoiser, DitConfig, Logits, Process, Segment, VariantId};
+
+pub const BLOCK: usize = 4;
+pub const WINDOW: usize = 32;
+/// Bytes, then the end of text, then the mask.
+pub const END_OF_TEXT: u32 = 256;
+pub const VOCAB: usize = 258;
+
+pub struct Fake {
+    config: DitConfig,
+    /// Another network for every salt.
+    salt: u64,
+    /// Bytes that are likely; all, if empty.
+    alphabet: Vec<u8>,
+    /// What is certain to stand from position 0 on.
+    script: Vec<u32>,
+    gate: Option<Mutex<Inside>>,
+    /// Says what goes wrong in which call, if anything.
+    fault: Option<Box<dyn Fn(&Batch) -> Fault + Send + Sync>>,
+}
+
+#[derive(PartialEq)]
+pub enum Fault {
+    None,
+    Error,
+    Panic,
+    Shape,
+}
+
+/// Holds every evaluation until it is let through; for good once this is dropped.
+pub struct Gate {
+    pub entered: Receiver<usize>,
+    permits: Sender<()>,
+}
+
+struct Inside {
+    entered: Sender<usize>,
+    permits: Receiver<()>,
+}
+
+impl Gate {
+    /// Waits until an evaluation has begun; returns its segments.
+    pub fn wait(&self) -> usize {
+        self.entered.recv().expect("the engine has ended")
+    }
+
+    pub fn pass(&self) {
+        self.permits.send(()).expect("the engine has ended");
+    }
+}
+
+impl Fake {
+    pub fn new(salt: u64) -> Self {
+        let config = DitConfig {
+            model_type: "bd3lm".into(),
+            vocab_size: VOCAB,
+            model_length: WINDOW,
+            hidden_dim: 2,
+            cond_dim: 1,
+            n_blocks: 1,
+            n_heads: 1,
+            block_size: Some(BLOCK),
+            cross_attn: true,
+            time_conditioning: Some(false),
+        };
+        Fake {
+            config,
+            salt,
+            alphabet: Vec::new(),
+            script: Vec::new(),
+            gate: None,
+            fault: None,
+        }
+    }
+
+    pub fn letters(mut self) -> Self {
+        self.alphabet = (b'a'..=b'z').collect();
+        self
+    }
+
+    pub fn script(mut self, prompt: &[u32], rest: &[u32]) -> Self {
+        self.script = [prompt, rest].concat();
+        self
+    }
+
+    pub fn without_blocks(mut self) -> Self {
+        self.config.cross_attn = false;
+        self
+    }
+
+    pub fn uniform(mut self) -> Self {
+        self.config.model_type = "duo".into();
+        self.without_blocks()
+    }
+
+    pub fn fault(mut self, fault: impl Fn(&Batch) -> Fault + Send + Sync + 'static) -> Self {
+        self.fault = Some(Box::new(fault));
+        self
+    }
+
+    pub fn gated(mut self) -> (Self, Gate) {
+        let ((entered, outside_entered), (permits, inside_permits)) = (channel(), channel());
+        self.gate = Some(Mutex::new(Inside {
+            entered,
+            permits: inside_permits,
+        }));
+        (
+            self,
+            Gate {
+                entered: outside_entered,
+                permits,
+            },
+        )
+    }
+
+    /// Hash of the tokens, with their positions, that the row sees.
+    pub fn sees(&self, segment: &Segment, row: usize, cache: &KvCache) -> u64 {
+        let position = segment.first_position + row;
+        let segment_end = segment.first_position + segment.tokens.len();
+        let end = self
+            .config
+            .block()
+            .map_or(segment_end, |b| ((position / b + 1) * b).min(segment_end));
+        let mut hash = mix(self.salt, position as u64);
+        for (variant, weight) in &segment.mix.0 {
+            hash = mix(mix(hash, u64::from(variant.0)), u64::from(weight.to_bits()));
+        }
+        for seen in end.saturating_sub(WINDOW).max(segment.pages_start)..end {
+            let token = match seen.checked_sub(segment.first_position) {
+                Some(index) => segment.tokens[index],
+                None => {
+                    let offset = seen - segment.pages_start;
+                    let slot = offset % cache.page_tokens() * self.config.hidden_dim;
+                    let page = segment.pages[offset / cache.page_tokens()];
+                    let key = &cache.keys(page, 0)[slot..];
+                    assert_eq!(key[0] as usize, seen, "another position's key");
+                    key[1] as u32
+                }
+            };
+            hash = mix(mix(hash, seen as u64), u64::from(token));
+        }
+        assert!(
+            segment.pages_start <= end.saturating_sub(WINDOW),
+            "a visible page was given away"
+        );
+        hash
+    }
+
+    pub fn logits(&self, hash: u64, position: usize) -> Vec<f32> {
+        let logit = |token: usize| {
+            let noise = (mix(hash, token as u64) >> 40) as f32 / (1 << 22) as f32;
+            let letter = u8::try_from(token).is_ok_and(|byte| self.alphabet.contains(&byte));
+            let likely = if letter { 40.0 } else { 0.0 };
+            let certain = if self.script.get(position) == Some(&(token as u32)) {
+                1000.0
+            } else {
+                0.0
+            };
+            noise + likely + certain
+        };
+        (0..VOCAB).map(logit).collect()
+    }
+}
+
+impl Denoiser for Fake {
+    fn config(&self) -> &DitConfig {
+        &self.config
+    }
+
+    fn forward(&self, batch: &Batch, cache: &mut KvCache) -> candle_core::Result<Logits> {
+        if let Some(gate) = &self.gate {
+            let gate = gate.lock().expect("gate");
+            let _ = gate.entered.send(batch.segments.len());
+            let _ = gate.permits.recv();
+        }
+        match self.fault.as_ref().map_or(Fault::None, |fault| fault(batch)) {
+            Fault::None => {}
+            Fault::Error => candle_core::bail!("out of order"),
+            Fault::Panic => panic!("out of order"),
+            Fault::Shape => {
+                return Ok(Logits {
+                    vocab: VOCAB,
+                    data: vec![0.0],
+                });
+            }
+        }
+        for segment in &batch.segments {
+            for index in 0..segment.clean {
+                let position = segment.first_position + index;
+                let offset = position - segment.pages_start;
+                let (page, slot) = (offset / cache.page_tokens(), offset % cache.page_tokens());
+                let key = [position as f32, segment.tokens[index] as f32];
+                cache.write(segment.pages[page], 0, slot, &key, &key);
+            }
+        }
+        let mut data = Vec::new();
+        for segment in &batch.segments {
+            for &row in &segment.rows {
+                data.extend(self.logits(self.sees(segment, row, cache), segment.first_position + row));
+            }
+        }
+        Ok(Logits { vocab: VOCAB, data })
+    }
+}
+
+fn mix(hash: u64, word: u64) -> u64 {
+    let mut z = (hash ^ word.wrapping_mul(0x9E37_79B9_7F4A_7C15)).wrapping_add(0x9E37_79B9_7F4A_7C15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+/// One token to a byte, and the end of text.
+pub fn tokenizer() -> Arc<Tokenizer> {
+    let printable = |byte: u32| matches!(byte, 33..=126 | 161..=172 | 174..=255);
+    let mut others = 256..;
+    let vocab: BTreeMap<String, u32> = (0..256)
+        .map(|byte| {
+            let letter = if printable(byte) {
+                byte
+            } else {
+                others.next().expect("letters")
+            };
+            (char::from_u32(letter).expect("letter").to_string(), byte)
+        })
+        .collect();
+    let bytes =
+        serde_json::json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+    let file = serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
+        "added_tokens": [{"id": END_OF_TEXT, "content": "<|endoftext|>", "single_word": false, "lstrip": false,
+            "rstrip": false, "normalized": false, "special": true}],
+        "pre_tokenizer": bytes, "decoder": bytes,
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
+            "vocab": vocab, "merges": []},
+    });
+    Arc::new(Tokenizer::from_bytes(file.to_string().as_bytes()).expect("tokenizer"))
+}
+
+pub fn tokens(text: &str) -> Vec<u32> {
+    text.bytes().map(u32::from).collect()
+}
+
+/// A generation of this network with variants `a`, `b` and `c`.
+pub fn generation(number: u64, network: impl Denoiser + 'static) -> Generation {
+    let facts = |id| VariantFacts {
+        id: VariantId(id),
+        process: Process::Absorbing,
+        defaults: Sampling::default(),
+    };
+    Generation {
+        number,
+        denoiser: Arc::new(network),
+        tokenizer: tokenizer(),
+        defaults: Sampling::default(),
+        variants: [("a", 0), ("b", 1), ("c", 2)]
+            .map(|(name, id)| (name.to_owned(), facts(id)))
+            .into(),
+        memory: Vec::new(),
+    }
+}
+
+/// Small in every respect, so that limits are met.
+pub fn config() -> EngineConfig {
+    EngineConfig {
+        max_running: 16,
+        queue: 64,
+        kv_bytes: 1 << 20,
+        page_tokens: 4,
+        step_tokens: 64,
+        max_prompt: 256,
+        max_tokens: 256,
+        threads: 2,
+    }
+}
+
+pub fn start(config: EngineConfig, network: impl Denoiser + 'static) -> EngineHandle {
+    Engine::start(config, generation(1, network)).expect("engine")
+}
+
+pub fn request(prompt: &str, max_tokens: usize, seed: u64) -> Request {
+    Request {
+        mix: Vec::new(),
+        prompt: tokens(prompt),
+        max_tokens,
+        sampling: Sampling::default(),
+        stop: Vec::new(),
+        stop_ids: Vec::new(),
+        seed: Some(seed),
+        steps_wanted: false,
+        deadline: None,
+    }
+}
+
+/// A request that differs from its neighbours in all that a request has.
+pub fn assorted(index: usize) -> Request {
+    let predictors = [
+        Predictor::FirstHitting,
+        Predictor::Ancestral { steps: 5 },
+        Predictor::Confidence { threshold: 0.02 },
+    ];
+    let mixes: [&[(&str, f32)]; 5] = [
+        &[],
+        &[("a", 1.0)],
+        &[("b", 1.0)],
+        &[("c", 0.5), ("a", 0.25)],
+        &[("c", 1.0)],
+    ];
+    let sampling = Sampling {
+        predictor: predictors[index % 3],
+        temperature: [1.0, 0.7, 0.0, 1.3][index % 4],
+        nucleus_p: [1.0, 0.9][index % 2],
+        top_k: [None, Some(20)][index / 2 % 2],
+        block_size: None,
+    };
+    Request {
+        mix: mixes[index % 5]
+            .iter()
+            .map(|&(name, weight)| (name.to_owned(), weight))
+            .collect(),
+        sampling,
+        steps_wanted: index % 2 == 0,
+        ..request(
+            &"In the beginning ".repeat(1 + index % 7)[index % 3..],
+            3 + 13 * index % 60,
+            index as u64,
+        )
+    }
+}
+
+/// All of a request's events.
+pub fn events(mut stream: EventStream) -> Vec<Event> {
+    std::iter::from_fn(|| stream.blocking_recv()).collect()
+}
+
+/// A finished request: its text, its tokens, and the summary.
+pub fn outcome(events: &[Event]) -> (String, Vec<u32>, Summary) {
+    let (mut text, mut tokens) = (String::new(), Vec::new());
+    for event in events {
+        match event {
+            Event::Block {
+                text: more,
+                tokens: new,
+            } => {
+                text += more;
+                tokens.extend(new);
+            }
+            Event::Finished(summary) => return (text, tokens, summary.clone()),
+            Event::Failed(error) => panic!("failed: {error}"),
+            Event::Started { .. } | Event::Step { .. } => {}
+        }
+    }
+    panic!("no end")
+}
+
+pub fn run(engine: &EngineHandle, request: Request) -> (String, Vec<u32>, Summary) {
+    outcome(&events(engine.submit(request).expect("submit")))
+}
+
+/// Finishes what the engine has and ends it.
+pub fn drain(engine: &EngineHandle) {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("runtime");
+    runtime.block_on(engine.drain());
+}

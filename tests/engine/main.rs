@@ -1,0 +1,11 @@
+//! The engine, with a fake network that checks what it is given and with the real one.
+
+mod batching;
+mod fake;
+#[path = "../fixtures/mod.rs"]
+mod fixtures;
+mod generations;
+mod limits;
+mod network;
+mod scoring;
+mod text;

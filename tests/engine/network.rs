@@ -1,0 +1,133 @@
+//! The engine over the real network, with the golden weights and made-up variants.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use choir::engine::{Engine, EngineConfig, EngineHandle, Request, ScoreRequest};
+use choir::model::{BaseWeights, Dit, ServedBank, VariantWeights};
+use choir::ops::quantized::Form;
+use choir::rng::{Key, Stream};
+
+use super::fake::{assorted, config, drain, events, generation, outcome, run};
+use super::fixtures::Case;
+
+/// The golden base and three variants in two banks.
+fn network(form: Form) -> (Case, Dit) {
+    let case = Case::load("bd3lm-tiny");
+    let mut noise = Stream::new(Key::derive(&[b"engine test"]));
+    let mut bank = || {
+        let matrices = case.weights.iter().filter(|(_, (shape, _))| shape.len() == 2);
+        let matrices = matrices.map(|(name, (shape, data))| {
+            let sum = data.iter().map(|_| noise.normal() as f32).collect();
+            (name.clone(), shape[0], shape[1], sum)
+        });
+        Arc::new(ServedBank::build(form, matrices).expect("bank"))
+    };
+    let banks = [bank(), bank()];
+    let variant = |index: usize| {
+        let (mut gains, mut vectors) = (BTreeMap::new(), BTreeMap::new());
+        for (name, (shape, data)) in &case.weights {
+            match shape.len() {
+                2 => gains.insert(name.clone(), vec![0.02; shape[0]]),
+                _ => vectors.insert(name.clone(), vec![0.01; data.len()]),
+            };
+        }
+        VariantWeights {
+            seed: 7 + index as u64,
+            scale: 1.0,
+            banks: vec![index / 2],
+            gains,
+            vectors,
+        }
+    };
+    let base = Arc::new(BaseWeights::new(case.config.clone(), &case.weights).expect("base"));
+    let dit = Dit::new(base, &banks, (0..3).map(variant).collect()).expect("network");
+    (case, dit)
+}
+
+fn engine(threads: usize, step_tokens: usize, form: Form) -> (Case, EngineHandle) {
+    let (case, dit) = network(form);
+    let config = EngineConfig {
+        threads,
+        step_tokens,
+        ..config()
+    };
+    (case, Engine::start(config, generation(1, dit)).expect("engine"))
+}
+
+/// Prompts within the golden network's vocabulary.
+fn requests(case: &Case) -> Vec<Request> {
+    let fold = |request: Request| Request {
+        prompt: request
+            .prompt
+            .iter()
+            .map(|token| token % (case.config.vocab_size as u32 - 1))
+            .collect(),
+        ..request
+    };
+    (0..16).map(assorted).map(fold).collect()
+}
+
+#[test]
+fn the_same_tokens_alone_in_a_mixed_batch_and_on_any_threads() {
+    for form in [Form::F32, Form::Q4_0] {
+        let (case, one) = engine(1, 64, form);
+        let alone: Vec<_> = requests(&case)
+            .into_iter()
+            .map(|request| run(&one, request).1)
+            .collect();
+        assert!(
+            alone
+                .iter()
+                .zip(requests(&case))
+                .any(|(tokens, request)| tokens.len() == request.max_tokens)
+        );
+        for (threads, step_tokens) in [(1, 512), (2, 64), (2, 512)] {
+            let (_, engine) = engine(threads, step_tokens, form);
+            let streams: Vec<_> = requests(&case)
+                .into_iter()
+                .map(|r| engine.submit(r).expect("submit"))
+                .collect();
+            for (index, stream) in streams.into_iter().enumerate() {
+                let together = outcome(&events(stream)).1;
+                assert_eq!(
+                    together, alone[index],
+                    "request {index}, {threads} threads, {step_tokens} tokens a step"
+                );
+            }
+            drain(&engine);
+        }
+    }
+}
+
+#[test]
+fn a_score_is_near_the_uniform_one_for_random_weights() {
+    let (case, engine) = engine(2, 128, Form::F32);
+    let tokens: Vec<u32> = (0..70)
+        .map(|index| index * 7 % (case.config.vocab_size as u32 - 1))
+        .collect();
+    for mix in [
+        vec![],
+        vec![("a".to_owned(), 1.0)],
+        vec![("b".to_owned(), 0.5), ("c".to_owned(), 0.5)],
+    ] {
+        let request = ScoreRequest {
+            mix,
+            tokens: tokens.clone(),
+            samples: 8,
+            seed: Some(1),
+            deadline: None,
+        };
+        let score = engine
+            .score(request)
+            .expect("score")
+            .blocking_recv()
+            .expect("reply")
+            .expect("score");
+        let uniform = (case.config.vocab_size as f64 - 1.0).ln();
+        assert!(
+            (0.5 * uniform..3.0 * uniform).contains(&score.nats_per_token),
+            "{score:?}"
+        );
+    }
+}

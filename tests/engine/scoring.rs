@@ -1,0 +1,187 @@
+//! The bound of a text: its expectation, and its company in the engine.
+
+use choir::engine::score::Scorer;
+use choir::engine::{EngineConfig, Error, Score, ScoreRequest};
+use choir::model::kv_cache::KvCache;
+use choir::model::{Denoiser, Mix, PageId, Segment};
+
+use super::fake::*;
+
+fn wanted(text: &str, samples: usize, seed: u64) -> ScoreRequest {
+    ScoreRequest {
+        mix: Vec::new(),
+        tokens: tokens(text),
+        samples,
+        seed: Some(seed),
+        deadline: None,
+    }
+}
+
+fn score(engine: &choir::engine::EngineHandle, request: ScoreRequest) -> Score {
+    engine
+        .score(request)
+        .expect("score")
+        .blocking_recv()
+        .expect("reply")
+        .expect("score")
+}
+
+/// The bound without chance: for each block every set M of masked tokens, weighted by
+/// integral of t^(|M|-1) (1-t)^(b-|M|) = 1 / (|M| C(b, |M|)).
+fn exact(network: &Fake, text: &[u32]) -> f64 {
+    let mask = network.config().mask_id().expect("mask");
+    let mut total = 0.0;
+    for first in (0..text.len()).step_by(BLOCK) {
+        let length = BLOCK.min(text.len() - first);
+        for set in 1u32..1 << length {
+            let rows: Vec<usize> = (0..length).filter(|row| set >> row & 1 == 1).collect();
+            let mut tokens = text[..first + length].to_vec();
+            rows.iter().for_each(|row| tokens[first + row] = mask);
+            // The fake sees tokens, so the clean ones before the block may stand in the segment itself.
+            let segment = Segment {
+                mix: Mix::base(),
+                sigma: 0.0,
+                tokens,
+                first_position: 0,
+                clean: 0,
+                rows: Vec::new(),
+                pages: Vec::new(),
+                pages_start: 0,
+            };
+            let cache = KvCache::new(network.config(), 1, 0);
+            let choose = (0..rows.len()).fold(1.0, |c, i| c * (length - i) as f64 / (i + 1) as f64);
+            for &row in &rows {
+                let logits = network.logits(network.sees(&segment, first + row, &cache), first + row);
+                let allowed = &logits[..mask as usize];
+                let sum: f64 = allowed.iter().map(|&logit| f64::from(logit).exp()).sum();
+                let nats = sum.ln() - f64::from(logits[text[first + row] as usize]);
+                total += nats / (rows.len() as f64 * choose);
+            }
+        }
+    }
+    total / text.len() as f64
+}
+
+#[test]
+fn the_estimate_converges_to_the_bound() {
+    let text = "To be, or not"; // three blocks and one token
+    let expected = exact(&Fake::new(1).letters(), &tokens(text));
+    let engine = start(config(), Fake::new(1).letters());
+    let mean = (0..8)
+        .map(|seed| score(&engine, wanted(text, 1000, seed)).nats_per_token)
+        .sum::<f64>()
+        / 8.0;
+    assert!((mean / expected - 1.0).abs() < 0.01, "{mean} is not {expected}");
+}
+
+#[test]
+fn a_certain_text_costs_nothing() {
+    let text = "certain beyond doubt";
+    let engine = start(config(), Fake::new(2).script(&[], &tokens(text)));
+    let certain = score(&engine, wanted(text, 4, 1));
+    assert!(certain.nats_per_token.abs() < 1e-6, "{certain:?}");
+    assert_eq!((certain.tokens, certain.nfe, certain.generation), (20, 20, 1));
+}
+
+#[test]
+fn scores_and_texts_do_not_change_each_other() {
+    let long = "It was the best of times, it was the worst of times, it was the age of wisdom. ".repeat(3);
+    for (page_tokens, step_tokens) in [(1, 8), (4, 64), (16, 512)] {
+        let engine = start(
+            EngineConfig {
+                page_tokens,
+                step_tokens,
+                ..config()
+            },
+            Fake::new(3),
+        );
+        let requests = [wanted(&long, 3, 1), wanted("short", 5, 2), wanted(&long[7..90], 1, 3)];
+        let alone = requests.clone().map(|request| score(&engine, request).nats_per_token);
+        let texts: Vec<_> = (0..8).map(|index| run(&engine, assorted(index)).1).collect();
+        let replies = requests.map(|request| engine.score(request).expect("score"));
+        let streams: Vec<_> = (0..8)
+            .map(|index| engine.submit(assorted(index)).expect("submit"))
+            .collect();
+        for (reply, alone) in replies.into_iter().zip(alone) {
+            let together = reply.blocking_recv().expect("reply").expect("score").nats_per_token;
+            assert_eq!(together, alone);
+        }
+        for (stream, text) in streams.into_iter().zip(texts) {
+            assert_eq!(outcome(&events(stream)).1, text);
+        }
+        drain(&engine);
+        assert_eq!(engine.status().pages_used, 0);
+    }
+}
+
+#[test]
+fn a_score_is_the_same_without_an_engine() {
+    let network = Fake::new(4);
+    let text = "The quick brown fox jumps over the lazy dog, twice over.";
+    let with_engine = score(&start(config(), Fake::new(4)), wanted(text, 6, 5)).nats_per_token;
+
+    let mut cache = KvCache::new(network.config(), 4, 64);
+    let pages: Vec<PageId> = (0..64).map(PageId).collect();
+    let mut scorer = Scorer::new(network.config(), tokens(text), 6, 16, 5).expect("scorer");
+    let alone = loop {
+        let segment = |evaluation: &choir::sampler::Evaluation| Segment {
+            mix: Mix::base(),
+            sigma: evaluation.sigma,
+            tokens: evaluation.tokens.clone(),
+            first_position: evaluation.first_position,
+            clean: evaluation.clean,
+            rows: evaluation.rows.clone(),
+            pages: pages.clone(),
+            pages_start: 0,
+        };
+        let segments = scorer.next(100).iter().map(segment).collect();
+        let logits = network
+            .forward(&choir::model::Batch { segments }, &mut cache)
+            .expect("forward");
+        let rows: Vec<&[f32]> = logits.data.chunks(VOCAB).collect();
+        if let Some(nats) = scorer.accept(&rows) {
+            break nats;
+        }
+    };
+    assert!((alone - with_engine).abs() < 1e-9);
+}
+
+#[test]
+fn a_dropped_score_stops_and_bad_ones_are_refused() {
+    let (network, gate) = Fake::new(5).gated();
+    let engine = start(config(), network);
+    let reply = engine.score(wanted(&"long ".repeat(50), 100, 1)).expect("score");
+    gate.wait();
+    drop(reply);
+    gate.pass();
+    drain_behind(&engine, gate);
+    assert_eq!((engine.status().cancelled, engine.status().pages_used), (1, 0));
+
+    let engine = start(config(), Fake::new(5));
+    let field = |request| match engine.score(request).expect_err("refused") {
+        Error::BadField { field, .. } => field,
+        other => panic!("{other}"),
+    };
+    assert_eq!(field(wanted("", 1, 1)), "tokens");
+    assert_eq!(field(wanted("x", 0, 1)), "samples");
+    assert_eq!(field(wanted("x", 1 << 20, 1)), "samples");
+    assert_eq!(
+        field(ScoreRequest {
+            tokens: vec![VOCAB as u32 - 1],
+            ..wanted("x", 1, 1)
+        }),
+        "tokens"
+    );
+    assert_eq!(
+        field(ScoreRequest {
+            mix: vec![("a".into(), f32::INFINITY)],
+            ..wanted("x", 1, 1)
+        }),
+        "mix"
+    );
+}
+
+fn drain_behind(engine: &choir::engine::EngineHandle, gate: Gate) {
+    drop(gate);
+    drain(engine);
+}
