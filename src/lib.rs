@@ -1,8 +1,8 @@
 //! Choir: one base diffusion language model and many full fine-tunes of it, kept as seed-defined
 //! superpositions, read back per request and sampled with block diffusion.
 //!
-//! The modules are listed from the top down: each uses only those below it
-//! (`tests/layering.rs` holds that).
+//! `cli` stands on `server`, that on `catalog`, that on `engine` and `store`; `engine` on `model` and `sampler`, `store` on
+//! `superposition`; `train` stands beside `engine`. `tests/layering.rs` holds every direction.
 
 pub mod catalog;
 pub mod cli;
@@ -17,3 +17,12 @@ pub mod superposition;
 pub mod telemetry;
 pub mod train;
 pub mod transform;
+
+/// The generated code of `proto/choir/v1`, for `server` and the command line's client.
+#[allow(missing_docs, clippy::all)]
+pub mod pb {
+    tonic::include_proto!("choir.v1");
+
+    /// The encoded descriptor set, for reflection.
+    pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/choir.v1.bin"));
+}

@@ -1,0 +1,206 @@
+//! `choir.v1.Admin`: the catalog's actions, off the runtime's threads.
+
+use super::convert;
+use super::health::Health;
+use super::status::BadField;
+use super::upload::{self, Room};
+use crate::catalog::{self, AddRequest, Catalog, RemoveRequest, Source};
+use crate::engine::{EngineHandle, Sampling};
+use crate::pb;
+use crate::pb::add_variant_request::Part;
+use crate::pb::add_variant_response::Event;
+use crate::pb::admin_server::Admin;
+use std::sync::Arc;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+type AddSender = mpsc::Sender<Result<pb::AddVariantResponse, Status>>;
+
+/// Progress messages that may wait for a slow client; more are left out.
+const PROGRESS_WAITING: usize = 32;
+
+/// Serves the catalog.
+#[derive(Clone)]
+pub struct AdminService {
+    catalog: Arc<Catalog>,
+    engine: EngineHandle,
+    health: Health,
+    room: Room,
+}
+
+impl AdminService {
+    /// `upload_bytes` bounds all uploads under way together.
+    pub fn new(catalog: Arc<Catalog>, engine: EngineHandle, health: Health, upload_bytes: u64) -> Self {
+        AdminService {
+            catalog,
+            engine,
+            health,
+            room: Room::new(upload_bytes),
+        }
+    }
+
+    async fn add(
+        &self,
+        mut requests: Streaming<pb::AddVariantRequest>,
+        events: &AddSender,
+    ) -> Result<pb::Variant, Status> {
+        let Some(Part::Header(header)) = upload::next(&mut requests).await?.and_then(|request| request.part) else {
+            return Err(BadField::new("header", "it must come first").into());
+        };
+        if self.catalog.get(&header.name).is_ok() {
+            return Err(catalog::Error::NameTaken { name: header.name }.into()); // before the upload, not after it
+        }
+        let defaults = self.defaults(header.defaults)?;
+        // Held until the catalog is done with the bytes.
+        let (source, permit) = match header.source {
+            Some(pb::add_variant_header::Source::Path(path)) if !path.is_empty() => (Source::Path(path.into()), None),
+            Some(pb::add_variant_header::Source::UploadBytes(bytes)) => {
+                let permit = self.room.reserve(bytes)?;
+                let report = |fraction| tell(events, pb::AddStage::Receiving, fraction);
+                (
+                    Source::Bytes(upload::receive(&mut requests, bytes, report).await?),
+                    Some(permit),
+                )
+            }
+            Some(pb::add_variant_header::Source::Path(_)) | None => {
+                return Err(BadField::new("header.source", "give a path or the size of the upload").into());
+            }
+        };
+        let request = AddRequest {
+            name: header.name,
+            seed: header.seed,
+            source,
+            scale: header.scale,
+            defaults,
+            expected_generation: header.expected_generation,
+        };
+        let (catalog, events) = (self.catalog.clone(), events.clone());
+        let info = blocking(move || {
+            let _permit = permit;
+            catalog.add(request, |progress| {
+                tell(&events, convert::stage(progress.stage), progress.fraction)
+            })
+        })
+        .await?;
+        tracing::info!(variant = info.name, cosine = info.cosine, "added");
+        self.health.follow().await;
+        Ok(convert::variant(info))
+    }
+
+    fn defaults(&self, wire: Option<pb::Sampling>) -> Result<Option<Sampling>, BadField> {
+        let base = || self.engine.generation().defaults(&[]);
+        wire.map(|wire| convert::sampling(Some(wire), base())).transpose()
+    }
+}
+
+#[tonic::async_trait]
+impl Admin for AdminService {
+    type AddVariantStream = ReceiverStream<Result<pb::AddVariantResponse, Status>>;
+
+    async fn add_variant(
+        &self,
+        request: Request<Streaming<pb::AddVariantRequest>>,
+    ) -> Result<Response<Self::AddVariantStream>, Status> {
+        let (sender, receiver) = mpsc::channel(PROGRESS_WAITING);
+        let (service, requests) = (self.clone(), request.into_inner());
+        tokio::spawn(async move {
+            let end = service.add(requests, &sender).await;
+            let end = end.map(|variant| pb::AddVariantResponse {
+                event: Some(Event::Variant(variant)),
+            });
+            let _ = sender.send(end).await; // the client may have left
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn remove_variant(
+        &self,
+        request: Request<pb::RemoveVariantRequest>,
+    ) -> Result<Response<pb::RemoveVariantResponse>, Status> {
+        let request = request.into_inner();
+        let (catalog, name) = (self.catalog.clone(), request.name);
+        let removal = RemoveRequest {
+            delta: request.path.map(|path| Source::Path(path.into())),
+            expected_generation: request.expected_generation,
+        };
+        let (service, variant) = (self.clone(), name.clone());
+        // A task of its own: the names follow the store even where the client leaves.
+        let task = tokio::spawn(async move {
+            let generation = blocking(move || catalog.remove(&name, removal)).await?;
+            tracing::info!(variant, generation, "removed");
+            service.health.follow().await;
+            Ok::<_, Status>(generation)
+        });
+        let generation = task.await.map_err(|error| Status::internal(error.to_string()))??;
+        Ok(Response::new(pb::RemoveVariantResponse { generation }))
+    }
+
+    async fn list_variants(
+        &self,
+        _: Request<pb::ListVariantsRequest>,
+    ) -> Result<Response<pb::ListVariantsResponse>, Status> {
+        let variants = self.catalog.list().into_iter().map(convert::variant).collect();
+        Ok(Response::new(pb::ListVariantsResponse { variants }))
+    }
+
+    async fn get_variant(
+        &self,
+        request: Request<pb::GetVariantRequest>,
+    ) -> Result<Response<pb::GetVariantResponse>, Status> {
+        let variant = convert::variant(self.catalog.get(&request.into_inner().name)?);
+        Ok(Response::new(pb::GetVariantResponse { variant: Some(variant) }))
+    }
+
+    async fn get_status(&self, _: Request<pb::GetStatusRequest>) -> Result<Response<pb::GetStatusResponse>, Status> {
+        let (catalog, engine) = (self.catalog.status(), self.engine.status());
+        let cache = pb::MemoryPart {
+            part: "key-value cache".into(),
+            bytes: engine.kv_bytes,
+        };
+        let weights = catalog.memory.into_iter().map(|part| pb::MemoryPart {
+            part: part.part,
+            bytes: part.bytes,
+        });
+        Ok(Response::new(pb::GetStatusResponse {
+            generation: engine.generation,
+            variants: convert::small(catalog.variants),
+            banks: convert::small(catalog.banks),
+            memory: weights.chain([cache]).collect(),
+            waiting: convert::small(engine.waiting),
+            queue_limit: convert::small(engine.queue_limit),
+            running: convert::small(engine.running),
+            max_running: convert::small(engine.max_running),
+            pages_used: engine.pages_used as u64,
+            pages_total: engine.pages_total as u64,
+            steps: engine.steps,
+            tokens_generated: engine.tokens_generated,
+            finished: engine.finished,
+            cancelled: engine.cancelled,
+            failed: engine.failed,
+            draining: engine.draining,
+            version: env!("CARGO_PKG_VERSION").into(),
+        }))
+    }
+}
+
+/// Tells a client how far its addition is; a client too slow to listen misses some.
+fn tell(events: &AddSender, stage: pb::AddStage, fraction: f32) {
+    let progress = pb::AddProgress {
+        stage: stage.into(),
+        fraction,
+    };
+    let _ = events.try_send(Ok(pb::AddVariantResponse {
+        event: Some(Event::Progress(progress)),
+    }));
+}
+
+async fn blocking<T: Send + 'static>(
+    action: impl FnOnce() -> Result<T, catalog::Error> + Send + 'static,
+) -> Result<T, Status> {
+    let done = tokio::task::spawn_blocking(action).await;
+    Ok(done.map_err(|error| {
+        tracing::error!("an operator's action failed: {error}");
+        Status::internal("the action failed; the server's log has the details")
+    })??)
+}

@@ -1,0 +1,187 @@
+//! Between the wire and the domain, both ways. Ranges are the engine's to check; here is only what the wire can say
+//! and the domain cannot.
+
+use super::status::BadField;
+use crate::catalog::{Stage, VariantInfo};
+use crate::engine::{self, Event, Predictor, Reason, Sampling};
+use crate::pb;
+use std::time::{Duration, Instant};
+use tonic::metadata::MetadataMap;
+
+/// `GenerateRequest.max_tokens` where it is unset.
+pub const DEFAULT_MAX_TOKENS: u32 = 128;
+/// `ScoreRequest.samples` where it is unset.
+pub const DEFAULT_SAMPLES: u32 = 4;
+
+/// Names and weights; a weight that is unset is 1.
+pub fn mix(parts: Vec<pb::VariantWeight>) -> Vec<(String, f32)> {
+    parts
+        .into_iter()
+        .map(|part| (part.name, part.weight.unwrap_or(1.0)))
+        .collect()
+}
+
+/// What is set in `wire`, and `defaults` for the rest.
+///
+/// # Errors
+/// An unknown predictor, or a setting that the predictor lacks or does not have.
+pub fn sampling(wire: Option<pb::Sampling>, defaults: Sampling) -> Result<Sampling, BadField> {
+    let Some(wire) = wire else { return Ok(defaults) };
+    Ok(Sampling {
+        predictor: wire
+            .predictor
+            .map_or(Ok(defaults.predictor), |wire| predictor(wire, defaults.predictor))?,
+        block_size: wire.block_size.map(|size| size as usize).or(defaults.block_size),
+        temperature: wire.temperature.unwrap_or(defaults.temperature),
+        nucleus_p: wire.nucleus_p.unwrap_or(defaults.nucleus_p),
+        top_k: wire.top_k.map(|k| k as usize).or(defaults.top_k),
+    })
+}
+
+fn predictor(wire: pb::Predictor, default: Predictor) -> Result<Predictor, BadField> {
+    use pb::PredictorKind::*;
+    const KIND: &str = "sampling.predictor.kind";
+    const STEPS: &str = "sampling.predictor.steps";
+    const THRESHOLD: &str = "sampling.predictor.threshold";
+    let kind = pb::PredictorKind::try_from(wire.kind)
+        .map_err(|_| BadField::new(KIND, format!("there is no predictor number {}", wire.kind)))?;
+    match (kind, wire.steps, wire.threshold) {
+        (Unspecified, None, None) => Ok(default),
+        (FirstHitting, None, None) => Ok(Predictor::FirstHitting),
+        (Ancestral, Some(steps), None) => Ok(Predictor::Ancestral { steps }),
+        (Ancestral, None, None) => Err(BadField::new(STEPS, "the ancestral predictor needs it")),
+        (Confidence, None, Some(threshold)) => Ok(Predictor::Confidence { threshold }),
+        (Confidence, None, None) => Err(BadField::new(THRESHOLD, "the confidence predictor needs it")),
+        (Unspecified | FirstHitting | Confidence, Some(_), _) => {
+            Err(BadField::new(STEPS, "only the ancestral predictor has it"))
+        }
+        (Unspecified | FirstHitting | Ancestral, _, Some(_)) => {
+            Err(BadField::new(THRESHOLD, "only the confidence predictor has it"))
+        }
+    }
+}
+
+/// Sampling settings in full.
+pub fn sampling_to_wire(sampling: &Sampling) -> pb::Sampling {
+    use pb::PredictorKind as Kind;
+    let (kind, steps, threshold) = match sampling.predictor {
+        Predictor::FirstHitting => (Kind::FirstHitting, None, None),
+        Predictor::Ancestral { steps } => (Kind::Ancestral, Some(steps), None),
+        Predictor::Confidence { threshold } => (Kind::Confidence, None, Some(threshold)),
+    };
+    pb::Sampling {
+        predictor: Some(pb::Predictor {
+            kind: kind.into(),
+            steps,
+            threshold,
+        }),
+        block_size: sampling.block_size.map(small),
+        temperature: Some(sampling.temperature),
+        nucleus_p: Some(sampling.nucleus_p),
+        top_k: sampling.top_k.map(small),
+    }
+}
+
+/// When a call's `grpc-timeout` ends; `None` where it has none that can be read.
+pub fn deadline(metadata: &MetadataMap) -> Option<Instant> {
+    let text = metadata.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let count: u64 = digits.parse().ok()?;
+    let duration = match unit {
+        "H" => Duration::from_secs(count.checked_mul(3600)?),
+        "M" => Duration::from_secs(count.checked_mul(60)?),
+        "S" => Duration::from_secs(count),
+        "m" => Duration::from_millis(count),
+        "u" => Duration::from_micros(count),
+        "n" => Duration::from_nanos(count),
+        _ => return None,
+    };
+    Instant::now().checked_add(duration)
+}
+
+/// An engine's event on the wire; `mix` is what the request asked for. A failure is an error of the stream.
+pub fn event(event: Event, mix: &[(String, f32)]) -> Result<pb::GenerateResponse, engine::Error> {
+    use pb::generate_response::Event as Wire;
+    let wire = match event {
+        Event::Started {
+            request_id,
+            generation,
+            seed,
+        } => {
+            let part = |(name, weight): &(String, f32)| pb::VariantWeight {
+                name: name.clone(),
+                weight: Some(*weight),
+            };
+            Wire::Started(pb::Started {
+                request_id,
+                mix: mix.iter().map(part).collect(),
+                generation,
+                seed,
+            })
+        }
+        Event::Step { positions } => {
+            let revealed = positions
+                .into_iter()
+                .map(|one| pb::Revealed {
+                    position: small(one.position),
+                    token: one.token,
+                    text: one.text,
+                })
+                .collect();
+            Wire::Step(pb::Step { revealed })
+        }
+        Event::Block { text, tokens } => Wire::Block(pb::Block { text, tokens }),
+        Event::Finished(summary) => Wire::Finished(pb::Finished {
+            reason: match summary.reason {
+                Reason::Length => pb::FinishReason::Length,
+                Reason::Stop => pb::FinishReason::Stop,
+            }
+            .into(),
+            prompt_tokens: small(summary.prompt_tokens),
+            generated_tokens: small(summary.generated_tokens),
+            nfe: summary.nfe,
+            queue_us: micros(summary.queued),
+            compute_us: micros(summary.computed),
+        }),
+        Event::Failed(error) => return Err(error),
+    };
+    Ok(pb::GenerateResponse { event: Some(wire) })
+}
+
+/// A variant on the wire.
+pub fn variant(info: VariantInfo) -> pb::Variant {
+    pb::Variant {
+        defaults: Some(sampling_to_wire(&info.defaults)),
+        name: info.name,
+        seed: info.seed,
+        scale: info.scale,
+        banks: info.banks,
+        cosine: info.cosine,
+        relative_error: info.relative_error,
+        source: info.source,
+        delta_digest: info.delta_digest,
+        archived: info.archived,
+        added_unix: info.added,
+    }
+}
+
+/// A stage of an addition on the wire.
+pub fn stage(stage: Stage) -> pb::AddStage {
+    match stage {
+        Stage::Reading => pb::AddStage::Reading,
+        Stage::Comparing => pb::AddStage::Comparing,
+        Stage::Accumulating => pb::AddStage::Accumulating,
+        Stage::Measuring => pb::AddStage::Measuring,
+        Stage::Writing => pb::AddStage::Writing,
+        Stage::Publishing => pb::AddStage::Publishing,
+    }
+}
+
+/// A count that fits 32 bits by the engine's limits.
+pub fn small(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
