@@ -1,7 +1,10 @@
-//! Generates the code of `proto/choir/v1` without `protoc`, and the descriptors that reflection serves.
+//! Generates the code of `proto/choir/v1` without `protoc`, and the descriptors that reflection serves; lists the files
+//! of `models/`, which are compiled in.
 
 use protox::prost::Message;
-use std::{env, error::Error, fs, path::PathBuf};
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::{env, error::Error, fs};
 
 const FILES: [&str; 2] = ["proto/choir/v1/inference.proto", "proto/choir/v1/admin.proto"];
 
@@ -15,5 +18,39 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .codec_path("crate::server::codec::Codec")
         .compile_fds(descriptors)?;
+    fs::write(out.join("embedded.rs"), embedded()?)?;
     Ok(())
+}
+
+/// Rust code that includes the files of `models/`.
+fn embedded() -> Result<String, Box<dyn Error>> {
+    let models = Path::new(&env::var("CARGO_MANIFEST_DIR")?).join("models");
+    println!("cargo:rerun-if-changed=models");
+    let mut code = String::new();
+    for (name, file) in [
+        ("CONFIG", "base/config.json"),
+        ("TOKENIZER", "base/tokenizer.json"),
+        ("WEIGHTS", "base/model.safetensors"),
+        ("VARIANTS_JSON", "variants.json"),
+    ] {
+        writeln!(
+            code,
+            "pub const {name}: &[u8] = include_bytes!({:?});",
+            models.join(file)
+        )?;
+    }
+    for (name, folder, extension) in [("VARIANTS", "variants", "safetensors"), ("HELD_OUT", "held-out", "txt")] {
+        let mut files: Vec<PathBuf> = fs::read_dir(models.join(folder))?
+            .map(|entry| entry.map(|entry| entry.path()))
+            .collect::<Result<_, _>>()?;
+        files.retain(|file| file.extension().is_some_and(|found| found == extension));
+        files.sort();
+        writeln!(code, "/// Names and contents.\npub const {name}: &[(&str, &[u8])] = &[")?;
+        for file in files {
+            let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            writeln!(code, "    ({name:?}, include_bytes!({file:?})),")?;
+        }
+        writeln!(code, "];")?;
+    }
+    Ok(code)
 }

@@ -1,35 +1,28 @@
 //! Why an operator's action was refused; nothing has changed then.
 
+use crate::store;
+use crate::superposition::Refused;
 use std::path::PathBuf;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("no variant is named {name:?}")]
-    UnknownVariant { name: String },
-    #[error("a variant is named {name:?} already")]
-    NameTaken { name: String },
-    /// Names are 1 to 64 of `a-z 0-9 -` and begin with a letter or digit.
-    #[error("{name:?} is no name for a variant: {reason}")]
-    BadName { name: String, reason: &'static str },
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// A variant's file cannot be read, or does not match the base.
+    #[error("{origin}: {source}")]
+    Checkpoint { origin: String, source: Refused },
+    /// The configuration beside a checkpoint is another one than the base's.
+    #[error("{origin}: it is configured otherwise than the base: {field}")]
+    OtherConfig { origin: String, field: &'static str },
     #[error("{field}: {reason}")]
     BadField { field: &'static str, reason: String },
-    /// The checkpoint does not fit the base; `tensor` is the first offender.
-    #[error("the checkpoint does not match the base: {tensor}: {reason}")]
-    Mismatch { tensor: String, reason: String },
-    /// The checkpoint is not a safetensors file.
-    #[error("the checkpoint cannot be read: {reason}")]
-    BadCheckpoint { reason: String },
-    #[error("the store is at generation {found}, not {expected}")]
-    GenerationMoved { expected: u64, found: u64 },
-    /// The store keeps no delta of this variant: give the checkpoint again.
-    #[error("no delta of {name:?} is archived, so removing it needs the checkpoint")]
-    NotArchived { name: String },
-    #[error("{path}: {source}")]
-    Read { path: PathBuf, source: std::io::Error },
     /// The base or its tokenizer cannot be served.
-    #[error("the base cannot be loaded: {reason}")]
-    Base { reason: String },
-    /// No engine is attached to publish to.
-    #[error("no engine is attached")]
-    NotAttached,
+    #[error("the base {origin} cannot be loaded: {reason}")]
+    Base { origin: String, reason: String },
+    /// A folder without a store where one was expected, or the reverse.
+    #[error("{}: {reason}", dir.display())]
+    DataDir { dir: PathBuf, reason: String },
+    /// The change was committed, but the model instance could not be built: the generation before it is still served.
+    #[error("generation {generation} is committed but cannot be served: {reason}")]
+    Unserved { generation: u64, reason: String },
 }

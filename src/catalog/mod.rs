@@ -1,45 +1,40 @@
 //! What an operator does: a store transaction, then a publish.
 
+pub mod base;
+mod defaults;
 pub mod error;
+mod instance;
 
-use std::path::PathBuf;
-
+pub use base::BaseSource;
 pub use error::Error;
 
-use crate::engine::{EngineHandle, Generation, MemoryPart, Sampling};
-
-/// Where the base comes from.
-#[derive(Clone, Debug)]
-pub enum BaseSource {
-    /// The model compiled into the binary, with its deltas for the first start.
-    Embedded,
-    /// A folder in the published layout: config.json, model.safetensors, tokenizer.json.
-    Folder(PathBuf),
-}
-
-/// The form in which weights are served from memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
-    F32,
-    Q8_0,
-    /// `q4_K` where the inner size is a multiple of 256, else `q4_0`.
-    Q4,
-}
+use crate::engine::{self, EngineHandle, Generation, MemoryPart, Sampling};
+use crate::ops::quantized::Form;
+use crate::store::{self, NewVariant, Options, Process, Scales, Store, VariantRecord};
+use crate::superposition::{Delta, read_file};
+use base::Base;
+use instance::ServedBanks;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Settings of a catalog.
 #[derive(Clone, Debug)]
 pub struct CatalogConfig {
+    /// Holds the store; made on the first start.
     pub data_dir: PathBuf,
     pub base: BaseSource,
-    /// Variants to a bank; of the output head's banks in `head_capacity`.
-    pub bank_capacity: usize,
-    pub head_capacity: usize,
+    /// Variants to a bank, 4 where absent; fixed when the store is made, and another number is refused later.
+    pub bank_capacity: Option<usize>,
+    /// The same for the output head's banks, 2 where absent.
+    pub head_capacity: Option<usize>,
+    /// The form that banks are served in.
     pub bank_form: Form,
-    /// Keep every delta in the store, so that a variant can be removed without giving it again.
+    /// Keep every delta in the store, so that a variant can be removed without giving it again. Decided when the store
+    /// is made.
     pub archive: bool,
 }
 
-/// A checkpoint: a fine-tune's weights in the published layout, or a packed delta.
+/// A checkpoint: a fine-tune's weights in the published layout, a packed delta, or an archived one.
 #[derive(Clone, Debug)]
 pub enum Source {
     Path(PathBuf),
@@ -84,6 +79,21 @@ pub enum Stage {
     Publishing,
 }
 
+impl Progress {
+    /// A stage at its beginning.
+    fn at(stage: Stage) -> Self {
+        let fraction = match stage {
+            Stage::Reading => 0.0,
+            Stage::Comparing => 0.1,
+            Stage::Accumulating => 0.3,
+            Stage::Measuring => 0.5,
+            Stage::Writing => 0.7,
+            Stage::Publishing => 0.8,
+        };
+        Progress { stage, fraction }
+    }
+}
+
 /// A variant as operators see it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct VariantInfo {
@@ -91,7 +101,8 @@ pub struct VariantInfo {
     pub seed: u64,
     pub scale: f32,
     pub banks: Vec<String>,
-    /// Cosine of the retrieved with the true delta, and relative error, over all superposed tensors.
+    /// Cosine of the retrieved with the true delta, and relative error, over all superposed tensors; NaN where the
+    /// store has no delta to compare with.
     pub cosine: f64,
     pub relative_error: f64,
     pub source: String,
@@ -103,7 +114,7 @@ pub struct VariantInfo {
     pub defaults: Sampling,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Status {
     pub generation: u64,
     pub memory: Vec<MemoryPart>,
@@ -111,41 +122,305 @@ pub struct Status {
     pub banks: usize,
 }
 
-/// The store and what is served from it. All methods block (call them off the runtime); changes wait for each other.
-pub struct Catalog {}
+/// The store and what is served from it. All methods that change something block (call them off the runtime) and
+/// wait for each other; the others do not wait for them.
+pub struct Catalog {
+    base: Base,
+    bank_form: Form,
+    changing: Mutex<Changing>,
+    served: Mutex<Arc<Snapshot>>,
+}
+
+/// What only one action at a time may hold.
+struct Changing {
+    store: Store,
+    banks: ServedBanks,
+    engine: Option<EngineHandle>,
+}
+
+/// What is being served, for those who ask.
+#[derive(Default)]
+struct Snapshot {
+    variants: Vec<VariantInfo>,
+    status: Status,
+}
+
+/// What a panic leaves under a lock of this module is whole: a store commits or does not.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 impl Catalog {
-    /// Opens or makes the store and builds the model instance of its generation.
-    pub fn open(_config: CatalogConfig, _progress: impl FnMut(Progress)) -> Result<(Catalog, Generation), Error> {
-        Err(Error::NotAttached)
+    /// Opens or makes the store and builds the model instance of its generation. A new store of the embedded base
+    /// starts with the variants compiled in.
+    pub fn open(config: CatalogConfig, mut progress: impl FnMut(Progress)) -> Result<(Catalog, Generation), Error> {
+        progress(Progress::at(Stage::Reading));
+        let base = config.base.load()?;
+        let dir = &config.data_dir;
+        let mut store = if Store::exists(dir) {
+            let store = Store::open(dir, base.facts.clone())?;
+            check_capacity(
+                "bank_capacity",
+                config.bank_capacity,
+                store.manifest().options.bank_capacity,
+            )?;
+            check_capacity(
+                "head_capacity",
+                config.head_capacity,
+                store.manifest().options.head_capacity,
+            )?;
+            store
+        } else {
+            let options = Options {
+                bank_capacity: config.bank_capacity.unwrap_or(Options::default().bank_capacity),
+                head_capacity: config.head_capacity.unwrap_or(Options::default().head_capacity),
+                archive: config.archive,
+            };
+            check_free(dir)?;
+            Store::create(dir, base.facts.clone(), options)?
+        };
+        // Generation 0 is a store to which nothing was ever committed: also one whose first start was cut off.
+        if store.manifest().generation == 0 && matches!(config.base, BaseSource::Embedded) {
+            progress(Progress::at(Stage::Comparing));
+            let variants = shipped_variants(&base)?;
+            store.add_all(variants, None, &mut |stage| progress(Progress::at(stage.into())))?;
+        }
+        progress(Progress::at(Stage::Publishing));
+        let mut banks = ServedBanks::default();
+        let generation = instance::build(&store, &base, &mut banks, config.bank_form)?;
+        let catalog = Catalog {
+            bank_form: config.bank_form,
+            served: Mutex::new(Arc::new(Snapshot::of(&store, &generation))),
+            changing: Mutex::new(Changing {
+                store,
+                banks,
+                engine: None,
+            }),
+            base,
+        };
+        Ok((catalog, generation))
     }
 
     /// Where committed changes are published from now on.
-    pub fn attach(&self, _engine: EngineHandle) {}
-
-    pub fn add(&self, _request: AddRequest, _progress: impl FnMut(Progress)) -> Result<VariantInfo, Error> {
-        Err(Error::NotAttached)
+    pub fn attach(&self, engine: EngineHandle) {
+        lock(&self.changing).engine = Some(engine);
     }
 
-    /// Returns the new generation.
-    pub fn remove(&self, _name: &str, _request: RemoveRequest) -> Result<u64, Error> {
-        Err(Error::NotAttached)
+    /// Adds a variant and publishes the generation with it. Two additions wait for each other.
+    ///
+    /// # Errors
+    /// Nothing has changed, but for `Unserved`.
+    pub fn add(&self, request: AddRequest, mut progress: impl FnMut(Progress)) -> Result<VariantInfo, Error> {
+        let mut tell = |stage| progress(Progress::at(stage));
+        let AddRequest {
+            name,
+            seed,
+            source,
+            scale,
+            defaults,
+            expected_generation,
+        } = request;
+        store::check_name(&name)?;
+        let config = &self.base.weights.config;
+        if let Some(sampling) = &defaults {
+            engine::check_sampling(config, sampling).map_err(|error| Error::BadField {
+                field: "defaults",
+                reason: error.to_string(),
+            })?;
+        }
+        tell(Stage::Reading);
+        let origin = source.origin();
+        let (bytes, base) = (source.read(&self.base)?, self.base.tensors()?);
+        tell(Stage::Comparing);
+        let delta = Delta::read(&base, &bytes).map_err(base::checkpoint(&origin))?;
+        drop((bytes, base));
+        let sampling = defaults.unwrap_or_else(base::base_sampling);
+        let variant = NewVariant {
+            name: name.clone(),
+            seed,
+            delta,
+            source: origin,
+            process: Process::Absorbing,
+            defaults: defaults::to_store(&sampling, config.time_conditioned()),
+            scales: Scales::all(scale.unwrap_or(1.0)),
+        };
+        let mut changing = lock(&self.changing);
+        changing
+            .store
+            .add(variant, expected_generation, &mut |stage| tell(stage.into()))?;
+        tell(Stage::Publishing);
+        self.publish(&mut changing)?;
+        drop(changing);
+        self.get(&name)
     }
 
+    /// Removes a variant, publishes the generation without it, and returns its number.
+    ///
+    /// # Errors
+    /// Nothing has changed, but for `Unserved`.
+    pub fn remove(&self, name: &str, request: RemoveRequest) -> Result<u64, Error> {
+        let given = request.delta.map(|source| -> Result<Delta, Error> {
+            let origin = source.origin();
+            let bytes = source.read(&self.base)?;
+            Delta::read(&self.base.tensors()?, &bytes).map_err(base::checkpoint(&origin))
+        });
+        let given = given.transpose()?;
+        let mut changing = lock(&self.changing);
+        let commit = changing
+            .store
+            .remove(name, given, request.expected_generation, &mut |_| {})?;
+        self.publish(&mut changing)?;
+        Ok(commit.generation)
+    }
+
+    fn publish(&self, changing: &mut Changing) -> Result<(), Error> {
+        let Changing { store, banks, engine } = changing;
+        let generation = instance::build(store, &self.base, banks, self.bank_form)?;
+        let snapshot = Arc::new(Snapshot::of(store, &generation));
+        if let Some(engine) = engine {
+            engine.publish(generation);
+        }
+        *lock(&self.served) = snapshot;
+        Ok(())
+    }
+
+    fn snapshot(&self) -> Arc<Snapshot> {
+        lock(&self.served).clone()
+    }
+
+    /// All variants being served, by name.
     pub fn list(&self) -> Vec<VariantInfo> {
-        Vec::new()
+        self.snapshot().variants.clone()
     }
 
     pub fn get(&self, name: &str) -> Result<VariantInfo, Error> {
-        Err(Error::UnknownVariant { name: name.into() })
+        let snapshot = self.snapshot();
+        let found = snapshot.variants.iter().find(|info| info.name == name);
+        let unknown = || store::Error::UnknownVariant {
+            name: store::shown(name),
+        };
+        Ok(found.cloned().ok_or_else(unknown)?)
     }
 
     pub fn status(&self) -> Status {
-        Status {
-            generation: 0,
-            memory: Vec::new(),
-            variants: 0,
-            banks: 0,
+        self.snapshot().status.clone()
+    }
+}
+
+impl Snapshot {
+    fn of(store: &Store, generation: &Generation) -> Self {
+        let manifest = store.manifest();
+        Snapshot {
+            variants: manifest
+                .variants
+                .iter()
+                .map(|(name, record)| info(name, record))
+                .collect(),
+            status: Status {
+                generation: manifest.generation,
+                memory: generation.memory.clone(),
+                variants: manifest.variants.len(),
+                banks: manifest.banks.len(),
+            },
+        }
+    }
+}
+
+fn info(name: &str, record: &VariantRecord) -> VariantInfo {
+    let measured = |pick: fn(&store::Quality) -> f32| record.quality.as_ref().map_or(f64::NAN, |q| pick(q).into());
+    VariantInfo {
+        name: name.to_owned(),
+        seed: record.seed,
+        scale: record.scales.default,
+        banks: record.banks.iter().map(ToString::to_string).collect(),
+        cosine: measured(|quality| quality.cosine),
+        relative_error: measured(|quality| quality.relative_error),
+        source: record.source.clone(),
+        delta_digest: record.delta.to_string(),
+        archived: record.archive.is_some(),
+        added: record.added,
+        defaults: defaults::from_store(&record.defaults),
+    }
+}
+
+/// The variants compiled in, compared with the base.
+fn shipped_variants(base: &Base) -> Result<Vec<NewVariant>, Error> {
+    let tensors = base.tensors()?;
+    let variant = |base::Shipped { name, about, packed }| {
+        Ok(NewVariant {
+            name: name.to_owned(),
+            seed: None,
+            delta: Delta::read(&tensors, packed).map_err(base::checkpoint(name))?,
+            process: Process::Absorbing,
+            defaults: defaults::to_store(&about.sampling(), base.weights.config.time_conditioned()),
+            source: about.about,
+            scales: Scales::default(),
+        })
+    };
+    base::shipped()?.into_iter().map(variant).collect()
+}
+
+/// A store keeps the capacity it was made with.
+fn check_capacity(field: &'static str, asked: Option<usize>, made_with: usize) -> Result<(), Error> {
+    match asked.filter(|asked| *asked != made_with) {
+        None => Ok(()),
+        Some(asked) => Err(Error::BadField {
+            field,
+            reason: format!("it is {asked}, but the store was made with {made_with}"),
+        }),
+    }
+}
+
+/// A new store goes into a directory of its own.
+fn check_free(dir: &std::path::Path) -> Result<(), Error> {
+    let refuse = |reason: &str| Error::DataDir {
+        dir: dir.to_owned(),
+        reason: reason.to_owned(),
+    };
+    if dir.exists() && !dir.is_dir() {
+        return Err(refuse("it is no directory"));
+    }
+    let mut names = std::fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.file_name());
+    // What a first start that was cut off leaves.
+    let ours = |name: &std::ffi::OsStr| name == "lock" || name.to_string_lossy().starts_with("manifest.json");
+    match names.find(|name| !ours(name)) {
+        None => Ok(()),
+        Some(_) => Err(refuse("it holds other files and no store; choose an empty directory")),
+    }
+}
+
+impl Source {
+    /// Where it comes from, for people.
+    fn origin(&self) -> String {
+        match self {
+            Source::Path(path) => path.display().to_string(),
+            Source::Bytes(_) => "uploaded".to_owned(),
+        }
+    }
+
+    fn read(self, base: &Base) -> Result<Vec<u8>, Error> {
+        match self {
+            Source::Bytes(bytes) => Ok(bytes),
+            Source::Path(path) => {
+                let bytes =
+                    read_file(&path).map_err(|error| base::checkpoint(&path.display().to_string())(error.into()))?;
+                base.check_neighbours(&path)?;
+                Ok(bytes)
+            }
+        }
+    }
+}
+
+impl From<store::Stage> for Stage {
+    fn from(stage: store::Stage) -> Self {
+        match stage {
+            store::Stage::Accumulating => Stage::Accumulating,
+            store::Stage::Measuring => Stage::Measuring,
+            store::Stage::Writing | store::Stage::Committing => Stage::Writing,
         }
     }
 }

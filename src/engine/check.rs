@@ -10,8 +10,8 @@ use super::pages;
 use super::score::Scorer;
 use super::sequence::{Scoring, Sequence, Text, Work};
 use super::text::TextStream;
-use super::{EngineConfig, Error, Event, Generation, Request, Score, ScoreRequest};
-use crate::model::Process;
+use super::{EngineConfig, Error, Event, Generation, Request, Sampling, Score, ScoreRequest};
+use crate::model::{DitConfig, Process};
 use crate::sampler::{self, BlockSampler, BlockSettings, LastBlock, Sampler};
 
 /// Most stop strings of a request, and bytes of each.
@@ -53,7 +53,7 @@ pub fn text(
     if request.stop_ids.len() > MAX_STOP_IDS {
         return Err(bad("stop_ids", format!("at most {MAX_STOP_IDS} ids")));
     }
-    let settings = block_settings(config, &lease, &request)?;
+    let settings = block_settings(config, lease.denoiser.config(), lease.tokenizer.end_of_text(), &request)?;
     let block_size = settings.block_size;
     let sampler = BlockSampler::new(settings, &request.prompt, seed).map_err(from_sampler)?;
 
@@ -93,7 +93,7 @@ pub fn score(
     }
     let network = lease.denoiser.config();
     let chunk = prefill_chunk(config, network.block().unwrap_or(1));
-    let scorer = Scorer::new(network, request.tokens, request.samples, chunk, seed)?;
+    let scorer = Scorer::new(network, request.tokens, request.given, request.samples, chunk, seed)?;
     // Clean blocks are written while copies of the chunk before them are still evaluated.
     let span = network.model_length + 2 * chunk;
     let (sender, reply) = oneshot::channel();
@@ -122,8 +122,31 @@ pub fn can_start(sequence: &Sequence, pages_total: usize) -> Result<(), Error> {
     Ok(())
 }
 
-fn block_settings(config: &EngineConfig, lease: &Generation, request: &Request) -> Result<BlockSettings, Error> {
-    let network = lease.denoiser.config();
+/// Refuses sampling settings that no request to this network could have.
+pub fn sampling(network: &DitConfig, sampling: &Sampling) -> Result<(), Error> {
+    let request = Request {
+        mix: Vec::new(),
+        prompt: vec![0],
+        max_tokens: 1,
+        sampling: sampling.clone(),
+        stop: Vec::new(),
+        stop_ids: Vec::new(),
+        seed: None,
+        steps_wanted: false,
+        deadline: None,
+    };
+    let settings = block_settings(&EngineConfig::default(), network, None, &request)?;
+    BlockSampler::new(settings, &request.prompt, 0)
+        .map(drop)
+        .map_err(from_sampler)
+}
+
+fn block_settings(
+    config: &EngineConfig,
+    network: &DitConfig,
+    end_of_text: Option<u32>,
+    request: &Request,
+) -> Result<BlockSettings, Error> {
     let (Process::Absorbing, Some(mask_id)) = (network.process(), network.mask_id()) else {
         return Err(bad("process", "only the absorbing process is served"));
     };
@@ -144,7 +167,7 @@ fn block_settings(config: &EngineConfig, lease: &Generation, request: &Request) 
         ));
     }
     let mut stop_ids = request.stop_ids.clone();
-    stop_ids.extend(lease.tokenizer.end_of_text().filter(|&id| id < mask_id));
+    stop_ids.extend(end_of_text.filter(|&id| id < mask_id));
     Ok(BlockSettings {
         block_size,
         max_tokens: request.max_tokens,

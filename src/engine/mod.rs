@@ -18,6 +18,7 @@ mod sequence;
 mod step;
 mod text;
 
+pub use check::sampling as check_sampling;
 pub use error::Error;
 pub use generation::{Generation, MemoryPart, VariantFacts};
 pub use handle::{Engine, EngineConfig, EngineHandle, EventStream, ScoreReply, Status};

@@ -126,7 +126,7 @@ mod tests {
                         table.cover(from, end, page_tokens),
                         "page {page_tokens}, block {block}, end {end}"
                     );
-                    assert!(table.start() <= from && table.start() % page_tokens == 0);
+                    assert!(table.start() <= from && table.start().is_multiple_of(page_tokens));
                     assert!(table.start() + table.held().len() * page_tokens >= end);
                 }
                 pool.give_back(table.into_pages());

@@ -103,8 +103,10 @@ pub struct Summary {
 pub struct ScoreRequest {
     /// As in [`Request::mix`].
     pub mix: Vec<(String, f32)>,
-    /// At least one token.
+    /// More than `given` tokens.
     pub tokens: Vec<u32>,
+    /// Leading tokens that are context and not scored, such as the one that begins every text.
+    pub given: usize,
     /// Noise levels drawn for every block, at least 1.
     pub samples: usize,
     pub seed: Option<u64>,

@@ -33,6 +33,8 @@ const COUNT: u32 = 1;
 #[derive(Debug)]
 pub struct Scorer {
     tokens: Vec<u32>,
+    /// Leading tokens that are context and never masked.
+    given: usize,
     block_size: usize,
     samples: usize,
     chunk: usize,
@@ -52,17 +54,24 @@ pub struct Scorer {
 }
 
 impl Scorer {
-    /// `chunk`: clean tokens to one evaluation, at least a block.
+    /// The first `given` of `tokens` are context and not scored. `chunk`: clean tokens to one evaluation, at least a block.
     ///
     /// # Errors
-    /// `BadField` for no tokens, tokens outside the vocabulary, the mask among them, a text that does not fit a network
+    /// `BadField` for no tokens to score, tokens outside the vocabulary, the mask among them, a text that does not fit a network
     /// without blocks, `samples` outside 1 ..= 4096, or a network of the uniform process.
-    pub fn new(config: &DitConfig, tokens: Vec<u32>, samples: usize, chunk: usize, seed: u64) -> Result<Self, Error> {
+    pub fn new(
+        config: &DitConfig,
+        tokens: Vec<u32>,
+        given: usize,
+        samples: usize,
+        chunk: usize,
+        seed: u64,
+    ) -> Result<Self, Error> {
         let bad = |field, reason: String| Err(Error::BadField { field, reason });
         let (Process::Absorbing, Some(mask_id)) = (config.process(), config.mask_id()) else {
             return bad("process", "only the absorbing process has a score".into());
         };
-        if tokens.is_empty() {
+        if tokens.len() <= given {
             return bad("tokens", "there are none".into());
         }
         if let Some(token) = tokens.iter().find(|&&token| token >= mask_id) {
@@ -77,32 +86,29 @@ impl Scorer {
                 format!("{} of them, and at most {} fit", tokens.len(), config.model_length),
             );
         }
+        let block_size = config.block().unwrap_or(tokens.len());
         Ok(Scorer {
-            block_size: config.block().unwrap_or(tokens.len()),
+            block_size,
             time_conditioned: config.time_conditioned(),
             noise: Noise::new(seed),
             written: 0,
-            block: 0,
+            block: given / block_size * block_size,
             sample: 0,
             offered: Vec::new(),
             factors: Vec::new(),
             nats: 0.0,
             nfe: 0,
             tokens,
+            given,
             samples,
             chunk,
             mask_id,
         })
     }
 
-    /// Tokens of the text.
-    pub fn len(&self) -> usize {
-        self.tokens.len()
-    }
-
-    /// Never: an empty text is refused.
-    pub fn is_empty(&self) -> bool {
-        self.tokens.is_empty()
+    /// Tokens scored.
+    pub fn scored(&self) -> usize {
+        self.tokens.len() - self.given
     }
 
     /// Noisy copies evaluated so far.
@@ -150,18 +156,20 @@ impl Scorer {
             self.nats += factors.next().unwrap_or(&0.0) * sum;
             self.nfe += 1;
         }
-        (self.block >= self.tokens.len()).then(|| self.nats / self.tokens.len() as f64)
+        (self.block >= self.tokens.len()).then(|| self.nats / self.scored() as f64)
     }
 
     fn offer_noisy(&mut self, length: usize) {
         let (block, sample) = (self.block, self.sample);
-        // One offset for the block's samples spreads them evenly over 1 ..= length.
+        let first = self.given.saturating_sub(block);
+        let scored = length - first;
+        // One offset for the block's samples spreads them evenly over 1 ..= scored.
         let offset = self.noise.uniform(0, block as u32, COUNT);
-        let masked = (length as f64 * (sample as f64 + offset) / self.samples as f64) as usize + 1;
-        let masked = masked.min(length);
+        let masked = (scored as f64 * (sample as f64 + offset) / self.samples as f64) as usize + 1;
+        let masked = masked.min(scored);
         let rank = |i: usize| self.noise.uniform(sample as u32, (block + i) as u32, RANK);
         let ranks: Vec<f64> = (0..length).map(rank).collect();
-        let mut rows: Vec<usize> = (0..length).collect();
+        let mut rows: Vec<usize> = (first..length).collect();
         rows.sort_by(|&a, &b| ranks[a].total_cmp(&ranks[b]));
         let t = ranks[rows[masked - 1]];
         rows.truncate(masked);
@@ -183,7 +191,7 @@ impl Scorer {
             rows,
             sigma,
         });
-        self.factors.push(length as f64 / (masked * self.samples) as f64);
+        self.factors.push(scored as f64 / (masked * self.samples) as f64);
         self.sample += 1;
         if self.sample == self.samples {
             (self.block, self.sample) = (block + length, 0);

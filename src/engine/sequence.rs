@@ -202,7 +202,7 @@ impl Sequence {
                     generation: self.lease.number,
                     seed: self.seed,
                     nats_per_token,
-                    tokens: scoring.scorer.len(),
+                    tokens: scoring.scorer.scored(),
                     nfe: scoring.scorer.nfe(),
                 };
                 let _ = scoring.reply.take().map(|reply| reply.send(Ok(score))); // the client may have left

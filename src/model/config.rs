@@ -52,14 +52,18 @@ impl DitConfig {
         if let Some((field, _)) = positive.iter().find(|(_, value)| *value == 0) {
             candle_core::bail!("config.json: {field} must not be 0")
         }
-        if self.hidden_dim % self.n_heads != 0 || self.head_dim() % 2 != 0 {
+        if !self.hidden_dim.is_multiple_of(self.n_heads) || !self.head_dim().is_multiple_of(2) {
             candle_core::bail!(
                 "config.json: hidden_dim {} is not n_heads {} heads of even size",
                 self.hidden_dim,
                 self.n_heads
             )
         }
-        if self.cross_attn && self.block_size.is_none_or(|block| self.model_length % block != 0) {
+        if self.cross_attn
+            && self
+                .block_size
+                .is_none_or(|block| !self.model_length.is_multiple_of(block))
+        {
             candle_core::bail!("config.json: model_length {} is not whole blocks", self.model_length)
         }
         Ok(())

@@ -157,7 +157,8 @@ pub fn gate_residual(x: &Tensor, y: &Tensor, gate: PerRow, bias: Option<PerRow>)
     let zeros = vec![0f32; width];
     let biases = bias.map(|bias| slice::f32(bias.table)).transpose()?;
     let (x, y, gates) = (slice::f32(x)?, slice::f32(y)?, slice::f32(gate.table)?);
-    let (x, y, gates, biases): (&[f32], &[f32], &[f32], Option<&[f32]>) = (&x, &y, &gates, biases.as_deref());
+    let (x, y, gates): (&[f32], &[f32], &[f32]) = (&x, &y, &gates);
+    let biases: Option<&[f32]> = biases.as_deref();
     map_rows(rows, width, |row, out| {
         let (x, y) = (&x[row * width..][..width], &y[row * width..][..width]);
         let gate = &gates[gate.line(row) * width..][..width];

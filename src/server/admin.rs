@@ -10,6 +10,7 @@ use crate::pb;
 use crate::pb::add_variant_request::Part;
 use crate::pb::add_variant_response::Event;
 use crate::pb::admin_server::Admin;
+use crate::store;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -49,7 +50,7 @@ impl AdminService {
             return Err(BadField::new("header", "it must come first").into());
         };
         if self.catalog.get(&header.name).is_ok() {
-            return Err(catalog::Error::NameTaken { name: header.name }.into()); // before the upload, not after it
+            return Err(store::Error::NameTaken { name: header.name }.into()); // before the upload, not after it
         }
         let defaults = self.defaults(header.defaults)?;
         // Held until the catalog is done with the bytes.

@@ -25,30 +25,31 @@ impl InferenceService {
         InferenceService { engine, prompt_bytes }
     }
 
-    async fn encode(&self, field: &'static str, text: String) -> Result<Vec<u32>, Status> {
+    /// The tokens of a text after the one that begins every text, where the tokenizer has one, and how many that is.
+    async fn encode(&self, field: &'static str, text: String) -> Result<(Vec<u32>, usize), Status> {
         if text.is_empty() {
             return Err(BadField::new(field, "it is empty").into());
         }
-        if text.len() > self.prompt_bytes {
-            let reason = format!(
-                "it has {} bytes and at most {} are allowed",
-                text.len(),
-                self.prompt_bytes
-            );
+        let bytes = text.len();
+        if bytes > self.prompt_bytes {
+            let reason = format!("it has {bytes} bytes and at most {} are allowed", self.prompt_bytes);
             return Err(BadField::new(field, reason).into());
         }
         let tokenizer = self.engine.generation().tokenizer.clone();
-        let tokens = if text.len() <= LONG_TEXT {
-            tokenizer.encode(&text)
+        let beginning: Vec<u32> = tokenizer.end_of_text().into_iter().collect();
+        let given = beginning.len();
+        let encode = move || [beginning, tokenizer.encode(&text)].concat();
+        let tokens = if bytes <= LONG_TEXT {
+            encode()
         } else {
-            let encoding = tokio::task::spawn_blocking(move || tokenizer.encode(&text));
+            let encoding = tokio::task::spawn_blocking(encode);
             encoding
                 .await
                 .map_err(|error| Status::internal(format!("{field}: {error}")))?
         };
-        match tokens.is_empty() {
-            true => Err(BadField::new(field, "the tokenizer makes no token of it").into()),
-            false => Ok(tokens),
+        match tokens.len() > given {
+            true => Ok((tokens, given)),
+            false => Err(BadField::new(field, "the tokenizer makes no token of it").into()),
         }
     }
 }
@@ -64,7 +65,7 @@ impl Inference for InferenceService {
         let defaults = self.engine.generation().defaults(&mix);
         let request = engine::Request {
             sampling: convert::sampling(request.sampling, defaults)?,
-            prompt: self.encode("prompt", request.prompt).await?,
+            prompt: self.encode("prompt", request.prompt).await?.0,
             max_tokens: request.max_tokens.unwrap_or(convert::DEFAULT_MAX_TOKENS) as usize,
             stop: request.stop,
             stop_ids: request.stop_ids,
@@ -84,9 +85,11 @@ impl Inference for InferenceService {
     async fn score(&self, request: Request<pb::ScoreRequest>) -> Result<Response<pb::ScoreResponse>, Status> {
         let deadline = convert::deadline(request.metadata());
         let request = request.into_inner();
+        let (tokens, given) = self.encode("text", request.text).await?;
         let request = engine::ScoreRequest {
             mix: convert::mix(request.mix),
-            tokens: self.encode("text", request.text).await?,
+            tokens,
+            given,
             samples: request.samples.unwrap_or(convert::DEFAULT_SAMPLES) as usize,
             seed: request.seed,
             deadline,

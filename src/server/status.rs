@@ -1,6 +1,8 @@
 //! The one table from what went wrong to what a client is told.
 
-use crate::{catalog, engine};
+use crate::superposition::Refused;
+use crate::{catalog, engine, store};
+use std::io::ErrorKind;
 use std::time::Duration;
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
@@ -64,20 +66,57 @@ pub fn exhausted(message: impl Into<String>, retry_after: Option<Duration>) -> S
     status
 }
 
-impl From<catalog::Error> for Status {
-    fn from(error: catalog::Error) -> Self {
-        use catalog::Error::*;
+impl From<store::Error> for Status {
+    fn from(error: store::Error) -> Self {
+        use store::Error::*;
         let message = error.to_string();
         match error {
             UnknownVariant { .. } => Status::not_found(message),
             NameTaken { .. } => Status::already_exists(message),
             BadName { .. } => Status::invalid_argument(format!("name: {message}")),
-            BadField { .. } => Status::invalid_argument(message),
-            Mismatch { .. } => Status::failed_precondition(message),
-            BadCheckpoint { .. } | Read { .. } => Status::invalid_argument(format!("source: {message}")),
+            BadScale { .. } => Status::invalid_argument(format!("scale: {message}")),
+            BadOption { .. } => Status::invalid_argument(message),
             GenerationMoved { .. } => Status::aborted(message),
-            NotArchived { .. } => Status::failed_precondition(message),
-            Base { .. } | NotAttached => {
+            OtherBase { .. }
+            | OtherTokenizer { .. }
+            | OtherTransform { .. }
+            | DeltaNeeded { .. }
+            | OtherDelta { .. }
+            | Overflow { .. }
+            | Mismatch(_) => Status::failed_precondition(message),
+            Corrupt { .. } => {
+                tracing::error!("{message}");
+                Status::data_loss(message)
+            }
+            Io { source, .. } if matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
+                tracing::error!("{message}");
+                exhausted(message, None)
+            }
+            Io { .. } | NotAStore { .. } | Exists { .. } | Locked { .. } | Format { .. } | UnknownBank { .. } => {
+                tracing::error!("{message}");
+                Status::internal(message)
+            }
+        }
+    }
+}
+
+impl From<catalog::Error> for Status {
+    fn from(error: catalog::Error) -> Self {
+        use catalog::Error::*;
+        let message = error.to_string();
+        match error {
+            Store(error) => error.into(),
+            Checkpoint {
+                source: Refused::Mismatch(_),
+                ..
+            }
+            | OtherConfig { .. } => Status::failed_precondition(message),
+            Checkpoint {
+                source: Refused::Unreadable(_),
+                ..
+            } => Status::invalid_argument(format!("source: {message}")),
+            BadField { .. } => Status::invalid_argument(message),
+            Base { .. } | DataDir { .. } | Unserved { .. } => {
                 tracing::error!("{message}");
                 Status::internal(message)
             }

@@ -104,13 +104,43 @@ pub enum Process {
     Uniform,
 }
 
-/// What a request gets that does not choose.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Which masked positions a step reveals, where a request does not choose.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Predictor {
+    #[default]
+    FirstHitting,
+    Ancestral {
+        steps: u32,
+    },
+    Confidence {
+        threshold: f32,
+    },
+}
+
+/// What a request gets that does not choose. Every number is finite.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SamplerDefaults {
+    pub predictor: Predictor,
+    pub temperature: f32,
+    pub nucleus_p: f32,
+    pub top_k: Option<usize>,
     pub block_size: Option<usize>,
     pub time_conditioning: bool,
-    pub steps: Option<usize>,
+}
+
+impl Default for SamplerDefaults {
+    fn default() -> Self {
+        SamplerDefaults {
+            predictor: Predictor::default(),
+            temperature: 1.0,
+            nucleus_p: 1.0,
+            top_k: None,
+            block_size: None,
+            time_conditioning: false,
+        }
+    }
 }
 
 /// c: what a retrieved delta is multiplied by. The tensors kept whole are not scaled.

@@ -34,10 +34,10 @@ pub use bank_id::{BankId, BankKind};
 pub use disk::{Operation, Watch};
 pub use error::Error;
 pub use manifest::{
-    BankRecord, FileRecord, Manifest, Options, Process, Quality, SamplerDefaults, Scales, TransformRecord,
+    BankRecord, FileRecord, Manifest, Options, Predictor, Process, Quality, SamplerDefaults, Scales, TransformRecord,
     VariantRecord,
 };
-pub use name::{BASE, check_name};
+pub use name::{BASE, check_name, shown};
 
 use crate::superposition::{Bank, Delta, Digest, NamedTensors, Private};
 use disk::Disk;

@@ -28,7 +28,7 @@ pub fn check_name(name: &str) -> Result<(), Error> {
 }
 
 /// What an error shows of a name that may be anything.
-pub(super) fn shown(name: &str) -> String {
+pub fn shown(name: &str) -> String {
     let mut shown: String = name.chars().take(LONGEST).collect();
     if shown.len() < name.len() {
         shown.push('…');

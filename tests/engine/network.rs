@@ -114,6 +114,7 @@ fn a_score_is_near_the_uniform_one_for_random_weights() {
         let request = ScoreRequest {
             mix,
             tokens: tokens.clone(),
+            given: 0,
             samples: 8,
             seed: Some(1),
             deadline: None,

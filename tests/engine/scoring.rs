@@ -11,6 +11,7 @@ fn wanted(text: &str, samples: usize, seed: u64) -> ScoreRequest {
     ScoreRequest {
         mix: Vec::new(),
         tokens: tokens(text),
+        given: 0,
         samples,
         seed: Some(seed),
         deadline: None,
@@ -122,7 +123,7 @@ fn a_score_is_the_same_without_an_engine() {
 
     let mut cache = KvCache::new(network.config(), 4, 64);
     let pages: Vec<PageId> = (0..64).map(PageId).collect();
-    let mut scorer = Scorer::new(network.config(), tokens(text), 6, 16, 5).expect("scorer");
+    let mut scorer = Scorer::new(network.config(), tokens(text), 0, 6, 16, 5).expect("scorer");
     let alone = loop {
         let segment = |evaluation: &choir::sampler::Evaluation| Segment {
             mix: Mix::base(),

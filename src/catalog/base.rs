@@ -1,0 +1,242 @@
+//! Where the base comes from, and the model that is compiled in.
+
+use super::Error;
+use crate::engine::{Predictor, Sampling};
+use crate::model::tokenizer::Tokenizer;
+use crate::model::weights::Dense;
+use crate::model::{BaseWeights, DitConfig};
+use crate::store::BaseFacts;
+use crate::superposition::{Digest, NamedTensors, Refused};
+use serde::Deserialize;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// The files of `models/`, as they were when the binary was built.
+mod embedded {
+    include!(concat!(env!("OUT_DIR"), "/embedded.rs"));
+}
+
+/// Where the base comes from.
+#[derive(Clone, Debug)]
+pub enum BaseSource {
+    /// The model compiled into the binary, with its variants for the first start.
+    Embedded,
+    /// A folder in the published layout: config.json, model.safetensors, tokenizer.json.
+    Folder(PathBuf),
+}
+
+/// What a variant of `models/` is, from `models/variants.json`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct About {
+    /// What it was fine-tuned on.
+    pub about: String,
+    /// Its held-out text in `models/held-out`, for a style.
+    pub held_out: Option<String>,
+    /// The skill's name, for one with right answers.
+    pub skill: Option<String>,
+    /// Sampling defaults; what is absent is the base's.
+    #[serde(default)]
+    pub temperature: Option<f32>,
+    #[serde(default)]
+    pub nucleus_p: Option<f32>,
+    /// Reveal by confidence with this threshold instead of first-hitting.
+    #[serde(default)]
+    pub threshold: Option<f32>,
+}
+
+impl About {
+    /// Its sampling defaults.
+    pub fn sampling(&self) -> Sampling {
+        let base = base_sampling();
+        Sampling {
+            predictor: self
+                .threshold
+                .map_or(base.predictor, |threshold| Predictor::Confidence { threshold }),
+            temperature: self.temperature.unwrap_or(base.temperature),
+            nucleus_p: self.nucleus_p.unwrap_or(base.nucleus_p),
+            ..base
+        }
+    }
+}
+
+/// A variant compiled in.
+#[derive(Clone, Debug)]
+pub struct Shipped {
+    pub name: &'static str,
+    pub about: About,
+    /// Its packed delta.
+    pub packed: &'static [u8],
+}
+
+/// Sampling of a base that says nothing about it.
+pub fn base_sampling() -> Sampling {
+    Sampling::default()
+}
+
+/// The variants compiled in, by name.
+///
+/// # Errors
+/// `Base` where `models/` was left inconsistent when the binary was built.
+pub fn shipped() -> Result<Vec<Shipped>, Error> {
+    let reason = |error: &dyn std::fmt::Display| Error::Base {
+        origin: "compiled in".into(),
+        reason: format!("variants.json: {error}"),
+    };
+    let mut about: BTreeMap<String, About> =
+        serde_json::from_slice(embedded::VARIANTS_JSON).map_err(|error| reason(&error))?;
+    embedded::VARIANTS
+        .iter()
+        .map(|(name, packed)| {
+            let about = about.remove(*name).ok_or_else(|| reason(&format!("no {name:?}")))?;
+            Ok(Shipped { name, about, packed })
+        })
+        .collect()
+}
+
+/// A held-out text compiled in, by its file's name.
+pub fn held_out(file: &str) -> Option<&'static str> {
+    let found = embedded::HELD_OUT.iter().find(|(name, _)| *name == file)?;
+    std::str::from_utf8(found.1).ok()
+}
+
+impl BaseSource {
+    fn read(&self, file: &str) -> Result<Cow<'static, [u8]>, Error> {
+        match self {
+            BaseSource::Embedded => Ok(Cow::Borrowed(match file {
+                "config.json" => embedded::CONFIG,
+                "tokenizer.json" => embedded::TOKENIZER,
+                _ => embedded::WEIGHTS,
+            })),
+            BaseSource::Folder(folder) => {
+                let path = folder.join(file);
+                let bytes = std::fs::read(&path).map_err(|error| self.refuse(format!("{}: {error}", path.display())));
+                bytes.map(Cow::Owned)
+            }
+        }
+    }
+
+    fn refuse(&self, reason: impl ToString) -> Error {
+        Error::Base {
+            origin: self.to_string(),
+            reason: reason.to_string(),
+        }
+    }
+
+    /// The configuration, checked.
+    pub fn config(&self) -> Result<DitConfig, Error> {
+        let config: DitConfig = serde_json::from_slice(&self.read("config.json")?)
+            .map_err(|error| self.refuse(format!("config.json: {error}")))?;
+        config.check().map_err(|error| self.refuse(error))?;
+        Ok(config)
+    }
+
+    /// The tokenizer and its file.
+    pub fn tokenizer(&self) -> Result<Tokenizer, Error> {
+        Tokenizer::from_bytes(&self.read("tokenizer.json")?).map_err(|error| self.refuse(error))
+    }
+
+    /// The tokenizer's file as text.
+    pub fn tokenizer_json(&self) -> Result<String, Error> {
+        String::from_utf8(self.read("tokenizer.json")?.into_owned()).map_err(|error| self.refuse(error))
+    }
+
+    /// The weights by internal name.
+    pub fn tensors(&self) -> Result<NamedTensors, Error> {
+        NamedTensors::from_safetensors(&self.read("model.safetensors")?)
+            .map_err(|error| self.refuse(format!("model.safetensors: {error}")))
+    }
+
+    /// Everything about the base that is needed for as long as it is served.
+    pub(super) fn load(&self) -> Result<Base, Error> {
+        let (config, tokenizer, tensors) = (self.config()?, self.tokenizer()?, self.tensors()?);
+        if tokenizer.vocab_size() > config.vocab_size {
+            let (pieces, rows) = (tokenizer.vocab_size(), config.vocab_size);
+            return Err(self.refuse(format!(
+                "tokenizer.json has {pieces} pieces and the network {rows} rows"
+            )));
+        }
+        let facts = BaseFacts::of(&tensors, tokenizer.digest().into());
+        let weights = BaseWeights::new(config, &dense(tensors)).map_err(|error| self.refuse(error))?;
+        Ok(Base {
+            source: self.clone(),
+            facts,
+            weights: Arc::new(weights),
+            tokenizer: Arc::new(tokenizer),
+        })
+    }
+}
+
+impl std::fmt::Display for BaseSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            BaseSource::Embedded => f.write_str("compiled in"),
+            BaseSource::Folder(folder) => write!(f, "in {}", folder.display()),
+        }
+    }
+}
+
+/// Tensors as the network takes them.
+pub fn dense(tensors: NamedTensors) -> Dense {
+    tensors
+        .0
+        .into_iter()
+        .map(|(name, tensor)| (name, (tensor.shape, tensor.data)))
+        .collect()
+}
+
+/// A base being served.
+pub(super) struct Base {
+    source: BaseSource,
+    pub facts: BaseFacts,
+    pub weights: Arc<BaseWeights>,
+    pub tokenizer: Arc<Tokenizer>,
+}
+
+impl Base {
+    /// The weights again, in f32, to compare a checkpoint with: they are not kept, so they are read anew.
+    ///
+    /// # Errors
+    /// `Base` where the folder has changed since it was loaded.
+    pub fn tensors(&self) -> Result<NamedTensors, Error> {
+        let tensors = self.source.tensors()?;
+        match tensors.digest() == self.facts.digest {
+            true => Ok(tensors),
+            false => Err(self.source.refuse("its weights have changed since they were loaded")),
+        }
+    }
+
+    /// Refuses a checkpoint whose folder brings another tokenizer or another configuration.
+    pub fn check_neighbours(&self, checkpoint: &Path) -> Result<(), Error> {
+        let beside = |name: &str| std::fs::read(checkpoint.with_file_name(name)).ok();
+        if let Some(found) = beside("tokenizer.json").map(|bytes| Digest::of(&bytes))
+            && found != self.facts.tokenizer
+        {
+            let expected = self.facts.tokenizer;
+            return Err(crate::store::Error::OtherTokenizer { expected, found }.into());
+        }
+        let config = beside("config.json").and_then(|bytes| serde_json::from_slice::<DitConfig>(&bytes).ok());
+        let (ours, origin) = (&self.weights.config, || checkpoint.display().to_string());
+        match config {
+            Some(config) if config.process() != ours.process() => Err("model_type"),
+            Some(config) if config.block() != ours.block() => Err("block_size"),
+            Some(config) if config.time_conditioned() != ours.time_conditioned() => Err("time_conditioning"),
+            Some(config) if config.n_heads != ours.n_heads => Err("n_heads"),
+            _ => Ok(()),
+        }
+        .map_err(|field| Error::OtherConfig {
+            origin: origin(),
+            field,
+        })
+    }
+}
+
+/// Names what a file was refused for.
+pub(super) fn checkpoint(origin: &str) -> impl FnOnce(Refused) -> Error + '_ {
+    move |source| Error::Checkpoint {
+        origin: origin.to_owned(),
+        source,
+    }
+}
