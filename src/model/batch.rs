@@ -1,6 +1,7 @@
 //! What one network evaluation reads, and the trait that evaluates it.
 
 use super::DitConfig;
+use std::sync::Arc;
 
 /// A variant's index in one model instance; it means nothing outside that instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -87,4 +88,10 @@ pub trait Denoiser: Send + Sync {
 
     /// Evaluates `batch`, writes the keys and values of clean tokens into `cache`.
     fn forward(&self, batch: &Batch, cache: &mut super::kv_cache::KvCache) -> candle_core::Result<Logits>;
+
+    /// An instance whose base is this one's with the mix added to its weights, without variants; `None` where there are
+    /// no weights to add to.
+    fn materialise(&self, _mix: &Mix) -> candle_core::Result<Option<Arc<dyn Denoiser>>> {
+        Ok(None)
+    }
 }

@@ -271,6 +271,10 @@ impl Denoiser for Dit {
         &self.base.config
     }
 
+    fn materialise(&self, mix: &Mix) -> Result<Option<Arc<dyn Denoiser>>> {
+        Ok(Some(Arc::new(Dit::materialise(self, mix)?)))
+    }
+
     fn forward(&self, batch: &Batch, cache: &mut KvCache) -> Result<Logits> {
         self.check(batch, cache)?;
         let config = &self.base.config;

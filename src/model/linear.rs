@@ -9,7 +9,7 @@
 
 use super::VariantId;
 use crate::ops::packed::Packed;
-use crate::ops::quantized::Served;
+use crate::ops::quantized::{Rotated, Served};
 use crate::transform::{Signs, Transform};
 use candle_core::{Result, bail};
 use rayon::prelude::*;
@@ -75,28 +75,16 @@ impl Superposed {
             let mut touched = Vec::new();
             for part in parts {
                 if let Some(rotation) = self.rotation(part.variant)?.filter(|rotation| rotation.bank == index) {
-                    touched.push((part, rotation));
+                    touched.push(Rotated {
+                        row: part.row,
+                        input: &rotation.input,
+                        output: &rotation.output,
+                        weight: part.weight,
+                    });
                 }
             }
-            if touched.is_empty() {
-                continue;
-            }
-            let (out, input) = bank.shape();
-            let mut rotated = vec![0f32; touched.len() * input];
-            rotated
-                .par_chunks_mut(input)
-                .zip(&touched)
-                .for_each(|(target, (part, rotation))| {
-                    target.copy_from_slice(&x[part.row * input..][..input]);
-                    rotation.input.apply(target);
-                });
-            let mut products = vec![0f32; touched.len() * out];
-            bank.product(&rotated, touched.len(), &mut products)?;
-            for ((part, rotation), product) in touched.iter().zip(products.chunks(out)) {
-                let target = &mut y[part.row * out..][..out];
-                for ((y, gain), p) in target.iter_mut().zip(&rotation.output).zip(product) {
-                    *y = (part.weight * gain).mul_add(*p, *y);
-                }
+            if !touched.is_empty() {
+                bank.add_rotated(x, &touched, y)?;
             }
         }
         Ok(())

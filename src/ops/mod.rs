@@ -12,6 +12,7 @@ pub mod gemm;
 pub mod math;
 pub mod norm;
 pub mod packed;
+pub mod q4k;
 pub mod pointwise;
 pub mod quantized;
 pub mod rotary;

@@ -22,16 +22,20 @@ pub struct Packed {
 
 /// Lets tasks write disjoint columns of one output.
 #[derive(Clone, Copy)]
-struct Columns(*mut f32);
+pub(super) struct Columns(*mut f32);
 #[allow(unsafe_code)]
-// SAFETY: `Packed::product` hands every task its own panel, and a panel is a set of columns of its own.
+// SAFETY: whoever makes one hands every task a panel of its own, and a panel is a set of columns of its own.
 unsafe impl Send for Columns {}
 #[allow(unsafe_code)]
 // SAFETY: as above.
 unsafe impl Sync for Columns {}
 
 impl Columns {
-    fn at(self, index: usize) -> *mut f32 {
+    pub fn of(y: &mut [f32]) -> Self {
+        Columns(y.as_mut_ptr())
+    }
+
+    pub fn at(self, index: usize) -> *mut f32 {
         self.0.wrapping_add(index)
     }
 }
@@ -92,7 +96,7 @@ impl Packed {
             y.fill(0.0);
             return;
         }
-        let columns = Columns(y.as_mut_ptr());
+        let columns = Columns::of(y);
         self.data
             .par_chunks(self.input * PANEL)
             .enumerate()

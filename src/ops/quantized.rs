@@ -1,7 +1,9 @@
-//! A bank's matrix in the form it is served in: few bits, through candle's quantised products, or f32.
+//! A bank's matrix in the form it is served in: `q4_K` through our own product, `q4_0` and `q8_0` through candle's, or f32.
 
-use super::packed::Packed;
-use candle_core::quantized::k_quants::{self, BlockQ4_0, BlockQ4K, BlockQ8_0, GgmlType};
+use super::packed::{Columns, Packed};
+use super::q4k::{Q4K, Rows};
+use crate::transform::Signs;
+use candle_core::quantized::k_quants::{self, BlockQ4_0, BlockQ8_0, GgmlType};
 use candle_core::{Result, bail};
 use rayon::prelude::*;
 use std::fmt;
@@ -67,7 +69,19 @@ enum Blocks {
     F32(Packed),
     Q8_0(Vec<BlockQ8_0>),
     Q4_0(Vec<BlockQ4_0>),
-    Q4K(Vec<BlockQ4K>),
+    Q4K(Q4K),
+}
+
+/// One row of a batch, seen through one variant's transform.
+#[derive(Clone, Copy, Debug)]
+pub struct Rotated<'a> {
+    /// Row of x and of y.
+    pub row: usize,
+    /// r, [in].
+    pub input: &'a Signs,
+    /// c a l, [out].
+    pub output: &'a [f32],
+    pub weight: f32,
 }
 
 /// A matrix [out, in] in one of the served forms.
@@ -104,7 +118,7 @@ impl Served {
             Form::F32 => Blocks::F32(Packed::new(weights, out, input)),
             Form::Q8_0 => Blocks::Q8_0(quantise(weights, input)),
             Form::Q4_0 => Blocks::Q4_0(quantise(weights, input)),
-            Form::Q4K => Blocks::Q4K(quantise(weights, input)),
+            Form::Q4K => Blocks::Q4K(Q4K::new(weights, out, input)),
         };
         Ok(Self { out, input, blocks })
     }
@@ -128,7 +142,7 @@ impl Served {
             Blocks::F32(packed) => packed.bytes(),
             Blocks::Q8_0(blocks) => size_of_val(&blocks[..]),
             Blocks::Q4_0(blocks) => size_of_val(&blocks[..]),
-            Blocks::Q4K(blocks) => size_of_val(&blocks[..]),
+            Blocks::Q4K(matrix) => matrix.bytes(),
         }
     }
 
@@ -154,8 +168,66 @@ impl Served {
             }
             Blocks::Q8_0(blocks) => k_quants::matmul(sizes, x, blocks, y),
             Blocks::Q4_0(blocks) => k_quants::matmul(sizes, x, blocks, y),
-            Blocks::Q4K(blocks) => k_quants::matmul(sizes, x, blocks, y),
+            Blocks::Q4K(matrix) => {
+                let rows = Rows::quantise(rows, self.input, |row, target| {
+                    target.copy_from_slice(&x[row * self.input..][..self.input]);
+                });
+                let columns = Columns::of(y);
+                matrix.products(&rows, |row, first, products| {
+                    let target = columns.at(row * self.out + first);
+                    // SAFETY: row and outputs lie inside y, whose length was checked, and no other task has them.
+                    #[allow(unsafe_code)]
+                    unsafe {
+                        std::ptr::copy_nonoverlapping(products.as_ptr(), target, products.len());
+                    }
+                });
+                Ok(())
+            }
         }
+    }
+
+    /// y [rows, out] += weight · output ⊙ (S (input ⊙ x)) for every part, x [rows, in] and y being those of the whole
+    /// batch. Signs are folded in where x is rounded, gains and signs where y is added. Results of a row depend on its own
+    /// parts only.
+    pub fn add_rotated(&self, x: &[f32], parts: &[Rotated], y: &mut [f32]) -> Result<()> {
+        let (out, input) = self.shape();
+        if let Some(part) = parts
+            .iter()
+            .find(|part| (part.row + 1) * input > x.len() || (part.row + 1) * out > y.len() || part.output.len() != out)
+        {
+            bail!("row {} is not one of x and y for a matrix of {out} x {input}", part.row)
+        }
+        let fill = |index: usize, target: &mut [f32]| {
+            target.copy_from_slice(&x[parts[index].row * input..][..input]);
+            parts[index].input.apply(target);
+        };
+        let add = |part: &Rotated, first: usize, products: &[f32], target: &mut [f32]| {
+            for ((y, gain), product) in target.iter_mut().zip(&part.output[first..]).zip(products) {
+                *y = (part.weight * gain).mul_add(*product, *y);
+            }
+        };
+        if let Blocks::Q4K(matrix) = &self.blocks {
+            let rows = Rows::quantise(parts.len(), input, fill);
+            let columns = Columns::of(y);
+            matrix.products(&rows, |index, first, products| {
+                let target = columns.at(parts[index].row * out + first);
+                // SAFETY: row and outputs lie inside y, as was checked above, and no other task has these outputs.
+                #[allow(unsafe_code)]
+                let target = unsafe { std::slice::from_raw_parts_mut(target, products.len()) };
+                add(&parts[index], first, products, target);
+            });
+            return Ok(());
+        }
+        let (mut rotated, mut products) = (vec![0f32; parts.len() * input], vec![0f32; parts.len() * out]);
+        rotated
+            .par_chunks_mut(input)
+            .enumerate()
+            .for_each(|(index, target)| fill(index, target));
+        self.product(&rotated, parts.len(), &mut products)?;
+        for (part, products) in parts.iter().zip(products.chunks(out)) {
+            add(part, 0, products, &mut y[part.row * out..][..out]);
+        }
+        Ok(())
     }
 
     /// Row `row` of the matrix, dequantised into `out` [in].
@@ -168,7 +240,7 @@ impl Served {
             Blocks::F32(packed) => packed.row(row, out),
             Blocks::Q8_0(blocks) => one(blocks, row, self.input, out),
             Blocks::Q4_0(blocks) => one(blocks, row, self.input, out),
-            Blocks::Q4K(blocks) => one(blocks, row, self.input, out),
+            Blocks::Q4K(matrix) => matrix.row(row, out),
         }
     }
 }

@@ -7,16 +7,14 @@ pub const BASE: &str = "base";
 
 const LONGEST: usize = 64;
 
-/// A name has 1 to 64 letters (a–z, A–Z), digits, dots, underscores and hyphens, the first a letter or a digit; it
-/// is not "base". So it is a safe file name everywhere.
+/// A name has 1 to 64 letters (a–z, A–Z), digits, underscores and hyphens, the first a letter or a digit; it is not
+/// "base". So it is a safe file name everywhere.
 pub fn check_name(name: &str) -> Result<(), Error> {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
     let reason = match name.as_bytes() {
         [] => "it is empty",
         bytes if bytes.len() > LONGEST => "it is longer than 64 bytes",
-        bytes if !bytes.iter().copied().all(allowed) => {
-            "only letters a-z, digits, dots, underscores and hyphens are allowed"
-        }
+        bytes if !bytes.iter().copied().all(allowed) => "only letters a-z, digits, underscores and hyphens are allowed",
         [first, ..] if !first.is_ascii_alphanumeric() => "the first character must be a letter or a digit",
         _ if name.eq_ignore_ascii_case(BASE) => "it is the name of the base",
         _ => return Ok(()),

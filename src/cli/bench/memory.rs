@@ -1,0 +1,78 @@
+//! `choir bench memory`: the parts that the server reports, beside what the operating system sees.
+
+use super::open;
+use crate::cli::serve::{EngineArgs, StoreArgs};
+use crate::engine::Engine;
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use serde_json::json;
+use std::process::Command;
+
+#[derive(Args, Debug)]
+pub struct MemoryArgs {
+    #[command(flatten)]
+    store: StoreArgs,
+    #[command(flatten)]
+    engine: EngineArgs,
+    /// Print a JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: MemoryArgs) -> Result<()> {
+    if args.store.data_dir().is_none() {
+        // Making a store leaves free memory behind in a process, as opening one does not: so another process opens it.
+        let (_, _, scratch) = open(&args.store)?;
+        let mut again = Command::new(std::env::current_exe()?);
+        let status = again
+            .args(std::env::args_os().skip(1))
+            .arg("--data-dir")
+            .arg(scratch.dir())
+            .status()?;
+        return if status.success() {
+            Ok(())
+        } else {
+            bail!("the measuring process failed")
+        };
+    }
+    let before = anonymous_bytes()?;
+    let (catalog, generation, _scratch) = open(&args.store)?;
+    let grown = anonymous_bytes()?.saturating_sub(before);
+    let status = catalog.status();
+    let all: u64 = status.memory.iter().map(|part| part.bytes).sum();
+    let cache = Engine::start(args.engine.config(), generation)?.status().kv_bytes;
+    if args.json {
+        let parts: serde_json::Map<_, _> = status.memory.into_iter().map(|p| (p.part, json!(p.bytes))).collect();
+        println!(
+            "{}",
+            json!({"parts": parts, "sum": all, "grown": grown, "cache": cache})
+        );
+        return Ok(());
+    }
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    for part in status.memory {
+        println!("{:>9.2} MiB  {}", mib(part.bytes), part.part);
+    }
+    println!("{:>9.2} MiB  all of these", mib(all));
+    println!(
+        "{:>9.2} MiB  what the process grew by ({:+.1} %)",
+        mib(grown),
+        100.0 * (grown as f64 / all as f64 - 1.0)
+    );
+    println!(
+        "{:>9.2} MiB  reserved for keys and values, taken as they are used",
+        mib(cache)
+    );
+    Ok(())
+}
+
+/// Memory of this process that no file backs, in bytes.
+fn anonymous_bytes() -> Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").context("only Linux says what a process takes")?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"))
+        .context("no RssAnon")?;
+    let kib: u64 = line.trim().trim_end_matches(" kB").parse().context("RssAnon")?;
+    Ok(kib << 10)
+}

@@ -1,0 +1,169 @@
+//! `choir serve`: the wiring diagram.
+
+use crate::catalog::{BaseSource, Catalog, CatalogConfig};
+use crate::engine::{Engine, EngineConfig};
+use crate::ops::quantized::Form;
+use crate::{server, telemetry};
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Serve a base and its variants over gRPC.
+///
+/// Without arguments: the model compiled into this binary, its variants, and a store in the user's data directory.
+/// SIGTERM or SIGINT finishes what was accepted and ends; a second one ends at once.
+#[derive(Args, Debug)]
+pub struct ServeArgs {
+    /// Address to listen on; port 0 takes any free one.
+    #[arg(long, default_value = "127.0.0.1:50051", env = "CHOIR_LISTEN")]
+    listen: SocketAddr,
+    /// Allow an address that other machines can reach. There is no authentication.
+    #[arg(long)]
+    insecure_bind: bool,
+    #[command(flatten)]
+    store: StoreArgs,
+    #[command(flatten)]
+    engine: EngineArgs,
+}
+
+/// Which base, which store, and how they are kept in memory.
+#[derive(Args, Debug)]
+pub struct StoreArgs {
+    /// Folder of the base: config.json, model.safetensors, tokenizer.json [default: the model compiled in].
+    #[arg(long)]
+    base: Option<PathBuf>,
+    /// Directory of the store [default: choir/store in the user's data home].
+    #[arg(long, env = "CHOIR_DATA_DIR")]
+    data_dir: Option<PathBuf>,
+    /// Variants to a bank, when the store is made [default: 4].
+    #[arg(long)]
+    bank_capacity: Option<usize>,
+    /// Variants to a bank of the output head, when the store is made [default: 2].
+    #[arg(long)]
+    head_capacity: Option<usize>,
+    /// How banks are kept in memory: q4k, q4_0, q8_0 or f32.
+    #[arg(long, default_value = "q4k")]
+    bank_form: Form,
+    /// When the store is made: keep no delta of the variants, so that removing one needs its checkpoint again.
+    #[arg(long)]
+    no_archive: bool,
+}
+
+/// How much of the machine the engine may take.
+#[derive(Args, Debug)]
+pub struct EngineArgs {
+    /// Compute threads [default: one for each processor].
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Sequences that share the steps at most.
+    #[arg(long, default_value_t = EngineConfig::default().max_running)]
+    max_running: usize,
+    /// Requests that wait at most; the next one is refused with a time to come back.
+    #[arg(long, default_value_t = EngineConfig::default().queue)]
+    queue: usize,
+    /// Memory of the key-value cache, in MiB.
+    #[arg(long, default_value_t = EngineConfig::default().kv_bytes >> 20)]
+    kv_mib: usize,
+    /// Tokens in one step at most.
+    #[arg(long, default_value_t = EngineConfig::default().step_tokens)]
+    step_tokens: usize,
+    /// Longest prompt, in tokens.
+    #[arg(long, default_value_t = EngineConfig::default().max_prompt)]
+    max_prompt: usize,
+    /// Most tokens that one request may ask for.
+    #[arg(long, default_value_t = EngineConfig::default().max_tokens)]
+    max_tokens: usize,
+}
+
+impl StoreArgs {
+    /// The directory named, if any.
+    pub fn data_dir(&self) -> Option<&PathBuf> {
+        self.data_dir.as_ref()
+    }
+
+    pub fn config(&self) -> Result<CatalogConfig> {
+        Ok(CatalogConfig {
+            data_dir: self.data_dir.clone().map_or_else(default_data_dir, Ok)?,
+            base: self.base.clone().map_or(BaseSource::Embedded, BaseSource::Folder),
+            bank_capacity: self.bank_capacity,
+            head_capacity: self.head_capacity,
+            bank_form: self.bank_form,
+            archive: !self.no_archive,
+        })
+    }
+}
+
+impl EngineArgs {
+    pub fn config(&self) -> EngineConfig {
+        EngineConfig {
+            max_running: self.max_running,
+            queue: self.queue,
+            kv_bytes: self.kv_mib << 20,
+            step_tokens: self.step_tokens,
+            max_prompt: self.max_prompt,
+            max_tokens: self.max_tokens,
+            threads: self.threads.unwrap_or(0),
+            ..EngineConfig::default()
+        }
+    }
+}
+
+/// `$XDG_DATA_HOME/choir/store`, or the same under `~/.local/share`.
+fn default_data_dir() -> Result<PathBuf> {
+    let absolute = |name: &str| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    let home = absolute("XDG_DATA_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/share")));
+    match home {
+        Some(home) => Ok(home.join("choir").join("store")),
+        None => bail!("there is no home directory to keep the store in; give --data-dir"),
+    }
+}
+
+pub fn run(args: ServeArgs) -> Result<()> {
+    telemetry::init();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    // Listen first: a taken port is a mistake to hear of before the model is loaded.
+    let listener = runtime.block_on(server::bind(args.listen, args.insecure_bind))?;
+    let config = args.store.config()?;
+    let data_dir = config.data_dir.clone();
+    let mut stage = None;
+    let (catalog, generation) = Catalog::open(config, |progress| {
+        if stage.replace(progress.stage) != Some(progress.stage) {
+            tracing::debug!(stage = ?progress.stage, "opening the store");
+        }
+    })?;
+    let catalog = Arc::new(catalog);
+    let engine = Engine::start(args.engine.config(), generation)?;
+    catalog.attach(engine.clone());
+    let (status, address) = (catalog.status(), listener.local_addr()?);
+    let bytes: u64 = status.memory.iter().map(|part| part.bytes).sum();
+    println!(
+        "choir {} serves the base and {} variants in {} banks ({:.1} MiB of weights, generation {}) from {} on {address}",
+        env!("CARGO_PKG_VERSION"),
+        status.variants,
+        status.banks,
+        bytes as f64 / f64::from(1 << 20),
+        status.generation,
+        data_dir.display(),
+    );
+    runtime.block_on(async {
+        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let asked = async move {
+            tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+            tokio::spawn(async move {
+                tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+                tracing::warn!("asked twice: ending at once");
+                std::process::exit(1);
+            });
+        };
+        server::serve(listener, catalog, engine, server::Limits::default(), asked)
+            .await
+            .context("serving")
+    })
+}

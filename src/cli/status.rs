@@ -1,0 +1,72 @@
+//! `choir status`: what is served, in how much memory, and how busy the server is.
+
+use super::client::{ServerArgs, block_on, refused};
+use crate::pb;
+use crate::pb::admin_client::AdminClient;
+use anyhow::Result;
+use clap::Args;
+use serde_json::json;
+
+/// Show what the server holds and does.
+#[derive(Args, Debug)]
+pub struct StatusArgs {
+    #[command(flatten)]
+    server: ServerArgs,
+    /// Print a JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: StatusArgs) -> Result<()> {
+    block_on(async {
+        let mut client = AdminClient::new(args.server.connect().await?);
+        let status = client
+            .get_status(pb::GetStatusRequest {})
+            .await
+            .map_err(refused)?
+            .into_inner();
+        if args.json {
+            println!("{}", as_json(&status));
+        } else {
+            show(&status);
+        }
+        Ok(())
+    })
+}
+
+fn show(status: &pb::GetStatusResponse) {
+    let state = if status.draining { "draining" } else { "serving" };
+    println!(
+        "choir {}, {state}: generation {}, {} variants in {} banks",
+        status.version, status.generation, status.variants, status.banks
+    );
+    println!(
+        "{} of {} sequences running, {} of {} waiting, {} of {} cache pages in use",
+        status.running, status.max_running, status.waiting, status.queue_limit, status.pages_used, status.pages_total
+    );
+    println!(
+        "{} steps, {} tokens; {} requests finished, {} cancelled, {} failed",
+        status.steps, status.tokens_generated, status.finished, status.cancelled, status.failed
+    );
+    let all: u64 = status.memory.iter().map(|part| part.bytes).sum();
+    let total = pb::MemoryPart {
+        part: "all".into(),
+        bytes: all,
+    };
+    for part in status.memory.iter().chain([&total]) {
+        println!("{:>9.2} MiB  {}", part.bytes as f64 / f64::from(1 << 20), part.part);
+    }
+}
+
+fn as_json(status: &pb::GetStatusResponse) -> serde_json::Value {
+    let memory: serde_json::Map<_, _> = status.memory.iter().map(|p| (p.part.clone(), json!(p.bytes))).collect();
+    json!({
+        "version": status.version, "draining": status.draining, "generation": status.generation,
+        "variants": status.variants, "banks": status.banks, "memory_bytes": memory,
+        "running": status.running, "max_running": status.max_running,
+        "waiting": status.waiting, "queue_limit": status.queue_limit,
+        "pages_used": status.pages_used, "pages_total": status.pages_total,
+        "steps": status.steps, "tokens_generated": status.tokens_generated,
+        "finished": status.finished, "cancelled": status.cancelled, "failed": status.failed,
+    })
+}
