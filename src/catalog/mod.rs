@@ -188,6 +188,7 @@ impl Catalog {
         progress(Progress::at(Stage::Publishing));
         let mut banks = ServedBanks::default();
         let generation = instance::build(&store, &base, &mut banks, config.bank_form)?;
+        instance::give_back_memory();
         let catalog = Catalog {
             bank_form: config.bank_form,
             served: Mutex::new(Arc::new(Snapshot::of(&store, &generation))),
@@ -281,6 +282,7 @@ impl Catalog {
             engine.publish(generation);
         }
         *lock(&self.served) = snapshot;
+        instance::give_back_memory();
         Ok(())
     }
 

@@ -95,10 +95,10 @@ impl MixArgs {
 #[derive(Args, Debug)]
 pub struct SamplingArgs {
     /// Divides the logits; 0 takes the most likely token [default: the variant's].
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     temperature: Option<f32>,
     /// Draw from the most likely tokens that hold this share [default: the variant's].
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     nucleus_p: Option<f32>,
     /// Draw from this many most likely tokens.
     #[arg(long)]
@@ -107,7 +107,7 @@ pub struct SamplingArgs {
     #[arg(long, conflicts_with_all = ["threshold", "first_hitting"])]
     steps: Option<u32>,
     /// Reveal whatever is at least this probable (the confidence predictor).
-    #[arg(long, conflicts_with = "first_hitting")]
+    #[arg(long, allow_negative_numbers = true, conflicts_with = "first_hitting")]
     threshold: Option<f32>,
     /// Reveal one position a step, exactly in distribution (the first-hitting predictor).
     #[arg(long)]

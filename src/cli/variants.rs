@@ -51,7 +51,7 @@ struct AddArgs {
     #[arg(long)]
     seed: Option<u64>,
     /// Multiplies the retrieved delta [default: 1].
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     scale: Option<f32>,
     /// Sampling defaults of the variant.
     #[command(flatten)]
