@@ -1,5 +1,6 @@
 //! The command line.
 
+pub mod eval;
 pub mod train;
 
 use anyhow::Result;
@@ -16,11 +17,13 @@ struct Cli {
 #[derive(Subcommand, Debug)]
 enum Command {
     Train(train::TrainArgs),
+    Eval(eval::EvalArgs),
 }
 
 /// Parses the arguments and runs the command.
 pub fn run() -> Result<()> {
     match Cli::parse().command {
         Command::Train(args) => train::run(args),
+        Command::Eval(args) => eval::run(args),
     }
 }
