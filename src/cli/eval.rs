@@ -3,6 +3,7 @@
 use crate::ops::quantized::Form;
 use crate::train::folder::replace;
 use anyhow::{Context, Result, bail};
+use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
 use evaluate::evaluate;
 use progress::Progress;
@@ -24,6 +25,7 @@ mod tensors;
 #[cfg(test)]
 mod tests;
 mod trial;
+mod tuning;
 
 /// Measure what superposition costs the variants compiled in, and what it saves.
 ///
@@ -63,11 +65,12 @@ pub struct EvalArgs {
     plot: Option<PathBuf>,
 }
 
-/// A comparison, or none.
+/// What `--schemes` takes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Named {
     Nothing,
     One(Comparison),
+    Served,
 }
 
 impl ValueEnum for Named {
@@ -78,13 +81,19 @@ impl ValueEnum for Named {
             Named::One(Comparison::Randes),
             Named::One(Comparison::BothSigns),
             Named::One(Comparison::Bitdelta),
+            Named::Served,
         ]
     }
 
     fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
+        let named = |name, help| Some(PossibleValue::new(name).help(help));
         match self {
-            Named::Nothing => Some(clap::builder::PossibleValue::new("none").help("Nothing")),
+            Named::Nothing => named("none", "Nothing"),
             Named::One(comparison) => comparison.to_possible_value(),
+            Named::Served => named(
+                "served",
+                "The store's default through the service itself, by the engine's own score",
+            ),
         }
     }
 }
@@ -102,12 +111,14 @@ pub fn run(args: EvalArgs) -> Result<()> {
     let mut plan = Plan::new(&args.capacities, &args.forms, &args.comparisons(), count);
     plan.tensors = args.tensors;
     let groups = if args.tensors { Group::ALL.len() } else { 0 };
-    let progress = Progress::new((2 + plan.trials.len() + groups) * count);
+    let served = args.wants(Named::Served);
+    let progress = Progress::new((1 + plan.trials.len() + groups + usize::from(served)) * count);
     let mut tick = |what: &str| progress.step(what);
     let mut report = evaluate(&subjects, &plan, &mut tick)?;
-    let form = plan.trials.first().map_or(Form::Q4K, |trial| trial.form);
-    // Twice the draws: this estimator shares no noise between a block's copies.
-    report.served = Some(served::measure(&subjects, form, 2 * args.draws, &mut tick)?);
+    if served {
+        let form = plan.trials.first().map_or(Form::Q4K, |trial| trial.form);
+        report.served = Some(served::measure(&subjects, form, 2 * args.draws, &mut tick)?);
+    }
     progress.close();
     if let Some(file) = &args.plot {
         replace(file, plot::svg(&plot::series(&report)).as_bytes())?;
@@ -139,20 +150,13 @@ impl EvalArgs {
         self.plot.as_deref().map_or(Ok(()), check_writable)
     }
 
-    fn comparisons(&self) -> Vec<Comparison> {
-        match self.schemes.is_empty() {
-            true => Comparison::value_variants().to_vec(),
-            false => self.schemes.iter().filter_map(|named| named.comparison()).collect(),
-        }
+    fn wants(&self, named: Named) -> bool {
+        self.schemes.is_empty() || self.schemes.contains(&named)
     }
-}
 
-impl Named {
-    fn comparison(self) -> Option<Comparison> {
-        match self {
-            Named::Nothing => None,
-            Named::One(comparison) => Some(comparison),
-        }
+    fn comparisons(&self) -> Vec<Comparison> {
+        let all = Comparison::value_variants().iter().copied();
+        all.filter(|&one| self.wants(Named::One(one))).collect()
     }
 }
 

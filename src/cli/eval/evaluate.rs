@@ -1,10 +1,11 @@
 //! The measuring itself.
 
 use super::arrangement::Arrangement;
-use super::share::{self, Reached, Summary, mean};
+use super::share::{self, Reached, Summary};
 use super::subjects::{Subject, Subjects};
 use super::tensors::{self, Group};
 use super::trial::{Plan, Trial};
+use super::tuning::Tuning;
 use crate::superposition::{BitDelta, NamedTensor, NamedTensors};
 use crate::train::folder::Tensors;
 use crate::train::run::Validation;
@@ -79,8 +80,11 @@ pub fn evaluate(subjects: &Subjects, plan: &Plan, tick: &mut dyn FnMut(&str)) ->
         });
     }
     let references: Vec<_> = report.variants.iter().map(|r| (r.base, r.fine_tuned)).collect();
+    let mut tuning = None;
     for &trial in &plan.trials {
-        report.outcomes.push(outcome(subjects, trial, &references, tick)?);
+        report
+            .outcomes
+            .push(outcome(subjects, trial, &references, &mut tuning, tick)?);
     }
     if let Some(trial) = plan.trials.first().filter(|_| plan.tensors) {
         report.tensors = tensors::spared(subjects, *trial, &references, tick)?;
@@ -116,6 +120,7 @@ fn outcome(
     subjects: &Subjects,
     trial: Trial,
     references: &[(Reached, Reached)],
+    tuning: &mut Option<Tuning>,
     tick: &mut dyn FnMut(&str),
 ) -> Result<Outcome> {
     let what = trial.to_string();
@@ -134,9 +139,13 @@ fn outcome(
     };
     let scale = match trial.scheme.scales() {
         [scale] => *scale,
-        scales => best_scale(subjects, scales, |index, variant, scale| {
-            retrieved(index, variant, scale)
-        })?,
+        scales => {
+            let tuning = match tuning {
+                Some(tuning) => tuning,
+                None => tuning.insert(Tuning::new(subjects)?),
+            };
+            tuning.best(subjects, scales, retrieved)?
+        }
     };
     let found = all(subjects, &what, tick, |index, variant| {
         Ok(retrieved(index, variant, scale))
@@ -147,29 +156,6 @@ fn outcome(
         bits: arrangement.bits(),
         summary: Summary::new(references, found),
     })
-}
-
-/// The scale of the best mean recovered share on a quarter of each variant's contexts.
-fn best_scale(subjects: &Subjects, scales: &[f32], retrieved: impl Fn(usize, &Subject, f32) -> Tensors) -> Result<f32> {
-    let base = subjects.weights(|_| None);
-    let mut shares = vec![Vec::new(); scales.len()];
-    for (index, variant) in subjects.variants.iter().enumerate() {
-        let contexts = &variant.test.contexts;
-        let test = Validation {
-            contexts: contexts.slice(0..contexts.count.div_ceil(4)),
-            exact: false,
-            ..variant.test
-        };
-        let nats = |weights: &Tensors| Ok::<_, anyhow::Error>(subjects.score(weights, &test)?.nats_per_token);
-        let tuned = subjects.weights(|tensor| variant.delta.dense(tensor));
-        let (base, tuned) = (nats(&base)?, nats(&tuned)?);
-        for (shares, &scale) in shares.iter_mut().zip(scales) {
-            shares.extend(share::recovered(base, tuned, nats(&retrieved(index, variant, scale))?));
-        }
-    }
-    let means = shares.into_iter().map(|shares| mean(shares.into_iter()).unwrap_or(0.0));
-    let best = scales.iter().zip(means).max_by(|a, b| a.1.total_cmp(&b.1));
-    Ok(best.map_or(1.0, |(scale, _)| *scale))
 }
 
 /// Every variant with one bit a weight, and the bits that take.
