@@ -15,6 +15,7 @@ use trial::{Comparison, Plan};
 
 mod arrangement;
 mod evaluate;
+mod picture;
 mod plot;
 mod progress;
 mod served;
@@ -121,7 +122,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
     }
     progress.close();
     if let Some(file) = &args.plot {
-        replace(file, plot::svg(&plot::series(&report)).as_bytes())?;
+        replace(file, picture::svg(&plot::series(&report)).as_bytes())?;
     }
     match args.json {
         true => println!("{}", serde_json::to_string_pretty(&report)?),

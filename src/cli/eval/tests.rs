@@ -2,106 +2,17 @@
 
 use super::arrangement::{Arrangement, Capacity, place};
 use super::evaluate::{Report, evaluate};
-use super::plot;
 use super::share::{Reached, Summary, bits, recovered};
-use super::subjects::{Subject, Subjects};
 use super::table::Tables;
 use super::tensors::Group;
 use super::trial::{Comparison, Kept, Plan};
-use crate::model::{DitConfig, Trainable};
+use super::{picture, plot};
 use crate::ops::quantized::Form;
-use crate::rng::{Key, Stream};
-use crate::superposition::{Delta, NamedTensor, NamedTensors, Scheme};
-use crate::train::data::Contexts;
-use crate::train::objective::Objective;
-use crate::train::run::{Validation, open_gates};
-use candle_core::Device;
+use crate::superposition::Scheme;
 use clap::ValueEnum;
+use small::{config, subjects};
 
-fn config() -> DitConfig {
-    DitConfig {
-        model_type: "bd3lm".into(),
-        vocab_size: 20,
-        model_length: 16,
-        hidden_dim: 32,
-        cond_dim: 8,
-        n_blocks: 2,
-        n_heads: 2,
-        block_size: Some(8),
-        cross_attn: true,
-        time_conditioning: Some(false),
-    }
-}
-
-fn named(model: &Trainable) -> NamedTensors {
-    let tensor = |(name, var): (&String, &candle_core::Var)| {
-        let shape = var.dims().to_vec();
-        let data = var.flatten_all().and_then(|flat| flat.to_vec1()).expect("values");
-        (name.clone(), NamedTensor { shape, data })
-    };
-    NamedTensors(model.vars().iter().map(tensor).collect())
-}
-
-/// Texts that count up in steps of `stride`.
-fn contexts(stride: u32) -> Contexts {
-    let mut contexts = Contexts::new(16);
-    for start in 0..8 {
-        contexts.count += 1;
-        contexts.tokens.extend((0..16).map(|i| (start + stride * i) % 19));
-        contexts
-            .importance
-            .extend((0..16).map(|i| if i == 0 { 0.0 } else { 1.0 }));
-    }
-    contexts
-}
-
-/// The base after a few steps of plain gradient descent on texts of this stride.
-fn fine_tuned(stride: u32, objective: &Objective) -> NamedTensors {
-    let model = random();
-    let mut stream = Stream::new(Key::derive(&[b"eval test", &stride.to_le_bytes()]));
-    for _ in 0..60 {
-        let masked = objective.mask(&contexts(stride), &mut stream);
-        let (_, gradients) = masked.gradients(&model, objective.mask).expect("gradients");
-        for (name, gradient) in gradients {
-            let var = &model.vars()[&name];
-            let next = (var.as_tensor() - (gradient * 0.3).expect("step")).expect("next");
-            var.set(&next).expect("set");
-        }
-    }
-    named(&model)
-}
-
-fn random() -> Trainable {
-    let model = Trainable::random(config(), 5, &Device::Cpu).expect("model");
-    open_gates(&model).expect("gates");
-    model
-}
-
-fn subjects(strides: &[u32]) -> Subjects {
-    let (config, base) = (config(), named(&random()));
-    let objective = Objective::new(&config, (0.1, 1.0)).expect("objective");
-    let variant = |&stride: &u32| {
-        let delta = Delta::between(&base, &fine_tuned(stride, &objective)).expect("delta");
-        Subject {
-            name: format!("stride-{stride}"),
-            seed: delta.digest().seed(),
-            delta,
-            test: Validation {
-                contexts: contexts(stride),
-                bytes: 0,
-                draws: 2,
-                exact: stride == 1,
-            },
-        }
-    };
-    let variants = strides.iter().map(variant).collect();
-    Subjects {
-        config,
-        objective,
-        base,
-        variants,
-    }
-}
+mod small;
 
 fn measured() -> Report {
     let subjects = subjects(&[1, 2, 3]);
@@ -140,7 +51,7 @@ fn alone_in_a_bank_a_variant_keeps_its_gain() {
     assert!(serde_json::to_string(&report).expect("json").contains("\"kept_exact\""));
     let series = plot::series(&report);
     well_formed(
-        &plot::svg(&series),
+        &picture::svg(&series),
         series.iter().map(|series| series.points.len()).sum(),
     );
 }
@@ -175,10 +86,10 @@ fn the_picture_takes_extremes_and_escapes() {
         joined: true,
         points: vec![point(0.4, -3.0), point(36.0, 1.1), point(1.0, 0.95)],
     };
-    let svg = plot::svg(std::slice::from_ref(&odd));
+    let svg = picture::svg(std::slice::from_ref(&odd));
     well_formed(&svg, 3);
     assert!(svg.contains("a &amp; b") && svg.contains("&lt;1&gt;"));
-    well_formed(&plot::svg(&[]), 0);
+    well_formed(&picture::svg(&[]), 0);
 }
 
 #[test]
