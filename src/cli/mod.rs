@@ -2,6 +2,7 @@
 
 mod bench;
 mod client;
+mod eval;
 mod generate;
 mod score;
 mod serve;
@@ -32,6 +33,7 @@ enum Command {
     Status(status::StatusArgs),
     Train(train::TrainArgs),
     Bench(bench::BenchArgs),
+    Eval(eval::EvalArgs),
 }
 
 /// Parses the arguments and runs the command. Wrong arguments end the process with status 2.
@@ -44,5 +46,6 @@ pub fn run() -> Result<()> {
         Command::Status(args) => status::run(args),
         Command::Train(args) => train::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Eval(args) => eval::run(args),
     }
 }

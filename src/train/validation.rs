@@ -74,36 +74,46 @@ fn decode(model: &Trainable, objective: &Objective, part: &Contexts) -> Result<u
         }
     }
     for block in (0..length).step_by(unit) {
+        // Nothing later than the block is seen, and contexts that are done need no evaluation.
+        let seen = (block + unit).min(length);
         loop {
-            let inside = |i: usize| (block..block + unit).contains(&(i % length));
-            let rows: Vec<u32> = (0..tokens.len())
-                .filter(|&i| open[i] && inside(i))
-                .map(|i| i as u32)
-                .collect();
+            let rows_of = |context: usize| (block..seen).map(move |position| context * length + position);
+            let (mut xt, mut within, mut rows) = (Vec::new(), Vec::new(), Vec::new());
+            for context in 0..part.count {
+                let wanted: Vec<usize> = rows_of(context).filter(|&row| open[row]).collect();
+                if wanted.is_empty() {
+                    continue;
+                }
+                let start = context * length;
+                within.extend(wanted.iter().map(|row| (xt.len() + row - start) as u32));
+                xt.extend_from_slice(&tokens[start..start + seen]);
+                rows.extend(wanted);
+            }
             if rows.is_empty() {
                 break;
             }
+            let batch = xt.len() / seen;
             let input = TrainBatch {
-                batch: part.count,
-                length,
+                batch,
+                length: seen,
                 block: objective.block,
-                xt: tokens.clone(),
-                x0: objective.block.map(|_| tokens.clone()),
-                sigma: vec![0.0; part.count],
-                rows: rows.clone(),
+                x0: objective.block.map(|_| xt.clone()),
+                xt,
+                sigma: vec![0.0; batch],
+                rows: within,
             };
             let logits: Vec<Vec<f32>> = model.forward(&input)?.to_vec2()?;
             let mut best: Vec<Option<(f32, usize, u32)>> = vec![None; part.count];
             for (&row, logits) in rows.iter().zip(&logits) {
                 let (token, sure) = surest(logits, objective.mask);
-                let slot = &mut best[row as usize / length];
+                let slot = &mut best[row / length];
                 if slot.is_none_or(|(other, ..)| sure > other) {
-                    *slot = Some((sure, row as usize, token));
+                    *slot = Some((sure, row, token));
                 }
                 // Near-certain positions need no turn of their own.
                 if sure > 0.98 {
-                    tokens[row as usize] = token;
-                    open[row as usize] = false;
+                    tokens[row] = token;
+                    open[row] = false;
                 }
             }
             for (_, row, token) in best.into_iter().flatten() {

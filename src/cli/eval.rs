@@ -1,0 +1,174 @@
+//! `choir eval`: what superposition costs each variant, in nats and in right answers, and what it saves in bits.
+
+use crate::ops::quantized::Form;
+use crate::train::folder::replace;
+use anyhow::{Context, Result, bail};
+use clap::builder::PossibleValue;
+use clap::{Args, ValueEnum};
+use evaluate::evaluate;
+use progress::Progress;
+use std::path::{Path, PathBuf};
+use subjects::{Effort, Subjects};
+use table::Tables;
+use tensors::Group;
+use trial::{Comparison, Plan};
+
+mod arrangement;
+mod evaluate;
+mod picture;
+mod plot;
+mod progress;
+mod served;
+mod share;
+mod subjects;
+mod table;
+mod tensors;
+#[cfg(test)]
+mod tests;
+mod trial;
+mod tuning;
+
+/// Measure what superposition costs the variants compiled in, and what it saves.
+///
+/// Every variant's held-out text or prompts are scored under the base, under the fine-tune alone and under the variant
+/// as read back from banks of several capacities in several forms.
+#[derive(Args, Debug)]
+pub struct EvalArgs {
+    /// Variants to keep in the banks and to measure [default: all].
+    #[arg(long, value_delimiter = ',')]
+    variants: Vec<String>,
+    /// Variants to a bank, besides the store's own capacities.
+    #[arg(long, value_delimiter = ',', default_value = "1,2,4,5,10")]
+    capacities: Vec<usize>,
+    /// Forms that banks are served in: f32, q8_0, q4_0, q4k. The last is the default's and the comparisons'.
+    #[arg(long, value_delimiter = ',', default_value = "f32,q8_0,q4k")]
+    forms: Vec<Form>,
+    /// What to compare with [default: all].
+    #[arg(long, value_enum, value_delimiter = ',')]
+    schemes: Vec<Named>,
+    /// Contexts of held-out text a variant.
+    #[arg(long, default_value_t = 16)]
+    contexts: usize,
+    /// Masked copies of every block.
+    #[arg(long, default_value_t = 2)]
+    draws: usize,
+    /// Held-out prompts a skill.
+    #[arg(long, default_value_t = 200)]
+    prompts: usize,
+    /// Also show which tensors cost most: the default, with one group of them exact.
+    #[arg(long)]
+    tensors: bool,
+    /// Print one JSON document instead of tables.
+    #[arg(long)]
+    json: bool,
+    /// Also draw recovered share against bits into this SVG file.
+    #[arg(long, value_name = "FILE.svg")]
+    plot: Option<PathBuf>,
+}
+
+/// What `--schemes` takes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Named {
+    Nothing,
+    One(Comparison),
+    Served,
+}
+
+impl ValueEnum for Named {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[
+            Named::Nothing,
+            Named::One(Comparison::PlainSum),
+            Named::One(Comparison::Randes),
+            Named::One(Comparison::BothSigns),
+            Named::One(Comparison::Bitdelta),
+            Named::Served,
+        ]
+    }
+
+    fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
+        let named = |name, help| Some(PossibleValue::new(name).help(help));
+        match self {
+            Named::Nothing => named("none", "Nothing"),
+            Named::One(comparison) => comparison.to_possible_value(),
+            Named::Served => named(
+                "served",
+                "The store's default through the service itself, by the engine's own score",
+            ),
+        }
+    }
+}
+
+/// Runs `choir eval`.
+pub fn run(args: EvalArgs) -> Result<()> {
+    args.check()?;
+    let effort = Effort {
+        contexts: args.contexts,
+        draws: args.draws,
+        prompts: args.prompts,
+    };
+    let subjects = Subjects::compiled_in(&args.variants, effort)?;
+    let count = subjects.variants.len();
+    let mut plan = Plan::new(&args.capacities, &args.forms, &args.comparisons(), count);
+    plan.tensors = args.tensors;
+    let groups = if args.tensors { Group::ALL.len() } else { 0 };
+    let served = args.wants(Named::Served);
+    let progress = Progress::new((1 + plan.trials.len() + groups + usize::from(served)) * count);
+    let mut tick = |what: &str| progress.step(what);
+    let mut report = evaluate(&subjects, &plan, &mut tick)?;
+    if served {
+        let form = plan.trials.first().map_or(Form::Q4K, |trial| trial.form);
+        report.served = Some(served::measure(&subjects, form, 2 * args.draws, &mut tick)?);
+    }
+    progress.close();
+    if let Some(file) = &args.plot {
+        replace(file, picture::svg(&plot::series(&report)).as_bytes())?;
+    }
+    match args.json {
+        true => println!("{}", serde_json::to_string_pretty(&report)?),
+        false => print!("{}", Tables(&report)),
+    }
+    Ok(())
+}
+
+impl EvalArgs {
+    /// Refuses before the long work what would fail after it.
+    fn check(&self) -> Result<()> {
+        let limits = [
+            ("--contexts", self.contexts, 100_000),
+            ("--draws", self.draws, 1000),
+            ("--prompts", self.prompts, 100_000),
+        ];
+        let capacities = self
+            .capacities
+            .iter()
+            .map(|&capacity| ("--capacities", capacity, 10_000));
+        for (option, value, most) in limits.into_iter().chain(capacities) {
+            if !(1..=most).contains(&value) {
+                bail!("{option}: {value} is not within 1 and {most}");
+            }
+        }
+        self.plot.as_deref().map_or(Ok(()), check_writable)
+    }
+
+    fn wants(&self, named: Named) -> bool {
+        self.schemes.is_empty() || self.schemes.contains(&named)
+    }
+
+    fn comparisons(&self) -> Vec<Comparison> {
+        let all = Comparison::value_variants().iter().copied();
+        all.filter(|&one| self.wants(Named::One(one))).collect()
+    }
+}
+
+/// Makes the file that [`replace`] would write first, and takes it away again.
+fn check_writable(file: &Path) -> Result<()> {
+    let cannot = || format!("--plot {} cannot be written", file.display());
+    if file.is_dir() || file.file_name().is_none() {
+        bail!("{}: it is a directory", cannot());
+    }
+    let mut beside = file.as_os_str().to_owned();
+    beside.push(".new");
+    std::fs::File::create(&beside).with_context(cannot)?;
+    std::fs::remove_file(&beside).with_context(cannot)
+}

@@ -1,0 +1,195 @@
+//! The same variants as the service serves them: a store made for the purpose, its model instance, and the
+//! engine's own score, which visits blocks with a cache and draws its own noise. Another estimator of the
+//! same bound, so the references are measured with it too.
+
+use super::share::{Reached, Summary, bits};
+use super::subjects::Subjects;
+use crate::catalog::base::base_sampling;
+use crate::catalog::{BaseSource, Catalog, CatalogConfig};
+use crate::engine::{
+    Engine, EngineConfig, EngineHandle, Event, Generation, MemoryPart, Request, Sampling, ScoreRequest,
+};
+use crate::model::{BaseWeights, Dit};
+use crate::ops::quantized::Form;
+use crate::train::data::Contexts;
+use crate::train::folder::Tensors;
+use crate::train::run::Validation;
+use anyhow::{Context, Result};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// What the service reaches.
+#[derive(Clone, Debug, Serialize)]
+pub struct Served {
+    /// As its model instance reports its memory; that includes the signs drawn from the seeds.
+    pub bits: f64,
+    /// Noise levels to a block.
+    pub samples: usize,
+    /// Base and fine-tune of each variant, by the same estimator.
+    pub references: Vec<(Reached, Reached)>,
+    #[serde(flatten)]
+    pub summary: Summary,
+}
+
+/// A directory that goes when this does.
+struct Scratch(PathBuf);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0); // nothing depends on its going
+    }
+}
+
+/// Serves all variants compiled in, and measures those in `subjects` with `samples` noise levels to a block.
+pub fn measure(subjects: &Subjects, form: Form, samples: usize, tick: &mut dyn FnMut(&str)) -> Result<Served> {
+    let scratch = Scratch(std::env::temp_dir().join(format!("choir-eval-{}", std::process::id())));
+    let config = CatalogConfig {
+        data_dir: scratch.0.clone(),
+        base: BaseSource::Embedded,
+        bank_capacity: None,
+        head_capacity: None,
+        bank_form: form,
+        archive: true,
+    };
+    let (_catalog, generation) = Catalog::open(config, |_| ())?;
+    let tokenizer = generation.tokenizer.clone();
+    let for_variants = |part: &&MemoryPart| part.part.starts_with("bank ") || part.part.starts_with("private");
+    let bytes: u64 = generation
+        .memory
+        .iter()
+        .filter(for_variants)
+        .map(|part| part.bytes)
+        .sum();
+    let bits = bits(bytes as usize, subjects.parameters().0, generation.variants.len());
+    let service = start(generation)?;
+    let lone = |weights: Tensors| -> Result<EngineHandle> {
+        let base = BaseWeights::new(subjects.config.clone(), &weights)?;
+        start(Generation {
+            number: 0,
+            denoiser: Arc::new(Dit::new(Arc::new(base), &[], Vec::new())?),
+            tokenizer: tokenizer.clone(),
+            defaults: base_sampling(),
+            variants: BTreeMap::new(),
+            memory: Vec::new(),
+        })
+    };
+    let (mut references, mut found) = (Vec::new(), Vec::new());
+    for variant in &subjects.variants {
+        tick(&format!("as served: {}", variant.name));
+        let mix = vec![(variant.name.clone(), 1.0)];
+        let sampling = service.generation().defaults(&mix);
+        let tuned = lone(subjects.weights(|tensor| variant.delta.dense(tensor)))?;
+        let reached = |engine: &EngineHandle, mix| reached(engine, mix, &sampling, &variant.test, samples);
+        references.push((reached(&service, Vec::new())?, reached(&tuned, Vec::new())?));
+        found.push(reached(&service, mix)?);
+    }
+    let summary = Summary::new(&references, found);
+    Ok(Served {
+        bits,
+        samples,
+        references,
+        summary,
+    })
+}
+
+fn start(generation: Generation) -> Result<EngineHandle> {
+    let config = EngineConfig {
+        queue: IN_FLIGHT,
+        ..EngineConfig::default()
+    };
+    Ok(Engine::start(config, generation)?)
+}
+
+/// Requests handed in at once.
+const IN_FLIGHT: usize = 64;
+
+fn reached(
+    engine: &EngineHandle,
+    mix: Vec<(String, f32)>,
+    sampling: &Sampling,
+    test: &Validation,
+    samples: usize,
+) -> Result<Reached> {
+    let texts: Vec<(Vec<u32>, usize)> = (0..test.contexts.count).map(|c| text(&test.contexts, c)).collect();
+    let exact = match test.exact {
+        true => Some(exact(engine, &mix, sampling, &texts)?),
+        false => None,
+    };
+    Ok(Reached {
+        nats_per_token: nats(engine, &mix, &texts, samples)?,
+        exact,
+    })
+}
+
+/// One context up to its last scored token, and how many tokens before the first are given.
+fn text(contexts: &Contexts, index: usize) -> (Vec<u32>, usize) {
+    let one = contexts.slice(index..index + 1);
+    let scored = |weight: &f32| *weight > 0.0;
+    let given = one.importance.iter().position(scored).unwrap_or(0);
+    let end = one.importance.iter().rposition(scored).map_or(0, |last| last + 1);
+    (one.tokens[..end].to_vec(), given)
+}
+
+/// Nats per scored token over all texts; a text's noise depends on its number only.
+fn nats(engine: &EngineHandle, mix: &[(String, f32)], texts: &[(Vec<u32>, usize)], samples: usize) -> Result<f64> {
+    let (mut sum, mut tokens) = (0.0, 0);
+    for (first, part) in (0..).step_by(IN_FLIGHT).zip(texts.chunks(IN_FLIGHT)) {
+        let ask = |(index, (tokens, given)): (u64, &(Vec<u32>, usize))| {
+            engine.score(ScoreRequest {
+                mix: mix.to_vec(),
+                tokens: tokens.clone(),
+                given: *given,
+                samples,
+                seed: Some(index),
+                deadline: None,
+            })
+        };
+        let replies = (first..).zip(part).map(ask).collect::<Result<Vec<_>, _>>()?;
+        for reply in replies {
+            let score = reply.blocking_recv().context("the engine has stopped")??;
+            sum += score.nats_per_token * score.tokens as f64;
+            tokens += score.tokens;
+        }
+    }
+    Ok(sum / tokens.max(1) as f64)
+}
+
+/// Prompts whose answer the service generates token by token, its line end included.
+fn exact(
+    engine: &EngineHandle,
+    mix: &[(String, f32)],
+    sampling: &Sampling,
+    texts: &[(Vec<u32>, usize)],
+) -> Result<usize> {
+    let mut right = 0;
+    for part in texts.chunks(IN_FLIGHT) {
+        let ask = |(tokens, given): &(Vec<u32>, usize)| {
+            engine.submit(Request {
+                mix: mix.to_vec(),
+                prompt: tokens[..*given].to_vec(),
+                max_tokens: tokens.len() - given,
+                sampling: sampling.clone(),
+                stop: Vec::new(),
+                stop_ids: Vec::new(),
+                seed: Some(0),
+                steps_wanted: false,
+                deadline: None,
+            })
+        };
+        let streams = part.iter().map(ask).collect::<Result<Vec<_>, _>>()?;
+        for (mut stream, (tokens, given)) in streams.into_iter().zip(part) {
+            let mut answer = Vec::new();
+            while let Some(event) = stream.blocking_recv() {
+                match event {
+                    Event::Block { tokens, .. } => answer.extend(tokens),
+                    Event::Failed(error) => return Err(error.into()),
+                    _ => {}
+                }
+            }
+            right += usize::from(answer == tokens[*given..]);
+        }
+    }
+    Ok(right)
+}

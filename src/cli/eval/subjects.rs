@@ -1,0 +1,135 @@
+//! What is measured: a base, variants of it, and each variant's held-out data.
+
+use crate::catalog::base::{self, BaseSource, Shipped};
+use crate::model::{DitConfig, Trainable};
+use crate::superposition::{Delta, NamedTensor, NamedTensors};
+use crate::train::data::held_out_contexts;
+use crate::train::folder::Tensors;
+use crate::train::objective::Objective;
+use crate::train::packing::SkillSource;
+use crate::train::run::{Score, Validation};
+use crate::train::{objective, tokenizer};
+use anyhow::{Context, Result, anyhow, bail};
+use candle_core::Device;
+
+/// How much is measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Effort {
+    /// Contexts of held-out text a variant.
+    pub contexts: usize,
+    /// Masked copies of every block.
+    pub draws: usize,
+    /// Held-out prompts a skill.
+    pub prompts: usize,
+}
+
+/// One variant and what it is measured on.
+pub struct Subject {
+    pub name: String,
+    pub seed: u64,
+    pub delta: Delta,
+    pub test: Validation,
+}
+
+/// A base and variants of it, in order of name.
+pub struct Subjects {
+    pub config: DitConfig,
+    pub objective: Objective,
+    pub base: NamedTensors,
+    pub variants: Vec<Subject>,
+}
+
+/// Picks what is named, all where nothing is.
+fn chosen(names: &[String]) -> Result<Vec<Shipped>> {
+    let shipped = base::shipped()?;
+    if let Some(unknown) = names.iter().find(|name| !shipped.iter().any(|s| s.name == **name)) {
+        let known: Vec<&str> = shipped.iter().map(|variant| variant.name).collect();
+        bail!("no variant {unknown:?} is compiled in; there are {}", known.join(", "));
+    }
+    let wanted = |variant: &Shipped| names.is_empty() || names.iter().any(|name| name == variant.name);
+    let mut variants: Vec<Shipped> = shipped.into_iter().filter(wanted).collect();
+    variants.sort_by_key(|variant| variant.name);
+    Ok(variants)
+}
+
+impl Subjects {
+    /// The model compiled in, with its variants called `names`, or all.
+    pub fn compiled_in(names: &[String], effort: Effort) -> Result<Self> {
+        let source = BaseSource::Embedded;
+        let shipped = chosen(names)?;
+        let (config, base) = (source.config()?, source.tensors()?);
+        // Evaluation uses the whole range of t, whatever the base was trained with.
+        let objective = Objective::new(&config, (objective::SMALLEST_T, 1.0))?;
+        let pieces = tokenizer::from_json(&source.tokenizer_json()?)?;
+        let subject = |Shipped { name, about, packed }| -> Result<Subject> {
+            let delta = Delta::read(&base, packed).with_context(|| format!("the delta of {name}"))?;
+            let test = match (&about.skill, &about.held_out) {
+                (Some(skill), _) => {
+                    let skill = skill.parse().map_err(|error: String| anyhow!("{name}: {error}"))?;
+                    let source = SkillSource::new(skill, pieces.clone())?;
+                    Validation {
+                        contexts: source.held_out(effort.prompts, objective.unit(config.model_length))?,
+                        bytes: 0,
+                        draws: effort.draws,
+                        exact: true,
+                    }
+                }
+                (None, Some(file)) => {
+                    let text = base::held_out(file).with_context(|| format!("{name}: no held-out text {file:?}"))?;
+                    let block = objective.unit(16);
+                    let (contexts, bytes) =
+                        held_out_contexts(&[text], &pieces, config.model_length, block, effort.contexts)?;
+                    Validation {
+                        contexts,
+                        bytes,
+                        draws: effort.draws,
+                        exact: false,
+                    }
+                }
+                (None, None) => bail!("{name} has neither a held-out text nor a skill to be measured on"),
+            };
+            let seed = delta.digest().seed();
+            Ok(Subject {
+                name: name.to_owned(),
+                seed,
+                delta,
+                test,
+            })
+        };
+        let variants = shipped.into_iter().map(subject).collect::<Result<_>>()?;
+        Ok(Self {
+            config,
+            objective,
+            base,
+            variants,
+        })
+    }
+
+    /// Parameters in superposed tensors, and in all.
+    pub fn parameters(&self) -> (usize, usize) {
+        let count = |matrices: bool| {
+            let tensors = self.base.0.values();
+            let counted = tensors.filter(|tensor| !matrices || tensor.matrix().is_some());
+            counted.map(|tensor| tensor.data.len()).sum()
+        };
+        (count(true), count(false))
+    }
+
+    /// The base plus what `delta` gives for each tensor, in row order; a tensor it gives nothing for is the base's.
+    pub fn weights(&self, delta: impl Fn(&str) -> Option<Vec<f32>>) -> Tensors {
+        let add = |(name, tensor): (&String, &NamedTensor)| {
+            let mut data = tensor.data.clone();
+            for (weight, delta) in data.iter_mut().zip(delta(name).unwrap_or_default()) {
+                *weight += delta;
+            }
+            (name.clone(), (tensor.shape.clone(), data))
+        };
+        self.base.0.iter().map(add).collect()
+    }
+
+    /// Measures weights on a variant's held-out data, always with the same noise, so that differences are paired.
+    pub fn score(&self, weights: &Tensors, test: &Validation) -> Result<Score> {
+        let model = Trainable::from_tensors(self.config.clone(), weights, &Device::Cpu)?;
+        Ok(test.score(&model, &self.objective, 0)?)
+    }
+}

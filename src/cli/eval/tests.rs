@@ -1,0 +1,136 @@
+//! A small network, from held-out text to report and picture.
+
+use super::arrangement::{Arrangement, Capacity, place};
+use super::evaluate::{Report, evaluate};
+use super::share::{Reached, Summary, bits, recovered};
+use super::table::Tables;
+use super::tensors::Group;
+use super::trial::{Comparison, Kept, Plan};
+use super::{picture, plot};
+use crate::ops::quantized::Form;
+use crate::superposition::Scheme;
+use clap::ValueEnum;
+use small::{config, subjects};
+
+mod small;
+
+fn measured() -> Report {
+    let subjects = subjects(&[1, 2, 3]);
+    let mut plan = Plan::new(&[1], &[Form::F32, Form::Q4K], Comparison::value_variants(), 3);
+    plan.tensors = true;
+    let mut ticks = 0;
+    let report = evaluate(&subjects, &plan, &mut |_| ticks += 1).expect("report");
+    assert_eq!(ticks, 3 * (1 + plan.trials.len() + Group::ALL.len()));
+    report
+}
+
+#[test]
+fn alone_in_a_bank_a_variant_keeps_its_gain() {
+    let report = measured();
+    let alone = |outcome: &&super::evaluate::Outcome| {
+        outcome.trial.capacity == Capacity::same(1)
+            && outcome.trial.scheme == Kept::Choir
+            && outcome.trial.form == Form::F32
+    };
+    let outcome = report.outcomes.iter().find(alone).expect("capacity 1");
+    for share in &outcome.summary.shares {
+        let share = share.expect("a gain");
+        assert!((share - 1.0).abs() < 0.01, "{share}");
+    }
+    for reference in &report.variants {
+        let gain = reference.base.nats_per_token - reference.fine_tuned.nats_per_token;
+        assert!(gain > 0.2, "{} gained {gain}", reference.name);
+    }
+    // f32, and little that is kept whole in so small a network.
+    assert!((32.0..40.0).contains(&outcome.bits), "{}", outcome.bits);
+
+    let tables = Tables(&report).to_string();
+    for words in ["style", "skill", "choir", "RanDeS", "BitDelta", "adaLN", "4/2"] {
+        assert!(tables.contains(words), "no {words:?} in\n{tables}");
+    }
+    assert!(serde_json::to_string(&report).expect("json").contains("\"kept_exact\""));
+    let series = plot::series(&report);
+    well_formed(
+        &picture::svg(&series),
+        series.iter().map(|series| series.points.len()).sum(),
+    );
+}
+
+/// Every element is closed, in order, and there is one marker a point.
+fn well_formed(svg: &str, points: usize) {
+    let mut open = Vec::new();
+    for element in svg.split('<').skip(1) {
+        let (tag, _) = element.split_once('>').expect("closed");
+        assert_eq!(tag.matches('"').count() % 2, 0, "{tag}");
+        assert!(!tag.contains("NaN") && !tag.contains("inf"), "{tag}");
+        let name = tag.split_whitespace().next().expect("name");
+        match name.strip_prefix('/') {
+            Some(name) => assert_eq!(open.pop(), Some(name)),
+            None if tag.ends_with('/') => {}
+            None => open.push(name),
+        }
+    }
+    assert!(open.is_empty(), "{open:?}");
+    assert_eq!(svg.matches("class=\"point\"").count(), points);
+}
+
+#[test]
+fn the_picture_takes_extremes_and_escapes() {
+    let point = |bits, share| plot::Point {
+        bits,
+        share,
+        label: "<1>".into(),
+    };
+    let odd = plot::Series {
+        name: "a & b".into(),
+        joined: true,
+        points: vec![point(0.4, -3.0), point(36.0, 1.1), point(1.0, 0.95)],
+    };
+    let svg = picture::svg(std::slice::from_ref(&odd));
+    well_formed(&svg, 3);
+    assert!(svg.contains("a &amp; b") && svg.contains("&lt;1&gt;"));
+    well_formed(&picture::svg(&[]), 0);
+}
+
+#[test]
+fn shares_and_bits() {
+    assert_eq!(recovered(3.0, 2.0, 2.0), Some(1.0));
+    assert_eq!(recovered(3.0, 2.0, 3.0), Some(0.0));
+    assert_eq!(recovered(3.0, 2.0, 2.25), Some(0.75));
+    assert_eq!(recovered(3.0, 2.0, 3.5), Some(-0.5));
+    assert_eq!(recovered(3.0, 3.0, 2.0), None);
+    assert_eq!(recovered(3.0, 3.1, 2.0), None);
+    assert_eq!(bits(1000, 100, 10), 8.0);
+    let reached = |nats_per_token, exact| Reached { nats_per_token, exact };
+    let references = [
+        (reached(3.0, None), reached(2.0, None)),
+        (reached(4.0, Some(0)), reached(2.0, Some(80))),
+        (reached(4.0, Some(0)), reached(4.0, Some(0))),
+    ];
+    let found = vec![reached(2.1, None), reached(2.4, Some(60)), reached(9.0, Some(1))];
+    let summary = Summary::new(&references, found);
+    assert!((summary.mean.expect("mean") - 0.85).abs() < 1e-9);
+    assert!((summary.worst.expect("worst") - 0.8).abs() < 1e-9);
+    assert_eq!(summary.kept_exact, Some(0.75));
+    assert_eq!(summary.shares[2], None);
+}
+
+#[test]
+fn banks_are_filled_as_a_store_fills_them() {
+    assert_eq!(place(&[1, 2, 3, 4, 5], 2), (vec![0, 0, 1, 1, 2], 3));
+    // A second variant of one seed goes into the next bank; later ones still fill the first.
+    assert_eq!(place(&[7, 7, 8], 2), (vec![0, 1, 0], 2));
+    let subjects = subjects(&[1, 2]);
+    let shared = |capacity| {
+        let arrangement = Arrangement::new(&subjects, Scheme::default(), Capacity::same(capacity), Form::F32);
+        arrangement.expect("arrangement").bits()
+    };
+    assert!(shared(2) < 0.6 * shared(1));
+}
+
+#[test]
+fn every_matrix_is_in_a_group() {
+    for (name, _) in config().tensors().iter().filter(|(_, shape)| shape.len() == 2) {
+        assert!(Group::of(name).is_some(), "{name}");
+    }
+}
