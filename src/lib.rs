@@ -4,6 +4,12 @@
 //! `cli` stands on `server`, that on `catalog`, that on `engine` and `store`; `engine` on `model` and `sampler`, `store` on
 //! `superposition`; `train` stands beside `engine`. `tests/layering.rs` holds every direction.
 
+#![deny(unsafe_code)] // allowed where it says why
+#![cfg_attr(
+    not(test),
+    warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::todo, clippy::dbg_macro)
+)]
+
 pub mod catalog;
 pub mod cli;
 pub mod engine;
