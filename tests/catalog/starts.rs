@@ -112,7 +112,7 @@ fn a_base_that_cannot_be_served_is_refused_and_says_why() {
     };
     let pieces = tokenizer::train(&["the whale was seen at noon. ".repeat(50)], 600).expect("tokenizer");
     let whole = checkpoint(&TINY.tensors);
-    let bad: [(&str, Vec<u8>, &str); 16] = [
+    let bad: [(&str, Vec<u8>, &str); 17] = [
         (
             "model.safetensors",
             without("blocks.0.attn_qkv.weight"),
@@ -138,6 +138,7 @@ fn a_base_that_cannot_be_served_is_refused_and_says_why() {
         ("config.json", with("block_size", 0.into()), "block_size"),
         ("config.json", with("model_length", 12.into()), "model_length"),
         ("config.json", with("hidden_dim", (1_u64 << 62).into()), "hidden_dim"),
+        ("config.json", with("n_blocks", u64::MAX.into()), "n_blocks"),
         ("config.json", with("vocab_size", "many".into()), "config.json"),
         ("tokenizer.json", b"not a tokenizer".to_vec(), "tokenizer"),
         ("tokenizer.json", pieces.into_bytes(), "pieces"),
