@@ -16,33 +16,37 @@ async fn until(admin: &AdminClient<Channel>, wish: impl Fn(&pb::GetStatusRespons
     panic!("it does not come to that: {:?}", status(admin).await);
 }
 
+/// A call that is given two seconds.
+fn soon<T>(message: T) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    request.set_timeout(Duration::from_secs(2));
+    request
+}
+
 #[tokio::test]
 async fn a_deadline_that_passes_is_told() {
     let (client, _) = shared().await;
-    let mut long = tonic::Request::new(pb::ScoreRequest {
-        text: "In the beginning God created the heaven and the earth. ".repeat(100),
-        samples: Some(4096),
-        ..pb::ScoreRequest::default()
-    });
-    long.set_timeout(Duration::from_millis(700));
-    let status = client.clone().score(long).await.expect_err("late");
-    assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
-
-    // Behind it: a stream whose deadline passes. Texts may end early, but not all of these.
-    let late = (0..8).map(|seed| {
-        let client = client.clone();
+    // Texts may end early, but not all of these.
+    let texts = (0..8).map(|seed| {
+        let mut client = client.clone();
         tokio::spawn(async move {
-            let mut late = tonic::Request::new(request("", 4096, seed));
-            late.set_timeout(Duration::from_millis(700));
-            match client.clone().generate(late).await {
+            match client.generate(soon(request("", 4096, seed))).await {
                 Ok(stream) => read(stream.into_inner()).await.err(),
                 Err(status) => Some(status),
             }
         })
     });
+    let texts: Vec<_> = texts.collect();
+    let score = soon(pb::ScoreRequest {
+        text: "In the beginning God created the heaven and the earth. ".repeat(100),
+        samples: Some(4096),
+        ..pb::ScoreRequest::default()
+    });
+    let status = client.clone().score(score).await.expect_err("late");
+    assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
     let mut passed = 0;
-    for one in late.collect::<Vec<_>>() {
-        if let Some(status) = one.await.expect("call") {
+    for text in texts {
+        if let Some(status) = text.await.expect("call") {
             assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
             passed += 1;
         }

@@ -82,6 +82,7 @@ fn engine_config() -> EngineConfig {
     EngineConfig {
         max_prompt: 200,
         max_tokens: 4096,
+        threads: 1, // several servers run side by side
         ..EngineConfig::default()
     }
 }
