@@ -60,8 +60,8 @@ impl From<engine::Error> for Status {
             Draining | NotStarted { .. } | Stopped => Status::unavailable(message),
             DeadlinePassed { .. } => Status::deadline_exceeded(message),
             Cancelled => Status::cancelled(message),
-            Device { request_id, .. } => {
-                tracing::error!(request_id, "{message}");
+            Device { request_id, detail } => {
+                tracing::error!(request_id, "the device failed: {detail}");
                 Status::internal(format!("request {request_id} failed; the server's log has the details"))
             }
         }

@@ -126,7 +126,7 @@ async fn health_follows_the_variants() {
     assert_eq!(health(server.address, "nobody").await, None);
 
     // A request on the variant is under way when it goes, and finishes.
-    let running = started(&client, request("sort", 200, 1)).await;
+    let running = started(&client, request("sort", 64, 1)).await;
     let before = status(&admin).await;
     let removal = pb::RemoveVariantRequest {
         name: "sort".into(),

@@ -42,16 +42,17 @@ async fn a_deadline_that_passes_is_told() {
         samples: Some(4096),
         ..pb::ScoreRequest::default()
     });
-    let status = client.clone().score(score).await.expect_err("late");
-    assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
-    let mut passed = 0;
+    let mut statuses = vec![client.clone().score(score).await.expect_err("late")];
     for text in texts {
-        if let Some(status) = text.await.expect("call") {
-            assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
-            passed += 1;
-        }
+        statuses.extend(text.await.expect("call"));
     }
-    assert!(passed > 0, "none was late");
+    // On a busy machine the clock of tonic's own client may be first; it says CANCELLED.
+    let by_tonic = |status: &Status| status.code() == Code::Cancelled && status.message() == "Timeout expired";
+    let (by_tonic, ours): (Vec<_>, Vec<_>) = statuses.iter().partition(|status| by_tonic(status));
+    assert!(!ours.is_empty(), "{by_tonic:?}");
+    for status in ours {
+        assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
+    }
 }
 
 #[tokio::test]
@@ -118,7 +119,7 @@ async fn a_drain_finishes_what_runs_and_takes_nothing_new() {
     let (client, admin) = server.clients().await;
     let mut running = Vec::new();
     for seed in 0..2 {
-        running.push(started(&client, request("", 400, seed)).await);
+        running.push(started(&client, request("", 240, seed)).await);
     }
     let waiting = client.clone().generate(request("", 8, 9)).await.expect("accepted");
     let address = server.address;
