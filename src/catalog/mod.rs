@@ -10,7 +10,7 @@ pub use error::Error;
 
 use crate::engine::{self, EngineHandle, Generation, MemoryPart, Sampling};
 use crate::ops::quantized::Form;
-use crate::store::{self, NewVariant, Options, Process, Scales, Store, VariantRecord};
+use crate::store::{self, NewVariant, Options, Process, Scales, Store, VariantRecord, Watch};
 use crate::superposition::{Delta, read_file};
 use base::Base;
 use instance::ServedBanks;
@@ -153,12 +153,21 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Catalog {
     /// Opens or makes the store and builds the model instance of its generation. A new store of the embedded base
     /// starts with the variants compiled in.
-    pub fn open(config: CatalogConfig, mut progress: impl FnMut(Progress)) -> Result<(Catalog, Generation), Error> {
+    pub fn open(config: CatalogConfig, progress: impl FnMut(Progress)) -> Result<(Catalog, Generation), Error> {
+        Catalog::open_watched(config, None, progress)
+    }
+
+    /// [`Catalog::open`], with every write operation of the store announced to `watch`.
+    pub fn open_watched(
+        config: CatalogConfig,
+        watch: Option<Watch>,
+        mut progress: impl FnMut(Progress),
+    ) -> Result<(Catalog, Generation), Error> {
         progress(Progress::at(Stage::Reading));
         let base = config.base.load()?;
         let dir = &config.data_dir;
         let mut store = if Store::exists(dir) {
-            let store = Store::open(dir, base.facts.clone())?;
+            let store = Store::open_watched(dir, base.facts.clone(), watch)?;
             check_capacity(
                 "bank_capacity",
                 config.bank_capacity,
@@ -177,7 +186,7 @@ impl Catalog {
                 archive: config.archive,
             };
             check_free(dir)?;
-            Store::create(dir, base.facts.clone(), options)?
+            Store::create_watched(dir, base.facts.clone(), options, watch)?
         };
         // Generation 0 is a store to which nothing was ever committed: also one whose first start was cut off.
         if store.manifest().generation == 0 && matches!(config.base, BaseSource::Embedded) {

@@ -37,10 +37,13 @@ pub struct DitConfig {
     pub time_conditioning: Option<bool>,
 }
 
+/// Of any size: products of two, and of small numbers, do not overflow.
+const LARGEST: usize = 1 << 24;
+
 impl DitConfig {
     /// Refuses sizes that no network has; an error names the field.
     pub fn check(&self) -> candle_core::Result<()> {
-        let positive = [
+        let sizes = [
             ("vocab_size", self.vocab_size),
             ("model_length", self.model_length),
             ("hidden_dim", self.hidden_dim),
@@ -49,8 +52,8 @@ impl DitConfig {
             ("n_heads", self.n_heads),
             ("block_size", self.block_size.unwrap_or(1)),
         ];
-        if let Some((field, _)) = positive.iter().find(|(_, value)| *value == 0) {
-            candle_core::bail!("config.json: {field} must not be 0")
+        if let Some((field, size)) = sizes.iter().find(|(_, size)| !(1..=LARGEST).contains(size)) {
+            candle_core::bail!("config.json: {field} is {size}, not within 1 and {LARGEST}")
         }
         if !self.hidden_dim.is_multiple_of(self.n_heads) || !self.head_dim().is_multiple_of(2) {
             candle_core::bail!(

@@ -49,8 +49,10 @@ impl AdminService {
         let Some(Part::Header(header)) = upload::next(&mut requests).await?.and_then(|request| request.part) else {
             return Err(BadField::new("header", "it must come first").into());
         };
+        // Before the upload, not after it.
+        store::check_name(&header.name)?;
         if self.catalog.get(&header.name).is_ok() {
-            return Err(store::Error::NameTaken { name: header.name }.into()); // before the upload, not after it
+            return Err(store::Error::NameTaken { name: header.name }.into());
         }
         let defaults = self.defaults(header.defaults)?;
         // Held until the catalog is done with the bytes.
@@ -91,7 +93,9 @@ impl AdminService {
 
     fn defaults(&self, wire: Option<pb::Sampling>) -> Result<Option<Sampling>, BadField> {
         let base = || self.engine.generation().defaults(&[]);
-        wire.map(|wire| convert::sampling(Some(wire), base())).transpose()
+        let named = |error: BadField| BadField::new("header.defaults", error.to_string());
+        wire.map(|wire| convert::sampling(Some(wire), base()).map_err(named))
+            .transpose()
     }
 }
 

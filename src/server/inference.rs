@@ -7,6 +7,7 @@ use crate::pb;
 use crate::pb::inference_server::Inference;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
@@ -94,11 +95,8 @@ impl Inference for InferenceService {
             seed: request.seed,
             deadline,
         };
-        let score = self
-            .engine
-            .score(request)?
-            .await
-            .map_err(|_| engine::Error::Stopped)??;
+        let reply = self.engine.score(request).map_err(of_text)?;
+        let score = within(deadline, reply).await?.map_err(|_| engine::Error::Stopped)??;
         Ok(Response::new(pb::ScoreResponse {
             nats_per_token: score.nats_per_token,
             tokens: convert::small(score.tokens),
@@ -106,6 +104,34 @@ impl Inference for InferenceService {
             generation: score.generation,
             seed: score.seed,
         }))
+    }
+}
+
+/// What `future` gives, unless the deadline passes first: the engine notices that only between two steps.
+async fn within<T>(deadline: Option<Instant>, future: impl Future<Output = T>) -> Result<T, engine::Error> {
+    let Some(deadline) = deadline else {
+        return Ok(future.await);
+    };
+    let begun = Instant::now();
+    let passed = |_| engine::Error::DeadlinePassed {
+        waited: begun.elapsed(),
+    };
+    tokio::time::timeout_at(deadline.into(), future).await.map_err(passed)
+}
+
+/// The engine knows the text as tokens.
+fn of_text(error: engine::Error) -> Status {
+    match error {
+        engine::Error::PromptTooLong { tokens, limit } => BadField::new(
+            "text",
+            format!("it has {tokens} tokens and at most {limit} are allowed"),
+        )
+        .into(),
+        engine::Error::BadField {
+            field: "tokens",
+            reason,
+        } => BadField::new("text", reason).into(),
+        other => other.into(),
     }
 }
 

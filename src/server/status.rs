@@ -10,6 +10,9 @@ use tonic::{Code, Status};
 /// Metadata of RESOURCE_EXHAUSTED: milliseconds after which another try may succeed.
 pub const RETRY_AFTER: &str = "retry-after-ms";
 
+/// Bytes of a message to a client, at most.
+const LONGEST: usize = 512;
+
 /// A field of a message that has no meaning, by its name in the proto.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {reason}")]
@@ -33,10 +36,20 @@ impl From<BadField> for Status {
     }
 }
 
+/// What a client is told of an error: it may hold a name or a path of any length, and travels in a header.
+fn told(error: &dyn std::error::Error) -> String {
+    let mut message = error.to_string();
+    if message.len() > LONGEST {
+        message.truncate(message.floor_char_boundary(LONGEST));
+        message.push('…');
+    }
+    message
+}
+
 impl From<engine::Error> for Status {
     fn from(error: engine::Error) -> Self {
         use engine::Error::*;
-        let message = error.to_string();
+        let message = told(&error);
         match error {
             UnknownVariant { .. } => Status::not_found(message),
             BadField { .. } => Status::invalid_argument(message),
@@ -47,8 +60,8 @@ impl From<engine::Error> for Status {
             Draining | NotStarted { .. } | Stopped => Status::unavailable(message),
             DeadlinePassed { .. } => Status::deadline_exceeded(message),
             Cancelled => Status::cancelled(message),
-            Device { request_id, .. } => {
-                tracing::error!(request_id, "{message}");
+            Device { request_id, detail } => {
+                tracing::error!(request_id, "the device failed: {detail}");
                 Status::internal(format!("request {request_id} failed; the server's log has the details"))
             }
         }
@@ -69,7 +82,7 @@ pub fn exhausted(message: impl Into<String>, retry_after: Option<Duration>) -> S
 impl From<store::Error> for Status {
     fn from(error: store::Error) -> Self {
         use store::Error::*;
-        let message = error.to_string();
+        let message = told(&error);
         match error {
             UnknownVariant { .. } => Status::not_found(message),
             NameTaken { .. } => Status::already_exists(message),
@@ -103,7 +116,7 @@ impl From<store::Error> for Status {
 impl From<catalog::Error> for Status {
     fn from(error: catalog::Error) -> Self {
         use catalog::Error::*;
-        let message = error.to_string();
+        let message = told(&error);
         match error {
             Store(error) => error.into(),
             Checkpoint {

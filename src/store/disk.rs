@@ -44,6 +44,18 @@ pub type Watch = Box<dyn FnMut(Operation, &Path) -> io::Result<()> + Send + Sync
 /// Ends the name of a file that is being written.
 pub(super) const PARTIAL: &str = ".partial";
 
+/// Keeps other processes out of a directory. The operating system releases it when the process ends, however it ends.
+pub(super) struct Lock(File);
+
+impl Drop for Lock {
+    /// Closing the file is not enough: a child process that is just being started still has it open.
+    fn drop(&mut self) {
+        if let Err(error) = self.0.unlock() {
+            tracing::warn!(%error, "the store's lock could not be released");
+        }
+    }
+}
+
 /// A directory and what may be done in it; every path is relative to it.
 pub(super) struct Disk {
     root: PathBuf,
@@ -70,13 +82,13 @@ impl Disk {
         }
     }
 
-    /// Makes sure that no other process has the directory open, until the file that is returned is closed.
-    pub fn lock(&mut self) -> Result<File, Error> {
+    /// Makes sure that no other process has the directory open, until the lock that is returned is dropped.
+    pub fn lock(&mut self) -> Result<Lock, Error> {
         let file = self.step(Operation::Lock, Path::new("lock"), |path| {
             OpenOptions::new().create(true).truncate(false).write(true).open(path)
         })?;
         match file.try_lock() {
-            Ok(()) => Ok(file),
+            Ok(()) => Ok(Lock(file)),
             Err(TryLockError::WouldBlock) => Err(Error::Locked { dir: self.root.clone() }),
             Err(TryLockError::Error(source)) => {
                 let path = self.root.join("lock");

@@ -27,7 +27,6 @@ mod tests;
 mod transaction;
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 pub use bank_id::{BankId, BankKind};
@@ -40,7 +39,7 @@ pub use manifest::{
 pub use name::{BASE, check_name, shown};
 
 use crate::superposition::{Bank, Delta, Digest, NamedTensors, Private};
-use disk::Disk;
+use disk::{Disk, Lock};
 use transaction::Transaction;
 
 /// What a store must know about the base it belongs to.
@@ -101,8 +100,7 @@ pub struct Store {
     disk: Disk,
     base: BaseFacts,
     manifest: Manifest,
-    /// The operating system releases it when the process ends, however it ends.
-    _lock: File,
+    _lock: Lock,
 }
 
 impl Store {

@@ -73,10 +73,11 @@ impl NamedTensors {
     }
 }
 
-/// Reads a file whole; says so where `path` is a directory.
+/// Reads a file whole; says so where `path` is a directory, or a device or a pipe, which may never end.
 pub fn read_file(path: &Path) -> Result<Vec<u8>, Unreadable> {
-    if path.is_dir() {
-        return Err(Unreadable::Directory);
+    match std::fs::metadata(path)? {
+        found if found.is_dir() => Err(Unreadable::Directory),
+        found if !found.is_file() => Err(Unreadable::NotAFile),
+        _ => Ok(std::fs::read(path)?),
     }
-    Ok(std::fs::read(path)?)
 }

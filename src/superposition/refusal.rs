@@ -7,6 +7,8 @@ use super::Digest;
 pub enum Unreadable {
     #[error("it is a directory; give the safetensors file itself")]
     Directory,
+    #[error("it is no regular file")]
+    NotAFile,
     #[error("it cannot be read: {0}")]
     Io(#[from] std::io::Error),
     #[error("it is empty")]

@@ -66,7 +66,7 @@ fn tokens_do_not_depend_on_page_size_or_step_size() {
 #[test]
 fn one_window_of_pages_is_enough_for_any_length() {
     // A window, the chunk that is written before it slides (half a step), and the page that both may overlap.
-    let pages = (WINDOW + 8 + 3) / 4;
+    let pages = (WINDOW + 8) / 4 + 1;
     let kv_bytes = pages * 4 * 2 * 2 * size_of::<f32>();
     let engine = start(
         EngineConfig {

@@ -31,8 +31,10 @@ pub struct Fake {
     script: Vec<u32>,
     gate: Option<Mutex<Inside>>,
     /// Says what goes wrong in which call, if anything.
-    fault: Option<Box<dyn Fn(&Batch) -> Fault + Send + Sync>>,
+    fault: Option<Faults>,
 }
+
+type Faults = Box<dyn Fn(&Batch) -> Fault + Send + Sync>;
 
 #[derive(PartialEq)]
 pub enum Fault {
@@ -166,10 +168,11 @@ impl Fake {
             let noise = (mix(hash, token as u64) >> 40) as f32 / (1 << 22) as f32;
             let letter = u8::try_from(token).is_ok_and(|byte| self.alphabet.contains(&byte));
             let likely = if letter { 40.0 } else { 0.0 };
-            let certain = if self.script.get(position) == Some(&(token as u32)) {
-                1000.0
-            } else {
-                0.0
+            // A text ends where the script says so, not by chance.
+            let certain = match self.script.get(position) {
+                Some(&scripted) if scripted == token as u32 => 1000.0,
+                _ if token == END_OF_TEXT as usize => -1000.0,
+                _ => 0.0,
             };
             noise + likely + certain
         };
@@ -335,7 +338,7 @@ pub fn assorted(index: usize) -> Request {
             .map(|&(name, weight)| (name.to_owned(), weight))
             .collect(),
         sampling,
-        steps_wanted: index % 2 == 0,
+        steps_wanted: index.is_multiple_of(2),
         ..request(
             &"In the beginning ".repeat(1 + index % 7)[index % 3..],
             3 + 13 * index % 60,

@@ -150,7 +150,7 @@ fn without_an_archive_removal_needs_the_very_delta() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(16) })]
 
     /// After any sequence of adding, removing and adding again, every bank is byte for byte what its members give.
     #[test]

@@ -1,3 +1,4 @@
 mod block;
 mod filter;
+mod refusals;
 mod uniform;

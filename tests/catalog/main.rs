@@ -1,0 +1,217 @@
+//! The catalog over the model compiled in and over a tiny base in a folder: starts, changes, and all that is refused.
+
+mod changes;
+mod embedded;
+mod refusals;
+mod starts;
+
+use choir::catalog::{AddRequest, BaseSource, Catalog, CatalogConfig, Error, Source, VariantInfo};
+use choir::engine::{Engine, EngineConfig, EngineHandle, Event, EventStream, Generation, Request, Sampling};
+use choir::model::DitConfig;
+use choir::ops::quantized::Form;
+use choir::rng::{Key, Stream};
+use choir::train::folder::{Folder, Precision, Tensors, serialize};
+use choir::train::tokenizer;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+use tempfile::TempDir;
+
+/// A base small enough to be made anew, with a tokenizer of 256 bytes and some pieces.
+static TINY: LazyLock<Folder> = LazyLock::new(|| {
+    let text = "the whale was seen at noon. ".repeat(50);
+    let tokenizer = tokenizer::train(&[text], 280).expect("tokenizer");
+    let pieces = tokenizer::from_json(&tokenizer).expect("json").get_vocab_size(true);
+    let config = DitConfig {
+        model_type: "bd3lm".into(),
+        vocab_size: pieces + 1,
+        model_length: 16,
+        hidden_dim: 32,
+        cond_dim: 8,
+        n_blocks: 1,
+        n_heads: 2,
+        block_size: Some(8),
+        cross_attn: true,
+        time_conditioning: Some(false),
+    };
+    Folder {
+        tensors: noise(&config, 0, 0.3),
+        config,
+        tokenizer,
+        clip: (0.1, 1.0),
+    }
+});
+
+fn noise(config: &DitConfig, seed: u64, size: f64) -> Tensors {
+    let tensor = |(name, shape): (String, Vec<usize>)| {
+        let mut stream = Stream::new(Key::derive(&[b"catalog test", &seed.to_le_bytes(), name.as_bytes()]));
+        let data = (0..shape.iter().product())
+            .map(|_| (size * stream.normal()) as f32)
+            .collect();
+        (name, (shape, data))
+    };
+    config.tensors().into_iter().map(tensor).collect()
+}
+
+/// A fine-tune of the tiny base.
+fn tuned(seed: u64) -> Tensors {
+    let mut tensors = TINY.tensors.clone();
+    for (name, (_, delta)) in noise(&TINY.config, seed, 0.1) {
+        let (_, data) = tensors.get_mut(&name).expect("tensor");
+        data.iter_mut().zip(delta).for_each(|(value, delta)| *value += delta);
+    }
+    tensors
+}
+
+/// The bytes of a checkpoint.
+fn checkpoint(tensors: &Tensors) -> Vec<u8> {
+    let named: Vec<_> = tensors
+        .iter()
+        .map(|(name, (shape, data))| (format!("backbone.{name}"), shape.clone(), data.clone(), Precision::F32))
+        .collect();
+    serialize(&named, None).expect("safetensors")
+}
+
+/// A directory with the tiny base in `base`, and room for a store and for checkpoints.
+struct Place(TempDir);
+
+impl Place {
+    fn new() -> Self {
+        let place = Place(tempfile::tempdir().expect("directory"));
+        TINY.write(&place.base(), Precision::F32).expect("base");
+        place
+    }
+
+    fn base(&self) -> PathBuf {
+        self.0.path().join("base")
+    }
+
+    fn data(&self) -> PathBuf {
+        self.0.path().join("data")
+    }
+
+    /// Writes a checkpoint's file into a folder of its own.
+    fn file(&self, folder: &str, bytes: &[u8]) -> PathBuf {
+        let folder = self.0.path().join(folder);
+        fs::create_dir_all(&folder).expect("folder");
+        let path = folder.join("model.safetensors");
+        fs::write(&path, bytes).expect("checkpoint");
+        path
+    }
+
+    fn config(&self) -> CatalogConfig {
+        config(&self.data(), BaseSource::Folder(self.base()))
+    }
+
+    fn open(&self) -> Result<(Catalog, Generation), Error> {
+        Catalog::open(self.config(), |_| {})
+    }
+
+    /// An open catalog with variants `one`, `two` and `three`, and an engine that serves it.
+    fn served(&self) -> (Catalog, EngineHandle) {
+        let (catalog, engine) = serve(self.open().expect("open"));
+        for (seed, name) in (1..).zip(["one", "two", "three"]) {
+            add(&catalog, name, seed).expect("add");
+        }
+        (catalog, engine)
+    }
+}
+
+fn config(data: &Path, base: BaseSource) -> CatalogConfig {
+    CatalogConfig {
+        data_dir: data.to_owned(),
+        base,
+        bank_capacity: None,
+        head_capacity: None,
+        bank_form: Form::Q4K,
+        archive: true,
+    }
+}
+
+fn serve((catalog, generation): (Catalog, Generation)) -> (Catalog, EngineHandle) {
+    let config = EngineConfig {
+        kv_bytes: 8 << 20,
+        threads: 1,
+        ..EngineConfig::default()
+    };
+    let engine = Engine::start(config, generation).expect("engine");
+    catalog.attach(engine.clone());
+    (catalog, engine)
+}
+
+fn addition(name: &str, source: Source) -> AddRequest {
+    AddRequest {
+        name: name.into(),
+        seed: None,
+        source,
+        scale: None,
+        defaults: None,
+        expected_generation: None,
+    }
+}
+
+fn add(catalog: &Catalog, name: &str, seed: u64) -> Result<VariantInfo, Error> {
+    catalog.add(addition(name, Source::Bytes(checkpoint(&tuned(seed)))), |_| {})
+}
+
+fn request(variant: Option<&str>, max_tokens: usize) -> Request {
+    Request {
+        mix: variant.iter().map(|name| ((*name).to_owned(), 1.0)).collect(),
+        prompt: vec![1, 2, 3],
+        max_tokens,
+        sampling: Sampling::default(),
+        stop: Vec::new(),
+        stop_ids: Vec::new(),
+        seed: Some(5),
+        steps_wanted: false,
+        deadline: None,
+    }
+}
+
+/// The generation that answered and the tokens of the answer.
+fn outcome(mut events: EventStream) -> (u64, Vec<u32>) {
+    let (mut number, mut all) = (None, Vec::new());
+    while let Some(event) = events.blocking_recv() {
+        match event {
+            Event::Started { generation, .. } => number = Some(generation),
+            Event::Block { tokens, .. } => all.extend(tokens),
+            Event::Step { .. } => {}
+            Event::Finished(_) => return (number.expect("a start"), all),
+            Event::Failed(error) => panic!("{error}"),
+        }
+    }
+    panic!("no end")
+}
+
+fn answer(engine: &EngineHandle, variant: &str) -> Vec<u32> {
+    outcome(engine.submit(request(Some(variant), 24)).expect("submit")).1
+}
+
+fn names(catalog: &Catalog) -> Vec<String> {
+    catalog.list().into_iter().map(|info| info.name).collect()
+}
+
+/// Every file below `dir` and what is in it.
+fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let (mut found, mut left) = (BTreeMap::new(), vec![dir.to_owned()]);
+    while let Some(dir) = left.pop() {
+        for entry in fs::read_dir(dir).expect("directory") {
+            let path = entry.expect("entry").path();
+            if path.is_dir() {
+                left.push(path);
+            } else {
+                found.insert(path.clone(), fs::read(&path).expect("file"));
+            }
+        }
+    }
+    found
+}
+
+/// The content of every bank, by its folder: the file's name is the generation that wrote it.
+fn banks(data: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let named = files(&data.join("banks")).into_iter();
+    named
+        .map(|(path, bytes)| (path.parent().expect("folder").to_owned(), bytes))
+        .collect()
+}

@@ -1,0 +1,185 @@
+//! Additions by upload and by path, and the uploads that are refused.
+
+use super::*;
+use choir::pb::add_variant_header::Source;
+use choir::pb::add_variant_request::Part;
+use choir::pb::add_variant_response::Event as Added;
+
+fn header(name: &str, source: Source) -> pb::AddVariantRequest {
+    let header = pb::AddVariantHeader {
+        name: name.into(),
+        source: Some(source),
+        ..pb::AddVariantHeader::default()
+    };
+    pb::AddVariantRequest {
+        part: Some(Part::Header(header)),
+    }
+}
+
+fn chunk(bytes: &[u8]) -> pb::AddVariantRequest {
+    pb::AddVariantRequest {
+        part: Some(Part::Chunk(bytes.to_vec())),
+    }
+}
+
+pub fn by_path(name: &str, path: &Path) -> pb::AddVariantRequest {
+    header(name, Source::Path(path.to_str().expect("path").into()))
+}
+
+/// A header and the file in chunks.
+pub fn upload(name: &str, file: &[u8]) -> Vec<pb::AddVariantRequest> {
+    let header = header(name, Source::UploadBytes(file.len() as u64));
+    std::iter::once(header).chain(file.chunks(100_000).map(chunk)).collect()
+}
+
+/// Makes an addition and returns the variant, checking the progress before it.
+pub async fn add(
+    admin: &AdminClient<Channel>,
+    requests: Vec<pb::AddVariantRequest>,
+) -> Result<Vec<pb::Variant>, Status> {
+    let stream = admin.clone().add_variant(tokio_stream::iter(requests)).await?;
+    let (mut stream, mut last, mut variants) = (stream.into_inner(), (0, 0.0), Vec::new());
+    while let Some(response) = stream.message().await? {
+        assert!(variants.is_empty(), "a message after the variant");
+        match response.event.expect("an event") {
+            Added::Progress(progress) => {
+                assert!((0.0..=1.0).contains(&progress.fraction), "{progress:?}");
+                assert!(
+                    (progress.stage, progress.fraction) >= last || progress.stage > last.0,
+                    "{progress:?}"
+                );
+                last = (progress.stage, progress.fraction);
+            }
+            Added::Variant(variant) => variants.push(variant),
+        }
+    }
+    assert!(last.0 > 0, "no progress was told");
+    Ok(variants)
+}
+
+#[tokio::test]
+async fn an_upload_is_received_added_and_served() {
+    let server = Server::start(engine_config()).await;
+    let (client, admin) = server.clients().await;
+    let mut requests = upload("uploaded", packed("kjv"));
+    if let Some(Part::Header(header)) = &mut requests[0].part {
+        header.seed = Some(99);
+        header.scale = Some(0.5);
+        header.expected_generation = Some(1);
+        header.defaults = Some(pb::Sampling {
+            temperature: Some(0.25),
+            ..pb::Sampling::default()
+        });
+    }
+    let variants = add(&admin, requests).await.expect("add");
+    let [variant] = &variants[..] else {
+        panic!("{variants:?}");
+    };
+    assert_eq!(
+        (variant.name.as_str(), variant.seed, variant.scale),
+        ("uploaded", 99, 0.5)
+    );
+    assert_eq!(
+        variant.defaults.as_ref().and_then(|defaults| defaults.temperature),
+        Some(0.25)
+    );
+    let outcome = generate(&client, request("uploaded", 16, 1)).await.expect("finished");
+    assert_eq!(outcome.started.generation, 2);
+
+    // The same file again: its name is taken, with and without an upload.
+    let taken = add(&admin, upload("uploaded", packed("kjv")))
+        .await
+        .expect_err("refused");
+    assert_eq!(taken.code(), Code::AlreadyExists, "{taken}");
+    let mut moved = upload("late", packed("kjv"));
+    if let Some(Part::Header(header)) = &mut moved[0].part {
+        header.expected_generation = Some(1);
+    }
+    let moved = add(&admin, moved).await.expect_err("refused");
+    assert_eq!(moved.code(), Code::Aborted, "{moved}");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn uploads_that_do_not_keep_their_word_are_refused() {
+    let (_, admin) = shared().await;
+    let file = packed("kjv");
+    let announced = |bytes: u64| header("new", Source::UploadBytes(bytes));
+    let bad: Vec<(&str, Vec<pb::AddVariantRequest>, &str)> = vec![
+        ("nothing", vec![], "header"),
+        ("an empty message", vec![pb::AddVariantRequest::default()], "header"),
+        ("no header", vec![chunk(&file[..1000])], "header"),
+        (
+            "no source",
+            vec![pb::AddVariantRequest {
+                part: Some(Part::Header(pb::AddVariantHeader {
+                    name: "new".into(),
+                    ..pb::AddVariantHeader::default()
+                })),
+            }],
+            "header.source",
+        ),
+        (
+            "an empty path",
+            vec![header("new", Source::Path(String::new()))],
+            "header.source",
+        ),
+        ("of no bytes", vec![announced(0)], "header.upload_bytes"),
+        ("too large", vec![announced((4 << 20) + 1)], "header.upload_bytes"),
+        ("far too large", vec![announced(u64::MAX)], "header.upload_bytes"),
+        ("too short", vec![announced(1000), chunk(&file[..999])], "chunk"),
+        ("without chunks", vec![announced(1000)], "chunk"),
+        (
+            "too long",
+            vec![announced(1000), chunk(&file[..1000]), chunk(&file[..1])],
+            "chunk",
+        ),
+        (
+            "a chunk too long",
+            vec![announced(2 << 20), chunk(&vec![0; (1 << 20) + 1])],
+            "chunk",
+        ),
+        ("two headers", vec![announced(1000), announced(1000)], "chunk"),
+        ("no checkpoint", vec![announced(1000), chunk(&[7; 1000])], "source"),
+        ("a truncated one", vec![announced(1000), chunk(&file[..1000])], "source"),
+        (
+            "no such file",
+            vec![by_path("new", Path::new("/no/such/file"))],
+            "source",
+        ),
+        ("a directory", vec![by_path("new", Path::new("/"))], "source"),
+    ];
+    for (what, requests, field) in bad {
+        let status = add(&admin, requests).await.expect_err(what);
+        assert_eq!(status.code(), Code::InvalidArgument, "{what}: {status}");
+        assert!(status.message().contains(field), "{what}: {status}");
+    }
+    // Their room is free again: the largest upload still fits.
+    let largest = vec![announced(4 << 20), chunk(&[0; 10])];
+    let status = add(&admin, largest).await.expect_err("too short");
+    assert!(status.message().contains("chunk"), "{status}");
+}
+
+#[tokio::test]
+async fn two_uploads_share_the_room_and_the_second_is_told_to_come_back() {
+    let (_, admin) = shared().await;
+    let (sender, receiver) = tokio::sync::mpsc::channel(4);
+    let first = header("first", Source::UploadBytes(3 << 20));
+    for request in [first, chunk(&[0; 10])] {
+        sender.send(request).await.expect("open");
+    }
+    let requests = tokio_stream::wrappers::ReceiverStream::new(receiver);
+    let mut events = admin.clone().add_variant(requests).await.expect("stream").into_inner();
+    let progress = events.message().await.expect("progress").expect("progress");
+    assert!(matches!(progress.event, Some(Added::Progress(_))), "{progress:?}");
+
+    let second = vec![header("second", Source::UploadBytes(2 << 20))];
+    let status = add(&admin, second.clone()).await.expect_err("no room");
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+    assert!(status.metadata().contains_key("retry-after-ms"), "{status:?}");
+    drop(sender); // the first gives up
+    assert!(events.message().await.is_err());
+    // Its room is given back before its end is told.
+    let status = add(&admin, second).await.expect_err("too short");
+    assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+}
