@@ -1,16 +1,18 @@
 //! Products with an f32 matrix packed once for few rows: y = x W^T.
 //!
-//! W [out, in] is stored in panels of 16 outputs, inputs outermost, so that a step of the inner loop is two
-//! vector loads, one broadcast per row and two fused multiply-adds per row. Every element of y is one
+//! W [out, in] is stored in panels of 16 outputs, inputs outermost, so that a step of the inner loop loads sixteen weights
+//! and, for every row, multiplies them with one element of x. Every element of y is one
 //! chain of multiply-adds over the inputs in order, whatever the number of rows or threads: results do
 //! not depend on the batch. (General-purpose products choose other kernels for other row counts.)
 
+use super::isa::Isa;
+use kernel::TILE;
 use rayon::prelude::*;
 
-/// Outputs to a panel: two AVX2 vectors.
+mod kernel;
+
+/// Outputs to a panel: one AVX-512 vector, two of AVX2.
 const PANEL: usize = 16;
-/// Rows computed together: 6 x 16 accumulators fill twelve of the sixteen vector registers.
-const TILE: usize = 6;
 
 /// A matrix [out, in] in panels; the last panel is padded with zeros.
 #[derive(Clone, Debug)]
@@ -96,48 +98,27 @@ impl Packed {
             y.fill(0.0);
             return;
         }
-        let columns = Columns::of(y);
+        let (columns, isa) = (Columns::of(y), Isa::best());
         self.data
             .par_chunks(self.input * PANEL)
             .enumerate()
-            .for_each(|(panel, data)| {
-                let mut row = 0;
-                while row < rows {
-                    let count = (rows - row).min(TILE);
-                    let x = &x[row * self.input..][..count * self.input];
-                    match count {
-                        1 => self.tile::<1>(data, x, row, panel, columns),
-                        2 => self.tile::<2>(data, x, row, panel, columns),
-                        3 => self.tile::<3>(data, x, row, panel, columns),
-                        4 => self.tile::<4>(data, x, row, panel, columns),
-                        5 => self.tile::<5>(data, x, row, panel, columns),
-                        _ => self.tile::<TILE>(data, x, row, panel, columns),
+            .for_each(|(index, panel)| {
+                let first = index * PANEL;
+                let width = PANEL.min(self.out - first);
+                for (tile, x) in x.chunks(TILE * self.input).enumerate() {
+                    let mut sums = [[0f32; PANEL]; TILE];
+                    let sums = &mut sums[..x.len() / self.input];
+                    kernel::run(isa, panel, x, self.input, sums);
+                    for (row, sums) in (tile * TILE..).zip(sums) {
+                        // SAFETY: row < rows and the panel's columns end at `out`, so the range lies inside y, whose
+                        // length was checked; no other task writes this panel's columns.
+                        #[allow(unsafe_code)]
+                        unsafe {
+                            std::ptr::copy_nonoverlapping(sums.as_ptr(), columns.at(row * self.out + first), width);
+                        }
                     }
-                    row += count;
                 }
             });
-    }
-
-    #[allow(unsafe_code)]
-    #[inline(always)]
-    fn tile<const ROWS: usize>(&self, panel: &[f32], x: &[f32], row: usize, index: usize, y: Columns) {
-        let mut sums = [[0f32; PANEL]; ROWS];
-        let rows: [&[f32]; ROWS] = std::array::from_fn(|r| &x[r * self.input..][..self.input]);
-        for (k, step) in panel.chunks_exact(PANEL).enumerate() {
-            for r in 0..ROWS {
-                let factor = rows[r][k];
-                for lane in 0..PANEL {
-                    sums[r][lane] = factor.mul_add(step[lane], sums[r][lane]);
-                }
-            }
-        }
-        let width = PANEL.min(self.out - index * PANEL);
-        for (r, sums) in sums.iter().enumerate() {
-            let target = y.at((row + r) * self.out + index * PANEL);
-            // SAFETY: row < rows and the panel's columns end at `out`, so the range lies inside y, whose
-            // length `product` checked; no other task writes this panel's columns.
-            unsafe { std::ptr::copy_nonoverlapping(sums.as_ptr(), target, width) };
-        }
     }
 }
 
@@ -159,6 +140,15 @@ mod tests {
             prop_assert_eq!(packed.unpack(), w.clone());
             let mut y = vec![f32::NAN; rows * out];
             packed.product(&x, rows, &mut y);
+            let tile = rows.min(TILE);
+            for isa in Isa::all() {
+                let mut sums = vec![[f32::NAN; PANEL]; tile];
+                kernel::run(isa, &packed.data[..input * PANEL], &x[..tile * input], input, &mut sums);
+                for (row, sums) in sums.iter().enumerate() {
+                    let width = PANEL.min(out);
+                    prop_assert_eq!(&sums[..width], &y[row * out..][..width], "{:?}", isa);
+                }
+            }
             for r in 0..rows {
                 for o in 0..out {
                     let expected: f64 = (0..input).map(|k| f64::from(x[r * input + k]) * f64::from(w[o * input + k])).sum();

@@ -9,6 +9,7 @@
 //! of the inputs, the same with every instruction set and for every number of rows: results depend neither on the
 //! batch nor on the machine.
 
+use super::isa::Isa;
 use candle_core::quantized::k_quants::{BlockQ4K, GgmlType};
 use half::f16;
 use rayon::prelude::*;
@@ -225,7 +226,7 @@ impl Q4K {
     pub fn products(&self, x: &Rows, take: impl Fn(usize, usize, &[f32]) + Sync) {
         assert_eq!(x.input, self.input, "rows of another size");
         let across = self.input / SUPER;
-        let kernel = kernel::best();
+        let isa = Isa::best();
         self.panels
             .par_chunks(across.max(1))
             .enumerate()
@@ -236,7 +237,7 @@ impl Q4K {
                 for start in (0..x.len()).step_by(kernel::TILE) {
                     let count = kernel::TILE.min(x.len() - start);
                     let mut sums = [[0f32; LANES]; kernel::TILE];
-                    kernel.run(panels, &levels, x, start, &mut sums[..count]);
+                    kernel::run(isa, panels, &levels, x, start, &mut sums[..count]);
                     for (row, sums) in (start..).zip(&sums[..count]) {
                         take(row, first, &sums[..width]);
                     }

@@ -1,55 +1,23 @@
 //! The inner loop, once for every instruction set; all give the same bits.
 
 use super::{BLOCK, BLOCKS, LANES, Levels, Panel, Rows, SUPER};
+use crate::ops::isa::Isa;
 
 /// Rows computed together.
 pub const TILE: usize = 8;
 
-/// An instruction set that this machine has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kernel {
-    /// Any machine; the others must give the same bits.
-    Portable,
-    #[cfg(target_arch = "x86_64")]
-    Avx2,
-    #[cfg(target_arch = "x86_64")]
-    Avx512,
-}
-
-/// The fastest one here.
-pub fn best() -> Kernel {
-    #[cfg(target_arch = "x86_64")]
-    {
-        let bytes = is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vnni");
-        if bytes && is_x86_feature_detected!("avx512f") {
-            return Kernel::Avx512;
-        }
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            return Kernel::Avx2;
-        }
-    }
-    Kernel::Portable
-}
-
-impl Kernel {
-    /// Sums of up to [`TILE`] rows of x, from `start`, with sixteen outputs: `panels` and their `levels` are those of all
-    /// super-blocks in order.
-    #[allow(unsafe_code)]
-    pub fn run(self, panels: &[Panel], levels: &[Levels], x: &Rows, start: usize, sums: &mut [[f32; LANES]]) {
-        match self {
-            Kernel::Portable => portable(panels, levels, x, start, sums),
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: `best`, which gives this kernel out, has asked the processor for its instructions.
-            Kernel::Avx2 => unsafe { x86::avx2(panels, levels, x, start, sums) },
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: as above.
-            Kernel::Avx512 => unsafe {
-                match sums {
-                    [] => {}
-                    sums => x86::avx512_rows(panels, levels, x, start, sums),
-                }
-            },
-        }
+/// Sums of up to [`TILE`] rows of x, from `start`, with sixteen outputs: `panels` and their `levels` are those of all
+/// super-blocks in order.
+#[allow(unsafe_code)]
+pub fn run(isa: Isa, panels: &[Panel], levels: &[Levels], x: &Rows, start: usize, sums: &mut [[f32; LANES]]) {
+    match isa {
+        Isa::Portable => portable(panels, levels, x, start, sums),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: whoever has this value has asked the processor for its instructions.
+        Isa::Avx2 => unsafe { x86::avx2(panels, levels, x, start, sums) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Isa::Avx512 => unsafe { x86::avx512(panels, levels, x, start, sums) },
     }
 }
 
@@ -102,22 +70,23 @@ mod x86 {
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-    pub fn avx512_rows(panels: &[Panel], levels: &[Levels], x: &Rows, start: usize, sums: &mut [[f32; LANES]]) {
+    pub fn avx512(panels: &[Panel], levels: &[Levels], x: &Rows, start: usize, sums: &mut [[f32; LANES]]) {
         match sums.len() {
-            1 => avx512::<1>(panels, levels, x, start, sums),
-            2 => avx512::<2>(panels, levels, x, start, sums),
-            3 => avx512::<3>(panels, levels, x, start, sums),
-            4 => avx512::<4>(panels, levels, x, start, sums),
-            5 => avx512::<5>(panels, levels, x, start, sums),
-            6 => avx512::<6>(panels, levels, x, start, sums),
-            7 => avx512::<7>(panels, levels, x, start, sums),
-            _ => avx512::<TILE>(panels, levels, x, start, sums),
+            0 => {}
+            1 => avx512_tile::<1>(panels, levels, x, start, sums),
+            2 => avx512_tile::<2>(panels, levels, x, start, sums),
+            3 => avx512_tile::<3>(panels, levels, x, start, sums),
+            4 => avx512_tile::<4>(panels, levels, x, start, sums),
+            5 => avx512_tile::<5>(panels, levels, x, start, sums),
+            6 => avx512_tile::<6>(panels, levels, x, start, sums),
+            7 => avx512_tile::<7>(panels, levels, x, start, sums),
+            _ => avx512_tile::<TILE>(panels, levels, x, start, sums),
         }
     }
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-    fn avx512<const ROWS: usize>(
+    fn avx512_tile<const ROWS: usize>(
         panels: &[Panel],
         levels: &[Levels],
         x: &Rows,

@@ -1,4 +1,4 @@
-use super::kernel::{Kernel, TILE, best};
+use super::kernel::TILE;
 use super::*;
 use crate::rng::{Key, Stream};
 use proptest::prelude::*;
@@ -65,19 +65,14 @@ proptest! {
         let matrix = Q4K::new(&noise(LANES * input, salt), LANES, input);
         let x = rows(&noise(count * input, salt.wrapping_add(1)), input);
         let levels: Vec<Levels> = matrix.panels.iter().map(Panel::levels).collect();
-        let run = |kernel: Kernel| {
+        let run = |isa| {
             let mut sums = vec![[0f32; LANES]; count];
-            kernel.run(&matrix.panels, &levels, &x, 0, &mut sums);
+            kernel::run(isa, &matrix.panels, &levels, &x, 0, &mut sums);
             sums
         };
-        let expected = run(Kernel::Portable);
-        let mut kernels = vec![best()];
-        #[cfg(target_arch = "x86_64")]
-        if best() == Kernel::Avx512 {
-            kernels.push(Kernel::Avx2);
-        }
-        for kernel in kernels {
-            prop_assert_eq!(&run(kernel), &expected, "{:?}", kernel);
+        let expected = run(Isa::Portable);
+        for isa in Isa::all() {
+            prop_assert_eq!(&run(isa), &expected, "{:?}", isa);
         }
     }
 }
