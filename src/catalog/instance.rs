@@ -42,16 +42,6 @@ fn serve(store: &Store, id: &BankId, form: Form) -> Result<ServedBank, Error> {
     ServedBank::build(form, tensors).map_err(|error| unserved(store, error))
 }
 
-/// Hands memory that loading left free back to the system: banks pass through f32 on their way to few bits.
-#[allow(unsafe_code)]
-pub(super) fn give_back_memory() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: it has no precondition and moves nothing that is in use.
-    unsafe {
-        libc::malloc_trim(0);
-    }
-}
-
 fn unserved(store: &Store, error: impl ToString) -> Error {
     Error::Unserved {
         generation: store.manifest().generation,

@@ -4,6 +4,7 @@ pub mod base;
 mod defaults;
 pub mod error;
 mod instance;
+mod loading;
 
 pub use base::BaseSource;
 pub use error::Error;
@@ -14,6 +15,7 @@ use crate::store::{self, NewVariant, Options, Process, Scales, Store, VariantRec
 use crate::superposition::{Delta, read_file};
 use base::Base;
 use instance::ServedBanks;
+use loading::Loading;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -163,6 +165,7 @@ impl Catalog {
         watch: Option<Watch>,
         mut progress: impl FnMut(Progress),
     ) -> Result<(Catalog, Generation), Error> {
+        let _loading = Loading::begin();
         progress(Progress::at(Stage::Reading));
         let base = config.base.load()?;
         let dir = &config.data_dir;
@@ -197,7 +200,6 @@ impl Catalog {
         progress(Progress::at(Stage::Publishing));
         let mut banks = ServedBanks::default();
         let generation = instance::build(&store, &base, &mut banks, config.bank_form)?;
-        instance::give_back_memory();
         let catalog = Catalog {
             bank_form: config.bank_form,
             served: Mutex::new(Arc::new(Snapshot::of(&store, &generation))),
@@ -221,6 +223,7 @@ impl Catalog {
     /// # Errors
     /// Nothing has changed, but for `Unserved`.
     pub fn add(&self, request: AddRequest, mut progress: impl FnMut(Progress)) -> Result<VariantInfo, Error> {
+        let _loading = Loading::begin();
         let mut tell = |stage| progress(Progress::at(stage));
         let AddRequest {
             name,
@@ -269,6 +272,7 @@ impl Catalog {
     /// # Errors
     /// Nothing has changed, but for `Unserved`.
     pub fn remove(&self, name: &str, request: RemoveRequest) -> Result<u64, Error> {
+        let _loading = Loading::begin();
         let given = request.delta.map(|source| -> Result<Delta, Error> {
             let origin = source.origin();
             let bytes = source.read(&self.base)?;
@@ -291,7 +295,6 @@ impl Catalog {
             engine.publish(generation);
         }
         *lock(&self.served) = snapshot;
-        instance::give_back_memory();
         Ok(())
     }
 

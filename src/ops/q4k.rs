@@ -12,6 +12,7 @@
 use super::isa::Isa;
 use candle_core::quantized::k_quants::{BlockQ4K, GgmlType};
 use half::f16;
+use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
 mod kernel;
@@ -81,23 +82,29 @@ impl Panel {
         self.quants[block][low / 4 * 64 + lane * 4 + low % 4] >> (4 * high) & 15
     }
 
+    /// The 6-bit scale and minimum of one lane's block.
+    fn six(&self, block: usize, lane: usize) -> (u8, u8) {
+        let six = &self.sixes;
+        match block {
+            0..4 => (six[block][lane] & 63, six[block + 4][lane] & 63),
+            _ => (
+                six[block + 4][lane] & 15 | six[block - 4][lane] >> 6 << 4,
+                six[block + 4][lane] >> 4 | six[block][lane] >> 6 << 4,
+            ),
+        }
+    }
+
     fn levels(&self) -> Levels {
-        let scale = self.scale.map(f16::to_f32);
-        let minimum = self.minimum.map(f16::to_f32);
+        let (mut scale, mut minimum) = ([0f32; LANES], [0f32; LANES]);
+        self.scale.convert_to_f32_slice(&mut scale);
+        self.minimum.convert_to_f32_slice(&mut minimum);
         let mut levels = Levels {
             scale: [[0.0; LANES]; BLOCKS],
             minimum: [[0.0; LANES]; BLOCKS],
         };
-        let six = &self.sixes;
         for block in 0..BLOCKS {
             for lane in 0..LANES {
-                let (s, m) = match block {
-                    0..4 => (six[block][lane] & 63, six[block + 4][lane] & 63),
-                    _ => (
-                        six[block + 4][lane] & 15 | six[block - 4][lane] >> 6 << 4,
-                        six[block + 4][lane] >> 4 | six[block][lane] >> 6 << 4,
-                    ),
-                };
+                let (s, m) = self.six(block, lane);
                 levels.scale[block][lane] = scale[lane] * f32::from(s);
                 levels.minimum[block][lane] = minimum[lane] * f32::from(m);
             }
@@ -106,39 +113,42 @@ impl Panel {
     }
 }
 
-/// Rows of x in 8 bits.
+/// A super-block of x in 8 bits, four inputs to a word.
+type Quants = [[i8; 4]; SUPER / 4];
+
+/// Rows of x in 8 bits: super-blocks, [rows, input / 256].
 pub struct Rows {
     input: usize,
-    /// [rows, input]
-    quants: Vec<i8>,
-    /// [rows, input / 32]: sums of a block's quants, whole numbers.
-    sums: Vec<f32>,
-    /// [rows, input / 256]
+    quants: Vec<Quants>,
+    /// Sums of each block's quants, whole numbers.
+    sums: Vec<[f32; BLOCKS]>,
     scales: Vec<f32>,
 }
 
 impl Rows {
     /// Rounds `rows` rows of `input` elements, each made by `fill` in a buffer of its own.
     pub fn quantise(rows: usize, input: usize, fill: impl Fn(usize, &mut [f32]) + Sync) -> Self {
+        let across = input / SUPER;
         let mut all = Rows {
             input,
-            quants: vec![0; rows * input],
-            sums: vec![0.0; rows * input / BLOCK],
-            scales: vec![0.0; rows * input / SUPER],
+            quants: vec![[[0; 4]; SUPER / 4]; rows * across],
+            sums: vec![[0.0; BLOCKS]; rows * across],
+            scales: vec![0.0; rows * across],
         };
-        let quants = all.quants.par_chunks_mut(input);
-        let sums = all.sums.par_chunks_mut(input / BLOCK);
-        let scales = all.scales.par_chunks_mut(input / SUPER);
-        quants.zip(sums).zip(scales).enumerate().with_min_len(8).for_each_init(
+        let quants = all.quants.par_chunks_mut(across);
+        let sums = all.sums.par_chunks_mut(across);
+        let scales = all.scales.par_chunks_mut(across);
+        let work = quants.zip(sums).zip(scales).enumerate().with_min_len(8);
+        work.for_each_init(
             || vec![0f32; input],
             |row, (index, ((quants, sums), scales))| {
                 fill(index, row);
-                for (at, scale) in scales.iter_mut().enumerate() {
-                    let range = at * SUPER..(at + 1) * SUPER;
-                    *scale = round(&row[range.clone()], &mut quants[range]);
-                }
-                for (sum, quants) in sums.iter_mut().zip(quants.chunks_exact(BLOCK)) {
-                    *sum = quants.iter().map(|&q| i32::from(q)).sum::<i32>() as f32;
+                for (at, values) in row.chunks_exact(SUPER).enumerate() {
+                    let quants = quants[at].as_flattened_mut();
+                    scales[at] = round(values, quants);
+                    for (sum, quants) in sums[at].iter_mut().zip(quants.chunks_exact(BLOCK)) {
+                        *sum = quants.iter().map(|&q| i32::from(q)).sum::<i32>() as f32;
+                    }
                 }
             },
         );
@@ -146,22 +156,38 @@ impl Rows {
     }
 
     fn len(&self) -> usize {
-        self.quants.len() / self.input
+        self.scales.len() / (self.input / SUPER)
+    }
+
+    /// One super-block of one row.
+    fn part(&self, row: usize, at: usize) -> (&Quants, &[f32; BLOCKS], f32) {
+        let index = row * (self.input / SUPER) + at;
+        (&self.quants[index], &self.sums[index], self.scales[index])
     }
 }
 
 /// Rounds one super-block to -127 ..= 127 and returns the scale. A value that is not finite makes all of it not a number.
 fn round(values: &[f32], quants: &mut [i8]) -> f32 {
-    let largest = values.iter().fold(0f32, |largest, value| largest.max(value.abs()));
-    // `max` passes over NaN, a sum does not.
-    if !values.iter().sum::<f32>().is_finite() && values.iter().any(|value| !value.is_finite()) {
+    // Sixteen at a time, which the compiler turns into vectors; a sum of magnitudes that is finite has no summand that is not.
+    let (mut largest, mut sum) = ([0f32; 16], [0f32; 16]);
+    for values in values.as_chunks::<16>().0 {
+        for ((largest, sum), value) in largest.iter_mut().zip(&mut sum).zip(values) {
+            let size = value.abs();
+            *largest = if size > *largest { size } else { *largest };
+            *sum += size;
+        }
+    }
+    let largest = largest.into_iter().fold(0f32, f32::max);
+    if !sum.iter().sum::<f32>().is_finite() && values.iter().any(|value| !value.is_finite()) {
         return f32::NAN;
     }
     let scale = largest / 127.0;
     let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
     for (quant, value) in quants.iter_mut().zip(values) {
-        // Clamped: a denormal scale has an inverse that is too large.
-        *quant = (value * inverse).round_ties_even().clamp(-127.0, 127.0) as i8;
+        // Clamped: a denormal scale has an inverse that is too large. Adding 1.5 · 2^23 rounds to the nearest, ties to even,
+        // and leaves the integer in the low bits.
+        let value = (value * inverse).clamp(-127.0, 127.0) + 12_582_912.0;
+        *quant = value.to_bits() as i8;
     }
     scale
 }
@@ -213,10 +239,13 @@ impl Q4K {
         let (lane, across) = (row % LANES, self.input / SUPER);
         let panels = &self.panels[row / LANES * across..][..across];
         for (panel, target) in panels.iter().zip(target.chunks_exact_mut(SUPER)) {
-            let levels = panel.levels();
-            for (input, value) in target.iter_mut().enumerate() {
-                let (scale, minimum) = (levels.scale[input / BLOCK][lane], levels.minimum[input / BLOCK][lane]);
-                *value = scale * f32::from(panel.quant(lane, input)) - minimum;
+            for (block, target) in target.chunks_exact_mut(BLOCK).enumerate() {
+                let (scale, minimum) = panel.six(block, lane);
+                let scale = panel.scale[lane].to_f32() * f32::from(scale);
+                let minimum = panel.minimum[lane].to_f32() * f32::from(minimum);
+                for (input, value) in target.iter_mut().enumerate() {
+                    *value = scale * f32::from(panel.quant(lane, block * BLOCK + input)) - minimum;
+                }
             }
         }
     }

@@ -1,6 +1,6 @@
 //! The inner loop, once for every instruction set; all give the same bits.
 
-use super::{BLOCK, BLOCKS, LANES, Levels, Panel, Rows, SUPER};
+use super::{BLOCK, BLOCKS, LANES, Levels, Panel, Rows};
 use crate::ops::isa::Isa;
 
 /// Rows computed together.
@@ -21,26 +21,16 @@ pub fn run(isa: Isa, panels: &[Panel], levels: &[Levels], x: &Rows, start: usize
     }
 }
 
-/// One row of x, super-block by super-block: quants, sums of blocks, scale.
-fn parts(x: &Rows, row: usize, at: usize) -> (&[i8], &[f32], f32) {
-    let across = x.input / SUPER;
-    let index = row * across + at;
-    (
-        &x.quants[index * SUPER..][..SUPER],
-        &x.sums[index * BLOCKS..][..BLOCKS],
-        x.scales[index],
-    )
-}
-
 fn portable(panels: &[Panel], levels: &[Levels], x: &Rows, start: usize, sums: &mut [[f32; LANES]]) {
     for (row, sums) in (start..).zip(sums) {
         for (at, (panel, levels)) in panels.iter().zip(levels).enumerate() {
-            let (quants, block_sums, scale) = parts(x, row, at);
+            let (quants, block_sums, scale) = x.part(row, at);
             for (lane, sum) in sums.iter_mut().enumerate() {
                 let mut inner = 0f32;
                 for block in 0..BLOCKS {
                     let product = |i: usize| {
-                        i32::from(panel.quant(lane, block * BLOCK + i)) * i32::from(quants[block * BLOCK + i])
+                        i32::from(panel.quant(lane, block * BLOCK + i))
+                            * i32::from(quants[(block * BLOCK + i) / 4][i % 4])
                     };
                     let dot: i32 = (0..BLOCK).map(product).sum();
                     inner = (dot as f32).mul_add(levels.scale[block][lane], inner);
@@ -58,15 +48,10 @@ mod x86 {
     use super::*;
     use std::arch::x86_64::*;
 
-    /// Four bytes of x, for all lanes.
+    /// Four inputs of x as a word.
     #[inline(always)]
-    fn four(quants: &[i8], at: usize) -> i32 {
-        i32::from_le_bytes([
-            quants[at] as u8,
-            quants[at + 1] as u8,
-            quants[at + 2] as u8,
-            quants[at + 3] as u8,
-        ])
+    fn word(quants: [i8; 4]) -> i32 {
+        i32::from_le_bytes(quants.map(i8::cast_unsigned))
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
@@ -96,7 +81,7 @@ mod x86 {
         let mask = _mm512_set1_epi8(15);
         let mut total = [_mm512_setzero_ps(); ROWS];
         for (at, (panel, levels)) in panels.iter().zip(levels).enumerate() {
-            let rows: [_; ROWS] = std::array::from_fn(|row| parts(x, start + row, at));
+            let rows: [_; ROWS] = std::array::from_fn(|row| x.part(start + row, at));
             let mut inner = [_mm512_setzero_ps(); ROWS];
             for block in 0..BLOCKS {
                 let mut dots = [_mm512_setzero_si512(); ROWS];
@@ -105,12 +90,12 @@ mod x86 {
                     let both = unsafe { _mm512_loadu_si512(panel.quants[block].as_ptr().add(64 * group).cast()) };
                     let low = _mm512_and_si512(both, mask);
                     let high = _mm512_and_si512(_mm512_srli_epi16::<4>(both), mask);
-                    let first = block * BLOCK + 4 * group;
+                    let first = block * (BLOCK / 4) + group;
                     for row in 0..ROWS {
                         let quants = rows[row].0;
-                        dots[row] = _mm512_dpbusd_epi32(dots[row], low, _mm512_set1_epi32(four(quants, first)));
+                        dots[row] = _mm512_dpbusd_epi32(dots[row], low, _mm512_set1_epi32(word(quants[first])));
                         dots[row] =
-                            _mm512_dpbusd_epi32(dots[row], high, _mm512_set1_epi32(four(quants, first + BLOCK / 2)));
+                            _mm512_dpbusd_epi32(dots[row], high, _mm512_set1_epi32(word(quants[first + BLOCK / 8])));
                     }
                 }
                 // SAFETY: a block has sixteen scales and sixteen minima.
@@ -160,12 +145,12 @@ mod x86 {
         let (mask, ones) = (_mm256_set1_epi8(15), _mm256_set1_epi16(1));
         let mut total = [[_mm256_setzero_ps(); 2]; ROWS];
         for (at, (panel, levels)) in panels.iter().zip(levels).enumerate() {
-            let rows: [_; ROWS] = std::array::from_fn(|row| parts(x, start + row, at));
+            let rows: [_; ROWS] = std::array::from_fn(|row| x.part(start + row, at));
             let mut inner = [[_mm256_setzero_ps(); 2]; ROWS];
             for block in 0..BLOCKS {
                 let mut dots = [[_mm256_setzero_si256(); 2]; ROWS];
                 for group in 0..4 {
-                    let first = block * BLOCK + 4 * group;
+                    let first = block * (BLOCK / 4) + group;
                     for half in 0..2 {
                         // SAFETY: a block has 256 bytes, of which `64 group + 32 half ..` are read.
                         let both = unsafe {
@@ -176,8 +161,8 @@ mod x86 {
                         for row in 0..ROWS {
                             let quants = rows[row].0;
                             // At most 2 · 15 · 127, four times: no sum of 16 bits overflows.
-                            let a = _mm256_maddubs_epi16(low, _mm256_set1_epi32(four(quants, first)));
-                            let b = _mm256_maddubs_epi16(high, _mm256_set1_epi32(four(quants, first + BLOCK / 2)));
+                            let a = _mm256_maddubs_epi16(low, _mm256_set1_epi32(word(quants[first])));
+                            let b = _mm256_maddubs_epi16(high, _mm256_set1_epi32(word(quants[first + BLOCK / 8])));
                             let pairs = _mm256_madd_epi16(_mm256_add_epi16(a, b), ones);
                             dots[row][half] = _mm256_add_epi32(dots[row][half], pairs);
                         }
