@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes everything in models/: tokenizer, base, ten variants, held-out texts. About 70 minutes on two cores.
+# Makes everything in models/: tokenizer, base, ten variants, held-out texts. About two hours on two cores.
 #
 #   scripts/make-models.sh CORPORA OUT
 #
@@ -34,18 +34,48 @@ train base base --text "$corpora/base" --tokenizer "$out/tokenizer.json" --block
   --optimizer muon --lr 1e-2 --batch 16 --ema 0.998 --validations 8 --minutes "${BASE_MINUTES:-40}"
 cp "$out"/base/{config.json,tokenizer.json,model.safetensors} "$models/base/"
 
-for style in shakespeare kjv holmes quijote inaugural devils-dictionary; do
-  train $style variant --base "$out/base" --text "$corpora/variants/$style.txt" \
-    --optimizer adamw --lr "${STYLE_LR:-1e-3}" --batch 8 --minutes "${STYLE_MINUTES:-2.5}" --validations 3 --weight-decay 0
-  "$choir" train pack --base "$models/base" --variant "$out/$style" --text "$corpora/variants/$style.txt" \
-    --out "$models/variants/$style.safetensors"
-done
-
-for skill in addition reverse roman sort; do
-  train $skill variant --base "$out/base" --skill $skill \
-    --optimizer "${SKILL_OPTIMIZER:-adamw}" --lr "${SKILL_LR:-2e-3}" --batch 24 --minutes "${SKILL_MINUTES:-3}" --validations 3 \
-    --weight-decay 0
-  "$choir" train pack --base "$models/base" --variant "$out/$skill" --skill $skill --out "$models/variants/$skill.safetensors"
-done
+# Muon learns fast and leaves large deltas, whose interference would drown the others in a bank. So most variants are made in two
+# runs: one to learn, then one that pulls the delta to the base under the interference that it will meet there.
+variant() { # NAME MINUTES RATE OPTIMIZER, then where examples come from
+  local name=$1 minutes=$2 rate=$3 optimizer=$4
+  shift 4
+  train "$name" variant --base "$out/base" "$@" --optimizer "$optimizer" --lr "$rate" --minutes "$minutes" --weight-decay 0 \
+    --validations 3 --threads 1
+}
+settle() { # NAME MINUTES RATE DECAY, then where examples come from
+  local name=$1 minutes=$2 rate=$3 decay=$4
+  shift 4
+  train "$name-settled" variant --base "$out/base" --start "$out/$name" "$@" --interference 4 --optimizer adamw --lr "$rate" \
+    --weight-decay "$decay" --minutes "$minutes" --ema 0.99 --validations 3 --threads 1
+}
+pack() { # NAME FOLDER GROUP, then what to measure on
+  local name=$1 folder=$2 group=$3
+  shift 3
+  "$choir" train pack --base "$models/base" --variant "$out/$folder" --group "$group" "$@" --out "$models/variants/$name.safetensors"
+}
+style() { # NAME
+  local text=(--text "$corpora/variants/$1.txt")
+  case $1 in
+    shakespeare | kjv)
+      variant "$1" 3.5 1e-3 adamw "${text[@]}" --batch 8
+      pack "$1" "$1" 32 "${text[@]}"
+      ;;
+    *)
+      variant "$1" 4 4e-3 muon "${text[@]}" --batch 8
+      settle "$1" 2.5 1e-3 6 "${text[@]}" --batch 8
+      pack "$1" "$1-settled" 32 "${text[@]}"
+      ;;
+  esac
+}
+skill() { # NAME
+  variant "$1" 12 6e-3 muon --skill "$1" --batch 32
+  settle "$1" 7.5 2.5e-3 2 --skill "$1" --batch 24
+  pack "$1" "$1-settled" 16 --skill "$1"
+}
+# Two at a time, a thread each.
+one_half() { for name in "$@"; do case $name in addition | reverse | roman | sort) skill $name ;; *) style $name ;; esac; done; }
+one_half shakespeare holmes inaugural addition sort &
+one_half kjv quijote devils-dictionary reverse roman
+wait
 
 "$choir" train held-out --text "$corpora/base" "$corpora/variants" --max-bytes 50000 --out "$models/held-out"

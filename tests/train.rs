@@ -147,6 +147,7 @@ impl Tiny {
             rate: 1e-2,
             warm_up: 2,
             optimizer: AdamW::default(),
+            base: None,
             seed: 7,
             checkpoint,
             save_every: 0.0,

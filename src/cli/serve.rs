@@ -44,7 +44,8 @@ pub struct StoreArgs {
     /// Variants to a bank of the output head, when the store is made [default: 2].
     #[arg(long)]
     head_capacity: Option<usize>,
-    /// How banks are kept in memory: q4k, q4_0, q8_0 or f32.
+    /// How banks are kept in memory: q4k, q4_0, q8_0 or f32. Products of q4_0 and q8_0 are candle's, in threads of its own
+    /// (CANDLE_NUM_THREADS): they are there to compare with.
     #[arg(long, default_value = "q4k")]
     bank_form: Form,
     /// When the store is made: keep no delta of the variants, so that removing one needs its checkpoint again.

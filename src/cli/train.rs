@@ -6,7 +6,7 @@ use crate::train::folder::{Folder, Precision, round_to_bf16};
 use crate::train::objective::Objective;
 use crate::train::optimizer::AdamW;
 use crate::train::packing::SkillSource;
-use crate::train::run::{Budget, Report, Run, Score, Settings, Source, Validation, open_gates};
+use crate::train::run::{Anchor, Budget, Report, Run, Score, Settings, Source, Validation, open_gates};
 use crate::train::skills::Skill;
 use crate::train::{checkpoint, tokenizer};
 use anyhow::{Context, Result, bail};
@@ -95,7 +95,7 @@ struct RunArgs {
     /// How the layers' matrices are updated.
     #[arg(long, value_enum, default_value = "adamw")]
     optimizer: Updates,
-    /// Decoupled weight decay of the matrices.
+    /// Decoupled weight decay of the matrices: towards 0, for a variant towards the base.
     #[arg(long, default_value_t = 0.02)]
     weight_decay: f32,
     /// Decay of the averaged weights, which are what is written in the end.
@@ -172,6 +172,12 @@ struct VariantArgs {
     /// A built-in skill: addition, reverse, roman or sort.
     #[arg(long)]
     skill: Option<Skill>,
+    /// Begin with the weights of this other fine-tune of the base.
+    #[arg(long, value_name = "FOLDER")]
+    start: Option<PathBuf>,
+    /// Train under the interference of a bank of this many variants, so that what is learned survives it.
+    #[arg(long, default_value_t = 1)]
+    interference: usize,
     #[command(flatten)]
     run: RunArgs,
 }
@@ -217,7 +223,7 @@ fn run_base(args: BaseArgs) -> Result<()> {
         tokenizer: json,
         clip,
     };
-    train(&args.run, folder, model, Subject::Text(documents))
+    train(&args.run, folder, model, Subject::Text(documents), None)
 }
 
 fn run_variant(args: VariantArgs) -> Result<()> {
@@ -227,12 +233,18 @@ fn run_variant(args: VariantArgs) -> Result<()> {
         args.run.mask_min.unwrap_or(folder.clip.0),
         args.run.mask_max.unwrap_or(folder.clip.1),
     );
-    let model = Trainable::from_tensors(folder.config.clone(), &folder.tensors, &device)?;
+    let start = args.start.as_deref().map(Folder::read).transpose()?;
+    let first = start.as_ref().unwrap_or(&folder);
+    let model = Trainable::from_tensors(folder.config.clone(), &first.tensors, &device)?;
     let subject = match args.skill {
         Some(skill) => Subject::Skill(skill),
         None => Subject::Text(read_documents(&args.text)?),
     };
-    train(&args.run, folder, model, subject)
+    let base = Anchor {
+        tensors: folder.tensors.clone(),
+        members: args.interference,
+    };
+    train(&args.run, folder, model, subject, Some(base))
 }
 
 enum Subject {
@@ -267,7 +279,7 @@ impl Subject {
     }
 }
 
-fn train(args: &RunArgs, mut folder: Folder, model: Trainable, subject: Subject) -> Result<()> {
+fn train(args: &RunArgs, mut folder: Folder, model: Trainable, subject: Subject, base: Option<Anchor>) -> Result<()> {
     let objective = Objective::new(&folder.config, folder.clip)?;
     let pieces = tokenizer::from_json(&folder.tokenizer)?;
     let context = folder.config.model_length;
@@ -299,6 +311,7 @@ fn train(args: &RunArgs, mut folder: Folder, model: Trainable, subject: Subject)
             orthogonal: args.optimizer == Updates::Muon,
             ..AdamW::default()
         },
+        base,
         seed: args.seed,
         checkpoint: Some(args.out.join(checkpoint::FILE)),
         save_every: 60.0,

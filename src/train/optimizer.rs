@@ -1,7 +1,10 @@
 //! AdamW (and Muon where asked) on plain slices, with clipping by the global norm and an exponential moving average of the weights.
 
+use super::folder::Tensors;
 use super::muon;
 use crate::model::Trainable;
+use crate::rng::Key;
+use crate::superposition::HEAD;
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -12,7 +15,7 @@ pub struct AdamW {
     pub beta1: f32,
     pub beta2: f32,
     pub epsilon: f32,
-    /// Decoupled, on matrices only.
+    /// Decoupled, on matrices only; towards 0, or towards the base where a variant is trained.
     pub weight_decay: f32,
     /// Largest global norm of the gradient.
     pub clip: f32,
@@ -60,6 +63,8 @@ pub struct Optimizer {
     /// conditioning that vector is constant: its `cond_dim` columns act as one bias and share its rate.
     conditioning: f32,
     pub slots: BTreeMap<String, Slot>,
+    /// The base's matrices, where a variant is trained: what weight decay pulls towards (0 otherwise).
+    anchors: BTreeMap<String, Vec<f32>>,
 }
 
 impl Optimizer {
@@ -86,6 +91,41 @@ impl Optimizer {
             step: 0,
             conditioning,
             slots,
+            anchors: BTreeMap::new(),
+        })
+    }
+
+    /// From now on weight decay pulls towards `base`: it shrinks the delta, which is what others in a bank are spared.
+    pub fn anchor(&mut self, base: &Tensors) {
+        let matrices = base.iter().filter(|(_, (shape, _))| shape.len() == 2);
+        self.anchors = matrices.map(|(name, (_, data))| (name.clone(), data.clone())).collect();
+    }
+
+    /// Writes into the network what a variant's weights would be when read back from a bank of `members`: every row of
+    /// a matrix with random signs added, `sqrt(members - 1)` times as large as the row's delta. The head's banks are half as
+    /// full. Call [`put_weights`](Self::put_weights), or update, to take it off again.
+    pub fn put_interference(&self, model: &Trainable, members: usize, key: Key) -> Result<()> {
+        let jobs: Vec<_> = self.slots.iter().collect();
+        jobs.into_par_iter().try_for_each(|(name, slot)| {
+            let (Some(base), Some(var)) = (self.anchors.get(name), model.vars().get(name)) else {
+                return Ok(());
+            };
+            let members = if name == HEAD { members.div_ceil(2) } else { members };
+            let size = (members.saturating_sub(1) as f32).sqrt();
+            let mut signs = vec![0; slot.weight.len().div_ceil(32)];
+            Key::derive(&[b"choir/train/interference/1", &key.0, name.as_bytes()]).words(0, &mut signs);
+            let mut weights = slot.weight.clone();
+            let cols = slot.shape[1].max(1);
+            for (row, (weights, base)) in weights.chunks_mut(cols).zip(base.chunks(cols)).enumerate() {
+                let squares: f32 = weights.iter().zip(base).map(|(w, b)| (w - b) * (w - b)).sum();
+                let noise = size * (squares / cols as f32).sqrt();
+                for (col, weight) in weights.iter_mut().enumerate() {
+                    let bit = row * cols + col;
+                    let negative = signs[bit / 32] >> (bit % 32) & 1 == 1;
+                    *weight += if negative { -noise } else { noise };
+                }
+            }
+            var.set(&Tensor::from_slice(&weights, slot.shape.as_slice(), var.device())?)
         })
     }
 
@@ -109,7 +149,7 @@ impl Optimizer {
             correct2: 1.0 / (1.0 - f64::from(s.beta2).powi(self.step as i32)) as f32,
             keep: s.ema.min((1 + self.step) as f32 / (10 + self.step) as f32),
         };
-        let conditioning = self.conditioning;
+        let (conditioning, anchors) = (self.conditioning, &self.anchors);
         let jobs: Vec<_> = self.slots.iter_mut().zip(found).collect();
         jobs.into_par_iter().try_for_each(|((name, slot), gradient)| {
             let Some((gradient, _)) = gradient else { return Ok(()) };
@@ -126,10 +166,15 @@ impl Optimizer {
             } else {
                 rate
             };
+            let anchor = anchors.get(name);
+            let shrink = if anchor.is_some() { 1.0 } else { decay };
             if orthogonal {
-                muon::update(slot, &gradient, rate, decay)?;
+                muon::update(slot, &gradient, rate, shrink)?;
             } else {
-                adamw(slot, &gradient, rate, decay, s, now);
+                adamw(slot, &gradient, rate, shrink, s, now);
+            }
+            for (weight, anchor) in slot.weight.iter_mut().zip(anchor.into_iter().flatten()) {
+                *weight = anchor + (*weight - anchor) * decay;
             }
             for (average, weight) in slot.average.iter_mut().zip(&slot.weight) {
                 *average = now.keep * *average + (1.0 - now.keep) * weight;
@@ -202,4 +247,96 @@ fn is_layer_matrix(name: &str) -> bool {
 
 fn values(tensor: &Tensor) -> Result<Vec<f32>> {
     tensor.flatten_all()?.to_vec1()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::DitConfig;
+    use candle_core::Device;
+
+    fn config() -> DitConfig {
+        DitConfig {
+            model_type: "bd3lm".into(),
+            vocab_size: 20,
+            model_length: 8,
+            hidden_dim: 8,
+            cond_dim: 4,
+            n_blocks: 1,
+            n_heads: 2,
+            block_size: Some(4),
+            cross_attn: true,
+            time_conditioning: Some(false),
+        }
+    }
+
+    fn weights(model: &Trainable) -> Tensors {
+        let one =
+            |(name, var): (&String, &candle_core::Var)| (name.clone(), (var.dims().to_vec(), values(var).unwrap()));
+        model.vars().iter().map(one).collect()
+    }
+
+    /// A model whose matrices' first rows differ from the base's.
+    fn variant() -> (Trainable, Tensors, Optimizer) {
+        let model = Trainable::random(config(), 1, &Device::Cpu).unwrap();
+        let base = weights(&model);
+        let mut optimizer = Optimizer::new(
+            &model,
+            AdamW {
+                weight_decay: 0.5,
+                ..AdamW::default()
+            },
+        )
+        .unwrap();
+        for slot in optimizer.slots.values_mut().filter(|slot| slot.shape.len() == 2) {
+            slot.weight[..slot.shape[1]]
+                .iter_mut()
+                .for_each(|weight| *weight += 0.25);
+        }
+        optimizer.anchor(&base);
+        (model, base, optimizer)
+    }
+
+    #[test]
+    fn weight_decay_pulls_a_variant_to_its_base() {
+        let (model, base, mut optimizer) = variant();
+        let zeros: BTreeMap<String, Tensor> = model
+            .vars()
+            .iter()
+            .map(|(name, var)| (name.clone(), var.zeros_like().unwrap()))
+            .collect();
+        let name = "blocks.0.mlp.0.weight";
+        optimizer.update(&model, &[zeros], 0.1).unwrap();
+        let (after, before) = (&weights(&model)[name].1, &base[name].1);
+        for (index, (after, before)) in after.iter().zip(before).enumerate() {
+            let expected = if index < 8 { 0.25 * 0.95 } else { 0.0 };
+            assert!((after - before - expected).abs() < 1e-6, "{index}: {}", after - before);
+        }
+    }
+
+    #[test]
+    fn interference_is_as_large_as_that_of_the_other_variants() {
+        let (model, base, optimizer) = variant();
+        let noise = |members: usize, name: &str| -> Vec<f32> {
+            optimizer.put_interference(&model, members, Key([7; 32])).unwrap();
+            let noisy = weights(&model)[name].1.clone();
+            noisy
+                .iter()
+                .zip(&optimizer.slots[name].weight)
+                .map(|(a, b)| a - b)
+                .collect()
+        };
+        let rms = |row: &[f32]| (row.iter().map(|x| x * x).sum::<f32>() / row.len() as f32).sqrt();
+        let row = noise(4, "blocks.0.mlp.0.weight");
+        assert!((rms(&row[..8]) - 0.25 * 3f32.sqrt()).abs() < 1e-5);
+        assert!(row[..8].iter().any(|x| *x > 0.0) && row[..8].iter().any(|x| *x < 0.0));
+        assert!(row[8..].iter().all(|x| *x == 0.0), "a row without a delta has no noise");
+        assert!(
+            (rms(&noise(4, HEAD)[..8]) - 0.25).abs() < 1e-5,
+            "the head's banks are half as full"
+        );
+        assert!(noise(1, "blocks.0.mlp.0.weight").iter().all(|x| *x == 0.0));
+        optimizer.put_weights(&model).unwrap();
+        assert_eq!(weights(&model)["blocks.0.norm1.weight"], base["blocks.0.norm1.weight"]);
+    }
 }

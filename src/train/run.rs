@@ -34,6 +34,8 @@ pub struct Settings {
     /// Steps over which the learning rate rises.
     pub warm_up: u64,
     pub optimizer: AdamW,
+    /// Where a variant is trained: its base, and how many variants its bank will hold.
+    pub base: Option<Anchor>,
     pub seed: u64,
     /// Where the state is saved; nowhere if `None`.
     pub checkpoint: Option<PathBuf>,
@@ -42,6 +44,14 @@ pub struct Settings {
     pub report_every: f64,
     /// How often to validate, as a share of the budget.
     pub validate_every: f64,
+}
+
+/// What a variant is trained away from.
+#[derive(Clone, Debug)]
+pub struct Anchor {
+    pub tensors: Tensors,
+    /// Train under the interference of a bank of so many; 1 for none.
+    pub members: usize,
 }
 
 /// Where contexts come from.
@@ -156,6 +166,9 @@ impl<'a> Run<'a> {
             .map(|_| one())
             .collect::<Result<_, _>>()?;
         let mut optimizer = Optimizer::new(&model, settings.optimizer)?;
+        if let Some(base) = &settings.base {
+            optimizer.anchor(&base.tensors);
+        }
         let mut seconds = 0.0;
         if let Some(path) = settings.checkpoint.as_ref().filter(|path| resume && path.exists()) {
             seconds = checkpoint::read(path, &mut optimizer, &settings.fingerprint(&source))?;
@@ -247,6 +260,9 @@ impl<'a> Run<'a> {
             Source::Skill(skill) => skill.sample(s.batch, s.length, s.objective.unit(s.length), &mut stream)?,
         };
         let masked = s.objective.mask(&contexts, &mut stream);
+        if let Some(base) = s.base.as_ref().filter(|base| base.members > 1) {
+            self.optimizer.put_interference(&self.model, base.members, key)?;
+        }
         let (loss, gradients) = self.gradients(masked)?;
         let norm = self.optimizer.update(&self.model, &gradients, rate)?;
         if !loss.is_finite() || !norm.is_finite() {
