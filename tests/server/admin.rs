@@ -1,5 +1,6 @@
 //! What operators ask: lists, figures, health and reflection, and changes while others are served.
 
+use super::endings::until;
 use super::*;
 use std::collections::BTreeSet;
 use tonic_health::pb::HealthCheckRequest;
@@ -64,7 +65,7 @@ async fn variants_and_figures_are_told() {
         assert_eq!(got.variant.as_ref(), Some(variant));
     }
     generate(&client, request("kjv", 8, 1)).await.expect("finished");
-    let status = status(&admin).await;
+    let status = until(&admin, |status| status.finished > 0).await;
     assert_eq!((status.generation, status.variants as usize), (1, names.len()));
     let banks: BTreeSet<_> = listed.iter().flat_map(|variant| variant.banks.clone()).collect();
     assert_eq!(status.banks as usize, banks.len());
@@ -80,10 +81,7 @@ async fn variants_and_figures_are_told() {
     );
     assert!(status.memory.iter().all(|part| part.bytes > 0), "{status:?}");
     assert_eq!((status.queue_limit, status.max_running), (64, 32));
-    assert!(
-        status.pages_total > 0 && status.steps > 0 && status.finished > 0,
-        "{status:?}"
-    );
+    assert!(status.pages_total > 0 && status.steps > 0, "{status:?}");
     assert!(status.tokens_generated >= 1 && !status.draining, "{status:?}");
     assert_eq!(status.version, env!("CARGO_PKG_VERSION"));
 }

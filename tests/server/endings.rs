@@ -4,8 +4,11 @@ use super::*;
 use std::time::Duration;
 use tonic_health::pb::health_check_response::ServingStatus;
 
-/// Asks for the status until it is as wished.
-async fn until(admin: &AdminClient<Channel>, wish: impl Fn(&pb::GetStatusResponse) -> bool) -> pb::GetStatusResponse {
+/// Asks for the status until it is as wished: the engine writes it down between two steps.
+pub async fn until(
+    admin: &AdminClient<Channel>,
+    wish: impl Fn(&pb::GetStatusResponse) -> bool,
+) -> pb::GetStatusResponse {
     for _ in 0..100_000 {
         let now = status(admin).await;
         if wish(&now) {
