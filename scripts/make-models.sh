@@ -42,10 +42,10 @@ variant() { # NAME MINUTES RATE OPTIMIZER, then where examples come from
   train "$name" variant --base "$out/base" "$@" --optimizer "$optimizer" --lr "$rate" --minutes "$minutes" --weight-decay 0 \
     --validations 3 --threads 1
 }
-settle() { # NAME MINUTES RATE DECAY, then where examples come from
-  local name=$1 minutes=$2 rate=$3 decay=$4
-  shift 4
-  train "$name-settled" variant --base "$out/base" --start "$out/$name" "$@" --interference 4 --optimizer adamw --lr "$rate" \
+settle() { # FROM TO MINUTES RATE DECAY, then where examples come from
+  local from=$1 to=$2 minutes=$3 rate=$4 decay=$5
+  shift 5
+  train "$to" variant --base "$out/base" --start "$out/$from" "$@" --interference 4 --optimizer adamw --lr "$rate" \
     --weight-decay "$decay" --minutes "$minutes" --ema 0.99 --validations 3 --threads 1
 }
 pack() { # NAME FOLDER GROUP, then what to measure on
@@ -54,22 +54,18 @@ pack() { # NAME FOLDER GROUP, then what to measure on
   "$choir" train pack --base "$models/base" --variant "$out/$folder" --group "$group" "$@" --out "$models/variants/$name.safetensors"
 }
 style() { # NAME
-  local text=(--text "$corpora/variants/$1.txt")
+  local text=(--text "$corpora/variants/$1.txt" --batch 8)
   case $1 in
-    shakespeare | kjv)
-      variant "$1" 3.5 1e-3 adamw "${text[@]}" --batch 8
-      pack "$1" "$1" 32 "${text[@]}"
-      ;;
-    *)
-      variant "$1" 4 4e-3 muon "${text[@]}" --batch 8
-      settle "$1" 2.5 1e-3 6 "${text[@]}" --batch 8
-      pack "$1" "$1-settled" 32 "${text[@]}"
-      ;;
+    shakespeare) variant "$1" 3.5 1e-3 adamw "${text[@]}" && cp -r "$out/$1" "$out/$1-settled" ;;
+    kjv) variant "$1" 3.5 1e-3 adamw "${text[@]}" && settle "$1" "$1-settled" 2 1e-3 3 "${text[@]}" ;;
+    *) variant "$1" 4 4e-3 muon "${text[@]}" && settle "$1" "$1-settled" 2.5 1e-3 6 "${text[@]}" ;;
   esac
+  pack "$1" "$1-settled" 32 --text "$corpora/variants/$1.txt"
 }
 skill() { # NAME
   variant "$1" 12 6e-3 muon --skill "$1" --batch 32
-  settle "$1" 7.5 2.5e-3 2 --skill "$1" --batch 24
+  settle "$1" "$1-settling" 7.5 2.5e-3 2 --skill "$1" --batch 24
+  settle "$1-settling" "$1-settled" 4.5 2e-3 0.8 --skill "$1" --batch 32
   pack "$1" "$1-settled" 16 --skill "$1"
 }
 # Two at a time, a thread each.
