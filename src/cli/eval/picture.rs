@@ -74,7 +74,7 @@ pub fn svg(series: &[Series]) -> String {
         text(&mut out, (RIGHT + 38.0, y + 4.5), "start", &series.name);
     }
     let y = TOP + 30.0 + 24.0 * series.len() as f64;
-    text(&mut out, (RIGHT + 16.0, y), "start", "numbers: variants to a bank");
+    text(&mut out, (RIGHT + 16.0, y), "start", "numbers: variants a bank");
     text(&mut out, (RIGHT + 16.0, y + 17.0), "start", "(body/head)");
     out + "</svg>\n"
 }
