@@ -4,11 +4,11 @@ mod engine;
 mod memory;
 
 use crate::catalog::{Catalog, CatalogConfig};
+use crate::cli::scratch::Scratch;
 use crate::cli::serve::StoreArgs;
 use crate::engine::Generation;
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
-use std::path::{Path, PathBuf};
 
 /// Measure this build on this machine.
 #[derive(Args, Debug)]
@@ -32,34 +32,17 @@ pub fn run(args: BenchArgs) -> Result<()> {
     }
 }
 
-/// A store made for this run, unless the arguments name one; removed at the end.
-struct Scratch(Option<PathBuf>);
-
-impl Scratch {
-    fn dir(&self) -> &Path {
-        self.0.as_deref().unwrap_or(Path::new(""))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        if let Some(dir) = &self.0 {
-            let _ = std::fs::remove_dir_all(dir);
-        }
-    }
-}
-
 /// Opens the store that `args` name, or a new one that lasts as long as the returned guard.
-fn open(args: &StoreArgs) -> Result<(Catalog, Generation, Scratch)> {
+fn open(args: &StoreArgs) -> Result<(Catalog, Generation, Option<Scratch>)> {
     let (config, scratch) = match args.data_dir() {
-        Some(_) => (args.config()?, Scratch(None)),
+        Some(_) => (args.config()?, None),
         None => {
-            let dir = std::env::temp_dir().join(format!("choir-bench-{}", std::process::id()));
+            let scratch = Scratch::new("bench");
             let config = CatalogConfig {
-                data_dir: dir.clone(),
+                data_dir: scratch.path().to_owned(),
                 ..args.config()?
             };
-            (config, Scratch(Some(dir)))
+            (config, Some(scratch))
         }
     };
     let (catalog, generation) = Catalog::open(config, |_| {}).context("opening the store")?;

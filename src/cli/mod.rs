@@ -5,6 +5,7 @@ mod client;
 mod eval;
 mod generate;
 mod score;
+mod scratch;
 mod serve;
 mod status;
 pub mod train;

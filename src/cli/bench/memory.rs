@@ -23,11 +23,12 @@ pub fn run(args: MemoryArgs) -> Result<()> {
     if args.store.data_dir().is_none() {
         // Making a store leaves free memory behind in a process, as opening one does not: so another process opens it.
         let (_, _, scratch) = open(&args.store)?;
+        let dir = scratch.as_ref().context("no store was made")?.path();
         let mut again = Command::new(std::env::current_exe()?);
         let status = again
             .args(std::env::args_os().skip(1))
             .arg("--data-dir")
-            .arg(scratch.dir())
+            .arg(dir)
             .status()?;
         return if status.success() {
             Ok(())

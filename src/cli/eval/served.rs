@@ -6,6 +6,7 @@ use super::share::{Reached, Summary, bits};
 use super::subjects::Subjects;
 use crate::catalog::base::base_sampling;
 use crate::catalog::{BaseSource, Catalog, CatalogConfig};
+use crate::cli::scratch::Scratch;
 use crate::engine::{
     Engine, EngineConfig, EngineHandle, Event, Generation, MemoryPart, Request, Sampling, ScoreRequest,
 };
@@ -17,7 +18,6 @@ use crate::train::run::Validation;
 use anyhow::{Context, Result};
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 /// What the service reaches.
@@ -33,20 +33,11 @@ pub struct Served {
     pub summary: Summary,
 }
 
-/// A directory that goes when this does.
-struct Scratch(PathBuf);
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0); // nothing depends on its going
-    }
-}
-
 /// Serves all variants compiled in, and measures those in `subjects` with `samples` noise levels to a block.
 pub fn measure(subjects: &Subjects, form: Form, samples: usize, tick: &mut dyn FnMut(&str)) -> Result<Served> {
-    let scratch = Scratch(std::env::temp_dir().join(format!("choir-eval-{}", std::process::id())));
+    let scratch = Scratch::new("eval");
     let config = CatalogConfig {
-        data_dir: scratch.0.clone(),
+        data_dir: scratch.path().to_owned(),
         base: BaseSource::Embedded,
         bank_capacity: None,
         head_capacity: None,

@@ -1,0 +1,23 @@
+//! A directory for one run of a command.
+
+use std::path::{Path, PathBuf};
+
+/// Not made here, but removed with everything in it when this is dropped.
+pub struct Scratch(PathBuf);
+
+impl Scratch {
+    /// A path of this process's own among the system's temporary files.
+    pub fn new(purpose: &str) -> Self {
+        Scratch(std::env::temp_dir().join(format!("choir-{purpose}-{}", std::process::id())))
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0); // nothing depends on its going
+    }
+}
