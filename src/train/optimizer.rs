@@ -103,7 +103,7 @@ impl Optimizer {
 
     /// Writes into the network what a variant's weights would be when read back from a bank of `members`: every row of
     /// a matrix with random signs added, `sqrt(members - 1)` times as large as the row's delta. The head's banks are half as
-    /// full. Call [`put_weights`](Self::put_weights), or update, to take it off again.
+    /// full. Call [`put_weights`](Self::put_weights), or [`update`](Self::update), which reckons with it, to take it off.
     pub fn put_interference(&self, model: &Trainable, members: usize, key: Key) -> Result<()> {
         let jobs: Vec<_> = self.slots.iter().collect();
         jobs.into_par_iter().try_for_each(|(name, slot)| {
@@ -152,7 +152,12 @@ impl Optimizer {
         let (conditioning, anchors) = (self.conditioning, &self.anchors);
         let jobs: Vec<_> = self.slots.iter_mut().zip(found).collect();
         jobs.into_par_iter().try_for_each(|((name, slot), gradient)| {
-            let Some((gradient, _)) = gradient else { return Ok(()) };
+            let Some((mut gradient, _)) = gradient else {
+                return Ok(());
+            };
+            if let (Some(anchor), Some(var)) = (anchors.get(name), model.vars().get(name)) {
+                through_gains(&mut gradient, slot, anchor, &values(var.as_tensor())?);
+            }
             let conditioned = name.starts_with("sigma_map") || name.ends_with("adaLN_modulation.weight");
             let rate = if conditioned { rate * conditioning } else { rate };
             let decay = if slot.shape.len() == 2 {
@@ -222,6 +227,31 @@ fn adamw(slot: &mut Slot, gradient: &[f32], rate: f32, decay: f32, s: AdamW, now
         *second = s.beta2 * *second + (1.0 - s.beta2) * g * g;
         let scale = (*second * now.correct2).sqrt() + s.epsilon;
         *weight = *weight * decay - rate * now.correct1 * *first / scale;
+    }
+}
+
+/// Adds to a delta's gradient what comes through its rows' gains. The network saw `weight + n a`, n the signs of
+/// [`put_interference`](Optimizer::put_interference) and a the RMS of the row's delta, so a delta also moves the loss by
+/// the interference it brings: dL/dδ_ij = G_ij + (Σ_k G_ik n_ik a) δ_ij / Σ_k δ_ik². Rows that the loss does not need
+/// shrink. Adds nothing where the network had no interference.
+fn through_gains(gradient: &mut [f32], slot: &Slot, anchor: &[f32], seen: &[f32]) {
+    let cols = slot.shape[slot.shape.len() - 1].max(1);
+    let rows = gradient.chunks_mut(cols).zip(slot.weight.chunks(cols));
+    for ((gradient, weight), (anchor, seen)) in rows.zip(anchor.chunks(cols).zip(seen.chunks(cols))) {
+        let square: f32 = weight.iter().zip(anchor).map(|(w, a)| (w - a) * (w - a)).sum();
+        let noise = seen.iter().zip(weight).map(|(seen, weight)| seen - weight);
+        let pull: f32 = gradient
+            .iter()
+            .zip(noise)
+            .map(|(gradient, noise)| gradient * noise)
+            .sum();
+        if square > 0.0 && pull != 0.0 {
+            let delta = weight.iter().zip(anchor).map(|(weight, anchor)| weight - anchor);
+            gradient
+                .iter_mut()
+                .zip(delta)
+                .for_each(|(gradient, delta)| *gradient += pull / square * delta);
+        }
     }
 }
 
@@ -311,6 +341,39 @@ mod tests {
         for (index, (after, before)) in after.iter().zip(before).enumerate() {
             let expected = if index < 8 { 0.25 * 0.95 } else { 0.0 };
             assert!((after - before - expected).abs() < 1e-6, "{index}: {}", after - before);
+        }
+    }
+
+    #[test]
+    fn a_gradient_reaches_the_delta_through_its_gains() {
+        let (model, base, optimizer) = variant();
+        let name = "blocks.0.mlp.0.weight";
+        let (anchor, key) = (&base[name].1, Key([7; 32]));
+        let slope: Vec<f32> = (0..anchor.len())
+            .map(|at| ((at * 37) % 11) as f32 / 5.0 - 1.0)
+            .collect();
+        // The loss is the inner product of `slope` and what the network sees.
+        let loss = |optimizer: &Optimizer| -> f64 {
+            optimizer.put_interference(&model, 4, key).unwrap();
+            let seen = weights(&model)[name].1.clone();
+            seen.iter().zip(&slope).map(|(a, b)| f64::from(a * b)).sum()
+        };
+        loss(&optimizer);
+        let (slot, mut gradient) = (&optimizer.slots[name], slope.clone());
+        through_gains(&mut gradient, slot, anchor, &weights(&model)[name].1);
+        assert_eq!(gradient[8..], slope[8..], "rows without a delta have no gain");
+        for at in 0..8 {
+            let moved = |by: f32| {
+                let mut moved = optimizer.clone();
+                moved.slots.get_mut(name).unwrap().weight[at] += by;
+                loss(&moved)
+            };
+            let numeric = (moved(1e-2) - moved(-1e-2)) / 2e-2;
+            assert!(
+                (numeric - f64::from(gradient[at])).abs() < 1e-3,
+                "{at}: {numeric} against {}",
+                gradient[at]
+            );
         }
     }
 
