@@ -62,6 +62,7 @@ fn the_loss_of_the_network_is_the_references() {
             xt: case.ids("nll.xt").1,
             x0: None,
             sigma: case.floats("nll.sigma").1,
+            soft: None,
             rows: (0..x0.len() as u32).collect(),
         },
         weights: vec![1.0; x0.len()],
@@ -70,6 +71,7 @@ fn the_loss_of_the_network_is_the_references() {
         loss: Loss::Uniform {
             tokens: case.config.tokens(),
         },
+        teacher: None,
     };
     let losses = noisy.losses(&model).expect("losses");
     close(&losses, &case.floats("nll.full").1, 2e-3, "nll.full");

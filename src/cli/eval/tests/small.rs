@@ -53,7 +53,7 @@ fn fine_tuned(stride: u32, objective: &Objective) -> NamedTensors {
     let mut stream = Stream::new(Key::derive(&[b"eval test", &stride.to_le_bytes()]));
     for _ in 0..60 {
         let noisy = objective.corrupt(&contexts(stride), &mut stream);
-        let (_, gradients) = noisy.gradients(&model).expect("gradients");
+        let (_, gradients) = noisy.gradients(&model, None).expect("gradients");
         for (name, gradient) in gradients {
             let var = &model.vars()[&name];
             let next = (var.as_tensor() - (gradient * 0.3).expect("step")).expect("next");
