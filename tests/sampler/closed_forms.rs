@@ -3,7 +3,7 @@
 use crate::drive::{evaluate, network};
 use crate::fixtures::{self, Case};
 use choir::sampler::schedule::{LogLinear, absorbing_sigma, reveal_probability};
-use choir::sampler::{Crossing, Filter, Mixture, Psi, Workspace};
+use choir::sampler::{Crossing, Filter, Mixture, Psi, Workspace, uniform_rate};
 
 /// Asserts that every value agrees within `tolerance` of itself or of 1, whichever is the larger.
 fn close(ours: impl IntoIterator<Item = f64>, theirs: &[f64], tolerance: f64, what: &str) {
@@ -259,4 +259,26 @@ fn steps_of_the_uniform_process() {
         worst(&x0, &golden[0]) < TOLERANCE && worst(&ours, &golden[1]) < TOLERANCE
     });
     assert!(fits, "nucleus 0.9");
+}
+
+#[test]
+fn bound_of_the_uniform_process() {
+    let case = Case::load("duo-tiny");
+    let ((shape, x0), (_, xt)) = (case.ids("nll.x0"), case.ids("nll.xt"));
+    let logits = case.floats("nll.log_x_theta").1;
+    let (alpha, theirs) = (case.doubles("nll.alpha_t").1, case.doubles("nll.per_token_f64").1);
+    let vocab = case.config.tokens();
+    let ours = (0..x0.len()).map(|at| {
+        let t = (1.0 - alpha[at / shape[1]]) / -LogLinear::UNIFORM.alpha_rate();
+        uniform_rate(&logits[at * vocab..][..vocab], xt[at], x0[at], t)
+    });
+    assert!(x0 != xt && x0.iter().zip(&xt).any(|(a, b)| a == b), "both cases");
+    close(ours, &theirs, 1e-5, "nll");
+    // Nothing is left to pay where the prediction is right.
+    let mut sure = vec![-200.0; 11];
+    sure[3] = 200.0;
+    for present in [3, 5] {
+        assert!(uniform_rate(&sure, present, 3, 0.3).abs() < 1e-9);
+        assert!(uniform_rate(&sure, present, 4, 0.3) > 1.0);
+    }
 }
