@@ -2,6 +2,7 @@
 
 mod changes;
 mod embedded;
+mod processes;
 mod refusals;
 mod starts;
 

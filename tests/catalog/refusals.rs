@@ -153,7 +153,7 @@ fn a_checkpoint_beside_another_tokenizer_or_configuration_is_refused() {
     fs::write(beside("tokenizer.json"), &TINY.tokenizer).expect("write");
     for (field, change) in [
         (
-            "model_type",
+            "states",
             (|config| config.model_type = "duo".into()) as fn(&mut DitConfig),
         ),
         ("block_size", |config| config.block_size = Some(4)),
