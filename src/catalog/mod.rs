@@ -252,7 +252,7 @@ impl Catalog {
         let delta = Delta::read(&base, &bytes).map_err(base::checkpoint(&origin))?;
         let said = Said::of(&origin, &bytes, beside, config)?;
         drop((bytes, base));
-        let regime = tuning.regime(said.regime, config)?;
+        let regime = tuning.regime(&said, config)?;
         let sampling = sampling(&said, regime, &defaults, config)?;
         let variant = NewVariant {
             name: name.clone(),
@@ -370,7 +370,7 @@ fn shipped_variants(base: &Base) -> Result<Vec<NewVariant>, Error> {
     let config = &base.weights.config;
     let variant = |base::Shipped { name, about, packed }| {
         let said = Said::of(name, packed, None, config)?;
-        let regime = Tuning::default().regime(said.regime, config)?;
+        let regime = Tuning::default().regime(&said, config)?;
         let sampling = sampling(&said, regime, &about.choice(), config)?;
         Ok(NewVariant {
             name: name.to_owned(),

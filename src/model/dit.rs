@@ -9,6 +9,7 @@ use super::linear::{Part, Rotation, Superposed, SuperposedLinear};
 use super::weights::{BaseWeights, ServedBank, VariantWeights};
 use crate::ops::{self, PerRow, Rotary, slice};
 use candle_core::{Device, Result, Tensor, bail};
+use rayon::prelude::*;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -370,12 +371,15 @@ impl Denoiser for Dit {
             PerRow::new(&tables.gain, index),
             PerRow::new(&tables.shift, index),
         )?;
-        let logits = self.head.forward(&slice::f32(&normed)?, wanted.len(), &wanted_parts)?;
-        let logits = slice::tensor(logits, wanted.len(), vocab)?;
-        let logits = ops::add_bias(&logits, PerRow::new(&tables.bias, index))?;
-        Ok(Logits {
-            vocab,
-            data: slice::f32(&logits)?.to_vec(),
-        })
+        let mut data = self.head.forward(&slice::f32(&normed)?, wanted.len(), &wanted_parts)?;
+        // In place: over a large vocabulary the logits are the largest thing there is.
+        let bias = slice::f32(&tables.bias)?;
+        data.par_chunks_mut(vocab)
+            .zip(&wanted_line)
+            .for_each(|(logits, &line)| {
+                let bias = &bias[line as usize * vocab..];
+                logits.iter_mut().zip(bias).for_each(|(logit, bias)| *logit += bias);
+            });
+        Ok(Logits { vocab, data })
     }
 }
