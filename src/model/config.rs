@@ -12,6 +12,16 @@ pub enum Process {
     Uniform,
 }
 
+/// How a base or a variant of it is run: it belongs to the checkpoint, and a variant's may differ from its base's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Regime {
+    pub process: Process,
+    /// Block size of a block-causal checkpoint; `None` where attention is bidirectional over the whole sequence.
+    pub block: Option<usize>,
+    /// Whether it is told the noise level; sigma is always 0 otherwise.
+    pub time_conditioned: bool,
+}
+
 /// The DiT's sizes and conventions, from a published `config.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DitConfig {
@@ -107,6 +117,15 @@ impl DitConfig {
 
     pub fn time_conditioned(&self) -> bool {
         self.time_conditioning.unwrap_or(self.process() == Process::Uniform)
+    }
+
+    /// How the network itself is run.
+    pub fn regime(&self) -> Regime {
+        Regime {
+            process: self.process(),
+            block: self.block(),
+            time_conditioned: self.time_conditioned(),
+        }
     }
 
     /// Block size of a block-causal checkpoint; `None` where attention is bidirectional over the whole sequence.

@@ -13,7 +13,7 @@ pub mod trainable;
 pub mod weights;
 
 pub use batch::{Batch, Denoiser, Logits, Mix, PageId, Segment, VariantId};
-pub use config::{DitConfig, Process};
+pub use config::{DitConfig, Process, Regime};
 pub use dit::Dit;
 pub use train_batch::{SoftTokens, TrainBatch};
 pub use trainable::Trainable;
