@@ -113,10 +113,13 @@ impl VariantArgs {
             return Ok(base.clone());
         }
         let inherited = first.block().filter(|_| first.process() == Process::Uniform);
-        let config = base.uniform(if self.whole { None } else { self.block.or(inherited) });
-        match config.check() {
-            Ok(()) => Ok(config),
-            Err(error) => refuse("block", error.to_string()),
+        let block = if self.whole { None } else { self.block.or(inherited) };
+        match block {
+            Some(block) if block == 0 || !base.model_length.is_multiple_of(block) => refuse(
+                "block",
+                format!("{} tokens are not whole blocks of {block}", base.model_length),
+            ),
+            _ => Ok(base.uniform(block)),
         }
     }
 }
