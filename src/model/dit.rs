@@ -369,12 +369,8 @@ impl Denoiser for Dit {
             PerRow::new(&tables.gain, index),
             PerRow::new(&tables.shift, index),
         )?;
-        let logits = self.head.forward(&slice::f32(&normed)?, wanted.len(), &wanted_parts)?;
-        let logits = slice::tensor(logits, wanted.len(), vocab)?;
-        let logits = ops::add_bias(&logits, PerRow::new(&tables.bias, index))?;
-        Ok(Logits {
-            vocab,
-            data: slice::f32(&logits)?.to_vec(),
-        })
+        let mut data = self.head.forward(&slice::f32(&normed)?, wanted.len(), &wanted_parts)?;
+        ops::add_bias_in_place(&mut data, PerRow::new(&tables.bias, index))?;
+        Ok(Logits { vocab, data })
     }
 }

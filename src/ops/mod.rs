@@ -23,7 +23,9 @@ pub use attention::{Pattern, attention, attention_backward};
 pub use cross_entropy::{cross_entropy, cross_entropy_backward};
 pub use embedding::{embedding, embedding_backward};
 pub use norm::{norm_modulate, norm_modulate_backward};
-pub use pointwise::{add_bias, bias_gelu, bias_gelu_backward, column_sums, gate_residual, gate_residual_backward};
+pub use pointwise::{
+    add_bias, add_bias_in_place, bias_gelu, bias_gelu_backward, column_sums, gate_residual, gate_residual_backward,
+};
 pub use rotary::Rotary;
 pub use slice::{PerRow, on_cpu};
 
