@@ -4,7 +4,7 @@ pub mod base;
 mod defaults;
 pub mod error;
 mod instance;
-mod loading;
+pub(crate) mod loading;
 
 pub use base::BaseSource;
 pub use error::Error;
