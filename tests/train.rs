@@ -126,6 +126,7 @@ impl Tiny {
             block_size: Some(8),
             cross_attn: true,
             time_conditioning: Some(false),
+            states: None,
         };
         Self {
             config,

@@ -209,6 +209,7 @@ fn run_base(args: BaseArgs) -> Result<()> {
         block_size: Some(if blockwise { args.block } else { args.context }),
         cross_attn: blockwise,
         time_conditioning: Some(false),
+        states: None,
     };
     if args.heads == 0 || !args.hidden.is_multiple_of(2 * args.heads) || args.block == 0 {
         bail!("--hidden must be a multiple of twice --heads, and --block at least 1");

@@ -12,7 +12,7 @@ pub mod trainable;
 pub mod weights;
 
 pub use batch::{Batch, Denoiser, Logits, Mix, PageId, Segment, VariantId};
-pub use config::{DitConfig, Process};
+pub use config::{DitConfig, Process, Regime};
 pub use dit::Dit;
 pub use trainable::{TrainBatch, Trainable};
 pub use weights::{BaseWeights, ServedBank, VariantWeights};

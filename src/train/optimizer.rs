@@ -297,6 +297,7 @@ mod tests {
             block_size: Some(4),
             cross_attn: true,
             time_conditioning: Some(false),
+            states: None,
         }
     }
 

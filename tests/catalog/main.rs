@@ -34,6 +34,7 @@ static TINY: LazyLock<Folder> = LazyLock::new(|| {
         block_size: Some(8),
         cross_attn: true,
         time_conditioning: Some(false),
+        states: None,
     };
     Folder {
         tensors: noise(&config, 0, 0.3),

@@ -79,6 +79,7 @@ impl Fake {
             block_size: Some(BLOCK),
             cross_attn: true,
             time_conditioning: Some(false),
+            states: None,
         };
         Fake {
             config,

@@ -41,6 +41,7 @@ fn exact(network: &Fake, text: &[u32]) -> f64 {
             // The fake sees tokens, so the clean ones before the block may stand in the segment itself.
             let segment = Segment {
                 mix: Mix::base(),
+                block: Some(BLOCK),
                 sigma: 0.0,
                 tokens,
                 first_position: 0,
@@ -123,10 +124,12 @@ fn a_score_is_the_same_without_an_engine() {
 
     let mut cache = KvCache::new(network.config(), 4, 64);
     let pages: Vec<PageId> = (0..64).map(PageId).collect();
-    let mut scorer = Scorer::new(network.config(), tokens(text), 0, 6, 16, 5).expect("scorer");
+    let mut scorer =
+        Scorer::new(network.config(), network.config().regime(), tokens(text), 0, 6, 16, 5).expect("scorer");
     let alone = loop {
         let segment = |evaluation: &choir::sampler::Evaluation| Segment {
             mix: Mix::base(),
+            block: Some(BLOCK),
             sigma: evaluation.sigma,
             tokens: evaluation.tokens.clone(),
             first_position: evaluation.first_position,

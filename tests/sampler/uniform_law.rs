@@ -3,7 +3,7 @@
 use crate::chi_square::{LEVEL, joint, marginal, two_samples};
 use crate::drive::{network, reference, sample};
 use crate::fixtures::Case;
-use choir::sampler::{NoiseRemoval, Psi, Sampler, UniformSampler, UniformSettings};
+use choir::sampler::{NoiseRemoval, Sampler, UniformPredictor, UniformSampler, UniformSettings};
 
 const SEQUENCES: u64 = 3000;
 
@@ -13,17 +13,20 @@ fn compare(noise_removal: NoiseRemoval, name: &str) {
     let theirs = reference("duo.safetensors", &format!("duo.{name}.samples"));
     let (length, vocab) = (theirs[0].len(), case.config.vocab_size);
     let settings = UniformSettings {
+        block_size: None,
         max_tokens: length,
-        steps: 8,
-        eps: 1e-5,
-        predictor: Psi::ANCESTRAL,
-        noise_removal,
+        predictor: UniformPredictor {
+            steps: 8,
+            noise_removal,
+            ..UniformPredictor::default()
+        },
         temperature: 1.0,
         nucleus_p: 1.0,
         top_k: None,
         stop_ids: Vec::new(),
         vocab_size: vocab,
         time_conditioned: case.config.time_conditioned(),
+        prefill_chunk: 1,
     };
     let start = |seed| Sampler::Uniform(UniformSampler::new(settings.clone(), &[], seed).expect("settings"));
     let ours = sample(&network, length, SEQUENCES, start);

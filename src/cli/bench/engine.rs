@@ -197,6 +197,7 @@ fn keep_busy(
             mix: mix.clone(),
             prompt: prompt.to_vec(),
             max_tokens,
+            after: Vec::new(),
             sampling: Sampling::default(),
             stop: Vec::new(),
             stop_ids: Vec::new(),

@@ -4,7 +4,6 @@
 
 use super::share::{Reached, Summary, bits};
 use super::subjects::Subjects;
-use crate::catalog::base::base_sampling;
 use crate::catalog::{BaseSource, Catalog, CatalogConfig};
 use crate::cli::scratch::Scratch;
 use crate::engine::{
@@ -61,7 +60,7 @@ pub fn measure(subjects: &Subjects, form: Form, samples: usize, tick: &mut dyn F
             number: 0,
             denoiser: Arc::new(Dit::new(Arc::new(base), &[], Vec::new())?),
             tokenizer: tokenizer.clone(),
-            defaults: base_sampling(),
+            defaults: Sampling::of(subjects.config.process()),
             variants: BTreeMap::new(),
             memory: Vec::new(),
         })
@@ -161,6 +160,7 @@ fn exact(
                 mix: mix.to_vec(),
                 prompt: tokens[..*given].to_vec(),
                 max_tokens: tokens.len() - given,
+                after: Vec::new(),
                 sampling: sampling.clone(),
                 stop: Vec::new(),
                 stop_ids: Vec::new(),

@@ -21,6 +21,7 @@ pub fn config() -> DitConfig {
         block_size: Some(8),
         cross_attn: true,
         time_conditioning: Some(false),
+        states: None,
     }
 }
 
