@@ -1,14 +1,14 @@
 //! `choir train`: a tokenizer, a base, variants of it.
 
-use crate::model::{DitConfig, Trainable};
+use crate::model::{DitConfig, Process, Trainable};
 use crate::train::data::{Document, TextSource, held_out_contexts, read_documents};
 use crate::train::folder::{Folder, Precision, round_to_bf16};
-use crate::train::objective::Objective;
+use crate::train::objective::{Corruption, Objective, SMALLEST_T};
 use crate::train::optimizer::AdamW;
 use crate::train::packing::SkillSource;
 use crate::train::run::{Anchor, Budget, Report, Run, Score, Settings, Source, Validation, open_gates};
 use crate::train::skills::Skill;
-use crate::train::{checkpoint, tokenizer};
+use crate::train::{self, checkpoint, tokenizer};
 use anyhow::{Context, Result, bail};
 use candle_core::Device;
 use clap::{Args, Subcommand, ValueEnum};
@@ -46,6 +46,14 @@ enum Kind {
     Bd3lm,
     /// Masked diffusion over the whole context (MDLM).
     Mdlm,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ProcessKind {
+    /// Masked tokens, as the base.
+    Absorbing,
+    /// Uniform-state diffusion (Duo): few-step sampling, the network is told the noise level.
+    Uniform,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -101,10 +109,11 @@ struct RunArgs {
     /// Decay of the averaged weights, which are what is written in the end.
     #[arg(long, default_value_t = 0.995)]
     ema: f32,
-    /// Smallest share of masked tokens trained on (the clipped schedule) [default: 0.1, or the base's].
+    /// Smallest share of masked or noisy tokens trained on (the clipped schedule) [default: 0.1, or the base's;
+    /// 0.001 for the uniform process].
     #[arg(long)]
     mask_min: Option<f64>,
-    /// Largest share of masked tokens trained on [default: 1, or the base's].
+    /// Largest share of masked or noisy tokens trained on [default: 1, or the base's].
     #[arg(long)]
     mask_max: Option<f64>,
     #[arg(long, default_value_t = 1)]
@@ -175,6 +184,15 @@ struct VariantArgs {
     /// Begin with the weights of this other fine-tune of the base.
     #[arg(long, value_name = "FOLDER")]
     start: Option<PathBuf>,
+    /// The variant's process [default: that of --start, else of the base].
+    #[arg(long, value_enum)]
+    process: Option<ProcessKind>,
+    /// Uniform process: the whole sequence at once, with attention in both directions (the default).
+    #[arg(long, conflicts_with = "block")]
+    whole: bool,
+    /// Uniform process: blocks of so many tokens, each with the clean ones before it.
+    #[arg(long)]
+    block: Option<usize>,
     /// Train under the interference of a bank of this many variants, so that what is learned survives it.
     #[arg(long, default_value_t = 1)]
     interference: usize,
@@ -229,23 +247,59 @@ fn run_base(args: BaseArgs) -> Result<()> {
 
 fn run_variant(args: VariantArgs) -> Result<()> {
     let device = args.run.prepare()?;
-    let mut folder = Folder::read(&args.base)?;
-    folder.clip = (
-        args.run.mask_min.unwrap_or(folder.clip.0),
-        args.run.mask_max.unwrap_or(folder.clip.1),
-    );
-    let start = args.start.as_deref().map(Folder::read).transpose()?;
-    let first = start.as_ref().unwrap_or(&folder);
-    let model = Trainable::from_tensors(folder.config.clone(), &first.tensors, &device)?;
+    let base = Folder::read(&args.base)?;
+    let first = match &args.start {
+        Some(start) => Folder::read(start)?,
+        None => base.clone(),
+    };
+    let config = args.config(&base.config, &first.config)?;
+    let clip = match (config.process(), first.config.process()) {
+        (Process::Uniform, Process::Absorbing) => (SMALLEST_T, 1.0),
+        (Process::Uniform, Process::Uniform) => first.clip,
+        (Process::Absorbing, _) => base.clip,
+    };
+    let model = Trainable::from_tensors(config.clone(), &first.tensors, &device)?;
     let subject = match args.skill {
         Some(skill) => Subject::Skill(skill),
         None => Subject::Text(read_documents(&args.text)?),
     };
-    let base = Anchor {
-        tensors: folder.tensors.clone(),
+    let anchor = Anchor {
+        tensors: base.tensors,
         members: args.interference,
     };
-    train(&args.run, folder, model, subject, Some(base))
+    let folder = Folder {
+        config,
+        tensors: Default::default(),
+        tokenizer: base.tokenizer,
+        clip: (args.run.mask_min.unwrap_or(clip.0), args.run.mask_max.unwrap_or(clip.1)),
+    };
+    train(&args.run, folder, model, subject, Some(anchor))
+}
+
+impl VariantArgs {
+    /// The variant's configuration, `first` being that of the weights it begins with.
+    fn config(&self, base: &DitConfig, first: &DitConfig) -> Result<DitConfig, train::Error> {
+        let refuse = |field, reason: String| Err(train::Error::Setting { field, reason });
+        let process = self.process.map_or(first.process(), |process| match process {
+            ProcessKind::Absorbing => Process::Absorbing,
+            ProcessKind::Uniform => Process::Uniform,
+        });
+        if process == Process::Absorbing {
+            if self.whole || self.block.is_some() {
+                return refuse("block", "an absorbing variant has its base's".into());
+            }
+            if base.mask_id().is_none() {
+                return refuse("process", "the base has no mask".into());
+            }
+            return Ok(base.clone());
+        }
+        let inherited = first.block().filter(|_| first.process() == Process::Uniform);
+        let config = base.uniform(if self.whole { None } else { self.block.or(inherited) });
+        match config.check() {
+            Ok(()) => Ok(config),
+            Err(error) => refuse("block", error.to_string()),
+        }
+    }
 }
 
 enum Subject {
@@ -256,6 +310,8 @@ enum Subject {
 impl Subject {
     /// What a model of this subject is measured on.
     fn validation(&self, objective: &Objective, pieces: &tokenizers::Tokenizer, context: usize) -> Result<Validation> {
+        let masked = matches!(objective.corruption, Corruption::Mask(_));
+        let draws = if masked { 2 } else { 4 };
         Ok(match self {
             Subject::Text(documents) => {
                 let held_out: Vec<&str> = documents.iter().map(|d| d.held_out.as_str()).collect();
@@ -263,7 +319,7 @@ impl Subject {
                 Validation {
                     contexts,
                     bytes,
-                    draws: 2,
+                    draws,
                     exact: false,
                 }
             }
@@ -272,8 +328,8 @@ impl Subject {
                 Validation {
                     contexts,
                     bytes: 0,
-                    draws: 2,
-                    exact: true,
+                    draws,
+                    exact: masked,
                 }
             }
         })

@@ -27,10 +27,23 @@ pub struct TrainBatch {
     pub xt: Vec<u32>,
     /// Clean tokens, [batch * length], seen by later blocks (BD3-LM's training mask).
     pub x0: Option<Vec<u32>>,
-    /// Noise level per sequence; ignored without time conditioning.
+    /// Noise level of every block of every sequence, or of every sequence where there are no blocks; ignored without
+    /// time conditioning. Clean tokens are told 0.
     pub sigma: Vec<f32>,
     /// Flat indices into batch * length: the positions whose logits are wanted.
     pub rows: Vec<u32>,
+}
+
+impl TrainBatch {
+    /// What shares a noise level: a block, else the sequence.
+    fn unit(&self) -> usize {
+        self.block.unwrap_or(self.length)
+    }
+
+    /// The index into `sigma` of the noisy token at `row` of batch * length.
+    pub fn noise_line(&self, row: usize) -> usize {
+        row / self.length * self.length.div_ceil(self.unit()) + row % self.length / self.unit()
+    }
 }
 
 /// What the backward pass needs of one layer.
@@ -179,16 +192,29 @@ impl Trainable {
                 ids.extend_from_slice(&x0[sequence * length..][..length]);
             }
         }
-        let conditioned = self.config.time_conditioned();
-        let sigma = if conditioned { input.sigma.clone() } else { vec![0.0] };
+        let (mut sigma, mut full, mut noisy, mut wanted) = (vec![0.0], None, None, None);
+        if self.config.time_conditioned() {
+            let clean = input.sigma.len() as u32;
+            if clean as usize != batch * length.div_ceil(input.unit()) {
+                bail!(
+                    "{clean} noise levels for {batch} sequences of {length} in units of {}",
+                    input.unit()
+                )
+            }
+            let lines: Vec<u32> = (0..batch * length).map(|row| input.noise_line(row) as u32).collect();
+            let pick = |&row: &u32| lines.get(row as usize).copied().unwrap_or(clean);
+            wanted = Some(input.rows.iter().map(pick).collect::<Vec<_>>());
+            full = Some(match doubled {
+                true => lines
+                    .chunks(length)
+                    .flat_map(|lines| [lines, &vec![clean; length]].concat())
+                    .collect(),
+                false => lines.clone(),
+            });
+            noisy = Some(lines);
+            sigma = [&input.sigma[..], &[0.0]].concat();
+        }
         let tables = tables(&self.config, |name| self.var(name).cloned(), &sigma, &self.device)?;
-        let per_sequence =
-            |rows: usize| conditioned.then(|| (0..batch * rows).map(|row| (row / rows) as u32).collect::<Vec<_>>());
-        let rows = if doubled { 2 * length } else { length };
-        let (full, noisy) = (per_sequence(rows), per_sequence(length));
-        let wanted = noisy
-            .as_ref()
-            .map(|noisy| input.rows.iter().map(|&row| noisy[row as usize]).collect::<Vec<_>>());
 
         let mut x = ops::embedding(self.var("vocab_embed.embedding")?, &ids)?;
         let mut layers = Vec::with_capacity(self.config.n_blocks);

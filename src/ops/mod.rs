@@ -18,6 +18,7 @@ pub mod q4k;
 pub mod quantized;
 pub mod rotary;
 pub mod slice;
+pub mod uniform_nelbo;
 
 pub use attention::{Pattern, attention, attention_backward};
 pub use cross_entropy::{cross_entropy, cross_entropy_backward};
@@ -28,6 +29,7 @@ pub use pointwise::{
 };
 pub use rotary::Rotary;
 pub use slice::{PerRow, on_cpu};
+pub use uniform_nelbo::{UniformTerm, uniform_nelbo, uniform_nelbo_backward};
 
 #[cfg(test)]
 mod tests;

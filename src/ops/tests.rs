@@ -5,6 +5,7 @@ use super::embedding::embedding_backward;
 use super::norm::norm_modulate_slow;
 use super::pointwise::{add_bias, add_bias_in_place, column_sums};
 use super::slice;
+use super::uniform_nelbo::{UniformTerm, uniform_nelbo, uniform_nelbo_backward, uniform_nelbo_slow};
 use super::{Pattern, PerRow, attention, attention_backward, bias_gelu, bias_gelu_backward, cross_entropy, embedding};
 use super::{gate_residual, gate_residual_backward, norm_modulate, norm_modulate_backward};
 use crate::rng::{Key, Stream};
@@ -118,6 +119,27 @@ proptest! {
         let upstream = Tensor::new(&weights[..], &Device::Cpu).unwrap();
         let theirs = gradients(cross_entropy_slow(&logits, &targets, forbid), &upstream, &[&logits]);
         close(&cross_entropy_backward(&logits, &targets, forbid, &weights).unwrap(), &theirs[0]);
+    }
+
+    #[test]
+    fn uniform_nelbo_equals_its_twin(rows in 1usize..20, tokens in 2usize..70, mask in 0usize..2) {
+        let logits = noise((rows, tokens + mask), 1);
+        let terms: Vec<UniformTerm> = (0..rows)
+            .map(|row| UniformTerm {
+                x0: (row * 5 % tokens) as u32,
+                xt: if row % 2 == 0 { row * 5 % tokens } else { row * 7 % tokens } as u32,
+                alpha: [0.001, 0.3, 0.7, 0.99][row % 4],
+                rate: -0.999,
+            })
+            .collect();
+        let slow = uniform_nelbo_slow(&logits, tokens, &terms);
+        let ours = uniform_nelbo(&logits, tokens, &terms).unwrap();
+        close(&Tensor::new(&ours[..], &Device::Cpu).unwrap(), slow.as_ref().unwrap());
+        let weights: Vec<f32> = (0..rows).map(|row| 0.5 + row as f32 / 8.0).collect();
+        let theirs = gradients(slow, &Tensor::new(&weights[..], &Device::Cpu).unwrap(), &[&logits]);
+        let (again, gradient) = uniform_nelbo_backward(&logits, tokens, &terms, &weights).unwrap();
+        prop_assert_eq!(again, ours);
+        close(&gradient, &theirs[0]);
     }
 
     #[test]

@@ -49,10 +49,11 @@ pub fn read(path: &Path, optimizer: &mut Optimizer, settings: &str) -> Result<f6
         found.ok_or_else(|| refuse(format!("no {name} in its metadata: not a training checkpoint")))
     };
     if field("settings")? != settings {
-        return Err(refuse(format!(
-            "made with other settings:\n  {}\nnot\n  {settings}",
-            field("settings")?
-        )));
+        return Err(Error::OtherRun {
+            path: path.to_path_buf(),
+            found: field("settings")?.clone(),
+            wanted: settings.to_owned(),
+        });
     }
     let step = field("step")?
         .parse()

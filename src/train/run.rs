@@ -1,12 +1,13 @@
-//! The training loop: sample, mask, differentiate, update; now and then report, validate and save.
+//! The training loop: sample, corrupt, differentiate, update; now and then report, validate and save.
 
 use super::data::{Contexts, TextSource};
 use super::folder::Tensors;
-use super::objective::{Masked, Objective};
+use super::noisy::Noisy;
+use super::objective::Objective;
 use super::optimizer::{AdamW, Optimizer};
 use super::packing::SkillSource;
 use super::{Error, checkpoint, validation};
-use crate::model::Trainable;
+use crate::model::{DitConfig, Trainable};
 use crate::rng::{Key, Stream};
 use candle_core::Tensor;
 use std::collections::BTreeMap;
@@ -171,7 +172,7 @@ impl<'a> Run<'a> {
         }
         let mut seconds = 0.0;
         if let Some(path) = settings.checkpoint.as_ref().filter(|path| resume && path.exists()) {
-            seconds = checkpoint::read(path, &mut optimizer, &settings.fingerprint(&source))?;
+            seconds = checkpoint::read(path, &mut optimizer, &settings.fingerprint(&source, model.config()))?;
             optimizer.put_weights(&model)?;
         }
         Ok(Self {
@@ -259,11 +260,11 @@ impl<'a> Run<'a> {
             Source::Text(text) => text.sample(s.batch, s.length, &mut stream),
             Source::Skill(skill) => skill.sample(s.batch, s.length, s.objective.unit(s.length), &mut stream)?,
         };
-        let masked = s.objective.mask(&contexts, &mut stream);
+        let noisy = s.objective.corrupt(&contexts, &mut stream);
         if let Some(base) = s.base.as_ref().filter(|base| base.members > 1) {
             self.optimizer.put_interference(&self.model, base.members, key)?;
         }
-        let (loss, gradients) = self.gradients(masked)?;
+        let (loss, gradients) = self.gradients(noisy)?;
         let norm = self.optimizer.update(&self.model, &gradients, rate)?;
         if !loss.is_finite() || !norm.is_finite() {
             return Err(Error::Diverged { step });
@@ -273,14 +274,14 @@ impl<'a> Run<'a> {
 
     /// The loss, and the gradients of the batch's parts. Every part has a thread of its own from beginning to end,
     /// which wastes less of it than threads that meet in every operation.
-    fn gradients(&self, masked: Masked) -> Result<(f64, Vec<BTreeMap<String, Tensor>>), Error> {
-        let (model, mask) = (&self.model, self.settings.objective.mask);
-        let parts: Vec<Masked> = masked
+    fn gradients(&self, noisy: Noisy) -> Result<(f64, Vec<BTreeMap<String, Tensor>>), Error> {
+        let model = &self.model;
+        let parts: Vec<Noisy> = noisy
             .split(self.pools.len())
             .into_iter()
             .filter(|part| !part.targets.is_empty())
             .collect();
-        let run = |(part, pool): (&Masked, &rayon::ThreadPool)| pool.install(|| part.gradients(model, mask));
+        let run = |(part, pool): (&Noisy, &rayon::ThreadPool)| pool.install(|| part.gradients(model));
         let found: Vec<_> = std::thread::scope(|scope| {
             let threads: Vec<_> = parts
                 .iter()
@@ -315,7 +316,7 @@ impl<'a> Run<'a> {
             path,
             &self.optimizer,
             self.seconds,
-            &self.settings.fingerprint(&self.source),
+            &self.settings.fingerprint(&self.source, self.model.config()),
         )?;
         (self.report)(Report::Saved {
             step: self.optimizer.step,
@@ -326,7 +327,7 @@ impl<'a> Run<'a> {
 
 impl Settings {
     /// What must not change between a checkpoint and its resumption.
-    fn fingerprint(&self, source: &Source) -> String {
+    fn fingerprint(&self, source: &Source, network: &DitConfig) -> String {
         let source = match source {
             Source::Text(text) => format!("text of {} tokens", text.tokens()),
             Source::Skill(skill) => format!("skill {}", skill.skill().name()),
@@ -338,7 +339,7 @@ impl Settings {
             seed,
             ..
         } = self;
-        format!("{source}, {batch} x {length} tokens, seed {seed}, {objective:?}")
+        format!("{source}, {batch} x {length} tokens, seed {seed}, {objective:?}, {network:?}")
     }
 }
 

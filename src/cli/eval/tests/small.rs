@@ -52,8 +52,8 @@ fn fine_tuned(stride: u32, objective: &Objective) -> NamedTensors {
     let model = random();
     let mut stream = Stream::new(Key::derive(&[b"eval test", &stride.to_le_bytes()]));
     for _ in 0..60 {
-        let masked = objective.mask(&contexts(stride), &mut stream);
-        let (_, gradients) = masked.gradients(&model, objective.mask).expect("gradients");
+        let noisy = objective.corrupt(&contexts(stride), &mut stream);
+        let (_, gradients) = noisy.gradients(&model).expect("gradients");
         for (name, gradient) in gradients {
             let var = &model.vars()[&name];
             let next = (var.as_tensor() - (gradient * 0.3).expect("step")).expect("next");

@@ -1,6 +1,9 @@
 //! Training: the objectives against the papers' own code, and runs that can be repeated and resumed.
 
+#[path = "../fixtures/mod.rs"]
 mod fixtures;
+
+mod uniform;
 
 use candle_core::Device;
 use choir::model::DitConfig;
@@ -8,7 +11,7 @@ use choir::model::Trainable;
 use choir::rng::{Key, Stream};
 use choir::train::data::{Contexts, Document, TextSource};
 use choir::train::folder::{Folder, Precision, Tensors};
-use choir::train::objective::Objective;
+use choir::train::objective::{Corruption, Objective};
 use choir::train::optimizer::AdamW;
 use choir::train::run::{Budget, Report, Run, Settings, Source, Validation};
 use choir::train::{checkpoint, tokenizer, validation};
@@ -33,12 +36,13 @@ fn the_objectives_match_the_reference() {
             importance: vec![1.0; x0.len()],
             tokens: x0,
         };
-        let chosen: Vec<bool> = xt.iter().map(|&token| token == objective.mask).collect();
+        let mask = case.config.mask_id().expect("mask");
+        let chosen: Vec<bool> = xt.iter().map(|&token| token == mask).collect();
         let time = |i: usize| if t_shape[1] == 1 { t[i / shape[1]] } else { t[i] };
-        let masked = objective.masked(&contexts, &chosen, |i| 1.0 / time(i), vec![0.0; shape[0]]);
+        let masked = objective.masked(&contexts, mask, &chosen, |i| 1.0 / time(i), &[]);
         assert_eq!(masked.input.xt, xt);
         let mut ours = vec![0f32; xt.len()];
-        let nll = masked.nll(&model, objective.mask).expect("nll");
+        let nll = masked.losses(&model).expect("losses");
         for ((&row, nll), weight) in masked.input.rows.iter().zip(nll).zip(&masked.weights) {
             ours[row as usize] = nll * weight;
         }
@@ -63,8 +67,8 @@ fn the_two_estimates_of_the_nelbo_agree() {
     let mut stream = Stream::new(Key::derive(&[b"two estimates"]));
     let mut sum = 0.0;
     for _ in 0..16 {
-        let masked = objective.mask(&contexts, &mut stream);
-        sum += masked.per_token(&masked.nll(&model, objective.mask).expect("nll"));
+        let masked = objective.corrupt(&contexts, &mut stream);
+        sum += masked.per_token(&masked.losses(&model).expect("losses"));
     }
     let plain = sum / 16.0;
     assert!((counted - plain).abs() < 0.03 * plain, "{counted} and {plain}");
@@ -74,7 +78,7 @@ fn the_two_estimates_of_the_nelbo_agree() {
 fn masking_keeps_to_the_clipped_range_and_to_what_may_be_masked() {
     let objective = Objective {
         block: Some(8),
-        mask: 99,
+        corruption: Corruption::Mask(99),
         clip: (0.3, 0.8),
     };
     let contexts = Contexts {
@@ -84,7 +88,7 @@ fn masking_keeps_to_the_clipped_range_and_to_what_may_be_masked() {
         importance: vec![1.0; 512],
     };
     let mut stream = Stream::new(Key::derive(&[b"masking"]));
-    let masked = objective.mask(&contexts, &mut stream);
+    let masked = objective.corrupt(&contexts, &mut stream);
     for block in masked.input.xt.chunks(8) {
         let share = block.iter().filter(|&&t| t == 99).count() as f64 / 8.0;
         assert!((0.3..=0.8).contains(&share), "{share}");
@@ -98,7 +102,7 @@ fn masking_keeps_to_the_clipped_range_and_to_what_may_be_masked() {
     assert_eq!(parts.iter().map(|p| p.input.rows.len()).sum::<usize>(), rows.len());
     let mut prompts = contexts;
     prompts.importance.iter_mut().step_by(2).for_each(|w| *w = 0.0);
-    let masked = objective.mask(&prompts, &mut stream);
+    let masked = objective.corrupt(&prompts, &mut stream);
     assert!(masked.input.rows.iter().all(|row| row % 2 == 1));
 }
 
