@@ -9,7 +9,7 @@ use crate::model::weights::Dense;
 use crate::model::{BaseWeights, Batch, Denoiser, Dit, DitConfig, Mix, PageId, Segment};
 use crate::rng::{Key, Stream};
 use crate::sampler::{
-    BlockSampler, BlockSettings, LastBlock, NoiseRemoval, Predictor, Progress, Psi, Sampler, UniformSampler,
+    BlockSampler, BlockSettings, LastBlock, Predictor, Progress, Sampler, UniformPredictor, UniformSampler,
     UniformSettings,
 };
 use anyhow::{Result, bail};
@@ -128,6 +128,7 @@ fn config(args: &SamplerBenchArgs, block: Option<usize>) -> DitConfig {
         block_size: block,
         cross_attn: block.is_some(),
         time_conditioning: None,
+        states: None,
     }
 }
 
@@ -155,17 +156,19 @@ fn network(config: DitConfig) -> Result<Dit> {
 
 fn duo(args: &SamplerBenchArgs) -> Result<Figures> {
     let settings = UniformSettings {
+        block_size: None,
         max_tokens: args.length,
-        steps: args.steps as u32 + 2,
-        eps: 1e-5,
-        predictor: Psi::ANCESTRAL,
-        noise_removal: NoiseRemoval::Greedy,
+        predictor: UniformPredictor {
+            steps: args.steps as u32 + 2,
+            ..UniformPredictor::default()
+        },
         temperature: 1.0,
         nucleus_p: args.nucleus_p,
         top_k: None,
         stop_ids: Vec::new(),
         vocab_size: args.vocab,
         time_conditioned: true,
+        prefill_chunk: args.length,
     };
     let mut sampler = Sampler::Uniform(UniformSampler::new(settings, &[], 0)?);
     let steps = take_all(&network(config(args, None))?, &mut sampler, args.length)?;
@@ -213,6 +216,7 @@ fn take_all(network: &Dit, sampler: &mut Sampler, length: usize) -> Result<Vec<S
         let batch = Batch {
             segments: vec![Segment {
                 mix: Mix::base(),
+                block: network.config().block(),
                 sigma: evaluation.sigma,
                 tokens: evaluation.tokens,
                 first_position: evaluation.first_position,
