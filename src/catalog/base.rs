@@ -72,6 +72,17 @@ pub struct Shipped {
     pub packed: &'static [u8],
 }
 
+impl Shipped {
+    /// What it was tuned for.
+    ///
+    /// # Errors
+    /// A packed delta that says something that no variant of `network` can be.
+    pub fn regime(&self, network: &DitConfig) -> Result<Regime, Error> {
+        let said = tuning::Said::of(self.name, self.packed, None, network)?;
+        super::Tuning::default().regime(said.regime, network)
+    }
+}
+
 /// The variants compiled in, by name.
 ///
 /// # Errors
