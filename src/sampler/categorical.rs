@@ -62,7 +62,7 @@ impl Weights {
     pub fn new(logits: &[f32], temperature: f32, forbidden: Option<u32>) -> (Self, u32) {
         let hole = forbidden.map_or(logits.len(), |token| (token as usize).min(logits.len()));
         let after = (hole + 1).min(logits.len());
-        let top = highest(&logits[..hole]).max(highest(&logits[after..]));
+        let top = math::max(&logits[..hole]).max(math::max(&logits[after..]));
         let allowed = |token: usize| token != hole;
         let best = (0..logits.len()).find(|&token| allowed(token) && logits[token] == top);
         let best = best
@@ -132,20 +132,6 @@ impl Weights {
         sums.extend(chunks.map(|(index, chunk)| self.chunk_sum(index * CHUNK, chunk, cut)));
         sums.iter().sum()
     }
-}
-
-fn highest(logits: &[f32]) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; 2 * LANES];
-    let higher = |lane: &mut f32, &logit: &f32| *lane = if logit > *lane { logit } else { *lane };
-    let (groups, rest) = logits.as_chunks::<{ 2 * LANES }>();
-    for group in groups {
-        lanes
-            .iter_mut()
-            .zip(group)
-            .for_each(|(lane, logit)| higher(lane, logit));
-    }
-    lanes.iter_mut().zip(rest).for_each(|(lane, logit)| higher(lane, logit));
-    lanes.into_iter().fold(f32::NEG_INFINITY, f32::max)
 }
 
 /// A distribution over tokens, made by [`Filter::distribution`](super::filter::Filter::distribution).
