@@ -295,3 +295,39 @@ fn served_forms_stay_near_f32_and_do_not_depend_on_the_batch() {
         }
     }
 }
+
+/// What a segment sees and which noise it is told of are its own: block-causal and whole ones, at any noise, share a batch.
+#[test]
+fn segments_bring_their_own_attention_and_noise() {
+    let case = Case::load("bd3lm-tiny");
+    let network = superposed(&case, 3, Form::F32);
+    let (shape, ids) = case.ids("a.len8.input_ids");
+    let mut cache = KvCache::new(&case.config, PAGE, 0);
+    let mut segments = Vec::new();
+    for mix in mixes(3) {
+        for block in [case.config.block(), None, Some(2)] {
+            for sigma in [0.0, 0.4, 6.9] {
+                segments.push(Segment {
+                    mix: mix.clone(),
+                    block,
+                    ..segment(&case, &ids[..shape[1]], sigma)
+                });
+            }
+        }
+    }
+    let batch = Batch { segments };
+    let together = network.forward(&batch, &mut cache).expect("batch");
+    let parts: Vec<&[f32]> = together.data.chunks(shape[1] * together.vocab).collect();
+    for (segment, together) in batch.segments.into_iter().zip(&parts) {
+        let batch = Batch {
+            segments: vec![segment],
+        };
+        let alone = network.forward(&batch, &mut cache).expect("alone");
+        assert_eq!(*together, &alone.data[..]);
+    }
+    for (index, a) in parts.iter().enumerate() {
+        for b in &parts[..index] {
+            assert_ne!(a, b, "attention, noise and mix all matter");
+        }
+    }
+}

@@ -231,6 +231,7 @@ impl Base {
         let Some(config) = config else { return Ok(None) };
         let (ours, theirs) = (&self.weights.config, config.regime());
         let field = match theirs.process {
+            _ if config.check().is_err() => "config.json",
             Process::Absorbing if theirs != ours.regime() => tuning::differing(theirs, ours.regime()),
             _ if config.n_heads != ours.n_heads => "n_heads",
             Process::Uniform if config.tokens() != ours.tokens() => "states",

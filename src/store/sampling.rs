@@ -101,3 +101,45 @@ impl Default for SamplerDefaults {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As stores were written before there was another process.
+    #[test]
+    fn earlier_records_are_still_read() {
+        let text = r#"{"predictor": {"confidence": {"threshold": 0.5}}, "temperature": 0.9, "nucleus_p": 0.95,
+            "top_k": null, "block_size": null, "time_conditioning": false}"#;
+        let defaults: SamplerDefaults = serde_json::from_str(text).unwrap();
+        assert_eq!(defaults.predictor, Predictor::Confidence { threshold: 0.5 });
+        let text = text.replace(r#"{"confidence": {"threshold": 0.5}}"#, r#""first_hitting""#);
+        let defaults: SamplerDefaults = serde_json::from_str(&text).unwrap();
+        assert_eq!(defaults.predictor, Predictor::FirstHitting);
+    }
+
+    #[test]
+    fn a_predictor_of_the_uniform_process_comes_back() {
+        let kappas = [
+            Kappa::PurePosterior,
+            Kappa::Constant(0.5),
+            Kappa::MaxCapped { eta: 0.1 },
+        ];
+        let [high, middle, low] = kappas;
+        let predictor = Predictor::Uniform(UniformPredictor {
+            steps: 8,
+            eps: 1e-5,
+            noise_removal: NoiseRemoval::Greedy,
+            psi: Psi {
+                profile: TimeProfile::PauseAtAlpha { alpha: 0.9 },
+                high_fraction: 0.25,
+                middle_fraction: 0.5,
+                high,
+                middle,
+                low,
+            },
+        });
+        let text = serde_json::to_string(&predictor).unwrap();
+        assert_eq!(serde_json::from_str::<Predictor>(&text).unwrap(), predictor);
+    }
+}
