@@ -1,23 +1,25 @@
 //! `choir train`: a tokenizer, a base, variants of it.
 
-use crate::model::{DitConfig, Process, Trainable};
+use crate::model::{DitConfig, Trainable};
 use crate::train::data::{Document, TextSource, held_out_contexts, read_documents};
 use crate::train::folder::{Folder, Precision, round_to_bf16};
-use crate::train::objective::{Corruption, Objective, SMALLEST_T};
+use crate::train::objective::{Corruption, Objective};
 use crate::train::optimizer::AdamW;
 use crate::train::packing::SkillSource;
-use crate::train::run::{Anchor, Budget, Report, Run, Score, Settings, Source, Validation, open_gates};
+use crate::train::run::{Anchor, Budget, Course, Report, Run, Score, Settings, Source, Validation, open_gates};
 use crate::train::skills::Skill;
-use crate::train::{self, checkpoint, tokenizer};
+use crate::train::{checkpoint, tokenizer};
 use anyhow::{Context, Result, bail};
 use candle_core::Device;
 use clap::{Args, Subcommand, ValueEnum};
 use progress::Progress;
 use std::path::{Path, PathBuf};
 
+mod distill;
 mod pack;
 mod progress;
 mod texts;
+mod variant;
 
 /// Make models: a tokenizer and a base from text, variants from a text or a skill.
 #[derive(Args, Debug)]
@@ -33,7 +35,9 @@ enum What {
     /// Train a base model from text.
     Base(BaseArgs),
     /// Fine-tune a base on a text or on a built-in skill.
-    Variant(VariantArgs),
+    Variant(variant::VariantArgs),
+    /// Make a few-step variant of a uniform one: discrete consistency distillation.
+    Distill(distill::DistillArgs),
     /// Pack a variant into a small file: its delta in 4 bits, which `choir variants add` takes as it is.
     Pack(pack::PackArgs),
     /// Write the held-out parts (the last 5 %) of texts.
@@ -46,14 +50,6 @@ enum Kind {
     Bd3lm,
     /// Masked diffusion over the whole context (MDLM).
     Mdlm,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum ProcessKind {
-    /// Masked tokens, as the base.
-    Absorbing,
-    /// Uniform-state diffusion (Duo): few-step sampling, the network is told the noise level.
-    Uniform,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -170,42 +166,13 @@ struct BaseArgs {
     run: RunArgs,
 }
 
-#[derive(Args, Debug)]
-struct VariantArgs {
-    /// The base's folder.
-    #[arg(long)]
-    base: PathBuf,
-    /// Text files or folders to fine-tune on; their last 5 % are held out.
-    #[arg(long, num_args = 1.., required_unless_present = "skill", conflicts_with = "skill")]
-    text: Vec<PathBuf>,
-    /// A built-in skill: addition, reverse, roman or sort.
-    #[arg(long)]
-    skill: Option<Skill>,
-    /// Begin with the weights of this other fine-tune of the base.
-    #[arg(long, value_name = "FOLDER")]
-    start: Option<PathBuf>,
-    /// The variant's process [default: that of --start, else of the base].
-    #[arg(long, value_enum)]
-    process: Option<ProcessKind>,
-    /// Uniform process: the whole sequence at once, with attention in both directions (the default).
-    #[arg(long, conflicts_with = "block")]
-    whole: bool,
-    /// Uniform process: blocks of so many tokens, each with the clean ones before it.
-    #[arg(long)]
-    block: Option<usize>,
-    /// Train under the interference of a bank of this many variants, so that what is learned survives it.
-    #[arg(long, default_value_t = 1)]
-    interference: usize,
-    #[command(flatten)]
-    run: RunArgs,
-}
-
 /// Runs `choir train`.
 pub fn run(args: TrainArgs) -> Result<()> {
     match args.what {
         What::Tokenizer(args) => texts::run_tokenizer(args),
         What::Base(args) => run_base(args),
-        What::Variant(args) => run_variant(args),
+        What::Variant(args) => variant::run(args),
+        What::Distill(args) => distill::run(args),
         What::Pack(args) => pack::run(args),
         What::HeldOut(args) => texts::run_held_out(args),
     }
@@ -233,7 +200,7 @@ fn run_base(args: BaseArgs) -> Result<()> {
         bail!("--hidden must be a multiple of twice --heads, and --block at least 1");
     }
     let documents = read_documents(&args.text)?;
-    let clip = (args.run.mask_min.unwrap_or(0.1), args.run.mask_max.unwrap_or(1.0));
+    let clip = args.run.clip((0.1, 1.0));
     let model = Trainable::random(config.clone(), args.run.seed, &device)?;
     open_gates(&model)?;
     let folder = Folder {
@@ -242,64 +209,7 @@ fn run_base(args: BaseArgs) -> Result<()> {
         tokenizer: json,
         clip,
     };
-    train(&args.run, folder, model, Subject::Text(documents), None)
-}
-
-fn run_variant(args: VariantArgs) -> Result<()> {
-    let device = args.run.prepare()?;
-    let base = Folder::read(&args.base)?;
-    let first = match &args.start {
-        Some(start) => Folder::read(start)?,
-        None => base.clone(),
-    };
-    let config = args.config(&base.config, &first.config)?;
-    let clip = match (config.process(), first.config.process()) {
-        (Process::Uniform, Process::Absorbing) => (SMALLEST_T, 1.0),
-        (Process::Uniform, Process::Uniform) => first.clip,
-        (Process::Absorbing, _) => base.clip,
-    };
-    let model = Trainable::from_tensors(config.clone(), &first.tensors, &device)?;
-    let subject = match args.skill {
-        Some(skill) => Subject::Skill(skill),
-        None => Subject::Text(read_documents(&args.text)?),
-    };
-    let anchor = Anchor {
-        tensors: base.tensors,
-        members: args.interference,
-    };
-    let folder = Folder {
-        config,
-        tensors: Default::default(),
-        tokenizer: base.tokenizer,
-        clip: (args.run.mask_min.unwrap_or(clip.0), args.run.mask_max.unwrap_or(clip.1)),
-    };
-    train(&args.run, folder, model, subject, Some(anchor))
-}
-
-impl VariantArgs {
-    /// The variant's configuration, `first` being that of the weights it begins with.
-    fn config(&self, base: &DitConfig, first: &DitConfig) -> Result<DitConfig, train::Error> {
-        let refuse = |field, reason: String| Err(train::Error::Setting { field, reason });
-        let process = self.process.map_or(first.process(), |process| match process {
-            ProcessKind::Absorbing => Process::Absorbing,
-            ProcessKind::Uniform => Process::Uniform,
-        });
-        if process == Process::Absorbing {
-            if self.whole || self.block.is_some() {
-                return refuse("block", "an absorbing variant has its base's".into());
-            }
-            if base.mask_id().is_none() {
-                return refuse("process", "the base has no mask".into());
-            }
-            return Ok(base.clone());
-        }
-        let inherited = first.block().filter(|_| first.process() == Process::Uniform);
-        let config = base.uniform(if self.whole { None } else { self.block.or(inherited) });
-        match config.check() {
-            Ok(()) => Ok(config),
-            Err(error) => refuse("block", error.to_string()),
-        }
-    }
+    train(&args.run, folder, model, Subject::Text(documents), Course::Plain, None)
 }
 
 enum Subject {
@@ -336,7 +246,14 @@ impl Subject {
     }
 }
 
-fn train(args: &RunArgs, mut folder: Folder, model: Trainable, subject: Subject, base: Option<Anchor>) -> Result<()> {
+fn train(
+    args: &RunArgs,
+    mut folder: Folder,
+    model: Trainable,
+    subject: Subject,
+    course: Course,
+    base: Option<Anchor>,
+) -> Result<()> {
     let objective = Objective::new(&folder.config, folder.clip)?;
     let pieces = tokenizer::from_json(&folder.tokenizer)?;
     let context = folder.config.model_length;
@@ -357,6 +274,7 @@ fn train(args: &RunArgs, mut folder: Folder, model: Trainable, subject: Subject,
     std::fs::create_dir_all(&args.out)?;
     let settings = Settings {
         objective,
+        course,
         budget,
         batch: args.batch,
         length,
@@ -405,7 +323,32 @@ fn finish(out: &Path, folder: &Folder, score: Option<Score>, json: bool) {
     }
 }
 
+/// What is learned: a text or a built-in skill.
+#[derive(Args, Debug)]
+struct SubjectArgs {
+    /// Text files or folders to train on; their last 5 % are held out.
+    #[arg(long, num_args = 1.., required_unless_present = "skill", conflicts_with = "skill")]
+    text: Vec<PathBuf>,
+    /// A built-in skill: addition, reverse, roman or sort.
+    #[arg(long)]
+    skill: Option<Skill>,
+}
+
+impl SubjectArgs {
+    fn read(&self) -> Result<Subject> {
+        Ok(match self.skill {
+            Some(skill) => Subject::Skill(skill),
+            None => Subject::Text(read_documents(&self.text)?),
+        })
+    }
+}
+
 impl RunArgs {
+    /// The clipped schedule, `default` where it is not given.
+    fn clip(&self, default: (f64, f64)) -> (f64, f64) {
+        (self.mask_min.unwrap_or(default.0), self.mask_max.unwrap_or(default.1))
+    }
+
     /// Sets the number of threads and picks the device.
     fn prepare(&self) -> Result<Device> {
         if let Some(threads) = self.threads {

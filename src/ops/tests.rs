@@ -1,7 +1,9 @@
 //! Every fused operation against its slow twin, and every gradient against candle's own of that twin.
 
 use super::cross_entropy::{cross_entropy_backward, cross_entropy_slow};
-use super::embedding::embedding_backward;
+use super::divergence::{Divergence, divergence_backward, divergence_slow};
+use super::embedding::{embedding_mix, embedding_mix_backward, embedding_mix_slow};
+use super::embedding_backward;
 use super::norm::norm_modulate_slow;
 use super::pointwise::{add_bias, add_bias_in_place, column_sums};
 use super::slice;
@@ -143,6 +145,20 @@ proptest! {
     }
 
     #[test]
+    fn divergence_equals_its_twin(rows in 1usize..20, tokens in 2usize..70, mask in 0usize..2, backward in any::<bool>()) {
+        let (student, teacher) = (noise((rows, tokens + mask), 1), noise((rows, tokens + mask), 2));
+        let kind = if backward { Divergence::Backward } else { Divergence::Forward };
+        let weights: Vec<f32> = (0..rows).map(|row| 0.5 + row as f32 / 8.0).collect();
+        let (ours, gradient) = divergence_backward(&student, &teacher, tokens, kind, &weights).unwrap();
+        let slow = divergence_slow(&student, &teacher, tokens, kind);
+        close(&Tensor::new(&ours[..], &Device::Cpu).unwrap(), slow.as_ref().unwrap());
+        close(&gradient, &gradients(slow, &Tensor::new(&weights[..], &Device::Cpu).unwrap(), &[&student])[0]);
+        let (same, none) = divergence_backward(&student, &student, tokens, kind, &weights).unwrap();
+        prop_assert!(same.iter().all(|loss| loss.abs() < 1e-5));
+        close(&none, &none.zeros_like().unwrap());
+    }
+
+    #[test]
     fn attention_equals_its_twin(
         sequences in 1usize..4, blocks in 1usize..5, block in 1usize..6, heads in 1usize..4, half in 1usize..5, kind in 0..4
     ) {
@@ -171,6 +187,18 @@ proptest! {
         close(&embedding(&table, &ids).unwrap(), &slow().unwrap());
         let upstream = noise((count, width), 2);
         close(&embedding_backward(&table, &ids, &upstream).unwrap(), &gradients(slow(), &upstream, &[&table])[0]);
+    }
+
+    #[test]
+    fn embedding_mix_equals_its_twin(count in 1usize..30, choices in 1usize..5, vocab in 1usize..20, width in 1usize..10) {
+        let table = noise((vocab, width), 1);
+        let tokens: Vec<u32> = (0..count * choices).map(|i| (i * 11 % vocab) as u32).collect();
+        let weights: Vec<f32> = (0..count * choices).map(|i| (i % 3) as f32 / 2.0).collect();
+        let slow = || embedding_mix_slow(&table, choices, &tokens, &weights);
+        close(&embedding_mix(&table, choices, &tokens, &weights).unwrap(), &slow().unwrap());
+        let upstream = noise((count, width), 2);
+        let ours = embedding_mix_backward(&table, choices, &tokens, &weights, &upstream).unwrap();
+        close(&ours, &gradients(slow(), &upstream, &[&table])[0]);
     }
 }
 

@@ -4,11 +4,14 @@
 //! function of (seed, step), so that it can stop anywhere and resume from its checkpoint.
 
 pub mod checkpoint;
+pub mod curriculum;
 pub mod data;
+pub mod distill;
 pub mod folder;
 pub mod muon;
 pub mod noisy;
 pub mod objective;
+pub mod operator;
 pub mod optimizer;
 pub mod packing;
 pub mod run;

@@ -1,9 +1,9 @@
 //! A corrupted batch: what the network reads, how its answers count, and the gradient of that.
 
 use crate::model::{TrainBatch, Trainable};
-use crate::ops::{self, UniformTerm};
+use crate::ops::{self, Divergence, UniformTerm};
 use crate::sampler::schedule::LogLinear;
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 use std::collections::BTreeMap;
 
 /// What is asked of the network at every row.
@@ -13,6 +13,8 @@ pub enum Loss {
     CrossEntropy { mask: u32 },
     /// The uniform process's NELBO over the first `tokens` logits.
     Uniform { tokens: usize },
+    /// How far the first `tokens` logits say something else than a teacher's.
+    Consistency { tokens: usize, divergence: Divergence },
 }
 
 #[derive(Clone, Debug)]
@@ -25,37 +27,30 @@ pub struct Noisy {
     /// Sum of the importance of all positions: divide the weighted sum by it for a loss per token.
     pub tokens: f64,
     pub loss: Loss,
+    /// What the teacher reads, if there is one; its `rows` are the input's.
+    pub teacher: Option<TrainBatch>,
 }
 
 impl Noisy {
     /// Cuts the batch into at most `parts` parts of whole contexts; all keep the whole batch's `tokens`.
     pub fn split(self, parts: usize) -> Vec<Noisy> {
-        let per_part = self.input.batch.div_ceil(parts.max(1)).max(1);
-        let length = self.input.length;
-        let units = self.input.sigma.len() / self.input.batch.max(1);
+        let (batch, per_part) = (self.input.batch, self.input.batch.div_ceil(parts.max(1)).max(1));
         let part = |first: usize| {
-            let batch = per_part.min(self.input.batch - first);
-            let span = first * length..(first + batch) * length;
-            let rows = &self.input.rows;
-            let from = rows.partition_point(|&row| (row as usize) < span.start);
-            let to = rows.partition_point(|&row| (row as usize) < span.end);
+            let sequences = first..(first + per_part).min(batch);
+            let rows = self.input.rows_of(sequences.clone());
             Noisy {
-                input: TrainBatch {
-                    batch,
-                    length,
-                    block: self.input.block,
-                    xt: self.input.xt[span.clone()].to_vec(),
-                    x0: self.input.x0.as_ref().map(|x0| x0[span.clone()].to_vec()),
-                    sigma: self.input.sigma[first * units..(first + batch) * units].to_vec(),
-                    rows: rows[from..to].iter().map(|&row| row - span.start as u32).collect(),
-                },
-                targets: self.targets[from..to].to_vec(),
-                weights: self.weights[from..to].to_vec(),
+                teacher: self
+                    .teacher
+                    .as_ref()
+                    .map(|teacher| teacher.sequences(sequences.clone())),
+                input: self.input.sequences(sequences),
+                targets: self.targets[rows.clone()].to_vec(),
+                weights: self.weights[rows].to_vec(),
                 tokens: self.tokens,
                 loss: self.loss,
             }
         };
-        (0..self.input.batch).step_by(per_part).map(part).collect()
+        (0..batch).step_by(per_part).map(part).collect()
     }
 
     fn terms(&self) -> Vec<UniformTerm> {
@@ -68,7 +63,7 @@ impl Noisy {
         self.input.rows.iter().zip(&self.targets).map(term).collect()
     }
 
-    /// The loss at every row, in nats.
+    /// The loss at every row, in nats; an error where it takes a teacher.
     pub fn losses(&self, model: &Trainable) -> Result<Vec<f32>> {
         if self.targets.is_empty() {
             return Ok(Vec::new());
@@ -77,6 +72,7 @@ impl Noisy {
         match self.loss {
             Loss::CrossEntropy { mask } => ops::cross_entropy(&logits, &self.targets, Some(mask))?.to_vec1(),
             Loss::Uniform { tokens } => ops::uniform_nelbo(&logits, tokens, &self.terms()),
+            Loss::Consistency { .. } => bail!("consistency is measured along with its gradient"),
         }
     }
 
@@ -90,8 +86,8 @@ impl Noisy {
         sum / self.tokens.max(1.0)
     }
 
-    /// The loss in nats per token, and its gradient by weight.
-    pub fn gradients(&self, model: &Trainable) -> Result<(f64, BTreeMap<String, Tensor>)> {
+    /// The loss in nats per token, and its gradient by weight; `teacher` for [`Loss::Consistency`].
+    pub fn gradients(&self, model: &Trainable, teacher: Option<&Trainable>) -> Result<(f64, BTreeMap<String, Tensor>)> {
         let share: Vec<f32> = self.weights.iter().map(|&w| w / self.tokens as f32).collect();
         model.gradients(&self.input, |logits| {
             let (losses, gradient) = match self.loss {
@@ -100,6 +96,12 @@ impl Noisy {
                     ops::cross_entropy_backward(logits, &self.targets, Some(mask), &share)?,
                 ),
                 Loss::Uniform { tokens } => ops::uniform_nelbo_backward(logits, tokens, &self.terms(), &share)?,
+                Loss::Consistency { tokens, divergence } => {
+                    let (Some(teacher), Some(input)) = (teacher, &self.teacher) else {
+                        bail!("consistency takes a teacher")
+                    };
+                    ops::divergence_backward(logits, &teacher.forward(input)?, tokens, divergence, &share)?
+                }
             };
             Ok((self.per_token(&losses), gradient))
         })

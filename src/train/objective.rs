@@ -58,13 +58,18 @@ impl Objective {
         self.block.unwrap_or(length)
     }
 
-    /// Draws t for every unit (stratified over the whole batch: unit i of n in [i/n, (i+1)/n), as in the
-    /// papers' antithetic sampling) and corrupts each token that counts at its unit's t.
-    pub fn corrupt(&self, contexts: &Contexts, stream: &mut Stream) -> Noisy {
+    /// Draws t for every unit, stratified over the whole batch: unit i of n in [i/n, (i+1)/n), as in the papers'
+    /// antithetic sampling.
+    pub fn times(&self, contexts: &Contexts, stream: &mut Stream) -> Vec<f64> {
         let units = contexts.tokens.len().div_ceil(self.unit(contexts.length));
         let (low, high) = self.clip;
-        let times = (0..units).map(|i| low + (i as f64 + stream.uniform()) / units as f64 * (high - low));
-        let times: Vec<f64> = times.collect();
+        let time = |i| low + (i as f64 + stream.uniform()) / units as f64 * (high - low);
+        (0..units).map(time).collect()
+    }
+
+    /// Corrupts each token that counts at its unit's t (see [`times`](Self::times)).
+    pub fn corrupt(&self, contexts: &Contexts, stream: &mut Stream) -> Noisy {
+        let times = self.times(contexts, stream);
         match self.corruption {
             Corruption::Mask(mask) => self.mask(contexts, mask, &times, stream),
             Corruption::Uniform(tokens) => self.uniform(contexts, tokens, &times, stream),
@@ -112,8 +117,7 @@ impl Objective {
         self.noisy(contexts, xt, rows, weight, times, Loss::CrossEntropy { mask })
     }
 
-    /// Replaces each token that counts, with probability 1 - alpha_t, by one of the first `tokens`; all that count are
-    /// scored. `times` are the units'.
+    /// Replaces each token that counts, with probability 1 - alpha_t, by one of the first `tokens`. `times` are the units'.
     pub fn uniform(&self, contexts: &Contexts, tokens: usize, times: &[f64], stream: &mut Stream) -> Noisy {
         let unit = self.unit(contexts.length);
         let xt = contexts.tokens.iter().enumerate().map(|(i, &token)| {
@@ -125,7 +129,11 @@ impl Objective {
                 token
             }
         });
-        let xt = xt.collect();
+        self.uniform_noise(contexts, xt.collect(), times, tokens)
+    }
+
+    /// x_t of the uniform process over `tokens`: all tokens that count are scored. `times` are the units'.
+    pub fn uniform_noise(&self, contexts: &Contexts, xt: Vec<u32>, times: &[f64], tokens: usize) -> Noisy {
         let rows = (0..contexts.tokens.len()).filter(|&i| contexts.importance[i] > 0.0);
         let weight = |i: usize| contexts.importance[i];
         self.noisy(contexts, xt, rows, weight, times, Loss::Uniform { tokens })
@@ -146,11 +154,13 @@ impl Objective {
             weights: rows.iter().map(|&row| weight(row)).collect(),
             tokens: contexts.importance.iter().map(|&w| f64::from(w)).sum(),
             loss,
+            teacher: None,
             input: TrainBatch {
                 batch: contexts.count,
                 length: contexts.length,
                 block: self.block,
                 xt,
+                soft: None,
                 x0: self.block.map(|_| contexts.tokens.clone()),
                 sigma: times.iter().map(|&t| LogLinear::UNIFORM.sigma(t) as f32).collect(),
                 rows: rows.iter().map(|&row| row as u32).collect(),

@@ -141,6 +141,7 @@ fn decode(model: &Trainable, objective: &Objective, mask: u32, part: &Contexts) 
                 x0: objective.block.map(|_| xt.clone()),
                 xt,
                 sigma: vec![0.0; batch],
+                soft: None,
                 rows: within,
             };
             let logits: Vec<Vec<f32>> = model.forward(&input)?.to_vec2()?;

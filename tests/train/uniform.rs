@@ -4,12 +4,13 @@ use crate::fixtures::{Case, close};
 use candle_core::{Device, Tensor};
 use choir::model::{TrainBatch, Trainable};
 use choir::ops::uniform_nelbo::uniform_nelbo_slow;
-use choir::ops::{UniformTerm, uniform_nelbo};
+use choir::ops::{Divergence, UniformTerm, uniform_nelbo};
 use choir::rng::{Key, Stream};
 use choir::sampler::schedule::LogLinear;
 use choir::train::data::Contexts;
 use choir::train::noisy::{Loss, Noisy};
 use choir::train::objective::{Corruption, Objective};
+use choir::train::optimizer::{AdamW, Optimizer};
 use choir::train::validation;
 
 fn terms(case: &Case) -> Vec<UniformTerm> {
@@ -62,6 +63,7 @@ fn the_loss_of_the_network_is_the_references() {
             xt: case.ids("nll.xt").1,
             x0: None,
             sigma: case.floats("nll.sigma").1,
+            soft: None,
             rows: (0..x0.len() as u32).collect(),
         },
         weights: vec![1.0; x0.len()],
@@ -70,6 +72,7 @@ fn the_loss_of_the_network_is_the_references() {
         loss: Loss::Uniform {
             tokens: case.config.tokens(),
         },
+        teacher: None,
     };
     let losses = noisy.losses(&model).expect("losses");
     close(&losses, &case.floats("nll.full").1, 2e-3, "nll.full");
@@ -143,5 +146,34 @@ fn knowing_nothing_costs_the_logarithm_of_the_vocabulary() {
         let model = Trainable::from_tensors(config, &weights, &Device::Cpu).expect("weights");
         let nelbo = validation::nelbo(&model, &objective, &contexts, 4, 1).expect("nelbo");
         assert!((nelbo - 97f64.ln()).abs() < 0.15, "{nelbo}");
+    }
+}
+
+#[test]
+fn a_distillation_step_brings_the_student_to_its_teacher() {
+    let case = Case::load("duo-tiny");
+    let ((shape, x0), tokens) = (case.ids("nll.x0"), case.config.tokens());
+    let contexts = Contexts {
+        count: shape[0],
+        length: shape[1],
+        importance: vec![1.0; x0.len()],
+        tokens: x0,
+    };
+    for (block, divergence) in [(None, Divergence::Backward), (Some(8), Divergence::Forward)] {
+        let config = case.config.uniform(block);
+        let objective = Objective::new(&config, (1e-3, 1.0)).expect("objective");
+        let teacher = Trainable::from_tensors(config, &case.weights, &Device::Cpu).expect("weights");
+        let student = teacher.copy().expect("copy");
+        let mut optimizer = Optimizer::new(&student, AdamW::default()).expect("optimizer");
+        let mut stream = Stream::new(Key::derive(&[b"distillation"]));
+        let noisy = objective.trajectory(&contexts, tokens, 0.25, divergence, &mut stream);
+        assert!(noisy.gradients(&student, None).is_err(), "no teacher");
+        let mut losses = Vec::new();
+        for _ in 0..20 {
+            let (loss, gradients) = noisy.gradients(&student, Some(&teacher)).expect("gradients");
+            losses.push(loss);
+            optimizer.update(&student, &[gradients], 1e-3).expect("update");
+        }
+        assert!(losses[19] < 0.7 * losses[0], "{losses:?}");
     }
 }

@@ -54,7 +54,7 @@ fn fine_tuned(config: &DitConfig, stride: u32, steps: usize) -> NamedTensors {
     let mut stream = Stream::new(Key::derive(&[b"eval test", &stride.to_le_bytes()]));
     for _ in 0..steps {
         let noisy = objective.corrupt(&contexts(stride), &mut stream);
-        let (_, gradients) = noisy.gradients(&model).expect("gradients");
+        let (_, gradients) = noisy.gradients(&model, None).expect("gradients");
         for (name, gradient) in gradients {
             let var = &model.vars()[&name];
             let next = (var.as_tensor() - (gradient * 0.3).expect("step")).expect("next");
