@@ -16,9 +16,10 @@ fn base(case: &Case) -> Arc<BaseWeights> {
     Arc::new(BaseWeights::new(case.config.clone(), &case.weights).expect("weights"))
 }
 
-fn segment(tokens: &[u32], sigma: f32) -> Segment {
+fn segment(case: &Case, tokens: &[u32], sigma: f32) -> Segment {
     Segment {
         mix: Mix::base(),
+        block: case.config.block(),
         sigma,
         tokens: tokens.to_vec(),
         first_position: 0,
@@ -45,7 +46,7 @@ fn whole_sequences_match_the_reference() {
             let segments = ids
                 .chunks(shape[1])
                 .zip(sigma)
-                .map(|(ids, sigma)| segment(ids, sigma))
+                .map(|(ids, sigma)| segment(&case, ids, sigma))
                 .collect();
             let logits = network.forward(&Batch { segments }, &mut cache).expect("forward");
             close(
@@ -79,7 +80,7 @@ fn cached_blocks_match_the_reference_past_the_window() {
                         .map(|p| PageId((sequence * per_sequence + p) as u32))
                         .collect(),
                     pages_start: first_page * PAGE,
-                    ..segment(&ids[sequence * length + start..][..block], 0.0)
+                    ..segment(&case, &ids[sequence * length + start..][..block], 0.0)
                 })
                 .collect();
             let logits = network.forward(&Batch { segments }, &mut cache).expect("forward");
@@ -109,7 +110,7 @@ fn a_finished_block_and_the_next_can_share_one_evaluation() {
     let whole = network
         .forward(
             &Batch {
-                segments: vec![segment(ids, 0.0)],
+                segments: vec![segment(&case, ids, 0.0)],
             },
             &mut cache,
         )
@@ -120,7 +121,7 @@ fn a_finished_block_and_the_next_can_share_one_evaluation() {
         clean: cut,
         rows: Vec::new(),
         pages: pages.clone(),
-        ..segment(&ids[..cut], 0.0)
+        ..segment(&case, &ids[..cut], 0.0)
     };
     let none = network
         .forward(
@@ -135,7 +136,7 @@ fn a_finished_block_and_the_next_can_share_one_evaluation() {
         first_position: cut,
         clean: block,
         pages,
-        ..segment(&ids[cut..], 0.0)
+        ..segment(&case, &ids[cut..], 0.0)
     };
     let logits = network
         .forward(&Batch { segments: vec![fused] }, &mut cache)
@@ -207,7 +208,7 @@ fn retrieval_on_the_activations_equals_materialised_weights() {
             .enumerate()
             .map(|(i, mix)| Segment {
                 mix,
-                ..segment(&ids[i % shape[0] * shape[1]..][..shape[1]], 0.1 * i as f32)
+                ..segment(&case, &ids[i % shape[0] * shape[1]..][..shape[1]], 0.1 * i as f32)
             })
             .collect();
         let together = network
@@ -270,7 +271,7 @@ fn served_forms_stay_near_f32_and_do_not_depend_on_the_batch() {
             .into_iter()
             .map(|mix| Segment {
                 mix,
-                ..segment(&ids[..shape[1]], 0.0)
+                ..segment(&case, &ids[..shape[1]], 0.0)
             })
             .collect();
         let batch = Batch { segments };
@@ -291,6 +292,42 @@ fn served_forms_stay_near_f32_and_do_not_depend_on_the_batch() {
                 )
                 .expect("alone");
             assert_eq!(together, &alone.data[..]);
+        }
+    }
+}
+
+/// What a segment sees and which noise it is told of are its own: block-causal and whole ones, at any noise, share a batch.
+#[test]
+fn segments_bring_their_own_attention_and_noise() {
+    let case = Case::load("bd3lm-tiny");
+    let network = superposed(&case, 3, Form::F32);
+    let (shape, ids) = case.ids("a.len8.input_ids");
+    let mut cache = KvCache::new(&case.config, PAGE, 0);
+    let mut segments = Vec::new();
+    for mix in mixes(3) {
+        for block in [case.config.block(), None, Some(2)] {
+            for sigma in [0.0, 0.4, 6.9] {
+                segments.push(Segment {
+                    mix: mix.clone(),
+                    block,
+                    ..segment(&case, &ids[..shape[1]], sigma)
+                });
+            }
+        }
+    }
+    let batch = Batch { segments };
+    let together = network.forward(&batch, &mut cache).expect("batch");
+    let parts: Vec<&[f32]> = together.data.chunks(shape[1] * together.vocab).collect();
+    for (segment, together) in batch.segments.into_iter().zip(&parts) {
+        let batch = Batch {
+            segments: vec![segment],
+        };
+        let alone = network.forward(&batch, &mut cache).expect("alone");
+        assert_eq!(*together, &alone.data[..]);
+    }
+    for (index, a) in parts.iter().enumerate() {
+        for b in &parts[..index] {
+            assert_ne!(a, b, "attention, noise and mix all matter");
         }
     }
 }

@@ -1,11 +1,11 @@
 //! Where the base comes from, and the model that is compiled in.
 
-use super::Error;
 use super::loading::sized;
-use crate::engine::{Predictor, Sampling};
+use super::{Error, tuning};
+use crate::engine::Choice;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::weights::Dense;
-use crate::model::{BaseWeights, DitConfig};
+use crate::model::{BaseWeights, DitConfig, Process, Regime};
 use crate::store::BaseFacts;
 use crate::superposition::{Digest, NamedTensors, Refused};
 use serde::Deserialize;
@@ -46,19 +46,20 @@ pub struct About {
     /// Reveal by confidence with this threshold instead of first-hitting.
     #[serde(default)]
     pub threshold: Option<f32>,
+    /// Steps of a variant of the uniform process.
+    #[serde(default)]
+    pub steps: Option<u32>,
 }
 
 impl About {
-    /// Its sampling defaults.
-    pub fn sampling(&self) -> Sampling {
-        let base = base_sampling();
-        Sampling {
-            predictor: self
-                .threshold
-                .map_or(base.predictor, |threshold| Predictor::Confidence { threshold }),
-            temperature: self.temperature.unwrap_or(base.temperature),
-            nucleus_p: self.nucleus_p.unwrap_or(base.nucleus_p),
-            ..base
+    /// Its sampling defaults, as far as they are said.
+    pub fn choice(&self) -> Choice {
+        Choice {
+            threshold: self.threshold,
+            steps: self.steps,
+            temperature: self.temperature,
+            nucleus_p: self.nucleus_p,
+            ..Choice::default()
         }
     }
 }
@@ -72,9 +73,15 @@ pub struct Shipped {
     pub packed: &'static [u8],
 }
 
-/// Sampling of a base that says nothing about it.
-pub fn base_sampling() -> Sampling {
-    Sampling::default()
+impl Shipped {
+    /// What it was tuned for.
+    ///
+    /// # Errors
+    /// A packed delta that says something that no variant of `network` can be.
+    pub fn regime(&self, network: &DitConfig) -> Result<Regime, Error> {
+        let said = tuning::Said::of(self.name, self.packed, None, network)?;
+        super::Tuning::default().regime(said.regime, network)
+    }
 }
 
 /// The variants compiled in, by name.
@@ -213,8 +220,11 @@ impl Base {
         }
     }
 
-    /// Refuses a checkpoint whose folder brings another tokenizer or another configuration.
-    pub fn check_neighbours(&self, checkpoint: &Path) -> Result<(), Error> {
+    /// What the configuration beside a checkpoint says it was tuned for, where there is one.
+    ///
+    /// # Errors
+    /// A folder that brings another tokenizer, or a configuration that no variant of this base can have.
+    pub fn check_neighbours(&self, checkpoint: &Path) -> Result<Option<Regime>, Error> {
         let beside = |name: &str| std::fs::read(checkpoint.with_file_name(name)).ok();
         if let Some(found) = beside("tokenizer.json").map(|bytes| Digest::of(&bytes))
             && found != self.facts.tokenizer
@@ -223,16 +233,17 @@ impl Base {
             return Err(crate::store::Error::OtherTokenizer { expected, found }.into());
         }
         let config = beside("config.json").and_then(|bytes| serde_json::from_slice::<DitConfig>(&bytes).ok());
-        let (ours, origin) = (&self.weights.config, || checkpoint.display().to_string());
-        match config {
-            Some(config) if config.process() != ours.process() => Err("model_type"),
-            Some(config) if config.block() != ours.block() => Err("block_size"),
-            Some(config) if config.time_conditioned() != ours.time_conditioned() => Err("time_conditioning"),
-            Some(config) if config.n_heads != ours.n_heads => Err("n_heads"),
-            _ => Ok(()),
-        }
-        .map_err(|field| Error::OtherConfig {
-            origin: origin(),
+        let Some(config) = config else { return Ok(None) };
+        let (ours, theirs) = (&self.weights.config, config.regime());
+        let field = match theirs.process {
+            _ if config.check().is_err() => "config.json",
+            Process::Absorbing if theirs != ours.regime() => tuning::differing(theirs, ours.regime()),
+            _ if config.n_heads != ours.n_heads => "n_heads",
+            Process::Uniform if config.tokens() != ours.tokens() => "states",
+            _ => return Ok(Some(theirs)),
+        };
+        Err(Error::OtherConfig {
+            origin: checkpoint.display().to_string(),
             field,
         })
     }

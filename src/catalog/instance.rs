@@ -1,11 +1,11 @@
 //! From a committed state of the store to a model instance.
 
 use super::base::Base;
-use super::{Error, base, defaults};
-use crate::engine::{Generation, MemoryPart, VariantFacts};
-use crate::model::{Dit, Process, ServedBank, VariantId, VariantWeights};
+use super::{Error, defaults, tuning};
+use crate::engine::{Generation, MemoryPart, Sampling, VariantFacts};
+use crate::model::{Dit, ServedBank, VariantId, VariantWeights};
 use crate::ops::quantized::Form;
-use crate::store::{self, BankId, Store};
+use crate::store::{BankId, Store};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -69,12 +69,11 @@ pub(super) fn build(store: &Store, base: &Base, served: &mut ServedBanks, form: 
             gains: private.gains,
             vectors: private.vectors,
         });
+        let regime = defaults::regime(record, &base.weights.config);
+        tuning::check(regime, &base.weights.config).map_err(|error| unserved(store, format!("{name}: {error}")))?;
         let facts = VariantFacts {
             id: VariantId(number),
-            process: match record.process {
-                store::Process::Absorbing => Process::Absorbing,
-                store::Process::Uniform => Process::Uniform,
-            },
+            regime,
             defaults: defaults::from_store(&record.defaults),
         };
         variants.insert(name.clone(), facts);
@@ -102,7 +101,7 @@ pub(super) fn build(store: &Store, base: &Base, served: &mut ServedBanks, form: 
         number: manifest.generation,
         denoiser: Arc::new(dit),
         tokenizer: base.tokenizer.clone(),
-        defaults: base::base_sampling(),
+        defaults: Sampling::of(base.weights.config.process()),
         variants,
         memory,
     })

@@ -1,23 +1,27 @@
 //! What an operator does: a store transaction, then a publish.
 
 pub mod base;
-mod defaults;
+pub mod defaults;
 pub mod error;
 mod instance;
-mod loading;
+pub(crate) mod loading;
+mod tuning;
 
 pub use base::BaseSource;
 pub use error::Error;
+pub use tuning::Tuning;
 
-use crate::engine::{self, EngineHandle, Generation, MemoryPart, Sampling};
+use crate::engine::{self, Choice, EngineHandle, Generation, MemoryPart, Sampling};
+use crate::model::{DitConfig, Regime};
 use crate::ops::quantized::Form;
-use crate::store::{self, NewVariant, Options, Process, Scales, Store, VariantRecord, Watch};
+use crate::store::{self, NewVariant, Options, Scales, Store, VariantRecord, Watch};
 use crate::superposition::{Delta, read_file};
 use base::Base;
 use instance::ServedBanks;
 use loading::Loading;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tuning::Said;
 
 /// Settings of a catalog.
 #[derive(Clone, Debug)]
@@ -51,7 +55,10 @@ pub struct AddRequest {
     pub source: Source,
     /// The scale c of the retrieved delta; 1 where absent.
     pub scale: Option<f32>,
-    pub defaults: Option<Sampling>,
+    /// What it was tuned for, where the operator says so.
+    pub tuning: Tuning,
+    /// Sampling defaults; what is not chosen is what the file says, else usual for its process.
+    pub defaults: Choice,
     /// Refuse unless the store is at this generation.
     pub expected_generation: Option<u64>,
 }
@@ -113,6 +120,8 @@ pub struct VariantInfo {
     pub archived: bool,
     /// Seconds since 1970.
     pub added: u64,
+    /// What it was tuned for.
+    pub regime: Regime,
     pub defaults: Sampling,
 }
 
@@ -230,31 +239,28 @@ impl Catalog {
             seed,
             source,
             scale,
+            tuning,
             defaults,
             expected_generation,
         } = request;
         store::check_name(&name)?;
         let config = &self.base.weights.config;
-        if let Some(sampling) = &defaults {
-            engine::check_sampling(config, sampling).map_err(|error| Error::BadField {
-                field: "defaults",
-                reason: error.to_string(),
-            })?;
-        }
         tell(Stage::Reading);
         let origin = source.origin();
-        let (bytes, base) = (source.read(&self.base)?, self.base.tensors()?);
+        let ((bytes, beside), base) = (source.read(&self.base)?, self.base.tensors()?);
         tell(Stage::Comparing);
         let delta = Delta::read(&base, &bytes).map_err(base::checkpoint(&origin))?;
+        let said = Said::of(&origin, &bytes, beside, config)?;
         drop((bytes, base));
-        let sampling = defaults.unwrap_or_else(base::base_sampling);
+        let regime = tuning.regime(said.regime, config)?;
+        let sampling = sampling(&said, regime, &defaults, config)?;
         let variant = NewVariant {
             name: name.clone(),
             seed,
             delta,
             source: origin,
-            process: Process::Absorbing,
-            defaults: defaults::to_store(&sampling, config.time_conditioned()),
+            process: defaults::process_to_store(regime.process),
+            defaults: defaults::to_store(&sampling, regime),
             scales: Scales::all(scale.unwrap_or(1.0)),
         };
         let mut changing = lock(&self.changing);
@@ -275,7 +281,7 @@ impl Catalog {
         let _loading = Loading::begin();
         let given = request.delta.map(|source| -> Result<Delta, Error> {
             let origin = source.origin();
-            let bytes = source.read(&self.base)?;
+            let (bytes, _) = source.read(&self.base)?;
             Delta::read(&self.base.tensors()?, &bytes).map_err(base::checkpoint(&origin))
         });
         let given = given.transpose()?;
@@ -328,7 +334,7 @@ impl Snapshot {
             variants: manifest
                 .variants
                 .iter()
-                .map(|(name, record)| info(name, record))
+                .map(|(name, record)| info(name, record, generation.denoiser.config()))
                 .collect(),
             status: Status {
                 generation: manifest.generation,
@@ -340,7 +346,7 @@ impl Snapshot {
     }
 }
 
-fn info(name: &str, record: &VariantRecord) -> VariantInfo {
+fn info(name: &str, record: &VariantRecord, network: &DitConfig) -> VariantInfo {
     let measured = |pick: fn(&store::Quality) -> f32| record.quality.as_ref().map_or(f64::NAN, |q| pick(q).into());
     VariantInfo {
         name: name.to_owned(),
@@ -353,6 +359,7 @@ fn info(name: &str, record: &VariantRecord) -> VariantInfo {
         delta_digest: record.delta.to_string(),
         archived: record.archive.is_some(),
         added: record.added,
+        regime: defaults::regime(record, network),
         defaults: defaults::from_store(&record.defaults),
     }
 }
@@ -360,18 +367,39 @@ fn info(name: &str, record: &VariantRecord) -> VariantInfo {
 /// The variants compiled in, compared with the base.
 fn shipped_variants(base: &Base) -> Result<Vec<NewVariant>, Error> {
     let tensors = base.tensors()?;
-    let variant = |base::Shipped { name, about, packed }| {
+    let config = &base.weights.config;
+    let variant = |shipped: base::Shipped| {
+        let regime = shipped.regime(config)?;
+        let base::Shipped { name, about, packed } = shipped;
+        let said = Said::of(name, packed, None, config)?;
+        let sampling = sampling(&said, regime, &about.choice(), config)?;
         Ok(NewVariant {
             name: name.to_owned(),
             seed: None,
             delta: Delta::read(&tensors, packed).map_err(base::checkpoint(name))?,
-            process: Process::Absorbing,
-            defaults: defaults::to_store(&about.sampling(), base.weights.config.time_conditioned()),
+            process: defaults::process_to_store(regime.process),
+            defaults: defaults::to_store(&sampling, regime),
             source: about.about,
             scales: Scales::default(),
         })
     };
     base::shipped()?.into_iter().map(variant).collect()
+}
+
+/// A variant's sampling defaults: what is chosen, else what its file says, else what is usual for its process.
+fn sampling(said: &Said, regime: Regime, chosen: &Choice, network: &DitConfig) -> Result<Sampling, Error> {
+    let usual = match &said.defaults {
+        Some(recorded) => defaults::from_store(recorded),
+        None => Sampling::of(regime.process),
+    };
+    let sampling = chosen.over(usual).and_then(|sampling| {
+        engine::check_sampling(network, regime, &sampling)?;
+        Ok(sampling)
+    });
+    sampling.map_err(|error| Error::BadField {
+        field: "defaults",
+        reason: error.to_string(),
+    })
 }
 
 /// A store keeps the capacity it was made with.
@@ -416,14 +444,14 @@ impl Source {
         }
     }
 
-    fn read(self, base: &Base) -> Result<Vec<u8>, Error> {
+    /// Its bytes, and what the configuration beside it says it was tuned for.
+    fn read(self, base: &Base) -> Result<(Vec<u8>, Option<Regime>), Error> {
         match self {
-            Source::Bytes(bytes) => Ok(bytes),
+            Source::Bytes(bytes) => Ok((bytes, None)),
             Source::Path(path) => {
                 let bytes =
                     read_file(&path).map_err(|error| base::checkpoint(&path.display().to_string())(error.into()))?;
-                base.check_neighbours(&path)?;
-                Ok(bytes)
+                Ok((bytes, base.check_neighbours(&path)?))
             }
         }
     }

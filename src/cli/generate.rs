@@ -1,26 +1,37 @@
 //! `choir generate`: a prompt continued, block by block as the server sends it.
 
-use super::client::{MixArgs, SamplingArgs, ServerArgs, block_on, refused};
+use super::client::{MixArgs, ServerArgs, block_on, refused};
+use super::sampling::SamplingArgs;
 use crate::pb;
 use crate::pb::generate_response::Event;
 use crate::pb::inference_client::InferenceClient;
+use crate::pb::piece::Piece;
 use anyhow::{Result, bail};
 use clap::Args;
 use serde_json::json;
 use std::io::{Read, Write};
 
-/// Continue a prompt.
+/// Continue a prompt, or fill in a text.
 ///
-/// The text goes to standard output as it comes, a line of figures to standard error at the end.
+/// The text goes to standard output as it comes, a line of figures to standard error at the end. A variant of the absorbing
+/// process reveals token by token; one of the uniform process refines all tokens together, so that few --steps give a
+/// whole text: `choir variants list` says which is which.
 #[derive(Args, Debug)]
 pub struct GenerateArgs {
     /// Text to continue; "-" reads it from standard input.
-    prompt: String,
+    #[arg(required_unless_present = "template")]
+    prompt: Option<String>,
     #[command(flatten)]
     mix: MixArgs,
     /// Tokens to make at most [default: 128].
     #[arg(long, short = 'n')]
     max_tokens: Option<u32>,
+    /// Text that stands after what is made, --max-tokens later.
+    #[arg(long)]
+    suffix: Option<String>,
+    /// Text with holes instead of a prompt: [[5]] is a hole of five tokens, as in "It was a [[3]] night, and [[8]].".
+    #[arg(long, conflicts_with_all = ["prompt", "suffix", "max_tokens"])]
+    template: Option<Template>,
     /// The same seed, request and generation give the same text.
     #[arg(long)]
     seed: Option<u64>,
@@ -39,14 +50,46 @@ pub struct GenerateArgs {
     json: bool,
 }
 
+/// Pieces of text and holes.
+#[derive(Clone, Debug)]
+struct Template(Vec<pb::Piece>);
+
+impl std::str::FromStr for Template {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut pieces = Vec::new();
+        let mut rest = text;
+        let mut add = |piece| pieces.push(pb::Piece { piece: Some(piece) });
+        while let Some((before, after)) = rest.split_once("[[") {
+            let (count, after) = after
+                .split_once("]]")
+                .ok_or("a hole begins with [[ and does not end with ]]")?;
+            let count = count
+                .trim()
+                .parse()
+                .map_err(|_| format!("[[{count}]] is no hole: it must hold a number"))?;
+            if !before.is_empty() {
+                add(Piece::Text(before.to_owned()));
+            }
+            add(Piece::Hole(count));
+            rest = after;
+        }
+        if !rest.is_empty() {
+            add(Piece::Text(rest.to_owned()));
+        }
+        Ok(Template(pieces))
+    }
+}
+
 pub fn run(args: GenerateArgs) -> Result<()> {
-    let prompt = match args.prompt.as_str() {
-        "-" => {
+    let prompt = match args.prompt.as_deref() {
+        Some("-") => {
             let mut text = String::new();
             std::io::stdin().read_to_string(&mut text)?;
             text
         }
-        text => text.to_owned(),
+        text => text.unwrap_or_default().to_owned(),
     };
     let request = pb::GenerateRequest {
         mix: args.mix.wire(),
@@ -57,6 +100,8 @@ pub fn run(args: GenerateArgs) -> Result<()> {
         stop_ids: Vec::new(),
         seed: args.seed,
         want_steps: args.show_steps,
+        suffix: args.suffix.clone(),
+        template: args.template.clone().map_or(Vec::new(), |template| template.0),
     };
     block_on(async {
         let mut client = InferenceClient::new(args.server.connect().await?);

@@ -4,6 +4,7 @@ mod bench;
 mod client;
 mod eval;
 mod generate;
+mod sampling;
 mod score;
 mod scratch;
 mod serve;

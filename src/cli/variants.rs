@@ -1,13 +1,14 @@
 //! `choir variants`: add, remove, list and show them while the server runs.
 
-use super::client::{SamplingArgs, ServerArgs, block_on, refused};
+use super::client::{ServerArgs, block_on, refused};
+use super::sampling::{self, SamplingArgs};
 use crate::pb;
 use crate::pb::add_variant_header::Source;
 use crate::pb::add_variant_request::Part;
 use crate::pb::add_variant_response::Event;
 use crate::pb::admin_client::AdminClient;
 use anyhow::{Context, Result, bail};
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use std::fs::File;
@@ -53,11 +54,28 @@ struct AddArgs {
     /// Multiplies the retrieved delta [default: 1].
     #[arg(long, allow_negative_numbers = true)]
     scale: Option<f32>,
+    /// The process it was tuned for [default: as a packed delta or the config.json beside --on-server says, else the base's].
+    #[arg(long, value_enum)]
+    process: Option<Process>,
+    /// Tokens that a uniform variant denoises together [default: as for --process, else the whole sequence].
+    #[arg(long)]
+    block_size: Option<u32>,
+    /// Whether a uniform variant is told the noise level [default: as for --process, else true].
+    #[arg(long)]
+    time_conditioning: Option<bool>,
     /// Sampling defaults of the variant.
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
     shared: SharedArgs,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug)]
+enum Process {
+    /// Tokens are masked and revealed.
+    Absorbing,
+    /// Tokens are replaced by any others and refined.
+    Uniform,
 }
 
 #[derive(Args, Debug)]
@@ -138,6 +156,14 @@ async fn add(args: AddArgs) -> Result<()> {
         defaults: args.sampling.wire(),
         expected_generation: args.shared.expected_generation,
         source: Some(source),
+        process: match args.process {
+            None => pb::Process::Unspecified,
+            Some(Process::Absorbing) => pb::Process::Absorbing,
+            Some(Process::Uniform) => pb::Process::Uniform,
+        }
+        .into(),
+        block_size: args.block_size,
+        time_conditioning: args.time_conditioning,
     };
     let mut client = AdminClient::new(args.shared.server.connect().await?);
     let (sender, receiver) = mpsc::channel(4);
@@ -241,10 +267,18 @@ async fn list(args: ListArgs) -> Result<()> {
         .max()
         .unwrap_or(0)
         .max(4);
-    println!("{:width$}  {:16}  {:>6}  source", "name", "banks", "cosine");
+    println!(
+        "{:width$}  {:9}  {:16}  {:>6}  source",
+        "name", "process", "banks", "cosine"
+    );
     for variant in variants {
         let (banks, cosine) = (variant.banks.join(" "), number(variant.cosine));
-        println!("{:width$}  {banks:16}  {cosine:>6}  {}", variant.name, variant.source);
+        let process = process(&variant);
+        let process = process.split(',').next().unwrap_or_default();
+        println!(
+            "{:width$}  {process:9}  {banks:16}  {cosine:>6}  {}",
+            variant.name, variant.source
+        );
     }
     Ok(())
 }
@@ -276,8 +310,9 @@ fn print(variant: &pb::Variant, json: bool) {
         variant.delta_digest,
         if variant.archived { ", archived" } else { "" }
     );
+    println!("  process   {}", process(variant));
     if let Some(sampling) = &variant.defaults {
-        println!("  sampling  {}", sampling_line(sampling));
+        println!("  sampling  {}", sampling::line(sampling));
     }
 }
 
@@ -290,24 +325,17 @@ fn number(value: f64) -> String {
     }
 }
 
-fn sampling_line(sampling: &pb::Sampling) -> String {
-    let predictor = sampling.predictor.unwrap_or_default();
-    let mut line = predictor
-        .kind()
+/// The process and what is denoised together.
+fn process(variant: &pb::Variant) -> String {
+    let process = variant
+        .process()
         .as_str_name()
-        .trim_start_matches("PREDICTOR_KIND_")
+        .trim_start_matches("PROCESS_")
         .to_lowercase();
-    let fields = [
-        ("steps", predictor.steps.map(|v| v.to_string())),
-        ("threshold", predictor.threshold.map(|v| v.to_string())),
-        ("temperature", sampling.temperature.map(|v| v.to_string())),
-        ("nucleus_p", sampling.nucleus_p.map(|v| v.to_string())),
-        ("top_k", sampling.top_k.map(|v| v.to_string())),
-    ];
-    for (name, value) in fields {
-        line += &value.map_or(String::new(), |value| format!(", {name} {value}"));
+    match variant.block_size {
+        Some(block) => format!("{process}, blocks of {block}"),
+        None => format!("{process}, whole sequences"),
     }
-    line
 }
 
 fn as_json(variant: &pb::Variant) -> serde_json::Value {
@@ -315,7 +343,7 @@ fn as_json(variant: &pb::Variant) -> serde_json::Value {
         "name": variant.name, "source": variant.source, "banks": variant.banks, "seed": variant.seed,
         "scale": variant.scale, "cosine": variant.cosine, "relative_error": variant.relative_error,
         "delta_digest": variant.delta_digest, "archived": variant.archived, "added_unix": variant.added_unix,
-        "sampling": variant.defaults.as_ref().map(sampling_line),
+        "process": process(variant), "sampling": variant.defaults.as_ref().map(sampling::line),
     })
 }
 

@@ -6,19 +6,22 @@ use std::time::Instant;
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::choice::wrong_process;
 use super::pages;
 use super::score::Scorer;
 use super::sequence::{Scoring, Sequence, Text, Work};
 use super::text::TextStream;
-use super::{EngineConfig, Error, Event, Generation, Request, Sampling, Score, ScoreRequest};
-use crate::model::{DitConfig, Process};
-use crate::sampler::{self, BlockSampler, BlockSettings, LastBlock, Sampler};
+use super::{EngineConfig, Error, Event, Generation, Predictor, Request, Sampling, Score, ScoreRequest};
+use crate::model::{DitConfig, Process, Regime};
+use crate::sampler::{self, BlockSampler, BlockSettings, LastBlock, Sampler, UniformSampler, UniformSettings};
 
 /// Most stop strings of a request, and bytes of each.
 pub const MAX_STOPS: usize = 16;
 pub const MAX_STOP_BYTES: usize = 256;
 /// Most stop ids of a request.
 pub const MAX_STOP_IDS: usize = 256;
+/// Most tokens that the steps of a request may report: under the uniform process each may change at every one.
+pub const MAX_REPORTED: usize = 1 << 20;
 
 /// A sequence for text, and the receiving end of its events.
 pub fn text(
@@ -26,21 +29,28 @@ pub fn text(
     lease: Arc<Generation>,
     request: Request,
 ) -> Result<(Sequence, mpsc::Receiver<Event>), Error> {
-    let mix = lease.mix(&request.mix)?;
+    let (mix, regime) = (lease.mix(&request.mix)?, lease.regime(&request.mix)?);
     let seed = request.seed.unwrap_or_else(fresh_seed);
-    if request.prompt.is_empty() {
-        return Err(bad("prompt", "it is empty"));
+    let fixed = request.prompt.len() + request.after.iter().flatten().count();
+    if fixed == 0 {
+        return Err(match request.after.is_empty() {
+            true => bad("prompt", "it is empty"),
+            false => bad("template", "it is nothing but holes"),
+        });
     }
-    if request.prompt.len() > config.max_prompt {
+    if fixed > config.max_prompt {
         return Err(Error::PromptTooLong {
-            tokens: request.prompt.len(),
+            tokens: fixed,
             limit: config.max_prompt,
         });
     }
-    if !(1..=config.max_tokens).contains(&request.max_tokens) {
-        let reason = format!("{} is not within 1 and {}", request.max_tokens, config.max_tokens);
+    let more = request.after.iter().filter(|token| token.is_none()).count();
+    if request.max_tokens == 0 || request.max_tokens.saturating_add(more) > config.max_tokens {
+        let holes = request.max_tokens.saturating_add(more);
+        let reason = format!("{holes} is not within 1 and {}", config.max_tokens);
         return Err(bad("max_tokens", reason));
     }
+    let holes = request.max_tokens + more;
     if request.stop.len() > MAX_STOPS || request.stop.iter().any(|stop| stop.len() > MAX_STOP_BYTES) {
         return Err(bad(
             "stop",
@@ -53,18 +63,30 @@ pub fn text(
     if request.stop_ids.len() > MAX_STOP_IDS {
         return Err(bad("stop_ids", format!("at most {MAX_STOP_IDS} ids")));
     }
-    let settings = block_settings(config, lease.denoiser.config(), lease.tokenizer.end_of_text(), &request)?;
-    let block_size = settings.block_size;
-    let sampler = BlockSampler::new(settings, &request.prompt, seed).map_err(from_sampler)?;
+    let network = lease.denoiser.config();
+    let total = fixed + holes;
+    let sampler = sampler(config, network, regime, lease.tokenizer.end_of_text(), &request, seed)?;
+    let block_size = regime.block.unwrap_or(total);
 
     // The last block is never written to the cache.
-    let written = (request.prompt.len() + request.max_tokens - 1) / block_size * block_size;
-    let span = lease.denoiser.config().model_length + prefill_chunk(config, block_size);
-    let blocks = request.max_tokens.div_ceil(block_size) + 1;
-    let steps = if request.steps_wanted { request.max_tokens } else { 0 };
+    let written = (total - 1) / block_size * block_size;
+    let span = network.model_length + prefill_chunk(config, block_size);
+    let blocks = (total - request.prompt.len()).div_ceil(block_size) + 1;
+    let steps = match request.sampling.predictor {
+        _ if !request.steps_wanted => 0,
+        Predictor::Absorbing(_) => holes,
+        Predictor::Uniform(predictor) => {
+            let evaluations = predictor.steps as usize + 1;
+            if holes * evaluations > MAX_REPORTED {
+                let reason = format!("{holes} tokens at {evaluations} evaluations are more than {MAX_REPORTED}");
+                return Err(bad("want_steps", reason));
+            }
+            blocks * evaluations
+        }
+    };
     let (sender, events) = mpsc::channel(blocks + steps + 2);
     let work = Work::Text(Box::new(Text {
-        sampler: Sampler::Block(sampler),
+        sampler,
         stream: TextStream::new(lease.tokenizer.clone(), request.stop),
         prompt_tokens: request.prompt.len(),
         delivered: 0,
@@ -72,7 +94,7 @@ pub fn text(
         events: sender,
     }));
     let pages_needed = pages::needed(written, span, config.page_tokens);
-    let sequence = Sequence::new(lease, mix, seed, request.deadline, pages_needed, work);
+    let sequence = Sequence::new(lease, (mix, regime), seed, request.deadline, pages_needed, work);
     Ok((sequence, events))
 }
 
@@ -82,7 +104,7 @@ pub fn score(
     lease: Arc<Generation>,
     request: ScoreRequest,
 ) -> Result<(Sequence, oneshot::Receiver<Result<Score, Error>>), Error> {
-    let mix = lease.mix(&request.mix)?;
+    let (mix, regime) = (lease.mix(&request.mix)?, lease.regime(&request.mix)?);
     let seed = request.seed.unwrap_or_else(fresh_seed);
     let written = request.tokens.len();
     if written > config.max_prompt + config.max_tokens {
@@ -92,8 +114,9 @@ pub fn score(
         });
     }
     let network = lease.denoiser.config();
-    let chunk = prefill_chunk(config, network.block().unwrap_or(1));
-    let scorer = Scorer::new(network, request.tokens, request.given, request.samples, chunk, seed)?;
+    let chunk = prefill_chunk(config, regime.block.unwrap_or(1));
+    let (tokens, given) = (request.tokens, request.given);
+    let scorer = Scorer::new(network, regime, tokens, given, request.samples, chunk, seed)?;
     // Clean blocks are written while copies of the chunk before them are still evaluated.
     let span = network.model_length + 2 * chunk;
     let (sender, reply) = oneshot::channel();
@@ -103,7 +126,7 @@ pub fn score(
         nats_per_token: None,
     }));
     let pages_needed = pages::needed(written, span, config.page_tokens);
-    let sequence = Sequence::new(lease, mix, seed, request.deadline, pages_needed, work);
+    let sequence = Sequence::new(lease, (mix, regime), seed, request.deadline, pages_needed, work);
     Ok((sequence, reply))
 }
 
@@ -122,12 +145,13 @@ pub fn can_start(sequence: &Sequence, pages_total: usize) -> Result<(), Error> {
     Ok(())
 }
 
-/// Refuses sampling settings that no request to this network could have.
-pub fn sampling(network: &DitConfig, sampling: &Sampling) -> Result<(), Error> {
+/// Refuses sampling settings that no request to a variant of this network could have.
+pub fn sampling(network: &DitConfig, regime: Regime, sampling: &Sampling) -> Result<(), Error> {
     let request = Request {
         mix: Vec::new(),
         prompt: vec![0],
         max_tokens: 1,
+        after: Vec::new(),
         sampling: sampling.clone(),
         stop: Vec::new(),
         stop_ids: Vec::new(),
@@ -135,53 +159,95 @@ pub fn sampling(network: &DitConfig, sampling: &Sampling) -> Result<(), Error> {
         steps_wanted: false,
         deadline: None,
     };
-    let settings = block_settings(&EngineConfig::default(), network, None, &request)?;
-    BlockSampler::new(settings, &request.prompt, 0)
-        .map(drop)
-        .map_err(from_sampler)
+    sampler(&EngineConfig::default(), network, regime, None, &request, 0).map(drop)
 }
 
-fn block_settings(
+fn sampler(
     config: &EngineConfig,
     network: &DitConfig,
+    regime: Regime,
     end_of_text: Option<u32>,
     request: &Request,
-) -> Result<BlockSettings, Error> {
-    let (Process::Absorbing, Some(mask_id)) = (network.process(), network.mask_id()) else {
-        return Err(bad("process", "only the absorbing process is served"));
-    };
-    let total = request.prompt.len() + request.max_tokens;
-    let block_size = network.block().unwrap_or(total);
-    if network.block().is_none() && total > network.model_length {
+    seed: u64,
+) -> Result<Sampler, Error> {
+    let (prompt, after) = (&request.prompt, &request.after);
+    let total = prompt.len() + request.max_tokens + after.len();
+    if regime.block.is_none() && total > network.model_length {
+        let field = if after.is_empty() { "max_tokens" } else { "template" };
         let reason = format!(
-            "prompt and new tokens are {total}, and at most {} fit",
+            "given and new tokens are {total}, and at most {} fit",
             network.model_length
         );
-        return Err(bad("max_tokens", reason));
+        return Err(bad(field, reason));
     }
-    let asked = request.sampling.block_size.unwrap_or(block_size);
-    if asked != block_size {
+    let block_size = regime.block.unwrap_or(total);
+    let Sampling {
+        predictor,
+        block_size: asked,
+        temperature,
+        nucleus_p,
+        top_k,
+    } = request.sampling;
+    if let Some(asked) = asked.filter(|asked| *asked != block_size) {
         return Err(bad(
             "block_size",
-            format!("it is {asked}, but this network's is {block_size}"),
+            format!("it is {asked}, but this variant's is {block_size}"),
         ));
     }
+    let prefill_chunk = prefill_chunk(config, block_size);
     let mut stop_ids = request.stop_ids.clone();
-    stop_ids.extend(end_of_text.filter(|&id| id < mask_id));
-    Ok(BlockSettings {
-        block_size,
-        max_tokens: request.max_tokens,
-        predictor: request.sampling.predictor,
-        temperature: request.sampling.temperature,
-        nucleus_p: request.sampling.nucleus_p,
-        top_k: request.sampling.top_k,
-        stop_ids,
-        mask_id,
-        vocab_size: network.vocab_size,
-        time_conditioned: network.time_conditioned(),
-        prefill_chunk: prefill_chunk(config, block_size),
-        last_block: LastBlock::Whole,
-    })
+    stop_ids.extend(end_of_text.filter(|&id| (id as usize) < network.tokens()));
+    let holes = std::iter::repeat_n(None, request.max_tokens);
+    let template = || -> Vec<Option<u32>> {
+        let prompt = prompt.iter().copied().map(Some);
+        prompt.chain(holes).chain(after.iter().copied()).collect()
+    };
+    let sampler = match (predictor, regime.process, network.mask_id()) {
+        (Predictor::Absorbing(predictor), Process::Absorbing, Some(mask_id)) => {
+            let settings = BlockSettings {
+                block_size,
+                max_tokens: request.max_tokens,
+                predictor,
+                temperature,
+                nucleus_p,
+                top_k,
+                stop_ids,
+                mask_id,
+                vocab_size: network.vocab_size,
+                time_conditioned: regime.time_conditioned,
+                prefill_chunk,
+                last_block: LastBlock::Whole,
+            };
+            let sampler = match after.is_empty() {
+                true => BlockSampler::new(settings, prompt, seed),
+                false => BlockSampler::fill(settings, &template(), seed),
+            };
+            sampler.map(Sampler::Block)
+        }
+        (Predictor::Uniform(predictor), Process::Uniform, _) => {
+            let settings = UniformSettings {
+                block_size: regime.block,
+                max_tokens: request.max_tokens,
+                predictor,
+                temperature,
+                nucleus_p,
+                top_k,
+                stop_ids,
+                vocab_size: network.tokens(),
+                time_conditioned: regime.time_conditioned,
+                prefill_chunk,
+            };
+            let sampler = match after.is_empty() {
+                true => UniformSampler::new(settings, prompt, seed),
+                false => UniformSampler::fill(settings, &template(), seed),
+            };
+            sampler.map(Sampler::Uniform)
+        }
+        (_, Process::Absorbing, None) => return Err(bad("process", "the network has no mask")),
+        (Predictor::Absorbing(_), process, _) => return Err(wrong_process("it", process)),
+        (Predictor::Uniform(_), process, _) => return Err(wrong_process("it", process)),
+    };
+    sampler.map_err(from_sampler)
 }
 
 /// Clean tokens to one evaluation: half a step, in whole blocks, so that rows being denoised always find room beside them.

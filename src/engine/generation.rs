@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{Error, Sampling};
 use crate::model::tokenizer::Tokenizer;
-use crate::model::{Denoiser, Mix, Process, VariantId};
+use crate::model::{Denoiser, Mix, Process, Regime, VariantId};
 
 /// Everything a sequence needs to run to its end. A running sequence leases one (holds the `Arc`), so that
 /// publishing the next one changes nothing for it; the last lease to go frees the instance.
@@ -24,7 +24,8 @@ pub struct Generation {
 #[derive(Clone, Debug)]
 pub struct VariantFacts {
     pub id: VariantId,
-    pub process: Process,
+    /// What it was tuned for; its network's own or another.
+    pub regime: Regime,
     pub defaults: Sampling,
 }
 
@@ -42,6 +43,32 @@ impl Generation {
             .max_by(|a, b| a.1.total_cmp(&b.1))
             .and_then(|(name, _)| self.variants.get(name))
             .map_or_else(|| self.defaults.clone(), |facts| facts.defaults.clone())
+    }
+
+    /// What a mix was tuned for, which all its variants must share; what the base was for the empty one.
+    pub fn regime(&self, mix: &[(String, f32)]) -> Result<Regime, Error> {
+        let mut shared: Option<(&str, Regime)> = None;
+        for (name, _) in mix {
+            let unknown = || Error::UnknownVariant { name: name.clone() };
+            let regime = self.variants.get(name).ok_or_else(unknown)?.regime;
+            match shared {
+                Some((other, first)) if first != regime => {
+                    let what = |regime: Regime| match (regime.process, regime.block) {
+                        (Process::Absorbing, _) => "the absorbing process".to_owned(),
+                        (Process::Uniform, Some(block)) => format!("the uniform process in blocks of {block}"),
+                        (Process::Uniform, None) => "the uniform process over whole sequences".to_owned(),
+                    };
+                    let reason = format!(
+                        "{other:?} was tuned for {} and {name:?} for {}",
+                        what(first),
+                        what(regime)
+                    );
+                    return Err(Error::BadField { field: "mix", reason });
+                }
+                _ => shared = Some((name, regime)),
+            }
+        }
+        Ok(shared.map_or_else(|| self.denoiser.config().regime(), |(_, regime)| regime))
     }
 
     /// Turns names into this generation's ids, in canonical order.

@@ -6,6 +6,7 @@
 
 mod admission;
 mod check;
+pub mod choice;
 pub mod error;
 pub mod generation;
 pub mod handle;
@@ -19,6 +20,7 @@ mod step;
 mod text;
 
 pub use check::sampling as check_sampling;
+pub use choice::{Choice, PredictorKind, PsiChoice};
 pub use error::Error;
 pub use generation::{Generation, MemoryPart, VariantFacts};
 pub use handle::{Engine, EngineConfig, EngineHandle, EventStream, ScoreReply, Status};

@@ -3,17 +3,22 @@
 use std::time::{Duration, Instant};
 
 use super::Error;
-pub use crate::sampler::{Predictor, Reason};
+use crate::model::Process;
+pub use crate::sampler::Reason;
+use crate::sampler::{self, UniformPredictor};
 
 /// A request for text. Tokens in, tokens out: the caller encodes with the generation's tokenizer.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// Variants by name with their weights; empty is the base. A name given twice is refused.
     pub mix: Vec<(String, f32)>,
-    /// At least one token.
+    /// At least one token, unless one is fixed in `after`.
     pub prompt: Vec<u32>,
-    /// Tokens to make at most, at least 1.
+    /// Tokens to make at most, at least 1; with `after`, the length of the hole between it and the prompt.
     pub max_tokens: usize,
+    /// What stands after that hole: fixed tokens (`Some`) and more holes (`None`). Empty for a text to continue. The text
+    /// made begins with the first hole, fixed tokens after it included.
+    pub after: Vec<Option<u32>>,
     pub sampling: Sampling,
     /// Text ends before the first of these; none may be empty.
     pub stop: Vec<String>,
@@ -27,27 +32,66 @@ pub struct Request {
     pub deadline: Option<Instant>,
 }
 
+/// How noise becomes text: a predictor of the variant's own process.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Predictor {
+    Absorbing(sampler::Predictor),
+    Uniform(UniformPredictor),
+}
+
+impl Predictor {
+    pub fn process(&self) -> Process {
+        match self {
+            Predictor::Absorbing(_) => Process::Absorbing,
+            Predictor::Uniform(_) => Process::Uniform,
+        }
+    }
+}
+
+impl From<sampler::Predictor> for Predictor {
+    fn from(predictor: sampler::Predictor) -> Self {
+        Predictor::Absorbing(predictor)
+    }
+}
+
+impl From<UniformPredictor> for Predictor {
+    fn from(predictor: UniformPredictor) -> Self {
+        Predictor::Uniform(predictor)
+    }
+}
+
 /// How tokens are drawn. Refused where out of range: `temperature` in 0 ..= 100 (0 takes the most
 /// likely token), `nucleus_p` in (0, 1], `top_k` and `steps` at least 1, `threshold` in (0, 1].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
     pub predictor: Predictor,
-    /// Must be the network's own where that is block-causal; absent means the network's own.
+    /// Must be the variant's own where that is block-causal; absent means the variant's own.
     pub block_size: Option<usize>,
     pub temperature: f32,
     pub nucleus_p: f32,
     pub top_k: Option<usize>,
 }
 
-impl Default for Sampling {
-    fn default() -> Self {
+impl Sampling {
+    /// What a variant of this process gets that says nothing.
+    pub fn of(process: Process) -> Self {
         Sampling {
-            predictor: Predictor::FirstHitting,
+            predictor: match process {
+                Process::Absorbing => sampler::Predictor::FirstHitting.into(),
+                Process::Uniform => UniformPredictor::default().into(),
+            },
             block_size: None,
             temperature: 1.0,
             nucleus_p: 1.0,
             top_k: None,
         }
+    }
+}
+
+impl Default for Sampling {
+    /// Of the absorbing process.
+    fn default() -> Self {
+        Sampling::of(Process::Absorbing)
     }
 }
 

@@ -1,7 +1,7 @@
-//! The NELBO of a text under the absorbing process, as a state machine like a sampler: it shows what it wants
-//! evaluated, takes logits, and never calls the network.
+//! The NELBO of a text, as a state machine like a sampler: it shows what it wants evaluated, takes logits, and never
+//! calls the network. A variant without blocks sees the whole text as one block.
 //!
-//! For a block of b tokens the bound is (BD3-LM, arXiv 2503.09573, with alpha_t = 1 - t)
+//! Under the absorbing process, for a block of b tokens the bound is (BD3-LM, arXiv 2503.09573, with alpha_t = 1 - t)
 //!
 //! ```text
 //! -log p(x) <= E over t in (0, 1] of  1/t  sum over masked i of  -log p(x_i | x_t, blocks before)
@@ -12,19 +12,35 @@
 //! drawn evenly. It is the same expectation, without the draws that mask nothing and without weights that
 //! grow beyond b. Given n, t is distributed like the n-th smallest of b uniform numbers: mask the tokens that
 //! hold the n smallest and take the n-th for t, and the pair has exactly the law of the bound.
+//!
+//! Under the uniform process t is drawn evenly, each token is replaced by any one with probability 1 - alpha_t, and every
+//! position counts with [`uniform_rate`].
 
 use super::Error;
-use crate::model::{DitConfig, Process};
+use crate::model::{DitConfig, Process, Regime};
 use crate::rng::Noise;
-use crate::sampler::Evaluation;
-use crate::sampler::schedule::absorbing_sigma;
+use crate::sampler::schedule::{LogLinear, absorbing_sigma};
+use crate::sampler::{Evaluation, uniform_rate};
 
 /// Most noise levels to a block.
 pub const MAX_SAMPLES: usize = 4096;
 
-/// A draw for each token's rank, and one for a block's numbers of masked tokens.
+/// A draw for each token's rank, one for a block's numbers of masked tokens or its times, and one for what replaces a token.
 const RANK: u32 = 0;
 const COUNT: u32 = 1;
+const TOKEN: u32 = 2;
+
+/// The process of the text's noise.
+#[derive(Clone, Copy, Debug)]
+enum Law {
+    Absorbing {
+        mask_id: u32,
+    },
+    /// Draws from the first `tokens` of the vocabulary.
+    Uniform {
+        tokens: usize,
+    },
+}
 
 /// The bound of one text, under way.
 ///
@@ -38,7 +54,7 @@ pub struct Scorer {
     block_size: usize,
     samples: usize,
     chunk: usize,
-    mask_id: u32,
+    law: Law,
     time_conditioned: bool,
     noise: Noise,
     /// Positions below this one are in the cache.
@@ -47,8 +63,8 @@ pub struct Scorer {
     block: usize,
     sample: usize,
     offered: Vec<Evaluation>,
-    /// For each noisy copy offered, in order: the factor of its sum.
-    factors: Vec<f64>,
+    /// For each noisy copy offered, in order: its time, and the factor of its sum.
+    factors: Vec<(f64, f64)>,
     nats: f64,
     nfe: u32,
 }
@@ -57,10 +73,11 @@ impl Scorer {
     /// The first `given` of `tokens` are context and not scored. `chunk`: clean tokens to one evaluation, at least a block.
     ///
     /// # Errors
-    /// `BadField` for no tokens to score, tokens outside the vocabulary, the mask among them, a text that does not fit a network
-    /// without blocks, `samples` outside 1 ..= 4096, or a network of the uniform process.
+    /// `BadField` for no tokens to score, tokens outside the vocabulary, the mask among them, a text that does not fit a
+    /// variant without blocks, or `samples` outside 1 ..= 4096.
     pub fn new(
         config: &DitConfig,
+        regime: Regime,
         tokens: Vec<u32>,
         given: usize,
         samples: usize,
@@ -68,28 +85,31 @@ impl Scorer {
         seed: u64,
     ) -> Result<Self, Error> {
         let bad = |field, reason: String| Err(Error::BadField { field, reason });
-        let (Process::Absorbing, Some(mask_id)) = (config.process(), config.mask_id()) else {
-            return bad("process", "only the absorbing process has a score".into());
+        let states = config.tokens();
+        let law = match (regime.process, config.mask_id()) {
+            (Process::Uniform, _) => Law::Uniform { tokens: states },
+            (Process::Absorbing, Some(mask_id)) => Law::Absorbing { mask_id },
+            (Process::Absorbing, None) => return bad("process", "the network has no mask".into()),
         };
         if tokens.len() <= given {
             return bad("tokens", "there are none".into());
         }
-        if let Some(token) = tokens.iter().find(|&&token| token >= mask_id) {
-            return bad("tokens", format!("token {token} is none of the vocabulary's {mask_id}"));
+        if let Some(token) = tokens.iter().find(|&&token| token as usize >= states) {
+            return bad("tokens", format!("token {token} is none of the vocabulary's {states}"));
         }
         if !(1..=MAX_SAMPLES).contains(&samples) {
             return bad("samples", format!("{samples} is not within 1 and {MAX_SAMPLES}"));
         }
-        if config.block().is_none() && tokens.len() > config.model_length {
+        if regime.block.is_none() && tokens.len() > config.model_length {
             return bad(
                 "tokens",
                 format!("{} of them, and at most {} fit", tokens.len(), config.model_length),
             );
         }
-        let block_size = config.block().unwrap_or(tokens.len());
+        let block_size = regime.block.unwrap_or(tokens.len());
         Ok(Scorer {
             block_size,
-            time_conditioned: config.time_conditioned(),
+            time_conditioned: regime.time_conditioned,
             noise: Noise::new(seed),
             written: 0,
             block: given / block_size * block_size,
@@ -102,7 +122,7 @@ impl Scorer {
             given,
             samples,
             chunk,
-            mask_id,
+            law,
         })
     }
 
@@ -151,9 +171,18 @@ impl Scorer {
                 continue;
             }
             let text = &self.tokens[evaluation.first_position..];
-            let surprise = |&row: &usize| rows.next().map_or(0.0, |logits| nats(logits, text[row], self.mask_id));
-            let sum: f64 = evaluation.rows.iter().map(surprise).sum();
-            self.nats += factors.next().unwrap_or(&0.0) * sum;
+            let (time, factor) = factors.next().copied().unwrap_or_default();
+            let count = |&row: &usize| {
+                let Some(logits) = rows.next() else { return 0.0 };
+                match self.law {
+                    Law::Absorbing { mask_id } => nats(logits, text[row], mask_id),
+                    Law::Uniform { tokens } => {
+                        let logits = logits.get(..tokens).unwrap_or(logits);
+                        uniform_rate(logits, evaluation.tokens[row], text[row], time)
+                    }
+                }
+            };
+            self.nats += factor * evaluation.rows.iter().map(count).sum::<f64>();
             self.nfe += 1;
         }
         (self.block >= self.tokens.len()).then(|| self.nats / self.scored() as f64)
@@ -163,35 +192,38 @@ impl Scorer {
         let (block, sample) = (self.block, self.sample);
         let first = self.given.saturating_sub(block);
         let scored = length - first;
-        // One offset for the block's samples spreads them evenly over 1 ..= scored.
+        // One offset for the block's samples spreads them evenly over 1 ..= scored, or over the times.
         let offset = self.noise.uniform(0, block as u32, COUNT);
-        let masked = (scored as f64 * (sample as f64 + offset) / self.samples as f64) as usize + 1;
-        let masked = masked.min(scored);
-        let rank = |i: usize| self.noise.uniform(sample as u32, (block + i) as u32, RANK);
-        let ranks: Vec<f64> = (0..length).map(rank).collect();
+        let share = (sample as f64 + offset) / self.samples as f64;
+        let draw = |row: usize, draw| self.noise.uniform(sample as u32, (block + row) as u32, draw);
         let mut rows: Vec<usize> = (first..length).collect();
-        rows.sort_by(|&a, &b| ranks[a].total_cmp(&ranks[b]));
-        let t = ranks[rows[masked - 1]];
-        rows.truncate(masked);
-        rows.sort_unstable();
-
         let mut tokens = self.tokens[block..block + length].to_vec();
-        for &row in &rows {
-            tokens[row] = self.mask_id;
-        }
-        let sigma = if self.time_conditioned {
-            absorbing_sigma(t) as f32
-        } else {
-            0.0
+        let (t, factor, sigma) = match self.law {
+            Law::Absorbing { mask_id } => {
+                let masked = ((scored as f64 * share) as usize + 1).min(scored);
+                rows.sort_by(|&a, &b| draw(a, RANK).total_cmp(&draw(b, RANK)));
+                let t = draw(rows[masked - 1], RANK);
+                rows.truncate(masked);
+                rows.sort_unstable();
+                rows.iter().for_each(|&row| tokens[row] = mask_id);
+                (t, scored as f64 / masked as f64, absorbing_sigma(t))
+            }
+            Law::Uniform { tokens: states } => {
+                let moved = LogLinear::UNIFORM.move_chance(share);
+                for &row in rows.iter().filter(|&&row| draw(row, RANK) < moved) {
+                    tokens[row] = (draw(row, TOKEN) * states as f64) as u32;
+                }
+                (share, 1.0, LogLinear::UNIFORM.sigma(share))
+            }
         };
         self.offered.push(Evaluation {
             first_position: block,
             tokens,
             clean: 0,
             rows,
-            sigma,
+            sigma: if self.time_conditioned { sigma as f32 } else { 0.0 },
         });
-        self.factors.push(scored as f64 / (masked * self.samples) as f64);
+        self.factors.push((t, factor / self.samples as f64));
         self.sample += 1;
         if self.sample == self.samples {
             (self.block, self.sample) = (block + length, 0);

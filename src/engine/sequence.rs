@@ -10,7 +10,7 @@ use super::scheduler::Claim;
 use super::score::Scorer;
 use super::text::TextStream;
 use super::{Error, Event, Generation, Revealed, Score, Summary};
-use crate::model::{Mix, PageId, Segment};
+use crate::model::{Mix, PageId, Regime, Segment};
 use crate::sampler::{Evaluation, Progress, Reason, Sampler};
 
 pub struct Sequence {
@@ -19,6 +19,7 @@ pub struct Sequence {
     /// Keeps the generation alive that accepted this request, to its end.
     pub lease: Arc<Generation>,
     pub mix: Mix,
+    pub regime: Regime,
     pub seed: u64,
     pub deadline: Option<Instant>,
     pub accepted: Instant,
@@ -67,7 +68,7 @@ impl Sequence {
     /// A sequence that waits.
     pub fn new(
         lease: Arc<Generation>,
-        mix: Mix,
+        (mix, regime): (Mix, Regime),
         seed: u64,
         deadline: Option<Instant>,
         pages_needed: usize,
@@ -78,6 +79,7 @@ impl Sequence {
             id: 0,
             lease,
             mix,
+            regime,
             seed,
             deadline,
             accepted,
@@ -142,12 +144,12 @@ impl Sequence {
             Work::Text(text) => std::slice::from_ref(text.sampler.next()),
             Work::Score(scoring) => scoring.scorer.next(tokens),
         };
-        let config = self.lease.denoiser.config();
+        let (block, window) = (self.regime.block, self.lease.denoiser.config().model_length);
         let from = evaluations
             .iter()
-            .map(|evaluation| first_visible(evaluation, config.block(), config.model_length));
+            .map(|evaluation| first_visible(evaluation, block, window));
         let from = from.min().unwrap_or(0);
-        // A network without blocks sees its own segment only and writes nothing.
+        // What has no blocks sees its own segment only and writes nothing.
         let to = evaluations
             .iter()
             .map(|evaluation| evaluation.first_position + evaluation.clean)
@@ -159,6 +161,7 @@ impl Sequence {
         let (pages, pages_start) = (self.table.held(), self.table.start());
         let segment = |evaluation: &Evaluation| Segment {
             mix: self.mix.clone(),
+            block,
             sigma: evaluation.sigma,
             tokens: evaluation.tokens.clone(),
             first_position: evaluation.first_position,

@@ -12,8 +12,6 @@ use std::ops::Range;
 pub struct Shape {
     pub heads: usize,
     pub head_dim: usize,
-    /// Block size; `None` for bidirectional networks.
-    pub block: Option<usize>,
     /// Tokens of context that a query may see.
     pub window: usize,
 }
@@ -27,7 +25,7 @@ impl Shape {
     /// The rule stands at [`Segment`].
     fn spans(&self, segment: &Segment) -> Vec<(Range<usize>, Range<usize>)> {
         let (first, count) = (segment.first_position, segment.tokens.len());
-        let block = self.block.unwrap_or(count).max(1);
+        let block = segment.block.unwrap_or(count).max(1);
         (0..count)
             .step_by(block)
             .map(|start| {

@@ -33,11 +33,13 @@ pub struct PageId(pub u32);
 /// Query and key visibility: with block size b and window w tokens, the query at absolute position p sees
 /// keys in `max(pages_start, end - w) .. end`, `end` being the end of p's block, `(p / b + 1) * b`
 /// (or the end of the segment where that comes first). Without a block size (MDLM, Duo) the whole
-/// segment is one block.
+/// segment is one block. Blocks and noise level are the segment's own: a variant's may differ from its base's.
 #[derive(Clone, Debug)]
 pub struct Segment {
     pub mix: Mix,
-    /// Noise level given to the network; 0 for checkpoints without time conditioning.
+    /// Tokens to a block; `None` where every token of the segment sees every other.
+    pub block: Option<usize>,
+    /// Noise level given to the network, as it is; 0 for what was tuned without time conditioning.
     pub sigma: f32,
     pub tokens: Vec<u32>,
     /// Absolute position of `tokens[0]`; a multiple of the block size.

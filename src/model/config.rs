@@ -12,6 +12,16 @@ pub enum Process {
     Uniform,
 }
 
+/// How a base or a variant of it is run: it belongs to the checkpoint, and a variant's may differ from its base's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Regime {
+    pub process: Process,
+    /// Block size of a block-causal checkpoint; `None` where attention is bidirectional over the whole sequence.
+    pub block: Option<usize>,
+    /// Whether it is told the noise level; sigma is always 0 otherwise.
+    pub time_conditioned: bool,
+}
+
 /// The DiT's sizes and conventions, from a published `config.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DitConfig {
@@ -27,7 +37,7 @@ pub struct DitConfig {
     pub n_blocks: usize,
     pub n_heads: usize,
     /// Tokens denoised together; absent in Duo's and ignored without `cross_attn`.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub block_size: Option<usize>,
     /// True where the checkpoint was trained block-causally (BD3-LM).
     #[serde(default)]
@@ -35,6 +45,10 @@ pub struct DitConfig {
     /// False: sigma is always 0. Absent means false for BD3-LM and true for Duo.
     #[serde(default)]
     pub time_conditioning: Option<bool>,
+    /// Tokens that the uniform process draws from: the first rows of the vocabulary. Absent in published files; a
+    /// uniform fine-tune of an absorbing base has one less than `vocab_size`, because the mask is never a token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub states: Option<usize>,
 }
 
 /// Of any size: products of two, and of small numbers, do not overflow.
@@ -51,6 +65,7 @@ impl DitConfig {
             ("n_blocks", self.n_blocks),
             ("n_heads", self.n_heads),
             ("block_size", self.block_size.unwrap_or(1)),
+            ("states", self.states.unwrap_or(1)),
         ];
         if let Some((field, size)) = sizes.iter().find(|(_, size)| !(1..=LARGEST).contains(size)) {
             candle_core::bail!("config.json: {field} is {size}, not within 1 and {LARGEST}")
@@ -60,6 +75,13 @@ impl DitConfig {
                 "config.json: hidden_dim {} is not n_heads {} heads of even size",
                 self.hidden_dim,
                 self.n_heads
+            )
+        }
+        if self.tokens() > self.vocab_size || self.tokens() < 2 {
+            candle_core::bail!(
+                "config.json: {} tokens of a vocab_size of {} are none or too many",
+                self.tokens(),
+                self.vocab_size
             )
         }
         if self.cross_attn
@@ -80,8 +102,41 @@ impl DitConfig {
         }
     }
 
+    /// Of a uniform-state fine-tune of this network: in blocks with clean ones before them, or of whole sequences.
+    pub fn uniform(&self, block: Option<usize>) -> Self {
+        let masked = self.mask_id().is_some();
+        Self {
+            model_type: "duo".to_owned(),
+            states: self.states.or(masked.then(|| self.tokens())),
+            cross_attn: block.is_some(),
+            block_size: block,
+            time_conditioning: Some(true),
+            ..self.clone()
+        }
+    }
+
+    /// Of a variant of this network that was tuned for `regime`.
+    pub fn tuned(&self, regime: Regime) -> Self {
+        match regime.process {
+            Process::Absorbing => self.clone(),
+            Process::Uniform => Self {
+                time_conditioning: Some(regime.time_conditioned),
+                ..self.uniform(regime.block)
+            },
+        }
+    }
+
     pub fn time_conditioned(&self) -> bool {
         self.time_conditioning.unwrap_or(self.process() == Process::Uniform)
+    }
+
+    /// How the network itself is run.
+    pub fn regime(&self) -> Regime {
+        Regime {
+            process: self.process(),
+            block: self.block(),
+            time_conditioned: self.time_conditioned(),
+        }
     }
 
     /// Block size of a block-causal checkpoint; `None` where attention is bidirectional over the whole sequence.
@@ -92,6 +147,12 @@ impl DitConfig {
     /// The mask token: the last row of the vocabulary, in the absorbing process only.
     pub fn mask_id(&self) -> Option<u32> {
         (self.process() == Process::Absorbing).then(|| self.vocab_size as u32 - 1)
+    }
+
+    /// Tokens that a text is made of, the first rows of the vocabulary: all but the mask.
+    pub fn tokens(&self) -> usize {
+        self.states
+            .unwrap_or(self.vocab_size - usize::from(self.mask_id().is_some()))
     }
 
     pub fn head_dim(&self) -> usize {

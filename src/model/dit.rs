@@ -13,8 +13,10 @@ use half::bf16;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Modulation tables kept for (mix, sigma) pairs; past this many they are forgotten and made again.
-const TABLES_KEPT: usize = 1024;
+/// Bytes of modulation tables kept for (mix, sigma) pairs, and pairs kept whatever their size: the grids of two sequences
+/// of 128 steps. Past both they are forgotten and made again.
+const TABLES_BYTES: usize = 32 << 20;
+const TABLES_KEPT: usize = 258;
 
 struct Layer {
     qkv: SuperposedLinear,
@@ -175,23 +177,23 @@ impl Dit {
 
     /// The modulation tables, one line each, of a mix at a noise level.
     fn tables(&self, mix: &Mix, sigma: f32) -> Result<Arc<Tables>> {
-        let sigma = if self.base.config.time_conditioned() {
-            sigma
-        } else {
-            0.0
-        };
         let key: Line = (mix.0.iter().map(|(v, w)| (v.0, w.to_bits())).collect(), sigma.to_bits());
         let mut kept = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(found) = kept.get(&key) {
             return Ok(found.clone());
         }
-        let made = Arc::new(tables(
-            &self.base.config,
-            |name| self.retrieve(name, mix),
-            &[sigma],
-            &Device::Cpu,
-        )?);
-        if kept.len() >= TABLES_KEPT {
+        let config = &self.base.config;
+        let mut made = tables(config, |name| self.retrieve(name, mix), &[sigma], &Device::Cpu)?;
+        // The mix's biases are the same at every noise level.
+        if let Some((_, other)) = kept.iter().find(|((mix, _), _)| *mix == key.0) {
+            made.bias = other.bias.clone();
+            for (made, other) in made.layers.iter_mut().zip(&other.layers) {
+                (made.bias0, made.bias2) = (other.bias0.clone(), other.bias2.clone());
+            }
+        }
+        let made = Arc::new(made);
+        let line = (6 * config.n_blocks + 2) * config.hidden_dim * size_of::<f32>();
+        if kept.len() >= (TABLES_BYTES / line).max(TABLES_KEPT) {
             kept.clear();
         }
         kept.insert(key, made.clone());
@@ -341,7 +343,6 @@ impl Denoiser for Dit {
         let shape = Shape {
             heads: config.n_heads,
             head_dim: config.head_dim(),
-            block: config.block(),
             window: config.model_length,
         };
         for (number, (layer, t)) in self.layers.iter().zip(&tables.layers).enumerate() {
@@ -374,12 +375,8 @@ impl Denoiser for Dit {
             PerRow::new(&tables.gain, index),
             PerRow::new(&tables.shift, index),
         )?;
-        let logits = self.head.forward(&slice::f32(&normed)?, wanted.len(), &wanted_parts)?;
-        let logits = slice::tensor(logits, wanted.len(), vocab)?;
-        let logits = ops::add_bias(&logits, PerRow::new(&tables.bias, index))?;
-        Ok(Logits {
-            vocab,
-            data: slice::f32(&logits)?.to_vec(),
-        })
+        let mut data = self.head.forward(&slice::f32(&normed)?, wanted.len(), &wanted_parts)?;
+        ops::add_bias_in_place(&mut data, PerRow::new(&tables.bias, index))?;
+        Ok(Logits { vocab, data })
     }
 }

@@ -3,6 +3,7 @@
 use super::absorbing::{Clock, Predictor};
 use super::error::{self, Error};
 use super::filter::{Crossing, Filter, Workspace};
+use super::template::Template;
 use super::{Evaluation, Progress, Reason, draws};
 use crate::rng::Noise;
 
@@ -45,11 +46,9 @@ pub const MAX_BLOCK: usize = 1 << 16;
 pub const MAX_TEMPERATURE: f32 = 100.0;
 
 impl BlockSettings {
-    fn check(&self, prompt: &[u32]) -> Result<(), Error> {
+    fn check(&self) -> Result<(), Error> {
         error::count("block_size", self.block_size, 1, MAX_BLOCK)?;
         error::count("vocab_size", self.vocab_size, 2, u32::MAX as usize)?;
-        error::within("max_tokens", self.max_tokens as f64, 1.0, f64::INFINITY)?;
-        error::length("max_tokens", prompt.len(), self.max_tokens)?;
         self.predictor.check()?;
         error::within(
             "temperature",
@@ -61,9 +60,7 @@ impl BlockSettings {
         error::count("top_k", self.top_k.unwrap_or(1), 1, usize::MAX)?;
         error::count("prefill_chunk", self.prefill_chunk, 1, usize::MAX)?;
         error::tokens("mask_id", &[self.mask_id], self.vocab_size)?;
-        error::tokens("stop_ids", &self.stop_ids, self.vocab_size)?;
-        error::tokens("prompt", prompt, self.vocab_size)?;
-        error::unmasked("prompt", prompt, self.mask_id)
+        error::tokens("stop_ids", &self.stop_ids, self.vocab_size)
     }
 }
 
@@ -85,6 +82,7 @@ pub struct BlockSampler {
     workspace: Workspace,
     noise: Noise,
     clock: Clock,
+    template: Template,
     prompt: usize,
     /// All tokens up to the end of the current block; the mask where nothing is revealed yet.
     tokens: Vec<u32>,
@@ -111,7 +109,25 @@ impl BlockSampler {
     /// # Errors
     /// A setting or a prompt token out of its range.
     pub fn new(settings: BlockSettings, prompt: &[u32], seed: u64) -> Result<Self, Error> {
-        settings.check(prompt)?;
+        settings.check()?;
+        let template = Template::continuation(prompt, settings.max_tokens)?;
+        template.check("prompt", settings.vocab_size, Some(settings.mask_id))?;
+        Ok(Self::start(settings, template, seed))
+    }
+
+    /// Fills the holes (`None`) of a template; `max_tokens` is not used. The text begins at the first hole and ends with
+    /// the template. A hole sees the fixed tokens after it as far as its own block goes.
+    ///
+    /// # Errors
+    /// A setting or a token out of its range; a template without a hole.
+    pub fn fill(settings: BlockSettings, template: &[Option<u32>], seed: u64) -> Result<Self, Error> {
+        settings.check()?;
+        let template = Template::new(template)?;
+        template.check("template", settings.vocab_size, Some(settings.mask_id))?;
+        Ok(Self::start(settings, template, seed))
+    }
+
+    fn start(settings: BlockSettings, template: Template, seed: u64) -> Self {
         let filter = Filter {
             temperature: settings.temperature,
             top_k: settings.top_k,
@@ -124,11 +140,12 @@ impl BlockSampler {
             workspace: Workspace::default(),
             noise: Noise::new(seed),
             clock: Clock::new(settings.predictor),
-            prompt: prompt.len(),
-            tokens: prompt.to_vec(),
-            block: prompt.len() / settings.block_size * settings.block_size,
+            prompt: template.first_hole(),
+            end: template.len(),
+            template,
+            tokens: Vec::new(),
+            block: 0,
             written: 0,
-            end: prompt.len() + settings.max_tokens,
             chosen: Vec::new(),
             evaluation: Evaluation {
                 first_position: 0,
@@ -145,7 +162,7 @@ impl BlockSampler {
             settings,
         };
         sampler.mask_block();
-        Ok(sampler)
+        sampler
     }
 
     /// What is to be evaluated next: the same until [`accept`](Self::accept) has taken its logits. Means nothing once
@@ -213,15 +230,20 @@ impl BlockSampler {
         self.finished
     }
 
-    /// Appends the masks of the current block.
-    fn mask_block(&mut self) {
-        let whole = self.block + self.settings.block_size;
-        let end = match self.settings.last_block {
-            LastBlock::Whole => whole,
-            LastBlock::Cut => whole.min(self.end),
-        };
-        self.tokens.resize(end, self.settings.mask_id);
+    /// Goes on to the next block with a hole, masked; false where there is none.
+    fn mask_block(&mut self) -> bool {
+        let BlockSettings {
+            block_size,
+            last_block,
+            mask_id,
+            ..
+        } = self.settings;
+        let block = self
+            .template
+            .next_block(&mut self.tokens, block_size, last_block, |_| mask_id);
         self.clock.restart();
+        self.block = block.unwrap_or(self.block);
+        block.is_some()
     }
 
     fn is_masked(&self, position: usize) -> bool {
@@ -284,17 +306,14 @@ impl BlockSampler {
         if (self.block..block_end.min(self.end)).any(|position| self.is_masked(position)) {
             return Progress::Continue;
         }
-        let limit = self.prompt + self.settings.max_tokens;
-        if self.end < limit {
-            self.finished = Some(Reason::Stop);
-        } else if block_end >= limit {
-            self.finished = Some(Reason::Length);
-        }
-        if let Some(reason) = self.finished {
-            return Progress::Finished(reason);
-        }
-        self.block = block_end;
-        self.mask_block();
-        Progress::BlockDone
+        let reason = if self.end < self.template.len() {
+            Reason::Stop
+        } else if self.mask_block() {
+            return Progress::BlockDone;
+        } else {
+            Reason::Length
+        };
+        self.finished = Some(reason);
+        Progress::Finished(reason)
     }
 }

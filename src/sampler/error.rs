@@ -89,13 +89,6 @@ pub(super) fn tokens(field: &'static str, tokens: &[u32], vocab_size: usize) -> 
     }
 }
 
-pub(super) fn unmasked(field: &'static str, tokens: &[u32], mask_id: u32) -> Result<(), Error> {
-    match tokens.iter().position(|&token| token == mask_id) {
-        Some(index) => Err(Error::Mask { field, index }),
-        None => Ok(()),
-    }
-}
-
 /// Refuses sequences that would end past the last position.
 pub(super) fn length(field: &'static str, prompt: usize, more: usize) -> Result<(), Error> {
     match prompt.checked_add(more) {

@@ -10,8 +10,12 @@ mod block;
 mod categorical;
 mod error;
 mod filter;
+mod mixture;
+mod nelbo;
+mod notation;
 mod psi;
 pub mod schedule;
+mod template;
 mod uniform;
 #[cfg(test)]
 mod tests;
@@ -21,8 +25,10 @@ pub use block::{BlockSampler, BlockSettings, LastBlock, MAX_BLOCK, MAX_TEMPERATU
 pub use categorical::Distribution;
 pub use error::Error;
 pub use filter::{Crossing, Filter, Workspace};
+pub use mixture::Mixture;
+pub use nelbo::uniform_rate;
 pub use psi::{Kappa, Psi, TimeProfile};
-pub use uniform::{Mixture, NoiseRemoval, UniformSampler, UniformSettings};
+pub use uniform::{NoiseRemoval, UniformPredictor, UniformSampler, UniformSettings};
 
 /// What each of a (step, position)'s draws is for; part of what a seed means, so never renumbered.
 mod draws {
@@ -126,7 +132,7 @@ impl Sampler {
     pub fn prefills(&self) -> u32 {
         match self {
             Self::Block(sampler) => sampler.prefills(),
-            Self::Uniform(_) => 0,
+            Self::Uniform(sampler) => sampler.prefills(),
         }
     }
 

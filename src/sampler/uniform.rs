@@ -1,50 +1,18 @@
-//! The uniform process of Duo (arXiv 2506.10892): a whole sequence, every token of which may change at every step.
+//! The uniform process of Duo (arXiv 2506.10892), over a whole sequence or block by block: every token that is not fixed
+//! may change at every step.
 
 use rayon::prelude::*;
 
 use super::absorbing::MAX_STEPS;
-use super::block::MAX_TEMPERATURE;
+use super::block::{LastBlock, MAX_BLOCK, MAX_TEMPERATURE};
 use super::error::{self, Error};
 use super::filter::{Crossing, Filter, Workspace};
+use super::mixture::Mixture;
 use super::psi::Psi;
 use super::schedule::LogLinear;
+use super::template::Template;
 use super::{Evaluation, Progress, Reason, draws};
 use crate::rng::Noise;
-
-/// A step's distribution at one position, as a mixture of three: keep the token, draw from x̂0, draw from all tokens alike.
-/// So no posterior over the vocabulary is ever written down.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Mixture {
-    pub keep: f64,
-    pub predicted: f64,
-    pub uniform: f64,
-}
-
-impl Mixture {
-    /// kappa q(x_s | x_t, x̂0) + (1 - kappa) q(x_s | x_0 ~ q(x_0 | x_t, x̂0)): the posterior of Duo (its equation for
-    /// `_posterior_from_x0`) and the corrector of the Psi-samplers.
-    ///
-    /// `p`: what x̂0 gives the present token; `vocab`: size of the vocabulary; 0 < alpha_t <= alpha_s <= 1.
-    pub fn new(alpha_t: f64, alpha_s: f64, kappa: f64, p: f64, vocab: usize) -> Self {
-        let own = alpha_t * vocab as f64 * p;
-        let z = own + 1.0 - alpha_t;
-        if z <= 0.0 {
-            // alpha_t = 1 and p = 0: no noise, and a token that the network rules out.
-            return Self {
-                keep: 0.0,
-                predicted: alpha_s,
-                uniform: 1.0 - alpha_s,
-            };
-        }
-        let alpha_ts = alpha_t / alpha_s;
-        let corrector = 1.0 - kappa;
-        Self {
-            keep: (kappa * (own + alpha_ts - alpha_t) + corrector * alpha_s * own) / z,
-            predicted: (kappa * (alpha_s - alpha_t) + corrector * alpha_s * (1.0 - alpha_t)) / z,
-            uniform: kappa * (1.0 - alpha_ts) * (1.0 - alpha_s) / z + corrector * (1.0 - alpha_s),
-        }
-    }
-}
 
 /// The last evaluation, which turns x at time eps into text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,17 +24,44 @@ pub enum NoiseRemoval {
     Greedy,
 }
 
-/// What a request and its variant ask of the uniform sampler.
-#[derive(Clone, Debug, PartialEq)]
-pub struct UniformSettings {
-    /// Tokens to make after the prompt.
-    pub max_tokens: usize,
+/// How noise becomes a text, or a block of it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct UniformPredictor {
     /// Steps before noise removal, which is one evaluation more.
     pub steps: u32,
     /// The time at which noise is removed; published: 1e-5.
     pub eps: f64,
-    pub predictor: Psi,
+    pub psi: Psi,
     pub noise_removal: NoiseRemoval,
+}
+
+impl Default for UniformPredictor {
+    fn default() -> Self {
+        Self {
+            steps: 64,
+            eps: 1e-5,
+            psi: Psi::ANCESTRAL,
+            noise_removal: NoiseRemoval::Greedy,
+        }
+    }
+}
+
+impl UniformPredictor {
+    fn check(&self) -> Result<(), Error> {
+        error::count("steps", self.steps as usize, 1, MAX_STEPS as usize)?;
+        error::within("eps", self.eps, 1e-9, 0.5)?;
+        self.psi.check(self.eps)
+    }
+}
+
+/// What a request and its variant ask of the uniform sampler.
+#[derive(Clone, Debug, PartialEq)]
+pub struct UniformSettings {
+    /// Tokens denoised together; `None` for the whole sequence.
+    pub block_size: Option<usize>,
+    /// Tokens to make after the prompt.
+    pub max_tokens: usize,
+    pub predictor: UniformPredictor,
     /// Of x̂0; 0 puts everything on the best token.
     pub temperature: f32,
     /// In (0, 1]; the token that crosses p is kept, as in Duo's sampler.
@@ -74,18 +69,19 @@ pub struct UniformSettings {
     pub top_k: Option<usize>,
     /// Tokens that end the text and are not part of it.
     pub stop_ids: Vec<u32>,
+    /// How many tokens the process draws from. Rows of logits may be longer: what comes after is not looked at.
     pub vocab_size: usize,
     /// False where the network is not told the noise level; sigma is 0 then.
     pub time_conditioned: bool,
+    /// Tokens of clean blocks to one evaluation, rounded down to whole blocks but at least one.
+    pub prefill_chunk: usize,
 }
 
 impl UniformSettings {
     fn check(&self) -> Result<(), Error> {
+        error::count("block_size", self.block_size.unwrap_or(1), 1, MAX_BLOCK)?;
         error::count("vocab_size", self.vocab_size, 2, u32::MAX as usize)?;
-        error::within("max_tokens", self.max_tokens as f64, 1.0, f64::INFINITY)?;
-        error::count("steps", self.steps as usize, 1, MAX_STEPS as usize)?;
-        error::within("eps", self.eps, 1e-9, 0.5)?;
-        self.predictor.check(self.eps)?;
+        self.predictor.check()?;
         error::within(
             "temperature",
             f64::from(self.temperature),
@@ -94,12 +90,17 @@ impl UniformSettings {
         )?;
         error::share("nucleus_p", self.nucleus_p)?;
         error::count("top_k", self.top_k.unwrap_or(1), 1, usize::MAX)?;
+        error::count("prefill_chunk", self.prefill_chunk, 1, usize::MAX)?;
         error::tokens("stop_ids", &self.stop_ids, self.vocab_size)
     }
 }
 
-/// One sequence of the uniform process. Every evaluation covers the whole of it and asks for the rows of all positions
-/// that are not fixed; the fixed ones are in the network's view at every step and never change.
+/// One sequence of the uniform process, of which the whole (without a block size) or one block after the other goes from
+/// noise to text. Fixed tokens are in the network's view at every step and never change.
+///
+/// Every evaluation asks for the rows of all positions of the block that are not fixed. Blocks before it are clean and
+/// in the cache; where the network is told the noise level, writing them takes evaluations of their own, at sigma 0,
+/// else they come first in the next block's evaluation.
 #[derive(Clone, Debug)]
 pub struct UniformSampler {
     settings: UniformSettings,
@@ -108,13 +109,23 @@ pub struct UniformSampler {
     /// The grid, `steps` + 1 times, and kappa for the step that leaves each.
     times: Vec<f64>,
     kappas: Vec<f64>,
+    template: Template,
     prompt: usize,
     end: usize,
-    /// Steps taken: the index of the present time, and the step index of the noise less one.
+    /// All tokens up to the end of the current block.
+    tokens: Vec<u32>,
+    /// First position of the current block.
+    block: usize,
+    /// Positions below this one are in the cache: whole blocks.
+    written: usize,
+    /// Steps taken in this block: the index of the present time, and the step index of the noise less one.
     taken: usize,
     evaluation: Evaluation,
+    /// True while `evaluation` waits for its logits.
+    offered: bool,
     revealed: Vec<(usize, u32)>,
     nfe: u32,
+    prefills: u32,
     finished: Option<Reason>,
 }
 
@@ -125,39 +136,26 @@ impl UniformSampler {
     /// A setting or a prompt token out of its range.
     pub fn new(settings: UniformSettings, prompt: &[u32], seed: u64) -> Result<Self, Error> {
         settings.check()?;
-        error::length("max_tokens", prompt.len(), settings.max_tokens)?;
-        error::tokens("prompt", prompt, settings.vocab_size)?;
-        let holes = std::iter::repeat_n(None, settings.max_tokens);
-        let template: Vec<Option<u32>> = prompt.iter().copied().map(Some).chain(holes).collect();
-        Ok(Self::start(settings, &template, seed))
+        let template = Template::continuation(prompt, settings.max_tokens)?;
+        template.check("prompt", settings.vocab_size, None)?;
+        Ok(Self::start(settings, template, seed))
     }
 
-    /// Fills the holes (`None`) of a template; `max_tokens` is not used. The text begins at the first hole.
+    /// Fills the holes (`None`) of a template; `max_tokens` is not used. The text begins at the first hole and ends with
+    /// the template.
     ///
     /// # Errors
     /// A setting or a token out of its range; a template without a hole.
     pub fn fill(settings: UniformSettings, template: &[Option<u32>], seed: u64) -> Result<Self, Error> {
         settings.check()?;
-        error::length("template", template.len(), 0)?;
-        let holes = template.iter().filter(|token| token.is_none()).count();
-        error::count("template", holes, 1, template.len())?;
-        let tokens: Vec<u32> = template.iter().map(|token| token.unwrap_or(0)).collect();
-        error::tokens("template", &tokens, settings.vocab_size)?;
+        let template = Template::new(template)?;
+        template.check("template", settings.vocab_size, None)?;
         Ok(Self::start(settings, template, seed))
     }
 
-    fn start(settings: UniformSettings, template: &[Option<u32>], seed: u64) -> Self {
-        let noise = Noise::new(seed);
-        let vocab = settings.vocab_size;
-        let prior = |position: usize| anything(noise.uniform(0, position as u32, draws::TOKEN), vocab);
-        let tokens = template
-            .iter()
-            .enumerate()
-            .map(|(position, token)| token.unwrap_or_else(|| prior(position)));
-        let rows: Vec<usize> = (0..template.len())
-            .filter(|&position| template[position].is_none())
-            .collect();
-        let times = settings.predictor.times(settings.steps as usize, settings.eps);
+    fn start(settings: UniformSettings, template: Template, seed: u64) -> Self {
+        let UniformPredictor { steps, eps, psi, .. } = settings.predictor;
+        let times = psi.times(steps as usize, eps);
         let filter = Filter {
             temperature: settings.temperature,
             top_k: settings.top_k,
@@ -167,77 +165,96 @@ impl UniformSampler {
         };
         let mut sampler = Self {
             filter,
-            noise,
-            kappas: settings.predictor.kappas(&times, LogLinear::UNIFORM),
+            noise: Noise::new(seed),
+            kappas: psi.kappas(&times, LogLinear::UNIFORM),
             times,
-            prompt: rows.first().copied().unwrap_or(0),
+            prompt: template.first_hole(),
             end: template.len(),
+            template,
+            tokens: Vec::new(),
+            block: 0,
+            written: 0,
             taken: 0,
             evaluation: Evaluation {
                 first_position: 0,
-                tokens: tokens.collect(),
+                tokens: Vec::new(),
                 clean: 0,
-                rows,
+                rows: Vec::new(),
                 sigma: 0.0,
             },
+            offered: false,
             revealed: Vec::new(),
             nfe: 0,
+            prefills: 0,
             finished: None,
             settings,
         };
-        sampler.set_sigma();
+        sampler.begin_block();
         sampler
     }
 
-    /// What is to be evaluated next: the whole sequence. Means nothing once the sequence is finished.
+    /// What is to be evaluated next: the same until [`accept`](Self::accept) has taken its logits. Means nothing once
+    /// the sequence is finished.
     #[expect(
         clippy::should_implement_trait,
         reason = "no iterator: what comes next depends on `accept`"
     )]
     pub fn next(&mut self) -> &Evaluation {
+        if !self.offered && self.finished.is_none() {
+            self.offered = true;
+            self.prepare();
+        }
         &self.evaluation
     }
 
-    /// Takes the logits of `next`'s rows, in their order, each [vocab_size].
+    /// Takes the logits of `next`'s rows, in their order, each at least [vocab_size].
     pub fn accept(&mut self, logits: &[&[f32]]) -> Progress {
         self.revealed.clear();
         if let Some(reason) = self.finished {
             return Progress::Finished(reason);
         }
+        if !self.offered {
+            return Progress::Continue;
+        }
+        self.offered = false;
+        self.written += self.evaluation.clean;
+        if self.evaluation.rows.is_empty() {
+            self.prefills += 1;
+            return Progress::Continue;
+        }
         debug_assert_eq!(logits.len(), self.evaluation.rows.len());
         self.nfe += 1;
         self.taken += 1;
+        let first = self.evaluation.first_position;
         let drawn: Vec<u32> = (self.evaluation.rows.par_iter().zip(logits))
             .with_min_len(16)
-            .map_init(Workspace::default, |workspace, (&position, row)| {
-                self.draw(position, row, workspace)
+            .map_init(Workspace::default, |workspace, (row, logits)| {
+                self.draw(first + row, logits, workspace)
             })
             .collect();
-        for (&position, token) in self.evaluation.rows.iter().zip(drawn) {
-            let present = &mut self.evaluation.tokens[position];
-            if *present != token {
-                *present = token;
+        for (row, token) in self.evaluation.rows.iter().zip(drawn) {
+            let position = first + row;
+            if self.tokens[position] != token {
+                self.tokens[position] = token;
                 self.revealed.push((position, token));
             }
         }
+        self.revealed.retain(|&(position, _)| position < self.end);
         if self.taken < self.times.len() {
-            self.set_sigma();
             return Progress::Continue;
         }
-        let made = &self.evaluation.tokens[self.prompt..];
-        let stop = made.iter().position(|token| self.settings.stop_ids.contains(token));
-        let reason = stop.map_or(Reason::Length, |_| Reason::Stop);
-        self.end = stop.map_or(self.end, |stop| self.prompt + stop);
-        self.finished = Some(reason);
-        Progress::Finished(reason)
+        self.finish_block()
     }
 
-    /// The text, once the sequence is finished: nothing is final before.
+    /// The tokens of finished blocks, without the prompt, the stop token and what follows it, and without what a last
+    /// block has beyond the text: nothing of a block is final before its last step.
     pub fn generated(&self) -> &[u32] {
-        match self.finished {
-            Some(_) => &self.evaluation.tokens[self.prompt..self.end],
-            None => &[],
-        }
+        let final_end = if self.finished.is_some() {
+            self.end
+        } else {
+            self.block.max(self.prompt)
+        };
+        &self.tokens[self.prompt..final_end]
     }
 
     /// What the last [`accept`](Self::accept) changed: absolute positions, ascending, and tokens.
@@ -245,47 +262,97 @@ impl UniformSampler {
         &self.revealed
     }
 
-    /// Evaluations so far, noise removal included.
+    /// Denoising evaluations so far, noise removal included.
     pub fn nfe(&self) -> u32 {
         self.nfe
+    }
+
+    /// Evaluations that only wrote clean blocks to the cache, so far.
+    pub fn prefills(&self) -> u32 {
+        self.prefills
     }
 
     pub fn finished(&self) -> Option<Reason> {
         self.finished
     }
 
-    fn set_sigma(&mut self) {
-        if self.settings.time_conditioned {
-            self.evaluation.sigma = LogLinear::UNIFORM.sigma(self.times[self.taken]) as f32;
+    /// Goes on to the next block with a hole, as noise; false where there is none.
+    fn begin_block(&mut self) -> bool {
+        let (size, last) = match self.settings.block_size {
+            Some(size) => (size, LastBlock::Whole),
+            None => (self.template.len(), LastBlock::Cut),
+        };
+        let (noise, vocab) = (self.noise, self.settings.vocab_size);
+        let prior = |position: usize| anything(noise.uniform(0, position as u32, draws::TOKEN), vocab);
+        let block = self.template.next_block(&mut self.tokens, size, last, prior);
+        self.taken = 0;
+        self.block = block.unwrap_or(self.block);
+        block.is_some()
+    }
+
+    fn prepare(&mut self) {
+        let blocks = self.settings.prefill_chunk / self.settings.block_size.unwrap_or(1);
+        let chunk = blocks.max(1) * self.settings.block_size.unwrap_or(1);
+        let clean = (self.block - self.written).min(chunk);
+        let evaluation = &mut self.evaluation;
+        evaluation.first_position = self.written;
+        evaluation.clean = clean;
+        evaluation.sigma = 0.0;
+        evaluation.rows.clear();
+        evaluation.tokens.clear();
+        let conditioned = self.settings.time_conditioned;
+        if self.written + clean < self.block || (clean > 0 && conditioned) {
+            let clean = self.written..self.written + clean;
+            evaluation.tokens.extend(&self.tokens[clean]);
+            return;
         }
+        evaluation.tokens.extend(&self.tokens[self.written..]);
+        let free = (self.block..self.tokens.len()).filter(|&position| self.template.is_free(position));
+        evaluation.rows.extend(free.map(|position| position - self.written));
+        if conditioned {
+            evaluation.sigma = LogLinear::UNIFORM.sigma(self.times[self.taken]) as f32;
+        }
+    }
+
+    fn finish_block(&mut self) -> Progress {
+        let mut made = self.block..self.tokens.len().min(self.end);
+        let stops = |&position: &usize| {
+            self.template.is_free(position) && self.settings.stop_ids.contains(&self.tokens[position])
+        };
+        let reason = if let Some(stop) = made.find(stops) {
+            self.end = stop;
+            Reason::Stop
+        } else if self.begin_block() {
+            return Progress::BlockDone;
+        } else {
+            Reason::Length
+        };
+        self.finished = Some(reason);
+        Progress::Finished(reason)
     }
 
     /// The token of a position after the step that ends at the `taken`-th time (or at no noise, after the last).
     fn draw(&self, position: usize, logits: &[f32], workspace: &mut Workspace) -> u32 {
+        let vocab = self.settings.vocab_size;
+        let logits = logits.get(..vocab).unwrap_or(logits);
         let last = self.taken == self.times.len();
-        if last && self.settings.noise_removal == NoiseRemoval::Greedy {
+        if last && self.settings.predictor.noise_removal == NoiseRemoval::Greedy {
             return self.filter.best(logits);
         }
         let predicted = self.filter.distribution(logits, workspace);
-        let present = self.evaluation.tokens[position];
+        let present = self.tokens[position];
         let alpha_t = LogLinear::UNIFORM.alpha(self.times[self.taken - 1]);
         let (alpha_s, kappa) = match self.times.get(self.taken) {
             Some(&s) => (LogLinear::UNIFORM.alpha(s), self.kappas[self.taken - 1]),
             None => (1.0, 1.0),
         };
-        let mixture = Mixture::new(
-            alpha_t,
-            alpha_s,
-            kappa,
-            predicted.probability(present),
-            self.settings.vocab_size,
-        );
+        let mixture = Mixture::new(alpha_t, alpha_s, kappa, predicted.probability(present), vocab);
         let uniform = |draw| self.noise.uniform(self.taken as u32, position as u32, draw);
         let branch = uniform(draws::BRANCH);
         if branch < mixture.keep {
             present
         } else if branch < mixture.keep + mixture.uniform {
-            anything(uniform(draws::TOKEN), self.settings.vocab_size)
+            anything(uniform(draws::TOKEN), vocab)
         } else {
             predicted.draw(uniform(draws::TOKEN))
         }

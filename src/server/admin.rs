@@ -4,8 +4,8 @@ use super::convert;
 use super::health::Health;
 use super::status::BadField;
 use super::upload::{self, Room};
-use crate::catalog::{self, AddRequest, Catalog, RemoveRequest, Source};
-use crate::engine::{EngineHandle, Sampling};
+use crate::catalog::{self, AddRequest, Catalog, RemoveRequest, Source, Tuning};
+use crate::engine::EngineHandle;
 use crate::pb;
 use crate::pb::add_variant_request::Part;
 use crate::pb::add_variant_response::Event;
@@ -54,7 +54,13 @@ impl AdminService {
         if self.catalog.get(&header.name).is_ok() {
             return Err(store::Error::NameTaken { name: header.name }.into());
         }
-        let defaults = self.defaults(header.defaults)?;
+        let defaults =
+            convert::choice(header.defaults).map_err(|error| BadField::new("header.defaults", error.to_string()))?;
+        let tuning = Tuning {
+            process: convert::process(header.process)?,
+            block_size: header.block_size.map(|size| size as usize),
+            time_conditioning: header.time_conditioning,
+        };
         // Held until the catalog is done with the bytes.
         let (source, permit) = match header.source {
             Some(pb::add_variant_header::Source::Path(path)) if !path.is_empty() => (Source::Path(path.into()), None),
@@ -75,6 +81,7 @@ impl AdminService {
             seed: header.seed,
             source,
             scale: header.scale,
+            tuning,
             defaults,
             expected_generation: header.expected_generation,
         };
@@ -89,13 +96,6 @@ impl AdminService {
         tracing::info!(variant = info.name, cosine = info.cosine, "added");
         self.health.follow().await;
         Ok(convert::variant(info))
-    }
-
-    fn defaults(&self, wire: Option<pb::Sampling>) -> Result<Option<Sampling>, BadField> {
-        let base = || self.engine.generation().defaults(&[]);
-        let named = |error: BadField| BadField::new("header.defaults", error.to_string());
-        wire.map(|wire| convert::sampling(Some(wire), base()).map_err(named))
-            .transpose()
     }
 }
 

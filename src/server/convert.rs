@@ -1,9 +1,13 @@
 //! Between the wire and the domain, both ways. Ranges are the engine's to check; here is only what the wire can say
 //! and the domain cannot.
 
-use super::status::BadField;
+mod sampling;
+
+pub use sampling::{choice, kappa_to_wire, process, profile_to_wire, sampling_to_wire};
+
 use crate::catalog::{Stage, VariantInfo};
-use crate::engine::{self, Event, Predictor, Reason, Sampling};
+use crate::engine::{self, Event, Reason};
+use crate::model::Process;
 use crate::pb;
 use std::time::{Duration, Instant};
 use tonic::metadata::MetadataMap;
@@ -22,67 +26,6 @@ pub fn mix(parts: Vec<pb::VariantWeight>) -> Vec<(String, f32)> {
         .into_iter()
         .map(|part| (part.name, part.weight.unwrap_or(1.0)))
         .collect()
-}
-
-/// What is set in `wire`, and `defaults` for the rest.
-///
-/// # Errors
-/// An unknown predictor, or a setting that the predictor lacks or does not have.
-pub fn sampling(wire: Option<pb::Sampling>, defaults: Sampling) -> Result<Sampling, BadField> {
-    let Some(wire) = wire else { return Ok(defaults) };
-    Ok(Sampling {
-        predictor: wire
-            .predictor
-            .map_or(Ok(defaults.predictor), |wire| predictor(wire, defaults.predictor))?,
-        block_size: wire.block_size.map(|size| size as usize).or(defaults.block_size),
-        temperature: wire.temperature.unwrap_or(defaults.temperature),
-        nucleus_p: wire.nucleus_p.unwrap_or(defaults.nucleus_p),
-        top_k: wire.top_k.map(|k| k as usize).or(defaults.top_k),
-    })
-}
-
-fn predictor(wire: pb::Predictor, default: Predictor) -> Result<Predictor, BadField> {
-    use pb::PredictorKind::*;
-    const KIND: &str = "sampling.predictor.kind";
-    const STEPS: &str = "sampling.predictor.steps";
-    const THRESHOLD: &str = "sampling.predictor.threshold";
-    let kind = pb::PredictorKind::try_from(wire.kind)
-        .map_err(|_| BadField::new(KIND, format!("there is no predictor number {}", wire.kind)))?;
-    match (kind, wire.steps, wire.threshold) {
-        (Unspecified, None, None) => Ok(default),
-        (FirstHitting, None, None) => Ok(Predictor::FirstHitting),
-        (Ancestral, Some(steps), None) => Ok(Predictor::Ancestral { steps }),
-        (Ancestral, None, None) => Err(BadField::new(STEPS, "the ancestral predictor needs it")),
-        (Confidence, None, Some(threshold)) => Ok(Predictor::Confidence { threshold }),
-        (Confidence, None, None) => Err(BadField::new(THRESHOLD, "the confidence predictor needs it")),
-        (Unspecified | FirstHitting | Confidence, Some(_), _) => {
-            Err(BadField::new(STEPS, "only the ancestral predictor has it"))
-        }
-        (Unspecified | FirstHitting | Ancestral, _, Some(_)) => {
-            Err(BadField::new(THRESHOLD, "only the confidence predictor has it"))
-        }
-    }
-}
-
-/// Sampling settings in full.
-pub fn sampling_to_wire(sampling: &Sampling) -> pb::Sampling {
-    use pb::PredictorKind as Kind;
-    let (kind, steps, threshold) = match sampling.predictor {
-        Predictor::FirstHitting => (Kind::FirstHitting, None, None),
-        Predictor::Ancestral { steps } => (Kind::Ancestral, Some(steps), None),
-        Predictor::Confidence { threshold } => (Kind::Confidence, None, Some(threshold)),
-    };
-    pb::Sampling {
-        predictor: Some(pb::Predictor {
-            kind: kind.into(),
-            steps,
-            threshold,
-        }),
-        block_size: sampling.block_size.map(small),
-        temperature: Some(sampling.temperature),
-        nucleus_p: Some(sampling.nucleus_p),
-        top_k: sampling.top_k.map(small),
-    }
 }
 
 /// When a call's `grpc-timeout` ends, less a sixteenth (at most `EARLIER`): an answer takes time to travel, and tonic,
@@ -156,6 +99,13 @@ pub fn event(event: Event, mix: &[(String, f32)]) -> Result<pb::GenerateResponse
 pub fn variant(info: VariantInfo) -> pb::Variant {
     pb::Variant {
         defaults: Some(sampling_to_wire(&info.defaults)),
+        process: match info.regime.process {
+            Process::Absorbing => pb::Process::Absorbing,
+            Process::Uniform => pb::Process::Uniform,
+        }
+        .into(),
+        block_size: info.regime.block.map(small),
+        time_conditioning: info.regime.time_conditioned,
         name: info.name,
         seed: info.seed,
         scale: info.scale,

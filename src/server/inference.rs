@@ -5,6 +5,7 @@ use super::status::BadField;
 use crate::engine::{self, EngineHandle, EventStream};
 use crate::pb;
 use crate::pb::inference_server::Inference;
+use crate::pb::piece::Piece;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
@@ -13,6 +14,9 @@ use tonic::{Request, Response, Status};
 
 /// Text of more bytes than this is tokenized off the runtime's threads.
 const LONG_TEXT: usize = 4096;
+/// Pieces of a template at most.
+const MAX_PIECES: usize = 1024;
+const TEMPLATE: &str = "template";
 
 /// Serves what the engine's generation serves.
 pub struct InferenceService {
@@ -26,31 +30,91 @@ impl InferenceService {
         InferenceService { engine, prompt_bytes }
     }
 
-    /// The tokens of a text after the one that begins every text, where the tokenizer has one, and how many that is.
-    async fn encode(&self, field: &'static str, text: String) -> Result<(Vec<u32>, usize), Status> {
+    /// Refuses more bytes of text than a prompt may have.
+    fn check_bytes(&self, field: &'static str, bytes: usize) -> Result<(), BadField> {
+        match bytes <= self.prompt_bytes {
+            true => Ok(()),
+            false => {
+                let reason = format!("it has {bytes} bytes and at most {} are allowed", self.prompt_bytes);
+                Err(BadField::new(field, reason))
+            }
+        }
+    }
+
+    /// The token that begins every text, where the tokenizer has one.
+    fn beginning(&self) -> Vec<u32> {
+        self.engine.generation().tokenizer.end_of_text().into_iter().collect()
+    }
+
+    /// The tokens of a text, at least one.
+    async fn encode(&self, field: &'static str, text: String) -> Result<Vec<u32>, Status> {
         if text.is_empty() {
             return Err(BadField::new(field, "it is empty").into());
         }
-        let bytes = text.len();
-        if bytes > self.prompt_bytes {
-            let reason = format!("it has {bytes} bytes and at most {} are allowed", self.prompt_bytes);
-            return Err(BadField::new(field, reason).into());
-        }
+        self.check_bytes(field, text.len())?;
         let tokenizer = self.engine.generation().tokenizer.clone();
-        let beginning: Vec<u32> = tokenizer.end_of_text().into_iter().collect();
-        let given = beginning.len();
-        let encode = move || [beginning, tokenizer.encode(&text)].concat();
-        let tokens = if bytes <= LONG_TEXT {
-            encode()
+        let tokens = if text.len() <= LONG_TEXT {
+            tokenizer.encode(&text)
         } else {
-            let encoding = tokio::task::spawn_blocking(encode);
+            let encoding = tokio::task::spawn_blocking(move || tokenizer.encode(&text));
             encoding
                 .await
                 .map_err(|error| Status::internal(format!("{field}: {error}")))?
         };
-        match tokens.len() > given {
-            true => Ok((tokens, given)),
-            false => Err(BadField::new(field, "the tokenizer makes no token of it").into()),
+        match tokens.is_empty() {
+            false => Ok(tokens),
+            true => Err(BadField::new(field, "the tokenizer makes no token of it").into()),
+        }
+    }
+
+    /// What a request gives, as the engine takes it: the prompt, the length of the first hole, and what stands after it.
+    async fn given(&self, request: &mut pb::GenerateRequest) -> Result<(Vec<u32>, usize, Vec<Option<u32>>), Status> {
+        if request.template.is_empty() {
+            let mut prompt = self.beginning();
+            prompt.extend(self.encode("prompt", std::mem::take(&mut request.prompt)).await?);
+            let after = match request.suffix.take() {
+                Some(suffix) => self.encode("suffix", suffix).await?,
+                None => Vec::new(),
+            };
+            let max_tokens = request.max_tokens.unwrap_or(convert::DEFAULT_MAX_TOKENS) as usize;
+            return Ok((prompt, max_tokens, after.into_iter().map(Some).collect()));
+        }
+        let bad = |reason: &str| Status::from(BadField::new(TEMPLATE, reason));
+        if !request.prompt.is_empty() || request.suffix.is_some() || request.max_tokens.is_some() {
+            return Err(bad("it stands instead of prompt, suffix and max_tokens"));
+        }
+        if request.template.len() > MAX_PIECES {
+            return Err(bad("it has more than 1024 pieces"));
+        }
+        let pieces: Option<Vec<Piece>> = request.template.drain(..).map(|piece| piece.piece).collect();
+        let pieces = pieces.ok_or_else(|| bad("one of its pieces is neither text nor hole"))?;
+        let bytes = pieces.iter().map(|piece| match piece {
+            Piece::Text(text) => text.len(),
+            Piece::Hole(_) => 0,
+        });
+        self.check_bytes(TEMPLATE, bytes.sum())?;
+        let limit = self.engine.config().max_tokens;
+        let (mut prompt, mut first, mut after, mut holes) = (self.beginning(), 0, Vec::new(), 0);
+        for piece in pieces {
+            match piece {
+                Piece::Text(text) if first == 0 => prompt.extend(self.encode(TEMPLATE, text).await?),
+                Piece::Text(text) => after.extend(self.encode(TEMPLATE, text).await?.into_iter().map(Some)),
+                Piece::Hole(0) => return Err(bad("one of its holes is empty")),
+                Piece::Hole(length) => {
+                    holes += length as usize;
+                    if holes > limit {
+                        return Err(bad(&format!("its holes have more than {limit} tokens")));
+                    }
+                    match first {
+                        0 => first = length as usize,
+                        _ => after.extend(std::iter::repeat_n(None, length as usize)),
+                    }
+                }
+            }
+        }
+        match first {
+            0 => Err(bad("it has no hole")),
+            _ => Ok((prompt, first, after)),
         }
     }
 }
@@ -61,13 +125,16 @@ impl Inference for InferenceService {
 
     async fn generate(&self, request: Request<pb::GenerateRequest>) -> Result<Response<Events>, Status> {
         let deadline = convert::deadline(request.metadata());
-        let request = request.into_inner();
-        let mix = convert::mix(request.mix);
+        let mut request = request.into_inner();
+        let mix = convert::mix(std::mem::take(&mut request.mix));
         let defaults = self.engine.generation().defaults(&mix);
+        let sampling = convert::choice(request.sampling)?.over(defaults)?;
+        let (prompt, max_tokens, after) = self.given(&mut request).await?;
         let request = engine::Request {
-            sampling: convert::sampling(request.sampling, defaults)?,
-            prompt: self.encode("prompt", request.prompt).await?.0,
-            max_tokens: request.max_tokens.unwrap_or(convert::DEFAULT_MAX_TOKENS) as usize,
+            sampling,
+            prompt,
+            max_tokens,
+            after,
             stop: request.stop,
             stop_ids: request.stop_ids,
             seed: request.seed,
@@ -86,7 +153,9 @@ impl Inference for InferenceService {
     async fn score(&self, request: Request<pb::ScoreRequest>) -> Result<Response<pb::ScoreResponse>, Status> {
         let deadline = convert::deadline(request.metadata());
         let request = request.into_inner();
-        let (tokens, given) = self.encode("text", request.text).await?;
+        let mut tokens = self.beginning();
+        let given = tokens.len();
+        tokens.extend(self.encode("text", request.text).await?);
         let request = engine::ScoreRequest {
             mix: convert::mix(request.mix),
             tokens,

@@ -2,7 +2,7 @@
 
 mod admin;
 pub mod codec;
-mod convert;
+pub mod convert;
 mod health;
 mod inference;
 pub mod status;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{BankId, BaseFacts, Error, name};
+use super::{BankId, BaseFacts, Error, Process, SamplerDefaults, name};
 use crate::superposition::Digest;
 use crate::transform;
 
@@ -92,53 +92,6 @@ impl FileRecord {
         FileRecord {
             bytes: bytes.len() as u64,
             sha256: Digest::of(bytes),
-        }
-    }
-}
-
-/// The corruption process a variant was trained for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Process {
-    Absorbing,
-    Uniform,
-}
-
-/// Which masked positions a step reveals, where a request does not choose.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Predictor {
-    #[default]
-    FirstHitting,
-    Ancestral {
-        steps: u32,
-    },
-    Confidence {
-        threshold: f32,
-    },
-}
-
-/// What a request gets that does not choose. Every number is finite.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SamplerDefaults {
-    pub predictor: Predictor,
-    pub temperature: f32,
-    pub nucleus_p: f32,
-    pub top_k: Option<usize>,
-    pub block_size: Option<usize>,
-    pub time_conditioning: bool,
-}
-
-impl Default for SamplerDefaults {
-    fn default() -> Self {
-        SamplerDefaults {
-            predictor: Predictor::default(),
-            temperature: 1.0,
-            nucleus_p: 1.0,
-            top_k: None,
-            block_size: None,
-            time_conditioning: false,
         }
     }
 }

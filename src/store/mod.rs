@@ -22,6 +22,7 @@ mod manifest_file;
 mod measure;
 mod name;
 mod placement;
+mod sampling;
 #[cfg(test)]
 mod tests;
 mod transaction;
@@ -32,11 +33,9 @@ use std::path::{Path, PathBuf};
 pub use bank_id::{BankId, BankKind};
 pub use disk::{Operation, Watch};
 pub use error::Error;
-pub use manifest::{
-    BankRecord, FileRecord, Manifest, Options, Predictor, Process, Quality, SamplerDefaults, Scales, TransformRecord,
-    VariantRecord,
-};
+pub use manifest::{BankRecord, FileRecord, Manifest, Options, Quality, Scales, TransformRecord, VariantRecord};
 pub use name::{BASE, check_name, shown};
+pub use sampling::{Kappa, NoiseRemoval, Predictor, Process, Psi, SamplerDefaults, TimeProfile, UniformPredictor};
 
 use crate::superposition::{Bank, Delta, Digest, NamedTensors, Private};
 use disk::{Disk, Lock};

@@ -34,7 +34,7 @@ pub use delta::{Delta, DeltaMatrix};
 pub use digest::Digest;
 pub use fixed::{Cells, FixedTensor};
 pub use interference::{Moments, measure, similarity};
-pub use packed::pack;
+pub use packed::{Remarks, pack, pack_with};
 pub use private::Private;
 pub use refusal::{Mismatch, Refused, Unreadable};
 pub use retrieve::{Retrieval, retrieve};

@@ -5,7 +5,7 @@
 //! <matrix>         U8   [rows, ceil(cols / 2)]       two levels a byte, the first in the low half, level + 8
 //! <matrix>:scales  BF16 [rows, ceil(cols / group)]   element = level · scale, -8 <= level <= 7
 //! <other tensor>   BF16 its own shape
-//! metadata: format, group, base (the base's digest)
+//! metadata: format, group, base (the base's digest); where it was said, process and defaults (see [`Remarks`])
 //! ```
 //!
 //! The scales are not F16, whose small numbers end where the deltas of a careful fine-tune begin.
@@ -23,8 +23,41 @@ use super::{Delta, Mismatch, NamedTensor, NamedTensors, Refused, Unreadable};
 
 pub(super) const FORMAT: &str = "choir/packed-delta/1";
 
+/// What a packed delta says of its variant beside the tensors. This module carries it and does not read it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Remarks {
+    /// The process it was tuned for, as JSON of the store's record.
+    pub process: Option<String>,
+    /// How it is sampled, as JSON of the store's record.
+    pub defaults: Option<String>,
+}
+
+impl Remarks {
+    /// Those of a file; none where it is no packed delta.
+    pub fn read(bytes: &[u8]) -> Result<Remarks, Unreadable> {
+        let mut metadata = container::metadata(bytes)?;
+        if metadata.get("format").map(String::as_str) != Some(FORMAT) {
+            return Ok(Remarks::default());
+        }
+        Ok(Remarks {
+            process: metadata.remove("process"),
+            defaults: metadata.remove("defaults"),
+        })
+    }
+}
+
 /// Packs fine-tuned − base in groups of `group` elements (32 and 64 are sensible; at least 1).
 pub fn pack(base: &NamedTensors, fine_tuned: &NamedTensors, group: usize) -> Result<Vec<u8>, Mismatch> {
+    pack_with(base, fine_tuned, group, Remarks::default())
+}
+
+/// [`pack`], with remarks.
+pub fn pack_with(
+    base: &NamedTensors,
+    fine_tuned: &NamedTensors,
+    group: usize,
+    remarks: Remarks,
+) -> Result<Vec<u8>, Mismatch> {
     let group = group.max(1);
     check_shapes(&base.shapes(), &fine_tuned.shapes())?;
     let tensors: Vec<_> = base.0.iter().zip(fine_tuned.0.values()).collect();
@@ -63,11 +96,13 @@ pub fn pack(base: &NamedTensors, fine_tuned: &NamedTensors, group: usize) -> Res
         let (shape, values) = (vec![rows, cols.div_ceil(2)], Values::U8(levels));
         entries.push(Entry { name, shape, values });
     }
-    let metadata = BTreeMap::from([
+    let mut metadata = BTreeMap::from([
         ("format", FORMAT.to_owned()),
         ("group", group.to_string()),
         ("base", base.digest().to_string()),
     ]);
+    metadata.extend(remarks.process.map(|process| ("process", process)));
+    metadata.extend(remarks.defaults.map(|defaults| ("defaults", defaults)));
     Ok(container::encode(&metadata, entries))
 }
 

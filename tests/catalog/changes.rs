@@ -2,8 +2,8 @@
 
 use super::*;
 use choir::catalog::{RemoveRequest, Stage};
-use choir::engine;
 use choir::store::{self, Operation, Watch};
+use choir::{engine, sampler};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -48,8 +48,16 @@ fn what_is_removed_and_added_again_gives_the_same_banks() {
 fn what_the_operator_chooses_is_kept() {
     let place = Place::new();
     let (catalog, engine) = place.served();
+    let defaults = Choice {
+        threshold: Some(0.5),
+        temperature: Some(0.25),
+        nucleus_p: Some(0.5),
+        top_k: Some(7),
+        block_size: Some(8),
+        ..Choice::default()
+    };
     let sampling = Sampling {
-        predictor: engine::Predictor::Confidence { threshold: 0.5 },
+        predictor: sampler::Predictor::Confidence { threshold: 0.5 }.into(),
         temperature: 0.25,
         nucleus_p: 0.5,
         top_k: Some(7),
@@ -58,7 +66,7 @@ fn what_the_operator_chooses_is_kept() {
     let chosen = AddRequest {
         seed: Some(77),
         scale: Some(0.5),
-        defaults: Some(sampling.clone()),
+        defaults,
         expected_generation: Some(3),
         ..addition("chosen", Source::Bytes(checkpoint(&tuned(4))))
     };

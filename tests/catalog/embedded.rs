@@ -39,7 +39,7 @@ fn the_first_start_seeds_the_store_and_the_second_serves_the_same() {
     catalog.remove("kjv", RemoveRequest::default()).expect("remove");
     assert_ne!(banks(dir.path()), before.2);
     let again = AddRequest {
-        defaults: Some(kjv.about.sampling()),
+        defaults: kjv.about.choice(),
         ..addition("kjv", Source::Bytes(kjv.packed.to_vec()))
     };
     let again = catalog.add(again, |_| {}).expect("add");

@@ -2,11 +2,12 @@
 
 mod changes;
 mod embedded;
+mod processes;
 mod refusals;
 mod starts;
 
-use choir::catalog::{AddRequest, BaseSource, Catalog, CatalogConfig, Error, Source, VariantInfo};
-use choir::engine::{Engine, EngineConfig, EngineHandle, Event, EventStream, Generation, Request, Sampling};
+use choir::catalog::{AddRequest, BaseSource, Catalog, CatalogConfig, Error, Source, Tuning, VariantInfo};
+use choir::engine::{Choice, Engine, EngineConfig, EngineHandle, Event, EventStream, Generation, Request, Sampling};
 use choir::model::DitConfig;
 use choir::ops::quantized::Form;
 use choir::rng::{Key, Stream};
@@ -34,6 +35,7 @@ static TINY: LazyLock<Folder> = LazyLock::new(|| {
         block_size: Some(8),
         cross_attn: true,
         time_conditioning: Some(false),
+        states: None,
     };
     Folder {
         tensors: noise(&config, 0, 0.3),
@@ -146,7 +148,8 @@ fn addition(name: &str, source: Source) -> AddRequest {
         seed: None,
         source,
         scale: None,
-        defaults: None,
+        tuning: Tuning::default(),
+        defaults: Choice::default(),
         expected_generation: None,
     }
 }
@@ -160,6 +163,7 @@ fn request(variant: Option<&str>, max_tokens: usize) -> Request {
         mix: variant.iter().map(|name| ((*name).to_owned(), 1.0)).collect(),
         prompt: vec![1, 2, 3],
         max_tokens,
+        after: Vec::new(),
         sampling: Sampling::default(),
         stop: Vec::new(),
         stop_ids: Vec::new(),

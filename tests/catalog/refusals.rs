@@ -2,7 +2,6 @@
 
 use super::*;
 use choir::catalog::RemoveRequest;
-use choir::engine;
 use choir::store;
 use choir::superposition::{HEAD, Mismatch, NamedTensors, Refused, Unreadable, pack};
 
@@ -154,7 +153,7 @@ fn a_checkpoint_beside_another_tokenizer_or_configuration_is_refused() {
     fs::write(beside("tokenizer.json"), &TINY.tokenizer).expect("write");
     for (field, change) in [
         (
-            "model_type",
+            "states",
             (|config| config.model_type = "duo".into()) as fn(&mut DitConfig),
         ),
         ("block_size", |config| config.block_size = Some(4)),
@@ -212,21 +211,21 @@ fn names_numbers_and_generations_are_refused() {
         assert!(matches!(error, Error::Store(store::Error::BadScale { .. })), "{error}");
     }
     for defaults in [
-        Sampling {
-            temperature: f32::NAN,
-            ..Sampling::default()
+        Choice {
+            temperature: Some(f32::NAN),
+            ..Choice::default()
         },
-        Sampling {
+        Choice {
             block_size: Some(5),
-            ..Sampling::default()
+            ..Choice::default()
         },
-        Sampling {
-            predictor: engine::Predictor::Ancestral { steps: 0 },
-            ..Sampling::default()
+        Choice {
+            steps: Some(0),
+            ..Choice::default()
         },
     ] {
         let with = AddRequest {
-            defaults: Some(defaults),
+            defaults,
             ..addition("new", good())
         };
         let error = refusing.add(with);

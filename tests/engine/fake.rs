@@ -8,12 +8,12 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 
 use choir::engine::{
-    Engine, EngineConfig, EngineHandle, Event, EventStream, Generation, Predictor, Request, Sampling, Summary,
-    VariantFacts,
+    Engine, EngineConfig, EngineHandle, Event, EventStream, Generation, Request, Sampling, Summary, VariantFacts,
 };
 use choir::model::kv_cache::KvCache;
 use choir::model::tokenizer::Tokenizer;
-use choir::model::{Batch, Denoiser, DitConfig, Logits, Process, Segment, VariantId};
+use choir::model::{Batch, Denoiser, DitConfig, Logits, Segment, VariantId};
+use choir::sampler::Predictor;
 
 pub const BLOCK: usize = 4;
 pub const WINDOW: usize = 32;
@@ -79,6 +79,7 @@ impl Fake {
             block_size: Some(BLOCK),
             cross_attn: true,
             time_conditioning: Some(false),
+            states: None,
         };
         Fake {
             config,
@@ -130,15 +131,14 @@ impl Fake {
         )
     }
 
-    /// Hash of the tokens, with their positions, that the row sees.
+    /// Hash of the tokens, with their positions, that the row sees, and of the noise it is told of.
     pub fn sees(&self, segment: &Segment, row: usize, cache: &KvCache) -> u64 {
         let position = segment.first_position + row;
         let segment_end = segment.first_position + segment.tokens.len();
-        let end = self
-            .config
-            .block()
+        let end = segment
+            .block
             .map_or(segment_end, |b| ((position / b + 1) * b).min(segment_end));
-        let mut hash = mix(self.salt, position as u64);
+        let mut hash = mix(mix(self.salt, position as u64), u64::from(segment.sigma.to_bits()));
         for (variant, weight) in &segment.mix.0 {
             hash = mix(mix(hash, u64::from(variant.0)), u64::from(weight.to_bits()));
         }
@@ -264,18 +264,18 @@ pub fn tokens(text: &str) -> Vec<u32> {
 pub fn generation(number: u64, network: impl Denoiser + 'static) -> Generation {
     let facts = |id| VariantFacts {
         id: VariantId(id),
-        process: Process::Absorbing,
+        regime: network.config().regime(),
         defaults: Sampling::default(),
     };
     Generation {
         number,
-        denoiser: Arc::new(network),
         tokenizer: tokenizer(),
-        defaults: Sampling::default(),
+        defaults: Sampling::of(network.config().process()),
         variants: [("a", 0), ("b", 1), ("c", 2)]
             .map(|(name, id)| (name.to_owned(), facts(id)))
             .into(),
         memory: Vec::new(),
+        denoiser: Arc::new(network),
     }
 }
 
@@ -302,6 +302,7 @@ pub fn request(prompt: &str, max_tokens: usize, seed: u64) -> Request {
         mix: Vec::new(),
         prompt: tokens(prompt),
         max_tokens,
+        after: Vec::new(),
         sampling: Sampling::default(),
         stop: Vec::new(),
         stop_ids: Vec::new(),
@@ -326,7 +327,7 @@ pub fn assorted(index: usize) -> Request {
         &[("c", 1.0)],
     ];
     let sampling = Sampling {
-        predictor: predictors[index % 3],
+        predictor: predictors[index % 3].into(),
         temperature: [1.0, 0.7, 0.0, 1.3][index % 4],
         nucleus_p: [1.0, 0.9][index % 2],
         top_k: [None, Some(20)][index / 2 % 2],

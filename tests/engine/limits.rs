@@ -3,7 +3,8 @@
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use choir::engine::{EngineConfig, EngineHandle, Error, Event, Predictor, Request, Sampling, ScoreRequest};
+use choir::engine::{EngineConfig, EngineHandle, Error, Event, Request, Sampling};
+use choir::sampler::Predictor;
 
 use super::fake::*;
 
@@ -274,7 +275,7 @@ fn bad_requests_are_refused_by_the_field_at_fault() {
     );
     assert_eq!(
         field(sampling(Sampling {
-            predictor: Predictor::Ancestral { steps: 0 },
+            predictor: Predictor::Ancestral { steps: 0 }.into(),
             ..default()
         })),
         "steps"
@@ -282,7 +283,7 @@ fn bad_requests_are_refused_by_the_field_at_fault() {
     let threshold = Predictor::Confidence { threshold: f32::NAN };
     assert_eq!(
         field(sampling(Sampling {
-            predictor: threshold,
+            predictor: threshold.into(),
             ..default()
         })),
         "threshold"
@@ -296,23 +297,6 @@ fn bad_requests_are_refused_by_the_field_at_fault() {
             limit: 256
         }
     );
-}
-
-#[test]
-fn a_network_of_the_uniform_process_is_not_served_yet() {
-    let engine = start(config(), Fake::new(11).uniform());
-    let error = engine.submit(request("x", 4, 1)).expect_err("refused");
-    assert!(matches!(error, Error::BadField { field: "process", .. }), "{error}");
-    let score = ScoreRequest {
-        mix: Vec::new(),
-        tokens: tokens("x"),
-        given: 0,
-        samples: 1,
-        seed: Some(1),
-        deadline: None,
-    };
-    let error = engine.score(score).expect_err("refused");
-    assert!(matches!(error, Error::BadField { field: "process", .. }), "{error}");
 }
 
 #[test]

@@ -9,3 +9,4 @@ mod limits;
 mod network;
 mod scoring;
 mod text;
+mod uniform;

@@ -8,10 +8,11 @@ use choir::model::{BaseWeights, Dit, ServedBank, VariantWeights};
 use choir::ops::quantized::Form;
 use choir::rng::{Key, Stream};
 
-use super::fake::{assorted, config, drain, events, generation, outcome, run};
+use super::fake::{assorted, config, drain, events, outcome, run};
 use super::fixtures::Case;
+use super::uniform::{both, mixed};
 
-/// The golden base and three variants in two banks.
+/// The golden base and six variants in three banks.
 fn network(form: Form) -> (Case, Dit) {
     let case = Case::load("bd3lm-tiny");
     let mut noise = Stream::new(Key::derive(&[b"engine test"]));
@@ -23,7 +24,7 @@ fn network(form: Form) -> (Case, Dit) {
         });
         Arc::new(ServedBank::build(form, matrices).expect("bank"))
     };
-    let banks = [bank(), bank()];
+    let banks = [bank(), bank(), bank()];
     let variant = |index: usize| {
         let (mut gains, mut vectors) = (BTreeMap::new(), BTreeMap::new());
         for (name, (shape, data)) in &case.weights {
@@ -41,7 +42,7 @@ fn network(form: Form) -> (Case, Dit) {
         }
     };
     let base = Arc::new(BaseWeights::new(case.config.clone(), &case.weights).expect("base"));
-    let dit = Dit::new(base, &banks, (0..3).map(variant).collect()).expect("network");
+    let dit = Dit::new(base, &banks, (0..6).map(variant).collect()).expect("network");
     (case, dit)
 }
 
@@ -52,52 +53,60 @@ fn engine(threads: usize, step_tokens: usize, form: Form) -> (Case, EngineHandle
         step_tokens,
         ..config()
     };
-    (case, Engine::start(config, generation(1, dit)).expect("engine"))
+    (case, Engine::start(config, both(dit)).expect("engine"))
 }
 
 /// Prompts within the golden network's vocabulary.
-fn requests(case: &Case) -> Vec<Request> {
+fn requests(case: &Case, request: fn(usize) -> Request) -> Vec<Request> {
+    let token = |token: u32| token % case.config.tokens() as u32;
     let fold = |request: Request| Request {
-        prompt: request
-            .prompt
-            .iter()
-            .map(|token| token % (case.config.vocab_size as u32 - 1))
-            .collect(),
+        prompt: request.prompt.into_iter().map(token).collect(),
+        after: request.after.into_iter().map(|fixed| fixed.map(token)).collect(),
         ..request
     };
-    (0..16).map(assorted).map(fold).collect()
+    (0..16).map(request).map(fold).collect()
+}
+
+/// Every request alone, then all together in steps of other sizes and on other threads.
+fn alone_and_together(form: Form, request: fn(usize) -> Request) {
+    let (case, one) = engine(1, 64, form);
+    let alone: Vec<_> = requests(&case, request)
+        .into_iter()
+        .map(|request| run(&one, request).1)
+        .collect();
+    assert!(
+        alone
+            .iter()
+            .zip(requests(&case, request))
+            .any(|(tokens, request)| tokens.len() == request.max_tokens)
+    );
+    for (threads, step_tokens) in [(1, 512), (2, 64), (2, 512)] {
+        let (_, engine) = engine(threads, step_tokens, form);
+        let streams: Vec<_> = requests(&case, request)
+            .into_iter()
+            .map(|r| engine.submit(r).expect("submit"))
+            .collect();
+        for (index, stream) in streams.into_iter().enumerate() {
+            let together = outcome(&events(stream)).1;
+            assert_eq!(
+                together, alone[index],
+                "request {index}, {threads} threads, {step_tokens} tokens a step"
+            );
+        }
+        drain(&engine);
+    }
 }
 
 #[test]
 fn the_same_tokens_alone_in_a_mixed_batch_and_on_any_threads() {
     for form in [Form::F32, Form::Q4_0] {
-        let (case, one) = engine(1, 64, form);
-        let alone: Vec<_> = requests(&case)
-            .into_iter()
-            .map(|request| run(&one, request).1)
-            .collect();
-        assert!(
-            alone
-                .iter()
-                .zip(requests(&case))
-                .any(|(tokens, request)| tokens.len() == request.max_tokens)
-        );
-        for (threads, step_tokens) in [(1, 512), (2, 64), (2, 512)] {
-            let (_, engine) = engine(threads, step_tokens, form);
-            let streams: Vec<_> = requests(&case)
-                .into_iter()
-                .map(|r| engine.submit(r).expect("submit"))
-                .collect();
-            for (index, stream) in streams.into_iter().enumerate() {
-                let together = outcome(&events(stream)).1;
-                assert_eq!(
-                    together, alone[index],
-                    "request {index}, {threads} threads, {step_tokens} tokens a step"
-                );
-            }
-            drain(&engine);
-        }
+        alone_and_together(form, assorted);
     }
+}
+
+#[test]
+fn the_same_tokens_beside_rows_of_the_other_process() {
+    alone_and_together(Form::F32, mixed);
 }
 
 #[test]
@@ -110,6 +119,8 @@ fn a_score_is_near_the_uniform_one_for_random_weights() {
         vec![],
         vec![("a".to_owned(), 1.0)],
         vec![("b".to_owned(), 0.5), ("c".to_owned(), 0.5)],
+        vec![("blocks".to_owned(), 1.0)],
+        vec![("untold".to_owned(), 1.0)],
     ] {
         let request = ScoreRequest {
             mix,
@@ -125,7 +136,7 @@ fn a_score_is_near_the_uniform_one_for_random_weights() {
             .blocking_recv()
             .expect("reply")
             .expect("score");
-        let uniform = (case.config.vocab_size as f64 - 1.0).ln();
+        let uniform = (case.config.tokens() as f64).ln();
         assert!(
             (0.5 * uniform..3.0 * uniform).contains(&score.nats_per_token),
             "{score:?}"

@@ -3,7 +3,9 @@
 use choir::engine::score::Scorer;
 use choir::engine::{EngineConfig, Error, Score, ScoreRequest};
 use choir::model::kv_cache::KvCache;
-use choir::model::{Denoiser, Mix, PageId, Segment};
+use choir::model::{Denoiser, Mix, PageId, Process, Regime, Segment};
+use choir::sampler::schedule::LogLinear;
+use choir::sampler::uniform_rate;
 
 use super::fake::*;
 
@@ -41,6 +43,7 @@ fn exact(network: &Fake, text: &[u32]) -> f64 {
             // The fake sees tokens, so the clean ones before the block may stand in the segment itself.
             let segment = Segment {
                 mix: Mix::base(),
+                block: Some(BLOCK),
                 sigma: 0.0,
                 tokens,
                 first_position: 0,
@@ -123,10 +126,12 @@ fn a_score_is_the_same_without_an_engine() {
 
     let mut cache = KvCache::new(network.config(), 4, 64);
     let pages: Vec<PageId> = (0..64).map(PageId).collect();
-    let mut scorer = Scorer::new(network.config(), tokens(text), 0, 6, 16, 5).expect("scorer");
+    let mut scorer =
+        Scorer::new(network.config(), network.config().regime(), tokens(text), 0, 6, 16, 5).expect("scorer");
     let alone = loop {
         let segment = |evaluation: &choir::sampler::Evaluation| Segment {
             mix: Mix::base(),
+            block: Some(BLOCK),
             sigma: evaluation.sigma,
             tokens: evaluation.tokens.clone(),
             first_position: evaluation.first_position,
@@ -185,4 +190,44 @@ fn a_dropped_score_stops_and_bad_ones_are_refused() {
 fn drain_behind(engine: &choir::engine::EngineHandle, gate: Gate) {
     drop(gate);
     drain(engine);
+}
+
+/// Under a network that looks at nothing, the bound is an integral over the time of a sum over what may stand there.
+#[test]
+fn the_estimate_converges_to_the_bound_of_the_uniform_process() {
+    let network = Fake::new(4);
+    let (config, states) = (network.config(), network.config().tokens());
+    let logits: Vec<f32> = (0..VOCAB).map(|token| (token % 5) as f32).collect();
+    let text = tokens("some text");
+    const TIMES: usize = 100;
+    let bound = |clean: u32| -> f64 {
+        let at = |index: usize| {
+            let t = (index as f64 + 0.5) / TIMES as f64;
+            let rate = |present| uniform_rate(&logits[..states], present, clean, t);
+            let moved = LogLinear::UNIFORM.move_chance(t);
+            let anything: f64 = (0..states as u32).map(rate).sum::<f64>() / states as f64;
+            (1.0 - moved) * rate(clean) + moved * anything
+        };
+        (0..TIMES).map(at).sum::<f64>() / TIMES as f64
+    };
+    let exact = text[1..].iter().map(|&token| bound(token)).sum::<f64>() / (text.len() - 1) as f64;
+    for (block, evaluations) in [(None, 1), (Some(BLOCK), 3)] {
+        let regime = Regime {
+            process: Process::Uniform,
+            block,
+            time_conditioned: true,
+        };
+        let samples = 4000;
+        let mut scorer = Scorer::new(config, regime, text.clone(), 1, samples, 16, 5).expect("scorer");
+        let found = loop {
+            let next = scorer.next(1000);
+            assert!(next.iter().all(|one| (one.sigma > 0.0) != one.rows.is_empty()));
+            let rows: usize = next.iter().map(|one| one.rows.len()).sum();
+            if let Some(nats) = scorer.accept(&vec![&logits[..]; rows]) {
+                break nats;
+            }
+        };
+        assert_eq!(scorer.nfe() as usize, evaluations * samples);
+        assert!((found / exact - 1.0).abs() < 0.02, "{found} for {exact}");
+    }
 }

@@ -19,6 +19,7 @@ pub fn network(case: &Case) -> Dit {
 pub fn evaluate(network: &dyn Denoiser, sequences: &[(Vec<u32>, Vec<usize>)], sigma: f32) -> Logits {
     let segment = |(tokens, rows): &(Vec<u32>, Vec<usize>)| Segment {
         mix: Mix::base(),
+        block: network.config().block(),
         sigma,
         tokens: tokens.clone(),
         first_position: 0,
@@ -63,6 +64,7 @@ fn step(network: &dyn Denoiser, cache: &mut KvCache, samplers: &mut [Sampler], p
         let wanted = sampler.next();
         Segment {
             mix: Mix::base(),
+            block: network.config().block(),
             sigma: wanted.sigma,
             tokens: wanted.tokens.clone(),
             first_position: wanted.first_position,

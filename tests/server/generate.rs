@@ -128,6 +128,7 @@ async fn every_predictor_and_every_filter_is_understood() {
                 kind: kind.into(),
                 steps,
                 threshold,
+                ..pb::Predictor::default()
             }),
             block_size: Some(8),
             temperature: Some(0.5),

@@ -3,6 +3,7 @@
 mod admin;
 mod endings;
 mod generate;
+mod processes;
 mod raw;
 mod refusals;
 mod uploads;

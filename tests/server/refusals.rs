@@ -157,13 +157,18 @@ async fn bad_fields_are_named() {
         .await;
     }
     let predictor = async |name: &str, kind: i32, steps: Option<u32>, threshold: Option<f32>| {
-        let predictor = Some(pb::Predictor { kind, steps, threshold });
+        let predictor = Some(pb::Predictor {
+            kind,
+            steps,
+            threshold,
+            ..pb::Predictor::default()
+        });
         sampling(name, pb::Sampling { predictor, ..default() }).await;
     };
-    for unknown in [4, 77, -1, i32::MAX] {
+    for unknown in [5, 77, -1, i32::MAX] {
         predictor("sampling.predictor.kind", unknown, None, None).await;
     }
-    let (steps, threshold) = ("sampling.predictor.steps", "sampling.predictor.threshold");
+    let (steps, threshold) = ("steps", "threshold");
     predictor(steps, Kind::Ancestral.into(), None, None).await;
     predictor(threshold, Kind::Ancestral.into(), Some(4), Some(0.5)).await;
     predictor("steps", Kind::Ancestral.into(), Some(0), None).await;
@@ -175,7 +180,7 @@ async fn bad_fields_are_named() {
     }
     predictor(steps, Kind::FirstHitting.into(), Some(4), None).await;
     predictor(threshold, Kind::FirstHitting.into(), None, Some(0.5)).await;
-    predictor(steps, Kind::Unspecified.into(), Some(4), None).await;
+    predictor(threshold, Kind::Unspecified.into(), Some(4), Some(0.5)).await;
 }
 
 #[tokio::test]

@@ -1,8 +1,12 @@
 //! `choir train pack`: a variant as a small file, and what packing costs it.
 
 use super::Subject;
-use crate::model::Trainable;
-use crate::superposition::{Delta, NamedTensors, pack};
+use crate::catalog::defaults::{process_to_store, to_store};
+use crate::cli::sampling::SamplingArgs;
+use crate::engine::{Sampling, check_sampling};
+use crate::model::{DitConfig, Trainable};
+use crate::server::convert;
+use crate::superposition::{Delta, NamedTensors, Remarks, pack_with};
 use crate::train::data::read_documents;
 use crate::train::folder::{Folder, replace};
 use crate::train::objective::Objective;
@@ -37,6 +41,9 @@ pub struct PackArgs {
     /// Print a JSON object instead of text.
     #[arg(long)]
     json: bool,
+    /// Sampling defaults to go with the variant, over those usual for its process.
+    #[command(flatten)]
+    sampling: SamplingArgs,
 }
 
 pub fn run(args: PackArgs) -> Result<()> {
@@ -46,7 +53,7 @@ pub fn run(args: PackArgs) -> Result<()> {
         NamedTensors::from_safetensors(&bytes).with_context(|| file.display().to_string())
     };
     let (base, variant) = (read(&args.base)?, read(&args.variant)?);
-    let packed = pack(&base, &variant, args.group)?;
+    let packed = pack_with(&base, &variant, args.group, remarks(&args)?)?;
     replace(&args.out, &packed)?;
     let subject = match args.skill {
         Some(skill) => Some(Subject::Skill(skill)),
@@ -66,7 +73,8 @@ pub fn run(args: PackArgs) -> Result<()> {
                     .for_each(|(weight, delta)| *weight += delta);
             }
         }
-        let mut folder = Folder::read(&args.base)?;
+        // A uniform variant's own objective says nothing of its absorbing base, but much of the packing.
+        let mut folder = Folder::read(&args.variant)?;
         for (what, tensors) in [("base", base), ("variant", variant), ("packed", unpacked)] {
             folder.tensors = tensors
                 .0
@@ -78,6 +86,21 @@ pub fn run(args: PackArgs) -> Result<()> {
     }
     show(&args, packed.len(), &scores);
     Ok(())
+}
+
+/// The process that the variant's own configuration says it was tuned for, and how it is sampled.
+fn remarks(args: &PackArgs) -> Result<Remarks> {
+    let file = args.variant.join("config.json");
+    let bytes = std::fs::read(&file).with_context(|| file.display().to_string())?;
+    let config: DitConfig = serde_json::from_slice(&bytes).with_context(|| file.display().to_string())?;
+    config.check()?;
+    let regime = config.regime();
+    let sampling = convert::choice(args.sampling.wire())?.over(Sampling::of(regime.process))?;
+    check_sampling(&config, regime, &sampling)?;
+    Ok(Remarks {
+        process: Some(serde_json::to_string(&process_to_store(regime.process))?),
+        defaults: Some(serde_json::to_string(&to_store(&sampling, regime))?),
+    })
 }
 
 fn score(folder: &Folder, subject: &Subject) -> Result<Score> {

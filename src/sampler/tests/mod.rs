@@ -2,3 +2,4 @@ mod block;
 mod filter;
 mod refusals;
 mod uniform;
+mod infilling;

@@ -4,24 +4,31 @@ use proptest::prelude::*;
 
 use crate::sampler::schedule::LogLinear;
 use crate::sampler::{
-    Kappa, MAX_STEPS, Mixture, NoiseRemoval, Progress, Psi, Reason, TimeProfile, UniformSampler, UniformSettings,
+    Kappa, MAX_STEPS, Mixture, NoiseRemoval, Progress, Psi, Reason, TimeProfile, UniformPredictor, UniformSampler,
+    UniformSettings,
 };
 
 const VOCAB: usize = 7;
 
 fn settings() -> UniformSettings {
     UniformSettings {
+        block_size: None,
         max_tokens: 10,
-        steps: 6,
-        eps: 1e-5,
-        predictor: Psi::ANCESTRAL,
-        noise_removal: NoiseRemoval::Greedy,
+        predictor: predictor(),
         temperature: 1.0,
         nucleus_p: 1.0,
         top_k: None,
         stop_ids: Vec::new(),
         vocab_size: VOCAB,
         time_conditioned: true,
+        prefill_chunk: 8,
+    }
+}
+
+fn predictor() -> UniformPredictor {
+    UniformPredictor {
+        steps: 6,
+        ..UniformPredictor::default()
     }
 }
 
@@ -50,7 +57,10 @@ fn a_sequence_takes_its_steps_and_one_more() {
     for noise_removal in [NoiseRemoval::Ancestral, NoiseRemoval::Greedy] {
         let mut sampler = UniformSampler::new(
             UniformSettings {
-                noise_removal,
+                predictor: UniformPredictor {
+                    noise_removal,
+                    ..predictor()
+                },
                 ..settings()
             },
             &[6, 6, 6],
@@ -144,18 +154,15 @@ fn the_prior_is_uniform_and_follows_the_seed() {
 fn bad_settings_are_named() {
     let good = settings;
     let refused = |settings: UniformSettings| UniformSampler::new(settings, &[], 0).unwrap_err().field();
-    let psi = |psi: Psi| {
-        refused(UniformSettings {
-            predictor: psi,
-            ..good()
-        })
-    };
+    let predictor = |predictor: UniformPredictor| refused(UniformSettings { predictor, ..good() });
+    let default = UniformPredictor::default;
+    let psi = |psi: Psi| predictor(UniformPredictor { psi, ..default() });
     let ancestral = Psi::ANCESTRAL;
     for steps in [0, MAX_STEPS + 1] {
-        assert_eq!(refused(UniformSettings { steps, ..good() }), "steps");
+        assert_eq!(predictor(UniformPredictor { steps, ..default() }), "steps");
     }
     for bad in [f64::NAN, -0.1, 1.1] {
-        assert_eq!(refused(UniformSettings { eps: bad, ..good() }), "eps");
+        assert_eq!(predictor(UniformPredictor { eps: bad, ..default() }), "eps");
         assert_eq!(
             refused(UniformSettings {
                 temperature: bad as f32 - 1.2,

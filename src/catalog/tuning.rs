@@ -1,0 +1,128 @@
+//! Where it is said what a variant was tuned for: by the operator, in a packed delta's metadata, in a config.json beside
+//! the checkpoint. They must not contradict each other; where nobody says anything, it is what the base was tuned for.
+
+use super::defaults::recorded;
+use super::{Error, base};
+use crate::model::{DitConfig, Process, Regime};
+use crate::sampler::MAX_BLOCK;
+use crate::store::{self, SamplerDefaults};
+use crate::superposition::{Remarks, Unreadable};
+
+/// What an operator says of a variant's process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tuning {
+    pub process: Option<Process>,
+    /// Tokens denoised together; a uniform variant without it denoises whole sequences.
+    pub block_size: Option<usize>,
+    /// Whether the network is told the noise level; a uniform variant's is, unless this says otherwise.
+    pub time_conditioning: Option<bool>,
+}
+
+/// What a variant's file says.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Said {
+    pub regime: Option<Regime>,
+    pub defaults: Option<SamplerDefaults>,
+}
+
+impl Said {
+    /// From a file's metadata and the regime of the configuration beside it.
+    ///
+    /// # Errors
+    /// Metadata that cannot be read, or that the configuration contradicts.
+    pub fn of(origin: &str, bytes: &[u8], beside: Option<Regime>, network: &DitConfig) -> Result<Said, Error> {
+        let remarks = Remarks::read(bytes).map_err(|error| base::checkpoint(origin)(error.into()))?;
+        let process: Option<store::Process> = parse(origin, "process", remarks.process)?;
+        let defaults: Option<SamplerDefaults> = parse(origin, "defaults", remarks.defaults)?;
+        let inside = process.or(defaults.map(|_| store::Process::Absorbing)).map(|process| {
+            let defaults = defaults.unwrap_or_default();
+            recorded(process, &defaults, network)
+        });
+        match (inside, beside) {
+            (Some(inside), Some(beside)) if inside != beside => Err(Error::OtherConfig {
+                origin: origin.to_owned(),
+                field: differing(inside, beside),
+            }),
+            _ => Ok(Said {
+                regime: inside.or(beside),
+                defaults,
+            }),
+        }
+    }
+}
+
+fn parse<T: serde::de::DeserializeOwned>(origin: &str, key: &str, text: Option<String>) -> Result<Option<T>, Error> {
+    let parsed = text.map(|text| serde_json::from_str(&text)).transpose();
+    parsed.map_err(|error| {
+        let detail = format!("{key} in its metadata: {error}");
+        base::checkpoint(origin)(Unreadable::Malformed { detail }.into())
+    })
+}
+
+/// The first field, by its name in config.json, in which two regimes differ.
+pub(super) fn differing(a: Regime, b: Regime) -> &'static str {
+    if a.process != b.process {
+        "model_type"
+    } else if a.block != b.block {
+        "block_size"
+    } else {
+        "time_conditioning"
+    }
+}
+
+impl Tuning {
+    /// What the variant was tuned for, in all.
+    ///
+    /// # Errors
+    /// `BadField` where the operator contradicts the file, or no variant of this network can be such.
+    pub(super) fn regime(&self, said: Option<Regime>, network: &DitConfig) -> Result<Regime, Error> {
+        let own = network.regime();
+        let process = self.process.or(said.map(|said| said.process)).unwrap_or(own.process);
+        let regime = match said {
+            Some(said) => said,
+            None if process == own.process && process == Process::Absorbing => own,
+            None if process == own.process => Regime {
+                block: self.block_size.or(own.block),
+                time_conditioned: self.time_conditioning.unwrap_or(own.time_conditioned),
+                ..own
+            },
+            None => Regime {
+                process,
+                block: self.block_size,
+                time_conditioned: self.time_conditioning.unwrap_or(true),
+            },
+        };
+        let asked = Regime {
+            process,
+            block: self.block_size.or(regime.block),
+            time_conditioned: self.time_conditioning.unwrap_or(regime.time_conditioned),
+        };
+        if asked != regime {
+            let field = match differing(asked, regime) {
+                "model_type" => "process",
+                field => field,
+            };
+            let reason = "what is asked for is not what the variant was tuned for".to_owned();
+            return Err(Error::BadField { field, reason });
+        }
+        check(regime, network)?;
+        Ok(regime)
+    }
+}
+
+/// Refuses what no variant of this network can have been tuned for.
+pub(super) fn check(regime: Regime, network: &DitConfig) -> Result<(), Error> {
+    let bad = |field, reason: String| Err(Error::BadField { field, reason });
+    let length = network.model_length;
+    match (regime.process, regime.block) {
+        (Process::Absorbing, _) if network.mask_id().is_none() => bad(
+            "process",
+            "the base has no mask, so no variant of it can be absorbing".into(),
+        ),
+        (Process::Uniform, Some(block)) if !(1..=MAX_BLOCK).contains(&block) || !length.is_multiple_of(block) => bad(
+            "block_size",
+            format!("the context of {length} is not whole blocks of {block}"),
+        ),
+        _ => Ok(()),
+    }
+}

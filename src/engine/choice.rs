@@ -1,0 +1,157 @@
+//! Sampling settings as somebody chooses them: some, and defaults for the rest.
+
+use super::{Error, Predictor, Sampling};
+use crate::model::Process;
+use crate::sampler::{self, Kappa, NoiseRemoval, Psi, TimeProfile, UniformPredictor};
+
+/// The predictors by name. What `Ancestral` is depends on the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PredictorKind {
+    FirstHitting,
+    Ancestral,
+    Confidence,
+    Psi,
+}
+
+/// What is chosen; `None` where the defaults hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Choice {
+    pub kind: Option<PredictorKind>,
+    pub steps: Option<u32>,
+    pub threshold: Option<f32>,
+    pub eps: Option<f64>,
+    pub noise_removal: Option<NoiseRemoval>,
+    pub psi: PsiChoice,
+    pub block_size: Option<usize>,
+    pub temperature: Option<f32>,
+    pub nucleus_p: Option<f32>,
+    pub top_k: Option<usize>,
+}
+
+/// The parts of a [`Psi`].
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct PsiChoice {
+    pub profile: Option<TimeProfile>,
+    pub high_fraction: Option<f64>,
+    pub middle_fraction: Option<f64>,
+    pub high: Option<Kappa>,
+    pub middle: Option<Kappa>,
+    pub low: Option<Kappa>,
+}
+
+impl Choice {
+    /// The settings in full: what is chosen, over `defaults`, whose predictor also says which process it is.
+    ///
+    /// # Errors
+    /// `BadField` for a setting that the predictor lacks or does not have; ranges are checked with the request.
+    pub fn over(&self, defaults: Sampling) -> Result<Sampling, Error> {
+        Ok(Sampling {
+            predictor: match defaults.predictor {
+                Predictor::Absorbing(default) => self.absorbing(default)?,
+                Predictor::Uniform(default) => self.uniform(default)?,
+            },
+            block_size: self.block_size.or(defaults.block_size),
+            temperature: self.temperature.unwrap_or(defaults.temperature),
+            nucleus_p: self.nucleus_p.unwrap_or(defaults.nucleus_p),
+            top_k: self.top_k.or(defaults.top_k),
+        })
+    }
+
+    fn absorbing(&self, default: sampler::Predictor) -> Result<Predictor, Error> {
+        use sampler::Predictor::{Ancestral, Confidence, FirstHitting};
+        if self.kind == Some(PredictorKind::Psi) {
+            return Err(wrong_process("psi", Process::Absorbing));
+        }
+        let uniform_only = [
+            ("eps", self.eps.is_some()),
+            ("noise_removal", self.noise_removal.is_some()),
+            ("psi", self.psi != PsiChoice::default()),
+        ];
+        if let Some((field, _)) = uniform_only.iter().find(|(_, set)| *set) {
+            return Err(bad(
+                field,
+                "only the uniform process has it, and this variant's is absorbing",
+            ));
+        }
+        let (default_steps, default_threshold) = match default {
+            FirstHitting => (None, None),
+            Ancestral { steps } => (Some(steps), None),
+            Confidence { threshold } => (None, Some(threshold)),
+        };
+        // A setting that one predictor alone has chooses it.
+        let kind = self.kind.or(match (self.steps, self.threshold) {
+            (Some(_), _) => Some(PredictorKind::Ancestral),
+            (_, Some(_)) => Some(PredictorKind::Confidence),
+            _ => None,
+        });
+        let predictor = match kind {
+            None | Some(PredictorKind::Psi) => default,
+            Some(PredictorKind::FirstHitting) => FirstHitting,
+            Some(PredictorKind::Ancestral) => {
+                let steps = self.steps.or(default_steps);
+                let steps = steps.ok_or_else(|| bad("steps", "the ancestral predictor needs them"))?;
+                Ancestral { steps }
+            }
+            Some(PredictorKind::Confidence) => {
+                let threshold = self.threshold.or(default_threshold);
+                let threshold = threshold.ok_or_else(|| bad("threshold", "the confidence predictor needs it"))?;
+                Confidence { threshold }
+            }
+        };
+        if self.steps.is_some() && !matches!(predictor, Ancestral { .. }) {
+            return Err(bad("steps", "only the ancestral predictor has them"));
+        }
+        if self.threshold.is_some() && !matches!(predictor, Confidence { .. }) {
+            return Err(bad("threshold", "only the confidence predictor has it"));
+        }
+        Ok(predictor.into())
+    }
+
+    fn uniform(&self, default: UniformPredictor) -> Result<Predictor, Error> {
+        let chosen = self.psi;
+        let psi = match self.kind {
+            Some(PredictorKind::FirstHitting) => return Err(wrong_process("first-hitting", Process::Uniform)),
+            Some(PredictorKind::Confidence) => return Err(wrong_process("confidence", Process::Uniform)),
+            Some(PredictorKind::Ancestral) if chosen != PsiChoice::default() => {
+                return Err(bad("psi", "the ancestral predictor has no such settings"));
+            }
+            Some(PredictorKind::Ancestral) => Psi::ANCESTRAL,
+            Some(PredictorKind::Psi) | None => Psi {
+                profile: chosen.profile.unwrap_or(default.psi.profile),
+                high_fraction: chosen.high_fraction.unwrap_or(default.psi.high_fraction),
+                middle_fraction: chosen.middle_fraction.unwrap_or(default.psi.middle_fraction),
+                high: chosen.high.unwrap_or(default.psi.high),
+                middle: chosen.middle.unwrap_or(default.psi.middle),
+                low: chosen.low.unwrap_or(default.psi.low),
+            },
+        };
+        if self.threshold.is_some() {
+            return Err(bad("threshold", "only the confidence predictor has it"));
+        }
+        let predictor = UniformPredictor {
+            steps: self.steps.unwrap_or(default.steps),
+            eps: self.eps.unwrap_or(default.eps),
+            noise_removal: self.noise_removal.unwrap_or(default.noise_removal),
+            psi,
+        };
+        Ok(predictor.into())
+    }
+}
+
+/// The refusal of a predictor by a variant of this process.
+pub(super) fn wrong_process(predictor: &str, process: Process) -> Error {
+    let reason = match process {
+        Process::Absorbing => {
+            "is of the uniform process; this variant's is absorbing: first-hitting, ancestral or confidence"
+        }
+        Process::Uniform => "is of the absorbing process; this variant's is uniform: ancestral or psi",
+    };
+    bad("predictor", format!("{predictor} {reason}"))
+}
+
+fn bad(field: &'static str, reason: impl Into<String>) -> Error {
+    Error::BadField {
+        field,
+        reason: reason.into(),
+    }
+}
