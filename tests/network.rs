@@ -20,6 +20,7 @@ fn whole(case: &Case, ids: Vec<u32>, batch: usize, block: Option<usize>, sigma: 
         xt: ids,
         x0: None,
         sigma,
+        soft: None,
         rows,
     };
     let logits = trainable(case).forward(&input).expect("forward");
@@ -66,6 +67,7 @@ fn the_training_mask_matches_the_reference() {
         xt,
         x0: Some(case.ids("c.x0").1),
         sigma: vec![0.0; shape[0]],
+        soft: None,
         rows,
     };
     let logits = trainable(&case).forward(&input).expect("forward");
@@ -94,6 +96,7 @@ fn gradients_match_finite_differences() {
             xt: ids(3),
             x0: doubled.then(|| ids(11)),
             sigma: vec![0.3, 1.7],
+            soft: None,
             rows,
         };
         let model = trainable(&case);

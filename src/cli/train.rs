@@ -3,10 +3,10 @@
 use crate::model::{DitConfig, Trainable};
 use crate::train::data::{Document, TextSource, held_out_contexts, read_documents};
 use crate::train::folder::{Folder, Precision, round_to_bf16};
-use crate::train::objective::Objective;
+use crate::train::objective::{Corruption, Objective};
 use crate::train::optimizer::AdamW;
 use crate::train::packing::SkillSource;
-use crate::train::run::{Anchor, Budget, Report, Run, Score, Settings, Source, Validation, open_gates};
+use crate::train::run::{Anchor, Budget, Course, Report, Run, Score, Settings, Source, Validation, open_gates};
 use crate::train::skills::Skill;
 use crate::train::{checkpoint, tokenizer};
 use anyhow::{Context, Result, bail};
@@ -15,9 +15,11 @@ use clap::{Args, Subcommand, ValueEnum};
 use progress::Progress;
 use std::path::{Path, PathBuf};
 
+mod distill;
 mod pack;
 mod progress;
 mod texts;
+mod variant;
 
 /// Make models: a tokenizer and a base from text, variants from a text or a skill.
 #[derive(Args, Debug)]
@@ -33,7 +35,9 @@ enum What {
     /// Train a base model from text.
     Base(BaseArgs),
     /// Fine-tune a base on a text or on a built-in skill.
-    Variant(VariantArgs),
+    Variant(variant::VariantArgs),
+    /// Make a few-step variant of a uniform one: discrete consistency distillation.
+    Distill(distill::DistillArgs),
     /// Pack a variant into a small file: its delta in 4 bits, which `choir variants add` takes as it is.
     Pack(pack::PackArgs),
     /// Write the held-out parts (the last 5 %) of texts.
@@ -101,10 +105,11 @@ struct RunArgs {
     /// Decay of the averaged weights, which are what is written in the end.
     #[arg(long, default_value_t = 0.995)]
     ema: f32,
-    /// Smallest share of masked tokens trained on (the clipped schedule) [default: 0.1, or the base's].
+    /// Smallest share of masked or noisy tokens trained on (the clipped schedule) [default: 0.1, or the base's;
+    /// 0.001 for the uniform process].
     #[arg(long)]
     mask_min: Option<f64>,
-    /// Largest share of masked tokens trained on [default: 1, or the base's].
+    /// Largest share of masked or noisy tokens trained on [default: 1, or the base's].
     #[arg(long)]
     mask_max: Option<f64>,
     #[arg(long, default_value_t = 1)]
@@ -161,33 +166,13 @@ struct BaseArgs {
     run: RunArgs,
 }
 
-#[derive(Args, Debug)]
-struct VariantArgs {
-    /// The base's folder.
-    #[arg(long)]
-    base: PathBuf,
-    /// Text files or folders to fine-tune on; their last 5 % are held out.
-    #[arg(long, num_args = 1.., required_unless_present = "skill", conflicts_with = "skill")]
-    text: Vec<PathBuf>,
-    /// A built-in skill: addition, reverse, roman or sort.
-    #[arg(long)]
-    skill: Option<Skill>,
-    /// Begin with the weights of this other fine-tune of the base.
-    #[arg(long, value_name = "FOLDER")]
-    start: Option<PathBuf>,
-    /// Train under the interference of a bank of this many variants, so that what is learned survives it.
-    #[arg(long, default_value_t = 1)]
-    interference: usize,
-    #[command(flatten)]
-    run: RunArgs,
-}
-
 /// Runs `choir train`.
 pub fn run(args: TrainArgs) -> Result<()> {
     match args.what {
         What::Tokenizer(args) => texts::run_tokenizer(args),
         What::Base(args) => run_base(args),
-        What::Variant(args) => run_variant(args),
+        What::Variant(args) => variant::run(args),
+        What::Distill(args) => distill::run(args),
         What::Pack(args) => pack::run(args),
         What::HeldOut(args) => texts::run_held_out(args),
     }
@@ -215,7 +200,7 @@ fn run_base(args: BaseArgs) -> Result<()> {
         bail!("--hidden must be a multiple of twice --heads, and --block at least 1");
     }
     let documents = read_documents(&args.text)?;
-    let clip = (args.run.mask_min.unwrap_or(0.1), args.run.mask_max.unwrap_or(1.0));
+    let clip = args.run.clip((0.1, 1.0));
     let model = Trainable::random(config.clone(), args.run.seed, &device)?;
     open_gates(&model)?;
     let folder = Folder {
@@ -224,28 +209,7 @@ fn run_base(args: BaseArgs) -> Result<()> {
         tokenizer: json,
         clip,
     };
-    train(&args.run, folder, model, Subject::Text(documents), None)
-}
-
-fn run_variant(args: VariantArgs) -> Result<()> {
-    let device = args.run.prepare()?;
-    let mut folder = Folder::read(&args.base)?;
-    folder.clip = (
-        args.run.mask_min.unwrap_or(folder.clip.0),
-        args.run.mask_max.unwrap_or(folder.clip.1),
-    );
-    let start = args.start.as_deref().map(Folder::read).transpose()?;
-    let first = start.as_ref().unwrap_or(&folder);
-    let model = Trainable::from_tensors(folder.config.clone(), &first.tensors, &device)?;
-    let subject = match args.skill {
-        Some(skill) => Subject::Skill(skill),
-        None => Subject::Text(read_documents(&args.text)?),
-    };
-    let base = Anchor {
-        tensors: folder.tensors.clone(),
-        members: args.interference,
-    };
-    train(&args.run, folder, model, subject, Some(base))
+    train(&args.run, folder, model, Subject::Text(documents), Course::Plain, None)
 }
 
 enum Subject {
@@ -256,6 +220,8 @@ enum Subject {
 impl Subject {
     /// What a model of this subject is measured on.
     fn validation(&self, objective: &Objective, pieces: &tokenizers::Tokenizer, context: usize) -> Result<Validation> {
+        let masked = matches!(objective.corruption, Corruption::Mask(_));
+        let draws = if masked { 2 } else { 4 };
         Ok(match self {
             Subject::Text(documents) => {
                 let held_out: Vec<&str> = documents.iter().map(|d| d.held_out.as_str()).collect();
@@ -263,7 +229,7 @@ impl Subject {
                 Validation {
                     contexts,
                     bytes,
-                    draws: 2,
+                    draws,
                     exact: false,
                 }
             }
@@ -272,15 +238,22 @@ impl Subject {
                 Validation {
                     contexts,
                     bytes: 0,
-                    draws: 2,
-                    exact: true,
+                    draws,
+                    exact: masked,
                 }
             }
         })
     }
 }
 
-fn train(args: &RunArgs, mut folder: Folder, model: Trainable, subject: Subject, base: Option<Anchor>) -> Result<()> {
+fn train(
+    args: &RunArgs,
+    mut folder: Folder,
+    model: Trainable,
+    subject: Subject,
+    course: Course,
+    base: Option<Anchor>,
+) -> Result<()> {
     let objective = Objective::new(&folder.config, folder.clip)?;
     let pieces = tokenizer::from_json(&folder.tokenizer)?;
     let context = folder.config.model_length;
@@ -301,6 +274,7 @@ fn train(args: &RunArgs, mut folder: Folder, model: Trainable, subject: Subject,
     std::fs::create_dir_all(&args.out)?;
     let settings = Settings {
         objective,
+        course,
         budget,
         batch: args.batch,
         length,
@@ -349,7 +323,32 @@ fn finish(out: &Path, folder: &Folder, score: Option<Score>, json: bool) {
     }
 }
 
+/// What is learned: a text or a built-in skill.
+#[derive(Args, Debug)]
+struct SubjectArgs {
+    /// Text files or folders to train on; their last 5 % are held out.
+    #[arg(long, num_args = 1.., required_unless_present = "skill", conflicts_with = "skill")]
+    text: Vec<PathBuf>,
+    /// A built-in skill: addition, reverse, roman or sort.
+    #[arg(long)]
+    skill: Option<Skill>,
+}
+
+impl SubjectArgs {
+    fn read(&self) -> Result<Subject> {
+        Ok(match self.skill {
+            Some(skill) => Subject::Skill(skill),
+            None => Subject::Text(read_documents(&self.text)?),
+        })
+    }
+}
+
 impl RunArgs {
+    /// The clipped schedule, `default` where it is not given.
+    fn clip(&self, default: (f64, f64)) -> (f64, f64) {
+        (self.mask_min.unwrap_or(default.0), self.mask_max.unwrap_or(default.1))
+    }
+
     /// Sets the number of threads and picks the device.
     fn prepare(&self) -> Result<Device> {
         if let Some(threads) = self.threads {

@@ -37,7 +37,7 @@ pub struct DitConfig {
     pub n_blocks: usize,
     pub n_heads: usize,
     /// Tokens denoised together; absent in Duo's and ignored without `cross_attn`.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub block_size: Option<usize>,
     /// True where the checkpoint was trained block-causally (BD3-LM).
     #[serde(default)]
@@ -99,6 +99,30 @@ impl DitConfig {
             Process::Uniform
         } else {
             Process::Absorbing
+        }
+    }
+
+    /// Of a uniform-state fine-tune of this network: in blocks with clean ones before them, or of whole sequences.
+    pub fn uniform(&self, block: Option<usize>) -> Self {
+        let masked = self.mask_id().is_some();
+        Self {
+            model_type: "duo".to_owned(),
+            states: self.states.or(masked.then(|| self.tokens())),
+            cross_attn: block.is_some(),
+            block_size: block,
+            time_conditioning: Some(true),
+            ..self.clone()
+        }
+    }
+
+    /// Of a variant of this network that was tuned for `regime`.
+    pub fn tuned(&self, regime: Regime) -> Self {
+        match regime.process {
+            Process::Absorbing => self.clone(),
+            Process::Uniform => Self {
+                time_conditioning: Some(regime.time_conditioned),
+                ..self.uniform(regime.block)
+            },
         }
     }
 

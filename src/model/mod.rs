@@ -8,11 +8,13 @@ pub mod dit;
 pub mod kv_cache;
 pub mod linear;
 pub mod tokenizer;
+pub mod train_batch;
 pub mod trainable;
 pub mod weights;
 
 pub use batch::{Batch, Denoiser, Logits, Mix, PageId, Segment, VariantId};
 pub use config::{DitConfig, Process, Regime};
 pub use dit::Dit;
-pub use trainable::{TrainBatch, Trainable};
+pub use train_batch::{SoftTokens, TrainBatch};
+pub use trainable::Trainable;
 pub use weights::{BaseWeights, ServedBank, VariantWeights};

@@ -5,6 +5,7 @@
 
 use super::DitConfig;
 use super::conditioning::{Tables, tables};
+use super::train_batch::{SoftTokens, TrainBatch};
 use crate::ops::{self, Pattern, PerRow};
 use candle_core::{Device, Result, Tensor, Var, bail};
 use std::collections::BTreeMap;
@@ -14,23 +15,6 @@ pub struct Trainable {
     config: DitConfig,
     vars: BTreeMap<String, Var>,
     device: Device,
-}
-
-/// Whole sequences of equal length.
-#[derive(Clone, Debug)]
-pub struct TrainBatch {
-    pub batch: usize,
-    pub length: usize,
-    /// Block size; `None` for bidirectional attention (MDLM, Duo).
-    pub block: Option<usize>,
-    /// Noisy tokens, [batch * length].
-    pub xt: Vec<u32>,
-    /// Clean tokens, [batch * length], seen by later blocks (BD3-LM's training mask).
-    pub x0: Option<Vec<u32>>,
-    /// Noise level per sequence; ignored without time conditioning.
-    pub sigma: Vec<f32>,
-    /// Flat indices into batch * length: the positions whose logits are wanted.
-    pub rows: Vec<u32>,
 }
 
 /// What the backward pass needs of one layer.
@@ -48,7 +32,7 @@ struct LayerState {
 }
 
 struct State {
-    ids: Vec<u32>,
+    read: SoftTokens,
     tables: Tables,
     /// Modulation line of every row; `None` while there is one line.
     full: Option<Vec<u32>>,
@@ -121,6 +105,16 @@ impl Trainable {
         })
     }
 
+    /// A second network with weights of its own, now equal.
+    pub fn copy(&self) -> Result<Self> {
+        let copied = |(name, var): (&String, &Var)| Ok((name.clone(), Var::from_tensor(&var.as_tensor().copy()?)?));
+        Ok(Self {
+            config: self.config.clone(),
+            vars: self.vars.iter().map(copied).collect::<Result<_>>()?,
+            device: self.device.clone(),
+        })
+    }
+
     pub fn config(&self) -> &DitConfig {
         &self.config
     }
@@ -172,25 +166,33 @@ impl Trainable {
             bail!("tokens do not fill {batch} sequences of {length}")
         }
         let doubled = input.x0.is_some();
-        let mut ids = Vec::with_capacity(2 * batch * length);
-        for sequence in 0..batch {
-            ids.extend_from_slice(&input.xt[sequence * length..][..length]);
-            if let Some(x0) = &input.x0 {
-                ids.extend_from_slice(&x0[sequence * length..][..length]);
+        let read = input.read();
+        let (mut sigma, mut full, mut noisy, mut wanted) = (vec![0.0], None, None, None);
+        if self.config.time_conditioned() {
+            let clean = input.sigma.len() as u32;
+            if clean as usize != batch * length.div_ceil(input.unit()) {
+                bail!(
+                    "{clean} noise levels for {batch} sequences of {length} in units of {}",
+                    input.unit()
+                )
             }
+            let lines: Vec<u32> = (0..batch * length).map(|row| input.noise_line(row) as u32).collect();
+            let pick = |&row: &u32| lines.get(row as usize).copied().unwrap_or(clean);
+            wanted = Some(input.rows.iter().map(pick).collect::<Vec<_>>());
+            full = Some(match doubled {
+                true => lines
+                    .chunks(length)
+                    .flat_map(|lines| [lines, &vec![clean; length]].concat())
+                    .collect(),
+                false => lines.clone(),
+            });
+            noisy = Some(lines);
+            sigma = [&input.sigma[..], &[0.0]].concat();
         }
-        let conditioned = self.config.time_conditioned();
-        let sigma = if conditioned { input.sigma.clone() } else { vec![0.0] };
         let tables = tables(&self.config, |name| self.var(name).cloned(), &sigma, &self.device)?;
-        let per_sequence =
-            |rows: usize| conditioned.then(|| (0..batch * rows).map(|row| (row / rows) as u32).collect::<Vec<_>>());
-        let rows = if doubled { 2 * length } else { length };
-        let (full, noisy) = (per_sequence(rows), per_sequence(length));
-        let wanted = noisy
-            .as_ref()
-            .map(|noisy| input.rows.iter().map(|&row| noisy[row as usize]).collect::<Vec<_>>());
 
-        let mut x = ops::embedding(self.var("vocab_embed.embedding")?, &ids)?;
+        let table = self.var("vocab_embed.embedding")?;
+        let mut x = ops::embedding_mix(table, read.choices, &read.tokens, &read.weights)?;
         let mut layers = Vec::with_capacity(self.config.n_blocks);
         for layer in 0..self.config.n_blocks {
             let last = layer + 1 == self.config.n_blocks;
@@ -235,7 +237,7 @@ impl Trainable {
         Ok((
             logits,
             State {
-                ids,
+                read,
                 tables,
                 full,
                 noisy,
@@ -249,7 +251,7 @@ impl Trainable {
 
     fn backward(&self, input: &TrainBatch, state: State, gradient: Tensor) -> Result<BTreeMap<String, Tensor>> {
         let State {
-            ids,
+            read,
             tables,
             full,
             noisy,
@@ -321,7 +323,7 @@ impl Trainable {
         let table = self.var("vocab_embed.embedding")?.detach();
         found.insert(
             "vocab_embed.embedding".to_owned(),
-            ops::embedding::embedding_backward(&table, &ids, &dx)?,
+            ops::embedding::embedding_mix_backward(&table, read.choices, &read.tokens, &read.weights, &dx)?,
         );
 
         let mut surrogate = Tensor::zeros((), dx.dtype(), &self.device)?;

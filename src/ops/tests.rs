@@ -1,9 +1,13 @@
 //! Every fused operation against its slow twin, and every gradient against candle's own of that twin.
 
 use super::cross_entropy::{cross_entropy_backward, cross_entropy_slow};
-use super::embedding::embedding_backward;
+use super::divergence::{Divergence, divergence_backward, divergence_slow};
+use super::embedding::{embedding_mix, embedding_mix_backward, embedding_mix_slow};
+use super::embedding_backward;
 use super::norm::norm_modulate_slow;
-use super::pointwise::{add_bias, column_sums};
+use super::pointwise::{add_bias, add_bias_in_place, column_sums};
+use super::slice;
+use super::uniform_nelbo::{UniformTerm, uniform_nelbo, uniform_nelbo_backward, uniform_nelbo_slow};
 use super::{Pattern, PerRow, attention, attention_backward, bias_gelu, bias_gelu_backward, cross_entropy, embedding};
 use super::{gate_residual, gate_residual_backward, norm_modulate, norm_modulate_backward};
 use crate::rng::{Key, Stream};
@@ -98,7 +102,12 @@ proptest! {
     #[test]
     fn bias_and_its_sums_equal_their_twins(rows in 1usize..40, width in 1usize..70) {
         let (y, bias) = (noise((rows, width), 1), noise((1, width), 2));
-        close(&add_bias(&y, PerRow::new(bias.as_tensor(), None)).unwrap(), &y.broadcast_add(&bias).unwrap());
+        let biases = PerRow::new(bias.as_tensor(), None);
+        let added = add_bias(&y, biases).unwrap();
+        close(&added, &y.broadcast_add(&bias).unwrap());
+        let mut in_place = slice::f32(&y).unwrap().to_vec();
+        add_bias_in_place(&mut in_place, biases).unwrap();
+        prop_assert_eq!(&in_place[..], &*slice::f32(&added).unwrap());
         close(&column_sums(&y).unwrap(), &y.sum_keepdim(0).unwrap());
     }
 
@@ -112,6 +121,41 @@ proptest! {
         let upstream = Tensor::new(&weights[..], &Device::Cpu).unwrap();
         let theirs = gradients(cross_entropy_slow(&logits, &targets, forbid), &upstream, &[&logits]);
         close(&cross_entropy_backward(&logits, &targets, forbid, &weights).unwrap(), &theirs[0]);
+    }
+
+    #[test]
+    fn uniform_nelbo_equals_its_twin(rows in 1usize..20, tokens in 2usize..70, mask in 0usize..2) {
+        let logits = noise((rows, tokens + mask), 1);
+        let terms: Vec<UniformTerm> = (0..rows)
+            .map(|row| UniformTerm {
+                x0: (row * 5 % tokens) as u32,
+                xt: if row % 2 == 0 { row * 5 % tokens } else { row * 7 % tokens } as u32,
+                alpha: [0.001, 0.3, 0.7, 0.99][row % 4],
+                rate: -0.999,
+            })
+            .collect();
+        let slow = uniform_nelbo_slow(&logits, tokens, &terms);
+        let ours = uniform_nelbo(&logits, tokens, &terms).unwrap();
+        close(&Tensor::new(&ours[..], &Device::Cpu).unwrap(), slow.as_ref().unwrap());
+        let weights: Vec<f32> = (0..rows).map(|row| 0.5 + row as f32 / 8.0).collect();
+        let theirs = gradients(slow, &Tensor::new(&weights[..], &Device::Cpu).unwrap(), &[&logits]);
+        let (again, gradient) = uniform_nelbo_backward(&logits, tokens, &terms, &weights).unwrap();
+        prop_assert_eq!(again, ours);
+        close(&gradient, &theirs[0]);
+    }
+
+    #[test]
+    fn divergence_equals_its_twin(rows in 1usize..20, tokens in 2usize..70, mask in 0usize..2, backward in any::<bool>()) {
+        let (student, teacher) = (noise((rows, tokens + mask), 1), noise((rows, tokens + mask), 2));
+        let kind = if backward { Divergence::Backward } else { Divergence::Forward };
+        let weights: Vec<f32> = (0..rows).map(|row| 0.5 + row as f32 / 8.0).collect();
+        let (ours, gradient) = divergence_backward(&student, &teacher, tokens, kind, &weights).unwrap();
+        let slow = divergence_slow(&student, &teacher, tokens, kind);
+        close(&Tensor::new(&ours[..], &Device::Cpu).unwrap(), slow.as_ref().unwrap());
+        close(&gradient, &gradients(slow, &Tensor::new(&weights[..], &Device::Cpu).unwrap(), &[&student])[0]);
+        let (same, none) = divergence_backward(&student, &student, tokens, kind, &weights).unwrap();
+        prop_assert!(same.iter().all(|loss| loss.abs() < 1e-5));
+        close(&none, &none.zeros_like().unwrap());
     }
 
     #[test]
@@ -143,6 +187,18 @@ proptest! {
         close(&embedding(&table, &ids).unwrap(), &slow().unwrap());
         let upstream = noise((count, width), 2);
         close(&embedding_backward(&table, &ids, &upstream).unwrap(), &gradients(slow(), &upstream, &[&table])[0]);
+    }
+
+    #[test]
+    fn embedding_mix_equals_its_twin(count in 1usize..30, choices in 1usize..5, vocab in 1usize..20, width in 1usize..10) {
+        let table = noise((vocab, width), 1);
+        let tokens: Vec<u32> = (0..count * choices).map(|i| (i * 11 % vocab) as u32).collect();
+        let weights: Vec<f32> = (0..count * choices).map(|i| (i % 3) as f32 / 2.0).collect();
+        let slow = || embedding_mix_slow(&table, choices, &tokens, &weights);
+        close(&embedding_mix(&table, choices, &tokens, &weights).unwrap(), &slow().unwrap());
+        let upstream = noise((count, width), 2);
+        let ours = embedding_mix_backward(&table, choices, &tokens, &weights, &upstream).unwrap();
+        close(&ours, &gradients(slow(), &upstream, &[&table])[0]);
     }
 }
 

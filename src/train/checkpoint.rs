@@ -4,6 +4,8 @@
 use super::Error;
 use super::folder::{Precision, floats, replace, serialize};
 use super::optimizer::{Optimizer, Slot};
+use crate::model::Trainable;
+use candle_core::Tensor;
 use safetensors::SafeTensors;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -13,8 +15,14 @@ pub const FILE: &str = "training.safetensors";
 
 const PARTS: [&str; 4] = ["weight", "average", "first", "second"];
 
-/// Writes the state; `settings` is whatever the run must find unchanged when it resumes.
-pub fn write(path: &Path, optimizer: &Optimizer, seconds: f64, settings: &str) -> Result<(), Error> {
+/// Writes the state; `settings` is whatever the run must find unchanged when it resumes, the teacher comes with its round.
+pub fn write(
+    path: &Path,
+    optimizer: &Optimizer,
+    teacher: Option<&(Trainable, u32)>,
+    seconds: f64,
+    settings: &str,
+) -> Result<(), Error> {
     let mut named = Vec::new();
     for (name, slot) in &optimizer.slots {
         for (part, data) in PARTS
@@ -29,7 +37,15 @@ pub fn write(path: &Path, optimizer: &Optimizer, seconds: f64, settings: &str) -
             ));
         }
     }
+    if let Some((teacher, _)) = teacher {
+        for (name, var) in teacher.vars() {
+            let data = var.flatten_all()?.to_vec1()?;
+            named.push((format!("teacher/{name}"), var.dims().to_vec(), data, Precision::F32));
+        }
+    }
+    let round = teacher.map_or(0, |(_, round)| *round);
     let metadata = HashMap::from([
+        ("round".to_owned(), round.to_string()),
         ("format".to_owned(), "choir training 1".to_owned()),
         ("step".to_owned(), optimizer.step.to_string()),
         ("seconds".to_owned(), seconds.to_string()),
@@ -39,8 +55,14 @@ pub fn write(path: &Path, optimizer: &Optimizer, seconds: f64, settings: &str) -
     replace(path, &bytes)
 }
 
-/// Reads a state written by [`write`] under the same `settings`: into a fresh optimizer; returns the seconds spent.
-pub fn read(path: &Path, optimizer: &mut Optimizer, settings: &str) -> Result<f64, Error> {
+/// Reads a state written by [`write`] under the same `settings`: into a fresh optimizer and, where there is one, the
+/// teacher; returns the seconds spent.
+pub fn read(
+    path: &Path,
+    optimizer: &mut Optimizer,
+    teacher: Option<&mut (Trainable, u32)>,
+    settings: &str,
+) -> Result<f64, Error> {
     let bytes = std::fs::read(path).map_err(Error::file(path))?;
     let refuse = |reason: String| Error::format(path, reason);
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| refuse(e.to_string()))?;
@@ -49,10 +71,11 @@ pub fn read(path: &Path, optimizer: &mut Optimizer, settings: &str) -> Result<f6
         found.ok_or_else(|| refuse(format!("no {name} in its metadata: not a training checkpoint")))
     };
     if field("settings")? != settings {
-        return Err(refuse(format!(
-            "made with other settings:\n  {}\nnot\n  {settings}",
-            field("settings")?
-        )));
+        return Err(Error::OtherRun {
+            path: path.to_path_buf(),
+            found: field("settings")?.clone(),
+            wanted: settings.to_owned(),
+        });
     }
     let step = field("step")?
         .parse()
@@ -96,6 +119,18 @@ pub fn read(path: &Path, optimizer: &mut Optimizer, settings: &str) -> Result<f6
     };
     if shapes(&slots) != shapes(&optimizer.slots) {
         return Err(refuse("its tensors are not this network's".into()));
+    }
+    if let Some((teacher, round)) = teacher {
+        *round = field("round")?
+            .parse()
+            .map_err(|_| refuse("its round is not a number".into()))?;
+        for (name, var) in teacher.vars() {
+            let view = file
+                .tensor(&format!("teacher/{name}"))
+                .map_err(|e| refuse(e.to_string()))?;
+            let data = floats(&view).map_err(refuse)?;
+            var.set(&Tensor::from_vec(data, var.dims(), var.device())?)?;
+        }
     }
     (optimizer.step, optimizer.slots) = (step, slots);
     Ok(seconds)

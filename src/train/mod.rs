@@ -1,13 +1,17 @@
 //! Making models: a tokenizer, a base from text, variants of it from a text or a skill.
 //!
-//! The objectives are those of MDLM and BD3-LM ([`objective`]); a run is a loop over steps, each a pure
+//! The objectives are those of MDLM, BD3-LM and Duo ([`objective`]); a run is a loop over steps, each a pure
 //! function of (seed, step), so that it can stop anywhere and resume from its checkpoint.
 
 pub mod checkpoint;
+pub mod curriculum;
 pub mod data;
+pub mod distill;
 pub mod folder;
 pub mod muon;
+pub mod noisy;
 pub mod objective;
+pub mod operator;
 pub mod optimizer;
 pub mod packing;
 pub mod run;
@@ -34,6 +38,12 @@ pub enum Error {
     },
     #[error("{}: {reason}", path.display())]
     Format { path: PathBuf, reason: String },
+    #[error("{}: a checkpoint of another run:\n  {found}\nnot\n  {wanted}", path.display())]
+    OtherRun {
+        path: PathBuf,
+        found: String,
+        wanted: String,
+    },
     #[error("tokenizer: {reason}")]
     Tokenizer { reason: String },
     #[error("{field}: {reason}")]

@@ -1,21 +1,31 @@
-//! The objectives of MDLM (arXiv 2406.07524) and BD3-LM (arXiv 2503.09573): the log-linear schedule, where a
-//! token is masked with probability t and -log p(x_0 | x_t) counts 1/t.
+//! The objectives of MDLM (arXiv 2406.07524) and BD3-LM (arXiv 2503.09573), where a token is masked with probability t
+//! and -log p(x_0 | x_t) counts 1/t, and of Duo (arXiv 2506.10892), where it becomes any token with probability
+//! 1 - alpha_t; all with the log-linear schedule.
 //!
-//! A *unit* is what shares one t: a block (BD3-LM) or a whole sequence (MDLM).
+//! A *unit* is what shares one t: a block (BD3-LM) or a whole sequence (MDLM, Duo).
 
 use super::Error;
 use super::data::Contexts;
-use crate::model::{DitConfig, TrainBatch, Trainable};
-use crate::ops;
+use super::noisy::{Loss, Noisy};
+use crate::model::{DitConfig, TrainBatch};
 use crate::rng::Stream;
-use candle_core::Result;
+use crate::sampler::schedule::LogLinear;
 
-/// The network's mask, its blocks, and the clipped schedule.
+/// What noise makes of a token.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Corruption {
+    /// This token, the mask (the absorbing process).
+    Mask(u32),
+    /// Any of the first so many, all alike (the uniform process).
+    Uniform(usize),
+}
+
+/// The network's process, its blocks, and the clipped schedule.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Objective {
-    /// Block size; `None` for MDLM.
+    /// Block size; `None` where the whole sequence is a unit.
     pub block: Option<usize>,
-    pub mask: u32,
+    pub corruption: Corruption,
     /// t is drawn from this range: BD3-LM's clipped schedule `[sampling_eps_min, sampling_eps_max]`. It lowers
     /// the variance of the gradient; evaluation always uses the whole range.
     pub clip: (f64, f64),
@@ -24,36 +34,21 @@ pub struct Objective {
 /// The smallest t of an unclipped schedule; bounds equal to it or to 1 are no bounds.
 pub const SMALLEST_T: f64 = 1e-3;
 
-/// A masked batch: what the network reads and how its answers count.
-#[derive(Clone, Debug)]
-pub struct Masked {
-    pub input: TrainBatch,
-    /// x_0 at `input.rows`.
-    pub targets: Vec<u32>,
-    /// Weight of each row's negative log-likelihood: importance / t (not divided by the number of tokens).
-    pub weights: Vec<f32>,
-    /// Sum of the importance of all positions: divide the weighted sum by it for a loss per token.
-    pub tokens: f64,
-}
-
 impl Objective {
-    pub fn new(config: &DitConfig, clip: (f64, f64)) -> std::result::Result<Self, Error> {
-        let refuse = |field, reason: String| Err(Error::Setting { field, reason });
-        let Some(mask) = config.mask_id() else {
-            return refuse(
-                "model_type",
-                format!("{} has no mask; bd3lm and mdlm have", config.model_type),
-            );
-        };
-        if config.block().is_some() && config.time_conditioned() {
-            return refuse("time_conditioning", "a noise level per block is not supported".into());
-        }
+    pub fn new(config: &DitConfig, clip: (f64, f64)) -> Result<Self, Error> {
         if !(0.0 < clip.0 && clip.0 < clip.1 && clip.1 <= 1.0) {
-            return refuse("mask range", format!("{} to {} is not within 0 to 1", clip.0, clip.1));
+            let reason = format!("{} to {} is not within 0 to 1", clip.0, clip.1);
+            return Err(Error::Setting {
+                field: "mask range",
+                reason,
+            });
         }
         Ok(Self {
             block: config.block(),
-            mask,
+            corruption: match config.mask_id() {
+                Some(mask) => Corruption::Mask(mask),
+                None => Corruption::Uniform(config.tokens()),
+            },
             clip,
         })
     }
@@ -63,14 +58,28 @@ impl Objective {
         self.block.unwrap_or(length)
     }
 
-    /// Draws t for every unit (stratified over the whole batch: unit i of n in [i/n, (i+1)/n), as in the
-    /// papers' antithetic sampling), masks, and redraws units whose masked share leaves the clipped range.
-    pub fn mask(&self, contexts: &Contexts, stream: &mut Stream) -> Masked {
-        let unit = self.unit(contexts.length);
-        let units = contexts.tokens.len().div_ceil(unit);
+    /// Draws t for every unit, stratified over the whole batch: unit i of n in [i/n, (i+1)/n), as in the papers'
+    /// antithetic sampling.
+    pub fn times(&self, contexts: &Contexts, stream: &mut Stream) -> Vec<f64> {
+        let units = contexts.tokens.len().div_ceil(self.unit(contexts.length));
         let (low, high) = self.clip;
-        let times = (0..units).map(|i| low + (i as f64 + stream.uniform()) / units as f64 * (high - low));
-        let times: Vec<f64> = times.collect();
+        let time = |i| low + (i as f64 + stream.uniform()) / units as f64 * (high - low);
+        (0..units).map(time).collect()
+    }
+
+    /// Corrupts each token that counts at its unit's t (see [`times`](Self::times)).
+    pub fn corrupt(&self, contexts: &Contexts, stream: &mut Stream) -> Noisy {
+        let times = self.times(contexts, stream);
+        match self.corruption {
+            Corruption::Mask(mask) => self.mask(contexts, mask, &times, stream),
+            Corruption::Uniform(tokens) => self.uniform(contexts, tokens, &times, stream),
+        }
+    }
+
+    /// Masks, and redraws units whose masked share leaves the clipped range.
+    fn mask(&self, contexts: &Contexts, mask: u32, times: &[f64], stream: &mut Stream) -> Noisy {
+        let unit = self.unit(contexts.length);
+        let (low, high) = self.clip;
         let mut chosen = vec![false; contexts.tokens.len()];
         for (index, &t) in times.iter().enumerate() {
             let span = index * unit..((index + 1) * unit).min(contexts.tokens.len());
@@ -90,106 +99,72 @@ impl Objective {
             }
         }
         let weight = |index: usize| contexts.importance[index] / times[index / unit] as f32;
-        let sigma = (0..contexts.count)
-            .map(|c| sigma(times[c * contexts.length / unit]))
-            .collect();
-        self.masked(contexts, &chosen, weight, sigma)
+        self.masked(contexts, mask, &chosen, weight, times)
     }
 
-    /// Masks exactly the `chosen` positions and weighs each with `weight(position)`.
+    /// Masks exactly the `chosen` positions and weighs each with `weight(position)`; `times` are the units'.
     pub fn masked(
         &self,
         contexts: &Contexts,
+        mask: u32,
         chosen: &[bool],
         weight: impl Fn(usize) -> f32,
-        sigma: Vec<f32>,
-    ) -> Masked {
-        let rows: Vec<u32> = (0..chosen.len()).filter(|&i| chosen[i]).map(|i| i as u32).collect();
-        let xt = contexts
-            .tokens
-            .iter()
-            .zip(chosen)
-            .map(|(&token, &chosen)| if chosen { self.mask } else { token });
-        Masked {
-            targets: rows.iter().map(|&row| contexts.tokens[row as usize]).collect(),
-            weights: rows.iter().map(|&row| weight(row as usize)).collect(),
+        times: &[f64],
+    ) -> Noisy {
+        let noise = |(&token, &chosen): (&u32, &bool)| if chosen { mask } else { token };
+        let xt = contexts.tokens.iter().zip(chosen).map(noise).collect();
+        let rows = (0..chosen.len()).filter(|&i| chosen[i]);
+        self.noisy(contexts, xt, rows, weight, times, Loss::CrossEntropy { mask })
+    }
+
+    /// Replaces each token that counts, with probability 1 - alpha_t, by one of the first `tokens`. `times` are the units'.
+    pub fn uniform(&self, contexts: &Contexts, tokens: usize, times: &[f64], stream: &mut Stream) -> Noisy {
+        let unit = self.unit(contexts.length);
+        let xt = contexts.tokens.iter().enumerate().map(|(i, &token)| {
+            let noisy = stream.uniform() < LogLinear::UNIFORM.move_chance(times[i / unit]);
+            let random = stream.below(tokens) as u32;
+            if noisy && contexts.importance[i] > 0.0 {
+                random
+            } else {
+                token
+            }
+        });
+        self.uniform_noise(contexts, xt.collect(), times, tokens)
+    }
+
+    /// x_t of the uniform process over `tokens`: all tokens that count are scored. `times` are the units'.
+    pub fn uniform_noise(&self, contexts: &Contexts, xt: Vec<u32>, times: &[f64], tokens: usize) -> Noisy {
+        let rows = (0..contexts.tokens.len()).filter(|&i| contexts.importance[i] > 0.0);
+        let weight = |i: usize| contexts.importance[i];
+        self.noisy(contexts, xt, rows, weight, times, Loss::Uniform { tokens })
+    }
+
+    fn noisy(
+        &self,
+        contexts: &Contexts,
+        xt: Vec<u32>,
+        rows: impl Iterator<Item = usize>,
+        weight: impl Fn(usize) -> f32,
+        times: &[f64],
+        loss: Loss,
+    ) -> Noisy {
+        let rows: Vec<usize> = rows.collect();
+        Noisy {
+            targets: rows.iter().map(|&row| contexts.tokens[row]).collect(),
+            weights: rows.iter().map(|&row| weight(row)).collect(),
             tokens: contexts.importance.iter().map(|&w| f64::from(w)).sum(),
+            loss,
+            teacher: None,
             input: TrainBatch {
                 batch: contexts.count,
                 length: contexts.length,
                 block: self.block,
-                xt: xt.collect(),
+                xt,
+                soft: None,
                 x0: self.block.map(|_| contexts.tokens.clone()),
-                sigma,
-                rows,
+                sigma: times.iter().map(|&t| LogLinear::UNIFORM.sigma(t) as f32).collect(),
+                rows: rows.iter().map(|&row| row as u32).collect(),
             },
         }
-    }
-}
-
-/// Total noise of the log-linear schedule, -log(1 - (1 - 1e-3) t).
-pub fn sigma(t: f64) -> f32 {
-    (-(-(1.0 - SMALLEST_T) * t).ln_1p()) as f32
-}
-
-impl Masked {
-    /// Cuts the batch into at most `parts` parts of whole contexts; all keep the whole batch's `tokens`.
-    pub fn split(self, parts: usize) -> Vec<Masked> {
-        let per_part = self.input.batch.div_ceil(parts.max(1)).max(1);
-        let length = self.input.length;
-        let part = |first: usize| {
-            let batch = per_part.min(self.input.batch - first);
-            let span = first * length..(first + batch) * length;
-            let rows = &self.input.rows;
-            let from = rows.partition_point(|&row| (row as usize) < span.start);
-            let to = rows.partition_point(|&row| (row as usize) < span.end);
-            Masked {
-                input: TrainBatch {
-                    batch,
-                    length,
-                    block: self.input.block,
-                    xt: self.input.xt[span.clone()].to_vec(),
-                    x0: self.input.x0.as_ref().map(|x0| x0[span.clone()].to_vec()),
-                    sigma: self.input.sigma[first..first + batch].to_vec(),
-                    rows: rows[from..to].iter().map(|&row| row - span.start as u32).collect(),
-                },
-                targets: self.targets[from..to].to_vec(),
-                weights: self.weights[from..to].to_vec(),
-                tokens: self.tokens,
-            }
-        };
-        (0..self.input.batch).step_by(per_part).map(part).collect()
-    }
-
-    /// -log p(x_0 | x_t) in nats at every masked row, the mask itself ruled out.
-    pub fn nll(&self, model: &Trainable, mask: u32) -> Result<Vec<f32>> {
-        if self.targets.is_empty() {
-            return Ok(Vec::new());
-        }
-        ops::cross_entropy(&model.forward(&self.input)?, &self.targets, Some(mask))?.to_vec1()
-    }
-
-    /// Weighted sum of row values over tokens: nats per token.
-    pub fn per_token(&self, nll: &[f32]) -> f64 {
-        let sum: f64 = nll
-            .iter()
-            .zip(&self.weights)
-            .map(|(&n, &w)| f64::from(n) * f64::from(w))
-            .sum();
-        sum / self.tokens.max(1.0)
-    }
-
-    /// The loss in nats per token, and its gradient by weight.
-    pub fn gradients(
-        &self,
-        model: &Trainable,
-        mask: u32,
-    ) -> Result<(f64, std::collections::BTreeMap<String, candle_core::Tensor>)> {
-        let share: Vec<f32> = self.weights.iter().map(|&w| w / self.tokens as f32).collect();
-        model.gradients(&self.input, |logits| {
-            let nll: Vec<f32> = ops::cross_entropy(logits, &self.targets, Some(mask))?.to_vec1()?;
-            let gradient = ops::cross_entropy_backward(logits, &self.targets, Some(mask), &share)?;
-            Ok((self.per_token(&nll), gradient))
-        })
     }
 }

@@ -363,7 +363,7 @@ mod tests {
         let (slot, mut gradient) = (&optimizer.slots[name], slope.clone());
         through_gains(&mut gradient, slot, anchor, &weights(&model)[name].1);
         assert_eq!(gradient[8..], slope[8..], "rows without a delta have no gain");
-        for at in 0..8 {
+        for (at, &analytic) in gradient[..8].iter().enumerate() {
             let moved = |by: f32| {
                 let mut moved = optimizer.clone();
                 moved.slots.get_mut(name).unwrap().weight[at] += by;
@@ -371,9 +371,8 @@ mod tests {
             };
             let numeric = (moved(1e-2) - moved(-1e-2)) / 2e-2;
             assert!(
-                (numeric - f64::from(gradient[at])).abs() < 1e-3,
-                "{at}: {numeric} against {}",
-                gradient[at]
+                (numeric - f64::from(analytic)).abs() < 1e-3,
+                "{at}: {numeric} against {analytic}"
             );
         }
     }

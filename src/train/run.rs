@@ -1,12 +1,16 @@
-//! The training loop: sample, mask, differentiate, update; now and then report, validate and save.
+//! The training loop: sample, corrupt, differentiate, update; now and then report, validate and save.
 
+use super::curriculum::{Curriculum, Mixer};
 use super::data::{Contexts, TextSource};
+use super::distill::Distillation;
 use super::folder::Tensors;
-use super::objective::{Masked, Objective};
+use super::noisy::Noisy;
+use super::objective::{Corruption, Objective};
+use super::operator::Operator;
 use super::optimizer::{AdamW, Optimizer};
 use super::packing::SkillSource;
 use super::{Error, checkpoint, validation};
-use crate::model::Trainable;
+use crate::model::{DitConfig, Trainable};
 use crate::rng::{Key, Stream};
 use candle_core::Tensor;
 use std::collections::BTreeMap;
@@ -24,6 +28,8 @@ pub enum Budget {
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub objective: Objective,
+    /// What a run of the uniform process does besides minimising its NELBO.
+    pub course: Course,
     pub budget: Budget,
     /// Contexts per step.
     pub batch: usize,
@@ -44,6 +50,17 @@ pub struct Settings {
     pub report_every: f64,
     /// How often to validate, as a share of the budget.
     pub validate_every: f64,
+}
+
+/// What the batches of a run are made for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Course {
+    /// The objective throughout.
+    Plain,
+    /// First the objective on mixtures of tokens (uniform process).
+    Curriculum(Curriculum),
+    /// To say what a teacher says with less noise (uniform process); its first teacher is the model as it begins.
+    Distillation(Distillation),
 }
 
 /// What a variant is trained away from.
@@ -129,6 +146,9 @@ pub struct Run<'a> {
     settings: Settings,
     source: Source,
     validation: Option<Validation>,
+    /// The teacher, and the round it belongs to.
+    teacher: Option<(Trainable, u32)>,
+    operator: Option<Operator>,
     seconds: f64,
     /// One thread each.
     pools: Vec<rayon::ThreadPool>,
@@ -156,6 +176,7 @@ impl<'a> Run<'a> {
                 reason,
             });
         }
+        settings.check_course()?;
         let one = || {
             rayon::ThreadPoolBuilder::new()
                 .num_threads(1)
@@ -169,9 +190,15 @@ impl<'a> Run<'a> {
         if let Some(base) = &settings.base {
             optimizer.anchor(&base.tensors);
         }
-        let mut seconds = 0.0;
+        let (mut seconds, mut teacher, mut operator) = (0.0, None, None);
+        match (settings.course, settings.objective.corruption) {
+            (Course::Distillation(_), _) => teacher = Some((model.copy()?, 0)),
+            (Course::Curriculum(_), Corruption::Uniform(tokens)) => operator = Some(Operator::new(tokens)),
+            _ => {}
+        }
         if let Some(path) = settings.checkpoint.as_ref().filter(|path| resume && path.exists()) {
-            seconds = checkpoint::read(path, &mut optimizer, &settings.fingerprint(&source))?;
+            let settings = settings.fingerprint(&source, model.config());
+            seconds = checkpoint::read(path, &mut optimizer, teacher.as_mut(), &settings)?;
             optimizer.put_weights(&model)?;
         }
         Ok(Self {
@@ -180,6 +207,8 @@ impl<'a> Run<'a> {
             settings,
             source,
             validation,
+            teacher,
+            operator,
             seconds,
             pools,
             report,
@@ -259,11 +288,12 @@ impl<'a> Run<'a> {
             Source::Text(text) => text.sample(s.batch, s.length, &mut stream),
             Source::Skill(skill) => skill.sample(s.batch, s.length, s.objective.unit(s.length), &mut stream)?,
         };
-        let masked = s.objective.mask(&contexts, &mut stream);
+        let noisy = self.noisy(&contexts, &mut stream)?;
+        let s = &self.settings;
         if let Some(base) = s.base.as_ref().filter(|base| base.members > 1) {
             self.optimizer.put_interference(&self.model, base.members, key)?;
         }
-        let (loss, gradients) = self.gradients(masked)?;
+        let (loss, gradients) = self.gradients(noisy)?;
         let norm = self.optimizer.update(&self.model, &gradients, rate)?;
         if !loss.is_finite() || !norm.is_finite() {
             return Err(Error::Diverged { step });
@@ -271,16 +301,47 @@ impl<'a> Run<'a> {
         Ok((loss, norm))
     }
 
+    /// The batch that the course has for this moment; a distillation's next round begins with a new teacher.
+    fn noisy(&mut self, contexts: &Contexts, stream: &mut Stream) -> Result<Noisy, Error> {
+        let (objective, progress) = (self.settings.objective, self.progress());
+        let Corruption::Uniform(tokens) = objective.corruption else {
+            return Ok(objective.corrupt(contexts, stream));
+        };
+        Ok(match (self.settings.course, &self.operator, &mut self.teacher) {
+            (Course::Curriculum(course), Some(operator), _) => match course.tau(progress) {
+                Some(tau) => {
+                    let choices = course.choices;
+                    let mixer = Mixer {
+                        operator,
+                        tokens,
+                        choices,
+                        tau,
+                    };
+                    objective.soften(contexts, mixer, stream)
+                }
+                None => objective.corrupt(contexts, stream),
+            },
+            (Course::Distillation(course), _, Some((teacher, round))) => {
+                if course.round(progress) > *round {
+                    *round = course.round(progress);
+                    self.optimizer.put_averages(teacher)?;
+                }
+                objective.trajectory(contexts, tokens, course.dt(*round), course.divergence, stream)
+            }
+            _ => objective.corrupt(contexts, stream),
+        })
+    }
+
     /// The loss, and the gradients of the batch's parts. Every part has a thread of its own from beginning to end,
     /// which wastes less of it than threads that meet in every operation.
-    fn gradients(&self, masked: Masked) -> Result<(f64, Vec<BTreeMap<String, Tensor>>), Error> {
-        let (model, mask) = (&self.model, self.settings.objective.mask);
-        let parts: Vec<Masked> = masked
+    fn gradients(&self, noisy: Noisy) -> Result<(f64, Vec<BTreeMap<String, Tensor>>), Error> {
+        let (model, teacher) = (&self.model, self.teacher.as_ref().map(|(teacher, _)| teacher));
+        let parts: Vec<Noisy> = noisy
             .split(self.pools.len())
             .into_iter()
             .filter(|part| !part.targets.is_empty())
             .collect();
-        let run = |(part, pool): (&Masked, &rayon::ThreadPool)| pool.install(|| part.gradients(model, mask));
+        let run = |(part, pool): (&Noisy, &rayon::ThreadPool)| pool.install(|| part.gradients(model, teacher));
         let found: Vec<_> = std::thread::scope(|scope| {
             let threads: Vec<_> = parts
                 .iter()
@@ -314,8 +375,9 @@ impl<'a> Run<'a> {
         checkpoint::write(
             path,
             &self.optimizer,
+            self.teacher.as_ref(),
             self.seconds,
-            &self.settings.fingerprint(&self.source),
+            &self.settings.fingerprint(&self.source, self.model.config()),
         )?;
         (self.report)(Report::Saved {
             step: self.optimizer.step,
@@ -325,20 +387,36 @@ impl<'a> Run<'a> {
 }
 
 impl Settings {
+    fn check_course(&self) -> Result<(), Error> {
+        let field = match self.course {
+            Course::Plain => return Ok(()),
+            Course::Curriculum(course) => course.check().map(|()| "curriculum")?,
+            Course::Distillation(course) => course.check().map(|()| "teacher")?,
+        };
+        match self.objective.corruption {
+            Corruption::Uniform(_) => Ok(()),
+            Corruption::Mask(_) => Err(Error::Setting {
+                field,
+                reason: "this is for the uniform process, not the absorbing one".into(),
+            }),
+        }
+    }
+
     /// What must not change between a checkpoint and its resumption.
-    fn fingerprint(&self, source: &Source) -> String {
+    fn fingerprint(&self, source: &Source, network: &DitConfig) -> String {
         let source = match source {
             Source::Text(text) => format!("text of {} tokens", text.tokens()),
             Source::Skill(skill) => format!("skill {}", skill.skill().name()),
         };
         let Self {
             objective,
+            course,
             batch,
             length,
             seed,
             ..
         } = self;
-        format!("{source}, {batch} x {length} tokens, seed {seed}, {objective:?}")
+        format!("{source}, {batch} x {length} tokens, seed {seed}, {objective:?}, {course:?}, {network:?}")
     }
 }
 

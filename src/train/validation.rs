@@ -1,68 +1,109 @@
 //! The NELBO of held-out contexts, and the exact match of held-out answers.
 
 use super::data::Contexts;
-use super::objective::{Objective, sigma};
+use super::noisy::Noisy;
+use super::objective::{Corruption, Objective};
 use crate::model::{TrainBatch, Trainable};
 use crate::rng::{Key, Stream};
-use candle_core::Result;
+use crate::sampler::schedule::LogLinear;
+use candle_core::{Result, bail};
 
 /// Contexts evaluated at once.
 const BATCH: usize = 16;
 
-/// The NELBO in nats per scored token, over the whole range of t.
-///
-/// The number n of masked tokens of a unit of m is drawn instead of t: integrating (1/t) Binomial(n; m, t) over
-/// t in (0, 1) gives 1/n, so NELBO = sum over n of E[sum of -log p | n masked] / n, the same quantity with less
-/// variance. The `draws` values of n of every unit are stratified; `seed` fixes everything.
+/// The NELBO in nats per scored token, over the whole range of t; `seed` fixes every draw.
 pub fn nelbo(model: &Trainable, objective: &Objective, contexts: &Contexts, draws: usize, seed: u64) -> Result<f64> {
     let mut stream = Stream::new(Key::derive(&[b"choir/validation/1", &seed.to_le_bytes()]));
+    let mut times = Times(stream.uniform());
     let (mut sum, mut tokens) = (0.0, 0.0);
     for start in (0..contexts.count).step_by(BATCH) {
         let part = contexts.slice(start..(start + BATCH).min(contexts.count));
-        let unit = objective.unit(part.length);
         for draw in 0..draws {
-            let mut chosen = vec![false; part.tokens.len()];
-            let mut weights = vec![0f32; part.tokens.len().div_ceil(unit)];
-            let mut sigmas = vec![0f32; part.count];
-            for (index, weight) in weights.iter_mut().enumerate() {
-                let span = index * unit..((index + 1) * unit).min(part.tokens.len());
-                let mut maskable: Vec<usize> = span.filter(|&i| part.importance[i] > 0.0).collect();
-                let count = maskable.len();
-                if count == 0 {
-                    continue;
+            let noisy = match objective.corruption {
+                Corruption::Mask(mask) => count_and_mask(objective, &part, mask, (draw, draws), &mut stream),
+                Corruption::Uniform(states) => {
+                    let units = part.tokens.len().div_ceil(objective.unit(part.length));
+                    let times: Vec<f64> = times.by_ref().take(units).collect();
+                    early(objective.uniform(&part, states, &times, &mut stream))
                 }
-                let quantile = (draw as f64 + stream.uniform()) / draws as f64;
-                let masked = 1 + ((quantile * count as f64) as usize).min(count - 1);
-                *weight = count as f32 / masked as f32;
-                sigmas[index * unit / part.length] = sigma(masked as f64 / count as f64);
-                for _ in 0..masked {
-                    chosen[maskable.swap_remove(stream.below(maskable.len()))] = true;
-                }
-            }
-            let masked = objective.masked(&part, &chosen, |i| weights[i / unit], sigmas);
-            let nll = masked.nll(model, objective.mask)?;
-            let weighted = nll.iter().zip(&masked.weights).zip(&masked.input.rows);
-            sum += weighted
-                .map(|((&n, &w), &row)| f64::from(n) * f64::from(w) * f64::from(part.importance[row as usize]))
-                .sum::<f64>();
-            tokens += masked.tokens;
+            };
+            sum += noisy.per_token(&noisy.losses(model)?) * noisy.tokens.max(1.0);
+            tokens += noisy.tokens;
         }
     }
     Ok(sum / tokens.max(1.0))
 }
 
+/// Weighs what was noised at times of [`Times`]. A token changes with a chance of about t and then counts about 1/t: the
+/// least variance is that of times with a density of 1 / (2 sqrt(t)).
+fn early(mut noisy: Noisy) -> Noisy {
+    for (weight, &row) in noisy.weights.iter_mut().zip(&noisy.input.rows) {
+        let sigma = noisy.input.sigma[noisy.input.noise_line(row as usize)];
+        let t = -(-sigma).exp_m1() / LogLinear::UNIFORM.move_chance(1.0) as f32;
+        *weight *= 2.0 * t.sqrt();
+    }
+    noisy
+}
+
+/// Squares of numbers that fill (0, 1) evenly, whatever their number: multiples of the golden ratio, modulo 1.
+struct Times(f64);
+
+impl Iterator for Times {
+    type Item = f64;
+
+    fn next(&mut self) -> Option<f64> {
+        self.0 = (self.0 + 0.618_033_988_749_894_9).fract();
+        Some(self.0 * self.0)
+    }
+}
+
+/// The number n of masked tokens of a unit of m is drawn instead of t: integrating (1/t) Binomial(n; m, t) over
+/// t in (0, 1) gives 1/n, so NELBO = sum over n of E[sum of -log p | n masked] / n, the same quantity with less
+/// variance. The values of n of every unit are stratified over the draws.
+fn count_and_mask(
+    objective: &Objective,
+    part: &Contexts,
+    mask: u32,
+    (draw, draws): (usize, usize),
+    stream: &mut Stream,
+) -> Noisy {
+    let unit = objective.unit(part.length);
+    let units = part.tokens.len().div_ceil(unit);
+    let (mut chosen, mut weights, mut times) = (vec![false; part.tokens.len()], vec![0f32; units], vec![0.0; units]);
+    for (index, weight) in weights.iter_mut().enumerate() {
+        let span = index * unit..((index + 1) * unit).min(part.tokens.len());
+        let mut maskable: Vec<usize> = span.filter(|&i| part.importance[i] > 0.0).collect();
+        let count = maskable.len();
+        if count == 0 {
+            continue;
+        }
+        let quantile = (draw as f64 + stream.uniform()) / draws as f64;
+        let masked = 1 + ((quantile * count as f64) as usize).min(count - 1);
+        *weight = count as f32 / masked as f32;
+        times[index] = masked as f64 / count as f64;
+        for _ in 0..masked {
+            chosen[maskable.swap_remove(stream.below(maskable.len()))] = true;
+        }
+    }
+    objective.masked(part, mask, &chosen, |i| weights[i / unit] * part.importance[i], &times)
+}
+
 /// How many contexts' scored tokens come back exactly when they are decoded greedily, block after
-/// block, the surest position first. The end of a context that follows the answer is masked as well.
+/// block, the surest position first. The end of a context that follows the answer is masked as well. An error for the
+/// uniform process, which decides nothing for good.
 pub fn exact_matches(model: &Trainable, objective: &Objective, contexts: &Contexts) -> Result<usize> {
+    let Corruption::Mask(mask) = objective.corruption else {
+        bail!("the uniform process has no mask to decode from")
+    };
     let mut right = 0;
     for start in (0..contexts.count).step_by(4 * BATCH) {
         let part = contexts.slice(start..(start + 4 * BATCH).min(contexts.count));
-        right += decode(model, objective, &part)?;
+        right += decode(model, objective, mask, &part)?;
     }
     Ok(right)
 }
 
-fn decode(model: &Trainable, objective: &Objective, part: &Contexts) -> Result<usize> {
+fn decode(model: &Trainable, objective: &Objective, mask: u32, part: &Contexts) -> Result<usize> {
     let (length, unit) = (part.length, objective.unit(part.length));
     let mut tokens = part.tokens.clone();
     let mut open = vec![false; tokens.len()];
@@ -70,7 +111,7 @@ fn decode(model: &Trainable, objective: &Objective, part: &Contexts) -> Result<u
         let span = context * length..(context + 1) * length;
         if let Some(first) = span.clone().find(|&i| part.importance[i] > 0.0) {
             open[first..span.end].fill(true);
-            tokens[first..span.end].fill(objective.mask);
+            tokens[first..span.end].fill(mask);
         }
     }
     for block in (0..length).step_by(unit) {
@@ -100,12 +141,13 @@ fn decode(model: &Trainable, objective: &Objective, part: &Contexts) -> Result<u
                 x0: objective.block.map(|_| xt.clone()),
                 xt,
                 sigma: vec![0.0; batch],
+                soft: None,
                 rows: within,
             };
             let logits: Vec<Vec<f32>> = model.forward(&input)?.to_vec2()?;
             let mut best: Vec<Option<(f32, usize, u32)>> = vec![None; part.count];
             for (&row, logits) in rows.iter().zip(&logits) {
-                let (token, sure) = surest(logits, objective.mask);
+                let (token, sure) = surest(logits, mask);
                 let slot = &mut best[row / length];
                 if slot.is_none_or(|(other, ..)| sure > other) {
                     *slot = Some((sure, row, token));

@@ -73,7 +73,8 @@ pub fn run(args: PackArgs) -> Result<()> {
                     .for_each(|(weight, delta)| *weight += delta);
             }
         }
-        let mut folder = Folder::read(&args.base)?;
+        // A uniform variant's own objective says nothing of its absorbing base, but much of the packing.
+        let mut folder = Folder::read(&args.variant)?;
         for (what, tensors) in [("base", base), ("variant", variant), ("packed", unpacked)] {
             folder.tensors = tensors
                 .0

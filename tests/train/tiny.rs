@@ -1,0 +1,271 @@
+//! Short runs of a tiny network.
+
+use candle_core::Device;
+use choir::model::{DitConfig, Trainable};
+use choir::ops::Divergence;
+use choir::rng::{Key, Stream};
+use choir::train::curriculum::Curriculum;
+use choir::train::data::{Document, TextSource, held_out_contexts};
+use choir::train::distill::Distillation;
+use choir::train::folder::{Folder, Precision, Tensors};
+use choir::train::objective::Objective;
+use choir::train::optimizer::AdamW;
+use choir::train::run::{Anchor, Budget, Course, Report, Run, Settings, Source, Validation};
+use choir::train::{Error, checkpoint, tokenizer};
+use std::path::PathBuf;
+
+const STEPS: u64 = 60;
+
+struct Tiny {
+    config: DitConfig,
+    course: Course,
+    seed: u64,
+    weights: Option<Tensors>,
+    tokenizer: String,
+    document: Document,
+}
+
+impl Tiny {
+    fn new() -> Self {
+        let words = ["the whale ", "a ship ", "was seen ", "at noon. ", "No one ", "spoke.\n"];
+        let mut stream = Stream::new(Key::derive(&[b"tiny text"]));
+        let text: String = (0..4000).map(|_| words[stream.below(words.len())]).collect();
+        let tokenizer = tokenizer::train(std::slice::from_ref(&text), 300).expect("tokenizer");
+        let vocab_size = tokenizer::from_json(&tokenizer).expect("json").get_vocab_size(true) + 1;
+        let config = DitConfig {
+            model_type: "bd3lm".into(),
+            vocab_size,
+            model_length: 16,
+            hidden_dim: 32,
+            cond_dim: 8,
+            n_blocks: 2,
+            n_heads: 2,
+            block_size: Some(8),
+            cross_attn: true,
+            time_conditioning: Some(false),
+            states: None,
+        };
+        Self {
+            config,
+            course: Course::Plain,
+            seed: 7,
+            weights: None,
+            tokenizer,
+            document: Document::new("tiny".into(), text),
+        }
+    }
+
+    fn uniform(block: Option<usize>, course: Course) -> Self {
+        let tiny = Self::new();
+        let config = tiny.config.uniform(block);
+        Self { config, course, ..tiny }
+    }
+
+    fn model(&self) -> Trainable {
+        match &self.weights {
+            Some(weights) => Trainable::from_tensors(self.config.clone(), weights, &Device::Cpu),
+            None => Trainable::random(self.config.clone(), 3, &Device::Cpu),
+        }
+        .expect("model")
+    }
+
+    fn start<'a>(
+        &self,
+        checkpoint: Option<PathBuf>,
+        resume: bool,
+        report: &'a mut dyn FnMut(Report),
+    ) -> Result<Run<'a>, Error> {
+        let pieces = tokenizer::from_json(&self.tokenizer).expect("json");
+        let documents = std::slice::from_ref(&self.document);
+        let held_out = [self.document.held_out.as_str()];
+        let (contexts, bytes) = held_out_contexts(&held_out, &pieces, 16, 8, 8).expect("held out");
+        let settings = Settings {
+            objective: Objective::new(&self.config, (0.1, 1.0)).expect("objective"),
+            course: self.course,
+            budget: Budget::Steps(STEPS),
+            batch: 8,
+            length: 16,
+            rate: 1e-2,
+            warm_up: 2,
+            optimizer: AdamW::default(),
+            base: self.weights.clone().map(|tensors| Anchor { tensors, members: 4 }),
+            seed: self.seed,
+            checkpoint,
+            save_every: 0.0,
+            report_every: 0.0,
+            validate_every: 1.0,
+        };
+        let source = Source::Text(TextSource::new(documents, &pieces, 16).expect("text"));
+        let validation = Validation {
+            contexts,
+            bytes,
+            draws: 4,
+            exact: false,
+        };
+        Run::new(self.model(), settings, source, Some(validation), resume, report)
+    }
+
+    fn run(&self, checkpoint: Option<PathBuf>, resume: bool, report: &mut dyn FnMut(Report)) -> (Tensors, f64) {
+        let (tensors, score) = self
+            .start(checkpoint, resume, report)
+            .and_then(Run::finish)
+            .expect("finish");
+        (tensors, score.expect("score").nats_per_token)
+    }
+
+    /// Runs, cuts off after step 25 and resumes to the same weights; returns them, the losses and the held-out score.
+    fn run_twice(&self) -> (Tensors, Vec<f64>, f64) {
+        let folder = tempfile::tempdir().expect("folder");
+        let (state, copy) = (folder.path().join(checkpoint::FILE), folder.path().join("copy"));
+        let mut losses = Vec::new();
+        let (whole, nats) = self.run(Some(state.clone()), false, &mut |news| match news {
+            Report::Saved { step: 25 } => {
+                std::fs::copy(&state, &copy).expect("copy");
+            }
+            Report::Step { loss, .. } => losses.push(loss),
+            _ => {}
+        });
+        let mut first = None;
+        let (resumed, again) = self.run(Some(copy), true, &mut |news| {
+            if let Report::Step { step, .. } = news {
+                first.get_or_insert(step);
+            }
+        });
+        assert_eq!(first, Some(26));
+        assert_eq!(resumed, whole);
+        assert_eq!(again, nats);
+        (whole, losses, nats)
+    }
+}
+
+const CURRICULUM: Curriculum = Curriculum {
+    share: 0.5,
+    tau: (0.3, 0.05),
+    choices: 8,
+};
+
+/// Rounds end inside what is cut off and after it.
+const DISTILLATION: Distillation = Distillation {
+    rounds: 3,
+    first_steps: 16,
+    divergence: Divergence::Backward,
+};
+
+#[test]
+fn a_run_learns_and_one_cut_off_resumes_to_the_same_weights() {
+    let tiny = Tiny::new();
+    let (tensors, losses, nats) = tiny.run_twice();
+    assert!(nats < 0.7 * losses[0], "{nats} after {}", losses[0]);
+    write_and_read(&tiny, tensors);
+}
+
+#[test]
+fn uniform_runs_learn_and_resume_in_blocks_and_with_a_curriculum() {
+    for (block, course) in [(Some(8), Course::Plain), (None, Course::Curriculum(CURRICULUM))] {
+        let tiny = Tiny::uniform(block, course);
+        let (tensors, losses, nats) = tiny.run_twice();
+        assert!(
+            nats < 0.75 * (tiny.config.tokens() as f64).ln(),
+            "{nats} after {}",
+            losses[0]
+        );
+        write_and_read(&tiny, tensors);
+    }
+}
+
+#[test]
+fn distillations_resume_across_rounds() {
+    for block in [None, Some(8)] {
+        let teacher = Tiny::uniform(block, Course::Plain);
+        let weights = teacher.run(None, false, &mut |_| {}).0;
+        let tiny = Tiny {
+            weights: Some(weights),
+            ..Tiny::uniform(block, Course::Distillation(DISTILLATION))
+        };
+        let (_, losses, _) = tiny.run_twice();
+        assert!(losses.iter().all(|&loss| loss > 0.0), "{losses:?}");
+    }
+}
+
+fn write_and_read(tiny: &Tiny, tensors: Tensors) {
+    let folder = tempfile::tempdir().expect("folder");
+    let written = Folder {
+        config: tiny.config.clone(),
+        tensors,
+        tokenizer: tiny.tokenizer.clone(),
+        clip: (0.1, 1.0),
+    };
+    written.write(folder.path(), Precision::F32).expect("write");
+    let read = Folder::read(folder.path()).expect("read");
+    assert_eq!(read.config, written.config);
+    assert_eq!(read.tensors, written.tensors);
+    assert_eq!(read.tokenizer, written.tokenizer);
+    assert!((read.clip.0 - 0.1).abs() < 1e-9);
+}
+
+#[test]
+fn a_checkpoint_of_another_configuration_is_refused() {
+    let folder = tempfile::tempdir().expect("folder");
+    let state = folder.path().join(checkpoint::FILE);
+    let tiny = Tiny::uniform(Some(8), Course::Plain);
+    tiny.run(Some(state.clone()), false, &mut |_| {});
+    let mut wider = Tiny::uniform(Some(8), Course::Plain);
+    wider.config.cond_dim = 16;
+    let mut heads = Tiny::uniform(Some(8), Course::Plain);
+    heads.config.n_heads = 4;
+    let others = [
+        Tiny::new(),
+        Tiny::uniform(None, Course::Plain),
+        Tiny::uniform(Some(8), Course::Curriculum(CURRICULUM)),
+        Tiny::uniform(Some(8), Course::Distillation(DISTILLATION)),
+        Tiny {
+            seed: 8,
+            ..Tiny::uniform(Some(8), Course::Plain)
+        },
+        wider,
+        heads,
+    ];
+    for other in others {
+        let refused = other.start(Some(state.clone()), true, &mut |_| {}).err();
+        assert!(
+            matches!(refused, Some(Error::OtherRun { .. })),
+            "{:?}: {refused:?}",
+            other.config
+        );
+    }
+    assert!(tiny.start(Some(state), true, &mut |_| {}).is_ok());
+}
+
+#[test]
+fn what_the_absorbing_process_does_not_have_and_values_out_of_range_are_refused() {
+    let curriculum = |share, tau, choices| Course::Curriculum(Curriculum { share, tau, choices });
+    let distillation = |rounds, first_steps| {
+        Course::Distillation(Distillation {
+            rounds,
+            first_steps,
+            ..DISTILLATION
+        })
+    };
+    let absorbing = |course| Tiny { course, ..Tiny::new() };
+    let uniform = |course| Tiny::uniform(None, course);
+    let cases = [
+        ("teacher", absorbing(Course::Distillation(DISTILLATION))),
+        ("curriculum", absorbing(Course::Curriculum(CURRICULUM))),
+        ("curriculum", uniform(curriculum(1.5, (0.1, 0.01), 8))),
+        ("curriculum", uniform(curriculum(f64::NAN, (0.1, 0.01), 8))),
+        ("tau", uniform(curriculum(0.5, (0.01, 0.1), 8))),
+        ("tau", uniform(curriculum(0.5, (0.1, 0.0), 8))),
+        ("tau", uniform(curriculum(0.5, (f64::INFINITY, 0.1), 8))),
+        ("choices", uniform(curriculum(0.5, (0.1, 0.01), 1))),
+        ("rounds", uniform(distillation(0, 64))),
+        ("rounds", uniform(distillation(17, 64))),
+        ("first steps", uniform(distillation(3, 0))),
+        ("first steps", uniform(distillation(8, 64))),
+    ];
+    for (expected, tiny) in cases {
+        match tiny.start(None, false, &mut |_| {}).err() {
+            Some(Error::Setting { field, .. }) => assert_eq!(field, expected, "{:?}", tiny.course),
+            other => panic!("{expected}: {other:?}"),
+        }
+    }
+}
