@@ -4,7 +4,7 @@ pub mod base;
 pub mod defaults;
 pub mod error;
 mod instance;
-mod loading;
+pub(crate) mod loading;
 mod tuning;
 
 pub use base::BaseSource;
@@ -368,9 +368,10 @@ fn info(name: &str, record: &VariantRecord, network: &DitConfig) -> VariantInfo 
 fn shipped_variants(base: &Base) -> Result<Vec<NewVariant>, Error> {
     let tensors = base.tensors()?;
     let config = &base.weights.config;
-    let variant = |base::Shipped { name, about, packed }| {
+    let variant = |shipped: base::Shipped| {
+        let regime = shipped.regime(config)?;
+        let base::Shipped { name, about, packed } = shipped;
         let said = Said::of(name, packed, None, config)?;
-        let regime = Tuning::default().regime(&said, config)?;
         let sampling = sampling(&said, regime, &about.choice(), config)?;
         Ok(NewVariant {
             name: name.to_owned(),

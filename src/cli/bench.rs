@@ -2,6 +2,8 @@
 
 mod engine;
 mod memory;
+mod products;
+mod sampler;
 
 use crate::catalog::{Catalog, CatalogConfig};
 use crate::cli::scratch::Scratch;
@@ -23,12 +25,16 @@ enum What {
     Engine(engine::EngineBenchArgs),
     /// What each part of a server takes in memory, and whether the parts add up to what the process grew by.
     Memory(memory::MemoryArgs),
+    /// One step of a Duo and of a block sampler on a network of random weights: time in the network, time outside it, and
+    /// peak memory against the logits.
+    Sampler(sampler::SamplerBenchArgs),
 }
 
 pub fn run(args: BenchArgs) -> Result<()> {
     match args.what {
         What::Engine(args) => engine::run(args),
         What::Memory(args) => memory::run(args),
+        What::Sampler(args) => sampler::run(args),
     }
 }
 
@@ -47,4 +53,27 @@ fn open(args: &StoreArgs) -> Result<(Catalog, Generation, Option<Scratch>)> {
     };
     let (catalog, generation) = Catalog::open(config, |_| {}).context("opening the store")?;
     Ok((catalog, generation, scratch))
+}
+
+/// A figure of this process in /proc/self/status, in bytes.
+fn process_bytes(field: &str) -> Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").context("only Linux says what a process takes")?;
+    let found = status
+        .lines()
+        .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    let kib = found
+        .with_context(|| format!("no {field}"))?
+        .trim()
+        .trim_end_matches(" kB");
+    Ok(kib.parse::<u64>().context("not a number of kB")? << 10)
+}
+
+/// The middle one; the mean of the two in the middle of an even number; NaN of none.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    match values.len() {
+        0 => f64::NAN,
+        count if count % 2 == 0 => (values[count / 2 - 1] + values[count / 2]) / 2.0,
+        count => values[count / 2],
+    }
 }

@@ -7,6 +7,7 @@ use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
 use evaluate::evaluate;
 use progress::Progress;
+use samplers::SamplersArgs;
 use std::path::{Path, PathBuf};
 use subjects::{Effort, Subjects};
 use table::Tables;
@@ -14,10 +15,13 @@ use tensors::Group;
 use trial::{Comparison, Plan};
 
 mod arrangement;
+mod engines;
 mod evaluate;
+mod judge;
 mod picture;
 mod plot;
 mod progress;
+mod samplers;
 mod served;
 mod share;
 mod subjects;
@@ -61,9 +65,11 @@ pub struct EvalArgs {
     /// Print one JSON document instead of tables.
     #[arg(long)]
     json: bool,
-    /// Also draw recovered share against bits into this SVG file.
+    /// Also draw recovered share against bits (with --samplers, cross-entropy against evaluations) into this SVG file.
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
+    #[command(flatten)]
+    samplers: SamplersArgs,
 }
 
 /// What `--schemes` takes.
@@ -102,6 +108,9 @@ impl ValueEnum for Named {
 /// Runs `choir eval`.
 pub fn run(args: EvalArgs) -> Result<()> {
     args.check()?;
+    if args.samplers.samplers {
+        return run_samplers(&args);
+    }
     let effort = Effort {
         contexts: args.contexts,
         draws: args.draws,
@@ -122,11 +131,24 @@ pub fn run(args: EvalArgs) -> Result<()> {
     }
     progress.close();
     if let Some(file) = &args.plot {
-        replace(file, picture::svg(&plot::series(&report)).as_bytes())?;
+        replace(file, picture::svg(&plot::chart(&report)).as_bytes())?;
     }
     match args.json {
         true => println!("{}", serde_json::to_string_pretty(&report)?),
         false => print!("{}", Tables(&report)),
+    }
+    Ok(())
+}
+
+fn run_samplers(args: &EvalArgs) -> Result<()> {
+    let form = args.forms.last().copied().unwrap_or(Form::Q4K);
+    let report = samplers::measure(&args.samplers, &args.variants, form)?;
+    if let Some(file) = &args.plot {
+        replace(file, picture::svg(&samplers::show::chart(&report)).as_bytes())?;
+    }
+    match args.json {
+        true => println!("{}", serde_json::to_string_pretty(&report)?),
+        false => print!("{}", samplers::show::Table(&report)),
     }
     Ok(())
 }

@@ -115,6 +115,17 @@ impl DitConfig {
         }
     }
 
+    /// Of a variant of this network that was tuned for `regime`.
+    pub fn tuned(&self, regime: Regime) -> Self {
+        match regime.process {
+            Process::Absorbing => self.clone(),
+            Process::Uniform => Self {
+                time_conditioning: Some(regime.time_conditioned),
+                ..self.uniform(regime.block)
+            },
+        }
+    }
+
     pub fn time_conditioned(&self) -> bool {
         self.time_conditioning.unwrap_or(self.process() == Process::Uniform)
     }

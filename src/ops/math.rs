@@ -1,11 +1,15 @@
 //! Scalar functions that the compiler turns into vector code: no branches, no calls.
 
+const ROUNDING: f32 = 12_582_912.0;
+
 /// e^x for f32: 2^n times a polynomial on the rest (Cephes' coefficients); relative error below 2e-7.
 /// Below -87 it gives about 1e-38 and above 88 about 1e38 instead of 0 and infinity.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     let x = x.clamp(-87.0, 88.0);
-    let n = (x * std::f32::consts::LOG2_E).round_ties_even();
+    // Adding 1.5 * 2^23 rounds to an integer, ties to even, and leaves it in the lowest bits.
+    let shifted = x * std::f32::consts::LOG2_E + ROUNDING;
+    let n = shifted - ROUNDING;
     let r = n.mul_add(2.121_944_4e-4, n.mul_add(-0.693_359_4, x));
     let mut p = 1.987_569_1e-4f32;
     p = p.mul_add(r, 1.398_199_9e-3);
@@ -14,7 +18,7 @@ pub fn exp(x: f32) -> f32 {
     p = p.mul_add(r, 1.666_666_5e-1);
     p = p.mul_add(r, 5.000_000_3e-1);
     p = p.mul_add(r * r, r + 1.0);
-    p * f32::from_bits(((n as i32 + 127) << 23) as u32)
+    p * f32::from_bits(shifted.to_bits().wrapping_add(127) << 23)
 }
 
 /// Hyperbolic tangent through [`exp`].
@@ -37,6 +41,20 @@ pub fn gelu(x: f32) -> f32 {
 pub fn gelu_derivative(x: f32) -> f32 {
     let t = tanh(GELU_SCALE * (x + GELU_CUBE * x * x * x));
     0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * GELU_SCALE * (1.0 + 3.0 * GELU_CUBE * x * x)
+}
+
+/// The highest number; -infinity where there is none. A NaN is none.
+#[inline(always)]
+pub fn max(x: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; 32];
+    let (groups, rest) = x.as_chunks::<32>();
+    for group in groups {
+        for (lane, &value) in lanes.iter_mut().zip(group) {
+            *lane = if value > *lane { value } else { *lane };
+        }
+    }
+    let higher = |max: f32, &value: &f32| if value > max { value } else { max };
+    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, higher)
 }
 
 /// Sum in eight lanes: vectorised, and the same for every caller.
@@ -70,7 +88,7 @@ pub fn dot(x: &[f32], y: &[f32]) -> f32 {
 /// Replaces scores by their softmax; returns the log of the sum of exponentials.
 #[inline(always)]
 pub fn softmax(x: &mut [f32]) -> f32 {
-    let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let max = max(x);
     for value in x.iter_mut() {
         *value = exp(*value - max);
     }
@@ -105,6 +123,19 @@ mod tests {
                 "slope at {x}"
             );
         }
+    }
+
+    #[test]
+    fn the_highest_is_found_anywhere() {
+        for count in [1, 31, 32, 33, 100] {
+            for place in 0..count {
+                let mut x: Vec<f32> = (0..count).map(|i| -(i as f32) - 1.0).collect();
+                x[(place + 1) % count] = f32::NAN;
+                x[place] = 0.5;
+                assert_eq!(max(&x), 0.5);
+            }
+        }
+        assert_eq!(max(&[]), f32::NEG_INFINITY);
     }
 
     #[test]

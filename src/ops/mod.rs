@@ -26,7 +26,9 @@ pub use cross_entropy::{cross_entropy, cross_entropy_backward};
 pub use divergence::{Divergence, divergence_backward};
 pub use embedding::{embedding, embedding_backward, embedding_mix, embedding_mix_backward};
 pub use norm::{norm_modulate, norm_modulate_backward};
-pub use pointwise::{add_bias, bias_gelu, bias_gelu_backward, column_sums, gate_residual, gate_residual_backward};
+pub use pointwise::{
+    add_bias, add_bias_in_place, bias_gelu, bias_gelu_backward, column_sums, gate_residual, gate_residual_backward,
+};
 pub use rotary::Rotary;
 pub use slice::{PerRow, on_cpu};
 pub use uniform_nelbo::{UniformTerm, uniform_nelbo, uniform_nelbo_backward};

@@ -1,6 +1,6 @@
 //! Products with an f32 matrix packed once for few rows: y = x W^T.
 //!
-//! W [out, in] is stored in panels of 16 outputs, inputs outermost, so that a step of the inner loop loads sixteen weights
+//! W [out, in] is stored in panels of 32 outputs, inputs outermost, so that a step of the inner loop loads 32 weights
 //! and, for every row, multiplies them with one element of x. Every element of y is one
 //! chain of multiply-adds over the inputs in order, whatever the number of rows or threads: results do
 //! not depend on the batch. (General-purpose products choose other kernels for other row counts.)
@@ -11,8 +11,8 @@ use rayon::prelude::*;
 
 mod kernel;
 
-/// Outputs to a panel: one AVX-512 vector, two of AVX2.
-const PANEL: usize = 16;
+/// Outputs to a panel: two AVX-512 vectors, four of AVX2.
+const PANEL: usize = 32;
 
 /// A matrix [out, in] in panels; the last panel is padded with zeros.
 #[derive(Clone, Debug)]

@@ -72,6 +72,19 @@ pub fn add_bias(y: &Tensor, bias: PerRow) -> Result<Tensor> {
     })
 }
 
+/// y += bias where y [rows, width] lies: for logits, which may take more memory than all else, and are not to be copied.
+pub fn add_bias_in_place(y: &mut [f32], bias: PerRow) -> Result<()> {
+    let width = bias.table.dim(1)?;
+    let biases = slice::f32(bias.table)?;
+    let biases: &[f32] = &biases;
+    y.par_chunks_mut(width).enumerate().for_each(|(row, y)| {
+        for (y, b) in y.iter_mut().zip(&biases[bias.line(row) * width..][..width]) {
+            *y += b;
+        }
+    });
+    Ok(())
+}
+
 /// Sums of the columns of a gradient [rows, width]: the gradient [1, width] of a bias all rows share.
 pub fn column_sums(gradient: &Tensor) -> Result<Tensor> {
     if !on_cpu(gradient) {

@@ -5,7 +5,8 @@ use super::divergence::{Divergence, divergence_backward, divergence_slow};
 use super::embedding::{embedding_mix, embedding_mix_backward, embedding_mix_slow};
 use super::embedding_backward;
 use super::norm::norm_modulate_slow;
-use super::pointwise::{add_bias, column_sums};
+use super::pointwise::{add_bias, add_bias_in_place, column_sums};
+use super::slice;
 use super::uniform_nelbo::{UniformTerm, uniform_nelbo, uniform_nelbo_backward, uniform_nelbo_slow};
 use super::{Pattern, PerRow, attention, attention_backward, bias_gelu, bias_gelu_backward, cross_entropy, embedding};
 use super::{gate_residual, gate_residual_backward, norm_modulate, norm_modulate_backward};
@@ -101,7 +102,12 @@ proptest! {
     #[test]
     fn bias_and_its_sums_equal_their_twins(rows in 1usize..40, width in 1usize..70) {
         let (y, bias) = (noise((rows, width), 1), noise((1, width), 2));
-        close(&add_bias(&y, PerRow::new(bias.as_tensor(), None)).unwrap(), &y.broadcast_add(&bias).unwrap());
+        let biases = PerRow::new(bias.as_tensor(), None);
+        let added = add_bias(&y, biases).unwrap();
+        close(&added, &y.broadcast_add(&bias).unwrap());
+        let mut in_place = slice::f32(&y).unwrap().to_vec();
+        add_bias_in_place(&mut in_place, biases).unwrap();
+        prop_assert_eq!(&in_place[..], &*slice::f32(&added).unwrap());
         close(&column_sums(&y).unwrap(), &y.sum_keepdim(0).unwrap());
     }
 

@@ -10,8 +10,8 @@ use crate::ops::math;
 const UNDERFLOW: f32 = -87.0;
 /// Tokens to a sum.
 const CHUNK: usize = 256;
-/// Partial sums that run side by side within a chunk, one SIMD lane each.
-const LANES: usize = 8;
+/// Partial sums that run side by side within a chunk: what the compiler turns into vectors.
+const LANES: usize = 16;
 
 /// How a token's weight follows from its logit: exp((logit - top) / temperature), or 0 where it is cut off.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +24,15 @@ pub(super) struct Weights {
     pub forbidden: Option<u32>,
     /// Tokens whose [`rank`] is not below this are cut off; `u64::MAX` cuts off none.
     pub limit: u64,
+}
+
+/// What is cut off, in a form that vectors can compare: logits below `logit`, those equal to it from `token` on, and the
+/// forbidden token.
+#[derive(Clone, Copy)]
+struct Cut {
+    logit: f32,
+    token: u32,
+    forbidden: u32,
 }
 
 /// A token's place in the order "highest logit first, equal logits by ascending id", as a number: lower is better.
@@ -53,7 +62,7 @@ impl Weights {
     pub fn new(logits: &[f32], temperature: f32, forbidden: Option<u32>) -> (Self, u32) {
         let hole = forbidden.map_or(logits.len(), |token| (token as usize).min(logits.len()));
         let after = (hole + 1).min(logits.len());
-        let top = highest(&logits[..hole]).max(highest(&logits[after..]));
+        let top = math::max(&logits[..hole]).max(math::max(&logits[after..]));
         let allowed = |token: usize| token != hole;
         let best = (0..logits.len()).find(|&token| allowed(token) && logits[token] == top);
         let best = best
@@ -68,74 +77,61 @@ impl Weights {
         (weights, best as u32)
     }
 
-    /// The weight of a token that is neither forbidden nor cut off.
+    /// The weight of a token that is neither forbidden nor cut off. Without branches, as all of these: a row is summed in
+    /// vectors.
     #[inline(always)]
     pub fn of_logit(&self, logit: f32) -> f32 {
         let below = (logit - self.top) * self.sharpness;
-        // Infinite logits are as good as the top one. A NaN fails the comparison, as does what is too small to matter.
-        if below >= UNDERFLOW {
-            math::exp(below.min(0.0))
-        } else {
-            0.0
-        }
+        // Infinite logits are as good as the top one.
+        let weight = math::exp(below.min(0.0));
+        // A NaN fails the comparison, as does what is too small to matter.
+        if below >= UNDERFLOW { weight } else { 0.0 }
     }
 
     #[inline(always)]
-    fn kept(&self, token: u32, logit: f32) -> bool {
-        Some(token) != self.forbidden && (self.limit == u64::MAX || rank(token, logit) < self.limit)
+    fn of(&self, token: u32, logit: f32, cut: Cut) -> f64 {
+        let better = (logit > cut.logit) | ((logit == cut.logit) & (token < cut.token));
+        let weight = self.of_logit(logit);
+        f64::from(if better & (token != cut.forbidden) { weight } else { 0.0 })
     }
 
-    fn of(&self, token: u32, logit: f32) -> f64 {
-        if self.kept(token, logit) {
-            f64::from(self.of_logit(logit))
-        } else {
-            0.0
+    fn cut(&self) -> Cut {
+        let forbidden = self.forbidden.unwrap_or(u32::MAX); // no token has this id
+        let (logit, token) = match self.limit {
+            u64::MAX => (f32::NEG_INFINITY, u32::MAX),
+            limit => (logit_of(limit), limit as u32),
+        };
+        Cut {
+            logit,
+            token,
+            forbidden,
         }
     }
 
     /// Sum over one chunk, `first` being its first token.
-    fn chunk_sum(&self, first: usize, chunk: &[f32]) -> f64 {
-        let plain = self.limit == u64::MAX
-            && self
-                .forbidden
-                .is_none_or(|t| !(first..first + CHUNK).contains(&(t as usize)));
+    fn chunk_sum(&self, first: usize, chunk: &[f32], cut: Cut) -> f64 {
         let mut lanes = [0.0f64; LANES];
-        for (group, logits) in chunk.chunks(LANES).enumerate() {
-            let first = (first + group * LANES) as u32;
-            if plain && logits.len() == LANES {
-                for lane in 0..LANES {
-                    lanes[lane] += f64::from(self.of_logit(logits[lane]));
-                }
-            } else {
-                for (lane, &logit) in logits.iter().enumerate() {
-                    lanes[lane] += self.of(first + lane as u32, logit);
-                }
+        let (groups, rest) = chunk.as_chunks::<LANES>();
+        let mut token = first as u32;
+        for logits in groups {
+            for lane in 0..LANES {
+                lanes[lane] += self.of(token + lane as u32, logits[lane], cut);
             }
+            token += LANES as u32;
+        }
+        for ((lane, &logit), token) in lanes.iter_mut().zip(rest).zip(token..) {
+            *lane += self.of(token, logit, cut);
         }
         lanes.iter().sum()
     }
 
     /// Writes the sum of every chunk to `sums` and returns their sum.
     pub fn sum(&self, logits: &[f32], sums: &mut Vec<f64>) -> f64 {
+        let (cut, chunks) = (self.cut(), logits.chunks(CHUNK).enumerate());
         sums.clear();
-        sums.extend(
-            logits
-                .chunks(CHUNK)
-                .enumerate()
-                .map(|(index, chunk)| self.chunk_sum(index * CHUNK, chunk)),
-        );
+        sums.extend(chunks.map(|(index, chunk)| self.chunk_sum(index * CHUNK, chunk, cut)));
         sums.iter().sum()
     }
-}
-
-fn highest(logits: &[f32]) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; 2 * LANES];
-    for group in logits.chunks(lanes.len()) {
-        for (lane, &logit) in lanes.iter_mut().zip(group) {
-            *lane = if logit > *lane { logit } else { *lane };
-        }
-    }
-    lanes.into_iter().fold(f32::NEG_INFINITY, f32::max)
 }
 
 /// A distribution over tokens, made by [`Filter::distribution`](super::filter::Filter::distribution).
@@ -157,7 +153,7 @@ impl Distribution<'_> {
     /// The probability of a token; 0 for one outside the vocabulary.
     pub fn probability(&self, token: u32) -> f64 {
         match self.logits.get(token as usize) {
-            Some(&logit) if self.total > 0.0 => self.weights.of(token, logit) / self.total,
+            Some(&logit) if self.total > 0.0 => self.weights.of(token, logit, self.weights.cut()) / self.total,
             _ => f64::from(u8::from(token == self.best)),
         }
     }
@@ -169,12 +165,10 @@ impl Distribution<'_> {
             return self.best;
         }
         let (chunk, target) = pick(self.sums.iter().copied(), uniform * self.total);
-        let first = chunk * CHUNK;
+        let (first, cut) = (chunk * CHUNK, self.weights.cut());
         let tokens = self.logits.iter().enumerate().skip(first).take(CHUNK);
-        let (offset, _) = pick(
-            tokens.map(|(token, &logit)| self.weights.of(token as u32, logit)),
-            target,
-        );
+        let weights = tokens.map(|(token, &logit)| self.weights.of(token as u32, logit, cut));
+        let (offset, _) = pick(weights, target);
         (first + offset) as u32
     }
 }

@@ -229,6 +229,7 @@ fn the_estimate_converges_to_the_bound_of_the_uniform_process() {
             }
         };
         assert_eq!(scorer.nfe() as usize, evaluations * samples);
-        assert!((found / exact - 1.0).abs() < 0.01, "{found} for {exact}");
+        // Three standard deviations.
+        assert!((found / exact - 1.0).abs() < 0.03, "{found} for {exact}");
     }
 }

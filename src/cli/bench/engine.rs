@@ -1,7 +1,7 @@
 //! `choir bench engine`: closed-loop sequences in one process, no wire; every scenario once a round, in turn, so that a
 //! machine that changes its speed changes all of them.
 
-use super::open;
+use super::{median, open};
 use crate::cli::serve::StoreArgs;
 use crate::engine::{Engine, EngineConfig, EngineHandle, Generation, Request, Sampling};
 use crate::model::{Denoiser, Mix, VariantId};
@@ -216,14 +216,4 @@ fn keep_busy(
         }
     }
     Ok(())
-}
-
-/// The middle one; the mean of the two in the middle of an even number.
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    match values.len() % 2 {
-        0 => (values[middle - 1] + values[middle]) / 2.0,
-        _ => values[middle],
-    }
 }

@@ -1,6 +1,6 @@
 //! `choir bench memory`: the parts that the server reports, beside what the operating system sees.
 
-use super::open;
+use super::{open, process_bytes};
 use crate::cli::serve::{EngineArgs, StoreArgs};
 use crate::engine::Engine;
 use anyhow::{Context, Result, bail};
@@ -36,9 +36,9 @@ pub fn run(args: MemoryArgs) -> Result<()> {
             bail!("the measuring process failed")
         };
     }
-    let before = anonymous_bytes()?;
+    let before = process_bytes("RssAnon")?;
     let (catalog, generation, _scratch) = open(&args.store)?;
-    let grown = anonymous_bytes()?.saturating_sub(before);
+    let grown = process_bytes("RssAnon")?.saturating_sub(before);
     let status = catalog.status();
     let all: u64 = status.memory.iter().map(|part| part.bytes).sum();
     let cache = Engine::start(args.engine.config(), generation)?.status().kv_bytes;
@@ -65,15 +65,4 @@ pub fn run(args: MemoryArgs) -> Result<()> {
         mib(cache)
     );
     Ok(())
-}
-
-/// Memory of this process that no file backs, in bytes.
-fn anonymous_bytes() -> Result<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").context("only Linux says what a process takes")?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("RssAnon:"))
-        .context("no RssAnon")?;
-    let kib: u64 = line.trim().trim_end_matches(" kB").parse().context("RssAnon")?;
-    Ok(kib << 10)
 }

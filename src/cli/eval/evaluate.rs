@@ -8,7 +8,6 @@ use super::trial::{Plan, Trial};
 use super::tuning::Tuning;
 use crate::superposition::{BitDelta, NamedTensor, NamedTensors};
 use crate::train::folder::Tensors;
-use crate::train::run::Validation;
 use anyhow::Result;
 use serde::Serialize;
 
@@ -70,13 +69,12 @@ pub fn evaluate(subjects: &Subjects, plan: &Plan, tick: &mut dyn FnMut(&str)) ->
     let base = subjects.weights(|_| None);
     for variant in &subjects.variants {
         tick(&format!("{} alone", variant.name));
-        let test = &variant.test;
         let tuned = subjects.weights(|tensor| variant.delta.dense(tensor));
         report.variants.push(Reference {
             name: variant.name.clone(),
-            prompts: test.exact.then_some(test.contexts.count),
-            base: reached(subjects, &base, test)?,
-            fine_tuned: reached(subjects, &tuned, test)?,
+            prompts: variant.test.exact.then_some(variant.test.contexts.count),
+            base: reached(subjects, variant, &base)?,
+            fine_tuned: reached(subjects, variant, &tuned)?,
         });
     }
     let references: Vec<_> = report.variants.iter().map(|r| (r.base, r.fine_tuned)).collect();
@@ -93,8 +91,8 @@ pub fn evaluate(subjects: &Subjects, plan: &Plan, tick: &mut dyn FnMut(&str)) ->
 }
 
 /// One measurement.
-pub fn reached(subjects: &Subjects, weights: &Tensors, test: &Validation) -> Result<Reached> {
-    let score = subjects.score(weights, test)?;
+pub fn reached(subjects: &Subjects, variant: &Subject, weights: &Tensors) -> Result<Reached> {
+    let score = subjects.score(variant, weights, &variant.test)?;
     Ok(Reached {
         nats_per_token: score.nats_per_token,
         exact: score.exact.map(|(right, _)| right),
@@ -111,7 +109,7 @@ pub fn all(
     let mut found = Vec::new();
     for (index, variant) in subjects.variants.iter().enumerate() {
         tick(&format!("{what}: {}", variant.name));
-        found.push(reached(subjects, &weights(index, variant)?, &variant.test)?);
+        found.push(reached(subjects, variant, &weights(index, variant)?)?);
     }
     Ok(found)
 }

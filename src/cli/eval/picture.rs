@@ -3,7 +3,7 @@
 use super::plot::{Point, Series};
 use std::fmt::Write;
 
-const WIDTH: f64 = 860.0;
+const WIDTH: f64 = 1000.0;
 const HEIGHT: f64 = 520.0;
 /// The frame inside the picture; the legend stands to its right.
 const LEFT: f64 = 70.0;
@@ -16,76 +16,98 @@ const COLOURS: [&str; 8] = [
     "#0072b2", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#7f7f7f",
 ];
 
-/// Where figures lie: bits on a logarithmic axis, shares on a linear one.
+/// A picture's contents.
+#[derive(Clone, Debug)]
+pub struct Chart {
+    pub title: &'static str,
+    /// What is along the axes; the horizontal one is logarithmic.
+    pub x: &'static str,
+    pub y: &'static str,
+    /// Lines below the legend.
+    pub notes: &'static [&'static str],
+    pub scale: Scale,
+    pub series: Vec<Series>,
+}
+
+/// Of the vertical axis. What lies outside is drawn on the edge.
+#[derive(Clone, Copy, Debug)]
+pub struct Scale {
+    pub low: f64,
+    pub high: f64,
+    /// Between two ticks; the lowest one is at `low`.
+    step: f64,
+}
+
+impl Scale {
+    /// From `low` to `high`, finite and in order, with a little room and at most a dozen ticks.
+    pub fn around(low: f64, high: f64) -> Self {
+        let range = (high - low).max(1e-9);
+        let power = 10f64.powf((range / 10.0).log10().floor());
+        let fits = |step: &f64| range / step <= 10.0;
+        let step = [1.0, 2.0, 5.0].map(|times| times * power).into_iter().find(fits);
+        let step = step.unwrap_or(10.0 * power);
+        Self {
+            low: (low / step - 0.5).floor() * step,
+            high: high + step / 4.0,
+            step,
+        }
+    }
+}
+
+/// Where figures lie.
 struct Axes {
-    bits: (f64, f64),
-    share: (f64, f64),
+    octaves: (f64, f64),
+    scale: Scale,
 }
 
 impl Axes {
-    /// Octaves around the bits. A share below 0 (worse than the base) is drawn on the lower edge.
-    fn around(series: &[Series]) -> Self {
-        let points = || series.iter().flat_map(|series| &series.points);
-        let least = points().map(|p| p.bits).fold(1.0, f64::min);
-        let most = points().map(|p| p.bits).fold(2.0, f64::max);
-        let low = points().map(|p| p.share).fold(0.9, f64::min).max(0.0);
-        let high = points().map(|p| p.share).fold(1.0, f64::max);
-        let step = tick(low);
+    fn around(chart: &Chart) -> Self {
+        let points = || chart.series.iter().flat_map(|series| &series.points);
+        let least = points().map(|p| p.x).fold(1.0, f64::min);
+        let most = points().map(|p| p.x).fold(2.0, f64::max);
         Axes {
-            bits: (least.log2().floor(), most.log2().ceil()),
-            share: ((low / step - 0.5).floor().max(0.0) * step, high + step / 4.0),
+            octaves: (least.log2().floor(), most.log2().ceil()),
+            scale: chart.scale,
         }
     }
 
-    fn x(&self, bits: f64) -> f64 {
-        let (low, high) = self.bits;
-        LEFT + (bits.log2() - low) / (high - low) * (RIGHT - LEFT)
+    fn x(&self, x: f64) -> f64 {
+        let (low, high) = self.octaves;
+        LEFT + (x.log2() - low) / (high - low) * (RIGHT - LEFT)
     }
 
-    fn y(&self, share: f64) -> f64 {
-        let (low, high) = self.share;
-        BOTTOM - (share.max(low) - low) / (high - low) * (BOTTOM - TOP)
-    }
-}
-
-/// Between two ticks of the share, given the lowest.
-fn tick(low: f64) -> f64 {
-    match 1.0 - low {
-        range if range <= 0.12 => 0.01,
-        range if range <= 0.3 => 0.05,
-        _ => 0.1,
+    fn y(&self, y: f64) -> f64 {
+        let Scale { low, high, .. } = self.scale;
+        BOTTOM - (y.clamp(low, high) - low) / (high - low) * (BOTTOM - TOP)
     }
 }
 
 /// The picture.
-pub fn svg(series: &[Series]) -> String {
-    let axes = Axes::around(series);
+pub fn svg(chart: &Chart) -> String {
+    let axes = Axes::around(chart);
     let mut out = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" width=\"{WIDTH}\" \
          height=\"{HEIGHT}\" font-family=\"sans-serif\" font-size=\"13\">\n\
          <rect width=\"{WIDTH}\" height=\"{HEIGHT}\" fill=\"white\"/>\n"
     );
-    frame(&mut out, &axes);
-    for (index, series) in series.iter().enumerate() {
+    frame(&mut out, &axes, chart);
+    let entries = chart.series.len() + chart.notes.len();
+    let apart = f64::min(24.0, (BOTTOM - TOP) / entries.max(1) as f64);
+    let entry = |index: usize| TOP + 20.0 + apart * index as f64;
+    for (index, series) in chart.series.iter().enumerate() {
         let colour = COLOURS[index % COLOURS.len()];
         draw(&mut out, &axes, index, colour, series);
-        let y = TOP + 20.0 + 24.0 * index as f64;
-        marker(&mut out, "legend", index, colour, (RIGHT + 24.0, y), "");
-        text(&mut out, (RIGHT + 38.0, y + 4.5), "start", &series.name);
+        marker(&mut out, "legend", index, colour, (RIGHT + 24.0, entry(index)), "");
+        text(&mut out, (RIGHT + 38.0, entry(index) + 4.5), "start", &series.name);
     }
-    let y = TOP + 30.0 + 24.0 * series.len() as f64;
-    text(&mut out, (RIGHT + 16.0, y), "start", "numbers: variants a bank");
-    text(&mut out, (RIGHT + 16.0, y + 17.0), "start", "(body/head)");
+    for (index, note) in (chart.series.len()..).zip(chart.notes) {
+        text(&mut out, (RIGHT + 16.0, entry(index) + 4.5), "start", note);
+    }
     out + "</svg>\n"
 }
 
-fn frame(out: &mut String, axes: &Axes) {
-    text(
-        out,
-        ((LEFT + RIGHT) / 2.0, 28.0),
-        "middle",
-        "What is left of the fine-tunes' gain, and what it costs",
-    );
+fn frame(out: &mut String, axes: &Axes, chart: &Chart) {
+    text(out, ((LEFT + RIGHT) / 2.0, 28.0), "middle", chart.title);
     let mut line = |a: (f64, f64), b: (f64, f64), colour: &str| {
         let ((x1, y1), (x2, y2)) = (a, b);
         let _ = writeln!(
@@ -93,40 +115,37 @@ fn frame(out: &mut String, axes: &Axes) {
             "<line x1=\"{x1:.1}\" y1=\"{y1:.1}\" x2=\"{x2:.1}\" y2=\"{y2:.1}\" stroke=\"{colour}\"/>"
         );
     };
-    let octaves: Vec<f64> = (axes.bits.0 as i32..=axes.bits.1 as i32)
+    let octaves: Vec<f64> = (axes.octaves.0 as i32..=axes.octaves.1 as i32)
         .map(|o| f64::from(o).exp2())
         .collect();
-    let step = tick(axes.share.0);
-    let first = (axes.share.0 / step).round() as i32;
-    let shares: Vec<f64> = (first..)
-        .map(|count| f64::from(count) * step)
-        .take_while(|share| *share <= axes.share.1)
-        .collect();
-    for &bits in &octaves {
-        line((axes.x(bits), TOP), (axes.x(bits), BOTTOM + 5.0), "#dddddd");
+    let Scale { low, high, step } = axes.scale;
+    let ticks = (0..).map(|count| low + f64::from(count) * step);
+    let ticks: Vec<f64> = ticks.take_while(|y| *y <= high).collect();
+    for &x in &octaves {
+        line((axes.x(x), TOP), (axes.x(x), BOTTOM + 5.0), "#dddddd");
     }
-    for &share in &shares {
-        line((LEFT - 5.0, axes.y(share)), (RIGHT, axes.y(share)), "#dddddd");
+    for &y in &ticks {
+        line((LEFT - 5.0, axes.y(y)), (RIGHT, axes.y(y)), "#dddddd");
     }
     line((LEFT, TOP), (LEFT, BOTTOM), "black");
     line((LEFT, BOTTOM), (RIGHT, BOTTOM), "black");
-    for &bits in &octaves {
-        text(out, (axes.x(bits), BOTTOM + 20.0), "middle", &bits.to_string());
+    for &x in &octaves {
+        text(out, (axes.x(x), BOTTOM + 20.0), "middle", &x.to_string());
     }
-    for &share in &shares {
-        text(out, (LEFT - 9.0, axes.y(share) + 4.5), "end", &format!("{share:.2}"));
+    for &y in &ticks {
+        text(out, (LEFT - 9.0, axes.y(y) + 4.5), "end", &format!("{y:.2}"));
     }
-    let middle = ((LEFT + RIGHT) / 2.0, BOTTOM + 44.0);
-    text(out, middle, "middle", "bits per parameter and variant");
+    text(out, ((LEFT + RIGHT) / 2.0, BOTTOM + 44.0), "middle", chart.x);
     let y = (TOP + BOTTOM) / 2.0;
+    let title = escaped(chart.y);
     let _ = writeln!(
         out,
-        "<text x=\"20\" y=\"{y}\" text-anchor=\"middle\" transform=\"rotate(-90 20 {y})\">recovered share of the gain</text>"
+        "<text x=\"20\" y=\"{y}\" text-anchor=\"middle\" transform=\"rotate(-90 20 {y})\">{title}</text>"
     );
 }
 
 fn draw(out: &mut String, axes: &Axes, index: usize, colour: &str, series: &Series) {
-    let at = |point: &Point| (axes.x(point.bits), axes.y(point.share));
+    let at = |point: &Point| (axes.x(point.x), axes.y(point.y));
     if series.joined {
         let line: Vec<String> = series
             .points
@@ -141,7 +160,7 @@ fn draw(out: &mut String, axes: &Axes, index: usize, colour: &str, series: &Seri
     }
     for point in &series.points {
         let (x, y) = at(point);
-        let title = format!("{}: {:.2} bits, share {:.3}", series.name, point.bits, point.share);
+        let title = format!("{}: {:.2}, {:.3}", series.name, point.x, point.y);
         marker(out, "point", index, colour, (x, y), &title);
         let _ = writeln!(
             out,

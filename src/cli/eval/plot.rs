@@ -1,6 +1,7 @@
 //! Recovered share against bits: what is drawn.
 
 use super::evaluate::Report;
+use super::picture::{Chart, Scale};
 use super::trial::Kept;
 
 /// Points of one kind.
@@ -13,11 +14,28 @@ pub struct Series {
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Point {
-    /// Per superposed parameter and variant, positive.
-    pub bits: f64,
-    pub share: f64,
+    /// Positive: its axis is logarithmic.
+    pub x: f64,
+    pub y: f64,
     /// Stands beside the point.
     pub label: String,
+}
+
+/// What is left of the gain against bits. A share below 0 (worse than the base) is drawn on the lower edge.
+pub fn chart(report: &Report) -> Chart {
+    let series = series(report);
+    let shares = || series.iter().flat_map(|series| &series.points).map(|point| point.y);
+    let low = shares().fold(0.9, f64::min).max(0.0);
+    let mut scale = Scale::around(low, shares().fold(1.0, f64::max));
+    scale.low = scale.low.max(0.0);
+    Chart {
+        title: "What is left of the fine-tunes' gain, and what it costs",
+        x: "bits per parameter and variant",
+        y: "recovered share of the gain",
+        notes: &["numbers: variants a bank", "(body/head)"],
+        scale,
+        series,
+    }
 }
 
 /// One series for each form of the default scheme, one for each scheme that it is compared with.
@@ -31,8 +49,8 @@ pub fn series(report: &Report) -> Vec<Series> {
             scheme => scheme.name().to_owned(),
         };
         let point = Point {
-            bits: outcome.bits,
-            share,
+            x: outcome.bits,
+            y: share,
             label: match trial.scheme.scheme() {
                 Some(_) => trial.capacity.to_string(),
                 None => String::new(),
@@ -48,7 +66,7 @@ pub fn series(report: &Report) -> Vec<Series> {
         }
     }
     for series in &mut all {
-        series.points.sort_by(|a, b| a.bits.total_cmp(&b.bits));
+        series.points.sort_by(|a, b| a.x.total_cmp(&b.x));
     }
     all
 }

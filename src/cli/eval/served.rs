@@ -2,22 +2,16 @@
 //! engine's own score, which visits blocks with a cache and draws its own noise. Another estimator of the
 //! same bound, so the references are measured with it too.
 
+use super::engines::{IN_FLIGHT, Service, lone};
 use super::share::{Reached, Summary, bits};
 use super::subjects::Subjects;
-use crate::catalog::{BaseSource, Catalog, CatalogConfig};
-use crate::cli::scratch::Scratch;
-use crate::engine::{
-    Engine, EngineConfig, EngineHandle, Event, Generation, MemoryPart, Request, Sampling, ScoreRequest,
-};
-use crate::model::{BaseWeights, Dit};
+use crate::engine::{EngineHandle, Event, MemoryPart, Request, Sampling, ScoreRequest};
 use crate::ops::quantized::Form;
 use crate::train::data::Contexts;
 use crate::train::folder::Tensors;
 use crate::train::run::Validation;
 use anyhow::{Context, Result};
 use serde::Serialize;
-use std::collections::BTreeMap;
-use std::sync::Arc;
 
 /// What the service reaches.
 #[derive(Clone, Debug, Serialize)]
@@ -34,17 +28,9 @@ pub struct Served {
 
 /// Serves all variants compiled in, and measures those in `subjects` with `samples` noise levels to a block.
 pub fn measure(subjects: &Subjects, form: Form, samples: usize, tick: &mut dyn FnMut(&str)) -> Result<Served> {
-    let scratch = Scratch::new("eval");
-    let config = CatalogConfig {
-        data_dir: scratch.path().to_owned(),
-        base: BaseSource::Embedded,
-        bank_capacity: None,
-        head_capacity: None,
-        bank_form: form,
-        archive: true,
-    };
-    let (_catalog, generation) = Catalog::open(config, |_| ())?;
-    let tokenizer = generation.tokenizer.clone();
+    let service = Service::open(form)?;
+    let generation = service.engine.generation();
+    let tokenizer = &generation.tokenizer;
     let for_variants = |part: &&MemoryPart| part.part.starts_with("bank ") || part.part.starts_with("private");
     let bytes: u64 = generation
         .memory
@@ -53,27 +39,17 @@ pub fn measure(subjects: &Subjects, form: Form, samples: usize, tick: &mut dyn F
         .map(|part| part.bytes)
         .sum();
     let bits = bits(bytes as usize, subjects.parameters().0, generation.variants.len());
-    let service = start(generation)?;
-    let lone = |weights: Tensors| -> Result<EngineHandle> {
-        let base = BaseWeights::new(subjects.config.clone(), &weights)?;
-        start(Generation {
-            number: 0,
-            denoiser: Arc::new(Dit::new(Arc::new(base), &[], Vec::new())?),
-            tokenizer: tokenizer.clone(),
-            defaults: Sampling::of(subjects.config.process()),
-            variants: BTreeMap::new(),
-            memory: Vec::new(),
-        })
-    };
     let (mut references, mut found) = (Vec::new(), Vec::new());
     for variant in &subjects.variants {
         tick(&format!("as served: {}", variant.name));
         let mix = vec![(variant.name.clone(), 1.0)];
-        let sampling = service.generation().defaults(&mix);
-        let tuned = lone(subjects.weights(|tensor| variant.delta.dense(tensor)))?;
+        let sampling = generation.defaults(&mix);
         let reached = |engine: &EngineHandle, mix| reached(engine, mix, &sampling, &variant.test, samples);
-        references.push((reached(&service, Vec::new())?, reached(&tuned, Vec::new())?));
-        found.push(reached(&service, mix)?);
+        let alone = |weights: Tensors| reached(&lone(&variant.config, &weights, tokenizer.clone())?, Vec::new());
+        let base = alone(subjects.weights(|_| None))?;
+        let tuned = alone(subjects.weights(|tensor| variant.delta.dense(tensor)))?;
+        references.push((base, tuned));
+        found.push(reached(&service.engine, mix)?);
     }
     let summary = Summary::new(&references, found);
     Ok(Served {
@@ -83,17 +59,6 @@ pub fn measure(subjects: &Subjects, form: Form, samples: usize, tick: &mut dyn F
         summary,
     })
 }
-
-fn start(generation: Generation) -> Result<EngineHandle> {
-    let config = EngineConfig {
-        queue: IN_FLIGHT,
-        ..EngineConfig::default()
-    };
-    Ok(Engine::start(config, generation)?)
-}
-
-/// Requests handed in at once.
-const IN_FLIGHT: usize = 64;
 
 fn reached(
     engine: &EngineHandle,

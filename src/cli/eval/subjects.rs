@@ -1,7 +1,7 @@
 //! What is measured: a base, variants of it, and each variant's held-out data.
 
 use crate::catalog::base::{self, BaseSource, Shipped};
-use crate::model::{DitConfig, Trainable};
+use crate::model::{DitConfig, Process, Trainable};
 use crate::superposition::{Delta, NamedTensor, NamedTensors};
 use crate::train::data::held_out_contexts;
 use crate::train::folder::Tensors;
@@ -28,13 +28,23 @@ pub struct Subject {
     pub name: String,
     pub seed: u64,
     pub delta: Delta,
+    /// The base's, but with what the variant was tuned for.
+    pub config: DitConfig,
+    /// Its held-out text, for a style.
+    pub text: Option<HeldOut>,
     pub test: Validation,
+}
+
+/// A text that nothing was trained on.
+#[derive(Clone, Debug)]
+pub struct HeldOut {
+    pub name: String,
+    pub text: &'static str,
 }
 
 /// A base and variants of it, in order of name.
 pub struct Subjects {
     pub config: DitConfig,
-    pub objective: Objective,
     pub base: NamedTensors,
     pub variants: Vec<Subject>,
 }
@@ -58,51 +68,48 @@ impl Subjects {
         let source = BaseSource::Embedded;
         let shipped = chosen(names)?;
         let (config, base) = (source.config()?, source.tensors()?);
-        // Evaluation uses the whole range of t, whatever the base was trained with.
-        let objective = Objective::new(&config, (objective::SMALLEST_T, 1.0))?;
         let pieces = tokenizer::from_json(&source.tokenizer_json()?)?;
-        let subject = |Shipped { name, about, packed }| -> Result<Subject> {
+        let subject = |shipped: Shipped| -> Result<Subject> {
+            let config = config.tuned(shipped.regime(&config)?);
+            let Shipped { name, about, packed } = shipped;
             let delta = Delta::read(&base, packed).with_context(|| format!("the delta of {name}"))?;
-            let test = match (&about.skill, &about.held_out) {
+            let objective = objective(&config)?;
+            let text = match &about.held_out {
+                Some(file) => Some(HeldOut {
+                    text: base::held_out(file).with_context(|| format!("{name}: no held-out text {file:?}"))?,
+                    name: file.clone(),
+                }),
+                None => None,
+            };
+            let (contexts, bytes) = match (&about.skill, &text) {
                 (Some(skill), _) => {
                     let skill = skill.parse().map_err(|error: String| anyhow!("{name}: {error}"))?;
                     let source = SkillSource::new(skill, pieces.clone())?;
-                    Validation {
-                        contexts: source.held_out(effort.prompts, objective.unit(config.model_length))?,
-                        bytes: 0,
-                        draws: effort.draws,
-                        exact: true,
-                    }
+                    (source.held_out(effort.prompts, objective.unit(config.model_length))?, 0)
                 }
-                (None, Some(file)) => {
-                    let text = base::held_out(file).with_context(|| format!("{name}: no held-out text {file:?}"))?;
-                    let block = objective.unit(16);
-                    let (contexts, bytes) =
-                        held_out_contexts(&[text], &pieces, config.model_length, block, effort.contexts)?;
-                    Validation {
-                        contexts,
-                        bytes,
-                        draws: effort.draws,
-                        exact: false,
-                    }
+                (None, Some(held_out)) => {
+                    let (length, block) = (config.model_length, objective.unit(16));
+                    held_out_contexts(&[held_out.text], &pieces, length, block, effort.contexts)?
                 }
                 (None, None) => bail!("{name} has neither a held-out text nor a skill to be measured on"),
             };
-            let seed = delta.digest().seed();
             Ok(Subject {
                 name: name.to_owned(),
-                seed,
+                seed: delta.digest().seed(),
                 delta,
-                test,
+                text,
+                test: Validation {
+                    contexts,
+                    bytes,
+                    draws: effort.draws,
+                    // The uniform process decides nothing for good: there is no order in which to decode an answer.
+                    exact: about.skill.is_some() && config.process() == Process::Absorbing,
+                },
+                config,
             })
         };
         let variants = shipped.into_iter().map(subject).collect::<Result<_>>()?;
-        Ok(Self {
-            config,
-            objective,
-            base,
-            variants,
-        })
+        Ok(Self { config, base, variants })
     }
 
     /// Parameters in superposed tensors, and in all.
@@ -127,9 +134,15 @@ impl Subjects {
         self.base.0.iter().map(add).collect()
     }
 
-    /// Measures weights on a variant's held-out data, always with the same noise, so that differences are paired.
-    pub fn score(&self, weights: &Tensors, test: &Validation) -> Result<Score> {
-        let model = Trainable::from_tensors(self.config.clone(), weights, &Device::Cpu)?;
-        Ok(test.score(&model, &self.objective, 0)?)
+    /// Measures weights on a variant's held-out data, always with the same noise, so that differences are paired; by the
+    /// bound of the variant's own process, whosever weights they are.
+    pub fn score(&self, variant: &Subject, weights: &Tensors, test: &Validation) -> Result<Score> {
+        let model = Trainable::from_tensors(variant.config.clone(), weights, &Device::Cpu)?;
+        Ok(test.score(&model, &objective(&variant.config)?, 0)?)
     }
+}
+
+/// Over the whole range of t, whatever was trained on.
+fn objective(config: &DitConfig) -> Result<Objective> {
+    Ok(Objective::new(config, (objective::SMALLEST_T, 1.0))?)
 }

@@ -2,6 +2,7 @@
 
 use super::arrangement::{Arrangement, Capacity, place};
 use super::evaluate::{Report, evaluate};
+use super::picture::{Chart, Scale};
 use super::share::{Reached, Summary, bits, recovered};
 use super::table::Tables;
 use super::tensors::Group;
@@ -12,7 +13,7 @@ use crate::superposition::Scheme;
 use clap::ValueEnum;
 use small::{config, subjects};
 
-mod small;
+pub mod small;
 
 fn measured() -> Report {
     let subjects = subjects(&[1, 2, 3]);
@@ -41,23 +42,23 @@ fn alone_in_a_bank_a_variant_keeps_its_gain() {
         let gain = reference.base.nats_per_token - reference.fine_tuned.nats_per_token;
         assert!(gain > 0.2, "{} gained {gain}", reference.name);
     }
-    // f32, and little that is kept whole in so small a network.
-    assert!((32.0..40.0).contains(&outcome.bits), "{}", outcome.bits);
+    // f32, little that is kept whole in so small a network, and a head of 20 rows in a panel of 32.
+    assert!((32.0..42.0).contains(&outcome.bits), "{}", outcome.bits);
 
     let tables = Tables(&report).to_string();
     for words in ["style", "skill", "choir", "RanDeS", "BitDelta", "adaLN", "4/2"] {
         assert!(tables.contains(words), "no {words:?} in\n{tables}");
     }
     assert!(serde_json::to_string(&report).expect("json").contains("\"kept_exact\""));
-    let series = plot::series(&report);
+    let chart = plot::chart(&report);
     well_formed(
-        &picture::svg(&series),
-        series.iter().map(|series| series.points.len()).sum(),
+        &picture::svg(&chart),
+        chart.series.iter().map(|series| series.points.len()).sum(),
     );
 }
 
 /// Every element is closed, in order, and there is one marker a point.
-fn well_formed(svg: &str, points: usize) {
+pub fn well_formed(svg: &str, points: usize) {
     let mut open = Vec::new();
     for element in svg.split('<').skip(1) {
         let (tag, _) = element.split_once('>').expect("closed");
@@ -76,9 +77,9 @@ fn well_formed(svg: &str, points: usize) {
 
 #[test]
 fn the_picture_takes_extremes_and_escapes() {
-    let point = |bits, share| plot::Point {
-        bits,
-        share,
+    let point = |x, y| plot::Point {
+        x,
+        y,
         label: "<1>".into(),
     };
     let odd = plot::Series {
@@ -86,10 +87,23 @@ fn the_picture_takes_extremes_and_escapes() {
         joined: true,
         points: vec![point(0.4, -3.0), point(36.0, 1.1), point(1.0, 0.95)],
     };
-    let svg = picture::svg(std::slice::from_ref(&odd));
+    let chart = |series| Chart {
+        title: "t",
+        x: "x",
+        y: "y < 1",
+        notes: &["note"],
+        scale: Scale::around(0.5, 1.0),
+        series,
+    };
+    let svg = picture::svg(&chart(vec![odd]));
     well_formed(&svg, 3);
-    assert!(svg.contains("a &amp; b") && svg.contains("&lt;1&gt;"));
-    well_formed(&picture::svg(&[]), 0);
+    assert!(svg.contains("a &amp; b") && svg.contains("&lt;1&gt;") && svg.contains("y &lt; 1"));
+    well_formed(&picture::svg(&chart(Vec::new())), 0);
+    for (low, high) in [(0.0, 1.0), (0.93, 1.001), (3.1, 9.7), (2.0, 2.0), (-40.0, 300.0)] {
+        let scale = Scale::around(low, high);
+        assert!(scale.low <= low && scale.high >= high, "{scale:?}");
+        assert!(scale.high - scale.low < 1.4 * (high - low).max(1e-8), "{scale:?}");
+    }
 }
 
 #[test]

@@ -20,7 +20,10 @@ impl Tuning {
                 ..variant.test
             };
             let tuned = subjects.weights(|tensor| variant.delta.dense(tensor));
-            let [base, tuned] = [subjects.score(&base, &test)?, subjects.score(&tuned, &test)?];
+            let [base, tuned] = [
+                subjects.score(variant, &base, &test)?,
+                subjects.score(variant, &tuned, &test)?,
+            ];
             Ok((test, base.nats_per_token, tuned.nats_per_token))
         };
         Ok(Self(subjects.variants.iter().map(quarter).collect::<Result<_>>()?))
@@ -37,7 +40,7 @@ impl Tuning {
         for &scale in scales {
             let mut shares = Vec::new();
             for (index, (variant, (test, base, tuned))) in subjects.variants.iter().zip(&self.0).enumerate() {
-                let score = subjects.score(&retrieved(index, variant, scale), test)?;
+                let score = subjects.score(variant, &retrieved(index, variant, scale), test)?;
                 shares.extend(recovered(*base, *tuned, score.nats_per_token));
             }
             let share = mean(shares.into_iter()).unwrap_or(f64::NEG_INFINITY);

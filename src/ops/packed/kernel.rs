@@ -1,10 +1,11 @@
-//! The inner loop: up to [`TILE`] rows of x with one panel of sixteen outputs. Every sum is one chain of fused multiply-adds
+//! The inner loop: up to [`TILE`] rows of x with one panel of outputs. Every sum is one chain of fused multiply-adds
 //! over the inputs in order, with every instruction set.
 
 use super::PANEL;
 use crate::ops::isa::Isa;
 
-/// Rows computed together: with AVX-512 a register each, enough of them to hide the latency of a multiply-add.
+/// Rows computed together: with AVX-512 two registers each, so that ten loads feed sixteen multiply-adds, whose latency
+/// they hide.
 pub const TILE: usize = 8;
 
 /// `sums[r] = x[r] W^T` for the panel's outputs; x holds as many rows of `input` elements as there are sums.
@@ -65,19 +66,26 @@ mod x86 {
     #[target_feature(enable = "avx512f")]
     unsafe fn avx512_rows<const ROWS: usize>(panel: &[f32], x: &[f32], input: usize, sums: &mut [[f32; PANEL]]) {
         let (panel, x) = (panel.as_ptr(), x.as_ptr());
-        let mut total = [_mm512_setzero_ps(); ROWS];
+        let mut total = [[_mm512_setzero_ps(); 2]; ROWS];
         for k in 0..input {
             // SAFETY: k < input, and every read lies inside what the caller promises.
             unsafe {
-                let weights = _mm512_loadu_ps(panel.add(k * PANEL));
+                let weights = [0, 16].map(|half| _mm512_loadu_ps(panel.add(k * PANEL + half)));
                 for (row, total) in total.iter_mut().enumerate() {
-                    *total = _mm512_fmadd_ps(_mm512_set1_ps(*x.add(row * input + k)), weights, *total);
+                    let x = _mm512_set1_ps(*x.add(row * input + k));
+                    *total = [
+                        _mm512_fmadd_ps(x, weights[0], total[0]),
+                        _mm512_fmadd_ps(x, weights[1], total[1]),
+                    ];
                 }
             }
         }
         for (sums, total) in sums.iter_mut().zip(total) {
-            // SAFETY: sixteen floats go to an array of sixteen.
-            unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), total) };
+            // SAFETY: twice sixteen floats go to an array of thirty-two.
+            unsafe {
+                _mm512_storeu_ps(sums.as_mut_ptr(), total[0]);
+                _mm512_storeu_ps(sums.as_mut_ptr().add(16), total[1]);
+            }
         }
     }
 
@@ -85,31 +93,39 @@ mod x86 {
     /// As [`avx512`].
     #[target_feature(enable = "avx2,fma")]
     pub unsafe fn avx2(panel: &[f32], x: &[f32], input: usize, sums: &mut [[f32; PANEL]]) {
-        // Four rows of two registers: eight sums, and room for the rest of what sixteen registers must hold.
+        // Half a panel and four rows of two registers: eight sums, and room for the rest of what sixteen registers must hold.
         for (x, sums) in x.chunks(4 * input).zip(sums.chunks_mut(4)) {
-            // SAFETY: the caller's; these are some of its rows.
-            unsafe {
-                match sums.len() {
-                    1 => avx2_rows::<1>(panel, x, input, sums),
-                    2 => avx2_rows::<2>(panel, x, input, sums),
-                    3 => avx2_rows::<3>(panel, x, input, sums),
-                    _ => avx2_rows::<4>(panel, x, input, sums),
+            for half in [0, PANEL / 2] {
+                // SAFETY: the caller's; these are some of its rows.
+                unsafe {
+                    match sums.len() {
+                        1 => avx2_rows::<1>(panel, x, input, half, sums),
+                        2 => avx2_rows::<2>(panel, x, input, half, sums),
+                        3 => avx2_rows::<3>(panel, x, input, half, sums),
+                        _ => avx2_rows::<4>(panel, x, input, half, sums),
+                    }
                 }
             }
         }
     }
 
     /// # Safety
-    /// As [`avx512`], with `ROWS` sums.
+    /// As [`avx512`], with `ROWS` sums; of each the sixteen from `half` on are computed, which is 0 or 16.
     #[inline]
     #[target_feature(enable = "avx2,fma")]
-    unsafe fn avx2_rows<const ROWS: usize>(panel: &[f32], x: &[f32], input: usize, sums: &mut [[f32; PANEL]]) {
+    unsafe fn avx2_rows<const ROWS: usize>(
+        panel: &[f32],
+        x: &[f32],
+        input: usize,
+        half: usize,
+        sums: &mut [[f32; PANEL]],
+    ) {
         let (panel, x) = (panel.as_ptr(), x.as_ptr());
         let mut total = [[_mm256_setzero_ps(); 2]; ROWS];
         for k in 0..input {
             // SAFETY: k < input, and every read lies inside what the caller promises.
             unsafe {
-                let weights = [0, 8].map(|half| _mm256_loadu_ps(panel.add(k * PANEL + half)));
+                let weights = [0, 8].map(|part| _mm256_loadu_ps(panel.add(k * PANEL + half + part)));
                 for (row, total) in total.iter_mut().enumerate() {
                     let x = _mm256_set1_ps(*x.add(row * input + k));
                     *total = [
@@ -120,10 +136,10 @@ mod x86 {
             }
         }
         for (sums, total) in sums.iter_mut().zip(total) {
-            // SAFETY: twice eight floats go to an array of sixteen.
+            // SAFETY: twice eight floats go to one half of an array of thirty-two.
             unsafe {
-                _mm256_storeu_ps(sums.as_mut_ptr(), total[0]);
-                _mm256_storeu_ps(sums.as_mut_ptr().add(8), total[1]);
+                _mm256_storeu_ps(sums.as_mut_ptr().add(half), total[0]);
+                _mm256_storeu_ps(sums.as_mut_ptr().add(half + 8), total[1]);
             }
         }
     }

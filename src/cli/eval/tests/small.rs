@@ -35,7 +35,7 @@ fn named(model: &Trainable) -> NamedTensors {
 }
 
 /// Texts that count up in steps of `stride`.
-fn contexts(stride: u32) -> Contexts {
+pub fn contexts(stride: u32) -> Contexts {
     let mut contexts = Contexts::new(16);
     for start in 0..8 {
         contexts.count += 1;
@@ -48,10 +48,11 @@ fn contexts(stride: u32) -> Contexts {
 }
 
 /// The base after a few steps of plain gradient descent on texts of this stride.
-fn fine_tuned(stride: u32, objective: &Objective) -> NamedTensors {
-    let model = random();
+fn fine_tuned(config: &DitConfig, stride: u32, steps: usize) -> NamedTensors {
+    let model = random(config);
+    let objective = Objective::new(config, (0.1, 1.0)).expect("objective");
     let mut stream = Stream::new(Key::derive(&[b"eval test", &stride.to_le_bytes()]));
-    for _ in 0..60 {
+    for _ in 0..steps {
         let noisy = objective.corrupt(&contexts(stride), &mut stream);
         let (_, gradients) = noisy.gradients(&model, None).expect("gradients");
         for (name, gradient) in gradients {
@@ -63,33 +64,39 @@ fn fine_tuned(stride: u32, objective: &Objective) -> NamedTensors {
     named(&model)
 }
 
-fn random() -> Trainable {
-    let model = Trainable::random(config(), 5, &Device::Cpu).expect("model");
+fn random(config: &DitConfig) -> Trainable {
+    let model = Trainable::random(config.clone(), 5, &Device::Cpu).expect("model");
     open_gates(&model).expect("gates");
     model
 }
 
 pub fn subjects(strides: &[u32]) -> Subjects {
-    let (config, base) = (config(), named(&random()));
-    let objective = Objective::new(&config, (0.1, 1.0)).expect("objective");
-    let variant = |&stride: &u32| {
-        let delta = Delta::between(&base, &fine_tuned(stride, &objective)).expect("delta");
+    let variants: Vec<_> = strides.iter().map(|&stride| (stride, config(), 60)).collect();
+    tuned(&variants)
+}
+
+/// Fine-tunes on texts of a stride, for what a configuration says, by some steps.
+pub fn tuned(variants: &[(u32, DitConfig, usize)]) -> Subjects {
+    let (own, base) = (config(), named(&random(&config())));
+    let variant = |(stride, config, steps): &(u32, DitConfig, usize)| {
+        let delta = Delta::between(&base, &fine_tuned(config, *stride, *steps)).expect("delta");
         Subject {
             name: format!("stride-{stride}"),
             seed: delta.digest().seed(),
             delta,
+            text: None,
             test: Validation {
-                contexts: contexts(stride),
+                contexts: contexts(*stride),
                 bytes: 0,
                 draws: 2,
-                exact: stride == 1,
+                exact: *stride == 1 && *config == own,
             },
+            config: config.clone(),
         }
     };
-    let variants = strides.iter().map(variant).collect();
+    let variants = variants.iter().map(variant).collect();
     Subjects {
-        config,
-        objective,
+        config: own,
         base,
         variants,
     }

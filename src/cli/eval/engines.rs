@@ -1,0 +1,63 @@
+//! Engines to measure with: the service with all variants compiled in, and one set of weights alone.
+
+use crate::catalog::{BaseSource, Catalog, CatalogConfig};
+use crate::cli::scratch::Scratch;
+use crate::engine::{Engine, EngineConfig, EngineHandle, Generation, Sampling};
+use crate::model::tokenizer::Tokenizer;
+use crate::model::{BaseWeights, Dit, DitConfig};
+use crate::ops::quantized::Form;
+use crate::train::folder::Tensors;
+use anyhow::Result;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Requests handed in at once, at most.
+pub const IN_FLIGHT: usize = 64;
+
+/// A store made for the purpose, with all variants compiled in. It lasts as long as this.
+pub struct Service {
+    pub engine: EngineHandle,
+    _catalog: Catalog,
+    _scratch: Scratch,
+}
+
+impl Service {
+    pub fn open(form: Form) -> Result<Self> {
+        let scratch = Scratch::new("eval");
+        let config = CatalogConfig {
+            data_dir: scratch.path().to_owned(),
+            base: BaseSource::Embedded,
+            bank_capacity: None,
+            head_capacity: None,
+            bank_form: form,
+            archive: true,
+        };
+        let (catalog, generation) = Catalog::open(config, |_| ())?;
+        Ok(Self {
+            engine: start(generation)?,
+            _catalog: catalog,
+            _scratch: scratch,
+        })
+    }
+}
+
+/// Weights as a base without variants.
+pub fn lone(config: &DitConfig, weights: &Tensors, tokenizer: Arc<Tokenizer>) -> Result<EngineHandle> {
+    let base = BaseWeights::new(config.clone(), weights)?;
+    start(Generation {
+        number: 0,
+        denoiser: Arc::new(Dit::new(Arc::new(base), &[], Vec::new())?),
+        tokenizer,
+        defaults: Sampling::of(config.process()),
+        variants: BTreeMap::new(),
+        memory: Vec::new(),
+    })
+}
+
+fn start(generation: Generation) -> Result<EngineHandle> {
+    let config = EngineConfig {
+        queue: IN_FLIGHT,
+        ..EngineConfig::default()
+    };
+    Ok(Engine::start(config, generation)?)
+}
