@@ -1,6 +1,5 @@
 //! Where the base comes from, and the model that is compiled in.
 
-use super::loading::sized;
 use super::{Error, tuning};
 use crate::engine::Choice;
 use crate::model::tokenizer::Tokenizer;
@@ -159,8 +158,7 @@ impl BaseSource {
 
     /// Everything about the base that is needed for as long as it is served.
     pub(super) fn load(&self) -> Result<Base, Error> {
-        let (tokenizer, tokenizer_bytes) = sized(|| self.tokenizer());
-        let (config, tokenizer, tensors) = (self.config()?, tokenizer?, self.tensors()?);
+        let (config, tokenizer, tensors) = (self.config()?, self.tokenizer()?, self.tensors()?);
         if tokenizer.vocab_size() > config.vocab_size {
             let (pieces, rows) = (tokenizer.vocab_size(), config.vocab_size);
             return Err(self.refuse(format!(
@@ -174,7 +172,6 @@ impl BaseSource {
             facts,
             weights: Arc::new(weights),
             tokenizer: Arc::new(tokenizer),
-            tokenizer_bytes,
         })
     }
 }
@@ -203,8 +200,6 @@ pub(super) struct Base {
     pub facts: BaseFacts,
     pub weights: Arc<BaseWeights>,
     pub tokenizer: Arc<Tokenizer>,
-    /// What the tokenizer takes in memory.
-    pub tokenizer_bytes: usize,
 }
 
 impl Base {

@@ -33,12 +33,12 @@ impl Private {
         }
     }
 
-    /// Bytes in memory.
+    /// Bytes in memory as it is served: two for a number (bf16).
     pub fn bytes(&self) -> usize {
         self.gains
             .values()
             .chain(self.vectors.values())
-            .map(|values| size_of_val(&values[..]))
+            .map(|values| 2 * values.len())
             .sum()
     }
 
