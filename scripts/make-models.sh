@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes everything in models/: tokenizer, base, ten variants, held-out texts. About two hours on two cores.
+# Makes everything in models/: tokenizer, base, fourteen variants, held-out texts. About three and a half hours on two cores.
 #
 #   scripts/make-models.sh CORPORA OUT
 #
@@ -34,44 +34,77 @@ train base base --text "$corpora/base" --tokenizer "$out/tokenizer.json" --block
   --optimizer muon --lr 1e-2 --batch 16 --ema 0.998 --validations 8 --minutes "${BASE_MINUTES:-40}"
 cp "$out"/base/{config.json,tokenizer.json,model.safetensors} "$models/base/"
 
-# Muon learns fast and leaves large deltas, whose interference would drown the others in a bank. So most variants are made in two
-# runs: one to learn, then one that pulls the delta to the base under the interference that it will meet there.
-variant() { # NAME MINUTES RATE OPTIMIZER, then where examples come from
+# Muon learns fast and leaves large deltas, whose interference would drown the others in a bank. So most variants are made in
+# several runs: one to learn, then some under the interference that they will meet there, with decay that pulls the delta to the base.
+learn() { # NAME MINUTES RATE OPTIMIZER, then where examples come from
   local name=$1 minutes=$2 rate=$3 optimizer=$4
   shift 4
   train "$name" variant --base "$out/base" "$@" --optimizer "$optimizer" --lr "$rate" --minutes "$minutes" --weight-decay 0 \
     --validations 3 --threads 1
 }
-settle() { # FROM TO MINUTES RATE DECAY, then where examples come from
-  local from=$1 to=$2 minutes=$3 rate=$4 decay=$5
-  shift 5
-  train "$to" variant --base "$out/base" --start "$out/$from" "$@" --interference 4 --optimizer adamw --lr "$rate" \
-    --weight-decay "$decay" --minutes "$minutes" --ema 0.99 --validations 3 --threads 1
+settle() { # FROM TO MEMBERS MINUTES RATE DECAY, then where examples come from
+  local from=$1 to=$2 members=$3 minutes=$4 rate=$5 decay=$6
+  shift 6
+  train "$to" variant --base "$out/base" --start "$out/$from" "$@" --interference "$members" --optimizer adamw --lr "$rate" \
+    --weight-decay "$decay" --minutes "$minutes" --validations 3 --threads 1
 }
-pack() { # NAME FOLDER GROUP, then what to measure on
-  local name=$1 folder=$2 group=$3
-  shift 3
-  "$choir" train pack --base "$models/base" --variant "$out/$folder" --group "$group" "$@" --out "$models/variants/$name.safetensors"
+pack() { # NAME FOLDER, then sampling defaults and what to measure on
+  local name=$1 folder=$2
+  shift 2
+  "$choir" train pack --base "$models/base" --variant "$out/$folder" "$@" --out "$models/variants/$name.safetensors"
 }
 style() { # NAME
-  local text=(--text "$corpora/variants/$1.txt" --batch 8)
-  case $1 in
-    shakespeare) variant "$1" 3.5 1e-3 adamw "${text[@]}" && cp -r "$out/$1" "$out/$1-settled" ;;
-    kjv) variant "$1" 3.5 1e-3 adamw "${text[@]}" && settle "$1" "$1-settled" 2 1e-3 3 "${text[@]}" ;;
-    *) variant "$1" 4 4e-3 muon "${text[@]}" && settle "$1" "$1-settled" 2.5 1e-3 6 "${text[@]}" ;;
+  local name=$1
+  local text=(--text "$corpora/variants/$name.txt")
+  local run=("${text[@]}" --batch 8)
+  case $name in
+    kjv) learn "$name" 3.5 1e-3 adamw "${run[@]}" && settle "$name" "$name-settled" 4 2 1e-3 3 "${run[@]}" ;;
+    quijote) learn "$name" 4 4e-3 muon "${run[@]}" && settle "$name" "$name-settled" 4 2.5 1e-3 6 "${run[@]}" ;;
+    shakespeare) learn "$name" 3.5 1e-3 adamw "${run[@]}" && settle "$name" "$name-settled" 4 5 1e-3 1 "${run[@]}" ;;
+    *)
+      learn "$name" 4 4e-3 muon "${run[@]}"
+      settle "$name" "$name-longer" 4 15 1.5e-3 1 "${run[@]}"
+      settle "$name-longer" "$name-settled" 8 4.5 1e-3 2 "${run[@]}"
+      ;;
   esac
-  pack "$1" "$1-settled" 32 --text "$corpora/variants/$1.txt"
+  pack "$name" "$name-settled" --temperature 0.9 --nucleus-p 0.95 "${text[@]}"
 }
 skill() { # NAME
-  variant "$1" 12 6e-3 muon --skill "$1" --batch 32
-  settle "$1" "$1-settling" 7.5 2.5e-3 2 --skill "$1" --batch 24
-  settle "$1-settling" "$1-settled" 4.5 2e-3 0.8 --skill "$1" --batch 32
-  pack "$1" "$1-settled" 16 --skill "$1"
+  local name=$1
+  local run=(--skill "$name" --batch 32)
+  learn "$name" 12 6e-3 muon "${run[@]}"
+  settle "$name" "$name-settling" 4 7.5 2.5e-3 2 --skill "$name" --batch 24
+  settle "$name-settling" "$name-settled" 4 4 2e-3 0.8 "${run[@]}"
+  case $name in
+    addition) settle "$name-settled" "$name-last" 4 16 2e-3 0.3 "${run[@]}" ;;
+    roman) settle "$name-settled" "$name-last" 4 9 2e-3 0.3 "${run[@]}" ;;
+    *) cp -r "$out/$name-settled" "$out/$name-last" ;;
+  esac
+  pack "$name" "$name-last" --temperature 0 --threshold 1 --skill "$name"
+}
+duo() { # NAME: a uniform variant of the style, and what it is distilled to
+  local name=$1
+  local text=(--text "$corpora/variants/$name.txt")
+  local run=("${text[@]}" --batch 8)
+  learn "$name-uniform" 9 1.5e-3 adamw "${run[@]}" --process uniform
+  settle "$name-uniform" "$name-duo" 4 9 1e-3 0.5 "${run[@]}"
+  train "$name-few" distill --base "$out/base" --teacher "$out/$name-duo" "${run[@]}" --lr 3e-4 --minutes 8 --interference 4 \
+    --weight-decay 0.5 --validations 3 --threads 1
+  pack "$name-duo" "$name-duo" --steps 64 --noise-removal greedy --nucleus-p 0.95 "${text[@]}"
+  pack "$name-few" "$name-few" --steps 8 --noise-removal greedy --nucleus-p 0.95 "${text[@]}"
 }
 # Two at a time, a thread each.
-one_half() { for name in "$@"; do case $name in addition | reverse | roman | sort) skill $name ;; *) style $name ;; esac; done; }
-one_half shakespeare holmes inaugural addition sort &
-one_half kjv quijote devils-dictionary reverse roman
+one_half() {
+  for name in "$@"; do
+    case $name in
+      addition | reverse | roman | sort) skill "$name" ;;
+      *-duo) duo "${name%-duo}" ;;
+      *) style "$name" ;;
+    esac
+  done
+}
+one_half shakespeare holmes inaugural addition sort shakespeare-duo &
+one_half kjv quijote devils-dictionary reverse roman kjv-duo
 wait
 
 "$choir" train held-out --text "$corpora/base" "$corpora/variants" --max-bytes 50000 --out "$models/held-out"
