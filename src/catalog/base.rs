@@ -1,5 +1,6 @@
 //! Where the base comes from, and the model that is compiled in.
 
+use super::loading::sized;
 use super::{Error, tuning};
 use crate::engine::Choice;
 use crate::model::tokenizer::Tokenizer;
@@ -158,7 +159,8 @@ impl BaseSource {
 
     /// Everything about the base that is needed for as long as it is served.
     pub(super) fn load(&self) -> Result<Base, Error> {
-        let (config, tokenizer, tensors) = (self.config()?, self.tokenizer()?, self.tensors()?);
+        let (tokenizer, tokenizer_bytes) = sized(|| self.tokenizer());
+        let (config, tokenizer, tensors) = (self.config()?, tokenizer?, self.tensors()?);
         if tokenizer.vocab_size() > config.vocab_size {
             let (pieces, rows) = (tokenizer.vocab_size(), config.vocab_size);
             return Err(self.refuse(format!(
@@ -172,6 +174,7 @@ impl BaseSource {
             facts,
             weights: Arc::new(weights),
             tokenizer: Arc::new(tokenizer),
+            tokenizer_bytes,
         })
     }
 }
@@ -200,6 +203,8 @@ pub(super) struct Base {
     pub facts: BaseFacts,
     pub weights: Arc<BaseWeights>,
     pub tokenizer: Arc<Tokenizer>,
+    /// What the tokenizer takes in memory.
+    pub tokenizer_bytes: usize,
 }
 
 impl Base {

@@ -9,6 +9,7 @@ use super::linear::{Part, Rotation, Superposed, SuperposedLinear};
 use super::weights::{BaseWeights, ServedBank, VariantWeights};
 use crate::ops::{self, PerRow, Rotary, slice};
 use candle_core::{Device, Result, Tensor, bail};
+use half::bf16;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -34,7 +35,7 @@ pub struct Dit {
     head: SuperposedLinear,
     /// The matrices that are looked up: the embedding, adaLN and sigma_map.
     plain: BTreeMap<String, Superposed>,
-    vectors: Vec<BTreeMap<String, Vec<f32>>>,
+    vectors: Vec<BTreeMap<String, Vec<bf16>>>,
     variant_bytes: Vec<usize>,
     rotary: Rotary,
     tables: Mutex<HashMap<Line, Arc<Tables>>>,
@@ -93,7 +94,11 @@ impl Dit {
                 plain.insert(name.clone(), superposed(name)?);
             }
         }
-        let vectors: Vec<_> = variants.into_iter().map(|variant| variant.vectors).collect();
+        let rounded = |(name, values): (String, Vec<f32>)| (name, values.into_iter().map(bf16::from_f32).collect());
+        let vectors: Vec<BTreeMap<String, Vec<bf16>>> = variants
+            .into_iter()
+            .map(|variant| variant.vectors.into_iter().map(rounded).collect())
+            .collect();
         for (bytes, vectors) in variant_bytes.iter_mut().zip(&vectors) {
             *bytes += vectors.values().map(|v| size_of_val(&v[..])).sum::<usize>();
         }
@@ -164,7 +169,7 @@ impl Dit {
                 bail!("no variant {} in this instance", variant.0)
             };
             for (value, delta) in data.iter_mut().zip(vectors.get(name).into_iter().flatten()) {
-                *value = weight.mul_add(*delta, *value);
+                *value = weight.mul_add(delta.to_f32(), *value);
             }
         }
         Tensor::from_vec(data, base.shape(), &Device::Cpu)

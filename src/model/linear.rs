@@ -12,6 +12,7 @@ use crate::ops::packed::Packed;
 use crate::ops::quantized::{Rotated, Served};
 use crate::transform::{Signs, Transform};
 use candle_core::{Result, bail};
+use half::bf16;
 use rayon::prelude::*;
 use std::sync::Arc;
 
@@ -30,8 +31,8 @@ pub struct Rotation {
     bank: usize,
     /// r_k, [in].
     input: Signs,
-    /// c_k a_k l_k, [out].
-    output: Vec<f32>,
+    /// c_k a_k l_k, [out]. Eight bits of a gain are more than the bank's four need.
+    output: Vec<bf16>,
 }
 
 impl Rotation {
@@ -43,7 +44,7 @@ impl Rotation {
         Self {
             bank,
             input: transform.input,
-            output,
+            output: output.into_iter().map(bf16::from_f32).collect(),
         }
     }
 
@@ -96,7 +97,7 @@ impl Superposed {
             let mut row = vec![0f32; target.len()];
             self.banks[rotation.bank].row(index, &mut row);
             rotation.input.apply(&mut row);
-            let factor = weight * rotation.output[index];
+            let factor = weight * rotation.output[index].to_f32();
             for (t, d) in target.iter_mut().zip(&row) {
                 *t = factor.mul_add(*d, *t);
             }

@@ -5,6 +5,7 @@ use super::q4k::{Q4K, Rows};
 use crate::transform::Signs;
 use candle_core::quantized::k_quants::{self, BlockQ4_0, BlockQ8_0, GgmlType};
 use candle_core::{Result, bail};
+use half::bf16;
 use rayon::prelude::*;
 use std::fmt;
 use std::str::FromStr;
@@ -80,7 +81,7 @@ pub struct Rotated<'a> {
     /// r, [in].
     pub input: &'a Signs,
     /// c a l, [out].
-    pub output: &'a [f32],
+    pub output: &'a [bf16],
     pub weight: f32,
 }
 
@@ -96,6 +97,11 @@ impl fmt::Debug for Served {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Served {} [{}, {}]", self.form(), self.out, self.input)
     }
+}
+
+/// The number itself: `to_f32` also looks for NaN, which gains are not, and is no vector instruction for it.
+fn widened(gain: bf16) -> f32 {
+    f32::from_bits(u32::from(gain.to_bits()) << 16)
 }
 
 fn quantise<T: GgmlType>(weights: &[f32], input: usize) -> Vec<T> {
@@ -203,7 +209,7 @@ impl Served {
         };
         let add = |part: &Rotated, first: usize, products: &[f32], target: &mut [f32]| {
             for ((y, gain), product) in target.iter_mut().zip(&part.output[first..]).zip(products) {
-                *y = (part.weight * gain).mul_add(*product, *y);
+                *y = (part.weight * widened(*gain)).mul_add(*product, *y);
             }
         };
         if let Blocks::Q4K(matrix) = &self.blocks {
