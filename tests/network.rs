@@ -3,7 +3,7 @@
 mod fixtures;
 
 use candle_core::Device;
-use choir::model::{TrainBatch, Trainable};
+use choir::model::{SoftTokens, TrainBatch, Trainable};
 use fixtures::{Case, close};
 
 fn trainable(case: &Case) -> Trainable {
@@ -75,10 +75,50 @@ fn the_training_mask_matches_the_reference() {
     close(&ours, &case.floats("c.logits").1, 2e-4, "c.logits");
 }
 
+/// What is trained on [x_t, x_0] is what is sampled: clean blocks told that there is no noise, then a noisy one.
+#[test]
+fn a_noisy_block_reads_the_clean_ones_before_it_at_sigma_zero() {
+    let mut case = Case::load("duo-tiny");
+    case.config = case.config.uniform(Some(4));
+    let ids = |salt: u32| (0..12).map(|i| (i * 7 + salt) % 97).collect::<Vec<u32>>();
+    let (xt, x0, sigma) = (ids(3), ids(11), vec![0.4, 3.0, 1.2]);
+    let run = |xt: Vec<u32>, x0: Option<Vec<u32>>, sigma: Vec<f32>, rows: Vec<u32>| -> Vec<f32> {
+        let input = TrainBatch {
+            batch: 1,
+            length: xt.len(),
+            block: Some(4),
+            xt,
+            soft: None,
+            x0,
+            sigma,
+            rows,
+        };
+        let logits = trainable(&case).forward(&input).expect("forward");
+        logits.flatten_all().and_then(|l| l.to_vec1()).expect("f32")
+    };
+    let together = run(xt.clone(), Some(x0.clone()), sigma.clone(), (0..12).collect());
+    for block in 0..3 {
+        let (start, end) = (4 * block, 4 * block + 4);
+        let read = [&x0[..start], &xt[start..end]].concat();
+        let levels = [&vec![0.0; block][..], &sigma[block..=block]].concat();
+        let alone = run(read, None, levels, (start as u32..end as u32).collect());
+        close(&together[97 * start..97 * end], &alone, 1e-4, "block");
+    }
+}
+
 #[test]
 fn gradients_match_finite_differences() {
-    for folder in ["bd3lm-tiny", "mdlm-tiny", "duo-tiny"] {
-        let case = Case::load(folder);
+    for (folder, block, choices) in [
+        ("bd3lm-tiny", None, None),
+        ("mdlm-tiny", None, None),
+        ("duo-tiny", None, None),
+        ("duo-tiny", None, Some(3)),
+        ("duo-tiny", Some(3), Some(2)),
+    ] {
+        let mut case = Case::load(folder);
+        if block.is_some() {
+            case.config = case.config.uniform(block);
+        }
         let doubled = case.config.block().is_some();
         let length = case.config.block().unwrap_or(3) * 2;
         let vocab = case.config.vocab_size as u32;
@@ -95,8 +135,16 @@ fn gradients_match_finite_differences() {
             block: case.config.block(),
             xt: ids(3),
             x0: doubled.then(|| ids(11)),
-            sigma: vec![0.3, 1.7],
-            soft: None,
+            sigma: if block.is_some() {
+                vec![0.3, 1.7, 0.9, 2.5]
+            } else {
+                vec![0.3, 1.7]
+            },
+            soft: choices.map(|choices| SoftTokens {
+                choices,
+                tokens: (0..choices).flat_map(|_| ids(5)).collect(),
+                weights: (0..choices * 2 * length).map(|i| (i % 4) as f32 / 3.0).collect(),
+            }),
             rows,
         };
         let model = trainable(&case);

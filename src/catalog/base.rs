@@ -80,7 +80,7 @@ impl Shipped {
     /// A packed delta that says something that no variant of `network` can be.
     pub fn regime(&self, network: &DitConfig) -> Result<Regime, Error> {
         let said = tuning::Said::of(self.name, self.packed, None, network)?;
-        super::Tuning::default().regime(said.regime, network)
+        super::Tuning::default().regime(&said, network)
     }
 }
 

@@ -83,6 +83,13 @@ pub fn process_to_store(process: Process) -> store::Process {
     }
 }
 
+pub(super) fn process_from_store(process: store::Process) -> Process {
+    match process {
+        store::Process::Absorbing => Process::Absorbing,
+        store::Process::Uniform => Process::Uniform,
+    }
+}
+
 fn psi_to_store(psi: &Psi) -> store::Psi {
     use sampler::{Kappa as From, TimeProfile};
     use store::Kappa as To;

@@ -252,7 +252,7 @@ impl Catalog {
         let delta = Delta::read(&base, &bytes).map_err(base::checkpoint(&origin))?;
         let said = Said::of(&origin, &bytes, beside, config)?;
         drop((bytes, base));
-        let regime = tuning.regime(said.regime, config)?;
+        let regime = tuning.regime(&said, config)?;
         let sampling = sampling(&said, regime, &defaults, config)?;
         let variant = NewVariant {
             name: name.clone(),

@@ -1,7 +1,7 @@
 //! Where it is said what a variant was tuned for: by the operator, in a packed delta's metadata, in a config.json beside
 //! the checkpoint. They must not contradict each other; where nobody says anything, it is what the base was tuned for.
 
-use super::defaults::recorded;
+use super::defaults::{process_from_store, recorded};
 use super::{Error, base};
 use crate::model::{DitConfig, Process, Regime};
 use crate::sampler::MAX_BLOCK;
@@ -21,6 +21,8 @@ pub struct Tuning {
 /// What a variant's file says.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Said {
+    /// Where nothing else is said of the regime.
+    pub process: Option<Process>,
     pub regime: Option<Regime>,
     pub defaults: Option<SamplerDefaults>,
 }
@@ -34,20 +36,26 @@ impl Said {
         let remarks = Remarks::read(bytes).map_err(|error| base::checkpoint(origin)(error.into()))?;
         let process: Option<store::Process> = parse(origin, "process", remarks.process)?;
         let defaults: Option<SamplerDefaults> = parse(origin, "defaults", remarks.defaults)?;
-        let inside = process.or(defaults.map(|_| store::Process::Absorbing)).map(|process| {
-            let defaults = defaults.unwrap_or_default();
+        let inside = defaults.map(|defaults| {
+            let process = process.unwrap_or(store::Process::Absorbing);
             recorded(process, &defaults, network)
         });
-        match (inside, beside) {
-            (Some(inside), Some(beside)) if inside != beside => Err(Error::OtherConfig {
-                origin: origin.to_owned(),
-                field: differing(inside, beside),
-            }),
-            _ => Ok(Said {
-                regime: inside.or(beside),
-                defaults,
-            }),
-        }
+        let process = process.map(process_from_store);
+        let field = match (inside, beside) {
+            (Some(inside), Some(beside)) if inside != beside => differing(inside, beside),
+            (None, Some(beside)) if process.is_some_and(|process| process != beside.process) => "model_type",
+            _ => {
+                return Ok(Said {
+                    process,
+                    regime: inside.or(beside),
+                    defaults,
+                });
+            }
+        };
+        Err(Error::OtherConfig {
+            origin: origin.to_owned(),
+            field,
+        })
     }
 }
 
@@ -75,10 +83,11 @@ impl Tuning {
     ///
     /// # Errors
     /// `BadField` where the operator contradicts the file, or no variant of this network can be such.
-    pub(super) fn regime(&self, said: Option<Regime>, network: &DitConfig) -> Result<Regime, Error> {
+    pub(super) fn regime(&self, said: &Said, network: &DitConfig) -> Result<Regime, Error> {
         let own = network.regime();
-        let process = self.process.or(said.map(|said| said.process)).unwrap_or(own.process);
-        let regime = match said {
+        let recorded = said.regime.map(|regime| regime.process).or(said.process);
+        let process = recorded.or(self.process).unwrap_or(own.process);
+        let regime = match said.regime {
             Some(said) => said,
             None if process == own.process && process == Process::Absorbing => own,
             None if process == own.process => Regime {
@@ -93,7 +102,7 @@ impl Tuning {
             },
         };
         let asked = Regime {
-            process,
+            process: self.process.unwrap_or(process),
             block: self.block_size.or(regime.block),
             time_conditioned: self.time_conditioning.unwrap_or(regime.time_conditioned),
         };

@@ -174,3 +174,32 @@ fn as_json(event: &Event) -> serde_json::Value {
         }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn templates_are_text_and_holes() {
+        let pieces = |text: &str| {
+            let pieces = text.parse::<Template>().unwrap().0.into_iter();
+            pieces.map(|piece| piece.piece.unwrap()).collect::<Vec<_>>()
+        };
+        let text = |text: &str| Piece::Text(text.into());
+        assert_eq!(
+            pieces("A [[3]] night[1], [[ 8 ]]."),
+            [
+                text("A "),
+                Piece::Hole(3),
+                text(" night[1], "),
+                Piece::Hole(8),
+                text(".")
+            ]
+        );
+        assert_eq!(pieces("[[1]][[2]]"), [Piece::Hole(1), Piece::Hole(2)]);
+        assert_eq!(pieces("plain"), [text("plain")]);
+        for bad in ["[[3", "[[]]", "[[x]]", "[[-1]]", "[[99999999999]]"] {
+            assert!(bad.parse::<Template>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,12 +1,13 @@
 //! `choir train`: a tokenizer, a base, variants of it.
 
 use crate::model::{DitConfig, Trainable};
+use crate::train::course::Course;
 use crate::train::data::{Document, TextSource, held_out_contexts, read_documents};
 use crate::train::folder::{Folder, Precision, round_to_bf16};
 use crate::train::objective::{Corruption, Objective};
 use crate::train::optimizer::AdamW;
 use crate::train::packing::SkillSource;
-use crate::train::run::{Anchor, Budget, Course, Report, Run, Score, Settings, Source, Validation, open_gates};
+use crate::train::run::{Anchor, Budget, Report, Run, Score, Settings, Source, Validation, open_gates};
 use crate::train::skills::Skill;
 use crate::train::{checkpoint, tokenizer};
 use anyhow::{Context, Result, bail};

@@ -13,8 +13,9 @@
 //! grow beyond b. Given n, t is distributed like the n-th smallest of b uniform numbers: mask the tokens that
 //! hold the n smallest and take the n-th for t, and the pair has exactly the law of the bound.
 //!
-//! Under the uniform process t is drawn evenly, each token is replaced by any one with probability 1 - alpha_t, and every
-//! position counts with [`uniform_rate`].
+//! Under the uniform process each token is replaced by any one with probability 1 - alpha_t, and every position counts with
+//! [`uniform_rate`]. That of a replaced token grows as 1/t, at a chance of t: for t drawn evenly the estimate would have no
+//! finite variance. So t = u² for u drawn evenly, and what is found counts dt/du = 2u.
 
 use super::Error;
 use crate::model::{DitConfig, Process, Regime};
@@ -209,11 +210,12 @@ impl Scorer {
                 (t, scored as f64 / masked as f64, absorbing_sigma(t))
             }
             Law::Uniform { tokens: states } => {
-                let moved = LogLinear::UNIFORM.move_chance(share);
+                let t = share * share;
+                let moved = LogLinear::UNIFORM.move_chance(t);
                 for &row in rows.iter().filter(|&&row| draw(row, RANK) < moved) {
                     tokens[row] = (draw(row, TOKEN) * states as f64) as u32;
                 }
-                (share, 1.0, LogLinear::UNIFORM.sigma(share))
+                (t, 2.0 * share, LogLinear::UNIFORM.sigma(t))
             }
         };
         self.offered.push(Evaluation {

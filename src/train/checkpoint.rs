@@ -2,9 +2,9 @@
 //! the step and the time spent. The data need no state: every step's draws are a function of (seed, step).
 
 use super::Error;
+use super::course::Teacher;
 use super::folder::{Precision, floats, replace, serialize};
 use super::optimizer::{Optimizer, Slot};
-use crate::model::Trainable;
 use candle_core::Tensor;
 use safetensors::SafeTensors;
 use std::collections::{BTreeMap, HashMap};
@@ -19,7 +19,7 @@ const PARTS: [&str; 4] = ["weight", "average", "first", "second"];
 pub fn write(
     path: &Path,
     optimizer: &Optimizer,
-    teacher: Option<&(Trainable, u32)>,
+    teacher: Option<&Teacher>,
     seconds: f64,
     settings: &str,
 ) -> Result<(), Error> {
@@ -37,13 +37,13 @@ pub fn write(
             ));
         }
     }
-    if let Some((teacher, _)) = teacher {
-        for (name, var) in teacher.vars() {
+    if let Some(teacher) = teacher {
+        for (name, var) in teacher.model.vars() {
             let data = var.flatten_all()?.to_vec1()?;
             named.push((format!("teacher/{name}"), var.dims().to_vec(), data, Precision::F32));
         }
     }
-    let round = teacher.map_or(0, |(_, round)| *round);
+    let round = teacher.map_or(0, |teacher| teacher.round);
     let metadata = HashMap::from([
         ("round".to_owned(), round.to_string()),
         ("format".to_owned(), "choir training 1".to_owned()),
@@ -60,7 +60,7 @@ pub fn write(
 pub fn read(
     path: &Path,
     optimizer: &mut Optimizer,
-    teacher: Option<&mut (Trainable, u32)>,
+    teacher: Option<&mut Teacher>,
     settings: &str,
 ) -> Result<f64, Error> {
     let bytes = std::fs::read(path).map_err(Error::file(path))?;
@@ -120,11 +120,11 @@ pub fn read(
     if shapes(&slots) != shapes(&optimizer.slots) {
         return Err(refuse("its tensors are not this network's".into()));
     }
-    if let Some((teacher, round)) = teacher {
-        *round = field("round")?
+    if let Some(teacher) = teacher {
+        teacher.round = field("round")?
             .parse()
             .map_err(|_| refuse("its round is not a number".into()))?;
-        for (name, var) in teacher.vars() {
+        for (name, var) in teacher.model.vars() {
             let view = file
                 .tensor(&format!("teacher/{name}"))
                 .map_err(|e| refuse(e.to_string()))?;

@@ -5,7 +5,7 @@
 use super::Error;
 use super::data::Contexts;
 use super::noisy::Noisy;
-use super::objective::Objective;
+use super::objective::{Objective, early};
 use super::operator::{Operator, upper_quantile};
 use crate::model::SoftTokens;
 use crate::rng::Stream;
@@ -57,7 +57,7 @@ pub struct Mixer<'a> {
 impl Objective {
     /// As [`corrupt`](Self::corrupt) at the same times, with Gaussian latents: x_t is their argmax, `soft` what is read.
     pub fn soften(&self, contexts: &Contexts, mixer: Mixer, stream: &mut Stream) -> Noisy {
-        let (times, unit) = (self.times(contexts, stream), self.unit(contexts.length));
+        let (times, unit) = (self.early_times(contexts, stream), self.unit(contexts.length));
         let signal = |&t: &f64| mixer.operator.signal(LogLinear::UNIFORM.move_chance(t));
         let signals: Vec<f64> = times.iter().map(signal).collect();
         let mut soft = SoftTokens {
@@ -74,7 +74,7 @@ impl Objective {
         }
         let mut noisy = self.uniform_noise(contexts, xt, &times, mixer.tokens);
         noisy.input.soft = Some(soft);
-        noisy
+        early(noisy)
     }
 }
 

@@ -4,6 +4,7 @@
 //! function of (seed, step), so that it can stop anywhere and resume from its checkpoint.
 
 pub mod checkpoint;
+pub mod course;
 pub mod curriculum;
 pub mod data;
 pub mod distill;

@@ -61,18 +61,30 @@ impl Objective {
     /// Draws t for every unit, stratified over the whole batch: unit i of n in [i/n, (i+1)/n), as in the papers'
     /// antithetic sampling.
     pub fn times(&self, contexts: &Contexts, stream: &mut Stream) -> Vec<f64> {
-        let units = contexts.tokens.len().div_ceil(self.unit(contexts.length));
-        let (low, high) = self.clip;
-        let time = |i| low + (i as f64 + stream.uniform()) / units as f64 * (high - low);
-        (0..units).map(time).collect()
+        stratified(self.units(contexts), self.clip, stream)
     }
 
-    /// Corrupts each token that counts at its unit's t (see [`times`](Self::times)).
+    /// As [`times`](Self::times), but denser early: with a density of 1 / (2 sqrt(t)), which [`early`] makes up for. A
+    /// token of the uniform process changes with a chance of about t and then counts about 1/t: no other density gives
+    /// the NELBO less variance.
+    pub fn early_times(&self, contexts: &Contexts, stream: &mut Stream) -> Vec<f64> {
+        let range = (self.clip.0.sqrt(), self.clip.1.sqrt());
+        let roots = stratified(self.units(contexts), range, stream);
+        roots.into_iter().map(|root| root * root).collect()
+    }
+
+    fn units(&self, contexts: &Contexts) -> usize {
+        contexts.tokens.len().div_ceil(self.unit(contexts.length))
+    }
+
+    /// Corrupts each token that counts at its unit's t.
     pub fn corrupt(&self, contexts: &Contexts, stream: &mut Stream) -> Noisy {
-        let times = self.times(contexts, stream);
         match self.corruption {
-            Corruption::Mask(mask) => self.mask(contexts, mask, &times, stream),
-            Corruption::Uniform(tokens) => self.uniform(contexts, tokens, &times, stream),
+            Corruption::Mask(mask) => self.mask(contexts, mask, &self.times(contexts, stream), stream),
+            Corruption::Uniform(tokens) => {
+                let times = self.early_times(contexts, stream);
+                early(self.uniform(contexts, tokens, &times, stream))
+            }
         }
     }
 
@@ -167,4 +179,19 @@ impl Objective {
             },
         }
     }
+}
+
+fn stratified(count: usize, (low, high): (f64, f64), stream: &mut Stream) -> Vec<f64> {
+    let one = |i| low + (i as f64 + stream.uniform()) / count as f64 * (high - low);
+    (0..count).map(one).collect()
+}
+
+/// Weighs what was noised at times of a density of 1 / (2 sqrt(t)).
+pub fn early(mut noisy: Noisy) -> Noisy {
+    for (weight, &row) in noisy.weights.iter_mut().zip(&noisy.input.rows) {
+        let sigma = noisy.input.sigma[noisy.input.noise_line(row as usize)];
+        let t = -(-sigma).exp_m1() / LogLinear::UNIFORM.move_chance(1.0) as f32;
+        *weight *= 2.0 * t.sqrt();
+    }
+    noisy
 }

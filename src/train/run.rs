@@ -1,12 +1,10 @@
 //! The training loop: sample, corrupt, differentiate, update; now and then report, validate and save.
 
-use super::curriculum::{Curriculum, Mixer};
+use super::course::{Course, Lessons};
 use super::data::{Contexts, TextSource};
-use super::distill::Distillation;
 use super::folder::Tensors;
 use super::noisy::Noisy;
-use super::objective::{Corruption, Objective};
-use super::operator::Operator;
+use super::objective::Objective;
 use super::optimizer::{AdamW, Optimizer};
 use super::packing::SkillSource;
 use super::{Error, checkpoint, validation};
@@ -50,17 +48,6 @@ pub struct Settings {
     pub report_every: f64,
     /// How often to validate, as a share of the budget.
     pub validate_every: f64,
-}
-
-/// What the batches of a run are made for.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Course {
-    /// The objective throughout.
-    Plain,
-    /// First the objective on mixtures of tokens (uniform process).
-    Curriculum(Curriculum),
-    /// To say what a teacher says with less noise (uniform process); its first teacher is the model as it begins.
-    Distillation(Distillation),
 }
 
 /// What a variant is trained away from.
@@ -146,9 +133,7 @@ pub struct Run<'a> {
     settings: Settings,
     source: Source,
     validation: Option<Validation>,
-    /// The teacher, and the round it belongs to.
-    teacher: Option<(Trainable, u32)>,
-    operator: Option<Operator>,
+    lessons: Lessons,
     seconds: f64,
     /// One thread each.
     pools: Vec<rayon::ThreadPool>,
@@ -176,7 +161,7 @@ impl<'a> Run<'a> {
                 reason,
             });
         }
-        settings.check_course()?;
+        let mut lessons = Lessons::new(settings.course, &settings.objective, &model)?;
         let one = || {
             rayon::ThreadPoolBuilder::new()
                 .num_threads(1)
@@ -190,15 +175,10 @@ impl<'a> Run<'a> {
         if let Some(base) = &settings.base {
             optimizer.anchor(&base.tensors);
         }
-        let (mut seconds, mut teacher, mut operator) = (0.0, None, None);
-        match (settings.course, settings.objective.corruption) {
-            (Course::Distillation(_), _) => teacher = Some((model.copy()?, 0)),
-            (Course::Curriculum(_), Corruption::Uniform(tokens)) => operator = Some(Operator::new(tokens)),
-            _ => {}
-        }
+        let mut seconds = 0.0;
         if let Some(path) = settings.checkpoint.as_ref().filter(|path| resume && path.exists()) {
             let settings = settings.fingerprint(&source, model.config());
-            seconds = checkpoint::read(path, &mut optimizer, teacher.as_mut(), &settings)?;
+            seconds = checkpoint::read(path, &mut optimizer, lessons.teacher_mut(), &settings)?;
             optimizer.put_weights(&model)?;
         }
         Ok(Self {
@@ -207,8 +187,7 @@ impl<'a> Run<'a> {
             settings,
             source,
             validation,
-            teacher,
-            operator,
+            lessons,
             seconds,
             pools,
             report,
@@ -288,8 +267,10 @@ impl<'a> Run<'a> {
             Source::Text(text) => text.sample(s.batch, s.length, &mut stream),
             Source::Skill(skill) => skill.sample(s.batch, s.length, s.objective.unit(s.length), &mut stream)?,
         };
-        let noisy = self.noisy(&contexts, &mut stream)?;
-        let s = &self.settings;
+        let progress = self.progress();
+        let noisy = self
+            .lessons
+            .batch(&s.objective, &contexts, progress, &self.optimizer, &mut stream)?;
         if let Some(base) = s.base.as_ref().filter(|base| base.members > 1) {
             self.optimizer.put_interference(&self.model, base.members, key)?;
         }
@@ -301,41 +282,10 @@ impl<'a> Run<'a> {
         Ok((loss, norm))
     }
 
-    /// The batch that the course has for this moment; a distillation's next round begins with a new teacher.
-    fn noisy(&mut self, contexts: &Contexts, stream: &mut Stream) -> Result<Noisy, Error> {
-        let (objective, progress) = (self.settings.objective, self.progress());
-        let Corruption::Uniform(tokens) = objective.corruption else {
-            return Ok(objective.corrupt(contexts, stream));
-        };
-        Ok(match (self.settings.course, &self.operator, &mut self.teacher) {
-            (Course::Curriculum(course), Some(operator), _) => match course.tau(progress) {
-                Some(tau) => {
-                    let choices = course.choices;
-                    let mixer = Mixer {
-                        operator,
-                        tokens,
-                        choices,
-                        tau,
-                    };
-                    objective.soften(contexts, mixer, stream)
-                }
-                None => objective.corrupt(contexts, stream),
-            },
-            (Course::Distillation(course), _, Some((teacher, round))) => {
-                if course.round(progress) > *round {
-                    *round = course.round(progress);
-                    self.optimizer.put_averages(teacher)?;
-                }
-                objective.trajectory(contexts, tokens, course.dt(*round), course.divergence, stream)
-            }
-            _ => objective.corrupt(contexts, stream),
-        })
-    }
-
     /// The loss, and the gradients of the batch's parts. Every part has a thread of its own from beginning to end,
     /// which wastes less of it than threads that meet in every operation.
     fn gradients(&self, noisy: Noisy) -> Result<(f64, Vec<BTreeMap<String, Tensor>>), Error> {
-        let (model, teacher) = (&self.model, self.teacher.as_ref().map(|(teacher, _)| teacher));
+        let (model, teacher) = (&self.model, self.lessons.teacher().map(|teacher| &teacher.model));
         let parts: Vec<Noisy> = noisy
             .split(self.pools.len())
             .into_iter()
@@ -375,7 +325,7 @@ impl<'a> Run<'a> {
         checkpoint::write(
             path,
             &self.optimizer,
-            self.teacher.as_ref(),
+            self.lessons.teacher(),
             self.seconds,
             &self.settings.fingerprint(&self.source, self.model.config()),
         )?;
@@ -387,21 +337,6 @@ impl<'a> Run<'a> {
 }
 
 impl Settings {
-    fn check_course(&self) -> Result<(), Error> {
-        let field = match self.course {
-            Course::Plain => return Ok(()),
-            Course::Curriculum(course) => course.check().map(|()| "curriculum")?,
-            Course::Distillation(course) => course.check().map(|()| "teacher")?,
-        };
-        match self.objective.corruption {
-            Corruption::Uniform(_) => Ok(()),
-            Corruption::Mask(_) => Err(Error::Setting {
-                field,
-                reason: "this is for the uniform process, not the absorbing one".into(),
-            }),
-        }
-    }
-
     /// What must not change between a checkpoint and its resumption.
     fn fingerprint(&self, source: &Source, network: &DitConfig) -> String {
         let source = match source {

@@ -2,10 +2,9 @@
 
 use super::data::Contexts;
 use super::noisy::Noisy;
-use super::objective::{Corruption, Objective};
+use super::objective::{Corruption, Objective, early};
 use crate::model::{TrainBatch, Trainable};
 use crate::rng::{Key, Stream};
-use crate::sampler::schedule::LogLinear;
 use candle_core::{Result, bail};
 
 /// Contexts evaluated at once.
@@ -32,17 +31,6 @@ pub fn nelbo(model: &Trainable, objective: &Objective, contexts: &Contexts, draw
         }
     }
     Ok(sum / tokens.max(1.0))
-}
-
-/// Weighs what was noised at times of [`Times`]. A token changes with a chance of about t and then counts about 1/t: the
-/// least variance is that of times with a density of 1 / (2 sqrt(t)).
-fn early(mut noisy: Noisy) -> Noisy {
-    for (weight, &row) in noisy.weights.iter_mut().zip(&noisy.input.rows) {
-        let sigma = noisy.input.sigma[noisy.input.noise_line(row as usize)];
-        let t = -(-sigma).exp_m1() / LogLinear::UNIFORM.move_chance(1.0) as f32;
-        *weight *= 2.0 * t.sqrt();
-    }
-    noisy
 }
 
 /// Squares of numbers that fill (0, 1) evenly, whatever their number: multiples of the golden ratio, modulo 1.

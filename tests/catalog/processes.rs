@@ -137,6 +137,17 @@ fn a_configuration_or_the_operator_says_what_a_checkpoint_is() {
         ..WHOLE
     };
     assert_eq!(added("untold", packed(Remarks::default()), untold), regime);
+    // A file that names the process alone leaves the rest to the operator.
+    let named = || Remarks {
+        defaults: None,
+        ..remarks(WHOLE)
+    };
+    assert_eq!(added("named", packed(named()), Tuning::default()), WHOLE);
+    let four = Tuning {
+        block_size: Some(4),
+        ..Tuning::default()
+    };
+    assert_eq!(added("named-blocks", packed(named()), four), BLOCKS);
 }
 
 #[test]

@@ -202,11 +202,12 @@ fn the_estimate_converges_to_the_bound_of_the_uniform_process() {
     const TIMES: usize = 100;
     let bound = |clean: u32| -> f64 {
         let at = |index: usize| {
-            let t = (index as f64 + 0.5) / TIMES as f64;
+            let u = (index as f64 + 0.5) / TIMES as f64;
+            let t = u * u;
             let rate = |present| uniform_rate(&logits[..states], present, clean, t);
             let moved = LogLinear::UNIFORM.move_chance(t);
             let anything: f64 = (0..states as u32).map(rate).sum::<f64>() / states as f64;
-            (1.0 - moved) * rate(clean) + moved * anything
+            2.0 * u * ((1.0 - moved) * rate(clean) + moved * anything)
         };
         (0..TIMES).map(at).sum::<f64>() / TIMES as f64
     };
@@ -228,6 +229,7 @@ fn the_estimate_converges_to_the_bound_of_the_uniform_process() {
             }
         };
         assert_eq!(scorer.nfe() as usize, evaluations * samples);
-        assert!((found / exact - 1.0).abs() < 0.02, "{found} for {exact}");
+        // Three standard deviations.
+        assert!((found / exact - 1.0).abs() < 0.03, "{found} for {exact}");
     }
 }

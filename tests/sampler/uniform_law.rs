@@ -102,7 +102,7 @@ fn blocks_have_the_exact_law_of_their_steps() {
     };
     for time_conditioned in [true, false] {
         let mut made = Vec::new();
-        for seed in 0..4000 {
+        for seed in 0..20_000 {
             let mut sampler =
                 UniformSampler::new(settings(time_conditioned), &[1, 2, 3, 4, 5], seed).expect("settings");
             while sampler.finished().is_none() {

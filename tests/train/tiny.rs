@@ -4,13 +4,14 @@ use candle_core::Device;
 use choir::model::{DitConfig, Trainable};
 use choir::ops::Divergence;
 use choir::rng::{Key, Stream};
+use choir::train::course::Course;
 use choir::train::curriculum::Curriculum;
 use choir::train::data::{Document, TextSource, held_out_contexts};
 use choir::train::distill::Distillation;
 use choir::train::folder::{Folder, Precision, Tensors};
 use choir::train::objective::Objective;
 use choir::train::optimizer::AdamW;
-use choir::train::run::{Anchor, Budget, Course, Report, Run, Settings, Source, Validation};
+use choir::train::run::{Anchor, Budget, Report, Run, Settings, Source, Validation};
 use choir::train::{Error, checkpoint, tokenizer};
 use std::path::PathBuf;
 

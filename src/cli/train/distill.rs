@@ -3,9 +3,10 @@
 use super::{RunArgs, SubjectArgs, train};
 use crate::model::Trainable;
 use crate::ops::Divergence;
+use crate::train::course::Course;
 use crate::train::distill::Distillation;
 use crate::train::folder::Folder;
-use crate::train::run::{Anchor, Course};
+use crate::train::run::Anchor;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;

@@ -2,10 +2,11 @@
 
 use super::{RunArgs, SubjectArgs, train};
 use crate::model::{DitConfig, Process, Trainable};
+use crate::train::course::Course;
 use crate::train::curriculum::Curriculum;
 use crate::train::folder::Folder;
 use crate::train::objective::SMALLEST_T;
-use crate::train::run::{Anchor, Course};
+use crate::train::run::Anchor;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
@@ -112,10 +113,76 @@ impl VariantArgs {
             return Ok(base.clone());
         }
         let inherited = first.block().filter(|_| first.process() == Process::Uniform);
-        let config = base.uniform(if self.whole { None } else { self.block.or(inherited) });
-        match config.check() {
-            Ok(()) => Ok(config),
-            Err(error) => refuse("block", error.to_string()),
+        let block = if self.whole { None } else { self.block.or(inherited) };
+        match block {
+            Some(block) if block == 0 || !base.model_length.is_multiple_of(block) => refuse(
+                "block",
+                format!("{} tokens are not whole blocks of {block}", base.model_length),
+            ),
+            _ => Ok(base.uniform(block)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: VariantArgs,
+    }
+
+    fn config(options: &str, start: Option<&DitConfig>) -> Result<DitConfig, crate::train::Error> {
+        let line = format!("variant --base b --out o --skill sort {options}");
+        let base = base();
+        let args = Line::try_parse_from(line.split_whitespace()).unwrap().args;
+        args.config(&base, start.unwrap_or(&base))
+    }
+
+    fn base() -> DitConfig {
+        let json = r#"{"model_type": "bd3lm", "vocab_size": 20, "model_length": 32, "hidden_dim": 8, "cond_dim": 4,
+            "n_blocks": 1, "n_heads": 2, "block_size": 8, "cross_attn": true, "time_conditioning": false}"#;
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn a_variant_has_its_starts_process_unless_another_is_asked_for() {
+        let (base, whole, blocks) = (base(), base().uniform(None), base().uniform(Some(4)));
+        assert_eq!(
+            (whole.tokens(), whole.block(), whole.time_conditioned()),
+            (19, None, true)
+        );
+        for (options, start, expected) in [
+            ("", None, &base),
+            ("--process uniform", None, &whole),
+            ("--process uniform --whole", None, &whole),
+            ("--process uniform --block 4", None, &blocks),
+            ("", Some(&whole), &whole),
+            ("", Some(&blocks), &blocks),
+            ("--block 4", Some(&whole), &blocks),
+            ("--whole", Some(&blocks), &whole),
+            ("--process absorbing", Some(&whole), &base),
+        ] {
+            assert_eq!(&config(options, start).unwrap(), expected, "{options}");
+        }
+    }
+
+    #[test]
+    fn blocks_that_do_not_fit_are_refused() {
+        for options in [
+            "--block 4",
+            "--whole",
+            "--process uniform --block 0",
+            "--process uniform --block 7",
+        ] {
+            let refused = config(options, None);
+            assert!(
+                matches!(refused, Err(crate::train::Error::Setting { field: "block", .. })),
+                "{options}: {refused:?}"
+            );
         }
     }
 }
