@@ -346,20 +346,25 @@ impl Denoiser for Dit {
             window: config.model_length,
         };
         for (number, (layer, t)) in self.layers.iter().zip(&tables.layers).enumerate() {
+            // What is not needed any more is dropped at once: activations and logits are all the memory of a step.
             let before = slice::tensor(x, rows, hidden)?;
-            let normed = ops::norm_modulate(&before, PerRow::new(&t.gain1, index), PerRow::new(&t.shift1, index))?;
-            let mut qkv = layer.qkv.forward(&slice::f32(&normed)?, rows, &parts)?;
-            let attended = attend(&mut qkv, &batch.segments, shape, number, &rotary, cache);
-            let projected = slice::tensor(layer.out.forward(&attended, rows, &parts)?, rows, hidden)?;
-            let middle = ops::gate_residual(&before, &projected, PerRow::new(&t.gate1, index), None)?;
-            let normed = ops::norm_modulate(&middle, PerRow::new(&t.gain2, index), PerRow::new(&t.shift2, index))?;
-            let expanded = layer.expand.forward(&slice::f32(&normed)?, rows, &parts)?;
-            let width = layer.expand.base.shape().0;
-            let activated = ops::bias_gelu(&slice::tensor(expanded, rows, width)?, PerRow::new(&t.bias0, index))?;
-            let contracted = layer.contract.forward(&slice::f32(&activated)?, rows, &parts)?;
-            let bias = PerRow::new(&t.bias2, index);
-            let gate = PerRow::new(&t.gate2, index);
-            let out = ops::gate_residual(&middle, &slice::tensor(contracted, rows, hidden)?, gate, Some(bias))?;
+            let middle = {
+                let normed = ops::norm_modulate(&before, PerRow::new(&t.gain1, index), PerRow::new(&t.shift1, index))?;
+                let mut qkv = layer.qkv.forward(&slice::f32(&normed)?, rows, &parts)?;
+                let attended = attend(&mut qkv, &batch.segments, shape, number, &rotary, cache);
+                drop(qkv);
+                let projected = slice::tensor(layer.out.forward(&attended, rows, &parts)?, rows, hidden)?;
+                ops::gate_residual(&before, &projected, PerRow::new(&t.gate1, index), None)?
+            };
+            drop(before);
+            let contracted = {
+                let normed = ops::norm_modulate(&middle, PerRow::new(&t.gain2, index), PerRow::new(&t.shift2, index))?;
+                let mut expanded = layer.expand.forward(&slice::f32(&normed)?, rows, &parts)?;
+                ops::bias_gelu_in_place(&mut expanded, PerRow::new(&t.bias0, index))?;
+                slice::tensor(layer.contract.forward(&expanded, rows, &parts)?, rows, hidden)?
+            };
+            let (bias, gate) = (PerRow::new(&t.bias2, index), PerRow::new(&t.gate2, index));
+            let out = ops::gate_residual(&middle, &contracted, gate, Some(bias))?;
             x = slice::f32(&out)?.to_vec();
         }
         if wanted.is_empty() {

@@ -27,7 +27,8 @@ pub use divergence::{Divergence, divergence_backward};
 pub use embedding::{embedding, embedding_backward, embedding_mix, embedding_mix_backward};
 pub use norm::{norm_modulate, norm_modulate_backward};
 pub use pointwise::{
-    add_bias, add_bias_in_place, bias_gelu, bias_gelu_backward, column_sums, gate_residual, gate_residual_backward,
+    add_bias, add_bias_in_place, bias_gelu, bias_gelu_backward, bias_gelu_in_place, column_sums, gate_residual,
+    gate_residual_backward,
 };
 pub use rotary::Rotary;
 pub use slice::{PerRow, on_cpu};

@@ -72,17 +72,30 @@ pub fn add_bias(y: &Tensor, bias: PerRow) -> Result<Tensor> {
     })
 }
 
-/// y += bias where y [rows, width] lies: for logits, which may take more memory than all else, and are not to be copied.
-pub fn add_bias_in_place(y: &mut [f32], bias: PerRow) -> Result<()> {
+/// y = f(y + bias), where y [rows, width] lies.
+fn biased(y: &mut [f32], bias: PerRow, f: impl Fn(f32) -> f32 + Sync) -> Result<()> {
     let width = bias.table.dim(1)?;
     let biases = slice::f32(bias.table)?;
     let biases: &[f32] = &biases;
-    y.par_chunks_mut(width).enumerate().for_each(|(row, y)| {
-        for (y, b) in y.iter_mut().zip(&biases[bias.line(row) * width..][..width]) {
-            *y += b;
+    y.par_chunks_mut(width * ROWS).enumerate().for_each(|(task, y)| {
+        for (i, y) in y.chunks_mut(width).enumerate() {
+            let line = bias.line(task * ROWS + i);
+            for (y, b) in y.iter_mut().zip(&biases[line * width..][..width]) {
+                *y = f(*y + b);
+            }
         }
     });
     Ok(())
+}
+
+/// y += bias, on the CPU: for logits, which may take more memory than all else and are not to be copied.
+pub fn add_bias_in_place(y: &mut [f32], bias: PerRow) -> Result<()> {
+    biased(y, bias, |y| y)
+}
+
+/// y = gelu(y + bias), on the CPU; as [`bias_gelu`].
+pub fn bias_gelu_in_place(y: &mut [f32], bias: PerRow) -> Result<()> {
+    biased(y, bias, math::gelu)
 }
 
 /// Sums of the columns of a gradient [rows, width]: the gradient [1, width] of a bias all rows share.

@@ -1,6 +1,7 @@
 //! From a row of logits to the distribution a token is drawn from: forbidden mask, temperature, top-k, nucleus.
 
 use super::categorical::{Distribution, Weights, logit_of, rank};
+use crate::ops::math;
 
 /// What becomes of the token whose probability carries the running sum (best token first) past `nucleus_p`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,11 +145,17 @@ impl Filter {
     }
 }
 
+/// Tokens passed over together where none is good enough.
+const GROUP: usize = 32;
+
 /// Collects the ranks of the tokens that may be drawn and whose logit is at least `floor`, by ascending id.
 fn gather(ranks: &mut Vec<u64>, logits: &[f32], weights: &Weights, floor: f32) {
-    let tokens = (0u32..)
-        .zip(logits)
-        .filter(|&(token, &logit)| logit >= floor && Some(token) != weights.forbidden);
     ranks.clear();
-    ranks.extend(tokens.map(|(token, &logit)| rank(token, logit)));
+    for (group, logits) in logits.chunks(GROUP).enumerate() {
+        if math::max(logits) >= floor {
+            let tokens = ((group * GROUP) as u32..).zip(logits);
+            let allowed = tokens.filter(|&(token, &logit)| logit >= floor && Some(token) != weights.forbidden);
+            ranks.extend(allowed.map(|(token, &logit)| rank(token, logit)));
+        }
+    }
 }

@@ -7,6 +7,7 @@ use super::subjects::{Effort, Subject, Subjects};
 use crate::engine::EngineHandle;
 use crate::model::Process;
 use crate::ops::quantized::Form;
+use crate::sampler::MAX_STEPS;
 use crate::train::data::read_documents;
 use anyhow::{Context, Result, bail};
 use bench::{Bench, held_out};
@@ -216,9 +217,14 @@ fn rows(
 
 impl SamplersArgs {
     fn check(&self, length: usize) -> Result<(Wanted, Settings)> {
-        for (option, value) in [("--samples", self.samples), ("--length", length)] {
-            if !(1..=1 << 20).contains(&value) {
-                bail!("{option}: {value} is not within 1 and {}", 1 << 20);
+        let limits = [("--samples", self.samples, 1 << 20), ("--length", length, 1 << 20)];
+        let steps = self
+            .steps
+            .iter()
+            .map(|&steps| ("--steps", steps as usize, MAX_STEPS as usize));
+        for (option, value, most) in limits.into_iter().chain(steps) {
+            if !(1..=most).contains(&value) {
+                bail!("{option}: {value} is not within 1 and {most}");
             }
         }
         let wanted = Wanted {

@@ -117,7 +117,7 @@ fn a_fine_tune_samples_what_it_learnt() {
     let (ours, theirs) = rows.split_at(4);
     for (ours, theirs) in ours.iter().zip(theirs) {
         let [ours, theirs] = [ours, theirs].map(|row| row.quality.nats_per_token);
-        assert!(ours < theirs - 0.3, "{ours} against {theirs}");
+        assert!(ours < theirs - 0.15, "{ours} against {theirs}");
     }
 
     let way = &ways(&config, &settings)[0].sampling;
