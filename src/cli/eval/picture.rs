@@ -3,7 +3,7 @@
 use super::plot::{Point, Series};
 use std::fmt::Write;
 
-const WIDTH: f64 = 1000.0;
+const WIDTH: f64 = 1080.0;
 const HEIGHT: f64 = 520.0;
 /// The frame inside the picture; the legend stands to its right.
 const LEFT: f64 = 70.0;
