@@ -3,6 +3,7 @@
 use crate::ops::quantized::Form;
 use crate::train::folder::replace;
 use anyhow::{Context, Result, bail};
+use arrangement::Capacity;
 use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
 use evaluate::evaluate;
@@ -41,9 +42,9 @@ pub struct EvalArgs {
     /// Variants to keep in the banks and to measure [default: all].
     #[arg(long, value_delimiter = ',')]
     variants: Vec<String>,
-    /// Variants to a bank, besides the store's own capacities.
-    #[arg(long, value_delimiter = ',', default_value = "1,2,4,5,10")]
-    capacities: Vec<usize>,
+    /// Variants to a bank (or body's/head's, as in 4/1), besides the store's own capacities.
+    #[arg(long, value_delimiter = ',', default_value = "1,2,4,4/1,5,10")]
+    capacities: Vec<Capacity>,
     /// Forms that banks are served in: f32, q8_0, q4_0, q4k. The last is the default's and the comparisons'.
     #[arg(long, value_delimiter = ',', default_value = "f32,q8_0,q4k")]
     forms: Vec<Form>,
@@ -161,11 +162,7 @@ impl EvalArgs {
             ("--draws", self.draws, 1000),
             ("--prompts", self.prompts, 100_000),
         ];
-        let capacities = self
-            .capacities
-            .iter()
-            .map(|&capacity| ("--capacities", capacity, 10_000));
-        for (option, value, most) in limits.into_iter().chain(capacities) {
+        for (option, value, most) in limits {
             if !(1..=most).contains(&value) {
                 bail!("{option}: {value} is not within 1 and {most}");
             }

@@ -9,6 +9,7 @@ use anyhow::Result;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::str::FromStr;
 
 /// Variants to a bank.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -38,6 +39,20 @@ impl fmt::Display for Capacity {
         match self.body == self.head {
             true => write!(f, "{}", self.body),
             false => write!(f, "{}/{}", self.body, self.head),
+        }
+    }
+}
+
+impl FromStr for Capacity {
+    type Err = String;
+
+    /// `BODY/HEAD`, or one number for both.
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let (body, head) = text.split_once('/').unwrap_or((text, text));
+        let number = |text: &str| text.parse().ok().filter(|number| (1..=10_000).contains(number));
+        match (number(body), number(head)) {
+            (Some(body), Some(head)) => Ok(Self { body, head }),
+            _ => Err("it is a number from 1 to 10000, or two of them, as in 4/2".to_owned()),
         }
     }
 }

@@ -17,7 +17,12 @@ pub mod small;
 
 fn measured() -> Report {
     let subjects = subjects(&[1, 2, 3]);
-    let mut plan = Plan::new(&[1], &[Form::F32, Form::Q4K], Comparison::value_variants(), 3);
+    let mut plan = Plan::new(
+        &[Capacity::same(1)],
+        &[Form::F32, Form::Q4K],
+        Comparison::value_variants(),
+        3,
+    );
     plan.tensors = true;
     let mut ticks = 0;
     let report = evaluate(&subjects, &plan, &mut |_| ticks += 1).expect("report");

@@ -93,9 +93,8 @@ pub struct Plan {
 impl Plan {
     /// The store's own capacity first, every capacity in every form, and the comparisons in the last form at the store's
     /// capacity and with all `variants` in one bank.
-    pub fn new(capacities: &[usize], forms: &[Form], comparisons: &[Comparison], variants: usize) -> Self {
-        let mut all: Vec<Capacity> = capacities.iter().map(|&capacity| Capacity::same(capacity)).collect();
-        all.insert(0, Capacity::of_store());
+    pub fn new(capacities: &[Capacity], forms: &[Form], comparisons: &[Comparison], variants: usize) -> Self {
+        let all = [&[Capacity::of_store()], capacities].concat();
         let mut trials = Vec::new();
         let mut add = |scheme, capacity, form| {
             let trial = Trial { scheme, capacity, form };
