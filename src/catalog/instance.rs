@@ -96,6 +96,7 @@ pub(super) fn build(store: &Store, base: &Base, served: &mut ServedBanks, form: 
         .map(|id| dit.variant_bytes(VariantId(id)))
         .sum();
     memory.push(part("private tensors".into(), private));
+    memory.push(part("tables".into(), dit.table_bytes()));
     Ok(Generation {
         number: manifest.generation,
         denoiser: Arc::new(dit),

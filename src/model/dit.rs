@@ -115,6 +115,11 @@ impl Dit {
         })
     }
 
+    /// Bytes of the tables that belong to no weight: cosines and sines of positions.
+    pub fn table_bytes(&self) -> usize {
+        self.rotary.bytes()
+    }
+
     /// Bytes of seeds' signs, gains and private tensors of one variant.
     pub fn variant_bytes(&self, variant: VariantId) -> usize {
         self.variant_bytes.get(variant.0 as usize).copied().unwrap_or(0)

@@ -51,6 +51,11 @@ impl Rotary {
         picked
     }
 
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        size_of_val(&self.cos[..]) + size_of_val(&self.sin[..])
+    }
+
     fn line(&self, line: usize) -> (&[f32], &[f32]) {
         (
             &self.cos[line * self.half..][..self.half],

@@ -84,7 +84,9 @@ pub fn run(args: EngineBenchArgs) -> Result<()> {
 /// A materialised variant first: what the others are compared with.
 fn scenarios(catalog: &crate::catalog::Catalog, generation: &Generation) -> Result<Vec<Scenario>> {
     let mut banks: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for variant in catalog.list() {
+    // One evaluation a token, as the base: a uniform variant's step is of another kind.
+    let regime = generation.denoiser.config().regime();
+    for variant in catalog.list().into_iter().filter(|variant| variant.regime == regime) {
         if let Some(bank) = variant.banks.first() {
             banks.entry(bank.clone()).or_default().push(variant.name);
         }
