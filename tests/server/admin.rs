@@ -174,6 +174,7 @@ async fn health_follows_the_variants() {
 async fn variants_come_and_go_while_others_answer() {
     let server = Server::start(engine_config()).await;
     let (client, mut admin) = server.clients().await;
+    let before = status(&admin).await;
     let alone = generate(&client, request("kjv", 24, 0)).await.expect("finished");
     let busy = ["kjv", "shakespeare", "roman"].map(|variant| {
         let client = client.clone();
@@ -211,6 +212,6 @@ async fn variants_come_and_go_while_others_answer() {
     let again = generate(&client, request("kjv", 24, 0)).await.expect("finished");
     assert_eq!(again.tokens(), alone.tokens());
     let now = status(&admin).await;
-    assert_eq!((now.generation, now.variants, now.failed), (3, 10, 0));
+    assert_eq!((now.generation, now.variants, now.failed), (3, before.variants, 0));
     server.stop().await;
 }
