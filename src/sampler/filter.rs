@@ -81,7 +81,8 @@ impl Filter {
         let top_k = self.top_k.filter(|&k| k < logits.len());
         if let Some(k) = top_k {
             gather(ranks, logits, weights, near);
-            if ranks.len() < k {
+            // Also where they are just k: those further off are still to be cut.
+            if ranks.len() <= k {
                 gather(ranks, logits, weights, f32::NEG_INFINITY);
             }
             if ranks.len() > k {

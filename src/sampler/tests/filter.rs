@@ -91,6 +91,18 @@ proptest! {
 }
 
 #[test]
+fn top_k_cuts_what_is_far_below_where_exactly_k_are_near() {
+    let filter = Filter {
+        top_k: Some(2),
+        ..plain()
+    };
+    let logits = [-9.0, 0.0, -1.0, -8.5];
+    let mut workspace = Workspace::default();
+    let distribution = filter.distribution(&logits, &mut workspace);
+    assert_eq!([0, 3].map(|token| distribution.probability(token)), [0.0; 2]);
+}
+
+#[test]
 fn a_draw_inverts_the_cumulative_distribution() {
     let logits = logits(1, 1000, 2.0, 1e-3);
     let (expected, _) = slow(&plain(), &logits);
