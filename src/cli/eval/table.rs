@@ -29,7 +29,7 @@ impl Display for Tables<'_> {
         }
         let header = ["scheme", "capacity", "form", "bits", "share (worst)", "exact kept"];
         let [scheme, capacity, form, bits, share, exact] = header;
-        writeln!(f, "\n{scheme:22}{capacity:>9}{form:>7}{bits:>8}{share:>16}{exact:>12}")?;
+        writeln!(f, "\n{scheme:27}{capacity:>9}{form:>7}{bits:>8}{share:>18}{exact:>12}")?;
         outcomes.iter().try_for_each(|outcome| summary_line(f, outcome))?;
         self.spared(f)?;
         self.served(f)?;
@@ -103,7 +103,7 @@ impl Tables<'_> {
         let (share, kept) = (shares(&served.summary), percent(served.summary.kept_exact));
         writeln!(
             f,
-            "{:38}{:8.2}{share:>16}{kept:>12}\n  (by the engine's own estimator of the NELBO, {} noise levels to a block, for \
+            "{:43}{:8.2}{share:>18}{kept:>12}\n  (by the engine's own estimator of the NELBO, {} noise levels to a block, for \
              base and fine-tunes too;\n  bits as its memory report has them)",
             "as served", served.bits, served.samples
         )
@@ -121,7 +121,7 @@ fn summary_line(f: &mut Formatter, outcome: &Outcome) -> fmt::Result {
     };
     let (bits, share) = (outcome.bits, shares(&outcome.summary));
     let kept = percent(outcome.summary.kept_exact);
-    writeln!(f, "{name:22}{capacity:>9}{form:>7}{bits:8.2}{share:>16}{kept:>12}")
+    writeln!(f, "{name:27}{capacity:>9}{form:>7}{bits:8.2}{share:>18}{kept:>12}")
 }
 
 fn number(value: Option<f64>) -> String {
