@@ -6,7 +6,7 @@ use crate::model::tokenizer::Tokenizer;
 use crate::model::weights::Dense;
 use crate::model::{BaseWeights, DitConfig, Process, Regime};
 use crate::store::BaseFacts;
-use crate::superposition::{Digest, NamedTensors, Refused};
+use crate::superposition::{Digest, NamedTensors, Refused, Unreadable};
 use serde::Deserialize;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -218,7 +218,8 @@ impl Base {
     /// What the configuration beside a checkpoint says it was tuned for, where there is one.
     ///
     /// # Errors
-    /// A folder that brings another tokenizer, or a configuration that no variant of this base can have.
+    /// A folder that brings another tokenizer, or a configuration that cannot be read or that no variant of this base can
+    /// have.
     pub fn check_neighbours(&self, checkpoint: &Path) -> Result<Option<Regime>, Error> {
         let beside = |name: &str| std::fs::read(checkpoint.with_file_name(name)).ok();
         if let Some(found) = beside("tokenizer.json").map(|bytes| Digest::of(&bytes))
@@ -227,8 +228,16 @@ impl Base {
             let expected = self.facts.tokenizer;
             return Err(crate::store::Error::OtherTokenizer { expected, found }.into());
         }
-        let config = beside("config.json").and_then(|bytes| serde_json::from_slice::<DitConfig>(&bytes).ok());
-        let Some(config) = config else { return Ok(None) };
+        let Some(bytes) = beside("config.json") else {
+            return Ok(None);
+        };
+        let config: DitConfig = serde_json::from_slice(&bytes).map_err(|error| Error::Checkpoint {
+            origin: checkpoint.display().to_string(),
+            source: Unreadable::Malformed {
+                detail: format!("the config.json beside it: {error}"),
+            }
+            .into(),
+        })?;
         let (ours, theirs) = (&self.weights.config, config.regime());
         let field = match theirs.process {
             _ if config.check().is_err() => "config.json",

@@ -4,6 +4,7 @@ mod engine;
 mod memory;
 mod products;
 mod sampler;
+mod serve;
 
 use crate::catalog::{Catalog, CatalogConfig};
 use crate::cli::scratch::Scratch;
@@ -25,6 +26,8 @@ enum What {
     Engine(engine::EngineBenchArgs),
     /// What each part of a server takes in memory, and whether the parts add up to what the process grew by.
     Memory(memory::MemoryArgs),
+    /// A server under many clients at once: throughput, latencies, refusals, fairness.
+    Serve(serve::ServeBenchArgs),
     /// One step of a Duo and of a block sampler on a network of random weights: time in the network, time outside it, and
     /// peak memory against the logits.
     Sampler(sampler::SamplerBenchArgs),
@@ -34,6 +37,7 @@ pub fn run(args: BenchArgs) -> Result<()> {
     match args.what {
         What::Engine(args) => engine::run(args),
         What::Memory(args) => memory::run(args),
+        What::Serve(args) => serve::run(args),
         What::Sampler(args) => sampler::run(args),
     }
 }

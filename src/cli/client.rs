@@ -14,6 +14,10 @@ pub struct ServerArgs {
 }
 
 impl ServerArgs {
+    pub fn at(server: String) -> Self {
+        ServerArgs { server }
+    }
+
     pub async fn connect(&self) -> Result<Channel> {
         let address = match self.server.contains("://") {
             true => self.server.clone(),

@@ -170,6 +170,11 @@ fn a_checkpoint_beside_another_tokenizer_or_configuration_is_refused() {
             "{error}"
         );
     }
+    fs::write(beside("config.json"), "{}").expect("write");
+    assert!(matches!(
+        refusing.unreadable(Source::Path(path.clone())),
+        Unreadable::Malformed { .. }
+    ));
     fs::copy(refusing.place.base().join("config.json"), beside("config.json")).expect("copy");
     refusing
         .catalog

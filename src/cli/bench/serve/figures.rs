@@ -1,0 +1,295 @@
+//! From what became of every request to figures.
+
+use super::drive::{Driven, End, Outcome};
+use serde::Serialize;
+use std::fmt;
+use std::time::Duration;
+
+/// Of the requests of one variant, or of all.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Figures {
+    pub name: String,
+    /// Requests that were due after the warm-up.
+    pub requests: usize,
+    pub finished: usize,
+    /// Refused because the queue was full.
+    pub rejected: usize,
+    /// Those whose deadline passed.
+    pub late: usize,
+    /// Those that ended otherwise, or were not sent.
+    pub failed: usize,
+    /// Tokens that came after the warm-up, of all requests.
+    pub tokens: u64,
+    pub tokens_per_second: f64,
+    /// Seconds, of finished requests: from when one was due to its first block, between blocks, and to its end.
+    pub first_block: Quantiles,
+    pub between_blocks: Quantiles,
+    pub end_to_end: Quantiles,
+}
+
+/// Of a sample, in seconds; `None` of an empty one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Quantiles {
+    pub p50: Option<f64>,
+    pub p90: Option<f64>,
+    pub p99: Option<f64>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Seconds that were measured, warm-up left out.
+    pub seconds: f64,
+    pub overall: Figures,
+    pub variants: Vec<Figures>,
+    /// Tokens of the variant served most over those of the one served least, among those that were asked for.
+    pub fairness: Option<f64>,
+    /// Requests without an end, long after the load.
+    pub unanswered: u64,
+    /// The first failure, in the server's words.
+    pub first_failure: Option<String>,
+    /// Set where the server went away: the figures are of what came before.
+    pub server_gone: Option<String>,
+    /// What the server holds, in bytes by part, at the end.
+    pub memory: Vec<(String, u64)>,
+    /// Sorted seconds to the first block and to the end, for the picture.
+    #[serde(skip)]
+    pub samples: [Vec<f64>; 2],
+}
+
+/// The smallest value that at least a share `q` of a sorted sample does not exceed.
+pub fn quantile(sorted: &[f64], q: f64) -> Option<f64> {
+    let rank = (q * sorted.len() as f64).ceil().max(1.0) as usize;
+    sorted.get(rank - 1).copied()
+}
+
+fn quantiles(sorted: &[f64]) -> Quantiles {
+    let of = |q| quantile(sorted, q);
+    Quantiles {
+        p50: of(0.5),
+        p90: of(0.9),
+        p99: of(0.99),
+    }
+}
+
+impl Report {
+    /// `warm_up` is what the figures leave out at the beginning; `names` are the variants'.
+    pub fn new(driven: &Driven, names: &[String], warm_up: Duration, memory: Vec<(String, u64)>) -> Self {
+        let end = driven.outcomes.iter().map(|outcome| outcome.ended).max();
+        let seconds = end.unwrap_or_default().saturating_sub(warm_up).as_secs_f64();
+        let measure = |name: &str, variant: Option<usize>| {
+            let of = driven
+                .outcomes
+                .iter()
+                .filter(|outcome| variant.is_none_or(|variant| outcome.variant == variant));
+            figures(name, of, warm_up, seconds)
+        };
+        let variants: Vec<Figures> = (0..)
+            .zip(names)
+            .map(|(index, name)| measure(name, Some(index)).0)
+            .collect();
+        let (overall, samples) = measure("all", None);
+        let tokens = || variants.iter().filter(|v| v.requests > 0).map(|v| v.tokens as f64);
+        let (most, least) = (tokens().fold(0.0, f64::max), tokens().fold(f64::INFINITY, f64::min));
+        let said = |pick: fn(&End) -> Option<&String>| driven.outcomes.iter().find_map(|o| pick(&o.end)).cloned();
+        Report {
+            seconds,
+            fairness: (least > 0.0 && least.is_finite()).then(|| most / least),
+            overall,
+            variants,
+            unanswered: driven.unanswered,
+            first_failure: said(|end| match end {
+                End::Failed(said) => Some(said),
+                _ => None,
+            }),
+            server_gone: said(|end| match end {
+                End::Gone(said) => Some(said),
+                _ => None,
+            }),
+            memory,
+            samples,
+        }
+    }
+}
+
+fn figures<'a>(
+    name: &str,
+    outcomes: impl Iterator<Item = &'a Outcome>,
+    warm_up: Duration,
+    seconds: f64,
+) -> (Figures, [Vec<f64>; 2]) {
+    let (mut first, mut between, mut whole) = (Vec::new(), Vec::new(), Vec::new());
+    let [mut requests, mut finished, mut rejected, mut late, mut failed] = [0; 5];
+    let mut tokens = 0;
+    for outcome in outcomes {
+        let came = outcome.blocks.iter().filter(|(at, _)| *at >= warm_up);
+        tokens += came.map(|&(_, tokens)| u64::from(tokens)).sum::<u64>();
+        if outcome.due < warm_up {
+            continue;
+        }
+        requests += 1;
+        match outcome.end {
+            End::Finished => finished += 1,
+            End::Rejected => rejected += 1,
+            End::Late => late += 1,
+            End::NotSent | End::Failed(_) | End::Gone(_) => failed += 1,
+        }
+        if outcome.end != End::Finished {
+            continue;
+        }
+        let since = |at: Duration| at.saturating_sub(outcome.due).as_secs_f64();
+        whole.push(since(outcome.ended));
+        first.extend(outcome.blocks.first().map(|&(at, _)| since(at)));
+        between.extend(
+            outcome
+                .blocks
+                .windows(2)
+                .map(|pair| (pair[1].0 - pair[0].0).as_secs_f64()),
+        );
+    }
+    [&mut first, &mut between, &mut whole]
+        .into_iter()
+        .for_each(|sample| sample.sort_by(f64::total_cmp));
+    let figures = Figures {
+        name: name.to_owned(),
+        requests,
+        finished,
+        rejected,
+        late,
+        failed,
+        tokens,
+        tokens_per_second: if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 },
+        first_block: quantiles(&first),
+        between_blocks: quantiles(&between),
+        end_to_end: quantiles(&whole),
+    };
+    (figures, [first, whole])
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "{:18} {:>8} {:>8} {:>8} {:>6} {:>6} {:>9}   {:>20}   {:>20}   {:>20}",
+            format!("{:.1} s", self.seconds),
+            "requests",
+            "finished",
+            "rejected",
+            "late",
+            "failed",
+            "tokens/s",
+            "first block, ms",
+            "between blocks, ms",
+            "whole, ms"
+        )?;
+        for of in self.variants.iter().chain([&self.overall]) {
+            writeln!(
+                f,
+                "{:18} {:>8} {:>8} {:>8} {:>6} {:>6} {:>9.0}   {:>20}   {:>20}   {:>20}",
+                of.name,
+                of.requests,
+                of.finished,
+                of.rejected,
+                of.late,
+                of.failed,
+                of.tokens_per_second,
+                of.first_block.to_string(),
+                of.between_blocks.to_string(),
+                of.end_to_end.to_string()
+            )?;
+        }
+        if let Some(fairness) = self.fairness {
+            writeln!(
+                f,
+                "\nfairness: the variant served most got {fairness:.2} times the tokens of the one served least"
+            )?;
+        }
+        let memory: u64 = self.memory.iter().map(|(_, bytes)| bytes).sum();
+        if memory > 0 {
+            writeln!(f, "the server reports {:.1} MiB", memory as f64 / f64::from(1 << 20))?;
+        }
+        if self.unanswered > 0 {
+            writeln!(f, "{} requests had no answer", self.unanswered)?;
+        }
+        if let Some(said) = &self.first_failure {
+            writeln!(f, "the first failure: {said}")?;
+        }
+        write!(
+            f,
+            "times: 50 / 90 / 99 of 100 finished requests take at most so long, from when they were due"
+        )
+    }
+}
+
+impl fmt::Display for Quantiles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ms = |seconds: Option<f64>| seconds.map_or("-".to_owned(), |seconds| format!("{:.1}", 1e3 * seconds));
+        let text = format!("{} / {} / {}", ms(self.p50), ms(self.p90), ms(self.p99));
+        f.pad(&text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(variant: usize, due: u64, blocks: &[(u64, u32)], end: End) -> Outcome {
+        let ms = Duration::from_millis;
+        Outcome {
+            variant,
+            due: ms(due),
+            blocks: blocks.iter().map(|&(at, tokens)| (ms(at), tokens)).collect(),
+            ended: ms(blocks.last().map_or(due, |&(at, _)| at)),
+            end,
+        }
+    }
+
+    #[test]
+    fn figures_by_hand() {
+        let driven = Driven {
+            outcomes: vec![
+                outcome(0, 500, &[(900, 8), (1100, 8)], End::Finished), // due in the warm-up: its later tokens count
+                outcome(0, 1000, &[(1200, 8), (1500, 8)], End::Finished),
+                outcome(1, 1000, &[(1400, 8), (2000, 8)], End::Finished),
+                outcome(1, 1500, &[], End::Rejected),
+                outcome(1, 1600, &[(1700, 8)], End::Late),
+                outcome(0, 1700, &[], End::Failed("Internal: x".into())),
+            ],
+            unanswered: 2,
+        };
+        let names = ["a".to_owned(), "b".to_owned(), "never".to_owned()];
+        let report = Report::new(&driven, &names, Duration::from_secs(1), vec![("base".into(), 7)]);
+        assert!((report.seconds - 1.0).abs() < 1e-9);
+        let all = &report.overall;
+        let counts = [all.requests, all.finished, all.rejected, all.late, all.failed];
+        assert_eq!(counts, [5, 2, 1, 1, 1]);
+        assert_eq!(
+            (all.tokens, report.variants[0].tokens, report.variants[1].tokens),
+            (48, 24, 24)
+        );
+        assert_eq!(report.fairness, Some(1.0));
+        let near = |found: Option<f64>, expected: f64| assert!((found.unwrap() - expected).abs() < 1e-9, "{found:?}");
+        near(all.first_block.p50, 0.2);
+        near(all.first_block.p90, 0.4);
+        near(all.between_blocks.p50, 0.3);
+        near(all.end_to_end.p99, 1.0);
+        assert_eq!(report.variants[2].end_to_end, Quantiles::default());
+        assert_eq!(report.first_failure.as_deref(), Some("Internal: x"));
+        assert!(report.server_gone.is_none());
+        let text = report.to_string();
+        assert!(
+            text.contains("2 requests had no answer") && text.contains("200.0 / 400.0 / 400.0"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn quantiles_of_few() {
+        assert_eq!(quantile(&[], 0.5), None);
+        assert_eq!(quantile(&[3.0], 0.99), Some(3.0));
+        let ten: Vec<f64> = (1..=10).map(f64::from).collect();
+        assert_eq!(
+            [0.0, 0.5, 0.9, 0.91].map(|q| quantile(&ten, q)),
+            [1.0, 5.0, 9.0, 10.0].map(Some)
+        );
+    }
+}

@@ -1,0 +1,164 @@
+//! A load on a real server of the model compiled in.
+
+use super::drive::End;
+use super::*;
+use clap::Parser;
+
+#[derive(Parser)]
+struct Cli {
+    #[command(flatten)]
+    args: ServeBenchArgs,
+}
+
+fn args(options: &[&str]) -> ServeBenchArgs {
+    let defaults = [
+        "bench",
+        "--tokens",
+        "4..12",
+        "--warm-up",
+        "0",
+        "--seconds",
+        "600",
+        "--threads",
+        "1",
+    ];
+    Cli::try_parse_from(defaults.iter().chain(options))
+        .expect("options")
+        .args
+}
+
+/// What `work` finds of a server with a store of its own.
+fn with_server<T>(work: impl AsyncFnOnce(String, tokio::task::AbortHandle) -> T) -> T {
+    let dir = tempfile::tempdir().expect("directory");
+    let store = dir.path().join("store").display().to_string();
+    let runtime = tokio::runtime::Runtime::new().expect("runtime");
+    let own = Own::start(&args(&["--data-dir", &store]), &runtime).expect("server");
+    runtime.block_on(work(own.address.clone(), own.served.abort_handle()))
+}
+
+#[test]
+fn a_closed_and_an_open_load_are_answered() {
+    with_server(async |address, _| {
+        for arrivals in [["--clients", "3"], ["--rate", "500"]] {
+            let mut options = vec![
+                "--requests",
+                "24",
+                "--variants",
+                "base,kjv,kjv-few",
+                "--popularity",
+                "zipf",
+            ];
+            options.extend(arrivals);
+            let report = bench(&args(&options), address.clone()).await.expect("report");
+            let all = &report.overall;
+            assert_eq!(
+                (all.requests, all.finished, all.failed, report.unanswered),
+                (24, 24, 0, 0),
+                "{report}"
+            );
+            assert_eq!(
+                report.variants.iter().map(|variant| variant.requests).sum::<usize>(),
+                24
+            );
+            assert!(all.tokens >= 24 && all.first_block.p50 <= all.end_to_end.p50);
+            assert!(report.memory.iter().any(|(part, bytes)| part == "base" && *bytes > 0));
+            let picture = svg(&chart(&report));
+            assert!(picture.contains("whole request") && picture.contains("polyline"));
+        }
+        let unknown = bench(&args(&["--variants", "nobody"]), address)
+            .await
+            .expect_err("refused");
+        assert!(unknown.to_string().contains("nobody"), "{unknown}");
+    });
+}
+
+#[test]
+fn a_deadline_that_cannot_be_met_is_counted_as_late() {
+    with_server(async |address, _| {
+        let options = [
+            "--requests",
+            "6",
+            "--clients",
+            "2",
+            "--variants",
+            "kjv",
+            "--deadline-ms",
+            "1",
+        ];
+        let mut args = args(&options);
+        args.tokens = Span {
+            least: 1000,
+            most: 1000,
+        };
+        let report = bench(&args, address).await.expect("report");
+        assert_eq!((report.overall.late, report.overall.finished), (6, 0), "{report}");
+    });
+}
+
+#[test]
+fn what_came_before_a_server_went_away_is_kept() {
+    for arrivals in [Arrivals::Closed { clients: 2 }, Arrivals::Open { rate: 200.0 }] {
+        with_server(async |address, server| {
+            let channel = ServerArgs::at(address).connect().await.expect("server");
+            let (ended, mut watching) = watch::channel(0);
+            let names = vec![BASE.to_owned()];
+            let driver = Driver {
+                channel,
+                names: names.clone(),
+                deadline: None,
+                ended,
+            };
+            let span = |tokens| Span {
+                least: tokens,
+                most: tokens,
+            };
+            let load = Load::new(Settings {
+                variants: 1,
+                popularity: Popularity::Uniform,
+                prompt_words: span(4),
+                max_tokens: span(8),
+                seed: 0,
+            });
+            let until = Until {
+                time: Duration::from_secs(600),
+                requests: u64::MAX,
+            };
+            let driven = tokio::spawn(driver.run(load, arrivals, until));
+            watching.wait_for(|ended| *ended >= 5).await.expect("some end");
+            server.abort();
+            let driven = driven.await.expect("driven");
+            let finished = driven.outcomes.iter().filter(|outcome| outcome.end == End::Finished);
+            assert!(finished.count() >= 5);
+            let report = Report::new(&driven, &names, Duration::ZERO, Vec::new());
+            assert!(report.server_gone.is_some(), "{report}");
+        });
+    }
+}
+
+#[test]
+fn impossible_loads_are_refused() {
+    for options in [
+        ["--rate", "0"],
+        ["--rate", "NaN"],
+        ["--rate", "-3"],
+        ["--clients", "0"],
+        ["--seconds", "0"],
+        ["--seconds", "inf"],
+        ["--warm-up", "-1"],
+        ["--requests", "0"],
+        ["--deadline-ms", "0"],
+    ] {
+        let options = options.map(|option| option.to_owned());
+        let all = ["bench".to_owned(), format!("{}={}", options[0], options[1])];
+        let args = Cli::try_parse_from(all).expect("options").args;
+        let error = args.check().expect_err("refused");
+        assert!(error.to_string().contains(&options[0]), "{error}");
+    }
+    for options in [["--popularity", "even"], ["--tokens", "9..3"], ["--prompt-words", "0"]] {
+        assert!(
+            Cli::try_parse_from(["bench", options[0], options[1]]).is_err(),
+            "{options:?}"
+        );
+    }
+    assert!(Cli::try_parse_from(["bench", "--rate", "3", "--clients", "4"]).is_err());
+}
