@@ -2,6 +2,7 @@
 
 use super::client::{ServerArgs, block_on, refused};
 use super::sampling::{self, SamplingArgs};
+use crate::model::{self, DitConfig};
 use crate::pb;
 use crate::pb::add_variant_header::Source;
 use crate::pb::add_variant_request::Part;
@@ -54,7 +55,7 @@ struct AddArgs {
     /// Multiplies the retrieved delta [default: 1].
     #[arg(long, allow_negative_numbers = true)]
     scale: Option<f32>,
-    /// The process it was tuned for [default: as a packed delta or the config.json beside --on-server says, else the base's].
+    /// The process it was tuned for [default: as a packed delta or the config.json beside the file says, else the base's].
     #[arg(long, value_enum)]
     process: Option<Process>,
     /// Tokens that a uniform variant denoises together [default: as for --process, else the whole sequence].
@@ -133,7 +134,43 @@ pub fn run(args: VariantsArgs) -> Result<()> {
     })
 }
 
-async fn add(args: AddArgs) -> Result<()> {
+/// Says what the config.json beside a checkpoint says of a uniform variant, where the options do not: an upload brings the
+/// checkpoint alone.
+fn follow_config(args: &mut AddArgs) -> Result<()> {
+    let beside = args.file.with_file_name("config.json");
+    let Ok(bytes) = std::fs::read(&beside) else {
+        return Ok(());
+    };
+    let config: DitConfig = serde_json::from_slice(&bytes).with_context(|| beside.display().to_string())?;
+    let regime = config.regime();
+    let block = regime.block.map(|block| block as u32);
+    let said = match (regime.process, args.process) {
+        (model::Process::Uniform, Some(Process::Absorbing)) | (model::Process::Absorbing, Some(Process::Uniform)) => {
+            Some("--process")
+        }
+        (model::Process::Absorbing, _) => return Ok(()),
+        _ if args.block_size.is_some() && args.block_size != block => Some("--block-size"),
+        _ if args
+            .time_conditioning
+            .is_some_and(|told| told != regime.time_conditioned) =>
+        {
+            Some("--time-conditioning")
+        }
+        _ => None,
+    };
+    if let Some(option) = said {
+        bail!("{option}: {} says otherwise", beside.display());
+    }
+    args.process = Some(Process::Uniform);
+    args.block_size = block;
+    args.time_conditioning = Some(regime.time_conditioned);
+    Ok(())
+}
+
+async fn add(mut args: AddArgs) -> Result<()> {
+    if !args.on_server {
+        follow_config(&mut args)?;
+    }
     let open = || File::open(&args.file).with_context(|| args.file.display().to_string());
     let (source, file) = match args.on_server {
         true => (Source::Path(text(&args.file)?), None),
@@ -351,5 +388,50 @@ fn text(path: &Path) -> Result<String> {
     match path.to_str() {
         Some(text) => Ok(text.to_owned()),
         None => bail!("{} is not UTF-8", path.display()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: AddArgs,
+    }
+
+    #[test]
+    fn an_upload_brings_what_the_configuration_beside_it_says() {
+        let dir = tempfile::tempdir().expect("directory");
+        let file = dir.path().join("model.safetensors").display().to_string();
+        let follow = |options: &[&str]| {
+            let words = ["add", "new", &file];
+            let mut args = Cli::try_parse_from(words.iter().chain(options)).expect("options").args;
+            follow_config(&mut args).map(|()| {
+                let uniform = args.process.map(|process| matches!(process, Process::Uniform));
+                (uniform, args.block_size, args.time_conditioning)
+            })
+        };
+        let write = |config: &str| std::fs::write(dir.path().join("config.json"), config).expect("write");
+        assert_eq!(follow(&[]).expect("no configuration"), (None, None, None));
+        let sizes =
+            r#""vocab_size": 9, "model_length": 8, "hidden_dim": 8, "cond_dim": 4, "n_blocks": 1, "n_heads": 2"#;
+        write(&format!(
+            r#"{{"model_type": "duo", {sizes}, "block_size": 4, "cross_attn": true}}"#
+        ));
+        assert_eq!(follow(&[]).expect("blocks"), (Some(true), Some(4), Some(true)));
+        for option in ["--process=absorbing", "--block-size=2", "--time-conditioning=false"] {
+            let error = follow(&[option]).expect_err("refused").to_string();
+            assert!(option.starts_with(error.split(':').next().expect("field")), "{error}");
+        }
+        write(&format!(
+            r#"{{"model_type": "bd3lm", {sizes}, "block_size": 4, "cross_attn": true}}"#
+        ));
+        assert_eq!(follow(&[]).expect("absorbing"), (None, None, None));
+        assert!(follow(&["--process=uniform"]).is_err());
+        write("{");
+        assert!(follow(&[]).is_err());
     }
 }
