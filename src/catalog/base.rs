@@ -1,7 +1,6 @@
 //! Where the base comes from, and the model that is compiled in.
 
 use super::{Error, tuning};
-use crate::engine::Choice;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::weights::Dense;
 use crate::model::{BaseWeights, DitConfig, Process, Regime};
@@ -37,30 +36,6 @@ pub struct About {
     pub held_out: Option<String>,
     /// The skill's name, for one with right answers.
     pub skill: Option<String>,
-    /// Sampling defaults; what is absent is the base's.
-    #[serde(default)]
-    pub temperature: Option<f32>,
-    #[serde(default)]
-    pub nucleus_p: Option<f32>,
-    /// Reveal by confidence with this threshold instead of first-hitting.
-    #[serde(default)]
-    pub threshold: Option<f32>,
-    /// Steps of a variant of the uniform process.
-    #[serde(default)]
-    pub steps: Option<u32>,
-}
-
-impl About {
-    /// Its sampling defaults, as far as they are said.
-    pub fn choice(&self) -> Choice {
-        Choice {
-            threshold: self.threshold,
-            steps: self.steps,
-            temperature: self.temperature,
-            nucleus_p: self.nucleus_p,
-            ..Choice::default()
-        }
-    }
 }
 
 /// A variant compiled in.

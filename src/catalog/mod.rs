@@ -368,11 +368,10 @@ fn info(name: &str, record: &VariantRecord, network: &DitConfig) -> VariantInfo 
 fn shipped_variants(base: &Base) -> Result<Vec<NewVariant>, Error> {
     let tensors = base.tensors()?;
     let config = &base.weights.config;
-    let variant = |shipped: base::Shipped| {
-        let regime = shipped.regime(config)?;
-        let base::Shipped { name, about, packed } = shipped;
+    let variant = |base::Shipped { name, about, packed }| {
         let said = Said::of(name, packed, None, config)?;
-        let sampling = sampling(&said, regime, &about.choice(), config)?;
+        let regime = Tuning::default().regime(&said, config)?;
+        let sampling = sampling(&said, regime, &Choice::default(), config)?;
         Ok(NewVariant {
             name: name.to_owned(),
             seed: None,

@@ -244,8 +244,7 @@ fn sampler(
             sampler.map(Sampler::Uniform)
         }
         (_, Process::Absorbing, None) => return Err(bad("process", "the network has no mask")),
-        (Predictor::Absorbing(_), process, _) => return Err(wrong_process("it", process)),
-        (Predictor::Uniform(_), process, _) => return Err(wrong_process("it", process)),
+        (_, process, _) => return Err(wrong_process("it", process)),
     };
     sampler.map_err(from_sampler)
 }

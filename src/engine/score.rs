@@ -202,7 +202,7 @@ impl Scorer {
         let (t, factor, sigma) = match self.law {
             Law::Absorbing { mask_id } => {
                 let masked = ((scored as f64 * share) as usize + 1).min(scored);
-                rows.sort_by(|&a, &b| draw(a, RANK).total_cmp(&draw(b, RANK)));
+                rows.sort_by_cached_key(|&row| draw(row, RANK).to_bits()); // of positive numbers: in their order
                 let t = draw(rows[masked - 1], RANK);
                 rows.truncate(masked);
                 rows.sort_unstable();

@@ -38,10 +38,7 @@ fn the_first_start_seeds_the_store_and_the_second_serves_the_same() {
     let kjv = shipped.iter().find(|one| one.name == "kjv").expect("kjv");
     catalog.remove("kjv", RemoveRequest::default()).expect("remove");
     assert_ne!(banks(dir.path()), before.2);
-    let again = AddRequest {
-        defaults: kjv.about.choice(),
-        ..addition("kjv", Source::Bytes(kjv.packed.to_vec()))
-    };
+    let again = addition("kjv", Source::Bytes(kjv.packed.to_vec()));
     let again = catalog.add(again, |_| {}).expect("add");
     assert_eq!(banks(dir.path()), before.2);
     assert_eq!(answer(&engine, "kjv"), answers[0]);
