@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    end_with_the_reader();
     match choir::cli::run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -10,6 +11,19 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Ends without a word where standard output is a pipe that nobody reads any more, as in `choir variants list | head -n 1`:
+/// `println!` would panic.
+fn end_with_the_reader() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let said = panic.payload().downcast_ref::<String>().map_or("", String::as_str);
+        if said.starts_with("failed printing to stdout") && said.contains("Broken pipe") {
+            std::process::exit(141); // what a shell says of a program that SIGPIPE ended
+        }
+        usual(panic);
+    }));
 }
 
 /// The error and its causes, but for those that the error before them has told already.

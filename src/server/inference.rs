@@ -94,6 +94,9 @@ impl InferenceService {
         });
         self.check_bytes(TEMPLATE, bytes.sum())?;
         let limit = self.engine.config().max_tokens;
+        if !pieces.iter().any(|piece| matches!(piece, Piece::Text(_))) {
+            return Err(bad("it is nothing but holes"));
+        }
         let (mut prompt, mut first, mut after, mut holes) = (self.beginning(), 0, Vec::new(), 0);
         for piece in pieces {
             match piece {
