@@ -33,7 +33,7 @@ impl Key {
 }
 
 /// Sampling noise of one request: a function of (request seed, step, position, draw).
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Noise(Key);
 
 /// Draws available to one (step, position): a ChaCha block holds sixteen words, two to a draw.
@@ -42,6 +42,11 @@ pub const DRAWS: u32 = 8;
 impl Noise {
     pub fn new(request_seed: u64) -> Self {
         Noise(Key::derive(&[b"choir/noise/1", &request_seed.to_le_bytes()]))
+    }
+
+    /// The key whose words the noise is made of, for devices that make it themselves.
+    pub fn key(&self) -> Key {
+        self.0
     }
 
     /// A uniform number in the open interval (0, 1), with 52 random bits.

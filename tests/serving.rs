@@ -4,8 +4,9 @@ mod fixtures;
 
 use choir::model::kv_cache::KvCache;
 use choir::model::{BaseWeights, Batch, Denoiser, Dit, Mix, PageId, Segment, ServedBank, VariantId, VariantWeights};
+use choir::ops::categorical::{Crossing, Draw, Filter, Kind, Workspace};
 use choir::ops::quantized::Form;
-use choir::rng::{Key, Stream};
+use choir::rng::{Key, Noise, Stream};
 use fixtures::{Case, close};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,6 +26,7 @@ fn segment(case: &Case, tokens: &[u32], sigma: f32) -> Segment {
         first_position: 0,
         clean: 0,
         rows: (0..tokens.len()).collect(),
+        draws: Vec::new(),
         pages: Vec::new(),
         pages_start: 0,
     }
@@ -57,6 +59,47 @@ fn whole_sequences_match_the_reference() {
             );
         }
     }
+}
+
+#[test]
+fn a_step_draws_where_it_is_told_and_gives_back_the_other_rows() {
+    let case = Case::load("bd3lm-tiny");
+    let network = Dit::new(base(&case), &[], Vec::new()).expect("network");
+    let draw = |position: usize| Draw {
+        filter: Filter {
+            temperature: 1.0,
+            top_k: None,
+            nucleus_p: 0.9,
+            crossing: Crossing::Dropped,
+            forbidden: case.config.mask_id(),
+        },
+        tokens: case.config.vocab_size,
+        noise: Noise::new(5),
+        step: 1,
+        position: position as u32,
+        kind: Kind::Sure,
+    };
+    let length = case.config.block().expect("block");
+    let kept = segment(&case, &vec![1; length], 0.0);
+    let drawn = |token: u32| Segment {
+        draws: (0..length).map(draw).collect(),
+        ..segment(&case, &vec![token; length], 0.0)
+    };
+    let mut batch = Batch {
+        segments: vec![drawn(2), kept, drawn(3)],
+    };
+    let mut cache = network.cache(PAGE, 0).expect("cache");
+    let all = network.forward(&batch, &mut cache).expect("forward");
+    let outcome = network.step(&batch, &mut cache).expect("step");
+    let vocab = case.config.vocab_size;
+    assert_eq!(outcome.logits.data, all.data[length * vocab..2 * length * vocab]);
+    let rows = (0..length).chain(2 * length..3 * length);
+    let expected = rows.map(|row| draw(row % length).apply(all.row(row), &mut Workspace::default()));
+    assert_eq!(outcome.drawn, expected.collect::<Vec<_>>());
+
+    batch.segments[0].draws.pop();
+    let error = network.step(&batch, &mut cache).expect_err("a row without a draw");
+    assert!(error.to_string().contains("draws"), "{error}");
 }
 
 #[test]

@@ -26,8 +26,8 @@ pub enum Error {
     /// The engine finishes what it has and takes nothing new.
     #[error("the engine is draining")]
     Draining,
-    /// The model thread could not be started.
-    #[error("the model thread could not be started: {detail}")]
+    /// The cache could not be reserved, or the model thread not be started.
+    #[error("the engine could not be started: {detail}")]
     NotStarted { detail: String },
     /// The engine's thread is gone; nothing was computed for this request.
     #[error("the engine has stopped")]

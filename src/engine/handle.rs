@@ -77,7 +77,8 @@ impl Engine {
     /// Reserves the cache and starts the model thread.
     ///
     /// # Errors
-    /// `BadField` for settings that leave no room for anything, `NotStarted` where the system gives no threads.
+    /// `BadField` for settings that leave no room for anything, `NotStarted` where the network gets no
+    /// cache or the system gives no threads.
     pub fn start(config: EngineConfig, generation: Generation) -> Result<EngineHandle, Error> {
         let network = generation.denoiser.config();
         let page_bytes = KvCache::page_bytes(network, config.page_tokens);
@@ -97,8 +98,9 @@ impl Engine {
             });
         }
         let pages = config.kv_bytes / page_bytes;
-        let cache = KvCache::new(network, config.page_tokens, pages);
         let not_started = |detail: String| Error::NotStarted { detail };
+        let cache = (generation.denoiser.cache(config.page_tokens, pages))
+            .map_err(|error| not_started(format!("no cache of {pages} pages: {error}")))?;
         let threads = rayon::ThreadPoolBuilder::new()
             .num_threads(config.threads)
             .thread_name(|index| format!("choir-compute-{index}"))

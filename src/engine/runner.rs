@@ -51,8 +51,8 @@ impl Runner {
         while self.admit() {
             for mut group in self.schedule() {
                 match group.forward(&mut self.cache) {
-                    Ok(logits) => {
-                        group.sample(&logits);
+                    Ok(outcome) => {
+                        group.sample(&outcome);
                         self.deliver(group);
                     }
                     Err(detail) => self.fail(group, &detail),

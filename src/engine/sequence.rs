@@ -11,6 +11,7 @@ use super::score::Scorer;
 use super::text::TextStream;
 use super::{Error, Event, Generation, Revealed, Score, Summary};
 use crate::model::{Mix, PageId, Regime, Segment};
+use crate::ops::categorical::Drawn;
 use crate::sampler::{Evaluation, Progress, Reason, Sampler};
 
 pub struct Sequence {
@@ -140,9 +141,12 @@ impl Sequence {
     /// Its part of the next step, in about `tokens` tokens. `None` where its pages do not suffice, which
     /// `pages_needed` rules out.
     pub fn segments(&mut self, tokens: usize, page_tokens: usize) -> Option<Vec<Segment>> {
-        let evaluations = match &mut self.work {
-            Work::Text(text) => std::slice::from_ref(text.sampler.next()),
-            Work::Score(scoring) => scoring.scorer.next(tokens),
+        let (draws, evaluations) = match &mut self.work {
+            Work::Text(text) => {
+                text.sampler.next();
+                (text.sampler.draws(), std::slice::from_ref(text.sampler.next()))
+            }
+            Work::Score(scoring) => (Vec::new(), scoring.scorer.next(tokens)),
         };
         let (block, window) = (self.regime.block, self.lease.denoiser.config().model_length);
         let from = evaluations
@@ -167,16 +171,18 @@ impl Sequence {
             first_position: evaluation.first_position,
             clean: evaluation.clean,
             rows: evaluation.rows.clone(),
+            draws: draws.clone(),
             pages: pages.clone(),
             pages_start,
         };
         Some(evaluations.iter().map(segment).collect())
     }
 
-    /// Takes the logits of its segments' rows, each [vocab]: the sampling half of a step.
-    pub fn accept(&mut self, logits: &[&[f32]]) -> After {
+    /// Takes what was drawn from its segments' rows or, where it said no draws, their logits, each [vocab]: the sampling
+    /// half of a step.
+    pub fn accept(&mut self, drawn: &[Drawn], logits: &[&[f32]]) -> After {
         match &mut self.work {
-            Work::Text(text) => match text.sampler.accept(logits) {
+            Work::Text(text) => match text.sampler.take(drawn) {
                 Progress::Continue => After::Step,
                 Progress::BlockDone => After::Block,
                 Progress::Finished(reason) => After::End(reason),

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::Generation;
 use super::sequence::{After, Sequence};
 use crate::model::kv_cache::KvCache;
-use crate::model::{Batch, Logits, Segment};
+use crate::model::{Batch, Outcome, Segment};
 
 /// The sequences of one generation that take part in a step: one evaluation of one model instance.
 pub struct Group {
@@ -21,8 +21,9 @@ pub struct Group {
 
 pub struct Member {
     pub sequence: Sequence,
-    /// Its rows of the batch's logits.
-    rows: Range<usize>,
+    /// What is its own of a step's tokens and of its rows of logits; one of the two is empty.
+    drawn: Range<usize>,
+    logits: Range<usize>,
     pub after: After,
 }
 
@@ -39,35 +40,47 @@ impl Group {
             groups.len() - 1
         });
         let group = &mut groups[at];
-        let first = group.members.last().map_or(0, |member| member.rows.end);
-        let count: usize = segments.iter().map(|segment| segment.rows.len()).sum();
+        let (drawn, logits) = group.wanted();
         group.batch.segments.extend(segments);
+        let (drawn_end, logits_end) = group.wanted();
         group.members.push(Member {
             sequence,
-            rows: first..first + count,
+            drawn: drawn..drawn_end,
+            logits: logits..logits_end,
             after: After::Step,
         });
     }
 
-    /// Evaluates the network once. An error, a panic or logits of the wrong shape come back as what there is to say of them.
-    pub fn forward(&self, cache: &mut KvCache) -> Result<Logits, String> {
-        let denoiser = &self.lease.denoiser;
-        // What a panic leaves half written in the cache are pages of this group's sequences, and those will not go on.
-        let logits = catch_unwind(AssertUnwindSafe(|| denoiser.forward(&self.batch, cache)))
-            .map_err(|panic| format!("panic: {}", said(&*panic)))?
-            .map_err(|error| error.to_string())?;
-        let (rows, vocab) = (self.batch.logit_rows(), denoiser.config().vocab_size);
-        if rows > 0 && (logits.vocab != vocab || logits.data.len() != rows * vocab) {
-            return Err(format!("{} logits instead of [{rows}, {vocab}]", logits.data.len()));
-        }
-        Ok(logits)
+    /// How many tokens and how many rows of logits a step is to give.
+    fn wanted(&self) -> (usize, usize) {
+        let drawn = self.batch.drawn_rows();
+        (drawn, self.batch.logit_rows() - drawn)
     }
 
-    /// Lets every sequence draw from its rows. Each depends on its own rows only, so they may do so side by side.
-    pub fn sample(&mut self, logits: &Logits) {
+    /// Evaluates the network once. An error, a panic or an outcome of the wrong shape come back as what there is to say of
+    /// them.
+    pub fn forward(&self, cache: &mut KvCache) -> Result<Outcome, String> {
+        let denoiser = &self.lease.denoiser;
+        // What a panic leaves half written in the cache are pages of this group's sequences, and those will not go on.
+        let outcome = catch_unwind(AssertUnwindSafe(|| denoiser.step(&self.batch, cache)))
+            .map_err(|panic| format!("panic: {}", said(&*panic)))?
+            .map_err(|error| error.to_string())?;
+        let (drawn, rows) = self.wanted();
+        let shape = outcome.logits.check(rows, denoiser.config().vocab_size);
+        shape.map_err(|error| error.to_string())?;
+        if outcome.drawn.len() != drawn {
+            return Err(format!("{} tokens drawn instead of {drawn}", outcome.drawn.len()));
+        }
+        Ok(outcome)
+    }
+
+    /// Gives every sequence what is its own of the outcome. What scores does so here, and depends on its own rows only, so
+    /// sequences may do so side by side.
+    pub fn sample(&mut self, outcome: &Outcome) {
         self.members.par_iter_mut().for_each(|member| {
-            let rows: Vec<&[f32]> = member.rows.clone().map(|row| logits.row(row)).collect();
-            member.after = member.sequence.accept(&rows);
+            let rows: Vec<&[f32]> = (member.logits.clone()).map(|row| outcome.logits.row(row)).collect();
+            let drawn = &outcome.drawn[member.drawn.clone()];
+            member.after = member.sequence.accept(drawn, &rows);
         });
     }
 }

@@ -1,7 +1,12 @@
 //! What one network evaluation reads, and the trait that evaluates it.
 
-use super::DitConfig;
 use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use super::DitConfig;
+use super::kv_cache::KvCache;
+use crate::ops::categorical::{Draw, Drawn, draw_all};
 
 /// A variant's index in one model instance; it means nothing outside that instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -48,6 +53,8 @@ pub struct Segment {
     pub clean: usize,
     /// Indices into `tokens`, ascending: the positions whose logits are wanted.
     pub rows: Vec<usize>,
+    /// How a token is drawn from each of `rows`; empty where the logits themselves are wanted back.
+    pub draws: Vec<Draw>,
     /// Pages of the cache covering `pages_start ..`, `page_tokens` positions each, long enough for
     /// `first_position + clean`.
     pub pages: Vec<PageId>,
@@ -66,6 +73,11 @@ impl Batch {
     pub fn logit_rows(&self) -> usize {
         self.segments.iter().map(|s| s.rows.len()).sum()
     }
+
+    /// Those of them that are drawn from.
+    pub fn drawn_rows(&self) -> usize {
+        self.segments.iter().map(|s| s.draws.len()).sum()
+    }
 }
 
 /// Logits of the wanted rows, in the order of segments and of each segment's `rows`: [rows, vocab], f32.
@@ -79,6 +91,48 @@ impl Logits {
     pub fn row(&self, index: usize) -> &[f32] {
         &self.data[index * self.vocab..(index + 1) * self.vocab]
     }
+
+    /// # Errors
+    /// Where these are not [rows, vocab]; without rows the vocabulary does not matter.
+    pub fn check(&self, rows: usize, vocab: usize) -> candle_core::Result<()> {
+        if self.data.len() != rows * vocab || (rows > 0 && self.vocab != vocab) {
+            candle_core::bail!("{} logits instead of [{rows}, {vocab}]", self.data.len());
+        }
+        Ok(())
+    }
+
+    /// Draws what the batch says from its rows, side by side, and keeps the others.
+    fn draw(self, batch: &Batch) -> Outcome {
+        let (mut kept, mut draws, mut first) = (Vec::new(), Vec::new(), 0);
+        for segment in &batch.segments {
+            let rows = (first..first + segment.rows.len()).map(|row| self.row(row));
+            first += segment.rows.len();
+            if segment.draws.is_empty() {
+                kept.extend(rows);
+            } else {
+                draws.extend(segment.draws.iter().zip(rows));
+            }
+        }
+        let drawn = draw_all(draws.par_iter().copied());
+        let data = match draws[..] {
+            [] => self.data,
+            _ => kept.concat(),
+        };
+        let logits = Logits {
+            vocab: self.vocab,
+            data,
+        };
+        Outcome { logits, drawn }
+    }
+}
+
+/// What one step gives back, in the order of segments and of each segment's `rows`.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// Of the rows of segments without draws.
+    pub logits: Logits,
+    /// Of the rows of segments with draws.
+    pub drawn: Vec<Drawn>,
 }
 
 /// One network evaluation. Implemented by the DiT and by a fake for tests.
@@ -88,8 +142,21 @@ impl Logits {
 pub trait Denoiser: Send + Sync {
     fn config(&self) -> &DitConfig;
 
-    /// Evaluates `batch`, writes the keys and values of clean tokens into `cache`.
-    fn forward(&self, batch: &Batch, cache: &mut super::kv_cache::KvCache) -> candle_core::Result<Logits>;
+    /// A cache of so many pages that this network can use.
+    fn cache(&self, page_tokens: usize, pages: usize) -> candle_core::Result<KvCache> {
+        Ok(KvCache::new(self.config(), page_tokens, pages))
+    }
+
+    /// Evaluates `batch`, writes the keys and values of clean tokens into `cache`. Gives the logits of all rows: what is to
+    /// be drawn from them does not matter here.
+    fn forward(&self, batch: &Batch, cache: &mut KvCache) -> candle_core::Result<Logits>;
+
+    /// Evaluates `batch` as [`forward`](Self::forward) does, and draws from the rows of segments that say how.
+    fn step(&self, batch: &Batch, cache: &mut KvCache) -> candle_core::Result<Outcome> {
+        let logits = self.forward(batch, cache)?;
+        logits.check(batch.logit_rows(), self.config().vocab_size)?;
+        Ok(logits.draw(batch))
+    }
 
     /// An instance whose base is this one's with the mix added to its weights, without variants; `None` where there are
     /// no weights to add to.

@@ -242,6 +242,9 @@ impl Dit {
             if segment.rows.iter().any(|&row| row >= segment.tokens.len()) {
                 bail!("a row outside the segment's {} tokens", segment.tokens.len())
             }
+            if ![0, segment.rows.len()].contains(&segment.draws.len()) {
+                bail!("{} draws for {} rows", segment.draws.len(), segment.rows.len())
+            }
         }
         Ok(())
     }

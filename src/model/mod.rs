@@ -12,7 +12,7 @@ pub mod train_batch;
 pub mod trainable;
 pub mod weights;
 
-pub use batch::{Batch, Denoiser, Logits, Mix, PageId, Segment, VariantId};
+pub use batch::{Batch, Denoiser, Logits, Mix, Outcome, PageId, Segment, VariantId};
 pub use config::{DitConfig, Process, Regime};
 pub use dit::Dit;
 pub use train_batch::{SoftTokens, TrainBatch};

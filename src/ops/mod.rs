@@ -6,6 +6,7 @@
 //! differentiation, whose zero-filled accumulators cost more than the operations themselves.
 
 pub mod attention;
+pub mod categorical;
 pub mod cross_entropy;
 pub mod divergence;
 pub mod embedding;

@@ -1,9 +1,9 @@
 //! When masked positions are revealed in the absorbing process. Except under a confidence threshold this does not
 //! depend on the logits, so it is drawn first and the network's head runs on the chosen positions only.
 
-use super::draws;
 use super::error::{Error, count, share};
 use super::schedule::{LogLinear, absorbing_sigma, first_hit, reveal_probability};
+use crate::ops::categorical::{Drawn, Kind, draws};
 use crate::rng::Noise;
 
 /// Steps to a block that an ancestral grid may have at most.
@@ -97,21 +97,29 @@ impl Clock {
         }
     }
 
-    /// Of candidates with these confidences, the indices of those to be revealed.
-    pub fn sure(&self, confidences: &[f64]) -> Vec<usize> {
+    /// Of what was drawn for the candidates, the indices of those to be revealed.
+    pub fn sure(&self, drawn: &[Drawn]) -> Vec<usize> {
         let Predictor::Confidence { threshold } = self.predictor else {
-            return (0..confidences.len()).collect();
+            return (0..drawn.len()).collect();
         };
-        let above = (0..confidences.len()).filter(|&index| confidences[index] > f64::from(threshold));
+        let above = (0..drawn.len()).filter(|&index| drawn[index].certainty > f64::from(threshold));
         let above: Vec<usize> = above.collect();
         if !above.is_empty() {
             return above;
         }
         // `max_by` takes the last of equals; reversed, the first.
-        (0..confidences.len())
+        (0..drawn.len())
             .rev()
-            .max_by(|&a, &b| confidences[a].total_cmp(&confidences[b]))
+            .max_by(|&a, &b| drawn[a].certainty.total_cmp(&drawn[b].certainty))
             .into_iter()
             .collect()
+    }
+
+    /// What is drawn at a position that is revealed, or may be.
+    pub fn kind(&self) -> Kind {
+        match self.predictor {
+            Predictor::Confidence { .. } => Kind::Sure,
+            _ => Kind::Predicted,
+        }
     }
 }

@@ -1,10 +1,10 @@
-//! The block sampler of BD3-LM, and of MDLM as a sequence of one block: logits in, tokens out.
+//! The block sampler of BD3-LM, and of MDLM as a sequence of one block.
 
 use super::absorbing::{Clock, Predictor};
 use super::error::{self, Error};
-use super::filter::{Crossing, Filter, Workspace};
 use super::template::Template;
-use super::{Evaluation, Progress, Reason, draws};
+use super::{Evaluation, Progress, Reason, draw_from};
+use crate::ops::categorical::{Crossing, Draw, Drawn, Filter};
 use crate::rng::Noise;
 
 /// Whether the last block is as long as the others, as the network was trained, or ends with the last token wanted.
@@ -79,7 +79,6 @@ impl BlockSettings {
 pub struct BlockSampler {
     settings: BlockSettings,
     filter: Filter,
-    workspace: Workspace,
     noise: Noise,
     clock: Clock,
     template: Template,
@@ -92,10 +91,10 @@ pub struct BlockSampler {
     written: usize,
     /// Position after the last token of the text, as far as is known.
     end: usize,
-    /// Positions whose logits were asked for.
+    /// Positions of the rows that were asked for.
     chosen: Vec<usize>,
     evaluation: Evaluation,
-    /// True while `evaluation` waits for its logits.
+    /// True while `evaluation` waits for what is drawn.
     offered: bool,
     revealed: Vec<(usize, u32)>,
     nfe: u32,
@@ -137,7 +136,6 @@ impl BlockSampler {
         };
         let mut sampler = Self {
             filter,
-            workspace: Workspace::default(),
             noise: Noise::new(seed),
             clock: Clock::new(settings.predictor),
             prompt: template.first_hole(),
@@ -165,11 +163,11 @@ impl BlockSampler {
         sampler
     }
 
-    /// What is to be evaluated next: the same until [`accept`](Self::accept) has taken its logits. Means nothing once
-    /// the sequence is finished.
+    /// What is to be evaluated next: the same until [`take`](Self::take) has taken what was drawn. Means nothing
+    /// once the sequence is finished.
     #[expect(
         clippy::should_implement_trait,
-        reason = "no iterator: what comes next depends on `accept`"
+        reason = "no iterator: what comes next depends on `take`"
     )]
     pub fn next(&mut self) -> &Evaluation {
         if !self.offered && self.finished.is_none() {
@@ -179,8 +177,29 @@ impl BlockSampler {
         &self.evaluation
     }
 
-    /// Takes the logits of `next`'s rows, in their order, each [vocab_size].
+    /// What is to be drawn of each of `next`'s rows, in their order: under a confidence threshold of every candidate.
+    /// Nothing before `next` was asked.
+    pub fn draws(&self) -> Vec<Draw> {
+        let draw = |row: &usize| Draw {
+            filter: self.filter,
+            tokens: self.settings.vocab_size,
+            noise: self.noise,
+            step: self.clock.step,
+            position: (self.evaluation.first_position + row) as u32,
+            kind: self.clock.kind(),
+        };
+        let rows = self.evaluation.rows.iter().filter(|_| self.offered);
+        rows.map(draw).collect()
+    }
+
+    /// Draws from the logits of `next`'s rows, in their order, each [vocab_size], and takes that.
     pub fn accept(&mut self, logits: &[&[f32]]) -> Progress {
+        let drawn = draw_from(&self.draws(), logits);
+        self.take(&drawn)
+    }
+
+    /// Takes what became of [`draws`](Self::draws).
+    pub fn take(&mut self, drawn: &[Drawn]) -> Progress {
         self.revealed.clear();
         if let Some(reason) = self.finished {
             return Progress::Finished(reason);
@@ -194,9 +213,9 @@ impl BlockSampler {
             self.prefills += 1;
             return Progress::Continue;
         }
-        debug_assert_eq!(logits.len(), self.evaluation.rows.len());
+        debug_assert_eq!(drawn.len(), self.evaluation.rows.len());
         self.nfe += 1;
-        self.reveal(logits);
+        self.reveal(drawn);
         self.progress()
     }
 
@@ -211,7 +230,7 @@ impl BlockSampler {
         &self.tokens[self.prompt..final_end]
     }
 
-    /// What the last [`accept`](Self::accept) revealed: absolute positions, ascending, and tokens; nothing past the text's end.
+    /// What the last [`take`](Self::take) revealed: absolute positions, ascending, and tokens; nothing past the text's end.
     pub fn revealed(&self) -> &[(usize, u32)] {
         &self.revealed
     }
@@ -278,20 +297,11 @@ impl BlockSampler {
         }
     }
 
-    fn reveal(&mut self, logits: &[&[f32]]) {
-        let sure = match self.settings.predictor {
-            Predictor::Confidence { .. } => {
-                let certainty = |row: &&[f32]| self.filter.confidence(row, &mut self.workspace);
-                self.clock.sure(&logits.iter().map(certainty).collect::<Vec<f64>>())
-            }
-            _ => (0..logits.len()).collect(),
-        };
-        for index in sure {
-            let (Some(&position), Some(row)) = (self.chosen.get(index), logits.get(index)) else {
+    fn reveal(&mut self, drawn: &[Drawn]) {
+        for index in self.clock.sure(drawn) {
+            let (Some(&position), Some(&Drawn { token, .. })) = (self.chosen.get(index), drawn.get(index)) else {
                 continue;
             };
-            let uniform = self.noise.uniform(self.clock.step, position as u32, draws::TOKEN);
-            let token = self.filter.distribution(row, &mut self.workspace).draw(uniform);
             self.tokens[position] = token;
             if self.settings.stop_ids.contains(&token) {
                 self.end = self.end.min(position);

@@ -1,16 +1,12 @@
-//! Samplers are state machines: they show which tokens they want evaluated and which rows of logits they need,
-//! take logits, and say how it went. They never call the network.
+//! Samplers are state machines: they show which tokens they want evaluated and what they want drawn from which rows of
+//! logits, take what was drawn, and say how it went. They never call the network.
 //!
 //! Every random number is a function of the request's seed, the step and the absolute position
-//! ([`Noise`](crate::rng::Noise)), and every sum over a row of logits runs in one fixed order: the text of a request
-//! depends on its own logits and on nothing else in the batch.
+//! ([`Noise`](crate::rng::Noise)): the text of a request depends on its own logits and on nothing else in the batch.
 
 mod absorbing;
 mod block;
-mod categorical;
 mod error;
-mod filter;
-mod mixture;
 mod nelbo;
 mod notation;
 mod psi;
@@ -20,29 +16,17 @@ mod uniform;
 #[cfg(test)]
 mod tests;
 
+use rayon::prelude::*;
+
 pub use absorbing::{MAX_STEPS, Predictor};
 pub use block::{BlockSampler, BlockSettings, LastBlock, MAX_BLOCK, MAX_TEMPERATURE};
-pub use categorical::Distribution;
 pub use error::Error;
-pub use filter::{Crossing, Filter, Workspace};
-pub use mixture::Mixture;
 pub use nelbo::uniform_rate;
 pub use psi::{Kappa, Psi, TimeProfile};
 pub use uniform::{NoiseRemoval, UniformPredictor, UniformSampler, UniformSettings};
 
-/// What each of a (step, position)'s draws is for; part of what a seed means, so never renumbered.
-mod draws {
-    /// The token.
-    pub const TOKEN: u32 = 0;
-    /// Whether the position is revealed (ancestral).
-    pub const REVEAL: u32 = 1;
-    /// Which of the masked positions is revealed (first-hitting; drawn at the block's first position).
-    pub const PLACE: u32 = 2;
-    /// How long until then (first-hitting; drawn at the block's first position).
-    pub const TIME: u32 = 3;
-    /// Whether the token is kept, guessed anew or replaced (uniform).
-    pub const BRANCH: u32 = 4;
-}
+pub use crate::ops::categorical::{Crossing, Distribution, Filter, Mixture, Workspace};
+use crate::ops::categorical::{Draw, Drawn, draw_all};
 
 /// What a sampler wants evaluated next. See `model::Segment` for the visibility rule.
 #[derive(Clone, Debug, PartialEq)]
@@ -84,10 +68,10 @@ pub enum Sampler {
 }
 
 impl Sampler {
-    /// What is to be evaluated next: the same until [`accept`](Self::accept) has taken its logits.
+    /// What is to be evaluated next: the same until [`take`](Self::take) has taken what was drawn.
     #[expect(
         clippy::should_implement_trait,
-        reason = "no iterator: what comes next depends on `accept`"
+        reason = "no iterator: what comes next depends on `take`"
     )]
     pub fn next(&mut self) -> &Evaluation {
         match self {
@@ -96,12 +80,26 @@ impl Sampler {
         }
     }
 
-    /// Takes the logits of `next`'s rows, in their order, each [vocab].
-    pub fn accept(&mut self, logits: &[&[f32]]) -> Progress {
+    /// What is to be drawn of each of `next`'s rows, in their order. Nothing before `next` was asked.
+    pub fn draws(&self) -> Vec<Draw> {
         match self {
-            Self::Block(sampler) => sampler.accept(logits),
-            Self::Uniform(sampler) => sampler.accept(logits),
+            Self::Block(sampler) => sampler.draws(),
+            Self::Uniform(sampler) => sampler.draws(),
         }
+    }
+
+    /// Takes what became of [`draws`](Self::draws).
+    pub fn take(&mut self, drawn: &[Drawn]) -> Progress {
+        match self {
+            Self::Block(sampler) => sampler.take(drawn),
+            Self::Uniform(sampler) => sampler.take(drawn),
+        }
+    }
+
+    /// Draws from the logits of `next`'s rows, in their order, each [vocab], and takes that.
+    pub fn accept(&mut self, logits: &[&[f32]]) -> Progress {
+        let drawn = draw_from(&self.draws(), logits);
+        self.take(&drawn)
     }
 
     /// Final tokens so far, without the prompt.
@@ -112,7 +110,7 @@ impl Sampler {
         }
     }
 
-    /// What the last `accept` revealed or changed: absolute positions, ascending, and tokens.
+    /// What the last `take` revealed or changed: absolute positions, ascending, and tokens.
     pub fn revealed(&self) -> &[(usize, u32)] {
         match self {
             Self::Block(sampler) => sampler.revealed(),
@@ -143,4 +141,9 @@ impl Sampler {
             Self::Uniform(sampler) => sampler.finished(),
         }
     }
+}
+
+/// What becomes of draws, given each one's logits: rows of one sequence, several to a thread.
+fn draw_from(draws: &[Draw], logits: &[&[f32]]) -> Vec<Drawn> {
+    draw_all(draws.par_iter().zip(logits.par_iter().copied()).with_min_len(16))
 }

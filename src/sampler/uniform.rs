@@ -1,17 +1,14 @@
 //! The uniform process of Duo (arXiv 2506.10892), over a whole sequence or block by block: every token that is not fixed
 //! may change at every step.
 
-use rayon::prelude::*;
-
 use super::absorbing::MAX_STEPS;
 use super::block::{LastBlock, MAX_BLOCK, MAX_TEMPERATURE};
 use super::error::{self, Error};
-use super::filter::{Crossing, Filter, Workspace};
-use super::mixture::Mixture;
 use super::psi::Psi;
 use super::schedule::LogLinear;
 use super::template::Template;
-use super::{Evaluation, Progress, Reason, draws};
+use super::{Evaluation, Progress, Reason, draw_from};
+use crate::ops::categorical::{Crossing, Draw, Drawn, Filter, Kind, anything, draws};
 use crate::rng::Noise;
 
 /// The last evaluation, which turns x at time eps into text.
@@ -121,7 +118,7 @@ pub struct UniformSampler {
     /// Steps taken in this block: the index of the present time, and the step index of the noise less one.
     taken: usize,
     evaluation: Evaluation,
-    /// True while `evaluation` waits for its logits.
+    /// True while `evaluation` waits for what is drawn.
     offered: bool,
     revealed: Vec<(usize, u32)>,
     nfe: u32,
@@ -193,11 +190,11 @@ impl UniformSampler {
         sampler
     }
 
-    /// What is to be evaluated next: the same until [`accept`](Self::accept) has taken its logits. Means nothing once
-    /// the sequence is finished.
+    /// What is to be evaluated next: the same until [`take`](Self::take) has taken what was drawn. Means nothing
+    /// once the sequence is finished.
     #[expect(
         clippy::should_implement_trait,
-        reason = "no iterator: what comes next depends on `accept`"
+        reason = "no iterator: what comes next depends on `take`"
     )]
     pub fn next(&mut self) -> &Evaluation {
         if !self.offered && self.finished.is_none() {
@@ -207,8 +204,21 @@ impl UniformSampler {
         &self.evaluation
     }
 
-    /// Takes the logits of `next`'s rows, in their order, each at least [vocab_size].
+    /// What is to be drawn of each of `next`'s rows, in their order. Nothing before `next` was asked.
+    pub fn draws(&self) -> Vec<Draw> {
+        let first = self.evaluation.first_position;
+        let rows = self.evaluation.rows.iter().filter(|_| self.offered);
+        rows.map(|row| self.draw(first + row)).collect()
+    }
+
+    /// Draws from the logits of `next`'s rows, in their order, each at least [vocab_size], and takes that.
     pub fn accept(&mut self, logits: &[&[f32]]) -> Progress {
+        let drawn = draw_from(&self.draws(), logits);
+        self.take(&drawn)
+    }
+
+    /// Takes what became of [`draws`](Self::draws).
+    pub fn take(&mut self, drawn: &[Drawn]) -> Progress {
         self.revealed.clear();
         if let Some(reason) = self.finished {
             return Progress::Finished(reason);
@@ -222,17 +232,11 @@ impl UniformSampler {
             self.prefills += 1;
             return Progress::Continue;
         }
-        debug_assert_eq!(logits.len(), self.evaluation.rows.len());
+        debug_assert_eq!(drawn.len(), self.evaluation.rows.len());
         self.nfe += 1;
         self.taken += 1;
         let first = self.evaluation.first_position;
-        let drawn: Vec<u32> = (self.evaluation.rows.par_iter().zip(logits))
-            .with_min_len(16)
-            .map_init(Workspace::default, |workspace, (row, logits)| {
-                self.draw(first + row, logits, workspace)
-            })
-            .collect();
-        for (row, token) in self.evaluation.rows.iter().zip(drawn) {
+        for (row, &Drawn { token, .. }) in self.evaluation.rows.iter().zip(drawn) {
             let position = first + row;
             if self.tokens[position] != token {
                 self.tokens[position] = token;
@@ -257,7 +261,7 @@ impl UniformSampler {
         &self.tokens[self.prompt..final_end]
     }
 
-    /// What the last [`accept`](Self::accept) changed: absolute positions, ascending, and tokens.
+    /// What the last [`take`](Self::take) changed: absolute positions, ascending, and tokens.
     pub fn revealed(&self) -> &[(usize, u32)] {
         &self.revealed
     }
@@ -331,35 +335,28 @@ impl UniformSampler {
         Progress::Finished(reason)
     }
 
-    /// The token of a position after the step that ends at the `taken`-th time (or at no noise, after the last).
-    fn draw(&self, position: usize, logits: &[f32], workspace: &mut Workspace) -> u32 {
-        let vocab = self.settings.vocab_size;
-        let logits = logits.get(..vocab).unwrap_or(logits);
-        let last = self.taken == self.times.len();
-        if last && self.settings.predictor.noise_removal == NoiseRemoval::Greedy {
-            return self.filter.best(logits);
-        }
-        let predicted = self.filter.distribution(logits, workspace);
-        let present = self.tokens[position];
-        let alpha_t = LogLinear::UNIFORM.alpha(self.times[self.taken - 1]);
-        let (alpha_s, kappa) = match self.times.get(self.taken) {
-            Some(&s) => (LogLinear::UNIFORM.alpha(s), self.kappas[self.taken - 1]),
-            None => (1.0, 1.0),
-        };
-        let mixture = Mixture::new(alpha_t, alpha_s, kappa, predicted.probability(present), vocab);
-        let uniform = |draw| self.noise.uniform(self.taken as u32, position as u32, draw);
-        let branch = uniform(draws::BRANCH);
-        if branch < mixture.keep {
-            present
-        } else if branch < mixture.keep + mixture.uniform {
-            anything(uniform(draws::TOKEN), vocab)
+    /// How the step that leaves the `taken`-th time draws at a position. The last one leaves no noise.
+    fn draw(&self, position: usize) -> Draw {
+        let (taken, alpha) = (self.taken, |time: f64| LogLinear::UNIFORM.alpha(time));
+        let next = self.times.get(taken + 1);
+        let kind = if next.is_none() && self.settings.predictor.noise_removal == NoiseRemoval::Greedy {
+            Kind::Best
         } else {
-            predicted.draw(uniform(draws::TOKEN))
+            let (alpha_s, kappa) = next.map_or((1.0, 1.0), |&s| (alpha(s), self.kappas[taken]));
+            Kind::Mixture {
+                present: self.tokens[position],
+                alpha_t: alpha(self.times[taken]),
+                alpha_s,
+                kappa,
+            }
+        };
+        Draw {
+            filter: self.filter,
+            tokens: self.settings.vocab_size,
+            noise: self.noise,
+            step: taken as u32 + 1, // step 0 drew the prior
+            position: position as u32,
+            kind,
         }
     }
-}
-
-/// Any token, all alike.
-fn anything(uniform: f64, vocab: usize) -> u32 {
-    (uniform * vocab as f64) as u32
 }

@@ -3,7 +3,9 @@
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use choir::engine::{EngineConfig, EngineHandle, Error, Event, Request, Sampling};
+use choir::engine::{Engine, EngineConfig, EngineHandle, Error, Event, Request, Sampling};
+use choir::model::kv_cache::KvCache;
+use choir::model::{Batch, Denoiser, DitConfig, Logits, Outcome};
 use choir::sampler::Predictor;
 
 use super::fake::*;
@@ -175,6 +177,56 @@ fn a_failing_step_fails_its_requests_and_the_engine_goes_on() {
         assert_eq!(run(&engine, request("fine", 20, 1)).1, before);
         drain(&engine);
         assert_eq!((engine.status().failed, engine.status().pages_used), (1, 0));
+    }
+}
+
+/// A device that has no room for a cache, or has and loses a token.
+struct Poor {
+    network: Fake,
+    room: bool,
+}
+
+impl Denoiser for Poor {
+    fn config(&self) -> &DitConfig {
+        self.network.config()
+    }
+
+    fn cache(&self, page_tokens: usize, pages: usize) -> candle_core::Result<KvCache> {
+        if !self.room {
+            candle_core::bail!("no room")
+        }
+        self.network.cache(page_tokens, pages)
+    }
+
+    fn forward(&self, batch: &Batch, cache: &mut KvCache) -> candle_core::Result<Logits> {
+        self.network.forward(batch, cache)
+    }
+
+    fn step(&self, batch: &Batch, cache: &mut KvCache) -> candle_core::Result<Outcome> {
+        let mut outcome = self.network.step(batch, cache)?;
+        outcome.drawn.pop();
+        Ok(outcome)
+    }
+}
+
+#[test]
+fn a_step_that_draws_too_little_fails_its_requests() {
+    let (network, room) = (Fake::new(6), true);
+    let engine = start(config(), Poor { network, room });
+    let stream = engine.submit(request("broken", 20, 1)).expect("submit");
+    match events(stream).last() {
+        Some(Event::Failed(Error::Device { detail, .. })) => assert!(detail.contains("drawn instead of 1"), "{detail}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn an_engine_without_a_cache_does_not_start() {
+    let (network, room) = (Fake::new(6), false);
+    match Engine::start(config(), generation(1, Poor { network, room })) {
+        Err(Error::NotStarted { detail }) => assert!(detail.contains("no room"), "{detail}"),
+        Err(other) => panic!("{other}"),
+        Ok(_) => panic!("started"),
     }
 }
 

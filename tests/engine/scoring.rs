@@ -49,6 +49,7 @@ fn exact(network: &Fake, text: &[u32]) -> f64 {
                 first_position: 0,
                 clean: 0,
                 rows: Vec::new(),
+                draws: Vec::new(),
                 pages: Vec::new(),
                 pages_start: 0,
             };
@@ -137,6 +138,7 @@ fn a_score_is_the_same_without_an_engine() {
             first_position: evaluation.first_position,
             clean: evaluation.clean,
             rows: evaluation.rows.clone(),
+            draws: Vec::new(),
             pages: pages.clone(),
             pages_start: 0,
         };

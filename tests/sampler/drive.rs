@@ -25,6 +25,7 @@ pub fn evaluate(network: &dyn Denoiser, sequences: &[(Vec<u32>, Vec<usize>)], si
         first_position: 0,
         clean: 0,
         rows: rows.clone(),
+        draws: Vec::new(),
         pages: Vec::new(),
         pages_start: 0,
     };
@@ -70,6 +71,7 @@ fn step(network: &dyn Denoiser, cache: &mut KvCache, samplers: &mut [Sampler], p
             first_position: wanted.first_position,
             clean: wanted.clean,
             rows: wanted.rows.clone(),
+            draws: Vec::new(),
             pages: (0..pages).map(|page| PageId((*slot * pages + page) as u32)).collect(),
             pages_start: 0,
         }

@@ -222,6 +222,7 @@ fn take_all(network: &Dit, sampler: &mut Sampler, length: usize) -> Result<Vec<S
                 first_position: evaluation.first_position,
                 clean: evaluation.clean,
                 rows: evaluation.rows,
+                draws: Vec::new(),
                 pages: pages.clone(),
                 pages_start: 0,
             }],

@@ -1,5 +1,5 @@
 mod block;
-mod filter;
+mod draws;
 mod refusals;
 mod uniform;
 mod infilling;

@@ -10,7 +10,7 @@ use crate::sampler::{
 
 const VOCAB: usize = 7;
 
-fn settings() -> UniformSettings {
+pub fn settings() -> UniformSettings {
     UniformSettings {
         block_size: None,
         max_tokens: 10,

@@ -1,6 +1,6 @@
 //! From a row of logits to the distribution a token is drawn from: forbidden mask, temperature, top-k, nucleus.
 
-use super::categorical::{Distribution, Weights, logit_of, rank};
+use super::distribution::{Distribution, Weights, logit_of, rank};
 use crate::ops::math;
 
 /// What becomes of the token whose probability carries the running sum (best token first) past `nucleus_p`.

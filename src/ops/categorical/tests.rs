@@ -1,10 +1,11 @@
-//! The filters against the slow version: everything in f64, the whole vocabulary sorted.
+//! The filters against the slow version (everything in f64, the whole vocabulary sorted), and draws of many rows.
 
 use proptest::prelude::*;
+use rayon::prelude::*;
 
+use super::distribution::{logit_of, rank};
+use super::{Crossing, Draw, Drawn, Filter, Kind, Workspace, draw_all};
 use crate::rng::{Key, Noise, Stream};
-use crate::sampler::categorical::{logit_of, rank};
-use crate::sampler::{Crossing, Filter, Workspace};
 
 /// The distribution, and how near the nucleus' running sum comes to p where tokens are cut off (within rounding of it
 /// the two versions may differ by a token).
@@ -87,6 +88,35 @@ proptest! {
             let below: f64 = expected[..token].iter().sum();
             prop_assert!(expected[token] > 0.0 && below <= uniform + 1e-6 && below + expected[token] >= uniform - 1e-6);
         }
+    }
+
+    #[test]
+    fn a_draw_does_not_depend_on_its_neighbours(
+        seed: u64,
+        rows in prop::collection::vec((0..4, 2usize..900, prop::sample::select(vec![0.5f32, 0.9, 1.0]), any::<bool>()), 2..40),
+    ) {
+        let row = |(position, &(kind, vocab, nucleus_p, cut)): (usize, &(i32, usize, f32, bool))| {
+            let kind = match kind {
+                0 => Kind::Predicted,
+                1 => Kind::Best,
+                2 => Kind::Sure,
+                _ => Kind::Mixture { present: 1, alpha_t: 0.3, alpha_s: 0.6, kappa: 0.5 },
+            };
+            let filter = Filter { nucleus_p, top_k: cut.then_some(9), ..plain() };
+            let (noise, step, position) = (Noise::new(seed), 3, position as u32);
+            let draw = Draw { filter, tokens: vocab, noise, step, position, kind };
+            (draw, logits(seed ^ u64::from(position), vocab + 2, 3.0, 1e-3))
+        };
+        let rows: Vec<(Draw, Vec<f32>)> = rows.iter().enumerate().map(row).collect();
+        let alone = |(draw, logits): &(Draw, Vec<f32>)| {
+            draw.apply(&logits[..draw.tokens], &mut Workspace::default())
+        };
+        let alone: Vec<Drawn> = rows.iter().map(alone).collect();
+        let beside = |rows: &[&(Draw, Vec<f32>)]| draw_all(rows.par_iter().map(|row| (&row.0, &row.1[..])));
+        prop_assert_eq!(beside(&rows.iter().collect::<Vec<_>>()), &alone[..]);
+        let mut backwards = beside(&rows.iter().rev().collect::<Vec<_>>());
+        backwards.reverse();
+        prop_assert_eq!(backwards, alone);
     }
 }
 

@@ -134,7 +134,7 @@ impl Weights {
     }
 }
 
-/// A distribution over tokens, made by [`Filter::distribution`](super::filter::Filter::distribution).
+/// A distribution over tokens, made by [`Filter::distribution`](super::Filter::distribution).
 #[derive(Debug)]
 pub struct Distribution<'a> {
     pub(super) logits: &'a [f32],

@@ -1,0 +1,102 @@
+//! Draws as data: all that is needed to make a row's token of its logits.
+
+use rayon::prelude::*;
+
+use super::{Filter, Mixture, Workspace, draws};
+use crate::rng::Noise;
+
+/// How one row's token is drawn. Known before the network runs, so that a device can draw in the same go.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Draw {
+    pub filter: Filter,
+    /// Leading logits that are looked at.
+    pub tokens: usize,
+    pub noise: Noise,
+    /// Step and absolute position: which of the noise is this row's.
+    pub step: u32,
+    pub position: u32,
+    pub kind: Kind,
+}
+
+/// What is drawn.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Kind {
+    /// A token of the filtered x̂0.
+    Predicted,
+    /// The best token that is not forbidden.
+    Best,
+    /// As `Predicted`, and the network's own certainty beside it.
+    Sure,
+    /// A step of the uniform process, see [`Mixture::new`]. `present`: the row's token at time t.
+    Mixture {
+        present: u32,
+        alpha_t: f64,
+        alpha_s: f64,
+        kappa: f64,
+    },
+}
+
+/// What became of a [`Draw`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Drawn {
+    pub token: u32,
+    /// [`Filter::confidence`] under [`Kind::Sure`]; 0 otherwise.
+    pub certainty: f64,
+}
+
+impl Draw {
+    /// Draws from one row of logits, [at least `tokens`].
+    pub fn apply(&self, logits: &[f32], workspace: &mut Workspace) -> Drawn {
+        let logits = logits.get(..self.tokens).unwrap_or(logits);
+        let certainty = match self.kind {
+            Kind::Sure => self.filter.confidence(logits, workspace),
+            _ => 0.0,
+        };
+        Drawn {
+            token: self.token(logits, workspace),
+            certainty,
+        }
+    }
+
+    fn token(&self, logits: &[f32], workspace: &mut Workspace) -> u32 {
+        let uniform = |draw| self.noise.uniform(self.step, self.position, draw);
+        match self.kind {
+            Kind::Best => self.filter.best(logits),
+            Kind::Predicted | Kind::Sure => {
+                let predicted = self.filter.distribution(logits, workspace);
+                predicted.draw(uniform(draws::TOKEN))
+            }
+            Kind::Mixture {
+                present,
+                alpha_t,
+                alpha_s,
+                kappa,
+            } => {
+                let predicted = self.filter.distribution(logits, workspace);
+                let p = predicted.probability(present);
+                let mixture = Mixture::new(alpha_t, alpha_s, kappa, p, self.tokens);
+                let branch = uniform(draws::BRANCH);
+                if branch < mixture.keep {
+                    present
+                } else if branch < mixture.keep + mixture.uniform {
+                    anything(uniform(draws::TOKEN), self.tokens)
+                } else {
+                    predicted.draw(uniform(draws::TOKEN))
+                }
+            }
+        }
+    }
+}
+
+/// Draws from many rows, side by side.
+pub fn draw_all<'a>(rows: impl IndexedParallelIterator<Item = (&'a Draw, &'a [f32])>) -> Vec<Drawn> {
+    rows.map_init(Workspace::default, |workspace, (draw, logits)| {
+        draw.apply(logits, workspace)
+    })
+    .collect()
+}
+
+/// Any of `tokens` tokens, all alike.
+pub fn anything(uniform: f64, tokens: usize) -> u32 {
+    (uniform * tokens as f64) as u32
+}
