@@ -11,6 +11,7 @@ pub mod cross_entropy;
 pub mod divergence;
 pub mod embedding;
 pub mod gemm;
+pub mod gpu;
 pub mod isa;
 pub mod math;
 pub mod norm;

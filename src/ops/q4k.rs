@@ -277,7 +277,7 @@ impl Q4K {
 
 /// candle's block as it lies in memory.
 #[allow(unsafe_code)]
-fn bytes(block: &BlockQ4K) -> &[u8] {
+pub(super) fn bytes(block: &BlockQ4K) -> &[u8] {
     const _: () = assert!(size_of::<BlockQ4K>() == 144);
     // SAFETY: the type is `repr(C)`, has no padding (its own size assertion adds up its fields) and only plain numbers.
     unsafe { std::slice::from_raw_parts(std::ptr::from_ref(block).cast(), size_of::<BlockQ4K>()) }

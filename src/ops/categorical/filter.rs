@@ -45,7 +45,9 @@ impl Filter {
     pub fn distribution<'a>(&self, logits: &'a [f32], workspace: &'a mut Workspace) -> Distribution<'a> {
         let (mut weights, best) = Weights::new(logits, self.temperature, self.forbidden);
         if self.temperature == 0.0 {
-            weights.limit = rank(best, weights.top) + 1;
+            // Not the clamped top: several logits may be infinite.
+            let logit = logits.get(best as usize).copied().unwrap_or(f32::MIN);
+            weights.limit = rank(best, logit.max(f32::MIN)) + 1;
             weights.sharpness = 1.0;
         } else {
             weights.limit = self.limit(logits, &weights, workspace);

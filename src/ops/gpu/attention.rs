@@ -1,0 +1,141 @@
+//! Attention of a batch's segments over cached pages and their own rows (`kernels/attention.cu`, `kernels/block_attention.cu`).
+
+use super::launch::{THREADS, launch, launch_of};
+use super::pointwise::NONE;
+use super::{Dtype, Machine, Result, plain};
+
+/// Widest head of the kernel.
+pub const MAX_HEAD: usize = 256;
+
+/// One segment of a batch: see `model::Segment`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SegmentFacts {
+    pub first_row: u32,
+    pub tokens: u32,
+    pub first_position: u32,
+    /// Tokens to a block; all of them where there are no blocks.
+    pub block: u32,
+    /// Index of its first page in the batch's list.
+    pub pages: u32,
+    /// Position of that page's first slot.
+    pub pages_start: u32,
+    /// First position that may be seen.
+    pub oldest: u32,
+    pub unused: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Attend {
+    /// [rows, hidden], rotated and scaled.
+    pub q: u64,
+    /// [rows, 2, hidden]: keys and values of the batch itself.
+    pub current: u64,
+    /// [page][layer][2][page_tokens][hidden].
+    pub cache: u64,
+    /// [rows, hidden].
+    pub out: u64,
+    /// [rows] u32: the row's segment, NONE for what pads the batch.
+    pub segment: u64,
+    /// [`SegmentFacts`].
+    pub segments: u64,
+    /// [..] u32.
+    pub pages: u64,
+    pub heads: u32,
+    pub head_dim: u32,
+    pub layer: u32,
+    pub layers: u32,
+    pub page_tokens: u32,
+    /// Tokens that a query may see.
+    pub window: u32,
+}
+
+/// Queries of one segment that go through attention together.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct QueryTile {
+    /// NONE for a tile that pads the launch.
+    pub segment: u32,
+    /// First token.
+    pub first: u32,
+}
+
+impl Default for QueryTile {
+    fn default() -> Self {
+        QueryTile {
+            segment: NONE,
+            first: 0,
+        }
+    }
+}
+
+/// How segments are cut into tiles: into those of few queries each, or of many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Cut {
+    Few,
+    Many,
+}
+
+impl Cut {
+    /// What suits segments of which the longest has so many tokens.
+    pub fn of(longest: usize) -> Self {
+        if longest > 32 { Cut::Many } else { Cut::Few }
+    }
+
+    /// Queries to a tile.
+    pub fn queries(self) -> usize {
+        match self {
+            Cut::Few => 16,
+            Cut::Many => 64,
+        }
+    }
+}
+
+/// [`Attend`] on the tensor cores.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+struct BlockAttend {
+    attend: Attend,
+    /// [`QueryTile`]s.
+    tiles: u64,
+}
+
+impl Attend {
+    /// On the tensor cores where they have a kernel for it: bf16, heads of 32, 64 or 128.
+    pub fn launch_tiles(
+        &self,
+        machine: &dyn Machine,
+        dtype: Dtype,
+        rows: usize,
+        (tiles, count, cut): (u64, usize, Cut),
+    ) -> Result<()> {
+        if dtype != Dtype::Bf16 || ![32, 64, 128].contains(&self.head_dim) {
+            return self.launch(machine, dtype, rows);
+        }
+        let blocks = count * self.heads as usize;
+        let (name, threads, chunk) = match cut {
+            Cut::Few if blocks < machine.processors() as usize => ("few", 256, 128),
+            Cut::Few => ("some", 128, 64),
+            Cut::Many => ("many", 128, 64),
+        };
+        let shared = 2 * 2 * chunk * (self.head_dim + 8) * 2;
+        let args = BlockAttend { attend: *self, tiles };
+        let kernel = format!("block_attend_{name}_{}", self.head_dim);
+        launch(
+            machine,
+            &kernel,
+            [count as u32, self.heads, 1],
+            (threads, shared),
+            &args,
+        )
+    }
+
+    /// One warp to a query and head.
+    pub fn launch(&self, machine: &dyn Machine, dtype: Dtype, rows: usize) -> Result<()> {
+        let grid = [rows as u32, self.heads.div_ceil(8), 1];
+        launch_of(machine, ("attend", dtype), grid, (THREADS, 0), self)
+    }
+}
+
+plain!(SegmentFacts, QueryTile, Attend, BlockAttend);

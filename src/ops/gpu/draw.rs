@@ -1,0 +1,138 @@
+//! Tokens of rows of logits, drawn on the device (`kernels/categorical.cu`).
+
+use super::launch::launch;
+use super::pointwise::NONE;
+use super::{Machine, Result, plain};
+use crate::ops::categorical::{Crossing, Draw, Drawn, Kind};
+
+/// A [`Draw`] as the kernel reads it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DrawFacts {
+    key: [u32; 8],
+    kind: u32,
+    step: u32,
+    position: u32,
+    /// 0 for a row that pads the batch.
+    tokens: u32,
+    top_k: u32,
+    forbidden: u32,
+    present: u32,
+    keeps_crossing: u32,
+    temperature: f32,
+    nucleus_p: f32,
+    alpha_t: f64,
+    alpha_s: f64,
+    kappa: f64,
+}
+
+/// A key as the words that kernels take.
+pub fn key_words(key: &crate::rng::Key) -> [u32; 8] {
+    let (words, _) = key.0.as_chunks::<4>();
+    std::array::from_fn(|i| u32::from_le_bytes(words[i]))
+}
+
+impl DrawFacts {
+    /// `vocab`: how long rows of logits are.
+    pub fn of(draw: &Draw, vocab: usize) -> Self {
+        let filter = &draw.filter;
+        let mut facts = Self {
+            key: key_words(&draw.noise.key()),
+            step: draw.step,
+            position: draw.position,
+            tokens: draw.tokens.min(vocab) as u32,
+            top_k: filter.top_k.map_or(0, |k| k.min(u32::MAX as usize) as u32),
+            forbidden: filter.forbidden.unwrap_or(NONE),
+            keeps_crossing: (filter.crossing == Crossing::Kept).into(),
+            temperature: filter.temperature,
+            nucleus_p: filter.nucleus_p,
+            ..Self::default()
+        };
+        match draw.kind {
+            Kind::Predicted => {}
+            Kind::Best => facts.kind = 1,
+            Kind::Sure => facts.kind = 2,
+            Kind::Mixture {
+                present,
+                alpha_t,
+                alpha_s,
+                kappa,
+            } => {
+                facts.kind = 3;
+                facts.present = present;
+                (facts.alpha_t, facts.alpha_s, facts.kappa) = (alpha_t, alpha_s, kappa);
+            }
+        }
+        facts
+    }
+}
+
+/// What the kernel gives back.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DrawnFacts {
+    certainty: f64,
+    token: u32,
+    unused: u32,
+}
+
+impl From<DrawnFacts> for Drawn {
+    fn from(facts: DrawnFacts) -> Self {
+        Drawn {
+            token: facts.token,
+            certainty: facts.certainty,
+        }
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Categorical {
+    /// [rows, pitch] f32.
+    pub logits: u64,
+    /// Slots of biases, which are added to the logits.
+    pub biases: u64,
+    /// [rows of the batch] u32: the slot of a row's biases.
+    pub mix: u64,
+    /// [rows] u32: the row of the batch that a row of logits belongs to, or NONE.
+    pub rows: u64,
+    /// [`DrawFacts`].
+    pub draws: u64,
+    /// [`DrawnFacts`].
+    pub drawn: u64,
+    /// [rows][`chunks`] f64.
+    pub sums: u64,
+    pub vocab: u32,
+    /// From one row of logits to the next.
+    pub pitch: u32,
+    pub bias_stride: u32,
+    /// Offset in a slot.
+    pub bias: u32,
+    /// Whether rows fit into shared memory; set by the launch.
+    pub cached: u32,
+    pub unused: u32,
+}
+
+/// Bytes of shared memory that the kernel takes beside a row of logits.
+const SCRATCH: usize = 26_000;
+
+impl Categorical {
+    /// Sums to a row of logits.
+    pub fn chunks(vocab: usize) -> usize {
+        vocab.div_ceil(256)
+    }
+
+    pub fn launch(&self, machine: &dyn Machine, rows: usize) -> Result<()> {
+        let bytes = self.vocab as usize * size_of::<f32>();
+        // With many rows two blocks to a multiprocessor are better: while one adds up in one thread, the other works.
+        let cached = bytes + SCRATCH <= machine.shared() as usize && rows < 2 * machine.processors() as usize;
+        let args = Categorical {
+            cached: cached.into(),
+            ..*self
+        };
+        let shared = if cached { bytes as u32 } else { 0 };
+        launch(machine, "categorical", [rows as u32, 1, 1], (512, shared), &args)
+    }
+}
+
+plain!(DrawFacts, DrawnFacts, Categorical);

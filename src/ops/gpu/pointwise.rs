@@ -1,0 +1,172 @@
+//! What lies between a layer's products (`kernels/pointwise.cu`).
+
+use super::launch::{THREADS, launch, launch_of};
+use super::{Dtype, Machine, Plain, Result, plain};
+
+/// Widest row of a norm.
+pub const MAX_WIDTH: usize = 8192;
+/// No index.
+pub const NONE: u32 = u32::MAX;
+
+/// Launches a kernel that has a block to a row: there is one for rows of up to 1, 4 and 8 times 1024.
+fn launch_rows<A: Plain>(
+    machine: &dyn Machine,
+    (kernel, dtype): (&str, Dtype),
+    rows: usize,
+    width: u32,
+    args: &A,
+) -> Result<()> {
+    let wide = match width {
+        0..=1024 => 1,
+        1025..=4096 => 4,
+        _ => 8,
+    };
+    let name = format!("{kernel}_{}_{wide}", dtype.suffix());
+    launch(machine, &name, [rows as u32, 1, 1], (THREADS, 0), args)
+}
+
+/// Slots of modulation tables and biases, and the slots that rows use.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tables {
+    /// Slots of modulation tables, f32.
+    pub lines: u64,
+    /// Slots of biases, f32.
+    pub biases: u64,
+    /// [rows] u32: the slot of a row's modulation tables.
+    pub line: u64,
+    /// [rows] u32: the slot of a row's biases.
+    pub mix: u64,
+    /// Floats to a slot.
+    pub line_stride: u32,
+    pub bias_stride: u32,
+}
+
+/// The next norm of a residual stream.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NormModulate {
+    /// [.., width] f32.
+    pub x: u64,
+    /// [rows, width].
+    pub out: u64,
+    /// [rows] u32: rows of x; 0 for all in order.
+    pub rows: u64,
+    pub tables: Tables,
+    /// Offset of the vector in a slot, as all below.
+    pub gain: u32,
+    pub shift: u32,
+    pub width: u32,
+    pub unused: u32,
+}
+
+impl NormModulate {
+    pub fn launch(&self, machine: &dyn Machine, dtype: Dtype, rows: usize) -> Result<()> {
+        launch_rows(machine, ("norm_modulate", dtype), rows, self.width, self)
+    }
+}
+
+/// x += gate * (y + bias), and the next norm of x.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct GateResidual {
+    /// [rows, width] f32.
+    pub x: u64,
+    /// [rows, width] f32.
+    pub y: u64,
+    /// [rows, width], unless `gain` is [`NONE`].
+    pub out: u64,
+    pub tables: Tables,
+    pub gate: u32,
+    /// [`NONE`] for none.
+    pub bias: u32,
+    pub gain: u32,
+    pub shift: u32,
+    pub width: u32,
+    pub unused: u32,
+}
+
+impl GateResidual {
+    pub fn launch(&self, machine: &dyn Machine, dtype: Dtype, rows: usize) -> Result<()> {
+        launch_rows(machine, ("gate_residual", dtype), rows, self.width, self)
+    }
+}
+
+/// out = gelu(y + bias).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct BiasGelu {
+    /// [rows, width] f32.
+    pub y: u64,
+    /// [rows, width].
+    pub out: u64,
+    pub tables: Tables,
+    pub bias: u32,
+    pub width: u32,
+}
+
+impl BiasGelu {
+    pub fn launch(&self, machine: &dyn Machine, dtype: Dtype, rows: usize) -> Result<()> {
+        let grid = [self.width.div_ceil(1024), rows as u32, 1];
+        launch_of(machine, ("bias_gelu", dtype), grid, (THREADS, 0), self)
+    }
+}
+
+/// Cosines and sines of rows' positions.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Angles {
+    /// [rows, half] f32.
+    pub cosines: u64,
+    /// [rows, half] f32.
+    pub sines: u64,
+    /// [rows] u32.
+    pub positions: u64,
+    /// [half] f64.
+    pub frequencies: u64,
+    pub rows: u32,
+    pub half: u32,
+}
+
+impl Angles {
+    pub fn launch(&self, machine: &dyn Machine) -> Result<()> {
+        let grid = [(self.rows * self.half).div_ceil(THREADS), 1, 1];
+        launch(machine, "angles", grid, (THREADS, 0), self)
+    }
+}
+
+/// Rotates queries and keys, and writes keys and values where attention looks for them.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Rotary {
+    /// [rows, 3, heads, head_dim] f32.
+    pub qkv: u64,
+    /// [rows, head_dim / 2] f32.
+    pub cosines: u64,
+    pub sines: u64,
+    /// [rows, hidden].
+    pub q: u64,
+    /// [rows, 2, hidden].
+    pub current: u64,
+    /// [page][layer][2][page_tokens][hidden].
+    pub cache: u64,
+    /// [rows] u32: page * page_tokens + slot of a clean row, else [`NONE`].
+    pub slots: u64,
+    pub heads: u32,
+    pub head_dim: u32,
+    pub layer: u32,
+    pub layers: u32,
+    pub page_tokens: u32,
+    /// What queries are multiplied with.
+    pub scale: f32,
+}
+
+impl Rotary {
+    pub fn launch(&self, machine: &dyn Machine, dtype: Dtype, rows: usize) -> Result<()> {
+        let pairs = self.heads * self.head_dim / 2;
+        let grid = [rows as u32, pairs.div_ceil(512), 1];
+        launch_of(machine, ("rotary", dtype), grid, (128, 0), self)
+    }
+}
+
+plain!(Tables, NormModulate, GateResidual, BiasGelu, Angles, Rotary);

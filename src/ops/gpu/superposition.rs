@@ -1,0 +1,99 @@
+//! Whole matrices: retrieval and accumulation (`kernels/retrieve.cu`, `kernels/accumulate.cu`), and noise to time them with.
+
+use super::launch::{THREADS, launch, launch_of};
+use super::{Dtype, Machine, Result, plain};
+
+/// W_k = W_0 + weight · c a l ⊙ S ⊙ r, for several variants at once.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Retrieve {
+    /// [out, input].
+    pub base: u64,
+    /// Tiles, or [out, input].
+    pub bank: u64,
+    /// [targets] addresses of [out, input]; the base's own is allowed where there is one target.
+    pub targets: u64,
+    /// [targets] u32.
+    pub variants: u64,
+    /// [targets] f32.
+    pub weights: u64,
+    /// [variants][8] u32.
+    pub keys: u64,
+    /// [variants][out] bf16.
+    pub outputs: u64,
+    pub out: u32,
+    pub input: u32,
+    /// Targets, at most [`MOST_TARGETS`].
+    pub count: u32,
+    pub unused: u32,
+}
+
+/// Variants of one launch.
+pub const MOST_TARGETS: u32 = 8;
+
+impl Retrieve {
+    /// `tiles`: whether the bank is in tiles; `dtype`: what all else is made of.
+    pub fn launch(&self, machine: &dyn Machine, dtype: Dtype, tiles: bool) -> Result<()> {
+        debug_assert!(self.count <= MOST_TARGETS);
+        let (kernel, outputs) = match tiles {
+            true => ("retrieve_tiles", 128),
+            false => ("retrieve_dense", 64),
+        };
+        let grid = [self.input.div_ceil(512), self.out.div_ceil(outputs), 1];
+        launch_of(machine, (kernel, dtype), grid, (THREADS, 0), self)
+    }
+}
+
+/// S ← S ± l ⊙ (d / a) ⊙ r in fixed point.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Accumulate {
+    /// [rows, cols], i16 or i32.
+    pub cells: u64,
+    /// [rows, cols] i8.
+    pub levels: u64,
+    /// [rows] f64: cells to a level.
+    pub factors: u64,
+    /// [rows] u32: all ones where the row is negated.
+    pub negative: u64,
+    /// [8] u32.
+    pub key: u64,
+    /// u32, set to 1 where a cell wraps around.
+    pub wrapped: u64,
+    pub rows: u32,
+    pub cols: u32,
+}
+
+impl Accumulate {
+    /// `narrow`: whether cells are i16.
+    pub fn launch(&self, machine: &dyn Machine, narrow: bool) -> Result<()> {
+        let kernel = if narrow { "accumulate_i16" } else { "accumulate_i32" };
+        let grid = [self.cols.div_ceil(512), self.rows.div_ceil(32), 1];
+        launch(machine, kernel, grid, (THREADS, 0), self)
+    }
+}
+
+/// Numbers within `scale` of 0.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Noise {
+    pub out: u64,
+    pub key: [u32; 8],
+    /// Elements, or tiles.
+    pub count: u64,
+    pub scale: f32,
+    pub unused: u32,
+}
+
+impl Noise {
+    pub fn launch(&self, machine: &dyn Machine, dtype: Dtype) -> Result<()> {
+        let grid = [self.count.div_ceil(4096) as u32, 1, 1];
+        launch_of(machine, ("noise", dtype), grid, (THREADS, 0), self)
+    }
+
+    pub fn launch_tiles(&self, machine: &dyn Machine) -> Result<()> {
+        launch(machine, "noise_tiles", [self.count as u32, 1, 1], (128, 0), self)
+    }
+}
+
+plain!(Retrieve, Accumulate, Noise);

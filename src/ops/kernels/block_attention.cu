@@ -1,0 +1,231 @@
+// Attention on the tensor cores, for bf16: queries in tiles of one segment over cached pages and the batch's own keys and
+// values. Weights never leave the chip: scores, their exponentials and the sums run in registers while keys and values
+// stream through shared memory.
+//
+// Where segments have few queries, all warps of a block have the same sixteen and share out the keys; where they have many,
+// every warp has sixteen of its own and all the keys.
+#include "segments.cuh"
+
+struct QueryTile {
+    u32 segment;  // NONE for a tile that pads the launch
+    u32 first;    // first token
+};
+
+struct BlockAttend {
+    Attend attend;
+    const QueryTile *tiles;  // [grid x]
+};
+
+const float LOG2_E = 1.44269504f;
+const float LOWEST = -1e30f;
+
+// A block to a tile of queries (grid x) and a head (grid y).
+template <int DIM, int WARPS, bool WIDE>
+DEVICE void block_attend(const BlockAttend &args) {
+    const Attend &a = args.attend;
+    const int MINE = WIDE ? 64 : 16;            // keys of a chunk that a warp looks at
+    const int CHUNK = WIDE ? 64 : 16 * WARPS;   // keys in shared memory at once
+    const int PITCH = DIM + 8;                  // rows lie four banks apart
+    const int TILES = MINE / 8, STEPS = DIM / 16, PIECES = DIM / 8;
+    const int THREADS = 32 * WARPS;
+    DYNAMIC_SHARED(bf16, shared);  // [2][keys | values][CHUNK][PITCH]
+
+    const QueryTile tile = args.tiles[blockIdx.x];
+    if (tile.segment == NONE) return;
+    const Segment segment = a.segments[tile.segment];
+    const u32 hidden = a.heads * DIM, head = blockIdx.y * DIM;
+    const int g = lane_id() / 4, t = lane_id() % 4;
+    const u32 most = WIDE ? 16 * WARPS : 16;
+    const u32 stop = tile.first + most < segment.tokens ? tile.first + most : segment.tokens;  // after its last query
+
+    // Queries g and g + 8 of the warp's sixteen; those past the last are the last once more.
+    u32 token[2], begin[2], end[2];
+    u32 q[STEPS][4];
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        const u32 own = tile.first + (WIDE ? 16 * warp_id() : 0) + g + 8 * half;
+        token[half] = own;
+        const u32 clamped = own < stop ? own : stop - 1;
+        visible(segment, clamped, a.window, begin[half], end[half]);
+        const bf16 *row = static_cast<const bf16 *>(a.q) + size_t(segment.first_row + clamped) * hidden + head;
+#pragma unroll
+        for (int step = 0; step < STEPS; step++) {
+            q[step][half] = *reinterpret_cast<const u32 *>(row + 16 * step + 2 * t);
+            q[step][half + 2] = *reinterpret_cast<const u32 *>(row + 16 * step + 2 * t + 8);
+        }
+    }
+    // Keys that any query of the tile sees.
+    u32 from, until, unused;
+    visible(segment, tile.first, a.window, from, unused);
+    visible(segment, stop - 1, a.window, unused, until);
+
+    auto fetch = [&](u32 chunk, int half) {
+        bf16 *keys = shared + half * 2 * CHUNK * PITCH, *values = keys + CHUNK * PITCH;
+        for (int piece = threadIdx.x; piece < CHUNK * PIECES; piece += THREADS) {
+            const u32 key = piece / PIECES, column = piece % PIECES * 8, position = chunk + key;
+            bf16 *to = keys + key * PITCH + column, *value_to = values + key * PITCH + column;
+            if (position < until) {
+                size_t value;
+                const bf16 *at = key_at<bf16>(a, segment, position, value) + head + column;
+                copy16_async(to, at);
+                copy16_async(value_to, at + value);
+            } else {
+                store16(to, make_uint4(0, 0, 0, 0));
+                store16(value_to, make_uint4(0, 0, 0, 0));
+            }
+        }
+        copies_commit();
+    };
+
+    float sums[PIECES][4];
+#pragma unroll
+    for (int i = 0; i < PIECES; i++) {
+#pragma unroll
+        for (int j = 0; j < 4; j++) sums[i][j] = 0.0f;
+    }
+    float highest[2] = {LOWEST, LOWEST}, total[2] = {0.0f, 0.0f};
+    fetch(from, 0);
+    int half = 0;
+    for (u32 chunk = from; chunk < until; chunk += CHUNK, half ^= 1) {
+        copies_wait<0>();
+        barrier();  // this chunk is there, and the other half is free
+        if (chunk + CHUNK < until) fetch(chunk + CHUNK, half ^ 1);
+        const int mine = WIDE ? 0 : 16 * warp_id();
+        const bf16 *keys = shared + half * 2 * CHUNK * PITCH + mine * PITCH, *values = keys + CHUNK * PITCH;
+        const u32 first = chunk + mine;
+
+        float scores[TILES][4];
+#pragma unroll
+        for (int column = 0; column < TILES; column++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) scores[column][i] = 0.0f;
+        }
+#pragma unroll
+        for (int step = 0; step < STEPS; step++) {
+#pragma unroll
+            for (int column = 0; column < TILES; column++) {
+                const bf16 *at = keys + (8 * column + g) * PITCH + 16 * step + 2 * t;
+                mma_bf16(scores[column], q[step], *reinterpret_cast<const u32 *>(at), *reinterpret_cast<const u32 *>(at + 8));
+            }
+        }
+        float now[2] = {highest[0], highest[1]};
+#pragma unroll
+        for (int column = 0; column < TILES; column++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const u32 position = first + 8 * column + 2 * t + i % 2;
+                const bool seen = position >= begin[i / 2] && position < end[i / 2];
+                scores[column][i] = seen ? scores[column][i] * LOG2_E : LOWEST;
+                now[i / 2] = scores[column][i] > now[i / 2] ? scores[column][i] : now[i / 2];
+            }
+        }
+#pragma unroll
+        for (int row = 0; row < 2; row++) {
+            // The four lanes of a row.
+            float other = shuffle_xor(now[row], 1);
+            now[row] = other > now[row] ? other : now[row];
+            other = shuffle_xor(now[row], 2);
+            now[row] = other > now[row] ? other : now[row];
+            const float before = power_of_two(highest[row] - now[row]);
+            highest[row] = now[row];
+            total[row] *= before;
+#pragma unroll
+            for (int i = 0; i < PIECES; i++) {
+                sums[i][2 * row] *= before;
+                sums[i][2 * row + 1] *= before;
+            }
+        }
+#pragma unroll
+        for (int column = 0; column < TILES; column++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                // What is not seen is LOWEST, and so may the highest be.
+                const float score = scores[column][i];
+                scores[column][i] = score > LOWEST ? power_of_two(score - highest[i / 2]) : 0.0f;
+                total[i / 2] += scores[column][i];
+            }
+        }
+#pragma unroll
+        for (int pair = 0; pair < TILES / 2; pair++) {
+            u32 weights[4];
+            weights[0] = pack_bf16(scores[2 * pair][0], scores[2 * pair][1]);
+            weights[1] = pack_bf16(scores[2 * pair][2], scores[2 * pair][3]);
+            weights[2] = pack_bf16(scores[2 * pair + 1][0], scores[2 * pair + 1][1]);
+            weights[3] = pack_bf16(scores[2 * pair + 1][2], scores[2 * pair + 1][3]);
+#pragma unroll
+            for (int i = 0; i < PIECES; i += 2) {
+                // Keys 0 .. 8 and 8 .. 16 of the pair, eight columns and the next eight.
+                const int key = 16 * pair + lane_id() % 16, column = 8 * i + lane_id() / 16 * 8;
+                u32 v[4];
+                load_transposed(v, values + key * PITCH + column);
+                mma_bf16(sums[i], weights, v[0], v[1]);
+                mma_bf16(sums[i + 1], weights, v[2], v[3]);
+            }
+        }
+    }
+#pragma unroll
+    for (int row = 0; row < 2; row++) {
+        total[row] += shuffle_xor(total[row], 1);
+        total[row] += shuffle_xor(total[row], 2);
+    }
+    auto write = [&](u32 query, u32 column, float first, float second) {
+        bf16 *out = static_cast<bf16 *>(a.out) + size_t(segment.first_row + query) * hidden + head + column;
+        *reinterpret_cast<u32 *>(out) = pack_bf16(first, second);
+    };
+    if (WIDE) {
+#pragma unroll
+        for (int row = 0; row < 2; row++) {
+            if (token[row] >= stop) continue;
+            const float inverse = total[row] > 0.0f ? 1.0f / total[row] : 0.0f;
+#pragma unroll
+            for (int i = 0; i < PIECES; i++) {
+                write(token[row], 8 * i + 2 * t, sums[i][2 * row] * inverse, sums[i][2 * row + 1] * inverse);
+            }
+        }
+        return;
+    }
+    // Shares of the same queries: each warp's sums, highest score and total.
+    barrier();
+    float *shares = reinterpret_cast<float *>(shared);  // [WARPS][16][DIM]
+    SHARED float highests[WARPS][16], totals[WARPS][16];
+#pragma unroll
+    for (int row = 0; row < 2; row++) {
+        const int query = g + 8 * row;
+        if (t == 0) {
+            highests[warp_id()][query] = highest[row];
+            totals[warp_id()][query] = total[row];
+        }
+#pragma unroll
+        for (int i = 0; i < PIECES; i++) {
+#pragma unroll
+            for (int j = 0; j < 2; j++) shares[(warp_id() * 16 + query) * DIM + 8 * i + 2 * t + j] = sums[i][2 * row + j];
+        }
+    }
+    barrier();
+    for (int at = 2 * threadIdx.x; at < 16 * DIM; at += 2 * THREADS) {
+        const int query = at / DIM, column = at % DIM;
+        if (tile.first + query >= stop) continue;
+        float above = LOWEST;
+        for (int warp = 0; warp < WARPS; warp++) above = highests[warp][query] > above ? highests[warp][query] : above;
+        float whole = 0.0f, first = 0.0f, second = 0.0f;
+        for (int warp = 0; warp < WARPS; warp++) {
+            const float share = power_of_two(highests[warp][query] - above);
+            whole = fused(share, totals[warp][query], whole);
+            first = fused(share, shares[(warp * 16 + query) * DIM + column], first);
+            second = fused(share, shares[(warp * 16 + query) * DIM + column + 1], second);
+        }
+        const float inverse = whole > 0.0f ? 1.0f / whole : 0.0f;
+        write(tile.first + query, column, first * inverse, second * inverse);
+    }
+}
+
+KERNEL(block_attend_few_32, BlockAttend, 256) { block_attend<32, 8, false>(a); }
+KERNEL(block_attend_few_64, BlockAttend, 256) { block_attend<64, 8, false>(a); }
+KERNEL(block_attend_few_128, BlockAttend, 256) { block_attend<128, 8, false>(a); }
+// Less shared memory, where there are blocks enough.
+KERNEL(block_attend_some_32, BlockAttend, 128) { block_attend<32, 4, false>(a); }
+KERNEL(block_attend_some_64, BlockAttend, 128) { block_attend<64, 4, false>(a); }
+KERNEL(block_attend_some_128, BlockAttend, 128) { block_attend<128, 4, false>(a); }
+KERNEL(block_attend_many_32, BlockAttend, 128) { block_attend<32, 4, true>(a); }
+KERNEL(block_attend_many_64, BlockAttend, 128) { block_attend<64, 4, true>(a); }
+KERNEL(block_attend_many_128, BlockAttend, 128) { block_attend<128, 4, true>(a); }

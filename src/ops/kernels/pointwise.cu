@@ -1,0 +1,306 @@
+// What lies between a layer's products. The residual stream and the products are f32; what products read is T.
+//
+// Modulation tables lie in slots, one to a (mix, noise level), biases in slots of their own, one to a mix; a row picks its
+// slots, an offset picks the vector in them.
+#include "device.cuh"
+
+const float EPSILON = 1e-5f;
+
+struct Tables {
+    const float *lines;   // slots of modulation tables
+    const float *biases;  // slots of biases
+    const u32 *line;      // [rows]: the row's slot of modulation tables
+    const u32 *mix;       // [rows]: the row's slot of biases
+    u32 line_stride;      // floats to a slot
+    u32 bias_stride;
+};
+
+DEVICE const float *line_of(const Tables &t, u32 row, u32 offset) {
+    return t.lines + size_t(t.line[row]) * t.line_stride + offset;
+}
+DEVICE const float *bias_of(const Tables &t, u32 row, u32 offset) {
+    return t.biases + size_t(t.mix[row]) * t.bias_stride + offset;
+}
+
+// Four numbers of a row from number 4 `index` on; zeros past its width. `whole`: rows begin at multiples of four numbers.
+DEVICE float4 four_at(const float *row, u32 index, u32 width, bool whole) {
+    const u32 at = 4 * index;
+    if (whole && at < width) return *reinterpret_cast<const float4 *>(row + at);
+    float v[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) v[i] = at + i < width ? row[at + i] : 0.0f;
+    return make_float4(v[0], v[1], v[2], v[3]);
+}
+DEVICE void put_whole(float *at, float4 v) { *reinterpret_cast<float4 *>(at) = v; }
+DEVICE void put_whole(bf16 *at, float4 v) { *reinterpret_cast<uint2 *>(at) = make_uint2(pack_bf16(v.x, v.y), pack_bf16(v.z, v.w)); }
+template <typename T>
+DEVICE void put_four(T *row, u32 index, u32 width, bool whole, float4 four) {
+    const u32 at = 4 * index;
+    if (whole && at < width) {
+        put_whole(row + at, four);
+        return;
+    }
+    const float v[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        if (at + i < width) row[at + i] = narrow<T>(v[i]);
+    }
+}
+
+// Sum over a block of 256 threads, the same for all of them.
+DEVICE float add_block(float x, float *scratch) {
+    x = add_warp(x);
+    barrier();
+    if (lane_id() == 0) scratch[warp_id()] = x;
+    barrier();
+    float sum = 0.0f;
+#pragma unroll
+    for (int warp = 0; warp < 8; warp++) sum += scratch[warp];
+    return sum;
+}
+
+struct NormModulate {
+    const float *x;    // [rows, width]
+    void *out;         // [gathered rows, width]
+    const u32 *rows;   // rows of x, or null for all in order; NONE for what pads the batch
+    Tables tables;
+    u32 gain;
+    u32 shift;
+    u32 width;
+    u32 unused;
+};
+
+// (row - mean) / sqrt(variance + EPSILON) * gain + shift, by all of a block, each thread having its share of the row.
+template <typename T, int FOURS>
+DEVICE void norm_row(const float4 (&row)[FOURS], T *out, const float *gain, const float *shift, u32 width) {
+    SHARED float scratch[8];
+    const bool whole = width % 4 == 0;
+    float4 gains[FOURS], shifts[FOURS];
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < FOURS; i++) {
+        const u32 index = i * 256 + threadIdx.x;
+        if (4 * index >= width) break;
+        gains[i] = four_at(gain, index, width, whole);
+        shifts[i] = four_at(shift, index, width, whole);
+        sum += row[i].x + row[i].y + row[i].z + row[i].w;
+    }
+    const float mean = add_block(sum, scratch) / float(width);
+    float squares = 0.0f;
+#pragma unroll
+    for (int i = 0; i < FOURS; i++) {
+        const u32 at = 4 * (i * 256 + threadIdx.x);
+        if (at >= width) break;
+        const float v[4] = {row[i].x - mean, row[i].y - mean, row[i].z - mean, row[i].w - mean};
+#pragma unroll
+        for (int j = 0; j < 4; j++) squares = at + j < width ? fused(v[j], v[j], squares) : squares;
+    }
+    const float inverse = 1.0f / square_root(add_block(squares, scratch) / float(width) + EPSILON);
+#pragma unroll
+    for (int i = 0; i < FOURS; i++) {
+        const u32 index = i * 256 + threadIdx.x;
+        if (4 * index >= width) break;
+        const float4 normed = make_float4(fused((row[i].x - mean) * inverse, gains[i].x, shifts[i].x),
+                                          fused((row[i].y - mean) * inverse, gains[i].y, shifts[i].y),
+                                          fused((row[i].z - mean) * inverse, gains[i].z, shifts[i].z),
+                                          fused((row[i].w - mean) * inverse, gains[i].w, shifts[i].w));
+        put_four(out, index, width, whole, normed);
+    }
+}
+
+// A block to a row of at most 1024 FOURS numbers.
+template <typename T, int FOURS>
+DEVICE void norm_modulate(const NormModulate &a) {
+    const u32 source = a.rows ? a.rows[blockIdx.x] : blockIdx.x;
+    const bool whole = a.width % 4 == 0;
+    T *out = static_cast<T *>(a.out) + size_t(blockIdx.x) * a.width;
+    float4 row[FOURS];
+#pragma unroll
+    for (int i = 0; i < FOURS; i++) {
+        const u32 index = i * 256 + threadIdx.x;
+        if (4 * index >= a.width) break;
+        row[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        if (source == NONE) {
+            put_four(out, index, a.width, whole, row[i]);
+        } else {
+            row[i] = four_at(a.x + size_t(source) * a.width, index, a.width, whole);
+        }
+    }
+    if (source == NONE) return;
+    norm_row(row, out, line_of(a.tables, source, a.gain), line_of(a.tables, source, a.shift), a.width);
+}
+
+KERNEL(norm_modulate_f32_1, NormModulate, 256) { norm_modulate<float, 1>(a); }
+KERNEL(norm_modulate_f32_4, NormModulate, 256) { norm_modulate<float, 4>(a); }
+KERNEL(norm_modulate_f32_8, NormModulate, 256) { norm_modulate<float, 8>(a); }
+KERNEL(norm_modulate_bf16_1, NormModulate, 256) { norm_modulate<bf16, 1>(a); }
+KERNEL(norm_modulate_bf16_4, NormModulate, 256) { norm_modulate<bf16, 4>(a); }
+KERNEL(norm_modulate_bf16_8, NormModulate, 256) { norm_modulate<bf16, 8>(a); }
+
+struct GateResidual {
+    float *x;        // [rows, width]: x += gate * (y + bias)
+    const float *y;  // [rows, width]
+    void *out;       // [rows, width]: the next norm of x, unless `gain` is NONE
+    Tables tables;
+    u32 gate;
+    u32 bias;        // NONE for none
+    u32 gain;
+    u32 shift;
+    u32 width;
+    u32 unused;
+};
+
+// A block to a row of at most 1024 FOURS numbers.
+template <typename T, int FOURS>
+DEVICE void gate_residual(const GateResidual &a) {
+    const size_t start = size_t(blockIdx.x) * a.width;
+    const bool whole = a.width % 4 == 0;
+    const float *gate = line_of(a.tables, blockIdx.x, a.gate);
+    const float *bias = a.bias == NONE ? nullptr : bias_of(a.tables, blockIdx.x, a.bias);
+    float4 row[FOURS];
+#pragma unroll
+    for (int i = 0; i < FOURS; i++) {
+        const u32 index = i * 256 + threadIdx.x;
+        if (4 * index >= a.width) break;
+        const float4 x = four_at(a.x + start, index, a.width, whole), g = four_at(gate, index, a.width, whole);
+        float4 y = four_at(a.y + start, index, a.width, whole);
+        if (bias) {
+            const float4 b = four_at(bias, index, a.width, whole);
+            y = make_float4(y.x + b.x, y.y + b.y, y.z + b.z, y.w + b.w);
+        }
+        row[i] = make_float4(fused(y.x, g.x, x.x), fused(y.y, g.y, x.y), fused(y.z, g.z, x.z), fused(y.w, g.w, x.w));
+        put_four(a.x + start, index, a.width, whole, row[i]);
+    }
+    if (a.gain == NONE) return;
+    const float *gain = line_of(a.tables, blockIdx.x, a.gain), *shift = line_of(a.tables, blockIdx.x, a.shift);
+    norm_row(row, static_cast<T *>(a.out) + start, gain, shift, a.width);
+}
+
+KERNEL(gate_residual_f32_1, GateResidual, 256) { gate_residual<float, 1>(a); }
+KERNEL(gate_residual_f32_4, GateResidual, 256) { gate_residual<float, 4>(a); }
+KERNEL(gate_residual_f32_8, GateResidual, 256) { gate_residual<float, 8>(a); }
+KERNEL(gate_residual_bf16_1, GateResidual, 256) { gate_residual<bf16, 1>(a); }
+KERNEL(gate_residual_bf16_4, GateResidual, 256) { gate_residual<bf16, 4>(a); }
+KERNEL(gate_residual_bf16_8, GateResidual, 256) { gate_residual<bf16, 8>(a); }
+
+struct BiasGelu {
+    const float *y;  // [rows, width]
+    void *out;       // [rows, width]
+    Tables tables;
+    u32 bias;
+    u32 width;
+};
+
+// A block to a row (grid y) and 1024 columns (grid x).
+template <typename T>
+DEVICE void bias_gelu(const BiasGelu &a) {
+    const u32 index = blockIdx.x * 256 + threadIdx.x;
+    const bool whole = a.width % 4 == 0;
+    if (4 * index >= a.width) return;
+    const float4 y = four_at(a.y + size_t(blockIdx.y) * a.width, index, a.width, whole);
+    const float4 b = four_at(bias_of(a.tables, blockIdx.y, a.bias), index, a.width, whole);
+    const float4 out = make_float4(gelu(y.x + b.x), gelu(y.y + b.y), gelu(y.z + b.z), gelu(y.w + b.w));
+    put_four(static_cast<T *>(a.out) + size_t(blockIdx.y) * a.width, index, a.width, whole, out);
+}
+
+KERNEL(bias_gelu_f32, BiasGelu, 256) { bias_gelu<float>(a); }
+KERNEL(bias_gelu_bf16, BiasGelu, 256) { bias_gelu<bf16>(a); }
+
+struct Angles {
+    float *cosines;             // [rows, half]
+    float *sines;               // [rows, half]
+    const u32 *positions;       // [rows]
+    const double *frequencies;  // [half]
+    u32 rows;
+    u32 half;
+};
+
+// In f64, so that far positions keep their precision.
+KERNEL(angles, Angles, 256) {
+    const u32 index = blockIdx.x * 256 + threadIdx.x;
+    if (index >= a.rows * a.half) return;
+    const double angle = double(a.positions[index / a.half]) * a.frequencies[index % a.half];
+    a.cosines[index] = float(cosine(angle));
+    a.sines[index] = float(sine(angle));
+}
+
+struct Rotary {
+    const float *qkv;      // [rows, 3, heads, head_dim]
+    const float *cosines;  // [rows, head_dim / 2]
+    const float *sines;
+    void *q;               // [rows, hidden], rotated and divided by sqrt(head_dim)
+    void *current;         // [rows, 2, hidden]: keys, rotated, and values
+    void *cache;           // pages: [page][layer][2][page_tokens][hidden]
+    const u32 *slots;      // [rows]: page * page_tokens + slot of a clean row, else NONE
+    u32 heads;
+    u32 head_dim;
+    u32 layer;
+    u32 layers;
+    u32 page_tokens;
+    float scale;
+};
+
+// A block to a row (grid x) and 512 pairs (grid y), four to a thread.
+template <typename T>
+DEVICE void rotary(const Rotary &a) {
+    const u32 row = blockIdx.x, hidden = a.heads * a.head_dim, half = a.head_dim / 2, slot = a.slots[row];
+    const float *qkv = a.qkv + size_t(row) * 3 * hidden;
+    T *q = static_cast<T *>(a.q) + size_t(row) * hidden, *current = static_cast<T *>(a.current) + size_t(row) * 2 * hidden;
+    const size_t page = size_t(slot / a.page_tokens) * a.layers + a.layer;
+    T *cached = slot == NONE ? nullptr : static_cast<T *>(a.cache) + (page * 2 * a.page_tokens + slot % a.page_tokens) * hidden;
+    const u32 first = 4 * (blockIdx.y * 128 + threadIdx.x);
+    if (half % 4 == 0) {
+        if (first >= hidden / 2) return;
+        const u32 pair = first % half, low = first / half * a.head_dim + pair, high = low + half;
+        auto at = [](const float *from) { return *reinterpret_cast<const float4 *>(from); };
+        const float4 c = at(a.cosines + row * half + pair), s = at(a.sines + row * half + pair);
+        auto turn = [&](const float *from, float scale, float4 &one, float4 &other) {
+            const float4 x = at(from + low), y = at(from + high);
+            one = make_float4((x.x * c.x - y.x * s.x) * scale, (x.y * c.y - y.y * s.y) * scale,
+                              (x.z * c.z - y.z * s.z) * scale, (x.w * c.w - y.w * s.w) * scale);
+            other = make_float4((y.x * c.x + x.x * s.x) * scale, (y.y * c.y + x.y * s.y) * scale,
+                                (y.z * c.z + x.z * s.z) * scale, (y.w * c.w + x.w * s.w) * scale);
+        };
+        float4 q0, q1, k0, k1;
+        turn(qkv, a.scale, q0, q1);
+        turn(qkv + hidden, 1.0f, k0, k1);
+        const float4 v0 = at(qkv + 2 * hidden + low), v1 = at(qkv + 2 * hidden + high);
+        put_whole(q + low, q0);
+        put_whole(q + high, q1);
+        put_whole(current + low, k0);
+        put_whole(current + high, k1);
+        put_whole(current + hidden + low, v0);
+        put_whole(current + hidden + high, v1);
+        if (cached) {
+            T *values = cached + size_t(a.page_tokens) * hidden;
+            put_whole(cached + low, k0);
+            put_whole(cached + high, k1);
+            put_whole(values + low, v0);
+            put_whole(values + high, v1);
+        }
+        return;
+    }
+    for (u32 i = first; i < first + 4 && i < hidden / 2; i++) {
+        const u32 pair = i % half, low = i / half * a.head_dim + pair, high = low + half;
+        const float cos = a.cosines[row * half + pair], sin = a.sines[row * half + pair];
+        const float q0 = qkv[low], q1 = qkv[high], k0 = qkv[hidden + low], k1 = qkv[hidden + high];
+        q[low] = narrow<T>((q0 * cos - q1 * sin) * a.scale);
+        q[high] = narrow<T>((q1 * cos + q0 * sin) * a.scale);
+        const T key0 = narrow<T>(k0 * cos - k1 * sin), key1 = narrow<T>(k1 * cos + k0 * sin);
+        const T value0 = narrow<T>(qkv[2 * hidden + low]), value1 = narrow<T>(qkv[2 * hidden + high]);
+        current[low] = key0;
+        current[high] = key1;
+        current[hidden + low] = value0;
+        current[hidden + high] = value1;
+        if (cached) {
+            T *values = cached + size_t(a.page_tokens) * hidden;
+            cached[low] = key0;
+            cached[high] = key1;
+            values[low] = value0;
+            values[high] = value1;
+        }
+    }
+}
+
+KERNEL(rotary_f32, Rotary, 128) { rotary<float>(a); }
+KERNEL(rotary_bf16, Rotary, 128) { rotary<bf16>(a); }

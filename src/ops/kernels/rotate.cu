@@ -1,0 +1,68 @@
+// The transform on activations, for banks in f32 or bf16: signs of the input side before the product, gains and signs of the
+// output side after it. Signs are made in registers from the variant's key.
+#include "parts.cuh"
+
+struct RotateIn {
+    const void *x;    // [rows, input]
+    void *out;        // [parts, input]
+    const Part *parts;
+    const u32 *keys;  // [variants][8], input side
+    u32 input;
+};
+
+// Sixteen bytes of numbers with signs changed, by the low bits.
+template <typename T>
+DEVICE uint4 flipped(uint4 v, u32 signs);
+template <>
+DEVICE uint4 flipped<float>(uint4 v, u32 signs) {
+    return make_uint4(v.x ^ signs << 31, v.y ^ (signs >> 1) << 31, v.z ^ (signs >> 2) << 31, v.w ^ (signs >> 3) << 31);
+}
+template <>
+DEVICE uint4 flipped<bf16>(uint4 v, u32 signs) { return flipped8(v, signs); }
+
+// A block to a part and 4 * SIGNS columns, a warp to a block of signs.
+template <typename T>
+DEVICE void rotate_in(const RotateIn &a) {
+    const Part part = a.parts[blockIdx.y];
+    const u32 index = blockIdx.x * 4 + warp_id();
+    const u32 column = index * SIGNS + lane_id() * 16;
+    const T *x = static_cast<const T *>(a.x) + size_t(part.row) * a.input;
+    T *out = static_cast<T *>(a.out) + size_t(blockIdx.y) * a.input;
+    const u32 signs = signs_of_lane(a.keys + 8 * part.variant, index);
+    if (a.input % 16 == 0) {
+        if (column >= a.input) return;
+        const u32 words = sizeof(T);  // uint4s to sixteen numbers
+#pragma unroll
+        for (u32 word = 0; word < words; word++) {
+            const u32 first = word * 16 / words, here = signs >> first;
+            store16(out + column + first, flipped<T>(load16(x + column + first), here));
+        }
+        return;
+    }
+    for (u32 i = 0; i < 16 && column + i < a.input; i++) {
+        const float value = widen(x[column + i]);
+        out[column + i] = narrow<T>(signs >> i & 1 ? -value : value);
+    }
+}
+
+KERNEL(rotate_in_f32, RotateIn, 128) { rotate_in<float>(a); }
+KERNEL(rotate_in_bf16, RotateIn, 128) { rotate_in<bf16>(a); }
+
+struct RotateOut {
+    const float *products;  // [parts, out]
+    float *y;               // [rows, pitch]
+    const Part *parts;      // no two of one row
+    const bf16 *outputs;    // [variants][out]: c a l
+    u32 out;
+    u32 pitch;
+};
+
+// A block to a part and 256 outputs.
+KERNEL(rotate_out, RotateOut, 256) {
+    const u32 output = blockIdx.x * 256 + threadIdx.x;
+    if (output >= a.out) return;
+    const Part part = a.parts[blockIdx.y];
+    const float gain = widen(a.outputs[size_t(part.variant) * a.out + output]);
+    float &y = a.y[size_t(part.row) * a.pitch + output];
+    y = fused(part.weight * gain, a.products[size_t(blockIdx.y) * a.out + output], y);
+}

@@ -1,0 +1,371 @@
+//! A [`Machine`] without a card: kernels run as `src/ops/kernels/host.h` tells, in the host's memory.
+//!
+//! New memory is full of NaN and has guards on both sides; a launch that writes into one fails.
+
+use std::alloc::Layout;
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Instant;
+
+use choir::ops::gpu::{Dtype, Fault, Gemm, Graph, Launch, Machine, Result};
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
+const GUARD: usize = 4096;
+const POISON: u8 = 0xff;
+
+/// One launch, as host.h reads it.
+#[repr(C)]
+struct Call {
+    args: *const u8,
+    bytes: u64,
+    seed: u64,
+    grid: [u32; 3],
+    threads: u32,
+    shared: u32,
+    message: [u8; 300],
+}
+
+type Kernel = unsafe extern "C" fn(*mut Call) -> bool;
+
+/// Addresses of loaded libraries, for dlsym.
+struct Libraries(Vec<usize>);
+
+impl Libraries {
+    /// Those of all kernels, compiled once; `None` without a compiler.
+    fn get() -> Option<&'static Self> {
+        static LIBRARIES: OnceLock<Option<Libraries>> = OnceLock::new();
+        LIBRARIES.get_or_init(Self::compile).as_ref()
+    }
+
+    fn compile() -> Option<Self> {
+        let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
+        let version = match Command::new(&compiler).arg("--version").output() {
+            Ok(output) => output.stdout,
+            Err(_) => {
+                eprintln!("skipped: no C++ compiler was found");
+                return None;
+            }
+        };
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let files = |folder: &str, extensions: &[&str]| -> Vec<PathBuf> {
+            let mut files: Vec<_> = std::fs::read_dir(root.join(folder))
+                .unwrap()
+                .map(|entry| entry.unwrap().path())
+                .filter(|path| extensions.iter().any(|e| path.extension().is_some_and(|x| x == *e)))
+                .collect();
+            files.sort();
+            files
+        };
+        let mut common = Sha256::new_with_prefix(&version);
+        FLAGS.iter().for_each(|flag| common.update(flag));
+        for header in files("src/ops/kernels", &["h", "cuh"]) {
+            common.update(std::fs::read(header).unwrap());
+        }
+        let mut sources = files("src/ops/kernels", &["cu"]);
+        sources.extend(files("tests/gpu", &["cu"]));
+        let libraries = sources
+            .par_iter()
+            .map(|source| {
+                let hash = common.clone().chain_update(std::fs::read(source).unwrap()).finalize();
+                load(&library(
+                    &compiler,
+                    source,
+                    u64::from_le_bytes(hash[..8].try_into().unwrap()),
+                ))
+            })
+            .collect();
+        Some(Self(libraries))
+    }
+
+    fn find(&self, name: &str) -> Option<Kernel> {
+        let name = CString::new(name).unwrap();
+        self.0.iter().find_map(|&library| {
+            // SAFETY: the library stays loaded; every exported function of it is a KERNEL of host.h.
+            unsafe {
+                let symbol = libc::dlsym(library as *mut libc::c_void, name.as_ptr());
+                (!symbol.is_null()).then(|| std::mem::transmute::<*mut libc::c_void, Kernel>(symbol))
+            }
+        })
+    }
+}
+
+/// No contraction: sums are those of the device. Sources are read as bytes of other types.
+const FLAGS: &[&str] = &[
+    "-std=c++17",
+    "-O2",
+    #[cfg(target_arch = "x86_64")]
+    "-march=x86-64-v3",
+    "-ffp-contract=off",
+    "-fno-strict-aliasing",
+    "-fvisibility=hidden",
+    "-shared",
+    "-fPIC",
+    "-x",
+    "c++",
+];
+
+/// The library of `source`, compiled unless one of the same `hash` is there.
+fn library(compiler: &str, source: &Path, hash: u64) -> PathBuf {
+    let stem = source.file_stem().unwrap().to_str().unwrap();
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("kernels-{stem}-{hash:016x}.so"));
+    if path.exists() {
+        return path;
+    }
+    let beside = path.with_extension(format!("{}", std::process::id()));
+    let output = Command::new(compiler)
+        .args(FLAGS)
+        .arg(source)
+        .arg("-o")
+        .arg(&beside)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success(),
+        "{compiler} refused {}:\n{said}",
+        source.display()
+    );
+    std::fs::rename(&beside, &path).unwrap();
+    path
+}
+
+fn load(path: &Path) -> usize {
+    let name = CString::new(path.to_str().unwrap()).unwrap();
+    // SAFETY: a library without constructors.
+    let library = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
+    assert!(!library.is_null(), "{} cannot be loaded", path.display());
+    library as usize
+}
+
+#[derive(Debug)]
+pub struct Emulated {
+    seed: u64,
+    processors: u32,
+    total: usize,
+    used: AtomicUsize,
+    /// Bytes of what is allocated, by address.
+    allocations: Mutex<BTreeMap<u64, usize>>,
+}
+
+impl Emulated {
+    /// `None`, and a word on stderr, where there is no compiler. `seed` decides in which order threads run: 0 is the plain one.
+    pub fn new(seed: u64) -> Option<Arc<Self>> {
+        Self::sized(seed, 4, 16 << 30)
+    }
+
+    /// With that many multiprocessors and bytes of memory.
+    pub fn sized(seed: u64, processors: u32, total: usize) -> Option<Arc<Self>> {
+        Libraries::get().map(|_| {
+            Arc::new(Self {
+                seed,
+                processors,
+                total,
+                used: AtomicUsize::new(0),
+                allocations: Mutex::default(),
+            })
+        })
+    }
+
+    /// Bytes that are allocated now.
+    pub fn allocated(&self) -> usize {
+        self.used.load(Ordering::SeqCst)
+    }
+
+    fn layout(bytes: usize) -> Layout {
+        Layout::from_size_align(bytes + 2 * GUARD, GUARD).unwrap()
+    }
+
+    /// Fails unless all of `[at, at + bytes)` lies in one allocation.
+    fn check(&self, call: &'static str, at: u64, bytes: usize) -> Result<()> {
+        let allocations = self.allocations.lock().unwrap();
+        match allocations.range(..=at).next_back() {
+            Some((&start, &size)) if at + bytes as u64 <= start + size as u64 => Ok(()),
+            _ => Err(Fault::Failed {
+                call,
+                detail: format!("{bytes} bytes at {at:#x} are not within an allocation"),
+            }),
+        }
+    }
+
+    /// Fails if a guard was written, and makes it whole.
+    fn check_guards(&self, kernel: &str) -> Result<()> {
+        for (&address, &bytes) in &*self.allocations.lock().unwrap() {
+            for (start, side) in [(address - GUARD as u64, "before"), (address + bytes as u64, "after")] {
+                // SAFETY: both guards belong to the allocation, and nothing else refers to them.
+                let guard = unsafe { std::slice::from_raw_parts_mut(start as *mut u8, GUARD) };
+                if let Some(at) = guard.iter().position(|&byte| byte != POISON) {
+                    guard.fill(POISON);
+                    let place = start as i64 + at as i64 - address as i64;
+                    return Err(Fault::Failed {
+                        call: "launch",
+                        detail: format!("{kernel} wrote {side} a buffer of {bytes} bytes, at byte {place} of it"),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn row(at: u64, index: usize, width: usize, dtype: Dtype) -> Vec<f32> {
+        let at = at + (index * width * dtype.size()) as u64;
+        // SAFETY: the caller has checked that the matrix lies within an allocation, whose every byte is initialised.
+        unsafe {
+            match dtype {
+                Dtype::F32 => std::slice::from_raw_parts(at as *const f32, width).to_vec(),
+                Dtype::Bf16 => {
+                    let row = std::slice::from_raw_parts(at as *const half::bf16, width);
+                    row.iter().map(|x| x.to_f32()).collect()
+                }
+            }
+        }
+    }
+}
+
+impl Machine for Emulated {
+    fn name(&self) -> String {
+        "emulated".into()
+    }
+
+    fn processors(&self) -> u32 {
+        self.processors
+    }
+
+    fn shared(&self) -> u32 {
+        164 << 10
+    }
+
+    fn memory(&self) -> Result<(usize, usize)> {
+        Ok((self.total - self.allocated(), self.total))
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<u64> {
+        assert!(bytes > 0);
+        let mut allocations = self.allocations.lock().unwrap();
+        if self.allocated() + bytes > self.total {
+            return Err(Fault::OutOfMemory { bytes });
+        }
+        let layout = Self::layout(bytes);
+        // SAFETY: the layout is not empty; all of it is initialised at once.
+        let address = unsafe {
+            let start = std::alloc::alloc(layout);
+            assert!(!start.is_null());
+            start.write_bytes(POISON, layout.size());
+            start as u64 + GUARD as u64
+        };
+        self.used.fetch_add(bytes, Ordering::SeqCst);
+        allocations.insert(address, bytes);
+        Ok(address)
+    }
+
+    fn free(&self, address: u64, bytes: usize) {
+        let known = self.allocations.lock().unwrap().remove(&address);
+        assert_eq!(known, Some(bytes), "what is freed is not what was allocated");
+        self.used.fetch_sub(bytes, Ordering::SeqCst);
+        // SAFETY: from `allocate`, with the same layout, and forgotten now.
+        unsafe { std::alloc::dealloc((address - GUARD as u64) as *mut u8, Self::layout(bytes)) }
+    }
+
+    fn upload(&self, to: u64, data: &[u8]) -> Result<()> {
+        self.check("upload", to, data.len())?;
+        // SAFETY: checked above.
+        unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), to as *mut u8, data.len()) };
+        Ok(())
+    }
+
+    fn download(&self, from: u64, data: &mut [u8]) -> Result<()> {
+        self.check("download", from, data.len())?;
+        // SAFETY: checked above.
+        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, data.as_mut_ptr(), data.len()) };
+        Ok(())
+    }
+
+    fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
+        self.check("copy", to, bytes)?;
+        self.check("copy", from, bytes)?;
+        // SAFETY: checked above.
+        unsafe { std::ptr::copy(from as *const u8, to as *mut u8, bytes) };
+        Ok(())
+    }
+
+    fn clear(&self, at: u64, bytes: usize) -> Result<()> {
+        self.check("clear", at, bytes)?;
+        // SAFETY: checked above.
+        unsafe { std::ptr::write_bytes(at as *mut u8, 0, bytes) };
+        Ok(())
+    }
+
+    fn launch(&self, launch: Launch<'_>) -> Result<()> {
+        let kernel = Libraries::get()
+            .unwrap()
+            .find(launch.kernel)
+            .ok_or_else(|| Fault::NoKernel {
+                name: launch.kernel.into(),
+            })?;
+        // Arguments at a multiple of 16, as structures of them may ask for.
+        let mut args = vec![0u128; launch.args.len().div_ceil(16)];
+        // SAFETY: as many bytes as the vector has at least.
+        unsafe { std::ptr::copy_nonoverlapping(launch.args.as_ptr(), args.as_mut_ptr().cast(), launch.args.len()) };
+        let mut call = Call {
+            args: args.as_ptr().cast(),
+            bytes: launch.args.len() as u64,
+            seed: self.seed,
+            grid: launch.grid,
+            threads: launch.block,
+            shared: launch.shared,
+            message: [0; 300],
+        };
+        // SAFETY: `call` is what the kernel expects; where it writes astray the guards tell.
+        if !unsafe { kernel(&mut call) } {
+            let message = call.message.split(|&byte| byte == 0).next().unwrap_or_default();
+            return Err(Fault::Failed {
+                call: "launch",
+                detail: String::from_utf8_lossy(message).into_owned(),
+            });
+        }
+        self.check_guards(launch.kernel)
+    }
+
+    fn gemm(&self, gemm: Gemm) -> Result<()> {
+        let Gemm {
+            rows,
+            out,
+            input,
+            pitch,
+            dtype,
+            ..
+        } = gemm;
+        self.check("gemm", gemm.x, rows * input * dtype.size())?;
+        self.check("gemm", gemm.w, out * input * dtype.size())?;
+        self.check("gemm", gemm.y, rows * pitch * 4)?;
+        // SAFETY: checked above; nothing else refers to y meanwhile.
+        let y = unsafe { std::slice::from_raw_parts_mut(gemm.y as *mut f32, rows * pitch) };
+        let w: Vec<_> = (0..out).map(|i| Self::row(gemm.w, i, input, dtype)).collect();
+        y.par_chunks_mut(pitch).enumerate().for_each(|(i, y)| {
+            let x = Self::row(gemm.x, i, input, dtype);
+            for (y, w) in y.iter_mut().zip(&w) {
+                *y = choir::ops::math::dot(&x, w);
+            }
+        });
+        Ok(())
+    }
+
+    fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Option<Box<dyn Graph>>> {
+        work()?;
+        Ok(None)
+    }
+
+    fn synchronise(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn time(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f32> {
+        let start = Instant::now();
+        work()?;
+        Ok(start.elapsed().as_secs_f32() * 1e3)
+    }
+}

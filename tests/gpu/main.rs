@@ -1,0 +1,11 @@
+//! Kernels on the host: their own source, compiled by a C++ compiler as [`emulated`] tells, against plain computations.
+
+mod attention;
+mod draws;
+mod emulated;
+mod pointwise;
+mod probe;
+mod products;
+mod rig;
+mod superposition;
+mod tiles;
