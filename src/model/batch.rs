@@ -142,6 +142,11 @@ pub struct Outcome {
 pub trait Denoiser: Send + Sync {
     fn config(&self) -> &DitConfig;
 
+    /// Bytes of one page of its cache.
+    fn page_bytes(&self, page_tokens: usize) -> usize {
+        KvCache::page_bytes(self.config(), page_tokens)
+    }
+
     /// A cache of so many pages that this network can use.
     fn cache(&self, page_tokens: usize, pages: usize) -> candle_core::Result<KvCache> {
         Ok(KvCache::new(self.config(), page_tokens, pages))

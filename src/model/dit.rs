@@ -3,20 +3,15 @@
 use super::DitConfig;
 use super::attention::{Shape, attend};
 use super::batch::{Batch, Denoiser, Logits, Mix, VariantId};
-use super::conditioning::{LayerTables, Tables, tables};
+use super::conditioning::{LayerTables, Tables};
 use super::kv_cache::KvCache;
-use super::linear::{Part, Rotation, Superposed, SuperposedLinear};
+use super::linear::{Part, Superposed, SuperposedLinear};
+use super::modulation::Modulation;
 use super::weights::{BaseWeights, ServedBank, VariantWeights};
 use crate::ops::{self, PerRow, Rotary, slice};
-use candle_core::{Device, Result, Tensor, bail};
-use half::bf16;
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
-
-/// Bytes of modulation tables kept for (mix, sigma) pairs, and pairs kept whatever their size: the grids of two sequences
-/// of 128 steps. Past both they are forgotten and made again.
-const TABLES_BYTES: usize = 32 << 20;
-const TABLES_KEPT: usize = 258;
+use candle_core::{Result, Tensor, bail};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 struct Layer {
     qkv: SuperposedLinear,
@@ -25,57 +20,23 @@ struct Layer {
     contract: SuperposedLinear,
 }
 
-/// A mix and a noise level, as a key.
-type Line = (Vec<(u32, u32)>, u32);
-
 /// One generation's model instance: the base's tensors and the variants read from their banks.
 pub struct Dit {
     base: Arc<BaseWeights>,
     layers: Vec<Layer>,
     head: SuperposedLinear,
-    /// The matrices that are looked up: the embedding, adaLN and sigma_map.
-    plain: BTreeMap<String, Superposed>,
-    vectors: Vec<BTreeMap<String, Vec<bf16>>>,
-    variant_bytes: Vec<usize>,
+    modulation: Modulation,
     rotary: Rotary,
-    tables: Mutex<HashMap<Line, Arc<Tables>>>,
 }
 
 impl Dit {
     /// An instance of `base` with `variants`, whose [`VariantId`] is their index, read from `banks`.
-    pub fn new(base: Arc<BaseWeights>, banks: &[Arc<ServedBank>], variants: Vec<VariantWeights>) -> Result<Self> {
+    pub fn new(base: Arc<BaseWeights>, banks: &[Arc<ServedBank>], mut variants: Vec<VariantWeights>) -> Result<Self> {
         let config = &base.config;
-        let mut variant_bytes = vec![0; variants.len()];
-        let mut superposed = |name: &str| -> Result<Superposed> {
-            let holding: Vec<usize> = (0..banks.len())
-                .filter(|&b| banks[b].tensors.contains_key(name))
-                .collect();
-            let mut rotations = Vec::with_capacity(variants.len());
-            for (index, variant) in variants.iter().enumerate() {
-                let bank = holding.iter().position(|bank| variant.banks.contains(bank));
-                rotations.push(match (variant.gains.get(name), bank) {
-                    (Some(gains), Some(bank)) => {
-                        let (out, input) = banks[holding[bank]].tensors[name].shape();
-                        if gains.len() != out {
-                            bail!("{} gains for {name}, which has {out} rows", gains.len())
-                        }
-                        let rotation = Rotation::new(bank, variant.seed, name, gains, input, variant.scale);
-                        variant_bytes[index] += rotation.bytes();
-                        Some(rotation)
-                    }
-                    (Some(_), None) => bail!("variant {index} lies in no bank that holds {name}"),
-                    (None, _) => None,
-                });
-            }
-            Ok(Superposed {
-                banks: holding.iter().map(|&b| banks[b].tensors[name].clone()).collect(),
-                rotations,
-            })
-        };
-        let mut linear = |name: &str| -> Result<SuperposedLinear> {
+        let linear = |name: &str| -> Result<SuperposedLinear> {
             Ok(SuperposedLinear {
                 base: base.product(name)?.clone(),
-                variants: superposed(name)?,
+                variants: Superposed::of(name, banks, &variants)?,
             })
         };
         let mut layers = Vec::with_capacity(config.n_blocks);
@@ -88,30 +49,13 @@ impl Dit {
             });
         }
         let head = linear("output_layer.linear.weight")?;
-        let mut plain = BTreeMap::new();
-        for (name, tensor) in &base.plain {
-            if tensor.rank() == 2 {
-                plain.insert(name.clone(), superposed(name)?);
-            }
-        }
-        let rounded = |(name, values): (String, Vec<f32>)| (name, values.into_iter().map(bf16::from_f32).collect());
-        let vectors: Vec<BTreeMap<String, Vec<bf16>>> = variants
-            .into_iter()
-            .map(|variant| variant.vectors.into_iter().map(rounded).collect())
-            .collect();
-        for (bytes, vectors) in variant_bytes.iter_mut().zip(&vectors) {
-            *bytes += vectors.values().map(|v| size_of_val(&v[..])).sum::<usize>();
-        }
         let rotary = Rotary::new(config.head_dim(), 0..2 * config.model_length);
         Ok(Self {
+            modulation: Modulation::new(base.clone(), banks, &mut variants)?,
             base,
             layers,
             head,
-            plain,
-            vectors,
-            variant_bytes,
             rotary,
-            tables: Mutex::default(),
         })
     }
 
@@ -122,7 +66,12 @@ impl Dit {
 
     /// Bytes of seeds' signs, gains and private tensors of one variant.
     pub fn variant_bytes(&self, variant: VariantId) -> usize {
-        self.variant_bytes.get(variant.0 as usize).copied().unwrap_or(0)
+        let of = |linear: &SuperposedLinear| linear.variants.variant_bytes(variant);
+        let layers = self
+            .layers
+            .iter()
+            .flat_map(|l| [&l.qkv, &l.out, &l.expand, &l.contract]);
+        layers.chain([&self.head]).map(of).sum::<usize>() + self.modulation.variant_bytes(variant)
     }
 
     /// An instance whose base is W_0 plus the mix's retrieved deltas, with no variants: one pass over W_0 and S,
@@ -141,12 +90,7 @@ impl Dit {
             add(format!("blocks.{index}.mlp.2.weight"), &layer.contract)?;
         }
         add("output_layer.linear.weight".to_owned(), &self.head)?;
-        let plain = self
-            .base
-            .plain
-            .keys()
-            .map(|name| Ok((name.clone(), self.retrieve(name, mix)?)))
-            .collect::<Result<_>>()?;
+        let plain = self.modulation.retrieve_all(mix)?;
         Dit::new(
             Arc::new(BaseWeights {
                 config,
@@ -156,53 +100,6 @@ impl Dit {
             &[],
             Vec::new(),
         )
-    }
-
-    /// A tensor of the mix that is no product of rows: base plus deltas.
-    fn retrieve(&self, name: &str, mix: &Mix) -> Result<Tensor> {
-        let base = self.base.plain(name)?;
-        if mix.0.is_empty() {
-            return Ok(base.clone());
-        }
-        let mut data = slice::f32(base)?.to_vec();
-        for &(variant, weight) in &mix.0 {
-            if let Some(superposed) = self.plain.get(name) {
-                superposed.add_matrix(variant, weight, base.dim(1)?, &mut data)?;
-                continue;
-            }
-            let Some(vectors) = self.vectors.get(variant.0 as usize) else {
-                bail!("no variant {} in this instance", variant.0)
-            };
-            for (value, delta) in data.iter_mut().zip(vectors.get(name).into_iter().flatten()) {
-                *value = weight.mul_add(delta.to_f32(), *value);
-            }
-        }
-        Tensor::from_vec(data, base.shape(), &Device::Cpu)
-    }
-
-    /// The modulation tables, one line each, of a mix at a noise level.
-    fn tables(&self, mix: &Mix, sigma: f32) -> Result<Arc<Tables>> {
-        let key: Line = (mix.0.iter().map(|(v, w)| (v.0, w.to_bits())).collect(), sigma.to_bits());
-        let mut kept = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(found) = kept.get(&key) {
-            return Ok(found.clone());
-        }
-        let config = &self.base.config;
-        let mut made = tables(config, |name| self.retrieve(name, mix), &[sigma], &Device::Cpu)?;
-        // The mix's biases are the same at every noise level.
-        if let Some((_, other)) = kept.iter().find(|((mix, _), _)| *mix == key.0) {
-            made.bias = other.bias.clone();
-            for (made, other) in made.layers.iter_mut().zip(&other.layers) {
-                (made.bias0, made.bias2) = (other.bias0.clone(), other.bias2.clone());
-            }
-        }
-        let made = Arc::new(made);
-        let line = (6 * config.n_blocks + 2) * config.hidden_dim * size_of::<f32>();
-        if kept.len() >= (TABLES_BYTES / line).max(TABLES_KEPT) {
-            kept.clear();
-        }
-        kept.insert(key, made.clone());
-        Ok(made)
     }
 
     fn embed(&self, batch: &Batch) -> Result<Vec<f32>> {
@@ -219,35 +116,36 @@ impl Dit {
                 }
                 let start = x.len();
                 x.extend_from_slice(&table[index * hidden..][..hidden]);
-                for &(variant, weight) in &segment.mix.0 {
-                    self.plain[name].add_row(variant, weight, index, &mut x[start..])?;
+                for &part in &segment.mix.0 {
+                    self.modulation.add_row(name, part, index, &mut x[start..])?;
                 }
             }
         }
         Ok(x)
     }
+}
 
-    fn check(&self, batch: &Batch, cache: &KvCache) -> Result<()> {
-        for segment in &batch.segments {
-            let needed = match (segment.clean, segment.first_position) {
-                (0, 0) => 0,
-                (clean, first) => (first + clean).saturating_sub(segment.pages_start),
-            };
-            if segment.pages.len() * cache.page_tokens() < needed || segment.clean > segment.tokens.len() {
-                bail!("{} pages do not hold {needed} positions", segment.pages.len())
-            }
-            if segment.pages.iter().any(|page| page.0 as usize >= cache.pages()) {
-                bail!("a page outside the cache of {}", cache.pages())
-            }
-            if segment.rows.iter().any(|&row| row >= segment.tokens.len()) {
-                bail!("a row outside the segment's {} tokens", segment.tokens.len())
-            }
-            if ![0, segment.rows.len()].contains(&segment.draws.len()) {
-                bail!("{} draws for {} rows", segment.draws.len(), segment.rows.len())
-            }
+/// Refuses a batch that does not fit its cache or itself.
+pub(super) fn check(batch: &Batch, cache: &KvCache) -> Result<()> {
+    for segment in &batch.segments {
+        let needed = match (segment.clean, segment.first_position) {
+            (0, 0) => 0,
+            (clean, first) => (first + clean).saturating_sub(segment.pages_start),
+        };
+        if segment.pages.len() * cache.page_tokens() < needed || segment.clean > segment.tokens.len() {
+            bail!("{} pages do not hold {needed} positions", segment.pages.len())
         }
-        Ok(())
+        if segment.pages.iter().any(|page| page.0 as usize >= cache.pages()) {
+            bail!("a page outside the cache of {}", cache.pages())
+        }
+        if segment.rows.iter().any(|&row| row >= segment.tokens.len()) {
+            bail!("a row outside the segment's {} tokens", segment.tokens.len())
+        }
+        if ![0, segment.rows.len()].contains(&segment.draws.len()) {
+            bail!("{} draws for {} rows", segment.draws.len(), segment.rows.len())
+        }
     }
+    Ok(())
 }
 
 /// The lines' tables one under the other; a single line is not copied.
@@ -291,7 +189,10 @@ impl Denoiser for Dit {
     }
 
     fn forward(&self, batch: &Batch, cache: &mut KvCache) -> Result<Logits> {
-        self.check(batch, cache)?;
+        check(batch, cache)?;
+        if cache.on_device().is_some() {
+            bail!("a cache on a device for a network on the host")
+        }
         let config = &self.base.config;
         let (hidden, vocab) = (config.hidden_dim, config.vocab_size);
         let mut x = self.embed(batch)?;
@@ -308,7 +209,7 @@ impl Denoiser for Dit {
         let (mut line_of, mut parts) = (Vec::with_capacity(rows), Vec::new());
         let (mut wanted, mut wanted_line, mut wanted_parts) = (Vec::new(), Vec::new(), Vec::new());
         for segment in &batch.segments {
-            let tables = self.tables(&segment.mix, segment.sigma)?;
+            let tables = self.modulation.tables(&segment.mix, segment.sigma)?;
             let line = lines
                 .iter()
                 .position(|known| Arc::ptr_eq(known, &tables))

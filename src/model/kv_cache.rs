@@ -1,14 +1,19 @@
-//! Paged keys and values: [page][layer][key | value][token in page][hidden], f32, keys after rotation.
+//! Paged keys and values: [page][layer][key | value][token in page][hidden], keys after rotation; f32 on the host, in a device's
+//! own type there.
 //!
 //! Keys are stored after the rotary embedding at their absolute position; attention depends on differences of
 //! positions only, so a window slides by dropping pages and nothing is ever recomputed.
 
+use super::gpu::Device;
 use super::{DitConfig, PageId};
+use crate::ops::gpu::Buffer;
+use candle_core::Result;
 
 /// The storage of every page; which sequence owns which page is the engine's business.
 #[derive(Debug)]
 pub struct KvCache {
     data: Vec<f32>,
+    on_device: Option<Buffer>,
     layers: usize,
     hidden: usize,
     page_tokens: usize,
@@ -25,11 +30,33 @@ impl KvCache {
         let floats = pages * Self::page_bytes(config, page_tokens) / size_of::<f32>();
         Self {
             data: vec![0.0; floats],
+            on_device: None,
             layers: config.n_blocks,
             hidden: config.hidden_dim,
             page_tokens,
             pages,
         }
+    }
+
+    /// Bytes of one page on a device.
+    pub fn device_page_bytes(device: &Device, config: &DitConfig, page_tokens: usize) -> usize {
+        Self::page_bytes(config, page_tokens) / size_of::<f32>() * device.dtype.size()
+    }
+
+    /// A cache on a device, where only kernels read and write it.
+    pub fn device(device: &Device, config: &DitConfig, page_tokens: usize, pages: usize) -> Result<Self> {
+        let bytes = pages * Self::device_page_bytes(device, config, page_tokens);
+        let buffer = Buffer::zeros(&device.machine, bytes)?;
+        Ok(Self {
+            on_device: Some(buffer),
+            pages,
+            ..Self::new(config, page_tokens, 0)
+        })
+    }
+
+    /// Where it lies, if on a device.
+    pub fn on_device(&self) -> Option<&Buffer> {
+        self.on_device.as_ref()
     }
 
     pub fn page_tokens(&self) -> usize {
@@ -41,7 +68,7 @@ impl KvCache {
     }
 
     pub fn bytes(&self) -> usize {
-        self.data.len() * size_of::<f32>()
+        self.data.len() * size_of::<f32>() + self.on_device.as_ref().map_or(0, Buffer::bytes)
     }
 
     fn start(&self, page: PageId, layer: usize, side: usize) -> usize {

@@ -8,6 +8,7 @@
 //! rows of that bank only. A base row takes no part in it.
 
 use super::VariantId;
+use super::weights::{ServedBank, VariantWeights};
 use crate::ops::packed::Packed;
 use crate::ops::quantized::{Rotated, Served};
 use crate::transform::{Signs, Transform};
@@ -63,6 +64,38 @@ pub struct Superposed {
 }
 
 impl Superposed {
+    /// Tensor `name` of `variants`, whose [`VariantId`] is their index, in those of `banks` that hold it.
+    pub fn of(name: &str, banks: &[Arc<ServedBank>], variants: &[VariantWeights]) -> Result<Self> {
+        let holding: Vec<usize> = (0..banks.len())
+            .filter(|&b| banks[b].tensors.contains_key(name))
+            .collect();
+        let mut rotations = Vec::with_capacity(variants.len());
+        for (index, variant) in variants.iter().enumerate() {
+            let bank = holding.iter().position(|bank| variant.banks.contains(bank));
+            rotations.push(match (variant.gains.get(name), bank) {
+                (Some(gains), Some(bank)) => {
+                    let (out, input) = banks[holding[bank]].tensors[name].shape();
+                    if gains.len() != out {
+                        bail!("{} gains for {name}, which has {out} rows", gains.len())
+                    }
+                    Some(Rotation::new(bank, variant.seed, name, gains, input, variant.scale))
+                }
+                (Some(_), None) => bail!("variant {index} lies in no bank that holds {name}"),
+                (None, _) => None,
+            });
+        }
+        Ok(Superposed {
+            banks: holding.iter().map(|&b| banks[b].tensors[name].clone()).collect(),
+            rotations,
+        })
+    }
+
+    /// Bytes of a variant's signs and gains.
+    pub fn variant_bytes(&self, variant: VariantId) -> usize {
+        let rotation = self.rotations.get(variant.0 as usize);
+        rotation.and_then(Option::as_ref).map_or(0, Rotation::bytes)
+    }
+
     fn rotation(&self, variant: VariantId) -> Result<Option<&Rotation>> {
         match self.rotations.get(variant.0 as usize) {
             Some(rotation) => Ok(rotation.as_ref()),

@@ -28,10 +28,16 @@ pub struct BaseWeights {
 impl BaseWeights {
     /// Takes every tensor that the configuration names; an error names the first missing or misshapen one.
     pub fn new(config: DitConfig, tensors: &Dense) -> Result<Self> {
+        Self::without(config, tensors, |_| false)
+    }
+
+    /// The same checks, but holds nothing of the tensors that lie `elsewhere`.
+    pub fn without(config: DitConfig, tensors: &Dense, elsewhere: impl Fn(&str) -> bool) -> Result<Self> {
         config.check()?;
         let (mut products, mut plain) = (BTreeMap::new(), BTreeMap::new());
         for (name, shape) in config.tensors() {
             match tensors.get(&name) {
+                Some((found, _)) if *found == shape && elsewhere(&name) => {}
                 Some((found, data)) if *found == shape => match shape[..] {
                     [out, input] if is_product(&name) => {
                         products.insert(name, Arc::new(Packed::new(data, out, input)));

@@ -3,6 +3,9 @@
 mod attention;
 mod draws;
 mod emulated;
+#[path = "../fixtures/mod.rs"]
+mod fixtures;
+mod network;
 mod pointwise;
 mod probe;
 mod products;

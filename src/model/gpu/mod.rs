@@ -1,0 +1,343 @@
+//! The DiT on a device: one base, many variants, and the drawing of tokens, in launches that are recorded once for every
+//! shape of batch and replayed.
+//!
+//! The residual stream, products and logits are f32; what products and attention read is of the device's type. Rows of
+//! modulation tables are made on the host, once for every mix and noise level, and kept in slots.
+
+mod linear;
+mod network;
+mod pack;
+mod slots;
+mod weights;
+mod work;
+
+use super::batch::{Batch, Denoiser, Logits, Mix, Outcome, VariantId};
+use super::config::DitConfig;
+use super::dit;
+use super::kv_cache::KvCache;
+use super::modulation::Modulation;
+use super::weights::{BaseWeights, ServedBank, VariantWeights};
+use crate::ops::categorical::Drawn;
+use crate::ops::gpu::attention::MAX_HEAD;
+use crate::ops::gpu::draw::DrawnFacts;
+use crate::ops::gpu::pointwise::MAX_WIDTH;
+use crate::ops::gpu::{Buffer, Fault, Graph};
+use crate::ops::slice;
+use candle_core::{Result, bail};
+use linear::{GpuLinear, GpuSuperposed, materialise};
+use network::{Pages, Step};
+use pack::{List, Packed, Places, Rows, Shape};
+use slots::{Offsets, TableSlots};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+pub use weights::{Device, EMBEDDING, GpuBank, GpuBase, Matrix, on_device, padded};
+use work::Work;
+
+/// Shapes of batches that are remembered.
+const PLANS: usize = 128;
+
+#[derive(Debug)]
+struct GpuLayer {
+    qkv: GpuLinear,
+    out: GpuLinear,
+    expand: GpuLinear,
+    contract: GpuLinear,
+}
+
+/// One generation's model instance on a device.
+pub struct GpuDit {
+    base: Arc<GpuBase>,
+    modulation: Modulation,
+    embedding: GpuLinear,
+    layers: Vec<GpuLayer>,
+    head: GpuLinear,
+    lists: Vec<List>,
+    /// Of the rotary embedding, [head_dim / 2] f64.
+    frequencies: Buffer,
+    state: Mutex<State>,
+}
+
+struct State {
+    work: Work,
+    slots: TableSlots,
+    /// The cache that steps were recorded with.
+    pages: Option<Pages>,
+    plans: HashMap<Shape, Plan>,
+}
+
+/// A shape of batch that was seen before.
+struct Plan {
+    /// What batches of this shape are copied to.
+    memory: Buffer,
+    graph: Option<Box<dyn Graph>>,
+    seen: u64,
+}
+
+impl GpuDit {
+    /// An instance of `base` with `variants`, whose [`VariantId`] is their index, read from `banks`.
+    pub fn new(base: Arc<GpuBase>, banks: &[Arc<GpuBank>], mut variants: Vec<VariantWeights>) -> Result<Self> {
+        let (config, device) = (&base.host.config, &base.device);
+        if config.head_dim() > MAX_HEAD {
+            bail!("heads of {} are wider than {MAX_HEAD}", config.head_dim())
+        }
+        if config.hidden_dim > MAX_WIDTH {
+            bail!("{} is wider than {MAX_WIDTH}", config.hidden_dim)
+        }
+        let mut lists: Vec<List> = Vec::new();
+        let mut linear = |name: &str, rows: Rows| -> Result<GpuLinear> {
+            let Some(matrix) = base.matrices.get(name) else {
+                bail!("matrix {name} is missing")
+            };
+            let superposed = GpuSuperposed::of(device, (name, matrix.out, matrix.input), banks, &variants)?;
+            let list = List {
+                placement: superposed.placement.clone(),
+                rows,
+            };
+            let at = lists.iter().position(|known| *known == list).unwrap_or_else(|| {
+                lists.push(list);
+                lists.len() - 1
+            });
+            Ok(GpuLinear {
+                base: matrix.clone(),
+                variants: superposed,
+                list: at,
+            })
+        };
+        let mut layers = Vec::with_capacity(config.n_blocks);
+        for layer in 0..config.n_blocks {
+            layers.push(GpuLayer {
+                qkv: linear(&format!("blocks.{layer}.attn_qkv.weight"), Rows::All)?,
+                out: linear(&format!("blocks.{layer}.attn_out.weight"), Rows::All)?,
+                expand: linear(&format!("blocks.{layer}.mlp.0.weight"), Rows::All)?,
+                contract: linear(&format!("blocks.{layer}.mlp.2.weight"), Rows::All)?,
+            });
+        }
+        let (head, embedding) = (
+            linear("output_layer.linear.weight", Rows::Wanted)?,
+            linear(EMBEDDING, Rows::All)?,
+        );
+        let expanded = layers.first().map_or(0, |layer| layer.expand.base.out);
+        let offsets = Offsets::new(config.hidden_dim, expanded, config.n_blocks, config.vocab_size);
+        let half = config.head_dim() / 2;
+        let frequencies: Vec<f64> = (0..half).map(|i| 10000f64.powf(-(i as f64) / half as f64)).collect();
+        let host: Vec<Arc<ServedBank>> = banks.iter().map(|bank| bank.host.clone()).collect();
+        Ok(Self {
+            modulation: Modulation::new(base.host.clone(), &host, &mut variants)?,
+            embedding,
+            layers,
+            head,
+            lists,
+            frequencies: Buffer::from(&device.machine, &frequencies)?,
+            state: Mutex::new(State {
+                work: Work::new(),
+                slots: TableSlots::new(&device.machine, offsets)?,
+                pages: None,
+                plans: HashMap::new(),
+            }),
+            base,
+        })
+    }
+
+    fn linears(&self) -> impl Iterator<Item = (&GpuLinear, Rows)> {
+        let layers = self
+            .layers
+            .iter()
+            .flat_map(|l| [&l.qkv, &l.out, &l.expand, &l.contract]);
+        layers
+            .map(|linear| (linear, Rows::All))
+            .chain([(&self.head, Rows::Wanted)])
+    }
+
+    /// Bytes of the variants' keys and gains on the device.
+    pub fn device_variant_bytes(&self) -> usize {
+        let matrices = self.linears().map(|(linear, _)| linear).chain([&self.embedding]);
+        matrices.map(|linear| linear.variants.variant_bytes()).sum()
+    }
+
+    /// Bytes of what one variant keeps on the host: private tensors, and signs and gains of what makes tables.
+    pub fn host_variant_bytes(&self, variant: VariantId) -> usize {
+        self.modulation.variant_bytes(variant)
+    }
+
+    /// Bytes of the tables on the device: modulation by slots, frequencies of positions.
+    pub fn table_bytes(&self) -> usize {
+        self.state().slots.bytes() + self.frequencies.bytes()
+    }
+
+    /// An instance whose base is W_0 plus the mix's retrieved deltas, with no variants.
+    pub fn materialise(&self, mix: &Mix) -> Result<GpuDit> {
+        let device = &self.base.device;
+        let mut matrices = BTreeMap::new();
+        let mut add = |name: String, linear: &GpuLinear| -> Result<()> {
+            let matrix = materialise(device, &linear.base, &linear.variants, mix)?;
+            matrices.insert(name, Arc::new(matrix));
+            Ok(())
+        };
+        for (index, layer) in self.layers.iter().enumerate() {
+            add(format!("blocks.{index}.attn_qkv.weight"), &layer.qkv)?;
+            add(format!("blocks.{index}.attn_out.weight"), &layer.out)?;
+            add(format!("blocks.{index}.mlp.0.weight"), &layer.expand)?;
+            add(format!("blocks.{index}.mlp.2.weight"), &layer.contract)?;
+        }
+        add("output_layer.linear.weight".to_owned(), &self.head)?;
+        add(EMBEDDING.to_owned(), &self.embedding)?;
+        let host = BaseWeights {
+            config: self.base.host.config.clone(),
+            products: BTreeMap::new(),
+            plain: self.modulation.retrieve_all(mix)?,
+        };
+        let base = GpuBase {
+            device: device.clone(),
+            host: Arc::new(host),
+            matrices,
+        };
+        GpuDit::new(Arc::new(base), &[], Vec::new())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs a batch; afterwards logits and draws lie on the device.
+    fn run(&self, state: &mut State, batch: &Batch, cache: &KvCache) -> Result<()> {
+        dit::check(batch, cache)?;
+        let (config, machine) = (&self.base.host.config, &self.base.device.machine);
+        let Some(buffer) = cache.on_device() else {
+            bail!("a cache on the host for a network on a device")
+        };
+        let pages = Pages {
+            address: buffer.address(),
+            page_tokens: cache.page_tokens(),
+        };
+        let (slots, mut moved) = state.slots.of(machine, &self.modulation, batch)?;
+        let packed = Packed::new(
+            batch,
+            &slots,
+            (&self.lists, &self.embedding.variants.placement),
+            (cache.page_tokens(), config.vocab_size),
+        )?;
+        moved |= state
+            .work
+            .reserve(&self.base.device, config, &packed.shape, self.linears())?;
+        moved |= state.pages.replace(pages) != Some(pages);
+        if moved || state.plans.len() >= PLANS {
+            state.plans.clear();
+        }
+        let State { work, slots, plans, .. } = state;
+        if !plans.contains_key(&packed.shape) {
+            let plan = Plan {
+                memory: Buffer::new(machine, packed.bytes.len())?,
+                graph: None,
+                seen: 0,
+            };
+            plans.insert(packed.shape.clone(), plan);
+        }
+        let Some(plan) = plans.get_mut(&packed.shape) else {
+            bail!("no plan for a batch")
+        };
+        plan.memory.write(0, &packed.bytes)?;
+        plan.seen += 1;
+        if let Some(graph) = &plan.graph {
+            return Ok(graph.replay()?);
+        }
+        let places: Places = packed.places.at(plan.memory.address());
+        let step = Step {
+            shape: &packed.shape,
+            places: &places,
+            work: work.pieces(),
+            slots,
+            pages,
+        };
+        let mut launch = || -> std::result::Result<(), Fault> {
+            self.layers(&step)?;
+            if packed.shape.wanted > 0 {
+                self.last_norm(&step)?;
+                self.head(&step)?;
+            }
+            Ok(())
+        };
+        // The first time, libraries load what they need; the second time, a shape is worth recording.
+        let tiled = self
+            .linears()
+            .all(|(linear, _)| linear.variants.tiled || linear.variants.banks.is_empty());
+        if plan.seen < 2 || !tiled || !packed.shape.recordable() {
+            return Ok(launch()?);
+        }
+        match machine.record(&mut launch)? {
+            Some(graph) => {
+                graph.replay()?;
+                plan.graph = Some(graph);
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Downloads what a step left: draws, and logits of the rows of segments without draws.
+    fn outcome(&self, state: &State, batch: &Batch) -> Result<Outcome> {
+        let (vocab, pieces) = (self.base.host.config.vocab_size, state.work.pieces());
+        let machine = &self.base.device.machine;
+        let (mut drawn, mut data, mut first) = (Vec::new(), Vec::new(), 0);
+        let all: Vec<DrawnFacts> = match batch.drawn_rows() {
+            0 => Vec::new(),
+            _ => work::read(machine, pieces.drawn, batch.logit_rows())?,
+        };
+        for segment in &batch.segments {
+            let rows = first..first + segment.rows.len();
+            first = rows.end;
+            if !segment.draws.is_empty() {
+                drawn.extend(all[rows].iter().map(|&facts| Drawn::from(facts)));
+                continue;
+            }
+            if rows.is_empty() {
+                continue;
+            }
+            let pitch = work::logits_pitch(vocab);
+            let at = pieces.logits + (rows.start * pitch * size_of::<f32>()) as u64;
+            let padded: Vec<f32> = work::read(machine, at, rows.len() * pitch)?;
+            let mut logits: Vec<f32> = padded.chunks(pitch).flat_map(|row| &row[..vocab]).copied().collect();
+            let tables = self.modulation.tables(&segment.mix, segment.sigma)?;
+            let bias = slice::f32(&tables.bias)?;
+            for row in logits.chunks_mut(vocab) {
+                row.iter_mut().zip(bias.iter()).for_each(|(logit, bias)| *logit += bias);
+            }
+            data.extend(logits);
+        }
+        Ok(Outcome {
+            logits: Logits { vocab, data },
+            drawn,
+        })
+    }
+}
+
+impl Denoiser for GpuDit {
+    fn config(&self) -> &DitConfig {
+        &self.base.host.config
+    }
+
+    fn cache(&self, page_tokens: usize, pages: usize) -> Result<KvCache> {
+        KvCache::device(&self.base.device, self.config(), page_tokens, pages)
+    }
+
+    fn page_bytes(&self, page_tokens: usize) -> usize {
+        KvCache::device_page_bytes(&self.base.device, self.config(), page_tokens)
+    }
+
+    fn materialise(&self, mix: &Mix) -> Result<Option<Arc<dyn Denoiser>>> {
+        Ok(Some(Arc::new(GpuDit::materialise(self, mix)?)))
+    }
+
+    fn forward(&self, batch: &Batch, cache: &mut KvCache) -> Result<Logits> {
+        let mut batch = batch.clone();
+        batch.segments.iter_mut().for_each(|segment| segment.draws.clear());
+        Ok(self.step(&batch, cache)?.logits)
+    }
+
+    fn step(&self, batch: &Batch, cache: &mut KvCache) -> Result<Outcome> {
+        let mut state = self.state();
+        if batch.segments.iter().any(|segment| !segment.tokens.is_empty()) {
+            self.run(&mut state, batch, cache)?;
+        }
+        self.outcome(&state, batch)
+    }
+}

@@ -1,0 +1,215 @@
+//! The launches of one step.
+
+use super::linear::GpuLinear;
+use super::pack::{Places, Shape};
+use super::slots::{TableSlots, Vector};
+use super::work::{Pieces, logits_pitch};
+use super::{GpuDit, GpuLayer};
+use crate::ops::gpu::Fault;
+use crate::ops::gpu::attention::Attend;
+use crate::ops::gpu::draw::Categorical;
+use crate::ops::gpu::pointwise::{Angles, BiasGelu, GateResidual, NONE, NormModulate, Rotary, Tables};
+use crate::ops::gpu::products::GatherEmbedding;
+
+/// The cache as kernels see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pages {
+    pub address: u64,
+    pub page_tokens: usize,
+}
+
+/// A step whose memory is settled.
+pub struct Step<'a> {
+    pub shape: &'a Shape,
+    pub places: &'a Places,
+    pub work: Pieces,
+    pub slots: &'a TableSlots,
+    pub pages: Pages,
+}
+
+impl GpuDit {
+    fn tables(&self, step: &Step) -> Tables {
+        let offsets = &step.slots.offsets;
+        let (lines, biases) = step.slots.addresses();
+        Tables {
+            lines,
+            biases,
+            line: step.places.line,
+            mix: step.places.mix,
+            line_stride: offsets.line_floats() as u32,
+            bias_stride: offsets.bias_floats() as u32,
+        }
+    }
+
+    fn product(&self, step: &Step, linear: &GpuLinear, (x, y): (u64, u64)) -> Result<(), Fault> {
+        let waves = &step.places.lists[linear.list];
+        let rows = (x, y, step.shape.rows, linear.base.out);
+        linear.forward(&self.base.device, rows, waves, step.work.scratch)
+    }
+
+    /// Everything up to the last layer's residual stream.
+    pub(super) fn layers(&self, step: &Step) -> Result<(), Fault> {
+        let config = &self.base.host.config;
+        let (machine, dtype) = (&*self.base.device.machine, self.base.device.dtype);
+        let (rows, places, work) = (step.shape.rows, step.places, step.work);
+        let (hidden, head_dim) = (config.hidden_dim as u32, config.head_dim() as u32);
+        let (offsets, tables) = (&step.slots.offsets, self.tables(step));
+        GatherEmbedding {
+            x: work.x,
+            tokens: places.tokens,
+            base: self.embedding.base.data.address(),
+            banks: self.embedding.variants.addresses.address(),
+            parts: places.embedded,
+            first_part: places.first_embedded,
+            keys: self.embedding.variants.keys.address(),
+            outputs: self.embedding.variants.outputs.address(),
+            vocab: config.vocab_size as u32,
+            width: hidden,
+            tiles: self.embedding.variants.tiled.into(),
+            unused: 0,
+        }
+        .launch(machine, dtype, rows)?;
+        Angles {
+            cosines: work.cosines,
+            sines: work.sines,
+            positions: places.positions,
+            frequencies: self.frequencies.address(),
+            rows: rows as u32,
+            half: head_dim / 2,
+        }
+        .launch(machine)?;
+        NormModulate {
+            x: work.x,
+            out: work.h,
+            rows: 0,
+            tables,
+            gain: offsets.line(0, Vector::Gain1),
+            shift: offsets.line(0, Vector::Shift1),
+            width: hidden,
+            unused: 0,
+        }
+        .launch(machine, dtype, rows)?;
+        for (number, layer) in self.layers.iter().enumerate() {
+            self.layer(step, number, layer)?;
+        }
+        Ok(())
+    }
+
+    fn layer(&self, step: &Step, number: usize, layer: &GpuLayer) -> Result<(), Fault> {
+        let config = &self.base.host.config;
+        let (machine, dtype) = (&*self.base.device.machine, self.base.device.dtype);
+        let (rows, places, work) = (step.shape.rows, step.places, step.work);
+        let (heads, head_dim) = (config.n_heads as u32, config.head_dim() as u32);
+        let (layers, page_tokens) = (config.n_blocks as u32, step.pages.page_tokens as u32);
+        let (offsets, tables) = (&step.slots.offsets, self.tables(step));
+        self.product(step, &layer.qkv, (work.h, work.y))?;
+        Rotary {
+            qkv: work.y,
+            cosines: work.cosines,
+            sines: work.sines,
+            q: work.q,
+            current: work.current,
+            cache: step.pages.address,
+            slots: places.slots,
+            heads,
+            head_dim,
+            layer: number as u32,
+            layers,
+            page_tokens,
+            scale: 1.0 / (head_dim as f32).sqrt(),
+        }
+        .launch(machine, dtype, rows)?;
+        Attend {
+            q: work.q,
+            current: work.current,
+            cache: step.pages.address,
+            out: work.h,
+            segment: places.segment,
+            segments: places.segments,
+            pages: places.pages,
+            heads,
+            head_dim,
+            layer: number as u32,
+            layers,
+            page_tokens,
+            window: config.model_length as u32,
+        }
+        .launch_tiles(machine, dtype, rows, (places.tiles, step.shape.tiles, step.shape.cut))?;
+        self.product(step, &layer.out, (work.h, work.y))?;
+        let residual = GateResidual {
+            x: work.x,
+            y: work.y,
+            out: work.h,
+            tables,
+            gate: offsets.line(number, Vector::Gate1),
+            bias: NONE,
+            gain: offsets.line(number, Vector::Gain2),
+            shift: offsets.line(number, Vector::Shift2),
+            width: config.hidden_dim as u32,
+            unused: 0,
+        };
+        residual.launch(machine, dtype, rows)?;
+        self.product(step, &layer.expand, (work.h, work.y))?;
+        BiasGelu {
+            y: work.y,
+            out: work.h,
+            tables,
+            bias: offsets.bias0(number),
+            width: layer.expand.base.out as u32,
+        }
+        .launch(machine, dtype, rows)?;
+        self.product(step, &layer.contract, (work.h, work.y))?;
+        let next = number + 1 < self.layers.len();
+        let of_next = |vector| if next { offsets.line(number + 1, vector) } else { NONE };
+        GateResidual {
+            gate: offsets.line(number, Vector::Gate2),
+            bias: offsets.bias2(number),
+            gain: of_next(Vector::Gain1),
+            shift: of_next(Vector::Shift1),
+            ..residual
+        }
+        .launch(machine, dtype, rows)
+    }
+
+    /// The last norm, of the rows whose logits are wanted.
+    pub(super) fn last_norm(&self, step: &Step) -> Result<(), Fault> {
+        let (gain, shift) = step.slots.offsets.last();
+        NormModulate {
+            x: step.work.x,
+            out: step.work.last,
+            rows: step.places.wanted,
+            tables: self.tables(step),
+            gain,
+            shift,
+            width: self.base.host.config.hidden_dim as u32,
+            unused: 0,
+        }
+        .launch(&*self.base.device.machine, self.base.device.dtype, step.shape.wanted)
+    }
+
+    /// Logits of the wanted rows, and what is drawn from them.
+    pub(super) fn head(&self, step: &Step) -> Result<(), Fault> {
+        let config = &self.base.host.config;
+        let (machine, wanted) = (&*self.base.device.machine, step.shape.wanted);
+        let (waves, pitch) = (&step.places.lists[self.head.list], logits_pitch(config.vocab_size));
+        let rows = (step.work.last, step.work.logits, wanted, pitch);
+        self.head.forward(&self.base.device, rows, waves, step.work.scratch)?;
+        let (_, biases) = step.slots.addresses();
+        Categorical {
+            logits: step.work.logits,
+            biases,
+            mix: step.places.mix,
+            rows: step.places.wanted,
+            draws: step.places.draws,
+            drawn: step.work.drawn,
+            sums: step.work.sums,
+            vocab: config.vocab_size as u32,
+            pitch: pitch as u32,
+            bias_stride: step.slots.offsets.bias_floats() as u32,
+            bias: step.slots.offsets.bias(),
+            cached: 0,
+            unused: 0,
+        }
+        .launch(machine, wanted)
+    }
+}

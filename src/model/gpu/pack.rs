@@ -1,0 +1,365 @@
+//! A batch as one piece of memory that the device reads: tokens, positions, which tables, segments, pages, variants' parts,
+//! draws. Its layout depends on the batch's shape alone, rounded up, so that a recorded step can be replayed.
+
+use super::linear::Placement;
+use crate::model::batch::{Batch, Mix};
+use crate::ops::gpu::attention::{Cut, QueryTile, SegmentFacts};
+use crate::ops::gpu::draw::{DrawFacts, DrawnFacts};
+use crate::ops::gpu::pointwise::NONE;
+use crate::ops::gpu::products::{Group, PartFacts, Room, Split, TIERS};
+use crate::ops::gpu::{Plain, bytes_of};
+use candle_core::{Result, bail};
+use std::ops::Range;
+
+/// Which rows a list of parts speaks of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Rows {
+    /// All tokens of the batch.
+    All,
+    /// Those whose logits are wanted.
+    Wanted,
+}
+
+/// What a list of parts is made for: matrices whose variants lie alike share one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct List {
+    pub placement: Placement,
+    pub rows: Rows,
+}
+
+/// The size of one launch for parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct WaveShape {
+    /// Parts to a group at most.
+    tier: usize,
+    pub groups: usize,
+    pub parts: usize,
+}
+
+impl WaveShape {
+    pub fn split(&self, room: Room, out: usize, input: usize) -> Split {
+        Split::banks(room, (self.tier, self.groups), (out, input))
+    }
+}
+
+/// The size of a batch, rounded up: batches of one shape lie in memory alike.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Shape {
+    pub rows: usize,
+    pub wanted: usize,
+    segments: usize,
+    pages: usize,
+    embedded: usize,
+    /// Tiles of queries.
+    pub tiles: usize,
+    pub cut: Cut,
+    /// By list, by wave.
+    waves: Vec<Vec<WaveShape>>,
+}
+
+impl Shape {
+    /// Waves of parts of one list.
+    pub fn waves(&self, list: usize) -> impl Iterator<Item = &WaveShape> {
+        self.waves.get(list).into_iter().flatten()
+    }
+
+    /// Whether a batch of this shape is launched alike whatever its rows hold. Mixes of variants of several banks are rare, and
+    /// dense banks are asked for one by one.
+    pub fn recordable(&self) -> bool {
+        self.waves.iter().all(|waves| waves.len() <= 1)
+    }
+}
+
+/// Parts of a list of which no two belong to one row.
+#[derive(Clone, Debug)]
+pub struct Wave {
+    pub shape: WaveShape,
+    /// Offsets until the memory is known, addresses then.
+    pub parts: u64,
+    pub groups: u64,
+    /// Banks and their parts.
+    pub dense: Vec<(u32, Range<usize>)>,
+}
+
+/// Where everything lies.
+#[derive(Clone, Debug, Default)]
+pub struct Places {
+    pub tokens: u64,
+    pub positions: u64,
+    pub line: u64,
+    pub mix: u64,
+    pub segment: u64,
+    pub slots: u64,
+    pub wanted: u64,
+    pub segments: u64,
+    pub pages: u64,
+    pub tiles: u64,
+    pub embedded: u64,
+    pub first_embedded: u64,
+    pub draws: u64,
+    pub lists: Vec<Vec<Wave>>,
+}
+
+/// A batch, packed.
+#[derive(Debug)]
+pub struct Packed {
+    pub shape: Shape,
+    pub bytes: Vec<u8>,
+    pub places: Places,
+}
+
+/// Few sizes, none more than half too large.
+pub fn rounded(count: usize) -> usize {
+    match count {
+        0..=1 => count,
+        2..=8 => count.next_power_of_two(),
+        _ => {
+            let power = count.next_power_of_two();
+            if count <= power / 4 * 3 { power / 4 * 3 } else { power }
+        }
+    }
+}
+
+#[derive(Default)]
+struct Writer(Vec<u8>);
+
+impl Writer {
+    /// Appends `data` and room for as many as `count` elements; returns its offset.
+    fn put<T: Plain>(&mut self, mut data: Vec<T>, count: usize, padding: T) -> u64 {
+        data.resize(count.max(data.len()), padding);
+        self.0.resize(self.0.len().next_multiple_of(16), 0);
+        let offset = self.0.len() as u64;
+        self.0.extend_from_slice(bytes_of(&data));
+        offset
+    }
+}
+
+/// The parts of rows with these mixes, in waves.
+fn waves(list: &List, mixes: &[&Mix]) -> Vec<Vec<PartFacts>> {
+    let mut waves: Vec<Vec<PartFacts>> = Vec::new();
+    for (row, mix) in mixes.iter().enumerate() {
+        let placed = mix.0.iter().filter_map(|&(variant, weight)| {
+            let bank = (*list.placement.get(variant.0 as usize)?)?;
+            Some(PartFacts {
+                row: row as u32,
+                variant: variant.0,
+                weight,
+                bank,
+            })
+        });
+        for (ordinal, part) in placed.enumerate() {
+            match waves.get_mut(ordinal) {
+                Some(wave) => wave.push(part),
+                None => waves.push(vec![part]),
+            }
+        }
+    }
+    waves.iter_mut().for_each(|wave| wave.sort_by_key(|part| part.bank)); // stable: by row within a bank
+    waves
+}
+
+fn wave(parts: Vec<PartFacts>, writer: &mut Writer) -> Wave {
+    let mut dense: Vec<(u32, Range<usize>)> = Vec::new();
+    for (index, part) in parts.iter().enumerate() {
+        match dense.last_mut() {
+            Some((bank, range)) if *bank == part.bank => range.end = index + 1,
+            _ => dense.push((part.bank, index..index + 1)),
+        }
+    }
+    let most = dense.iter().map(|(_, range)| range.len()).max().unwrap_or(0);
+    let tier = TIERS.into_iter().find(|&tier| tier >= most).unwrap_or(TIERS[3]);
+    let groups: Vec<Group> = dense
+        .iter()
+        .flat_map(|(bank, range)| {
+            range.clone().step_by(tier).map(|first| Group {
+                bank: *bank,
+                first: first as u32,
+                count: tier.min(range.end - first) as u32,
+                unused: 0,
+            })
+        })
+        .collect();
+    let shape = WaveShape {
+        tier,
+        groups: rounded(groups.len()),
+        parts: rounded(parts.len()),
+    };
+    Wave {
+        shape,
+        parts: writer.put(parts, shape.parts, PartFacts::default()),
+        groups: writer.put(groups, shape.groups, Group::default()),
+        dense,
+    }
+}
+
+impl Packed {
+    /// `slots`: the slots of modulation tables and of biases of every segment. `embedding`: the list of the embedding's matrix.
+    pub fn new(
+        batch: &Batch,
+        slots: &[(u32, u32)],
+        (lists, embedding): (&[List], &Placement),
+        (page_tokens, vocab): (usize, usize),
+    ) -> Result<Self> {
+        let (mut tokens, mut positions, mut line, mut mix) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut segment_of, mut cache_slots, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut segments, mut pages, mut draws) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut mixes, mut wanted_mixes) = (Vec::new(), Vec::new());
+        for (index, (segment, &(line_slot, mix_slot))) in batch.segments.iter().zip(slots).enumerate() {
+            let first_row = tokens.len();
+            if let Some(token) = segment.tokens.iter().find(|&&token| token as usize >= vocab) {
+                bail!("token {token} is outside the vocabulary of {vocab}")
+            }
+            segments.push(SegmentFacts {
+                first_row: first_row as u32,
+                tokens: segment.tokens.len() as u32,
+                first_position: segment.first_position as u32,
+                block: segment.block.unwrap_or(segment.tokens.len()).max(1) as u32,
+                pages: pages.len() as u32,
+                pages_start: segment.pages_start as u32,
+                oldest: if segment.first_position == 0 {
+                    0
+                } else {
+                    segment.pages_start
+                } as u32,
+                unused: 0,
+            });
+            pages.extend(segment.pages.iter().map(|page| page.0));
+            for (at, &token) in segment.tokens.iter().enumerate() {
+                let position = segment.first_position + at;
+                tokens.push(token);
+                positions.push(position as u32);
+                line.push(line_slot);
+                mix.push(mix_slot);
+                segment_of.push(index as u32);
+                cache_slots.push(match at < segment.clean {
+                    true => {
+                        let offset = position - segment.pages_start;
+                        let page = segment.pages[offset / page_tokens].0 as usize;
+                        (page * page_tokens + offset % page_tokens) as u32
+                    }
+                    false => NONE,
+                });
+                mixes.push(&segment.mix);
+            }
+            wanted.extend(segment.rows.iter().map(|&row| (first_row + row) as u32));
+            wanted_mixes.extend(segment.rows.iter().map(|_| &segment.mix));
+            match segment.draws.is_empty() {
+                true => draws.extend(segment.rows.iter().map(|_| DrawFacts::default())),
+                false => draws.extend(segment.draws.iter().map(|draw| DrawFacts::of(draw, vocab))),
+            }
+        }
+        let (rows, logit_rows) = (rounded(tokens.len()), rounded(wanted.len()));
+        let (segment_count, page_count) = (rounded(segments.len()), rounded(pages.len()).max(64));
+
+        let cut = Cut::of(batch.segments.iter().map(|s| s.tokens.len()).max().unwrap_or(0));
+        let tiles: Vec<QueryTile> = (0..)
+            .zip(&batch.segments)
+            .flat_map(|(segment, facts)| {
+                let starts = (0..facts.tokens.len()).step_by(cut.queries());
+                starts.map(move |first| QueryTile {
+                    segment,
+                    first: first as u32,
+                })
+            })
+            .collect();
+        let tile_count = rounded(tiles.len());
+
+        let mut first_embedded = vec![0u32];
+        let mut embedded: Vec<PartFacts> = Vec::new();
+        for (row, mix) in mixes.iter().enumerate() {
+            embedded.extend(mix.0.iter().filter_map(|&(variant, weight)| {
+                let bank = (*embedding.get(variant.0 as usize)?)?;
+                let (row, variant) = (row as u32, variant.0);
+                Some(PartFacts {
+                    row,
+                    variant,
+                    weight,
+                    bank,
+                })
+            }));
+            first_embedded.push(embedded.len() as u32);
+        }
+        let (embedded_count, last) = (rounded(embedded.len()), embedded.len() as u32);
+
+        let mut writer = Writer::default();
+        let places = Places {
+            tokens: writer.put(tokens, rows, NONE),
+            positions: writer.put(positions, rows, 0),
+            line: writer.put(line, rows, 0),
+            mix: writer.put(mix, rows, 0),
+            segment: writer.put(segment_of, rows, NONE),
+            slots: writer.put(cache_slots, rows, NONE),
+            wanted: writer.put(wanted, logit_rows, NONE),
+            segments: writer.put(segments, segment_count, SegmentFacts::default()),
+            pages: writer.put(pages, page_count, 0),
+            tiles: writer.put(tiles, tile_count, QueryTile::default()),
+            embedded: writer.put(embedded, embedded_count, PartFacts::default()),
+            first_embedded: writer.put(first_embedded, rows + 1, last),
+            draws: writer.put(draws, logit_rows, DrawFacts::default()),
+            lists: lists
+                .iter()
+                .map(|list| {
+                    let mixes = match list.rows {
+                        Rows::All => &mixes,
+                        Rows::Wanted => &wanted_mixes,
+                    };
+                    waves(list, mixes)
+                        .into_iter()
+                        .map(|parts| wave(parts, &mut writer))
+                        .collect()
+                })
+                .collect(),
+        };
+        let shape = Shape {
+            rows,
+            wanted: logit_rows,
+            segments: segment_count,
+            pages: page_count,
+            embedded: embedded_count,
+            tiles: tile_count,
+            cut,
+            waves: places
+                .lists
+                .iter()
+                .map(|waves| waves.iter().map(|wave| wave.shape).collect())
+                .collect(),
+        };
+        Ok(Self {
+            shape,
+            bytes: writer.0,
+            places,
+        })
+    }
+}
+
+impl Places {
+    /// The same from offsets to addresses.
+    pub fn at(mut self, start: u64) -> Self {
+        let places = [
+            &mut self.tokens,
+            &mut self.positions,
+            &mut self.line,
+            &mut self.mix,
+            &mut self.segment,
+            &mut self.slots,
+            &mut self.wanted,
+            &mut self.segments,
+            &mut self.pages,
+            &mut self.tiles,
+            &mut self.embedded,
+            &mut self.first_embedded,
+            &mut self.draws,
+        ];
+        places.into_iter().for_each(|place| *place += start);
+        for wave in self.lists.iter_mut().flatten() {
+            wave.parts += start;
+            wave.groups += start;
+        }
+        self
+    }
+}
+
+/// Bytes of what is drawn from `rows` rows.
+pub fn drawn_bytes(rows: usize) -> usize {
+    rows * size_of::<DrawnFacts>()
+}

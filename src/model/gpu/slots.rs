@@ -1,0 +1,202 @@
+//! Modulation tables and biases on the device, in slots that rows pick from.
+
+use crate::model::batch::{Batch, Mix};
+use crate::model::conditioning::Tables;
+use crate::model::modulation::{MixKey, Modulation, key};
+use crate::ops::gpu::{Buffer, Machine};
+use crate::ops::slice;
+use candle_core::{Result, Tensor};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Slots of tables at first: the grids of two sequences of 128 steps.
+const LINES: usize = 258;
+/// Slots of biases at first.
+const MIXES: usize = 16;
+
+/// Where vectors lie in a slot, in floats.
+#[derive(Clone, Copy, Debug)]
+pub struct Offsets {
+    hidden: usize,
+    expanded: usize,
+    layers: usize,
+    vocab: usize,
+}
+
+/// The six vectors of a layer's tables.
+#[derive(Clone, Copy, Debug)]
+pub enum Vector {
+    Gain1,
+    Shift1,
+    Gate1,
+    Gain2,
+    Shift2,
+    Gate2,
+}
+
+impl Offsets {
+    pub fn new(hidden: usize, expanded: usize, layers: usize, vocab: usize) -> Self {
+        Self {
+            hidden,
+            expanded,
+            layers,
+            vocab,
+        }
+    }
+
+    pub fn line(&self, layer: usize, vector: Vector) -> u32 {
+        ((6 * layer + vector as usize) * self.hidden) as u32
+    }
+
+    /// Gain and shift of the last norm.
+    pub fn last(&self) -> (u32, u32) {
+        let gain = 6 * self.layers * self.hidden;
+        (gain as u32, (gain + self.hidden) as u32)
+    }
+
+    pub fn line_floats(&self) -> usize {
+        (6 * self.layers + 2) * self.hidden
+    }
+
+    pub fn bias0(&self, layer: usize) -> u32 {
+        (layer * (self.expanded + self.hidden)) as u32
+    }
+
+    pub fn bias2(&self, layer: usize) -> u32 {
+        self.bias0(layer) + self.expanded as u32
+    }
+
+    /// Of the output head.
+    pub fn bias(&self) -> u32 {
+        self.bias0(self.layers)
+    }
+
+    pub fn bias_floats(&self) -> usize {
+        // Slots begin at multiples of sixteen bytes where vectors do.
+        (self.bias() as usize + self.vocab).next_multiple_of(4)
+    }
+
+    fn line_of(&self, tables: &Tables) -> Result<Vec<f32>> {
+        let layers = tables.layers.iter();
+        let vectors = layers.flat_map(|t| [&t.gain1, &t.shift1, &t.gate1, &t.gain2, &t.shift2, &t.gate2]);
+        concatenated(vectors.chain([&tables.gain, &tables.shift]))
+    }
+
+    fn biases_of(&self, tables: &Tables) -> Result<Vec<f32>> {
+        let vectors = tables.layers.iter().flat_map(|t| [&t.bias0, &t.bias2]);
+        concatenated(vectors.chain([&tables.bias]))
+    }
+}
+
+fn concatenated<'a>(vectors: impl Iterator<Item = &'a Tensor>) -> Result<Vec<f32>> {
+    let mut all = Vec::new();
+    for vector in vectors {
+        all.extend_from_slice(&slice::f32(vector)?);
+    }
+    Ok(all)
+}
+
+/// Slots of one size, by key.
+#[derive(Debug)]
+struct Slots<K> {
+    floats: usize,
+    capacity: usize,
+    memory: Buffer,
+    kept: HashMap<K, u32>,
+}
+
+impl<K: std::hash::Hash + Eq + Clone> Slots<K> {
+    fn new(machine: &Arc<dyn Machine>, floats: usize, capacity: usize) -> Result<Self> {
+        let memory = Buffer::zeros(machine, capacity * floats * size_of::<f32>())?;
+        Ok(Self {
+            floats,
+            capacity,
+            memory,
+            kept: HashMap::new(),
+        })
+    }
+
+    /// Makes room for these keys; true where the memory is another one now.
+    fn reserve(&mut self, machine: &Arc<dyn Machine>, keys: &[K]) -> Result<bool> {
+        let new = keys.iter().filter(|key| !self.kept.contains_key(*key)).count();
+        if self.kept.len() + new <= self.capacity {
+            return Ok(false);
+        }
+        self.kept.clear();
+        if keys.len() <= self.capacity {
+            return Ok(false);
+        }
+        *self = Self::new(machine, self.floats, keys.len().next_power_of_two())?;
+        Ok(true)
+    }
+
+    fn get(&mut self, key: &K, make: impl FnOnce() -> Result<Vec<f32>>) -> Result<u32> {
+        if let Some(&slot) = self.kept.get(key) {
+            return Ok(slot);
+        }
+        let slot = self.kept.len();
+        let at = slot * self.floats * size_of::<f32>();
+        self.memory.write(at, &make()?)?;
+        self.kept.insert(key.clone(), slot as u32);
+        Ok(slot as u32)
+    }
+}
+
+/// All slots of an instance.
+#[derive(Debug)]
+pub struct TableSlots {
+    pub offsets: Offsets,
+    lines: Slots<(MixKey, u32)>,
+    mixes: Slots<MixKey>,
+}
+
+impl TableSlots {
+    pub fn new(machine: &Arc<dyn Machine>, offsets: Offsets) -> Result<Self> {
+        Ok(Self {
+            offsets,
+            lines: Slots::new(machine, offsets.line_floats(), LINES)?,
+            mixes: Slots::new(machine, offsets.bias_floats(), MIXES)?,
+        })
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.lines.memory.bytes() + self.mixes.memory.bytes()
+    }
+
+    /// Addresses of the slots of tables and of biases.
+    pub fn addresses(&self) -> (u64, u64) {
+        (self.lines.memory.address(), self.mixes.memory.address())
+    }
+
+    /// The slots that every segment of a batch uses, filled, and whether addresses have changed.
+    pub fn of(
+        &mut self,
+        machine: &Arc<dyn Machine>,
+        modulation: &Modulation,
+        batch: &Batch,
+    ) -> Result<(Vec<(u32, u32)>, bool)> {
+        let wanted: Vec<(MixKey, u32, &Mix, f32)> = batch
+            .segments
+            .iter()
+            .map(|segment| (key(&segment.mix), segment.sigma.to_bits(), &segment.mix, segment.sigma))
+            .collect();
+        let mut lines: Vec<(MixKey, u32)> = wanted.iter().map(|(mix, sigma, ..)| (mix.clone(), *sigma)).collect();
+        lines.sort();
+        lines.dedup();
+        let mut mixes: Vec<MixKey> = lines.iter().map(|(mix, _)| mix.clone()).collect();
+        mixes.dedup();
+        let moved = self.lines.reserve(machine, &lines)? | self.mixes.reserve(machine, &mixes)?;
+        let offsets = self.offsets;
+        let mut slots = Vec::with_capacity(wanted.len());
+        for (mix_key, bits, mix, sigma) in wanted {
+            let line = self.lines.get(&(mix_key.clone(), bits), || {
+                offsets.line_of(&*modulation.tables(mix, sigma)?)
+            })?;
+            let bias = self
+                .mixes
+                .get(&mix_key, || offsets.biases_of(&*modulation.tables(mix, sigma)?))?;
+            slots.push((line, bias));
+        }
+        Ok((slots, moved))
+    }
+}

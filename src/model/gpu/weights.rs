@@ -1,0 +1,141 @@
+//! Weights on a device: the matrices that rows go through and the embedding; all else stays on the host.
+
+use crate::model::DitConfig;
+use crate::model::weights::{BaseWeights, Dense, ServedBank, is_product};
+use crate::ops::gpu::tiles::tiles;
+use crate::ops::gpu::{Buffer, Dtype, Machine};
+use crate::ops::quantized::Form;
+use candle_core::Result;
+use half::bf16;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// The embedding's name.
+pub const EMBEDDING: &str = "vocab_embed.embedding";
+
+/// Whether a tensor lies on the device.
+pub fn on_device(name: &str) -> bool {
+    is_product(name) || name == EMBEDDING
+}
+
+/// Rows that a dense matrix really has: cuBLAS is at its best with multiples of this many.
+pub fn padded(out: usize) -> usize {
+    out.next_multiple_of(64)
+}
+
+/// A matrix [out, input] on the device.
+#[derive(Debug)]
+pub struct Matrix {
+    pub out: usize,
+    pub input: usize,
+    pub data: Buffer,
+}
+
+/// The device, and what products read there.
+#[derive(Clone, Debug)]
+pub struct Device {
+    pub machine: Arc<dyn Machine>,
+    pub dtype: Dtype,
+}
+
+impl Device {
+    /// `data` [out, input] by rows in the device's type.
+    pub fn dense(&self, data: &[f32], out: usize, input: usize) -> Result<Matrix> {
+        let matrix = self.matrix(out, input)?;
+        match self.dtype {
+            Dtype::F32 => matrix.data.write(0, data)?,
+            Dtype::Bf16 => {
+                let rounded: Vec<bf16> = data.iter().map(|&value| bf16::from_f32(value)).collect();
+                matrix.data.write(0, &rounded)?;
+            }
+        }
+        Ok(matrix)
+    }
+
+    /// Zeros [out, input], with rows of zeros after them up to [`padded`].
+    pub fn matrix(&self, out: usize, input: usize) -> Result<Matrix> {
+        let data = Buffer::zeros(&self.machine, padded(out) * input * self.dtype.size())?;
+        Ok(Matrix { out, input, data })
+    }
+}
+
+/// The base: shared by all generations.
+#[derive(Debug)]
+pub struct GpuBase {
+    pub device: Device,
+    /// Everything that is not on the device.
+    pub host: Arc<BaseWeights>,
+    pub matrices: BTreeMap<String, Arc<Matrix>>,
+}
+
+impl GpuBase {
+    /// Takes every tensor that the configuration names; an error names the first missing or misshapen one.
+    pub fn new(device: Device, config: DitConfig, tensors: &Dense) -> Result<Self> {
+        let shapes = config.tensors();
+        let host = BaseWeights::without(config, tensors, on_device)?;
+        let mut matrices = BTreeMap::new();
+        for (name, shape) in shapes {
+            if let ([out, input], Some((_, data)), true) = (&shape[..], tensors.get(&name), on_device(&name)) {
+                matrices.insert(name, Arc::new(device.dense(data, *out, *input)?));
+            }
+        }
+        Ok(Self {
+            device,
+            host: Arc::new(host),
+            matrices,
+        })
+    }
+
+    /// Bytes held on the device.
+    pub fn device_bytes(&self) -> usize {
+        self.matrices.values().map(|matrix| matrix.data.bytes()).sum()
+    }
+}
+
+/// One bank in the form it is served in, by tensor name.
+#[derive(Debug)]
+pub struct GpuBank {
+    /// Tensors that are not on the device.
+    pub host: Arc<ServedBank>,
+    /// In tiles, or dense in the device's type.
+    pub matrices: BTreeMap<String, Arc<Matrix>>,
+    pub tiled: bool,
+}
+
+impl GpuBank {
+    /// Brings every matrix (name, rows, columns, S_b by rows) to `form`: the four-bit forms to tiles with the numbers of `q4_K`,
+    /// the others to the device's own type.
+    pub fn build(
+        device: &Device,
+        form: Form,
+        tensors: impl IntoIterator<Item = (String, usize, usize, Vec<f32>)>,
+    ) -> Result<Self> {
+        let tiled = matches!(form, Form::Q4K | Form::Q4_0);
+        let (mut host, mut matrices) = (Vec::new(), BTreeMap::new());
+        for (name, out, input, data) in tensors {
+            if !on_device(&name) {
+                host.push((name, out, input, data));
+                continue;
+            }
+            let matrix = match tiled {
+                true => Matrix {
+                    out,
+                    input,
+                    data: Buffer::from(&device.machine, &tiles(&data, out, input))?,
+                },
+                false => device.dense(&data, out, input)?,
+            };
+            matrices.insert(name, Arc::new(matrix));
+        }
+        Ok(Self {
+            host: Arc::new(ServedBank::build(form, host)?),
+            matrices,
+            tiled,
+        })
+    }
+
+    /// Bytes held on the device.
+    pub fn device_bytes(&self) -> usize {
+        self.matrices.values().map(|matrix| matrix.data.bytes()).sum()
+    }
+}

@@ -1,0 +1,173 @@
+//! Where a network lies: on the host, or on a device. The one place that chooses; who builds instances needs only this.
+
+use super::batch::{Denoiser, VariantId};
+use super::gpu::{Device, GpuBank, GpuBase, GpuDit};
+use super::weights::{BaseWeights, Dense, ServedBank, VariantWeights};
+use super::{Dit, DitConfig};
+use crate::ops::gpu::{Dtype, Fault};
+use crate::ops::quantized::Form;
+use candle_core::{Result, bail};
+use std::fmt;
+use std::sync::Arc;
+
+/// Where to build.
+#[derive(Clone, Debug)]
+pub enum Place {
+    Host,
+    Device(Device),
+}
+
+impl Place {
+    /// The CUDA device that the driver counts as `ordinal`, with weights in `dtype`.
+    ///
+    /// # Errors
+    /// `NotBuilt` without the feature `cuda`; otherwise whatever the driver lacks.
+    pub fn cuda(ordinal: usize, dtype: Dtype) -> std::result::Result<Self, Fault> {
+        #[cfg(feature = "cuda")]
+        return Ok(Place::Device(Device {
+            machine: Arc::new(crate::ops::gpu::cuda::Cuda::open(ordinal)?),
+            dtype,
+        }));
+        #[cfg(not(feature = "cuda"))]
+        {
+            let _ = (ordinal, dtype);
+            Err(Fault::NotBuilt)
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Host => f.write_str("the CPU"),
+            Place::Device(device) => f.write_str(&device.machine.name()),
+        }
+    }
+}
+
+/// Bytes held on either side.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bytes {
+    pub host: usize,
+    pub device: usize,
+}
+
+impl Bytes {
+    fn on_host(host: usize) -> Self {
+        Bytes { host, device: 0 }
+    }
+}
+
+/// The base, shared by all generations.
+#[derive(Clone, Debug)]
+pub enum Base {
+    Host(Arc<BaseWeights>),
+    Device(Arc<GpuBase>),
+}
+
+/// One bank in the form it is served in.
+#[derive(Clone, Debug)]
+pub enum Bank {
+    Host(Arc<ServedBank>),
+    Device(Arc<GpuBank>),
+}
+
+/// A model instance, and what it holds besides its base and its banks.
+pub struct Instance {
+    pub denoiser: Arc<dyn Denoiser>,
+    /// Seeds' signs, gains and private tensors.
+    pub variants: Bytes,
+    pub tables: Bytes,
+}
+
+impl Base {
+    /// Takes every tensor that the configuration names; an error names the first missing or misshapen one.
+    pub fn new(place: &Place, config: DitConfig, tensors: &Dense) -> Result<Self> {
+        Ok(match place {
+            Place::Host => Base::Host(Arc::new(BaseWeights::new(config, tensors)?)),
+            Place::Device(device) => Base::Device(Arc::new(GpuBase::new(device.clone(), config, tensors)?)),
+        })
+    }
+
+    pub fn config(&self) -> &DitConfig {
+        match self {
+            Base::Host(base) => &base.config,
+            Base::Device(base) => &base.host.config,
+        }
+    }
+
+    pub fn bytes(&self) -> Bytes {
+        match self {
+            Base::Host(base) => Bytes::on_host(base.bytes()),
+            Base::Device(base) => Bytes {
+                host: base.host.bytes(),
+                device: base.device_bytes(),
+            },
+        }
+    }
+
+    /// Brings every matrix (name, rows, columns, S_b by rows) of a bank to `form`, beside this base.
+    pub fn bank(
+        &self,
+        form: Form,
+        tensors: impl IntoIterator<Item = (String, usize, usize, Vec<f32>)>,
+    ) -> Result<Bank> {
+        Ok(match self {
+            Base::Host(_) => Bank::Host(Arc::new(ServedBank::build(form, tensors)?)),
+            Base::Device(base) => Bank::Device(Arc::new(GpuBank::build(&base.device, form, tensors)?)),
+        })
+    }
+
+    /// An instance of this base with `variants`, whose [`VariantId`] is their index, read from `banks`.
+    pub fn instance<'a>(
+        &self,
+        banks: impl IntoIterator<Item = &'a Bank>,
+        variants: Vec<VariantWeights>,
+    ) -> Result<Instance> {
+        let ids = (0..variants.len() as u32).map(VariantId);
+        let (mut host, mut device) = (Vec::new(), Vec::new());
+        for bank in banks {
+            match (self, bank) {
+                (Base::Host(_), Bank::Host(bank)) => host.push(bank.clone()),
+                (Base::Device(_), Bank::Device(bank)) => device.push(bank.clone()),
+                _ => bail!("a bank lies elsewhere than its base"),
+            }
+        }
+        Ok(match self {
+            Base::Host(base) => {
+                let dit = Dit::new(base.clone(), &host, variants)?;
+                Instance {
+                    variants: Bytes::on_host(ids.map(|id| dit.variant_bytes(id)).sum()),
+                    tables: Bytes::on_host(dit.table_bytes()),
+                    denoiser: Arc::new(dit),
+                }
+            }
+            Base::Device(base) => {
+                let dit = GpuDit::new(base.clone(), &device, variants)?;
+                Instance {
+                    variants: Bytes {
+                        host: ids.map(|id| dit.host_variant_bytes(id)).sum(),
+                        device: dit.device_variant_bytes(),
+                    },
+                    tables: Bytes {
+                        host: 0,
+                        device: dit.table_bytes(),
+                    },
+                    denoiser: Arc::new(dit),
+                }
+            }
+        })
+    }
+}
+
+impl Bank {
+    pub fn bytes(&self) -> Bytes {
+        match self {
+            Bank::Host(bank) => Bytes::on_host(bank.bytes()),
+            Bank::Device(bank) => Bytes {
+                host: bank.host.bytes(),
+                device: bank.device_bytes(),
+            },
+        }
+    }
+}

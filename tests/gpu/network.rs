@@ -1,0 +1,320 @@
+//! The network on a device against golden data and against the network on the host.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use choir::model::gpu::{Device, GpuBank, GpuBase, GpuDit};
+use choir::model::{BaseWeights, Batch, Denoiser, Dit, Mix, PageId, Segment, ServedBank, VariantId, VariantWeights};
+use choir::ops::categorical::{Crossing, Draw, Filter, Kind, Workspace};
+use choir::ops::gpu::{Dtype, Machine};
+use choir::ops::quantized::Form;
+use choir::rng::{Key, Noise, Stream};
+
+use crate::fixtures::{Case, close};
+use crate::rig::Rig;
+
+const PAGE: usize = 3;
+
+fn segment(case: &Case, tokens: &[u32], sigma: f32) -> Segment {
+    Segment {
+        mix: Mix::base(),
+        block: case.config.block(),
+        sigma,
+        tokens: tokens.to_vec(),
+        first_position: 0,
+        clean: 0,
+        rows: (0..tokens.len()).collect(),
+        draws: Vec::new(),
+        pages: Vec::new(),
+        pages_start: 0,
+    }
+}
+
+/// Of a bank: name, rows, columns, values.
+type Matrices = Vec<(String, usize, usize, Vec<f32>)>;
+
+/// Banks of two variants each with random deltas of a fine-tune's size.
+fn variants(case: &Case, count: usize) -> (Vec<Matrices>, Vec<VariantWeights>) {
+    let mut noise = Stream::new(Key::derive(&[b"test"]));
+    let matrices = || case.weights.iter().filter(|(_, (shape, _))| shape.len() == 2);
+    let banks = (0..count.div_ceil(2))
+        .map(|_| {
+            let bank = matrices().map(|(name, (shape, data))| {
+                let values = data.iter().map(|_| noise.normal() as f32).collect();
+                (name.clone(), shape[0], shape[1], values)
+            });
+            bank.collect()
+        })
+        .collect();
+    let variants = (0..count).map(|index| {
+        let (mut gains, mut vectors) = (BTreeMap::new(), BTreeMap::new());
+        for (name, (shape, data)) in &case.weights {
+            match shape.len() {
+                2 => gains.insert(
+                    name.clone(),
+                    (0..shape[0]).map(|_| (noise.uniform() * 0.02) as f32).collect(),
+                ),
+                _ => vectors.insert(
+                    name.clone(),
+                    data.iter().map(|_| (noise.normal() * 0.02) as f32).collect(),
+                ),
+            };
+        }
+        VariantWeights {
+            seed: 7 + index as u64,
+            scale: 1.0,
+            banks: vec![index / 2],
+            gains,
+            vectors,
+        }
+    });
+    (banks, variants.collect())
+}
+
+fn on_host(case: &Case, count: usize, form: Form) -> Dit {
+    let (banks, variants) = variants(case, count);
+    let base = Arc::new(BaseWeights::new(case.config.clone(), &case.weights).unwrap());
+    let bank = |matrices| Arc::new(ServedBank::build(form, matrices).unwrap());
+    Dit::new(base, &banks.into_iter().map(bank).collect::<Vec<_>>(), variants).unwrap()
+}
+
+fn on_device(machine: &Arc<dyn Machine>, dtype: Dtype, case: &Case, count: usize, form: Form) -> GpuDit {
+    let (banks, variants) = variants(case, count);
+    let machine = machine.clone();
+    let device = Device { machine, dtype };
+    let bank = |matrices| Arc::new(GpuBank::build(&device, form, matrices).unwrap());
+    let banks: Vec<_> = banks.into_iter().map(bank).collect();
+    let base = GpuBase::new(device.clone(), case.config.clone(), &case.weights).unwrap();
+    GpuDit::new(Arc::new(base), &banks, variants).unwrap()
+}
+
+fn mixes(variants: u32) -> Vec<Mix> {
+    let mut all = vec![Mix::base()];
+    all.extend((0..variants).map(|v| Mix::single(VariantId(v))));
+    all.push(Mix(vec![(VariantId(0), 0.25), (VariantId(variants - 1), 0.75)]));
+    all
+}
+
+/// Largest difference over the size of what is expected.
+fn relative(ours: &[f32], theirs: &[f32]) -> f32 {
+    assert_eq!(ours.len(), theirs.len());
+    let size = theirs.iter().fold(0f32, |size, x| size.max(x.abs()));
+    let differ = |(a, b): (&f32, &f32)| if a.is_nan() { f32::INFINITY } else { (a - b).abs() };
+    ours.iter().zip(theirs).map(differ).fold(0f32, f32::max) / size
+}
+
+#[test]
+fn whole_sequences_match_the_reference() {
+    for rig in Rig::all() {
+        for folder in ["bd3lm-tiny", "mdlm-tiny", "duo-tiny"] {
+            let case = Case::load(folder);
+            let network = on_device(&rig.machine, Dtype::F32, &case, 0, Form::F32);
+            let rounded = on_device(&rig.machine, Dtype::Bf16, &case, 0, Form::F32);
+            let mut cache = network.cache(PAGE, 1).unwrap();
+            let mut rounded_cache = rounded.cache(PAGE, 1).unwrap();
+            for name in case.names("a.", ".logits") {
+                let ids = format!("{}.input_ids", name.split('.').take(2).collect::<Vec<_>>().join("."));
+                let (shape, ids) = case.ids(&ids);
+                let sigma = match case.config.time_conditioned() {
+                    true => case.floats(&format!("{name}.sigma")).1,
+                    false => vec![0.0; shape[0]],
+                };
+                let rows = ids.chunks(shape[1]).zip(sigma);
+                let segments = rows.map(|(ids, sigma)| segment(&case, ids, sigma)).collect();
+                let batch = Batch { segments };
+                let golden = case.floats(&format!("{name}.logits")).1;
+                let logits = network.forward(&batch, &mut cache).unwrap();
+                close(&logits.data, &golden, 2e-4, &format!("{folder} {name}"));
+                let logits = rounded.forward(&batch, &mut rounded_cache).unwrap();
+                let off = relative(&logits.data, &golden);
+                assert!(off < 3e-2, "{folder} {name} in bf16: {off}");
+            }
+        }
+    }
+}
+
+/// Also every batch is run three times: as it is launched, as it is recorded, and as it is replayed.
+#[test]
+fn cached_blocks_match_the_reference_past_the_window() {
+    for rig in Rig::all() {
+        let case = Case::load("bd3lm-tiny");
+        let network = on_device(&rig.machine, Dtype::F32, &case, 0, Form::F32);
+        let (block, window) = (case.config.block().unwrap(), case.config.model_length);
+        let ((shape, clean), (_, noisy)) = (case.ids("b.clean_ids"), case.ids("b.noisy_ids"));
+        let (batch, length) = (shape[0], shape[1]);
+        let per_sequence = length.div_ceil(PAGE);
+        let mut cache = network.cache(PAGE, batch * per_sequence).unwrap();
+        for start in (0..length).step_by(block) {
+            for (ids, is_clean, golden) in [(&noisy, false, "b.logits_noisy"), (&clean, true, "b.logits_clean")] {
+                let first_page = (start + block).saturating_sub(window) / PAGE;
+                let segments = (0..batch)
+                    .map(|sequence| Segment {
+                        first_position: start,
+                        clean: if is_clean { block } else { 0 },
+                        pages: (first_page..per_sequence)
+                            .map(|p| PageId((sequence * per_sequence + p) as u32))
+                            .collect(),
+                        pages_start: first_page * PAGE,
+                        ..segment(&case, &ids[sequence * length + start..][..block], 0.0)
+                    })
+                    .collect();
+                let evaluated = Batch { segments };
+                for _ in 0..3 {
+                    let logits = network.forward(&evaluated, &mut cache).unwrap();
+                    let (_, theirs) = case.floats(golden);
+                    for (sequence, ours) in logits.data.chunks(block * logits.vocab).enumerate() {
+                        let at = (sequence * length + start) * logits.vocab;
+                        let name = format!("{golden} block {}", start / block);
+                        close(ours, &theirs[at..at + ours.len()], 2e-4, &name);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Segments of every mix, in blocks and whole, at several noise levels.
+fn all_kinds(case: &Case, count: u32) -> Batch {
+    let (shape, ids) = case.ids("a.len8.input_ids");
+    let mut segments = Vec::new();
+    for (index, mix) in mixes(count).into_iter().enumerate() {
+        for (block, sigma) in [(case.config.block(), 0.0), (None, 0.4), (Some(2), 6.9)] {
+            let length = shape[1] - index % 3;
+            segments.push(Segment {
+                mix: mix.clone(),
+                block,
+                rows: (index % 2..length).collect(),
+                ..segment(case, &ids[index % shape[0] * shape[1]..][..length], sigma)
+            });
+        }
+    }
+    Batch { segments }
+}
+
+#[test]
+fn variants_are_those_of_the_host() {
+    for rig in Rig::all() {
+        for (folder, dtype, form, tolerance) in [
+            ("bd3lm-tiny", Dtype::F32, Form::F32, 1e-3),
+            ("duo-tiny", Dtype::F32, Form::F32, 1e-3),
+            ("bd3lm-tiny", Dtype::Bf16, Form::F32, 3e-2),
+            ("duo-tiny", Dtype::F32, Form::Q4K, 0.15),
+            ("bd3lm-tiny", Dtype::Bf16, Form::Q4K, 0.15),
+        ] {
+            let case = Case::load(folder);
+            let network = on_device(&rig.machine, dtype, &case, 5, form);
+            // The host quantises narrow matrices otherwise: what tiles hold is compared with f32, within what four bits cost.
+            let host = on_host(&case, 5, Form::F32);
+            let batch = all_kinds(&case, 5);
+            let mut cache = network.cache(PAGE, 1).unwrap();
+            let ours = network.forward(&batch, &mut cache).unwrap();
+            let mut host_cache = host.cache(PAGE, 1).unwrap();
+            let theirs = host.forward(&batch, &mut host_cache).unwrap();
+            let off = relative(&ours.data, &theirs.data);
+            assert!(off < tolerance, "{folder} {dtype:?} {form}: {off}");
+        }
+    }
+}
+
+#[test]
+fn materialised_weights_give_what_retrieval_on_activations_gives() {
+    for rig in Rig::all() {
+        for (dtype, form, tolerance) in [
+            (Dtype::F32, Form::F32, 1e-4),
+            (Dtype::F32, Form::Q4K, 1e-2),
+            (Dtype::Bf16, Form::Q4K, 3e-2),
+        ] {
+            let case = Case::load("bd3lm-tiny");
+            let network = on_device(&rig.machine, dtype, &case, 3, form);
+            let mut cache = network.cache(PAGE, 1).unwrap();
+            let (shape, ids) = case.ids("a.len8.input_ids");
+            for mix in mixes(3) {
+                let of = |mix: &Mix| Batch {
+                    segments: vec![Segment {
+                        mix: mix.clone(),
+                        ..segment(&case, &ids[..shape[1]], 0.0)
+                    }],
+                };
+                let ours = network.forward(&of(&mix), &mut cache).unwrap();
+                let single = network.materialise(&mix).unwrap();
+                let theirs = single.forward(&of(&Mix::base()), &mut cache).unwrap();
+                let off = relative(&ours.data, &theirs.data);
+                assert!(off < tolerance, "{dtype:?} {form} {mix:?}: {off}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_step_draws_what_the_host_draws_from_the_same_logits() {
+    for rig in Rig::all() {
+        let case = Case::load("bd3lm-tiny");
+        let network = on_device(&rig.machine, Dtype::Bf16, &case, 3, Form::Q4K);
+        let mut batch = all_kinds(&case, 3);
+        let filter = Filter {
+            temperature: 1.0,
+            top_k: None,
+            nucleus_p: 0.9,
+            crossing: Crossing::Dropped,
+            forbidden: case.config.mask_id(),
+        };
+        let kinds = [Kind::Predicted, Kind::Best, Kind::Sure];
+        let mut draws = Vec::new();
+        for (number, segment) in batch
+            .segments
+            .iter_mut()
+            .enumerate()
+            .filter(|(number, _)| number % 4 != 0)
+        {
+            segment.draws = (segment.rows.iter())
+                .map(|&position| Draw {
+                    filter: Filter {
+                        nucleus_p: if number % 2 == 0 { 1.0 } else { 0.9 },
+                        ..filter
+                    },
+                    tokens: case.config.vocab_size,
+                    noise: Noise::new(number as u64),
+                    step: 3,
+                    position: position as u32,
+                    kind: kinds[position % 3],
+                })
+                .collect();
+            draws.push(number);
+        }
+        let mut cache = network.cache(PAGE, 1).unwrap();
+        let logits = network.forward(&batch, &mut cache).unwrap();
+        for _ in 0..3 {
+            let outcome = network.step(&batch, &mut cache).unwrap();
+            let (mut expected, mut kept, mut row) = (Vec::new(), Vec::new(), 0);
+            for segment in &batch.segments {
+                for at in 0..segment.rows.len() {
+                    match segment.draws.get(at) {
+                        Some(draw) => expected.push(draw.apply(logits.row(row), &mut Workspace::default())),
+                        None => kept.extend_from_slice(logits.row(row)),
+                    }
+                    row += 1;
+                }
+            }
+            assert_eq!(outcome.drawn, expected);
+            assert_eq!(outcome.logits.data, kept);
+        }
+    }
+}
+
+#[test]
+fn memory_comes_back() {
+    let Some(rig) = Rig::one() else { return };
+    let free = || rig.machine.memory().unwrap().0;
+    let before = free();
+    let case = Case::load("bd3lm-tiny");
+    for _ in 0..3 {
+        let network = on_device(&rig.machine, Dtype::Bf16, &case, 3, Form::Q4K);
+        let mut cache = network.cache(PAGE, 4).unwrap();
+        network.forward(&all_kinds(&case, 3), &mut cache).unwrap();
+        assert!(free() < before);
+        let single = network.materialise(&Mix::single(VariantId(1))).unwrap();
+        drop((network, cache, single));
+        rig.machine.synchronise().unwrap();
+        assert_eq!(free(), before);
+    }
+}
