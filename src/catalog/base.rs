@@ -3,7 +3,7 @@
 use super::{Error, tuning};
 use crate::model::tokenizer::Tokenizer;
 use crate::model::weights::Dense;
-use crate::model::{BaseWeights, DitConfig, Process, Regime};
+use crate::model::{DitConfig, Place, Process, Regime, place};
 use crate::store::BaseFacts;
 use crate::superposition::{Digest, NamedTensors, Refused, Unreadable};
 use serde::Deserialize;
@@ -132,7 +132,7 @@ impl BaseSource {
     }
 
     /// Everything about the base that is needed for as long as it is served.
-    pub(super) fn load(&self) -> Result<Base, Error> {
+    pub(super) fn load(&self, place: &Place) -> Result<Base, Error> {
         let (config, tokenizer, tensors) = (self.config()?, self.tokenizer()?, self.tensors()?);
         if tokenizer.vocab_size() > config.vocab_size {
             let (pieces, rows) = (tokenizer.vocab_size(), config.vocab_size);
@@ -141,11 +141,11 @@ impl BaseSource {
             )));
         }
         let facts = BaseFacts::of(&tensors, tokenizer.digest().into());
-        let weights = BaseWeights::new(config, &dense(tensors)).map_err(|error| self.refuse(error))?;
+        let weights = place::Base::new(place, config, &dense(tensors)).map_err(|error| self.refuse(error))?;
         Ok(Base {
             source: self.clone(),
             facts,
-            weights: Arc::new(weights),
+            weights,
             tokenizer: Arc::new(tokenizer),
         })
     }
@@ -173,7 +173,7 @@ pub fn dense(tensors: NamedTensors) -> Dense {
 pub(super) struct Base {
     source: BaseSource,
     pub facts: BaseFacts,
-    pub weights: Arc<BaseWeights>,
+    pub weights: place::Base,
     pub tokenizer: Arc<Tokenizer>,
 }
 
@@ -213,7 +213,7 @@ impl Base {
             }
             .into(),
         })?;
-        let (ours, theirs) = (&self.weights.config, config.regime());
+        let (ours, theirs) = (self.weights.config(), config.regime());
         let field = match theirs.process {
             _ if config.check().is_err() => "config.json",
             Process::Absorbing if theirs != ours.regime() => tuning::differing(theirs, ours.regime()),

@@ -22,7 +22,11 @@ pub enum Error {
     /// A folder without a store where one was expected, or the reverse.
     #[error("{}: {reason}", dir.display())]
     DataDir { dir: PathBuf, reason: String },
-    /// The change was committed, but the model instance could not be built: the generation before it is still served.
-    #[error("generation {generation} is committed but cannot be served: {reason}")]
+    /// The model instance could not be built. A change is not committed then; a generation that was committed earlier cannot be
+    /// opened.
+    #[error("generation {generation} cannot be served: {reason}")]
     Unserved { generation: u64, reason: String },
+    /// The same, since the device's memory does not hold it beside what is being served.
+    #[error("generation {generation} does not fit the device: {reason}")]
+    NoMemory { generation: u64, reason: String },
 }

@@ -3,43 +3,45 @@
 use super::base::Base;
 use super::{Error, defaults, tuning};
 use crate::engine::{Generation, MemoryPart, Sampling, VariantFacts};
-use crate::model::{Dit, ServedBank, VariantId, VariantWeights};
+use crate::model::place::{Bank, Bytes};
+use crate::model::{VariantId, VariantWeights};
+use crate::ops::gpu::Fault;
 use crate::ops::quantized::Form;
 use crate::store::{BankId, Store};
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 /// Banks in served form, kept from one generation to the next where they have not changed.
 #[derive(Default)]
-pub(super) struct ServedBanks(BTreeMap<BankId, (u64, Arc<ServedBank>)>);
+pub(super) struct ServedBanks(BTreeMap<BankId, (u64, Bank)>);
 
 impl ServedBanks {
-    /// Brings the banks to the store's current generation; those that are gone are dropped.
-    fn follow(&mut self, store: &Store, form: Form) -> Result<(), Error> {
-        let mut next = BTreeMap::new();
+    /// The banks of the store's current generation: those of another that have changed since are built anew.
+    fn of(store: &Store, base: &Base, form: Form, before: &ServedBanks) -> Result<Self, Error> {
+        let mut banks = BTreeMap::new();
         for (id, record) in &store.manifest().banks {
-            let kept = self
+            let kept = before
                 .0
                 .get(id)
                 .filter(|(generation, _)| *generation == record.generation);
             let served = match kept {
                 Some((_, served)) => served.clone(),
-                None => Arc::new(serve(store, id, form)?),
+                None => serve(store, base, id, form)?,
             };
-            next.insert(*id, (record.generation, served));
+            banks.insert(*id, (record.generation, served));
         }
-        self.0 = next;
-        Ok(())
+        Ok(ServedBanks(banks))
     }
 }
 
-fn serve(store: &Store, id: &BankId, form: Form) -> Result<ServedBank, Error> {
+fn serve(store: &Store, base: &Base, id: &BankId, form: Form) -> Result<Bank, Error> {
     let bank = store.load_bank(id)?;
     let tensors = bank
         .tensors
         .into_iter()
         .map(|(name, fixed)| (name, fixed.rows, fixed.cols, fixed.dense()));
-    ServedBank::build(form, tensors).map_err(|error| unserved(store, error))
+    base.weights
+        .bank(form, tensors)
+        .map_err(|error| not_built(store, &error))
 }
 
 fn unserved(store: &Store, error: impl ToString) -> Error {
@@ -49,9 +51,25 @@ fn unserved(store: &Store, error: impl ToString) -> Error {
     }
 }
 
-/// The model instance of the store's current generation.
-pub(super) fn build(store: &Store, base: &Base, served: &mut ServedBanks, form: Form) -> Result<Generation, Error> {
-    served.follow(store, form)?;
+fn not_built(store: &Store, error: &candle_core::Error) -> Error {
+    match Fault::behind(error) {
+        Some(Fault::OutOfMemory { .. }) => Error::NoMemory {
+            generation: store.manifest().generation,
+            reason: error.to_string(),
+        },
+        _ => unserved(store, error),
+    }
+}
+
+/// The model instance of the store's current generation, and its banks; those of `before` that have not changed are shared.
+pub(super) fn build(
+    store: &Store,
+    base: &Base,
+    form: Form,
+    before: &ServedBanks,
+) -> Result<(Generation, ServedBanks), Error> {
+    let config = base.weights.config();
+    let served = ServedBanks::of(store, base, form, before)?;
     let manifest = store.manifest();
     let index: BTreeMap<BankId, usize> = served.0.keys().copied().zip(0..).collect();
     let (mut weights, mut variants) = (Vec::new(), BTreeMap::new());
@@ -69,8 +87,8 @@ pub(super) fn build(store: &Store, base: &Base, served: &mut ServedBanks, form: 
             gains: private.gains,
             vectors: private.vectors,
         });
-        let regime = defaults::regime(record, &base.weights.config);
-        tuning::check(regime, &base.weights.config).map_err(|error| unserved(store, format!("{name}: {error}")))?;
+        let regime = defaults::regime(record, config);
+        tuning::check(regime, config).map_err(|error| unserved(store, format!("{name}: {error}")))?;
         let facts = VariantFacts {
             id: VariantId(number),
             regime,
@@ -78,31 +96,37 @@ pub(super) fn build(store: &Store, base: &Base, served: &mut ServedBanks, form: 
         };
         variants.insert(name.clone(), facts);
     }
-    let banks: Vec<Arc<ServedBank>> = served.0.values().map(|(_, bank)| bank.clone()).collect();
-    let dit = Dit::new(base.weights.clone(), &banks, weights).map_err(|error| unserved(store, error))?;
+    let banks = served.0.values().map(|(_, bank)| bank);
+    let instance = base
+        .weights
+        .instance(banks, weights)
+        .map_err(|error| not_built(store, &error))?;
 
-    let part = |part: String, bytes: usize| MemoryPart {
-        part,
-        bytes: bytes as u64,
+    let mut memory = Vec::new();
+    let mut add = |part: String, bytes: Bytes| {
+        for (bytes, on_device) in [(bytes.host, false), (bytes.device, true)] {
+            if bytes > 0 {
+                memory.push(MemoryPart {
+                    part: part.clone(),
+                    bytes: bytes as u64,
+                    on_device,
+                });
+            }
+        }
     };
-    let mut memory = vec![part("base".into(), base.weights.bytes())];
-    memory.extend(
-        served
-            .0
-            .iter()
-            .map(|(id, (_, bank))| part(format!("bank {id}"), bank.bytes())),
-    );
-    let private = (0..variants.len() as u32)
-        .map(|id| dit.variant_bytes(VariantId(id)))
-        .sum();
-    memory.push(part("private tensors".into(), private));
-    memory.push(part("tables".into(), dit.table_bytes()));
-    Ok(Generation {
+    add("base".into(), base.weights.bytes());
+    for (id, (_, bank)) in &served.0 {
+        add(format!("bank {id}"), bank.bytes());
+    }
+    add("private tensors".into(), instance.variants);
+    add("tables".into(), instance.tables);
+    let generation = Generation {
         number: manifest.generation,
-        denoiser: Arc::new(dit),
+        denoiser: instance.denoiser,
         tokenizer: base.tokenizer.clone(),
-        defaults: Sampling::of(base.weights.config.process()),
+        defaults: Sampling::of(config.process()),
         variants,
         memory,
-    })
+    };
+    Ok((generation, served))
 }

@@ -1,4 +1,4 @@
-//! What an operator does: a store transaction, then a publish.
+//! What an operator does: a store transaction that commits once its model instance is built, then a publish.
 
 pub mod base;
 pub mod defaults;
@@ -12,9 +12,9 @@ pub use error::Error;
 pub use tuning::Tuning;
 
 use crate::engine::{self, Choice, EngineHandle, Generation, MemoryPart, Sampling};
-use crate::model::{DitConfig, Regime};
+use crate::model::{DitConfig, Place, Regime};
 use crate::ops::quantized::Form;
-use crate::store::{self, NewVariant, Options, Scales, Store, VariantRecord, Watch};
+use crate::store::{self, Commit, NewVariant, Options, Scales, Store, VariantRecord, Watch};
 use crate::superposition::{Delta, read_file};
 use base::Base;
 use instance::ServedBanks;
@@ -33,6 +33,8 @@ pub struct CatalogConfig {
     pub bank_capacity: Option<usize>,
     /// The same for the output head's banks, 2 where absent.
     pub head_capacity: Option<usize>,
+    /// Where the network runs.
+    pub place: Place,
     /// The form that banks are served in.
     pub bank_form: Form,
     /// Keep every delta in the store, so that a variant can be removed without giving it again. Decided when the store
@@ -149,6 +151,9 @@ struct Changing {
     engine: Option<EngineHandle>,
 }
 
+/// Sees the store as a change will leave it, before that is committed.
+type Accept<'a> = dyn FnMut(&Store) -> Result<(), Error> + 'a;
+
 /// What is being served, for those who ask.
 #[derive(Default)]
 struct Snapshot {
@@ -176,7 +181,7 @@ impl Catalog {
     ) -> Result<(Catalog, Generation), Error> {
         let _loading = Loading::begin();
         progress(Progress::at(Stage::Reading));
-        let base = config.base.load()?;
+        let base = config.base.load(&config.place)?;
         let dir = &config.data_dir;
         let mut store = if Store::exists(dir) {
             let store = Store::open_watched(dir, base.facts.clone(), watch)?;
@@ -207,8 +212,7 @@ impl Catalog {
             store.add_all(variants, None, &mut |stage| progress(Progress::at(stage.into())))?;
         }
         progress(Progress::at(Stage::Publishing));
-        let mut banks = ServedBanks::default();
-        let generation = instance::build(&store, &base, &mut banks, config.bank_form)?;
+        let (generation, banks) = instance::build(&store, &base, config.bank_form, &ServedBanks::default())?;
         let catalog = Catalog {
             bank_form: config.bank_form,
             served: Mutex::new(Arc::new(Snapshot::of(&store, &generation))),
@@ -230,7 +234,7 @@ impl Catalog {
     /// Adds a variant and publishes the generation with it. Two additions wait for each other.
     ///
     /// # Errors
-    /// Nothing has changed, but for `Unserved`.
+    /// Nothing has changed.
     pub fn add(&self, request: AddRequest, mut progress: impl FnMut(Progress)) -> Result<VariantInfo, Error> {
         let _loading = Loading::begin();
         let mut tell = |stage| progress(Progress::at(stage));
@@ -244,7 +248,7 @@ impl Catalog {
             expected_generation,
         } = request;
         store::check_name(&name)?;
-        let config = &self.base.weights.config;
+        let config = self.base.weights.config();
         tell(Stage::Reading);
         let origin = source.origin();
         let ((bytes, beside), base) = (source.read(&self.base)?, self.base.tensors()?);
@@ -264,11 +268,14 @@ impl Catalog {
             scales: Scales::all(scale.unwrap_or(1.0)),
         };
         let mut changing = lock(&self.changing);
-        changing
-            .store
-            .add(variant, expected_generation, &mut |stage| tell(stage.into()))?;
-        tell(Stage::Publishing);
-        self.publish(&mut changing)?;
+        self.change(&mut changing, |store, accept| {
+            store.add_if(
+                vec![variant],
+                expected_generation,
+                &mut |stage| tell(stage.into()),
+                accept,
+            )
+        })?;
         drop(changing);
         self.get(&name)
     }
@@ -276,7 +283,7 @@ impl Catalog {
     /// Removes a variant, publishes the generation without it, and returns its number.
     ///
     /// # Errors
-    /// Nothing has changed, but for `Unserved`.
+    /// Nothing has changed.
     pub fn remove(&self, name: &str, request: RemoveRequest) -> Result<u64, Error> {
         let _loading = Loading::begin();
         let given = request.delta.map(|source| -> Result<Delta, Error> {
@@ -286,22 +293,33 @@ impl Catalog {
         });
         let given = given.transpose()?;
         let mut changing = lock(&self.changing);
-        let commit = changing
-            .store
-            .remove(name, given, request.expected_generation, &mut |_| {})?;
-        self.publish(&mut changing)?;
+        let commit = self.change(&mut changing, |store, accept| {
+            store.remove_if(name, given, request.expected_generation, &mut |_| {}, accept)
+        })?;
         Ok(commit.generation)
     }
 
-    fn publish(&self, changing: &mut Changing) -> Result<(), Error> {
+    /// Commits a change once its model instance is built, and publishes that.
+    fn change(
+        &self,
+        changing: &mut Changing,
+        commit: impl FnOnce(&mut Store, &mut Accept) -> Result<Commit, Error>,
+    ) -> Result<Commit, Error> {
         let Changing { store, banks, engine } = changing;
-        let generation = instance::build(store, &self.base, banks, self.bank_form)?;
-        let snapshot = Arc::new(Snapshot::of(store, &generation));
-        if let Some(engine) = engine {
-            engine.publish(generation);
+        let mut built = None;
+        let commit = commit(store, &mut |store| {
+            let (generation, banks) = instance::build(store, &self.base, self.bank_form, banks)?;
+            built = Some((Arc::new(Snapshot::of(store, &generation)), generation, banks));
+            Ok(())
+        })?;
+        if let Some((snapshot, generation, next)) = built {
+            *banks = next;
+            if let Some(engine) = engine {
+                engine.publish(generation);
+            }
+            *lock(&self.served) = snapshot;
         }
-        *lock(&self.served) = snapshot;
-        Ok(())
+        Ok(commit)
     }
 
     fn snapshot(&self) -> Arc<Snapshot> {
@@ -367,7 +385,7 @@ fn info(name: &str, record: &VariantRecord, network: &DitConfig) -> VariantInfo 
 /// The variants compiled in, compared with the base.
 fn shipped_variants(base: &Base) -> Result<Vec<NewVariant>, Error> {
     let tensors = base.tensors()?;
-    let config = &base.weights.config;
+    let config = base.weights.config();
     let variant = |base::Shipped { name, about, packed }| {
         let said = Said::of(name, packed, None, config)?;
         let regime = Tuning::default().regime(&said, config)?;
@@ -461,7 +479,8 @@ impl From<store::Stage> for Stage {
         match stage {
             store::Stage::Accumulating => Stage::Accumulating,
             store::Stage::Measuring => Stage::Measuring,
-            store::Stage::Writing | store::Stage::Committing => Stage::Writing,
+            store::Stage::Writing => Stage::Writing,
+            store::Stage::Committing => Stage::Publishing,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! `choir eval`: what superposition costs each variant, in nats and in right answers, and what it saves in bits.
 
+use super::place::PlaceArgs;
 use crate::ops::quantized::Form;
 use crate::train::folder::replace;
 use anyhow::{Context, Result, bail};
@@ -36,7 +37,8 @@ mod tuning;
 /// Measure what superposition costs the variants compiled in, and what it saves.
 ///
 /// Every variant's held-out text or prompts are scored under the base, under the fine-tune alone and under the variant
-/// as read back from banks of several capacities in several forms.
+/// as read back from banks of several capacities in several forms. --device is for what goes through the service itself: the
+/// scheme "served", and --samplers.
 #[derive(Args, Debug)]
 pub struct EvalArgs {
     /// Variants to keep in the banks and to measure [default: all].
@@ -71,6 +73,8 @@ pub struct EvalArgs {
     plot: Option<PathBuf>,
     #[command(flatten)]
     samplers: SamplersArgs,
+    #[command(flatten)]
+    place: PlaceArgs,
 }
 
 /// What `--schemes` takes.
@@ -123,12 +127,13 @@ pub fn run(args: EvalArgs) -> Result<()> {
     plan.tensors = args.tensors;
     let groups = if args.tensors { Group::ALL.len() } else { 0 };
     let served = args.wants(Named::Served);
+    let place = args.place.open()?;
     let progress = Progress::new((1 + plan.trials.len() + groups + usize::from(served)) * count);
     let mut tick = |what: &str| progress.step(what);
     let mut report = evaluate(&subjects, &plan, &mut tick)?;
     if served {
         let form = plan.trials.first().map_or(Form::Q4K, |trial| trial.form);
-        report.served = Some(served::measure(&subjects, form, 2 * args.draws, &mut tick)?);
+        report.served = Some(served::measure(&place, &subjects, form, 2 * args.draws, &mut tick)?);
     }
     progress.close();
     if let Some(file) = &args.plot {
@@ -143,7 +148,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
 
 fn run_samplers(args: &EvalArgs) -> Result<()> {
     let form = args.forms.last().copied().unwrap_or(Form::Q4K);
-    let report = samplers::measure(&args.samplers, &args.variants, form)?;
+    let report = samplers::measure(&args.samplers, &args.variants, &args.place.open()?, form)?;
     if let Some(file) = &args.plot {
         replace(file, picture::svg(&samplers::show::chart(&report)).as_bytes())?;
     }

@@ -1,9 +1,10 @@
 //! The command line: one binary for those who serve, those who ask, and those who measure.
 
-mod bench;
+pub mod bench;
 mod client;
 mod eval;
 mod generate;
+mod place;
 mod sampling;
 mod score;
 mod scratch;

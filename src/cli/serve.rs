@@ -1,7 +1,9 @@
 //! `choir serve`: the wiring diagram.
 
+use super::place::PlaceArgs;
 use crate::catalog::{BaseSource, Catalog, CatalogConfig};
 use crate::engine::{Engine, EngineConfig};
+use crate::model::Place;
 use crate::ops::quantized::Form;
 use crate::{server, telemetry};
 use anyhow::{Context, Result, bail};
@@ -44,13 +46,16 @@ pub struct StoreArgs {
     /// Variants to a bank of the output head, when the store is made [default: 2].
     #[arg(long)]
     head_capacity: Option<usize>,
-    /// How banks are kept in memory: q4k, q4_0, q8_0 or f32. Products of q4_0 and q8_0 are candle's, in threads of its own
-    /// (CANDLE_NUM_THREADS): they are there to compare with.
+    /// How banks are kept in memory: q4k, q4_0, q8_0 or f32. On the CPU, products of q4_0 and q8_0 are candle's, in threads of its
+    /// own (CANDLE_NUM_THREADS): they are there to compare with. On a device q4k and q4_0 are one form, and q8_0 and f32 mean the
+    /// base's.
     #[arg(long, default_value = "q4k")]
     bank_form: Form,
     /// When the store is made: keep no delta of the variants, so that removing one needs its checkpoint again.
     #[arg(long)]
     no_archive: bool,
+    #[command(flatten)]
+    place: PlaceArgs,
 }
 
 /// How much of the machine the engine may take.
@@ -85,12 +90,14 @@ impl StoreArgs {
         self.data_dir.as_ref()
     }
 
+    /// Opens the device, too.
     pub fn config(&self) -> Result<CatalogConfig> {
         Ok(CatalogConfig {
             data_dir: self.data_dir.clone().map_or_else(default_data_dir, Ok)?,
             base: self.base.clone().map_or(BaseSource::Embedded, BaseSource::Folder),
             bank_capacity: self.bank_capacity,
             head_capacity: self.head_capacity,
+            place: self.place.open()?,
             bank_form: self.bank_form,
             archive: !self.no_archive,
         })
@@ -132,7 +139,7 @@ pub fn run(args: ServeArgs) -> Result<()> {
     // Listen first: a taken port is a mistake to hear of before the model is loaded.
     let listener = runtime.block_on(server::bind(args.listen, args.insecure_bind))?;
     let config = args.store.config()?;
-    let data_dir = config.data_dir.clone();
+    let (data_dir, place) = (config.data_dir.clone(), config.place.clone());
     let mut stage = None;
     let (catalog, generation) = Catalog::open(config, |progress| {
         if stage.replace(progress.stage) != Some(progress.stage) {
@@ -145,11 +152,15 @@ pub fn run(args: ServeArgs) -> Result<()> {
     let (status, address) = (catalog.status(), listener.local_addr()?);
     let bytes: u64 = status.memory.iter().map(|part| part.bytes).sum();
     println!(
-        "choir {} serves the base and {} variants in {} banks ({:.1} MiB of weights, generation {}) from {} on {address}",
+        "choir {} serves the base and {} variants in {} banks ({:.1} MiB of weights{}, generation {}) from {} on {address}",
         env!("CARGO_PKG_VERSION"),
         status.variants,
         status.banks,
         bytes as f64 / f64::from(1 << 20),
+        match place {
+            Place::Host => String::new(),
+            Place::Device(_) => format!(" on {place}"),
+        },
         status.generation,
         data_dir.display(),
     );

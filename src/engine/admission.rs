@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::sequence::Sequence;
 use super::{EngineConfig, Error, Generation, Status};
+use crate::model::kv_cache::KvCache;
 
 pub struct Admission {
     pub config: EngineConfig,
@@ -36,12 +37,14 @@ const SOONEST: Duration = Duration::from_millis(50);
 const LATEST: Duration = Duration::from_secs(60);
 
 impl Admission {
-    pub fn new(config: EngineConfig, pages_total: usize, kv_bytes: u64, generation: Generation) -> Self {
+    pub fn new(config: EngineConfig, cache: &KvCache, generation: Generation) -> Self {
+        let pages_total = cache.pages();
         let status = Status {
             queue_limit: config.queue,
             max_running: config.max_running,
             pages_total,
-            kv_bytes,
+            kv_bytes: cache.bytes() as u64,
+            kv_on_device: cache.on_device().is_some(),
             ..Status::default()
         };
         let generation = Arc::new(generation);
@@ -142,12 +145,12 @@ impl Admission {
         self.arrival.notify_one();
     }
 
-    /// The model thread has ended: whoever still waits will not be served.
-    pub fn stop(&self) -> Vec<Sequence> {
+    /// The model thread has ended, since the device is `lost` where that is why: whoever still waits will not be served.
+    pub fn stop(&self, lost: Option<String>) -> Vec<Sequence> {
         let mut state = self.state();
         state.stopped = true;
+        state.status.lost = lost;
         state.status.draining = true;
-        state.status.running = 0;
         state.waiting.drain(..).collect()
     }
 

@@ -38,7 +38,7 @@ pub enum Error {
     /// The client left.
     #[error("cancelled")]
     Cancelled,
-    /// The network failed in the step this request took part in; the engine goes on.
+    /// The network failed in the step this request took part in; the engine goes on. Or the device is lost, and the engine ends.
     #[error("request {request_id}: the device failed: {detail}")]
     Device { request_id: u64, detail: String },
 }

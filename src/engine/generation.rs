@@ -34,6 +34,15 @@ pub struct VariantFacts {
 pub struct MemoryPart {
     pub part: String,
     pub bytes: u64,
+    /// On the device, not on the host.
+    pub on_device: bool,
+}
+
+impl std::fmt::Display for MemoryPart {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.part)?;
+        f.write_str(if self.on_device { " (device)" } else { "" })
+    }
 }
 
 impl Generation {

@@ -10,7 +10,6 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::admission::Admission;
 use super::runner::Runner;
 use super::{Error, Event, Generation, Request, Score, ScoreRequest, check};
-use crate::model::kv_cache::KvCache;
 
 /// Settings of one engine.
 #[derive(Clone, Debug)]
@@ -59,6 +58,7 @@ pub struct Status {
     pub pages_used: usize,
     pub pages_total: usize,
     pub kv_bytes: u64,
+    pub kv_on_device: bool,
     /// Network evaluations since the start, all sequences of a step together counting once.
     pub steps: u64,
     pub tokens_generated: u64,
@@ -66,6 +66,8 @@ pub struct Status {
     pub cancelled: u64,
     pub failed: u64,
     pub draining: bool,
+    /// What was said of the device's loss, after which the engine has ended.
+    pub lost: Option<String>,
     /// Mean time of recent requests from leaving the queue to the end.
     pub typical_compute: Duration,
 }
@@ -80,8 +82,7 @@ impl Engine {
     /// `BadField` for settings that leave no room for anything, `NotStarted` where the network gets no
     /// cache or the system gives no threads.
     pub fn start(config: EngineConfig, generation: Generation) -> Result<EngineHandle, Error> {
-        let network = generation.denoiser.config();
-        let page_bytes = KvCache::page_bytes(network, config.page_tokens);
+        let page_bytes = generation.denoiser.page_bytes(config.page_tokens);
         let limits = [
             ("max_running", config.max_running),
             ("queue", config.queue),
@@ -106,7 +107,7 @@ impl Engine {
             .thread_name(|index| format!("choir-compute-{index}"))
             .build()
             .map_err(|error| not_started(error.to_string()))?;
-        let admission = Arc::new(Admission::new(config, pages, cache.bytes() as u64, generation));
+        let admission = Arc::new(Admission::new(config, &cache, generation));
         let runner = Runner::new(admission.clone(), cache);
         let (running, ended) = watch::channel(());
         std::thread::Builder::new()
@@ -183,6 +184,11 @@ impl EngineHandle {
     /// Takes nothing new, finishes what was accepted, and returns when the model thread has ended.
     pub async fn drain(&self) {
         self.door.admission.close();
+        self.ended().await;
+    }
+
+    /// Returns when the model thread has ended: after a drain, or where it cannot go on.
+    pub async fn ended(&self) {
         let mut ended = self.door.ended.clone();
         while ended.changed().await.is_ok() {} // nothing is ever sent: this waits for the sender's end
     }

@@ -8,7 +8,7 @@ use super::admission::Admission;
 use super::pages::Pool;
 use super::scheduler::{Claim, choose};
 use super::sequence::Sequence;
-use super::step::Group;
+use super::step::{Failure, Group};
 use crate::model::kv_cache::KvCache;
 
 /// What the model thread owns.
@@ -21,6 +21,8 @@ pub struct Runner {
     /// Steps so far.
     step: u64,
     tally: Tally,
+    /// Why nothing can be evaluated any more.
+    lost: Option<String>,
 }
 
 /// What has happened since the start.
@@ -43,19 +45,27 @@ impl Runner {
             running: Vec::new(),
             step: 0,
             tally: Tally::default(),
+            lost: None,
         }
     }
 
-    /// Schedule, forward, sample, deliver, until the engine is drained.
+    /// Schedule, forward, sample, deliver, until the engine is drained or the device is lost.
     pub fn run(mut self) {
-        while self.admit() {
+        while self.lost.is_none() && self.admit() {
             for mut group in self.schedule() {
+                if let Some(detail) = self.lost.clone() {
+                    self.fail(group, &detail);
+                    continue;
+                }
                 match group.forward(&mut self.cache) {
                     Ok(outcome) => {
                         group.sample(&outcome);
                         self.deliver(group);
                     }
-                    Err(detail) => self.fail(group, &detail),
+                    Err(Failure { detail, lost }) => {
+                        self.fail(group, &detail);
+                        self.lost = lost.then_some(detail);
+                    }
                 }
             }
         }
@@ -191,11 +201,17 @@ impl Tally {
 impl Drop for Runner {
     /// Also where the thread ends by a panic: nobody is left waiting.
     fn drop(&mut self) {
-        for sequence in self.admission.stop() {
-            sequence.fail(Error::Stopped, &mut self.pool);
+        let lost = self.lost.take();
+        let mut left = self.admission.stop(lost.clone());
+        left.append(&mut self.running);
+        for sequence in left {
+            let request_id = sequence.id;
+            let error = match lost.clone() {
+                Some(detail) => Error::Device { request_id, detail },
+                None => Error::Stopped,
+            };
+            self.give_up(sequence, error);
         }
-        for sequence in std::mem::take(&mut self.running) {
-            sequence.fail(Error::Stopped, &mut self.pool);
-        }
+        self.report();
     }
 }

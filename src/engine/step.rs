@@ -11,6 +11,7 @@ use super::Generation;
 use super::sequence::{After, Sequence};
 use crate::model::kv_cache::KvCache;
 use crate::model::{Batch, Outcome, Segment};
+use crate::ops::gpu::Fault;
 
 /// The sequences of one generation that take part in a step: one evaluation of one model instance.
 pub struct Group {
@@ -25,6 +26,24 @@ pub struct Member {
     drawn: Range<usize>,
     logits: Range<usize>,
     pub after: After,
+}
+
+/// What went wrong in an evaluation.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    pub detail: String,
+    /// With it everything on the device, the cache and all instances, is gone.
+    pub lost: bool,
+}
+
+impl Failure {
+    /// One that the next step has nothing to do with.
+    fn of_step(detail: impl ToString) -> Self {
+        Failure {
+            detail: detail.to_string(),
+            lost: false,
+        }
+    }
 }
 
 impl Group {
@@ -57,19 +76,25 @@ impl Group {
         (drawn, self.batch.logit_rows() - drawn)
     }
 
-    /// Evaluates the network once. An error, a panic or an outcome of the wrong shape come back as what there is to say of
-    /// them.
-    pub fn forward(&self, cache: &mut KvCache) -> Result<Outcome, String> {
+    /// Evaluates the network once.
+    ///
+    /// # Errors
+    /// An error, a panic or an outcome of the wrong shape, as what there is to say of them.
+    pub fn forward(&self, cache: &mut KvCache) -> Result<Outcome, Failure> {
         let denoiser = &self.lease.denoiser;
         // What a panic leaves half written in the cache are pages of this group's sequences, and those will not go on.
         let outcome = catch_unwind(AssertUnwindSafe(|| denoiser.step(&self.batch, cache)))
-            .map_err(|panic| format!("panic: {}", said(&*panic)))?
-            .map_err(|error| error.to_string())?;
+            .map_err(|panic| Failure::of_step(format!("panic: {}", said(&*panic))))?
+            .map_err(|error| Failure {
+                detail: error.to_string(),
+                lost: matches!(Fault::behind(&error), Some(Fault::Lost { .. })),
+            })?;
         let (drawn, rows) = self.wanted();
         let shape = outcome.logits.check(rows, denoiser.config().vocab_size);
-        shape.map_err(|error| error.to_string())?;
+        shape.map_err(Failure::of_step)?;
         if outcome.drawn.len() != drawn {
-            return Err(format!("{} tokens drawn instead of {drawn}", outcome.drawn.len()));
+            let found = outcome.drawn.len();
+            return Err(Failure::of_step(format!("{found} tokens drawn instead of {drawn}")));
         }
         Ok(outcome)
     }

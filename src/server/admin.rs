@@ -5,7 +5,7 @@ use super::health::Health;
 use super::status::BadField;
 use super::upload::{self, Room};
 use crate::catalog::{self, AddRequest, Catalog, RemoveRequest, Source, Tuning};
-use crate::engine::EngineHandle;
+use crate::engine::{EngineHandle, MemoryPart};
 use crate::pb;
 use crate::pb::add_variant_request::Part;
 use crate::pb::add_variant_response::Event;
@@ -159,19 +159,20 @@ impl Admin for AdminService {
 
     async fn get_status(&self, _: Request<pb::GetStatusRequest>) -> Result<Response<pb::GetStatusResponse>, Status> {
         let (catalog, engine) = (self.catalog.status(), self.engine.status());
-        let cache = pb::MemoryPart {
+        let cache = MemoryPart {
             part: "key-value cache".into(),
             bytes: engine.kv_bytes,
+            on_device: engine.kv_on_device,
         };
-        let weights = catalog.memory.into_iter().map(|part| pb::MemoryPart {
-            part: part.part,
+        let memory = catalog.memory.into_iter().chain([cache]).map(|part| pb::MemoryPart {
+            part: part.to_string(),
             bytes: part.bytes,
         });
         Ok(Response::new(pb::GetStatusResponse {
             generation: engine.generation,
             variants: convert::small(catalog.variants),
             banks: convert::small(catalog.banks),
-            memory: weights.chain([cache]).collect(),
+            memory: memory.collect(),
             waiting: convert::small(engine.waiting),
             queue_limit: convert::small(engine.queue_limit),
             running: convert::small(engine.running),

@@ -13,6 +13,7 @@ use crate::engine::EngineHandle;
 use crate::pb;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -59,6 +60,9 @@ pub enum Error {
     Reflection(#[from] tonic_reflection::server::Error),
     #[error("the server failed")]
     Transport(#[from] tonic::transport::Error),
+    /// All requests have been answered with errors; only a new process can serve again.
+    #[error("the engine has ended: {reason}")]
+    Engine { reason: String },
 }
 
 /// Listens on `address`; port 0 takes any free one.
@@ -76,6 +80,9 @@ pub async fn bind(address: SocketAddr, insecure: bool) -> Result<TcpListener, Er
 
 /// Serves until `shutdown` resolves, then drains: health says NOT_SERVING, new requests are refused, what was accepted
 /// is finished.
+///
+/// # Errors
+/// `Engine` where the engine ended by itself, as it does when its device is lost: health says NOT_SERVING then, too.
 pub async fn serve(
     listener: TcpListener,
     catalog: Arc<Catalog>,
@@ -101,10 +108,16 @@ pub async fn serve(
         .add_service(inference)
         .add_service(admin);
 
+    let by_itself = AtomicBool::new(false);
     let (drained, after_drain) = oneshot::channel();
     let drain = async {
-        shutdown.await;
-        tracing::info!("draining");
+        tokio::select! {
+            () = shutdown => tracing::info!("draining"),
+            () = engine.ended() => {
+                by_itself.store(true, Ordering::Relaxed);
+                tracing::error!("the engine has ended");
+            }
+        }
         health.drain().await;
         engine.drain().await;
         let _ = drained.send(());
@@ -118,8 +131,15 @@ pub async fn serve(
     };
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     tokio::select! {
-        served = router.serve_with_incoming_shutdown(incoming, drain) => Ok(served?),
-        () = late => Ok(()),
+        served = router.serve_with_incoming_shutdown(incoming, drain) => served?,
+        () = late => {}
+    }
+    match engine.status().lost {
+        Some(reason) => Err(Error::Engine { reason }),
+        None if by_itself.load(Ordering::Relaxed) => Err(Error::Engine {
+            reason: "its thread panicked".to_owned(),
+        }),
+        None => Ok(()),
     }
 }
 

@@ -129,6 +129,10 @@ impl From<catalog::Error> for Status {
                 ..
             } => Status::invalid_argument(format!("source: {message}")),
             BadField { .. } => Status::invalid_argument(message),
+            NoMemory { .. } => {
+                tracing::error!("{message}");
+                exhausted(message, None)
+            }
             Base { .. } | DataDir { .. } | Unserved { .. } => {
                 tracing::error!("{message}");
                 Status::internal(message)

@@ -183,12 +183,24 @@ impl Store {
         expected_generation: Option<u64>,
         progress: &mut dyn FnMut(Stage),
     ) -> Result<Commit, Error> {
+        self.add_if(variants, expected_generation, progress, |_| Ok(()))
+    }
+
+    /// [`Store::add_all`], unless `accept` has an error, which is this one's then: it is shown the store as it will be, just
+    /// before that is committed.
+    pub fn add_if<E: From<Error>>(
+        &mut self,
+        variants: Vec<NewVariant>,
+        expected_generation: Option<u64>,
+        progress: &mut dyn FnMut(Stage),
+        accept: impl FnOnce(&Store) -> Result<(), E>,
+    ) -> Result<Commit, E> {
         progress(Stage::Accumulating);
         let mut transaction = Transaction::begin(self, expected_generation)?;
         for variant in variants {
             transaction.add(variant)?;
         }
-        transaction.commit(progress)
+        transaction.commit(progress, accept)
     }
 
     /// Removes a variant. A store without an archive needs its delta, and checks that it is the one that was added.
@@ -199,10 +211,22 @@ impl Store {
         expected_generation: Option<u64>,
         progress: &mut dyn FnMut(Stage),
     ) -> Result<Commit, Error> {
+        self.remove_if(name, delta, expected_generation, progress, |_| Ok(()))
+    }
+
+    /// [`Store::remove`], unless `accept` has an error, as in [`Store::add_if`].
+    pub fn remove_if<E: From<Error>>(
+        &mut self,
+        name: &str,
+        delta: Option<Delta>,
+        expected_generation: Option<u64>,
+        progress: &mut dyn FnMut(Stage),
+        accept: impl FnOnce(&Store) -> Result<(), E>,
+    ) -> Result<Commit, E> {
         progress(Stage::Accumulating);
         let mut transaction = Transaction::begin(self, expected_generation)?;
         transaction.remove(name, delta)?;
-        transaction.commit(progress)
+        transaction.commit(progress, accept)
     }
 
     /// Reads a bank of the current generation.

@@ -146,7 +146,13 @@ impl<'a> Transaction<'a> {
         record
     }
 
-    pub fn commit(mut self, progress: &mut dyn FnMut(Stage)) -> Result<Commit, Error> {
+    /// Writes everything but the manifest, asks whether the generation will do, and commits it. An error of `accept`, which sees
+    /// the store as it will be, changes nothing.
+    pub fn commit<E: From<Error>>(
+        mut self,
+        progress: &mut dyn FnMut(Stage),
+        accept: impl FnOnce(&Store) -> Result<(), E>,
+    ) -> Result<Commit, E> {
         let members = |id| self.next.banks.get(id).map_or(0, |bank| bank.members.len());
         let dropped_banks: Vec<_> = self.banks.keys().filter(|id| members(id) == 0).copied().collect();
         for id in &dropped_banks {
@@ -165,15 +171,24 @@ impl<'a> Transaction<'a> {
             record.members.sort();
             record.file = file;
         }
-        let manifest = manifest_file::encode(&self.next)?;
-        let written = self.write(&manifest, progress);
-        if let Err(error) = written {
+        let generation = self.next.generation;
+        let accepted = self.write().map_err(E::from).and_then(|()| {
+            progress(Stage::Committing);
+            std::mem::swap(&mut self.store.manifest, &mut self.next);
+            let accepted = accept(self.store).and_then(|()| {
+                let manifest = manifest_file::encode(&self.store.manifest)?;
+                Ok(self.store.disk.write(Path::new(files::MANIFEST), &manifest)?)
+            });
+            if accepted.is_err() {
+                std::mem::swap(&mut self.store.manifest, &mut self.next);
+            }
+            accepted
+        });
+        if let Err(error) = accepted {
             files::clear(&mut self.store.disk, &self.store.manifest);
             return Err(error);
         }
 
-        let generation = self.next.generation;
-        self.store.manifest = self.next;
         // The rename has been done, so this generation is what the next start finds. Should the directory not be
         // synced, a power cut may still bring the old one back: then its files must be there.
         match self.store.disk.sync_directory(Path::new("")) {
@@ -187,22 +202,21 @@ impl<'a> Transaction<'a> {
         })
     }
 
-    /// Everything up to the commit point; it has been reached only where this succeeds.
-    fn write(&mut self, manifest: &[u8], progress: &mut dyn FnMut(Stage)) -> Result<(), Error> {
+    /// Everything but the manifest.
+    fn write(&mut self) -> Result<(), Error> {
         let disk = &mut self.store.disk;
         // A file lasts once its directory is synced, and that once its own directory is.
         let mut directories = BTreeSet::from([PathBuf::new()]);
-        for (path, bytes) in &self.files {
+        for (path, bytes) in std::mem::take(&mut self.files) {
             for directory in path.ancestors().skip(1) {
                 directories.insert(directory.to_owned());
             }
             disk.create_directory(path.parent().unwrap_or(Path::new("")))?;
-            disk.write(path, bytes)?;
+            disk.write(&path, &bytes)?;
         }
         for directory in directories.iter().rev() {
             disk.sync_directory(directory)?;
         }
-        progress(Stage::Committing);
-        disk.write(Path::new(files::MANIFEST), manifest)
+        Ok(())
     }
 }

@@ -1,6 +1,7 @@
 //! The catalog over the model compiled in and over a tiny base in a folder: starts, changes, and all that is refused.
 
 mod changes;
+mod device;
 mod embedded;
 mod processes;
 mod refusals;
@@ -8,7 +9,7 @@ mod starts;
 
 use choir::catalog::{AddRequest, BaseSource, Catalog, CatalogConfig, Error, Source, Tuning, VariantInfo};
 use choir::engine::{Choice, Engine, EngineConfig, EngineHandle, Event, EventStream, Generation, Request, Sampling};
-use choir::model::DitConfig;
+use choir::model::{self, DitConfig};
 use choir::ops::quantized::Form;
 use choir::rng::{Key, Stream};
 use choir::train::folder::{Folder, Precision, Tensors, serialize};
@@ -126,6 +127,7 @@ fn config(data: &Path, base: BaseSource) -> CatalogConfig {
         base,
         bank_capacity: None,
         head_capacity: None,
+        place: model::Place::Host,
         bank_form: Form::Q4K,
         archive: true,
     }

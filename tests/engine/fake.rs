@@ -40,6 +40,7 @@ type Faults = Box<dyn Fn(&Batch) -> Fault + Send + Sync>;
 pub enum Fault {
     None,
     Error,
+    Lost,
     Panic,
     Shape,
 }
@@ -194,6 +195,10 @@ impl Denoiser for Fake {
         match self.fault.as_ref().map_or(Fault::None, |fault| fault(batch)) {
             Fault::None => {}
             Fault::Error => candle_core::bail!("out of order"),
+            Fault::Lost => {
+                let detail = "it fell off the bus".to_owned();
+                return Err(choir::ops::gpu::Fault::Lost { detail }.into());
+            }
             Fault::Panic => panic!("out of order"),
             Fault::Shape => {
                 return Ok(Logits {

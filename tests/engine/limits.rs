@@ -1,6 +1,7 @@
 //! The queue, cancellation, deadlines, failures, and what is refused at the door.
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use choir::engine::{Engine, EngineConfig, EngineHandle, Error, Event, Request, Sampling};
@@ -178,6 +179,48 @@ fn a_failing_step_fails_its_requests_and_the_engine_goes_on() {
         drain(&engine);
         assert_eq!((engine.status().failed, engine.status().pages_used), (1, 0));
     }
+}
+
+#[test]
+fn a_lost_device_fails_all_requests_and_ends_the_engine() {
+    let calls = AtomicUsize::new(0);
+    let (network, gate) = Fake::new(6)
+        .fault(move |_| match calls.fetch_add(1, Ordering::Relaxed) {
+            0 => Fault::None,
+            _ => Fault::Lost,
+        })
+        .gated();
+    let limits = EngineConfig {
+        max_running: 2,
+        ..config()
+    };
+    let engine = start(limits, network);
+    let running = engine.submit(request("first", 20, 1)).expect("submit");
+    gate.wait();
+    // The next step has a second group, of a network that is not to be asked any more, and a request that waits.
+    engine.publish(generation(2, Fake::new(6).fault(|_| Fault::Panic)));
+    let other = engine.submit(request("second", 20, 2)).expect("submit");
+    let waiting = engine.submit(request("third", 20, 3)).expect("submit");
+    drop(gate);
+    for stream in [running, other, waiting] {
+        let id = stream.request_id();
+        match events(stream).last() {
+            Some(Event::Failed(Error::Device { request_id, detail })) => {
+                assert_eq!(*request_id, id);
+                assert!(detail.contains("it fell off the bus"), "{detail}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    drain(&engine);
+    let status = engine.status();
+    assert!(
+        status.lost.is_some_and(|detail| detail.contains("it fell off the bus")),
+        "the engine says why it ended"
+    );
+    assert_eq!((status.failed, status.running, status.pages_used), (3, 0, 0));
+    let refused = engine.submit(request("late", 20, 1)).map(|_| ()).expect_err("refused");
+    assert_eq!(refused, Error::Stopped);
 }
 
 /// A device that has no room for a cache, or has and loses a token.

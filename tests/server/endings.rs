@@ -1,8 +1,14 @@
 //! How requests end that do not finish: deadlines, clients that leave, a full queue, a server that drains.
 
 use super::*;
+use choir::model::kv_cache::KvCache;
+use choir::model::{Batch, Denoiser, DitConfig, Logits};
+use choir::ops::gpu::Fault;
+use std::sync::Mutex;
 use std::time::Duration;
+use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 
 /// Asks for the status until it is as wished: the engine writes it down between two steps.
 pub async fn until(
@@ -155,4 +161,74 @@ async fn a_drain_finishes_what_runs_and_takes_nothing_new() {
     read(waiting.into_inner()).await.expect("it was accepted");
     drop((client, admin));
     served.await.expect("server").expect("an orderly end");
+}
+
+/// A network whose device is lost in the second step, which waits until it is told.
+struct Loses {
+    network: Arc<dyn Denoiser>,
+    steps: Mutex<(usize, mpsc::Receiver<()>)>,
+}
+
+impl Denoiser for Loses {
+    fn config(&self) -> &DitConfig {
+        self.network.config()
+    }
+
+    fn forward(&self, batch: &Batch, cache: &mut KvCache) -> candle_core::Result<Logits> {
+        let mut steps = self.steps.lock().expect("one step at a time");
+        steps.0 += 1;
+        if steps.0 < 2 {
+            return self.network.forward(batch, cache);
+        }
+        let _ = steps.1.recv(); // until the other end is dropped
+        let detail = "it fell off the bus".to_owned();
+        Err(Fault::Lost { detail }.into())
+    }
+}
+
+#[tokio::test]
+async fn a_lost_device_fails_every_request_and_ends_the_server() {
+    let (hold, lose) = mpsc::channel();
+    let config = EngineConfig {
+        max_running: 1,
+        ..engine_config()
+    };
+    let server = Server::start_with(config, |generation| Generation {
+        denoiser: Arc::new(Loses {
+            network: generation.denoiser.clone(),
+            steps: Mutex::new((0, lose)),
+        }),
+        ..generation
+    })
+    .await;
+    let (client, _) = server.clients().await;
+    let mut health = HealthClient::new(channel(server.address).await);
+    let mut watched = Vec::new();
+    for service in ["", "kjv"] {
+        let service = service.to_owned();
+        let watch = health.watch(HealthCheckRequest { service }).await;
+        let mut watch = watch.expect("health").into_inner();
+        let first = watch.message().await.expect("health").expect("health");
+        assert_eq!(first.status(), ServingStatus::Serving);
+        watched.push(watch);
+    }
+    let running = started(&client, request("", 40, 1)).await;
+    let waiting = client.clone().generate(request("kjv", 40, 2)).await.expect("accepted");
+    drop::<mpsc::Sender<()>>(hold);
+    for mut stream in [running, waiting.into_inner()] {
+        let failed = loop {
+            match stream.message().await {
+                Ok(message) => assert!(message.is_some(), "an end without an error"),
+                Err(status) => break status,
+            }
+        };
+        assert_eq!(failed.code(), Code::Internal, "{failed}");
+    }
+    for mut watch in watched {
+        let next = watch.message().await.expect("health").expect("health");
+        assert_eq!(next.status(), ServingStatus::NotServing);
+    }
+    drop((client, health));
+    let ended = server.served.await.expect("server").expect_err("no orderly end");
+    assert!(ended.to_string().contains("it fell off the bus"), "{ended}");
 }

@@ -10,7 +10,8 @@ mod uploads;
 
 use choir::catalog::base::shipped;
 use choir::catalog::{BaseSource, Catalog, CatalogConfig};
-use choir::engine::{Engine, EngineConfig};
+use choir::engine::{Engine, EngineConfig, Generation};
+use choir::model::Place;
 use choir::ops::quantized::Form;
 use choir::pb;
 use choir::pb::admin_client::AdminClient;
@@ -51,6 +52,7 @@ fn catalog_config(data: &Path) -> CatalogConfig {
         base: BaseSource::Embedded,
         bank_capacity: None,
         head_capacity: None,
+        place: Place::Host,
         bank_form: Form::Q4K,
         archive: true,
     }
@@ -98,6 +100,11 @@ struct Server {
 
 impl Server {
     async fn start(config: EngineConfig) -> Server {
+        Server::start_with(config, |generation| generation).await
+    }
+
+    /// One whose first generation is changed before it is served.
+    async fn start_with(config: EngineConfig, change: impl FnOnce(Generation) -> Generation) -> Server {
         let data = tempfile::tempdir_in(&ROOT.0).expect("directory");
         let store = data.path().join("data");
         let open = tokio::task::spawn_blocking(move || {
@@ -105,7 +112,7 @@ impl Server {
             Catalog::open(catalog_config(&store), |_| {}).expect("open")
         });
         let (catalog, generation) = open.await.expect("open");
-        let engine = Engine::start(config, generation).expect("engine");
+        let engine = Engine::start(config, change(generation)).expect("engine");
         catalog.attach(engine.clone());
         let listener = server::bind("127.0.0.1:0".parse().expect("address"), false).await;
         let listener = listener.expect("bind");

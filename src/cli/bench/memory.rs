@@ -40,26 +40,40 @@ pub fn run(args: MemoryArgs) -> Result<()> {
     let (catalog, generation, _scratch) = open(&args.store)?;
     let grown = process_bytes("RssAnon")?.saturating_sub(before);
     let status = catalog.status();
-    let all: u64 = status.memory.iter().map(|part| part.bytes).sum();
+    let of = |device: bool| {
+        let parts = status.memory.iter().filter(|part| part.on_device == device);
+        parts.map(|part| part.bytes).sum::<u64>()
+    };
+    let (all, on_device) = (of(false), of(true));
     let cache = Engine::start(args.engine.config(), generation)?.status().kv_bytes;
     if args.json {
-        let parts: serde_json::Map<_, _> = status.memory.into_iter().map(|p| (p.part, json!(p.bytes))).collect();
+        let parts: serde_json::Map<_, _> = status
+            .memory
+            .into_iter()
+            .map(|p| (p.to_string(), json!(p.bytes)))
+            .collect();
         println!(
             "{}",
-            json!({"parts": parts, "sum": all, "grown": grown, "cache": cache})
+            json!({"parts": parts, "sum": all, "on_device": on_device, "grown": grown, "cache": cache})
         );
         return Ok(());
     }
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-    for part in status.memory {
-        println!("{:>9.2} MiB  {}", mib(part.bytes), part.part);
+    for part in &status.memory {
+        println!("{:>9.2} MiB  {part}", mib(part.bytes));
     }
-    println!("{:>9.2} MiB  all of these", mib(all));
-    println!(
-        "{:>9.2} MiB  what the process grew by ({:+.1} %)",
-        mib(grown),
-        100.0 * (grown as f64 / all as f64 - 1.0)
-    );
+    if on_device > 0 {
+        println!("{:>9.2} MiB  all of these on the device", mib(on_device));
+    }
+    println!("{:>9.2} MiB  all of these on the host", mib(all));
+    match on_device {
+        0 => println!(
+            "{:>9.2} MiB  what the process grew by ({:+.1} %)",
+            mib(grown),
+            100.0 * (grown as f64 / all as f64 - 1.0)
+        ),
+        _ => println!("{:>9.2} MiB  what the process grew by, the driver included", mib(grown)),
+    }
     println!(
         "{:>9.2} MiB  reserved for keys and values, taken as they are used",
         mib(cache)

@@ -4,7 +4,7 @@ use crate::catalog::{BaseSource, Catalog, CatalogConfig};
 use crate::cli::scratch::Scratch;
 use crate::engine::{Engine, EngineConfig, EngineHandle, Generation, Sampling};
 use crate::model::tokenizer::Tokenizer;
-use crate::model::{BaseWeights, Dit, DitConfig};
+use crate::model::{DitConfig, Place, place};
 use crate::ops::quantized::Form;
 use crate::train::folder::Tensors;
 use anyhow::Result;
@@ -22,13 +22,14 @@ pub struct Service {
 }
 
 impl Service {
-    pub fn open(form: Form) -> Result<Self> {
+    pub fn open(place: &Place, form: Form) -> Result<Self> {
         let scratch = Scratch::new("eval");
         let config = CatalogConfig {
             data_dir: scratch.path().to_owned(),
             base: BaseSource::Embedded,
             bank_capacity: None,
             head_capacity: None,
+            place: place.clone(),
             bank_form: form,
             archive: true,
         };
@@ -42,11 +43,11 @@ impl Service {
 }
 
 /// Weights as a base without variants.
-pub fn lone(config: &DitConfig, weights: &Tensors, tokenizer: Arc<Tokenizer>) -> Result<EngineHandle> {
-    let base = BaseWeights::new(config.clone(), weights)?;
+pub fn lone(place: &Place, config: &DitConfig, weights: &Tensors, tokenizer: Arc<Tokenizer>) -> Result<EngineHandle> {
+    let base = place::Base::new(place, config.clone(), weights)?;
     start(Generation {
         number: 0,
-        denoiser: Arc::new(Dit::new(Arc::new(base), &[], Vec::new())?),
+        denoiser: base.instance([], Vec::new())?.denoiser,
         tokenizer,
         defaults: Sampling::of(config.process()),
         variants: BTreeMap::new(),

@@ -5,7 +5,7 @@ use super::judge::Judge;
 use super::progress::Progress;
 use super::subjects::{Effort, Subject, Subjects};
 use crate::engine::EngineHandle;
-use crate::model::Process;
+use crate::model::{Place, Process};
 use crate::ops::quantized::Form;
 use crate::sampler::MAX_STEPS;
 use crate::train::data::read_documents;
@@ -109,7 +109,7 @@ pub struct Report {
 }
 
 /// Measures variants compiled in, those called `names` or all; `form` is what banks are served in.
-pub fn measure(args: &SamplersArgs, names: &[String], form: Form) -> Result<Report> {
+pub fn measure(args: &SamplersArgs, names: &[String], place: &Place, form: Form) -> Result<Report> {
     let least = Effort {
         contexts: 1,
         draws: 1,
@@ -123,7 +123,7 @@ pub fn measure(args: &SamplersArgs, names: &[String], form: Form) -> Result<Repo
         true => Vec::new(),
         false => read_documents(&args.judge_text)?,
     };
-    let service = Service::open(form)?;
+    let service = Service::open(place, form)?;
     let generation = service.engine.generation();
     let tokenizer = &generation.tokenizer;
     let wanted = Wanted {
@@ -157,7 +157,7 @@ pub fn measure(args: &SamplersArgs, names: &[String], form: Form) -> Result<Repo
             continue;
         };
         let tuned = subjects.weights(|tensor| variant.delta.dense(tensor));
-        let alone = lone(&variant.config, &tuned, tokenizer.clone())?;
+        let alone = lone(place, &variant.config, &tuned, tokenizer.clone())?;
         let mix = vec![(variant.name.clone(), 1.0)];
         let source = |kept, engine, mix| Source { kept, engine, mix };
         let sources = [

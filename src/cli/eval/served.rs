@@ -6,6 +6,7 @@ use super::engines::{IN_FLIGHT, Service, lone};
 use super::share::{Reached, Summary, bits};
 use super::subjects::Subjects;
 use crate::engine::{EngineHandle, Event, MemoryPart, Request, Sampling, ScoreRequest};
+use crate::model::Place;
 use crate::ops::quantized::Form;
 use crate::train::data::Contexts;
 use crate::train::folder::Tensors;
@@ -27,8 +28,14 @@ pub struct Served {
 }
 
 /// Serves all variants compiled in, and measures those in `subjects` with `samples` noise levels to a block.
-pub fn measure(subjects: &Subjects, form: Form, samples: usize, tick: &mut dyn FnMut(&str)) -> Result<Served> {
-    let service = Service::open(form)?;
+pub fn measure(
+    place: &Place,
+    subjects: &Subjects,
+    form: Form,
+    samples: usize,
+    tick: &mut dyn FnMut(&str),
+) -> Result<Served> {
+    let service = Service::open(place, form)?;
     let generation = service.engine.generation();
     let tokenizer = &generation.tokenizer;
     let for_variants = |part: &&MemoryPart| part.part.starts_with("bank ") || part.part.starts_with("private");
@@ -45,7 +52,7 @@ pub fn measure(subjects: &Subjects, form: Form, samples: usize, tick: &mut dyn F
         let mix = vec![(variant.name.clone(), 1.0)];
         let sampling = generation.defaults(&mix);
         let reached = |engine: &EngineHandle, mix| reached(engine, mix, &sampling, &variant.test, samples);
-        let alone = |weights: Tensors| reached(&lone(&variant.config, &weights, tokenizer.clone())?, Vec::new());
+        let alone = |weights: Tensors| reached(&lone(place, &variant.config, &weights, tokenizer.clone())?, Vec::new());
         let base = alone(subjects.weights(|_| None))?;
         let tuned = alone(subjects.weights(|tensor| variant.delta.dense(tensor)))?;
         references.push((base, tuned));

@@ -1,0 +1,97 @@
+//! Where a command runs the network.
+
+use crate::model::Place;
+use crate::ops::gpu::Dtype;
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+use std::str::FromStr;
+
+/// Where the network runs and what its base is made of there.
+#[derive(Args, Clone, Debug)]
+pub struct PlaceArgs {
+    /// Where the network runs: cpu, cuda, or cuda:N for the driver's device number N. Needs a build with --features cuda.
+    #[arg(long, default_value = "cpu")]
+    device: Named,
+    /// What the base's matrices are kept in [default: f32 on the CPU, bf16 on a device].
+    #[arg(long, value_enum)]
+    base_form: Option<BaseForm>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Named {
+    Cpu,
+    Cuda(usize),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+enum BaseForm {
+    F32,
+    Bf16,
+}
+
+impl FromStr for Named {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let ordinal = match name {
+            "cpu" => return Ok(Named::Cpu),
+            "cuda" => Some(0),
+            _ => name.strip_prefix("cuda:").and_then(|number| number.parse().ok()),
+        };
+        ordinal
+            .map(Named::Cuda)
+            .ok_or_else(|| "one of cpu, cuda, cuda:N".to_owned())
+    }
+}
+
+impl PlaceArgs {
+    /// Opens the device.
+    pub fn open(&self) -> Result<Place> {
+        match (self.device, self.base_form) {
+            (Named::Cpu, None | Some(BaseForm::F32)) => Ok(Place::Host),
+            (Named::Cpu, Some(BaseForm::Bf16)) => {
+                bail!("--base-form bf16 is not offered on the CPU yet; --device cuda has it")
+            }
+            (Named::Cuda(ordinal), form) => {
+                let dtype = match form {
+                    Some(BaseForm::F32) => Dtype::F32,
+                    Some(BaseForm::Bf16) | None => Dtype::Bf16,
+                };
+                Place::cuda(ordinal, dtype).context("--device")
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(device: &str, base_form: Option<BaseForm>) -> Result<Place> {
+        let device = device.parse().map_err(anyhow::Error::msg)?;
+        PlaceArgs { device, base_form }.open()
+    }
+
+    #[test]
+    fn names_of_devices_are_read() {
+        assert_eq!("cpu".parse(), Ok(Named::Cpu));
+        assert_eq!("cuda".parse(), Ok(Named::Cuda(0)));
+        assert_eq!("cuda:3".parse(), Ok(Named::Cuda(3)));
+        for bad in ["", "gpu", "cuda:", "cuda:-1", "cuda:x", "cuda3", "CPU"] {
+            assert!(bad.parse::<Named>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_had_is_refused() {
+        for form in [None, Some(BaseForm::F32)] {
+            assert!(matches!(open("cpu", form), Ok(Place::Host)));
+        }
+        let refused = open("cpu", Some(BaseForm::Bf16)).expect_err("no bf16");
+        assert!(refused.to_string().contains("--base-form bf16"), "{refused}");
+        if cfg!(not(feature = "cuda")) {
+            let refused = format!("{:#}", open("cuda", None).expect_err("no device"));
+            assert!(refused.contains("build with --features cuda"), "{refused}");
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! A catalog whose network lies on a device, emulated on the host.
+
+#[path = "../gpu/emulated.rs"]
+#[allow(dead_code, reason = "each test binary uses its own part")]
+mod emulated;
+
+use super::*;
+use choir::catalog::RemoveRequest;
+use choir::model::Place as Lies;
+use choir::model::gpu::Device;
+use choir::ops::gpu::{Buffer, Dtype, Machine};
+use emulated::Emulated;
+use std::sync::Arc;
+
+fn on(machine: &Arc<Emulated>) -> Lies {
+    Lies::Device(Device {
+        machine: machine.clone(),
+        dtype: Dtype::F32,
+    })
+}
+
+/// Weights in f32 wherever they lie.
+fn open(place: &Place, lies: Lies) -> Result<(Catalog, Generation), Error> {
+    let config = CatalogConfig {
+        place: lies,
+        bank_form: Form::F32,
+        ..place.config()
+    };
+    Catalog::open(config, |_| {})
+}
+
+/// What is not where there is no compiler.
+fn machine(total: usize) -> Option<Arc<Emulated>> {
+    Emulated::sized(0, 4, total)
+}
+
+#[test]
+fn a_device_answers_as_the_host_does() {
+    let Some(machine) = machine(1 << 30) else { return };
+    let (mut answers, mut parts) = (Vec::new(), Vec::new());
+    for lies in [Lies::Host, on(&machine)] {
+        let place = Place::new();
+        let (catalog, engine) = serve(open(&place, lies).expect("open"));
+        for (seed, name) in (1..).zip(["one", "two", "three"]) {
+            add(&catalog, name, seed).expect("add");
+        }
+        answers.push(["one", "two", "three"].map(|name| answer(&engine, name)));
+        parts.push(catalog.status().memory);
+        assert_eq!(engine.status().kv_on_device, parts.len() == 2);
+    }
+    assert_eq!(answers[0], answers[1]);
+    assert!(parts[0].iter().all(|part| !part.on_device), "{parts:?}");
+    let names: Vec<String> = parts[1].iter().map(ToString::to_string).collect();
+    for expected in [
+        "base",
+        "base (device)",
+        "bank body-0 (device)",
+        "private tensors (device)",
+        "tables (device)",
+    ] {
+        assert!(names.contains(&expected.to_owned()), "{names:?}");
+    }
+}
+
+#[test]
+fn a_change_that_finds_no_room_changes_nothing() {
+    let Some(machine) = machine(1 << 30) else { return };
+    let place = Place::new();
+    let (catalog, engine) = serve(open(&place, on(&machine)).expect("open"));
+    add(&catalog, "one", 1).expect("add");
+    let answered = answer(&engine, "one");
+
+    let (free, _) = machine.memory().expect("memory");
+    let taken = Buffer::new(&(machine.clone() as Arc<dyn Machine>), free - 1000).expect("there is room");
+    let (list, stored, used) = (catalog.list(), files(&place.data()), machine.allocated());
+    let changes = [
+        add(&catalog, "two", 2).map(|_| ()),
+        catalog.remove("one", RemoveRequest::default()).map(|_| ()),
+    ];
+    for change in changes {
+        match change {
+            Err(Error::NoMemory { generation: 2, reason }) => assert!(reason.contains("bytes left"), "{reason}"),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((catalog.list(), catalog.status().generation), (list, 1));
+    assert_eq!(files(&place.data()), stored);
+    assert_eq!(machine.allocated(), used);
+    assert_eq!(answer(&engine, "one"), answered);
+
+    drop(taken);
+    add(&catalog, "two", 2).expect("add");
+    assert_eq!((names(&catalog).len(), catalog.status().generation), (2, 2));
+    assert!(!answer(&engine, "two").is_empty());
+}
+
+#[test]
+fn a_base_that_finds_no_room_is_told() {
+    let Some(machine) = machine(1000) else { return };
+    let refused = open(&Place::new(), on(&machine)).map(|_| ()).expect_err("refused");
+    assert!(matches!(refused, Error::Base { .. }), "{refused}");
+    assert!(refused.to_string().contains("the device has no"), "{refused}");
+    assert_eq!(machine.allocated(), 0);
+}
