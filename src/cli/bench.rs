@@ -1,6 +1,7 @@
 //! `choir bench`: figures to trust before trusting the service.
 
 mod engine;
+pub mod gpu;
 mod memory;
 mod products;
 mod sampler;
@@ -24,6 +25,8 @@ pub struct BenchArgs {
 enum What {
     /// Tokens per second of one engine: one materialised variant against rows of several variants and banks.
     Engine(engine::EngineBenchArgs),
+    /// A device's bandwidth, every kernel against it, and steps of networks of random weights.
+    Gpu(gpu::GpuBenchArgs),
     /// What each part of a server takes in memory, and whether the parts add up to what the process grew by.
     Memory(memory::MemoryArgs),
     /// A server under many clients at once: throughput, latencies, refusals, fairness.
@@ -36,6 +39,7 @@ enum What {
 pub fn run(args: BenchArgs) -> Result<()> {
     match args.what {
         What::Engine(args) => engine::run(args),
+        What::Gpu(args) => gpu::run(args),
         What::Memory(args) => memory::run(args),
         What::Serve(args) => serve::run(args),
         What::Sampler(args) => sampler::run(args),
