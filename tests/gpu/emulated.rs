@@ -8,7 +8,7 @@ use std::ffi::CString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Instant;
 
 use choir::ops::gpu::{Dtype, Fault, Gemm, Graph, Launch, Machine, Result};
@@ -150,6 +150,52 @@ pub struct Emulated {
     used: AtomicUsize,
     /// Bytes of what is allocated, by address.
     allocations: Mutex<BTreeMap<u64, usize>>,
+    /// While it records.
+    recording: Mutex<Option<Vec<Recorded>>>,
+    own: Weak<Self>,
+}
+
+/// What a replay does again.
+#[derive(Debug)]
+enum Recorded {
+    Launch {
+        kernel: String,
+        grid: [u32; 3],
+        block: u32,
+        shared: u32,
+        args: Vec<u8>,
+    },
+    Gemm(Gemm),
+    Copy(u64, u64, usize),
+    Clear(u64, usize),
+}
+
+struct Recording {
+    machine: Arc<Emulated>,
+    calls: Vec<Recorded>,
+}
+
+impl Graph for Recording {
+    fn replay(&self) -> Result<()> {
+        self.calls.iter().try_for_each(|call| match call {
+            Recorded::Launch {
+                kernel,
+                grid,
+                block,
+                shared,
+                args,
+            } => self.machine.launch(Launch {
+                kernel,
+                grid: *grid,
+                block: *block,
+                shared: *shared,
+                args,
+            }),
+            Recorded::Gemm(gemm) => self.machine.gemm(*gemm),
+            Recorded::Copy(to, from, bytes) => self.machine.copy(*to, *from, *bytes),
+            Recorded::Clear(at, bytes) => self.machine.clear(*at, *bytes),
+        })
+    }
 }
 
 impl Emulated {
@@ -161,12 +207,14 @@ impl Emulated {
     /// With that many multiprocessors and bytes of memory.
     pub fn sized(seed: u64, processors: u32, total: usize) -> Option<Arc<Self>> {
         Libraries::get().map(|_| {
-            Arc::new(Self {
+            Arc::new_cyclic(|own| Self {
                 seed,
                 processors,
                 total,
                 used: AtomicUsize::new(0),
                 allocations: Mutex::default(),
+                recording: Mutex::default(),
+                own: own.clone(),
             })
         })
     }
@@ -178,6 +226,23 @@ impl Emulated {
 
     fn layout(bytes: usize) -> Layout {
         Layout::from_size_align(bytes + 2 * GUARD, GUARD).unwrap()
+    }
+
+    /// Whether the call waits for a replay.
+    fn recorded(&self, call: impl FnOnce() -> Recorded) -> bool {
+        let mut recording = self.recording.lock().unwrap();
+        recording.as_mut().map(|calls| calls.push(call())).is_some()
+    }
+
+    /// Fails while it records.
+    fn at_once(&self, call: &'static str) -> Result<()> {
+        match *self.recording.lock().unwrap() {
+            Some(_) => Err(Fault::Failed {
+                call,
+                detail: "not while launches are recorded".into(),
+            }),
+            None => Ok(()),
+        }
     }
 
     /// Fails unless all of `[at, at + bytes)` lies in one allocation.
@@ -245,6 +310,7 @@ impl Machine for Emulated {
 
     fn allocate(&self, bytes: usize) -> Result<u64> {
         assert!(bytes > 0);
+        self.at_once("allocate")?;
         let mut allocations = self.allocations.lock().unwrap();
         if self.allocated() + bytes > self.total {
             return Err(Fault::OutOfMemory { bytes });
@@ -271,6 +337,7 @@ impl Machine for Emulated {
     }
 
     fn upload(&self, to: u64, data: &[u8]) -> Result<()> {
+        self.at_once("upload")?;
         self.check("upload", to, data.len())?;
         // SAFETY: checked above.
         unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), to as *mut u8, data.len()) };
@@ -278,6 +345,7 @@ impl Machine for Emulated {
     }
 
     fn download(&self, from: u64, data: &mut [u8]) -> Result<()> {
+        self.at_once("download")?;
         self.check("download", from, data.len())?;
         // SAFETY: checked above.
         unsafe { std::ptr::copy_nonoverlapping(from as *const u8, data.as_mut_ptr(), data.len()) };
@@ -285,6 +353,9 @@ impl Machine for Emulated {
     }
 
     fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
+        if self.recorded(|| Recorded::Copy(to, from, bytes)) {
+            return Ok(());
+        }
         self.check("copy", to, bytes)?;
         self.check("copy", from, bytes)?;
         // SAFETY: checked above.
@@ -293,6 +364,9 @@ impl Machine for Emulated {
     }
 
     fn clear(&self, at: u64, bytes: usize) -> Result<()> {
+        if self.recorded(|| Recorded::Clear(at, bytes)) {
+            return Ok(());
+        }
         self.check("clear", at, bytes)?;
         // SAFETY: checked above.
         unsafe { std::ptr::write_bytes(at as *mut u8, 0, bytes) };
@@ -300,6 +374,15 @@ impl Machine for Emulated {
     }
 
     fn launch(&self, launch: Launch<'_>) -> Result<()> {
+        if self.recorded(|| Recorded::Launch {
+            kernel: launch.kernel.into(),
+            grid: launch.grid,
+            block: launch.block,
+            shared: launch.shared,
+            args: launch.args.to_vec(),
+        }) {
+            return Ok(());
+        }
         let kernel = Libraries::get()
             .unwrap()
             .find(launch.kernel)
@@ -331,6 +414,9 @@ impl Machine for Emulated {
     }
 
     fn gemm(&self, gemm: Gemm) -> Result<()> {
+        if self.recorded(|| Recorded::Gemm(gemm)) {
+            return Ok(());
+        }
         let Gemm {
             rows,
             out,
@@ -355,8 +441,12 @@ impl Machine for Emulated {
     }
 
     fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Option<Box<dyn Graph>>> {
-        work()?;
-        Ok(None)
+        *self.recording.lock().unwrap() = Some(Vec::new());
+        let worked = work();
+        let calls = self.recording.lock().unwrap().take().unwrap_or_default();
+        worked?;
+        let machine = self.own.upgrade().unwrap();
+        Ok(Some(Box::new(Recording { machine, calls })))
     }
 
     fn synchronise(&self) -> Result<()> {

@@ -318,3 +318,38 @@ fn memory_comes_back() {
         assert_eq!(free(), before);
     }
 }
+
+/// Batches of one shape are replayed from one recording, whatever they hold, also after memory has moved to make room.
+#[test]
+fn a_recorded_step_serves_every_batch_of_its_shape() {
+    let Some(rig) = Rig::one() else { return };
+    let case = Case::load("duo-tiny");
+    let network = || on_device(&rig.machine, Dtype::Bf16, &case, 4, Form::Q4K);
+    let batch = |variants: [u32; 2], salt: u32, sigma: f32| Batch {
+        segments: variants
+            .into_iter()
+            .map(|variant| Segment {
+                mix: Mix::single(VariantId(variant)),
+                rows: vec![0, 3],
+                ..segment(&case, &[1 + salt, 5, 7 + salt, 2], sigma)
+            })
+            .collect(),
+    };
+    let (recording, mut cache) = (network(), network().cache(PAGE, 1).unwrap());
+    let first = batch([0, 1], 0, 0.3);
+    for _ in 0..2 {
+        recording.forward(&first, &mut cache).unwrap();
+    }
+    let others = [batch([1, 0], 3, 0.3), batch([2, 3], 8, 2.0), batch([3, 2], 1, 0.0)];
+    for round in 0..2 {
+        for other in &others {
+            let replayed = recording.forward(other, &mut cache).unwrap();
+            let fresh = network().forward(other, &mut cache).unwrap();
+            assert_eq!(replayed.data, fresh.data, "round {round}");
+        }
+        let larger = Batch {
+            segments: (0..9).flat_map(|salt| batch([0, 3], salt, 0.1).segments).collect(),
+        };
+        recording.forward(&larger, &mut cache).unwrap();
+    }
+}

@@ -99,7 +99,7 @@ pub struct GpuLinear {
 }
 
 /// Where products leave what is between their parts: addresses.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Scratch {
     pub rotated: u64,
     pub products: u64,

@@ -31,7 +31,7 @@ use slots::{Offsets, TableSlots};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub use weights::{Device, EMBEDDING, GpuBank, GpuBase, Matrix, on_device, padded};
-use work::Work;
+use work::{Pieces, Work};
 
 /// Shapes of batches that are remembered.
 const PLANS: usize = 128;
@@ -60,8 +60,8 @@ pub struct GpuDit {
 struct State {
     work: Work,
     slots: TableSlots,
-    /// The cache that steps were recorded with.
-    pages: Option<Pages>,
+    /// What steps were recorded with: the cache, the slots, the memory they work in.
+    addresses: Option<(Pages, (u64, u64), Pieces)>,
     plans: HashMap<Shape, Plan>,
 }
 
@@ -131,7 +131,7 @@ impl GpuDit {
             state: Mutex::new(State {
                 work: Work::new(),
                 slots: TableSlots::new(&device.machine, offsets)?,
-                pages: None,
+                addresses: None,
                 plans: HashMap::new(),
             }),
             base,
@@ -209,18 +209,19 @@ impl GpuDit {
             address: buffer.address(),
             page_tokens: cache.page_tokens(),
         };
-        let (slots, mut moved) = state.slots.of(machine, &self.modulation, batch)?;
+        let slots = state.slots.of(machine, &self.modulation, batch)?;
         let packed = Packed::new(
             batch,
             &slots,
             (&self.lists, &self.embedding.variants.placement),
             (cache.page_tokens(), config.vocab_size),
         )?;
-        moved |= state
+        state
             .work
             .reserve(&self.base.device, config, &packed.shape, self.linears())?;
-        moved |= state.pages.replace(pages) != Some(pages);
-        if moved || state.plans.len() >= PLANS {
+        // A recorded step holds addresses.
+        let addresses = (pages, state.slots.addresses(), state.work.pieces());
+        if state.addresses.replace(addresses) != Some(addresses) || state.plans.len() >= PLANS {
             state.plans.clear();
         }
         let State { work, slots, plans, .. } = state;

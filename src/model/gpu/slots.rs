@@ -116,18 +116,17 @@ impl<K: std::hash::Hash + Eq + Clone> Slots<K> {
         })
     }
 
-    /// Makes room for these keys; true where the memory is another one now.
-    fn reserve(&mut self, machine: &Arc<dyn Machine>, keys: &[K]) -> Result<bool> {
+    /// Makes room for these keys.
+    fn reserve(&mut self, machine: &Arc<dyn Machine>, keys: &[K]) -> Result<()> {
         let new = keys.iter().filter(|key| !self.kept.contains_key(*key)).count();
         if self.kept.len() + new <= self.capacity {
-            return Ok(false);
+            return Ok(());
         }
         self.kept.clear();
-        if keys.len() <= self.capacity {
-            return Ok(false);
+        if keys.len() > self.capacity {
+            *self = Self::new(machine, self.floats, keys.len().next_power_of_two())?;
         }
-        *self = Self::new(machine, self.floats, keys.len().next_power_of_two())?;
-        Ok(true)
+        Ok(())
     }
 
     fn get(&mut self, key: &K, make: impl FnOnce() -> Result<Vec<f32>>) -> Result<u32> {
@@ -168,13 +167,13 @@ impl TableSlots {
         (self.lines.memory.address(), self.mixes.memory.address())
     }
 
-    /// The slots that every segment of a batch uses, filled, and whether addresses have changed.
+    /// The slots that every segment of a batch uses, filled. Their memory may be another one than before.
     pub fn of(
         &mut self,
         machine: &Arc<dyn Machine>,
         modulation: &Modulation,
         batch: &Batch,
-    ) -> Result<(Vec<(u32, u32)>, bool)> {
+    ) -> Result<Vec<(u32, u32)>> {
         let wanted: Vec<(MixKey, u32, &Mix, f32)> = batch
             .segments
             .iter()
@@ -185,7 +184,8 @@ impl TableSlots {
         lines.dedup();
         let mut mixes: Vec<MixKey> = lines.iter().map(|(mix, _)| mix.clone()).collect();
         mixes.dedup();
-        let moved = self.lines.reserve(machine, &lines)? | self.mixes.reserve(machine, &mixes)?;
+        self.lines.reserve(machine, &lines)?;
+        self.mixes.reserve(machine, &mixes)?;
         let offsets = self.offsets;
         let mut slots = Vec::with_capacity(wanted.len());
         for (mix_key, bits, mix, sigma) in wanted {
@@ -197,6 +197,6 @@ impl TableSlots {
                 .get(&mix_key, || offsets.biases_of(&*modulation.tables(mix, sigma)?))?;
             slots.push((line, bias));
         }
-        Ok((slots, moved))
+        Ok(slots)
     }
 }

@@ -19,7 +19,7 @@ pub fn logits_pitch(vocab: usize) -> usize {
 struct Sizes([usize; 14]);
 
 /// Addresses of every piece.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pieces {
     /// The residual stream, [rows, hidden] f32.
     pub x: u64,
@@ -56,14 +56,14 @@ impl Work {
         }
     }
 
-    /// Makes room for batches of this shape; true where addresses have changed.
+    /// Makes room for batches of this shape. Pieces may lie elsewhere than before.
     pub fn reserve<'a>(
         &mut self,
         device: &Device,
         config: &DitConfig,
         shape: &Shape,
         linears: impl Iterator<Item = (&'a GpuLinear, Rows)>,
-    ) -> Result<bool, Fault> {
+    ) -> Result<(), Fault> {
         let (hidden, vocab, element) = (config.hidden_dim, config.vocab_size, device.dtype.size());
         let (mut widest_in, mut widest_out) = (hidden, 3 * hidden);
         let (mut rotated, mut products, mut partial, mut counters) = (0, 0, 0, 0);
@@ -105,7 +105,7 @@ impl Work {
         let grows = |(needed, held): (&usize, &usize)| needed > held;
         let counted = self.buffers.last().map_or(0, Buffer::bytes);
         if !needed.iter().zip(&self.sizes.0).any(grows) && counters <= counted && !self.buffers.is_empty() {
-            return Ok(false);
+            return Ok(());
         }
         for (held, needed) in self.sizes.0.iter_mut().zip(needed) {
             *held = needed.max(*held);
@@ -117,7 +117,7 @@ impl Work {
             .inspect_err(|_| self.sizes = Sizes::default())?;
         self.buffers
             .push(Buffer::zeros(&device.machine, counters.max(counted))?);
-        Ok(true)
+        Ok(())
     }
 
     pub fn pieces(&self) -> Pieces {
