@@ -3,33 +3,17 @@
 mod fixtures;
 
 use choir::model::kv_cache::KvCache;
-use choir::model::{BaseWeights, Batch, Denoiser, Dit, Mix, PageId, Segment, ServedBank, VariantId, VariantWeights};
+use choir::model::{BaseWeights, Batch, Denoiser, Dit, Mix, PageId, Segment, ServedBank};
 use choir::ops::categorical::{Crossing, Draw, Filter, Kind, Workspace};
 use choir::ops::quantized::Form;
-use choir::rng::{Key, Noise, Stream};
-use fixtures::{Case, close};
-use std::collections::BTreeMap;
+use choir::rng::Noise;
+use fixtures::{Case, close, mixes, segment, variants};
 use std::sync::Arc;
 
 const PAGE: usize = 3;
 
 fn base(case: &Case) -> Arc<BaseWeights> {
     Arc::new(BaseWeights::new(case.config.clone(), &case.weights).expect("weights"))
-}
-
-fn segment(case: &Case, tokens: &[u32], sigma: f32) -> Segment {
-    Segment {
-        mix: Mix::base(),
-        block: case.config.block(),
-        sigma,
-        tokens: tokens.to_vec(),
-        first_position: 0,
-        clean: 0,
-        rows: (0..tokens.len()).collect(),
-        draws: Vec::new(),
-        pages: Vec::new(),
-        pages_start: 0,
-    }
 }
 
 #[test]
@@ -188,55 +172,11 @@ fn a_finished_block_and_the_next_can_share_one_evaluation() {
 }
 
 /// Variants with random deltas of a fine-tune's size, two to a bank.
-fn superposed(case: &Case, variants: usize, form: Form) -> Dit {
-    let mut noise = Stream::new(Key::derive(&[b"test"]));
-    let mut banks = Vec::new();
-    for _ in 0..variants.div_ceil(2) {
-        let matrices = case.weights.iter().filter(|(_, (shape, _))| shape.len() == 2);
-        let matrices: Vec<_> = matrices
-            .map(|(name, (shape, data))| {
-                (
-                    name.clone(),
-                    shape[0],
-                    shape[1],
-                    data.iter().map(|_| noise.normal() as f32).collect(),
-                )
-            })
-            .collect();
-        banks.push(Arc::new(ServedBank::build(form, matrices).expect("bank")));
-    }
-    let variants = (0..variants)
-        .map(|index| {
-            let (mut gains, mut vectors) = (BTreeMap::new(), BTreeMap::new());
-            for (name, (shape, data)) in &case.weights {
-                match shape.len() {
-                    2 => gains.insert(
-                        name.clone(),
-                        (0..shape[0]).map(|_| (noise.uniform() * 0.02) as f32).collect(),
-                    ),
-                    _ => vectors.insert(
-                        name.clone(),
-                        data.iter().map(|_| (noise.normal() * 0.02) as f32).collect(),
-                    ),
-                };
-            }
-            VariantWeights {
-                seed: 7 + index as u64,
-                scale: 1.0,
-                banks: vec![index / 2],
-                gains,
-                vectors,
-            }
-        })
-        .collect();
+fn superposed(case: &Case, count: usize, form: Form) -> Dit {
+    let (banks, variants) = variants(case, count);
+    let bank = |matrices| Arc::new(ServedBank::build(form, matrices).expect("bank"));
+    let banks: Vec<_> = banks.into_iter().map(bank).collect();
     Dit::new(base(case), &banks, variants).expect("network")
-}
-
-fn mixes(variants: u32) -> Vec<Mix> {
-    let mut all = vec![Mix::base()];
-    all.extend((0..variants).map(|v| Mix::single(VariantId(v))));
-    all.push(Mix(vec![(VariantId(0), 0.25), (VariantId(variants - 1), 0.75)]));
-    all
 }
 
 #[test]

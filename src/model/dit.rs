@@ -7,7 +7,7 @@ use super::conditioning::{LayerTables, Tables};
 use super::kv_cache::KvCache;
 use super::linear::{Part, Superposed, SuperposedLinear};
 use super::modulation::Modulation;
-use super::weights::{BaseWeights, ServedBank, VariantWeights};
+use super::weights::{BaseWeights, HEAD, ServedBank, VariantWeights, layer_products};
 use crate::ops::{self, PerRow, Rotary, slice};
 use candle_core::{Result, Tensor, bail};
 use std::collections::BTreeMap;
@@ -41,14 +41,15 @@ impl Dit {
         };
         let mut layers = Vec::with_capacity(config.n_blocks);
         for layer in 0..config.n_blocks {
+            let [qkv, out, expand, contract] = layer_products(layer);
             layers.push(Layer {
-                qkv: linear(&format!("blocks.{layer}.attn_qkv.weight"))?,
-                out: linear(&format!("blocks.{layer}.attn_out.weight"))?,
-                expand: linear(&format!("blocks.{layer}.mlp.0.weight"))?,
-                contract: linear(&format!("blocks.{layer}.mlp.2.weight"))?,
+                qkv: linear(&qkv)?,
+                out: linear(&out)?,
+                expand: linear(&expand)?,
+                contract: linear(&contract)?,
             });
         }
-        let head = linear("output_layer.linear.weight")?;
+        let head = linear(HEAD)?;
         let rotary = Rotary::new(config.head_dim(), 0..2 * config.model_length);
         Ok(Self {
             modulation: Modulation::new(base.clone(), banks, &mut variants)?,
@@ -84,12 +85,12 @@ impl Dit {
             Ok(())
         };
         for (index, layer) in self.layers.iter().enumerate() {
-            add(format!("blocks.{index}.attn_qkv.weight"), &layer.qkv)?;
-            add(format!("blocks.{index}.attn_out.weight"), &layer.out)?;
-            add(format!("blocks.{index}.mlp.0.weight"), &layer.expand)?;
-            add(format!("blocks.{index}.mlp.2.weight"), &layer.contract)?;
+            let matrices = [&layer.qkv, &layer.out, &layer.expand, &layer.contract];
+            for (name, linear) in layer_products(index).into_iter().zip(matrices) {
+                add(name, linear)?;
+            }
         }
-        add("output_layer.linear.weight".to_owned(), &self.head)?;
+        add(HEAD.to_owned(), &self.head)?;
         let plain = self.modulation.retrieve_all(mix)?;
         Dit::new(
             Arc::new(BaseWeights {

@@ -16,6 +16,14 @@ pub fn is_product(name: &str) -> bool {
     (layer || name.starts_with("output_layer.linear")) && name.ends_with(".weight")
 }
 
+/// The output head's matrix.
+pub const HEAD: &str = "output_layer.linear.weight";
+
+/// A layer's matrices: queries, keys and values; attention's output; the wide and the narrow half of the MLP.
+pub fn layer_products(layer: usize) -> [String; 4] {
+    ["attn_qkv", "attn_out", "mlp.0", "mlp.2"].map(|matrix| format!("blocks.{layer}.{matrix}.weight"))
+}
+
 /// The base: shared by all generations.
 #[derive(Debug)]
 pub struct BaseWeights {

@@ -1,75 +1,18 @@
 //! The network on a device against golden data and against the network on the host.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use choir::model::gpu::{Device, GpuBank, GpuBase, GpuDit};
-use choir::model::{BaseWeights, Batch, Denoiser, Dit, Mix, PageId, Segment, ServedBank, VariantId, VariantWeights};
+use choir::model::{BaseWeights, Batch, Denoiser, Dit, Mix, PageId, Segment, ServedBank, VariantId};
 use choir::ops::categorical::{Crossing, Draw, Filter, Kind, Workspace};
 use choir::ops::gpu::{Dtype, Machine};
 use choir::ops::quantized::Form;
-use choir::rng::{Key, Noise, Stream};
+use choir::rng::Noise;
 
-use crate::fixtures::{Case, close};
+use crate::fixtures::{Case, close, mixes, segment, variants};
 use crate::rig::Rig;
 
 const PAGE: usize = 3;
-
-fn segment(case: &Case, tokens: &[u32], sigma: f32) -> Segment {
-    Segment {
-        mix: Mix::base(),
-        block: case.config.block(),
-        sigma,
-        tokens: tokens.to_vec(),
-        first_position: 0,
-        clean: 0,
-        rows: (0..tokens.len()).collect(),
-        draws: Vec::new(),
-        pages: Vec::new(),
-        pages_start: 0,
-    }
-}
-
-/// Of a bank: name, rows, columns, values.
-type Matrices = Vec<(String, usize, usize, Vec<f32>)>;
-
-/// Banks of two variants each with random deltas of a fine-tune's size.
-fn variants(case: &Case, count: usize) -> (Vec<Matrices>, Vec<VariantWeights>) {
-    let mut noise = Stream::new(Key::derive(&[b"test"]));
-    let matrices = || case.weights.iter().filter(|(_, (shape, _))| shape.len() == 2);
-    let banks = (0..count.div_ceil(2))
-        .map(|_| {
-            let bank = matrices().map(|(name, (shape, data))| {
-                let values = data.iter().map(|_| noise.normal() as f32).collect();
-                (name.clone(), shape[0], shape[1], values)
-            });
-            bank.collect()
-        })
-        .collect();
-    let variants = (0..count).map(|index| {
-        let (mut gains, mut vectors) = (BTreeMap::new(), BTreeMap::new());
-        for (name, (shape, data)) in &case.weights {
-            match shape.len() {
-                2 => gains.insert(
-                    name.clone(),
-                    (0..shape[0]).map(|_| (noise.uniform() * 0.02) as f32).collect(),
-                ),
-                _ => vectors.insert(
-                    name.clone(),
-                    data.iter().map(|_| (noise.normal() * 0.02) as f32).collect(),
-                ),
-            };
-        }
-        VariantWeights {
-            seed: 7 + index as u64,
-            scale: 1.0,
-            banks: vec![index / 2],
-            gains,
-            vectors,
-        }
-    });
-    (banks, variants.collect())
-}
 
 fn on_host(case: &Case, count: usize, form: Form) -> Dit {
     let (banks, variants) = variants(case, count);
@@ -86,13 +29,6 @@ fn on_device(machine: &Arc<dyn Machine>, dtype: Dtype, case: &Case, count: usize
     let banks: Vec<_> = banks.into_iter().map(bank).collect();
     let base = GpuBase::new(device.clone(), case.config.clone(), &case.weights).unwrap();
     GpuDit::new(Arc::new(base), &banks, variants).unwrap()
-}
-
-fn mixes(variants: u32) -> Vec<Mix> {
-    let mut all = vec![Mix::base()];
-    all.extend((0..variants).map(|v| Mix::single(VariantId(v))));
-    all.push(Mix(vec![(VariantId(0), 0.25), (VariantId(variants - 1), 0.75)]));
-    all
 }
 
 /// Largest difference over the size of what is expected.

@@ -16,7 +16,7 @@ use super::config::DitConfig;
 use super::dit;
 use super::kv_cache::KvCache;
 use super::modulation::Modulation;
-use super::weights::{BaseWeights, ServedBank, VariantWeights};
+use super::weights::{BaseWeights, HEAD, ServedBank, VariantWeights, layer_products};
 use crate::ops::categorical::Drawn;
 use crate::ops::gpu::attention::MAX_HEAD;
 use crate::ops::gpu::draw::DrawnFacts;
@@ -105,17 +105,15 @@ impl GpuDit {
         };
         let mut layers = Vec::with_capacity(config.n_blocks);
         for layer in 0..config.n_blocks {
+            let [qkv, out, expand, contract] = layer_products(layer);
             layers.push(GpuLayer {
-                qkv: linear(&format!("blocks.{layer}.attn_qkv.weight"), Rows::All)?,
-                out: linear(&format!("blocks.{layer}.attn_out.weight"), Rows::All)?,
-                expand: linear(&format!("blocks.{layer}.mlp.0.weight"), Rows::All)?,
-                contract: linear(&format!("blocks.{layer}.mlp.2.weight"), Rows::All)?,
+                qkv: linear(&qkv, Rows::All)?,
+                out: linear(&out, Rows::All)?,
+                expand: linear(&expand, Rows::All)?,
+                contract: linear(&contract, Rows::All)?,
             });
         }
-        let (head, embedding) = (
-            linear("output_layer.linear.weight", Rows::Wanted)?,
-            linear(EMBEDDING, Rows::All)?,
-        );
+        let (head, embedding) = (linear(HEAD, Rows::Wanted)?, linear(EMBEDDING, Rows::All)?);
         let expanded = layers.first().map_or(0, |layer| layer.expand.base.out);
         let offsets = Offsets::new(config.hidden_dim, expanded, config.n_blocks, config.vocab_size);
         let half = config.head_dim() / 2;
@@ -174,12 +172,12 @@ impl GpuDit {
             Ok(())
         };
         for (index, layer) in self.layers.iter().enumerate() {
-            add(format!("blocks.{index}.attn_qkv.weight"), &layer.qkv)?;
-            add(format!("blocks.{index}.attn_out.weight"), &layer.out)?;
-            add(format!("blocks.{index}.mlp.0.weight"), &layer.expand)?;
-            add(format!("blocks.{index}.mlp.2.weight"), &layer.contract)?;
+            let matrices = [&layer.qkv, &layer.out, &layer.expand, &layer.contract];
+            for (name, linear) in layer_products(index).into_iter().zip(matrices) {
+                add(name, linear)?;
+            }
         }
-        add("output_layer.linear.weight".to_owned(), &self.head)?;
+        add(HEAD.to_owned(), &self.head)?;
         add(EMBEDDING.to_owned(), &self.embedding)?;
         let host = BaseWeights {
             config: self.base.host.config.clone(),
@@ -216,9 +214,16 @@ impl GpuDit {
             (&self.lists, &self.embedding.variants.placement),
             (cache.page_tokens(), config.vocab_size),
         )?;
-        state
-            .work
-            .reserve(&self.base.device, config, &packed.shape, self.linears())?;
+        // A shape that is remembered has its room.
+        if !state.plans.contains_key(&packed.shape) {
+            let room = state
+                .work
+                .reserve(&self.base.device, config, &packed.shape, self.linears());
+            if room.is_err() {
+                state.plans.clear(); // their memory is gone
+            }
+            room?;
+        }
         // A recorded step holds addresses.
         let addresses = (pages, state.slots.addresses(), state.work.pieces());
         if state.addresses.replace(addresses) != Some(addresses) || state.plans.len() >= PLANS {
@@ -258,10 +263,8 @@ impl GpuDit {
             Ok(())
         };
         // The first time, libraries load what they need; the second time, a shape is worth recording.
-        let tiled = self
-            .linears()
-            .all(|(linear, _)| linear.variants.tiled || linear.variants.banks.is_empty());
-        if plan.seen < 2 || !tiled || !packed.shape.recordable() {
+        let dense = |(linear, _): (&GpuLinear, Rows)| !linear.variants.tiled && !linear.variants.banks.is_empty();
+        if plan.seen < 2 || !packed.shape.recordable() || self.linears().any(dense) {
             return Ok(launch()?);
         }
         match machine.record(&mut launch)? {

@@ -2,15 +2,8 @@
 // nucleus, then one draw by inverse CDF; for the uniform process a mixture of three. Weights, their sums and the order of the
 // sums are the CPU's, so equal logits give equal tokens. Only the sums that find the nucleus are integers here (weights in
 // 2^-46) and f64 there: they can differ where a sum lies within 1e-9 of the nucleus.
-#include "rng.cuh"
-
-const u64 ALL = 0xffffffffffffffffull;
-const float LOWEST = -3.40282347e38f;
-const int THREADS = 512;
-const int CHUNK = 256;         // tokens to a sum
-const int LANES = 16;          // partial sums within a chunk
-const int BINS = THREADS;       // of logits
-const int LISTED = 512;
+#include "cumulative.cuh"
+#include "nucleus.cuh"
 
 enum Kind { PREDICTED = 0, BEST = 1, SURE = 2, MIXTURE = 3 };
 // What each of a (step, position)'s draws is for, as in the sampler.
@@ -55,337 +48,29 @@ struct Categorical {
     u32 unused;
 };
 
-// "Highest logit first, equal logits by ascending id", as a number.
-DEVICE u64 rank(u32 token, float logit) {
-    if (logit != logit) return ALL;
-    const u32 bits = bits_of(logit + 0.0f);
-    const u32 ascending = bits >> 31 ? ~bits : bits | 0x80000000u;
-    return u64(~ascending) << 32 | token;
-}
-
-struct Row {
-    const float *logits;
-    const float *bias;  // null where it is in the logits
-    u32 tokens;
-    u32 forbidden;
-    float top;
-    float sharpness;
-};
-
-DEVICE float logit_at(const Row &row, u32 token) {
-    return row.bias ? row.logits[token] + row.bias[token] : row.logits[token];
-}
-
-// COUNT logits, `apart` tokens from one to the next: asked for together, so that they are waited for once. NAN past the last.
-template <int COUNT>
-DEVICE void logits_at(float (&logits)[COUNT], const Row &row, u32 first, u32 apart) {
-    float biases[COUNT];
-#pragma unroll
-    for (int i = 0; i < COUNT; i++) {
-        const u32 token = first + i * apart;
-        logits[i] = row.logits[token < row.tokens ? token : 0];
+// A step of the uniform process: the present token, or any, as the mixture of three has it; false where a token of x0 is to be drawn.
+DEVICE bool settled(const Draw &draw, const Row &row, Cut cut, double total, u32 best, const double *uniforms, u32 &token) {
+    double p = draw.present == best ? 1.0 : 0.0;
+    if (total > 0.0) {
+        const bool known = draw.present < row.tokens;
+        p = known ? weight_below(row, draw.present, logit_at(row, draw.present), cut) / total : 0.0;
     }
-    if (row.bias) {
-#pragma unroll
-        for (int i = 0; i < COUNT; i++) {
-            const u32 token = first + i * apart;
-            biases[i] = row.bias[token < row.tokens ? token : 0];
-        }
-#pragma unroll
-        for (int i = 0; i < COUNT; i++) logits[i] += biases[i];
+    const double vocab = double(row.tokens), own = draw.alpha_t * vocab * p, z = own + 1.0 - draw.alpha_t;
+    double keep = 0.0, uniformly = 1.0 - draw.alpha_s;
+    if (z > 0.0) {
+        const double alpha_ts = draw.alpha_t / draw.alpha_s, corrector = 1.0 - draw.kappa;
+        keep = (draw.kappa * (own + alpha_ts - draw.alpha_t) + corrector * draw.alpha_s * own) / z;
+        uniformly = draw.kappa * (1.0 - alpha_ts) * (1.0 - draw.alpha_s) / z + corrector * (1.0 - draw.alpha_s);
     }
-#pragma unroll
-    for (int i = 0; i < COUNT; i++) logits[i] = first + i * apart < row.tokens ? logits[i] : NAN;
-}
-
-DEVICE float weight_of(const Row &row, float logit) {
-    const float below = (logit - row.top) * row.sharpness;
-    const float weight = exponential(below < 0.0f ? below : 0.0f);
-    return below >= -87.0f ? weight : 0.0f;
-}
-
-// What is cut off from a limit of ranks on, so that one comparison of floats tells: logits below `logit`, and those equal to it
-// from `token` on.
-struct Cut {
-    float logit;
-    u32 token;
-};
-
-DEVICE Cut cut_at(u64 limit) {
-    if (limit == ALL) return Cut{-INFINITY, NONE};
-    const u32 ascending = ~u32(limit >> 32);
-    return Cut{float_of(ascending >> 31 ? ascending & 0x7fffffffu : ~ascending), u32(limit)};
-}
-
-// The weight of a token that is not cut off.
-DEVICE double weight_below(const Row &row, u32 token, float logit, Cut cut) {
-    const bool better = logit > cut.logit || (logit == cut.logit && token < cut.token);
-    return better && token != row.forbidden ? double(weight_of(row, logit)) : 0.0;
-}
-
-struct Scratch {
-    u64 bins[BINS];
-    u64 ranks[LISTED];
-    u64 masses[LISTED];
-    u64 wide[THREADS / 32];
-    float narrow[THREADS / 32];
-    u64 answer;
-    u64 before;
-    u64 wanted;
-    u32 count;
-    u32 bin;
-};
-
-DEVICE u64 shuffle_wide(u64 x, int mask) {
-    return u64(shuffle_xor(u32(x >> 32), mask)) << 32 | shuffle_xor(u32(x), mask);
-}
-
-// The lowest of a block's numbers, the same for all threads.
-DEVICE u64 lowest_of_block(u64 x, Scratch &scratch) {
-    for (int mask = 16; mask > 0; mask >>= 1) {
-        const u64 other = shuffle_wide(x, mask);
-        x = other < x ? other : x;
+    const double branch = uniforms[1];
+    if (branch < keep) {
+        token = draw.present;
+    } else if (branch < keep + uniformly) {
+        token = u32(uniforms[0] * vocab);
+    } else {
+        return false;
     }
-    barrier();
-    if (lane_id() == 0) scratch.wide[warp_id()] = x;
-    barrier();
-    for (int warp = 0; warp < THREADS / 32; warp++) x = scratch.wide[warp] < x ? scratch.wide[warp] : x;
-    return x;
-}
-DEVICE u64 sum_of_block(u64 x, Scratch &scratch) {
-    for (int mask = 16; mask > 0; mask >>= 1) x += shuffle_wide(x, mask);
-    barrier();
-    if (lane_id() == 0) scratch.wide[warp_id()] = x;
-    barrier();
-    u64 sum = 0;
-    for (int warp = 0; warp < THREADS / 32; warp++) sum += scratch.wide[warp];
-    return sum;
-}
-DEVICE float highest_of_block(float x, Scratch &scratch) {
-    x = max_warp(x);
-    barrier();
-    if (lane_id() == 0) scratch.narrow[warp_id()] = x;
-    barrier();
-    for (int warp = 0; warp < THREADS / 32; warp++) x = scratch.narrow[warp] > x ? scratch.narrow[warp] : x;
-    return x;
-}
-
-// What a token counts: 1 each, or its weight in 2^-46, rounded down.
-DEVICE u64 mass_of(const Row &row, float logit, bool counting) {
-    if (counting) return 1;
-    const u32 bits = bits_of(weight_of(row, logit));
-    const u64 digits = (bits & 0x7fffffu) | 0x800000u;
-    const int shift = int(bits >> 23) - 104;  // 127 + 23 - 46
-    return shift >= 0 ? digits << shift : shift > -24 ? digits >> -shift : 0;
-}
-
-// The rank of the first token, best first, at which the running mass of those below `limit` exceeds what is wanted: so many
-// tokens, or that share of all mass. ALL where it never does. Tokens go into bins by their logit; the bin in which the mass
-// crosses is sorted, or searched bit by bit where it holds too many.
-DEVICE_CALL u64 crossing(const Row &row, u64 limit, bool counting, double amount, float lowest, Scratch &scratch) {
-    const Cut cut = cut_at(limit);
-    const float reach = row.top - lowest;
-    const float per_bin = reach > 0.0f && reach < 3.0e38f ? float(BINS - 1) / reach : 0.0f;
-    auto bin_of = [&](float logit) {
-        const float bin = (row.top - logit) * per_bin;
-        return bin > 0.0f ? u32(bin < float(BINS - 1) ? bin : float(BINS - 1)) : 0u;
-    };
-    auto takes = [&](u32 token, float logit) {
-        return token != row.forbidden && (logit > cut.logit || (logit == cut.logit && token < cut.token));
-    };
-    barrier();
-    for (int bin = threadIdx.x; bin < BINS; bin += THREADS) scratch.bins[bin] = 0;
-    barrier();
-    const u32 TURN = 8 * THREADS;
-#pragma unroll 1
-    for (u32 start = threadIdx.x; start < row.tokens; start += TURN) {
-        float logits[8];
-        logits_at(logits, row, start, THREADS);
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-            if (!takes(start + i * THREADS, logits[i])) continue;
-            atomic_add(&scratch.bins[bin_of(logits[i])], mass_of(row, logits[i], counting));
-        }
-    }
-    barrier();
-    // A warp adds up 32 bins, so that one thread looks at 32 sums and 32 bins only.
-    u64 of_warp = scratch.bins[threadIdx.x];
-    for (int mask = 16; mask > 0; mask >>= 1) of_warp += shuffle_wide(of_warp, mask);
-    if (lane_id() == 0) scratch.wide[warp_id()] = of_warp;
-    barrier();
-    if (threadIdx.x == 0) {
-        u64 all = 0;
-        for (int warp = 0; warp < BINS / 32; warp++) all += scratch.wide[warp];
-        const u64 wanted = u64(counting ? amount : amount * double(all));
-        scratch.wanted = wanted;
-        u64 before = 0;
-        u32 warp = 0;
-        while (warp < BINS / 32 && before + scratch.wide[warp] <= wanted) before += scratch.wide[warp++];
-        u32 bin = 32 * warp;
-        while (bin < BINS && before + scratch.bins[bin] <= wanted) before += scratch.bins[bin++];
-        scratch.bin = bin;
-        scratch.before = before;
-        scratch.count = 0;
-        scratch.answer = ALL;
-    }
-    barrier();
-    const u32 bin = scratch.bin;
-    const u64 before = scratch.before, wanted = scratch.wanted;
-    if (bin == BINS) return ALL;
-#pragma unroll 1
-    for (u32 start = threadIdx.x; start < row.tokens; start += TURN) {
-        float logits[8];
-        logits_at(logits, row, start, THREADS);
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-            if (!takes(start + i * THREADS, logits[i]) || bin_of(logits[i]) != bin) continue;
-            const u32 at = atomic_add(&scratch.count, 1u);
-            if (at < LISTED) {
-                scratch.ranks[at] = rank(start + i * THREADS, logits[i]);
-                scratch.masses[at] = mass_of(row, logits[i], counting);
-            }
-        }
-    }
-    barrier();
-    const u32 count = scratch.count;
-    if (count <= LISTED) {
-        for (u32 mine = threadIdx.x; mine < count; mine += THREADS) {
-            u64 better = before;
-            for (u32 other = 0; other < count; other++) {
-                better += scratch.ranks[other] < scratch.ranks[mine] ? scratch.masses[other] : 0;
-            }
-            if (better <= wanted && better + scratch.masses[mine] > wanted) scratch.answer = scratch.ranks[mine];
-        }
-        barrier();
-        return scratch.answer;
-    }
-    // The least rank r such that the mass up to and with r exceeds what is wanted, bit by bit from the top.
-    u64 answer = 0;
-    for (int bit = 63; bit >= 0; bit--) {
-        const u64 probe = answer | ((1ull << bit) - 1);
-        u64 mass = 0;
-        for (u32 token = threadIdx.x; token < row.tokens; token += THREADS) {
-            const float logit = logit_at(row, token);
-            if (takes(token, logit) && bin_of(logit) == bin && rank(token, logit) <= probe) mass += mass_of(row, logit, counting);
-        }
-        if (before + sum_of_block(mass, scratch) <= wanted) answer |= 1ull << bit;
-    }
-    return answer;
-}
-
-// The sum of all weights below the limit; each chunk's goes to `sums`. The CPU's order: sixteen sums within a chunk, these one
-// after the other, the chunks one after the other.
-DEVICE_CALL double total_of(const Row &row, Cut cut, double *sums, double *shared) {
-    const u32 chunks = (row.tokens + CHUNK - 1) / CHUNK;
-    for (u32 first = 0; first < chunks; first += THREADS / LANES) {
-        const u32 chunk = first + threadIdx.x / LANES, lane = threadIdx.x % LANES;
-        double sum = 0.0;
-        if (chunk < chunks) {
-            float logits[CHUNK / LANES];
-            logits_at(logits, row, chunk * CHUNK + lane, LANES);
-#pragma unroll
-            for (int i = 0; i < CHUNK / LANES; i++) sum += weight_below(row, chunk * CHUNK + i * LANES + lane, logits[i], cut);
-        }
-        barrier();
-        shared[threadIdx.x] = sum;
-        barrier();
-        if (threadIdx.x < THREADS / LANES && first + threadIdx.x < chunks) {
-            double whole = -0.0;  // what an empty sum is in Rust
-#pragma unroll
-            for (int i = 0; i < LANES; i++) whole += shared[threadIdx.x * LANES + i];
-            sums[first + threadIdx.x] = whole;
-        }
-    }
-    double total = -0.0;
-    for (u32 first = 0; first < chunks; first += THREADS) {
-        barrier();
-        if (first + threadIdx.x < chunks) shared[threadIdx.x] = sums[first + threadIdx.x];
-        barrier();
-        if (threadIdx.x == 0) {
-            const u32 count = chunks - first < THREADS ? chunks - first : THREADS;
-#pragma unroll 8
-            for (u32 i = 0; i < count; i++) total += shared[i];
-        }
-    }
-    barrier();
-    if (threadIdx.x == 0) shared[0] = total;
-    barrier();
-    total = shared[0];
-    barrier();
-    return total;
-}
-
-// Where the running sum of numbers exceeds a target.
-struct Pick {
-    u32 index;      // NONE where it has not so far
-    double target;  // what is left of it
-    u32 last;       // the last index so far with any number
-    double rest;
-};
-
-// Goes on with `count` more numbers, from index `first` on; by one thread. Eight at a time, of which it only asks whether the
-// sum crosses within them, as long as it does not.
-DEVICE void pick(Pick &found, const double *numbers, u32 first, u32 count) {
-    u32 i = 0;
-    for (; i + 8 <= count && found.index == NONE; i += 8) {
-        double target = found.target;
-        u32 last = NONE;
-        bool crosses = false;
-#pragma unroll
-        for (int j = 0; j < 8; j++) {
-            const double number = numbers[i + j];
-            crosses |= target < number;
-            target -= number;
-            last = number > 0.0 ? i + j : last;
-        }
-        if (crosses) break;
-        found.target = target;
-        if (last != NONE) {
-            found.last = first + last;
-            found.rest = numbers[last];
-        }
-    }
-    for (; i < count && found.index == NONE; i++) {
-        const double number = numbers[i];
-        if (found.target < number) {
-            found.index = first + i;
-        } else {
-            found.target -= number;
-            if (number > 0.0) {
-                found.last = first + i;
-                found.rest = number;
-            }
-        }
-    }
-}
-
-// The token at `target` of the cumulative weights, for thread 0.
-DEVICE u32 draw_token(const Row &row, Cut cut, const double *sums, double target, double *shared) {
-    const u32 chunks = (row.tokens + CHUNK - 1) / CHUNK;
-    SHARED Pick found;
-    if (threadIdx.x == 0) found = Pick{NONE, target, 0, 0.0};
-    for (u32 first = 0; first < chunks; first += THREADS) {
-        barrier();
-        if (first + threadIdx.x < chunks) shared[threadIdx.x] = sums[first + threadIdx.x];
-        barrier();
-        if (threadIdx.x == 0) {
-            Pick own = found;
-            pick(own, shared, first, chunks - first < THREADS ? chunks - first : THREADS);
-            found = own;
-        }
-    }
-    if (threadIdx.x == 0) {
-        // Where rounding leaves none, the last one with any weight, and all of it.
-        const bool none = found.index == NONE;
-        found = Pick{none ? found.last : found.index, none ? found.rest : found.target, 0, 0.0};
-    }
-    barrier();
-    const u32 start = found.index * CHUNK, token = start + threadIdx.x;
-    if (threadIdx.x < CHUNK) shared[threadIdx.x] = token < row.tokens ? weight_below(row, token, logit_at(row, token), cut) : 0.0;
-    barrier();
-    Pick own = Pick{NONE, found.target, 0, 0.0};
-    if (threadIdx.x == 0) pick(own, shared, 0, CHUNK);
-    return start + (own.index == NONE ? own.last : own.index);
+    return true;
 }
 
 // A block to a row of logits.
@@ -414,7 +99,6 @@ KERNEL_OF(categorical, Categorical, 512, 2) {
     // first token.
     float highest = -INFINITY, lowest = INFINITY;
     u64 equal = ALL;
-    const u32 TURN = 8 * THREADS;
 #pragma unroll 1
     for (u32 start = 0; start < row.tokens; start += TURN) {
         float logits[8];
@@ -479,31 +163,10 @@ KERNEL_OF(categorical, Categorical, 512, 2) {
     const Cut cut = cut_at(limit);
     const double total = total_of(row, cut, sums, shared);
 
-    bool predicted = true;
-    u32 token = best;
-    if (draw.kind == MIXTURE) {
-        const double present = draw.present < row.tokens ? weight_below(row, draw.present, logit_at(row, draw.present), cut) / total : 0.0;
-        const double p = total > 0.0 ? present : draw.present == best ? 1.0 : 0.0;
-        const double vocab = double(row.tokens), own = draw.alpha_t * vocab * p, z = own + 1.0 - draw.alpha_t;
-        double keep = 0.0, uniformly = 1.0 - draw.alpha_s;
-        if (z > 0.0) {
-            const double alpha_ts = draw.alpha_t / draw.alpha_s, corrector = 1.0 - draw.kappa;
-            keep = (draw.kappa * (own + alpha_ts - draw.alpha_t) + corrector * draw.alpha_s * own) / z;
-            uniformly = draw.kappa * (1.0 - alpha_ts) * (1.0 - draw.alpha_s) / z + corrector * (1.0 - draw.alpha_s);
-        }
-        const double branch = uniforms[1];
-        predicted = false;
-        if (branch < keep) {
-            token = draw.present;
-        } else if (branch < keep + uniformly) {
-            token = u32(uniforms[0] * vocab);
-        } else {
-            predicted = true;
-        }
-    }
     // The same for all threads.
-    if (predicted && total > 0.0) {
-        token = draw_token(row, cut, sums, uniforms[0] * total, shared);
+    u32 token = best;
+    if (draw.kind != MIXTURE || !settled(draw, row, cut, total, best, uniforms, token)) {
+        if (total > 0.0) token = draw_token(row, cut, sums, uniforms[0] * total, shared);
     }
     if (threadIdx.x != 0) return;
     drawn.token = token;
