@@ -121,7 +121,7 @@ struct Fibre {
 };
 
 enum Meeting : u32 { BARRIER, SHUFFLE, VOTES, PRODUCT, MATRICES };
-constexpr const char *MEETINGS[] = {"warp_barrier", "shuffle", "votes", "mma"};
+constexpr const char *MEETINGS[] = {"warp_barrier", "shuffle", "votes", "mma", "load_transposed"};
 
 // What a lane shows the others of its warp.
 struct Words {

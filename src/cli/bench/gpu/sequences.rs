@@ -41,15 +41,11 @@ fn take(network: &GpuDit, mix: &Mix, samplers: &mut [Sampler], cache: &mut KvCac
             pages_start: 0,
         });
     }
-    let outcome = network.step(
-        &Batch {
-            segments: segments.clone(),
-        },
-        cache,
-    )?;
+    let batch = Batch { segments };
+    let outcome = network.step(&batch, cache)?;
     let mut drawn = &outcome.drawn[..];
     let mut more = true;
-    for (sampler, segment) in samplers.iter_mut().zip(&segments) {
+    for (sampler, segment) in samplers.iter_mut().zip(&batch.segments) {
         let (own, rest) = drawn.split_at(segment.rows.len());
         drawn = rest;
         more &= !matches!(sampler.take(own), Progress::Finished(_));
