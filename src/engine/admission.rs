@@ -111,6 +111,11 @@ impl Admission {
         Ok(id)
     }
 
+    /// Lets a sequence that ran wait again, before all others and whether or not the queue is full.
+    pub fn put_back(&self, sequence: Sequence) {
+        self.state().waiting.push_front(sequence);
+    }
+
     /// The sequences that may start now: in order, while `room` has some for the next. Waits for one
     /// if the model thread is `idle`; `None` once it should end.
     pub fn arrivals(&self, idle: bool, mut room: impl FnMut(&Sequence) -> bool) -> Option<Arrivals> {

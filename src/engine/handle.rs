@@ -28,6 +28,8 @@ pub struct EngineConfig {
     pub max_prompt: usize,
     /// Limit of `Request::max_tokens`.
     pub max_tokens: usize,
+    /// Keep what sequences leave in the cache for those that begin with the same text under the same weights.
+    pub prefix_reuse: bool,
     /// Compute threads; 0 means one for each processor.
     pub threads: usize,
 }
@@ -42,6 +44,7 @@ impl Default for EngineConfig {
             step_tokens: 512,
             max_prompt: 16_384,
             max_tokens: 16_384,
+            prefix_reuse: true,
             threads: 0,
         }
     }
@@ -56,6 +59,8 @@ pub struct Status {
     pub running: usize,
     pub max_running: usize,
     pub pages_used: usize,
+    /// Pages that no sequence holds, kept for those that begin with the same text.
+    pub pages_idle: usize,
     pub pages_total: usize,
     pub kv_bytes: u64,
     pub kv_on_device: bool,
@@ -65,6 +70,10 @@ pub struct Status {
     pub finished: u64,
     pub cancelled: u64,
     pub failed: u64,
+    /// Times that a running sequence had to give its pages up, and wait to go on.
+    pub preempted: u64,
+    /// Tokens of texts that were found in the cache instead of computed.
+    pub tokens_reused: u64,
     pub draining: bool,
     /// What was said of the device's loss, after which the engine has ended.
     pub lost: Option<String>,

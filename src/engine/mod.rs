@@ -11,6 +11,7 @@ pub mod error;
 pub mod generation;
 pub mod handle;
 mod pages;
+mod prefix;
 pub mod request;
 mod runner;
 mod scheduler;

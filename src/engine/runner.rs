@@ -1,5 +1,6 @@
 //! The model thread.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -32,12 +33,16 @@ struct Tally {
     finished: u64,
     cancelled: u64,
     failed: u64,
+    /// Times that a running sequence had to give its pages up.
+    preempted: u64,
+    /// Tokens of texts that were in the cache already.
+    reused: u64,
     typical_compute: Duration,
 }
 
 impl Runner {
     pub fn new(admission: Arc<Admission>, cache: KvCache) -> Self {
-        let pool = Pool::new(cache.pages());
+        let pool = Pool::new(cache.pages(), cache.page_tokens(), admission.config.prefix_reuse);
         Runner {
             admission,
             cache,
@@ -84,19 +89,26 @@ impl Runner {
         self.running.sort_by_key(|sequence| sequence.id);
         self.report();
 
-        let mut slots = self.admission.config.max_running.saturating_sub(self.running.len());
-        let (pool, mut reserved) = (&mut self.pool, Vec::new());
-        let room = |next: &Sequence| {
-            let pages = if slots > 0 { pool.take(next.pages_needed) } else { None };
-            slots = slots.saturating_sub(1);
-            pages.map(|pages| reserved.push(pages)).is_some()
+        let (mut slots, mut spare) = (
+            self.admission.config.max_running.saturating_sub(self.running.len()),
+            // Whoever runs may need another page soon.
+            self.pool.available().saturating_sub(self.running.len()),
+        );
+        let page_tokens = self.pool.page_tokens();
+        let mut room = |next: &Sequence| {
+            let left = spare
+                .checked_sub(next.pages_to_start(page_tokens))
+                .filter(|_| slots > 0);
+            spare = left.unwrap_or(spare);
+            slots -= usize::from(left.is_some());
+            left.is_some()
         };
-        let Some(arrivals) = self.admission.arrivals(self.running.is_empty(), room) else {
+        let Some(arrivals) = self.admission.arrivals(self.running.is_empty(), &mut room) else {
             return false;
         };
         let now = Instant::now();
-        for (mut sequence, pages) in arrivals.started.into_iter().zip(reserved) {
-            sequence.start(pages, self.step, now);
+        for mut sequence in arrivals.started {
+            self.tally.reused += sequence.start(&mut self.pool, self.step, now) as u64;
             self.running.push(sequence);
         }
         for (sequence, error) in arrivals.given_up {
@@ -105,7 +117,8 @@ impl Runner {
         true
     }
 
-    /// Moves the sequences of the next step into one group for each generation among them.
+    /// Moves the sequences of the next step into one group for each generation among them. Where there are too few pages, the
+    /// latest sequences give theirs up: the first one always goes on.
     fn schedule(&mut self) -> Vec<Group> {
         self.step += u64::from(!self.running.is_empty());
         let claims: Vec<Claim> = self.running.iter_mut().map(Sequence::claim).collect();
@@ -114,29 +127,42 @@ impl Runner {
             tokens[share.index] = share.tokens;
         }
         let mut groups = Vec::new();
-        for (mut sequence, tokens) in std::mem::take(&mut self.running).into_iter().zip(tokens) {
+        let mut left: VecDeque<_> = std::mem::take(&mut self.running).into_iter().zip(tokens).collect();
+        while let Some((mut sequence, tokens)) = left.pop_front() {
             if tokens == 0 {
                 self.running.push(sequence);
                 continue;
             }
             sequence.served = self.step;
-            match sequence.segments(tokens, self.cache.page_tokens()) {
-                Some(segments) => Group::join(&mut groups, sequence, segments),
-                None => {
-                    let error = Error::OutOfPages {
-                        needed: sequence.pages_needed + 1,
-                        total: self.pool.total(),
-                    };
-                    self.give_up(sequence, error);
+            let segments = loop {
+                let segments = sequence.segments(tokens, &mut self.pool);
+                match (segments, left.pop_back()) {
+                    (None, Some((latest, _))) => self.preempt(latest),
+                    (segments, latest) => {
+                        left.extend(latest);
+                        break segments;
+                    }
                 }
+            };
+            match segments {
+                Some(segments) => Group::join(&mut groups, sequence, segments),
+                None => self.preempt(sequence),
             }
         }
         groups
     }
 
+    /// Takes a sequence's pages and lets it wait again, before all others.
+    fn preempt(&mut self, mut sequence: Sequence) {
+        self.tally.preempted += 1;
+        sequence.pause(&mut self.pool);
+        self.admission.put_back(sequence);
+    }
+
     fn deliver(&mut self, group: Group) {
         let now = Instant::now();
         for mut member in group.members {
+            member.sequence.note(&mut self.pool);
             let (tokens, ended) = member.sequence.deliver(member.after, now);
             self.tally.tokens += tokens as u64;
             if ended {
@@ -176,10 +202,12 @@ impl Runner {
     }
 
     fn report(&self) {
-        let (running, pages_used, step, tally) = (self.running.len(), self.pool.used(), self.step, self.tally);
+        let (running, step, tally) = (self.running.len(), self.step, self.tally);
+        let (pages_used, pages_idle) = (self.pool.used(), self.pool.idle());
         self.admission.report(|status| {
             status.running = running;
-            status.pages_used = pages_used;
+            (status.pages_used, status.pages_idle) = (pages_used, pages_idle);
+            (status.preempted, status.tokens_reused) = (tally.preempted, tally.reused);
             status.steps = step;
             status.tokens_generated = tally.tokens;
             status.finished = tally.finished;

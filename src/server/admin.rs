@@ -186,6 +186,9 @@ impl Admin for AdminService {
             failed: engine.failed,
             draining: engine.draining,
             version: env!("CARGO_PKG_VERSION").into(),
+            pages_idle: engine.pages_idle as u64,
+            preempted: engine.preempted,
+            tokens_reused: engine.tokens_reused,
         }))
     }
 }

@@ -7,6 +7,7 @@ mod fixtures;
 mod generations;
 mod limits;
 mod network;
+mod pages;
 mod scoring;
 mod text;
 mod uniform;
