@@ -9,5 +9,6 @@ mod limits;
 mod network;
 mod pages;
 mod scoring;
+mod soak;
 mod text;
 mod uniform;
