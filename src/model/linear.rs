@@ -155,14 +155,6 @@ pub struct SuperposedLinear {
 }
 
 impl SuperposedLinear {
-    /// y [rows, out] for x [rows, in] whose rows have these parts.
-    pub fn forward(&self, x: &[f32], rows: usize, parts: &[Part]) -> Result<Vec<f32>> {
-        let mut y = vec![0f32; rows * self.base.shape().0];
-        self.base.product(x, rows, &mut y);
-        self.variants.add_products(x, parts, &mut y)?;
-        Ok(y)
-    }
-
     /// The base's matrix plus the mix's retrieved deltas, as one matrix.
     pub fn materialise(&self, mix: &super::Mix) -> Result<Packed> {
         let (out, input) = self.base.shape();

@@ -13,6 +13,7 @@ use choir::engine::{
 use choir::model::kv_cache::KvCache;
 use choir::model::tokenizer::Tokenizer;
 use choir::model::{Batch, Denoiser, DitConfig, Logits, Segment, VariantId};
+use choir::ops::gemm::View;
 use choir::sampler::Predictor;
 
 pub const BLOCK: usize = 4;
@@ -148,9 +149,8 @@ impl Fake {
                 Some(index) => segment.tokens[index],
                 None => {
                     let offset = seen - segment.pages_start;
-                    let slot = offset % cache.page_tokens() * self.config.hidden_dim;
                     let page = segment.pages[offset / cache.page_tokens()];
-                    let key = &cache.keys(page, 0)[slot..];
+                    let (key, _) = cache.read(page, 0, offset % cache.page_tokens());
                     assert_eq!(key[0] as usize, seen, "another position's key");
                     key[1] as u32
                 }
@@ -213,7 +213,8 @@ impl Denoiser for Fake {
                 let offset = position - segment.pages_start;
                 let (page, slot) = (offset / cache.page_tokens(), offset % cache.page_tokens());
                 let key = [position as f32, segment.tokens[index] as f32];
-                cache.write(segment.pages[page], 0, slot, &key, &key);
+                let key = View::rows(&key, 2);
+                cache.write(segment.pages[page], 0, slot, 1, key, key);
             }
         }
         let mut data = Vec::new();
