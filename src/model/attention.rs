@@ -4,7 +4,7 @@ use super::plan::Rows;
 use super::workspace::{HeadSpace, Spares, sized};
 use super::{Segment, kv_cache::KvCache};
 use crate::ops::Rotary;
-use crate::ops::attend::{self, Run};
+use crate::ops::attend::{self, QUERIES, Run};
 use crate::ops::gemm::View;
 use crate::ops::packed::Columns;
 use crate::ops::panel::{self, LANES, TILE};
@@ -148,7 +148,7 @@ impl Head<'_> {
         } = space;
         self.gather(keys, values);
         let (dim, mut row) = (self.shape.head_dim, 0);
-        let queries = sized(queries, TILE * dim);
+        let queries = sized(queries, QUERIES * dim);
         for (span, seen) in self.shape.spans(self.segment) {
             loop {
                 let mut count = 0;

@@ -32,7 +32,34 @@ pub fn key_at(slot: usize, head_dim: usize) -> usize {
     slot / LANES * LANES * head_dim + slot % LANES
 }
 
-/// Softmax attention of up to [`TILE`] queries [rows, head_dim], already scaled, over the runs' positions in order; `put`
+/// Queries that share a pass over keys and values.
+pub const QUERIES: usize = 4 * TILE;
+
+/// Positions whose values stay in the nearest cache while all queries take them.
+const NEAR: usize = 128;
+
+impl<'a> Run<'a> {
+    /// Groups of sixteen keys that hold what is seen, and which of each group is.
+    fn groups(self, dim: usize) -> impl Iterator<Item = (&'a [f32], Range<usize>)> {
+        let Range { start, end } = self.seen;
+        (start / LANES..end.div_ceil(LANES)).map(move |group| {
+            let first = group * LANES;
+            let seen = start.max(first) - first..end.min(first + LANES) - first;
+            (&self.keys[first * dim..][..LANES * dim], seen)
+        })
+    }
+
+    /// Values of what is seen, up to [`NEAR`] positions at a time, from one element on, and how many positions they are of.
+    fn values(self, width: usize, element: usize) -> impl Iterator<Item = (&'a [f32], usize)> {
+        let Range { start, end } = self.seen;
+        (start..end).step_by(NEAR).map(move |first| {
+            let values = &self.values[first * width + element..];
+            (values, NEAR.min(end - first))
+        })
+    }
+}
+
+/// Softmax attention of up to [`QUERIES`] queries [rows, head_dim], already scaled, over the runs' positions in order; `put`
 /// takes a row, a first element and elements of the output, each once.
 pub fn attend<'a, I: Iterator<Item = Run<'a>>>(
     queries: Rows,
@@ -41,54 +68,73 @@ pub fn attend<'a, I: Iterator<Item = Run<'a>>>(
     scores: &mut Vec<f32>,
     mut put: impl FnMut(usize, usize, &[f32]),
 ) {
+    assert!(rows <= QUERIES, "{rows} queries");
     let (isa, dim) = (Isa::best(), queries.inputs);
     let positions: usize = runs().map(|run| run.seen.len()).sum();
     if scores.len() < rows * positions {
         scores.resize(rows * positions, 0.0);
     }
     let scores = &mut scores[..rows * positions];
-    let mut at = 0;
-    for run in runs() {
-        let groups = run.seen.start / LANES..run.seen.end.div_ceil(LANES);
-        for group in groups {
-            let panel = Panel {
-                data: &run.keys[group * LANES * dim..][..LANES * dim],
-                step: LANES,
-                streams: false,
-            };
+    let first_values = runs().next().map_or(std::ptr::null(), |run| run.values.as_ptr());
+    let (mut groups, mut at) = (runs().flat_map(|run| run.groups(dim)).peekable(), 0);
+    while let Some((data, seen)) = groups.next() {
+        let panel = Panel {
+            data,
+            step: LANES,
+            next: groups.peek().map_or(first_values, |(data, _)| data.as_ptr()),
+        };
+        for tile in (0..rows).step_by(TILE) {
+            let (queries, count) = (tile_of(queries, tile), TILE.min(rows - tile));
             let mut sums = [[0f32; LANES]; TILE];
-            accumulate(isa, panel, queries, &mut sums[..rows]);
-            let first = group * LANES;
-            let seen = run.seen.start.max(first) - first..run.seen.end.min(first + LANES) - first;
-            for (scores, sums) in scores.chunks_mut(positions).zip(&sums) {
+            accumulate(isa, panel, queries, &mut sums[..count]);
+            for (scores, sums) in scores[tile * positions..].chunks_mut(positions).zip(&sums[..count]) {
                 scores[at..][..seen.len()].copy_from_slice(&sums[seen.clone()]);
             }
-            at += seen.len();
         }
+        at += seen.len();
     }
-    for scores in scores.chunks_mut(positions.max(1)) {
-        math::softmax(scores);
-    }
+    isa.run(|| {
+        for scores in scores.chunks_mut(positions.max(1)) {
+            math::softmax(scores);
+        }
+    });
     let width = dim.next_multiple_of(LANES);
-    for first in (0..dim).step_by(LANES) {
-        let (mut sums, mut at) = ([[0f32; LANES]; TILE], 0);
-        for run in runs().filter(|run| !run.seen.is_empty()) {
+    let weights = Rows {
+        data: scores,
+        stride: positions,
+        inputs: positions,
+    };
+    for element in (0..dim).step_by(LANES) {
+        let (mut sums, mut at) = ([[0f32; LANES]; QUERIES], 0);
+        let mut values = runs().flat_map(|run| run.values(width, element)).peekable();
+        while let Some((data, inputs)) = values.next() {
             let panel = Panel {
-                data: &run.values[run.seen.start * width + first..],
+                data,
                 step: width,
-                streams: false,
+                next: values.peek().map_or(data.as_ptr(), |(data, _)| data.as_ptr()),
             };
-            let weights = Rows {
-                data: &scores[at..],
-                stride: positions,
-                inputs: run.seen.len(),
-            };
-            accumulate(isa, panel, weights, &mut sums[..rows]);
-            at += run.seen.len();
+            for (tile, sums) in sums[..rows].chunks_mut(TILE).enumerate() {
+                let weights = tile_of(weights, tile * TILE);
+                let weights = Rows {
+                    data: &weights.data[at..],
+                    inputs,
+                    ..weights
+                };
+                accumulate(isa, panel, weights, sums);
+            }
+            at += inputs;
         }
         for (row, sums) in sums[..rows].iter().enumerate() {
-            put(row, first, &sums[..LANES.min(dim - first)]);
+            put(row, element, &sums[..LANES.min(dim - element)]);
         }
+    }
+}
+
+/// The rows from `first` on.
+fn tile_of(rows: Rows, first: usize) -> Rows {
+    Rows {
+        data: &rows.data[first * rows.stride..],
+        ..rows
     }
 }
 
@@ -115,7 +161,7 @@ mod tests {
             })
             .collect();
         let mut out = vec![f32::NAN; queries.len()];
-        for (tile, queries) in queries.chunks(TILE * dim).enumerate() {
+        for (tile, queries) in queries.chunks(QUERIES * dim).enumerate() {
             let rows = Rows {
                 data: queries,
                 stride: dim,
@@ -129,7 +175,7 @@ mod tests {
                 })
             };
             attend(rows, queries.len() / dim, runs, &mut Vec::new(), |row, first, part| {
-                out[(tile * TILE + row) * dim + first..][..part.len()].copy_from_slice(part);
+                out[(tile * QUERIES + row) * dim + first..][..part.len()].copy_from_slice(part);
             });
         }
         out
@@ -138,7 +184,7 @@ mod tests {
     proptest! {
         #[test]
         fn attention_is_the_definition_however_positions_lie(
-            dim in 1usize..40, count in 1usize..20, positions in 1usize..60, cut in 0usize..60, lead in 0usize..20, salt: u8,
+            dim in 1usize..40, count in 1usize..70, positions in 1usize..300, cut in 0usize..300, lead in 0usize..20, salt: u8,
         ) {
             let mut stream = crate::rng::Stream::new(crate::rng::Key([salt; 32]));
             let mut noise = |count: usize| (0..count).map(|_| stream.normal() as f32).collect::<Vec<f32>>();

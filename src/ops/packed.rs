@@ -12,6 +12,9 @@ use rayon::prelude::*;
 /// Outputs to a panel: two AVX-512 vectors, four of AVX2.
 const PANEL: usize = 2 * LANES;
 
+/// How far ahead weights are asked for, in floats: the processor's own look-ahead ends with a page.
+const AHEAD: usize = 2048;
+
 /// Sixteen weights, where no vector of them lies across two lines of the cache.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
@@ -122,7 +125,7 @@ impl Packed {
                 let panel = Panel {
                     data,
                     step: PANEL,
-                    streams: true,
+                    next: data.as_ptr().wrapping_add(AHEAD),
                 };
                 for (tile, x) in x.chunks(TILE * self.input).enumerate() {
                     let mut sums = [[0f32; PANEL]; TILE];

@@ -10,16 +10,13 @@ pub const TILE: usize = 8;
 /// Floats to a register of AVX-512: outputs come in ones or twos of these.
 pub const LANES: usize = 16;
 
-/// How far ahead weights that are read once are asked for, in floats: the processor's own look-ahead ends with a page.
-const AHEAD: usize = 2048;
-
 /// Outputs side by side: that of input k and output o lies at `k * step + o`.
 #[derive(Clone, Copy, Debug)]
 pub struct Panel<'a> {
     pub data: &'a [f32],
     pub step: usize,
-    /// Whether what follows in memory is wanted next.
-    pub streams: bool,
+    /// Where what is wanted next begins, in the same steps: it is asked for while this is computed. Any address will do.
+    pub next: *const f32,
 }
 
 /// Rows of x, the first elements of `stride` each.
@@ -71,7 +68,7 @@ fn portable<const OUTPUTS: usize>(panel: Panel, x: Rows, sums: &mut [[f32; OUTPU
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)]
 mod x86 {
-    use super::{AHEAD, LANES, Panel, Rows};
+    use super::{LANES, Panel, Rows};
     use std::arch::x86_64::*;
 
     /// # Safety
@@ -98,7 +95,7 @@ mod x86 {
     #[inline]
     #[target_feature(enable = "avx512f")]
     unsafe fn avx512_rows<const ROWS: usize, const OUTPUTS: usize>(panel: Panel, x: Rows, sums: &mut [[f32; OUTPUTS]]) {
-        let (weights, step, streams) = (panel.data.as_ptr(), panel.step, panel.streams);
+        let (weights, step) = (panel.data.as_ptr(), panel.step);
         let (values, stride) = (x.data.as_ptr(), x.stride);
         let registers = OUTPUTS / LANES;
         let mut total = [[_mm512_setzero_ps(); 2]; ROWS];
@@ -111,9 +108,8 @@ mod x86 {
             }
             for k in 0..x.inputs {
                 let at = weights.add(k * step);
-                if streams {
-                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
-                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD + LANES).cast());
+                for part in 0..registers {
+                    _mm_prefetch::<_MM_HINT_T0>(panel.next.wrapping_add(k * step + part * LANES).cast());
                 }
                 let mut loaded = [_mm512_setzero_ps(); 2];
                 for (part, loaded) in loaded.iter_mut().take(registers).enumerate() {
@@ -207,16 +203,15 @@ mod tests {
         };
         let data = &noise[100..][..(inputs - 1) * step + OUTPUTS];
         for isa in Isa::all() {
-            for streams in [false, true] {
-                let mut sums = vec![[0.5f32; OUTPUTS]; rows];
-                accumulate(isa, Panel { data, step, streams }, x, &mut sums);
-                for (row, sums) in sums.iter().enumerate() {
-                    for (output, sum) in sums.iter().enumerate() {
-                        let chain = (0..inputs).fold(0.5f32, |sum, k| {
-                            x.data[row * stride + k].mul_add(data[k * step + output], sum)
-                        });
-                        assert_eq!(*sum, chain, "{isa:?}");
-                    }
+            let mut sums = vec![[0.5f32; OUTPUTS]; rows];
+            let next = std::ptr::null();
+            accumulate(isa, Panel { data, step, next }, x, &mut sums);
+            for (row, sums) in sums.iter().enumerate() {
+                for (output, sum) in sums.iter().enumerate() {
+                    let chain = (0..inputs).fold(0.5f32, |sum, k| {
+                        x.data[row * stride + k].mul_add(data[k * step + output], sum)
+                    });
+                    assert_eq!(*sum, chain, "{isa:?}");
                 }
             }
         }

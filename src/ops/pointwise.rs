@@ -1,5 +1,6 @@
 //! Bias, GELU and gated residual, each one pass over the activation.
 
+use super::isa::Isa;
 use super::math;
 use super::slice::{self, PerRow, on_cpu};
 use candle_core::{Result, Tensor};
@@ -77,12 +78,15 @@ const ELEMENTS: usize = 8192;
 
 /// y = f(y + bias), where y [rows, width] lies; `line` gives each row's bias.
 fn biased<'a>(y: &mut [f32], width: usize, line: impl Fn(usize) -> &'a [f32] + Sync, f: impl Fn(f32) -> f32 + Sync) {
-    let rows = (ELEMENTS / width.max(1)).max(1);
+    let (rows, isa) = ((ELEMENTS / width.max(1)).max(1), Isa::best());
     y.par_chunks_mut(width * rows).enumerate().for_each(|(task, y)| {
         for (i, y) in y.chunks_mut(width).enumerate() {
-            for (y, b) in y.iter_mut().zip(line(task * rows + i)) {
-                *y = f(*y + b);
-            }
+            let bias = line(task * rows + i);
+            isa.run(|| {
+                for (y, b) in y.iter_mut().zip(bias) {
+                    *y = f(*y + b);
+                }
+            });
         }
     });
 }
