@@ -17,7 +17,6 @@ pub mod math;
 pub mod norm;
 pub mod packed;
 pub mod pointwise;
-pub mod q4k;
 pub mod quantized;
 pub mod rotary;
 pub mod slice;
