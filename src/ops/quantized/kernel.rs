@@ -21,12 +21,12 @@ pub struct Panel<'a, L> {
 }
 
 impl<L: Levels> Panel<'_, L> {
-    /// The blocks of every super-block of inputs.
-    fn supers(self) -> impl Iterator<Item = std::ops::Range<usize>> {
+    /// The first block of every super-block of inputs, and how many it has.
+    #[inline(always)]
+    fn supers(self) -> impl Iterator<Item = (usize, usize)> {
         let blocks = self.levels.len() * L::BLOCKS;
-        (0..blocks)
-            .step_by(BLOCKS)
-            .map(move |first| first..blocks.min(first + BLOCKS))
+        let first = (0..blocks).step_by(BLOCKS);
+        first.map(move |first| (first, if L::SUPER { BLOCKS } else { BLOCKS.min(blocks - first) }))
     }
 }
 
@@ -47,21 +47,20 @@ pub fn run<L: Levels>(isa: Isa, panel: Panel<L>, x: &Rows, start: usize, sums: &
 
 fn portable<L: Levels>(panel: Panel<L>, x: &Rows, start: usize, sums: &mut [[f32; LANES]]) {
     for (row, sums) in (start..).zip(sums) {
-        for (at, blocks) in panel.supers().enumerate() {
+        for (at, (first, blocks)) in panel.supers().enumerate() {
             let part = x.part(row, at);
-            let quants = part.quants.as_flattened();
             for (lane, sum) in sums.iter_mut().enumerate() {
                 let (mut inner, mut minima) = (0f32, 0i32);
-                let first = blocks.start;
-                for block in blocks.clone() {
+                for of_super in 0..blocks {
+                    let block = first + of_super;
                     let (levels, of) = (&panel.levels[block / L::BLOCKS], block % L::BLOCKS);
+                    let x = part.quants[of_super].as_flattened();
                     let mut dot = 0;
                     for half in 0..2 {
                         let inputs = half * BLOCK / 2..(half + 1) * BLOCK / 2;
-                        let x = &quants[(block - first) * BLOCK..][..BLOCK];
                         let product = |input| i32::from(panel.quant(block, lane, input)) * i32::from(x[input]);
                         let (factor, minimum) = (levels.factors(of, half)[lane], levels.minima(of)[lane]);
-                        let sum = i32::from(part.sums[block - first][half]);
+                        let sum = i32::from(part.sums[of_super][half]);
                         dot += (factor & 0xffff) as i32 * inputs.map(product).sum::<i32>() - i32::from(L::OFFSET) * sum;
                         minima += (minimum >> (16 * half) & 0xffff) as i32 * sum;
                     }

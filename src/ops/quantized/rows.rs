@@ -13,8 +13,8 @@ pub const BLOCKS: usize = SUPER / BLOCK;
 #[derive(Clone)]
 #[repr(C, align(64))]
 pub struct Part {
-    /// Four inputs to a word.
-    pub quants: [[i8; 4]; SUPER / 4],
+    /// By block, four inputs to a word.
+    pub quants: [[[i8; 4]; BLOCK / 4]; BLOCKS],
     /// Sums of quants over the two halves of every block.
     pub sums: [[i16; 2]; BLOCKS],
     pub scale: f32,
@@ -32,7 +32,7 @@ impl Rows {
     pub fn quantise(rows: usize, input: usize, fill: impl Fn(usize, &mut [f32]) + Sync) -> Self {
         let across = input.div_ceil(SUPER);
         let zero = Part {
-            quants: [[0; 4]; SUPER / 4],
+            quants: [[[0; 4]; BLOCK / 4]; BLOCKS],
             sums: [[0; 2]; BLOCKS],
             scale: 0.0,
         };
@@ -62,7 +62,7 @@ impl Rows {
 
 impl Part {
     fn take(&mut self, values: &[f32]) {
-        let quants = self.quants.as_flattened_mut();
+        let quants = self.quants.as_flattened_mut().as_flattened_mut();
         self.scale = round(values, quants);
         for (sum, quants) in self
             .sums

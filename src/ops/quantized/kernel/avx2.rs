@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 
 /// # Safety
 /// Every block has its lines.
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 pub unsafe fn run<L: Levels>(panel: Panel<L>, x: &Rows, start: usize, sums: &mut [[f32; LANES]]) {
     let mut start = start;
     for sums in sums.chunks_mut(4) {
@@ -42,7 +42,7 @@ fn words(values: Lanes<u32>, lane: usize) -> __m256i {
 /// # Safety
 /// As [`run`]; `lane` is 0 or 8, the first of the eight lanes that are computed.
 #[inline]
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn tile<L: Levels, const ROWS: usize>(
     panel: Panel<L>,
     x: &Rows,
@@ -59,19 +59,19 @@ unsafe fn tile<L: Levels, const ROWS: usize>(
     };
     let mask = _mm256_set1_epi8((u8::MAX >> (8 - L::BITS)).cast_signed());
     let mut total = [_mm256_setzero_ps(); ROWS];
-    for (at, blocks) in panel.supers().enumerate() {
+    for (at, (first, blocks)) in panel.supers().enumerate() {
         let rows: [_; ROWS] = std::array::from_fn(|row| x.part(start + row, at));
         let mut inner = [_mm256_setzero_ps(); ROWS];
         let mut minima = [_mm256_setzero_si256(); ROWS];
-        let first = blocks.start;
-        for block in blocks {
+        for of_super in 0..blocks {
+            let block = first + of_super;
             let (levels, of) = (&panel.levels[block / L::BLOCKS], block % L::BLOCKS);
             // SAFETY: the caller's.
             let lines = unsafe { panel.lines.as_ptr().add(block * L::BITS) };
             let mut dots = [_mm256_setzero_si256(); ROWS];
             let minimum = words(levels.minima(of), lane);
             for row in 0..ROWS {
-                let sums = _mm256_set1_epi32(pair(rows[row].sums[block - first]));
+                let sums = _mm256_set1_epi32(pair(rows[row].sums[of_super]));
                 match (L::SUPER, L::BITS) {
                     (true, _) => minima[row] = _mm256_add_epi32(minima[row], _mm256_madd_epi16(minimum, sums)),
                     (false, 8) => {} // taken from the quants below
@@ -98,7 +98,7 @@ unsafe fn tile<L: Levels, const ROWS: usize>(
                         quants = _mm256_xor_si256(quants, _mm256_set1_epi8(i8::MIN));
                     }
                     for row in 0..ROWS {
-                        let x = rows[row].quants[(block - first) * (BLOCK / 4) + step];
+                        let x = rows[row].quants[of_super][step];
                         let x = _mm256_set1_epi32(word(x));
                         // One side of a product of bytes has no sign: eight bits give theirs to x.
                         let products = match L::BITS {
@@ -116,7 +116,8 @@ unsafe fn tile<L: Levels, const ROWS: usize>(
                     }
                 }
             }
-            let scale = floats(levels.scales(of), lane);
+            // SAFETY: this function has the features.
+            let scale = unsafe { levels.scales256(of, lane) };
             for row in 0..ROWS {
                 inner[row] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[row]), scale, inner[row]);
             }

@@ -24,18 +24,6 @@ pub unsafe fn run<L: Levels>(panel: Panel<L>, x: &Rows, start: usize, sums: &mut
     }
 }
 
-#[inline(always)]
-fn floats(values: Lanes<f32>) -> __m512 {
-    // SAFETY: both are sixteen floats.
-    unsafe { std::mem::transmute(values) }
-}
-
-#[inline(always)]
-fn words(values: Lanes<u32>) -> __m512i {
-    // SAFETY: both are sixteen words.
-    unsafe { std::mem::transmute(values) }
-}
-
 /// # Safety
 /// As [`run`].
 #[inline]
@@ -44,26 +32,22 @@ unsafe fn tile<L: Levels, const ROWS: usize>(panel: Panel<L>, x: &Rows, start: u
     let mask = _mm512_set1_epi8((u8::MAX >> (8 - L::BITS)).cast_signed());
     let offset = _mm512_set1_epi16(-L::OFFSET);
     let mut total = [_mm512_setzero_ps(); ROWS];
-    for (at, blocks) in panel.supers().enumerate() {
+    for (at, (first, blocks)) in panel.supers().enumerate() {
         let rows: [_; ROWS] = std::array::from_fn(|row| x.part(start + row, at));
         let mut inner = [_mm512_setzero_ps(); ROWS];
-        let mut minima = [_mm512_setzero_si512(); ROWS];
-        let first = blocks.start;
-        for block in blocks {
+        let codes = panel.levels[first / L::BLOCKS].codes();
+        for of_super in 0..blocks {
+            let block = first + of_super;
             let (levels, of) = (&panel.levels[block / L::BLOCKS], block % L::BLOCKS);
             // SAFETY: the caller's.
             let lines = unsafe { panel.lines.as_ptr().add(block * L::BITS) };
             let mut dots = [_mm512_setzero_si512(); ROWS];
-            let minimum = words(levels.minima(of));
-            for row in 0..ROWS {
-                let sums = _mm512_set1_epi32(pair(rows[row].sums[block - first]));
-                match L::SUPER {
-                    true => minima[row] = _mm512_dpwssd_epi32(minima[row], minimum, sums),
-                    false => dots[row] = _mm512_dpwssd_epi32(dots[row], offset, sums),
-                }
-            }
-            for half in 0..2 {
-                let factor = words(levels.factors(of, half));
+            let factors = match L::FOLDED {
+                // SAFETY: this function has the features.
+                true => unsafe { levels.factors512(of) },
+                false => [mask; 2],
+            };
+            for (half, factor) in factors.into_iter().enumerate() {
                 for step in 4 * half..4 * half + 4 {
                     // SAFETY: a block has as many lines as a quant has bits.
                     let line = unsafe { _mm512_load_si512(lines.add(step * L::BITS / 8).cast()) };
@@ -79,22 +63,40 @@ unsafe fn tile<L: Levels, const ROWS: usize>(panel: Panel<L>, x: &Rows, start: u
                         quants = _mm512_mullo_epi16(quants, factor);
                     }
                     for row in 0..ROWS {
-                        let x = rows[row].quants[(block - first) * (BLOCK / 4) + step];
+                        let x = rows[row].quants[of_super][step];
                         dots[row] = _mm512_dpbusd_epi32(dots[row], quants, _mm512_set1_epi32(word(x)));
                     }
                 }
             }
-            let scale = floats(levels.scales(of));
+            // SAFETY: this function has the features.
+            let scale = unsafe { levels.scales512(&codes, of) };
             for row in 0..ROWS {
+                if L::OFFSET != 0 {
+                    let sums = _mm512_set1_epi32(pair(rows[row].sums[of_super]));
+                    dots[row] = _mm512_dpwssd_epi32(dots[row], offset, sums);
+                }
                 inner[row] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[row]), scale, inner[row]);
             }
         }
-        for row in 0..ROWS {
-            if L::SUPER {
-                let [scale, minimum] = panel.levels[first / L::BLOCKS].ends().map(floats);
+        if L::SUPER {
+            let levels = &panel.levels[first / L::BLOCKS];
+            let mut minima = [_mm512_setzero_si512(); ROWS];
+            for block in 0..BLOCKS {
+                // SAFETY: this function has the features.
+                let minimum = unsafe { levels.minima512(&codes, block) };
+                for row in 0..ROWS {
+                    let sums = _mm512_set1_epi32(pair(rows[row].sums[block]));
+                    minima[row] = _mm512_dpwssd_epi32(minima[row], minimum, sums);
+                }
+            }
+            // SAFETY: as above.
+            let [scale, minimum] = unsafe { levels.ends512() };
+            for row in 0..ROWS {
                 inner[row] = _mm512_mul_ps(scale, inner[row]);
                 inner[row] = _mm512_fnmadd_ps(minimum, _mm512_cvtepi32_ps(minima[row]), inner[row]);
             }
+        }
+        for row in 0..ROWS {
             total[row] = _mm512_fmadd_ps(inner[row], _mm512_set1_ps(rows[row].scale), total[row]);
         }
     }
