@@ -258,7 +258,7 @@ fn product(
 ) -> Result<()> {
     let (out, input) = linear.base.shape();
     let flops = |rows: usize| 2 * rows * out * input;
-    meter.part(stage, flops(rows.len()), || linear.base.product(x, rows.len(), y));
+    meter.part(stage, flops(rows.len()), || linear.base.product(x, rows.len(), y))?;
     if rows.parts.is_empty() {
         return Ok(());
     }

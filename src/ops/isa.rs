@@ -5,7 +5,7 @@
 pub enum Isa {
     /// Any machine.
     Portable,
-    /// AVX2 and FMA.
+    /// AVX2, FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2,
     /// AVX-512 F, BW, DQ, VL and VNNI.
@@ -23,7 +23,8 @@ impl Isa {
             if bytes && floats && is_x86_feature_detected!("avx512vl") {
                 return Isa::Avx512;
             }
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            let floats = is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+            if is_x86_feature_detected!("avx2") && floats {
                 return Isa::Avx2;
             }
         }

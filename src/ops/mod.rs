@@ -19,7 +19,6 @@ pub mod norm;
 pub mod packed;
 pub mod panel;
 pub mod pointwise;
-pub mod q4k;
 pub mod quantized;
 pub mod rotary;
 pub mod slice;

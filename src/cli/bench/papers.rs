@@ -67,7 +67,7 @@ fn machine(rows: usize, products: &[Rate]) -> Option<f64> {
     Some((logs / CANDLE.len() as f64).exp())
 }
 
-pub fn print<'a>(rows: impl Iterator<Item = (&'a str, &'a Against)>) {
+pub fn print<'a>(rows: impl Iterator<Item = (String, &'a Against)>) {
     let mut rows = rows.peekable();
     if rows.peek().is_none() {
         return;

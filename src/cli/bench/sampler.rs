@@ -10,6 +10,7 @@ use crate::catalog::loading::give_back;
 use crate::model::profile::Profile;
 use crate::model::weights::Dense;
 use crate::model::{BaseWeights, Dit, DitConfig, Mix};
+use crate::ops::quantized::Form;
 use crate::rng::{Key, Stream};
 use crate::sampler::{
     BlockSampler, BlockSettings, LastBlock, Predictor, Sampler, UniformPredictor, UniformSampler, UniformSettings,
@@ -51,6 +52,9 @@ pub struct SamplerBenchArgs {
     /// Sequences of the block sampler that run together, beside one alone.
     #[arg(long, default_value_t = 16)]
     together: usize,
+    /// How the network's matrices are kept in memory, one after the other: f32, bf16, q8_0, q4k...
+    #[arg(long, value_delimiter = ',', default_value = "f32,q4k")]
+    base_form: Vec<Form>,
     /// Less than 1 cuts every row to its nucleus.
     #[arg(long, default_value_t = 1.0)]
     nucleus_p: f32,
@@ -69,6 +73,7 @@ pub struct SamplerBenchArgs {
 #[derive(Debug, Serialize)]
 struct Figures {
     sampler: String,
+    base: String,
     /// Tokens to a block; all of the sequence for Duo.
     block: usize,
     sequences: usize,
@@ -91,6 +96,12 @@ struct Figures {
     parts: Option<Vec<parts::Row>>,
 }
 
+impl Figures {
+    fn title(&self) -> String {
+        format!("{}, {}", self.sampler, self.base)
+    }
+}
+
 pub fn run(args: SamplerBenchArgs) -> Result<()> {
     if args.steps == 0 || args.tokens == 0 || args.length == 0 || args.together == 0 {
         bail!("--steps, --tokens, --length and --together must be above 0");
@@ -100,16 +111,19 @@ pub fn run(args: SamplerBenchArgs) -> Result<()> {
 }
 
 fn measure(args: &SamplerBenchArgs) -> Result<()> {
-    let network = network(config(args))?;
-    let mut found = vec![duo(args, &network)?];
-    for &block in &args.blocks {
-        found.push(blocks(args, &network, block, 1)?);
-        if args.together > 1 {
-            found.push(blocks(args, &network, block, args.together)?);
+    let mut found = Vec::new();
+    for &form in &args.base_form {
+        let network = Network::new(config(args), form)?;
+        found.push(duo(args, &network)?);
+        for &block in &args.blocks {
+            found.push(blocks(args, &network, block, 1)?);
+            if args.together > 1 {
+                found.push(blocks(args, &network, block, args.together)?);
+            }
         }
+        drop(network);
+        give_back();
     }
-    drop(network);
-    give_back();
     let products = rates(&config(args), &[1, 4, 16, 64, 256, args.length])?;
     let published = args.layers == 12 && args.hidden == 768 && args.heads == 12 && args.vocab == 50_258;
     if published && args.tokens == 128 {
@@ -151,29 +165,40 @@ fn config(args: &SamplerBenchArgs) -> DitConfig {
     }
 }
 
-/// Every weight uniform within 1/sqrt(inputs) of 0, norms 1.
-fn network(config: DitConfig) -> Result<Dit> {
-    config.check()?;
-    let tensor = |(name, shape): (String, Vec<usize>)| {
-        let mut stream = Stream::new(Key::derive(&[b"choir/bench/network", name.as_bytes()]));
-        let bound = match shape[..] {
-            [_, input] => 2.0 / (input as f64).sqrt(),
-            _ => 0.0,
-        };
-        let middle = if name.contains("norm") { 1.0 } else { 0.0 };
-        let count: usize = shape.iter().product();
-        let data = (0..count).map(|_| (middle + bound * (stream.uniform() - 0.5)) as f32);
-        let data = data.collect();
-        (name, (shape, data))
-    };
-    let tensors: Dense = config.tensors().into_par_iter().map(tensor).collect();
-    let base = BaseWeights::new(config, &tensors)?;
-    drop(tensors);
-    give_back();
-    Ok(Dit::new(Arc::new(base), &[], Vec::new())?)
+/// A network of random weights, and the form that its matrices are kept in.
+struct Network {
+    dit: Dit,
+    form: Form,
 }
 
-fn duo(args: &SamplerBenchArgs, network: &Dit) -> Result<Figures> {
+impl Network {
+    /// Every weight uniform within 1/sqrt(inputs) of 0, norms 1.
+    fn new(config: DitConfig, form: Form) -> Result<Self> {
+        config.check()?;
+        let tensor = |(name, shape): (String, Vec<usize>)| {
+            let mut stream = Stream::new(Key::derive(&[b"choir/bench/network", name.as_bytes()]));
+            let bound = match shape[..] {
+                [_, input] => 2.0 / (input as f64).sqrt(),
+                _ => 0.0,
+            };
+            let middle = if name.contains("norm") { 1.0 } else { 0.0 };
+            let count: usize = shape.iter().product();
+            let data = (0..count).map(|_| (middle + bound * (stream.uniform() - 0.5)) as f32);
+            let data = data.collect();
+            (name, (shape, data))
+        };
+        let tensors: Dense = config.tensors().into_par_iter().map(tensor).collect();
+        let base = BaseWeights::in_form(config, &tensors, form)?;
+        drop(tensors);
+        give_back();
+        Ok(Network {
+            dit: Dit::new(Arc::new(base), &[], Vec::new())?,
+            form,
+        })
+    }
+}
+
+fn duo(args: &SamplerBenchArgs, network: &Network) -> Result<Figures> {
     let settings = UniformSettings {
         block_size: None,
         max_tokens: args.length,
@@ -193,7 +218,7 @@ fn duo(args: &SamplerBenchArgs, network: &Dit) -> Result<Figures> {
     figures(args, network, vec![sampler], args.length, None)
 }
 
-fn blocks(args: &SamplerBenchArgs, network: &Dit, block: usize, sequences: usize) -> Result<Figures> {
+fn blocks(args: &SamplerBenchArgs, network: &Network, block: usize, sequences: usize) -> Result<Figures> {
     let settings = BlockSettings {
         block_size: block,
         max_tokens: args.tokens,
@@ -217,7 +242,7 @@ fn blocks(args: &SamplerBenchArgs, network: &Dit, block: usize, sequences: usize
 /// Runs sequences of at most `length` positions to their ends. Memory is measured at the second step of one that is alone.
 fn figures(
     args: &SamplerBenchArgs,
-    network: &Dit,
+    network: &Network,
     samplers: Vec<Sampler>,
     length: usize,
     block: Option<usize>,
@@ -232,7 +257,7 @@ fn figures(
         1 => (Profile::default(), Watch::Memory),
         _ => (Profile::default(), Watch::Time),
     };
-    let steps = steps::run(network, &mut sequences, length, watch, &mut profile)?;
+    let steps = steps::run(&network.dit, &mut sequences, length, watch, &mut profile)?;
     // The first warms up, the second is watched; Duo's last removes noise and is no step.
     let last = steps.len() - usize::from(block.is_none());
     let timed = &steps[2.min(last)..last];
@@ -243,8 +268,9 @@ fn figures(
     Ok(Figures {
         sampler: match block {
             None => format!("duo, length {length}"),
-            Some(block) => format!("blocks of {block}, {together} sequence(s)"),
+            Some(block) => format!("{together} × blocks of {block}"),
         },
+        base: network.form.to_string(),
         block: size,
         sequences: together,
         network_seconds: of(|step| step.network),
@@ -286,7 +312,7 @@ fn print(args: &SamplerBenchArgs, found: &[Figures], products: &[Rate]) {
         "tokens/s",
     ];
     let [a, b, c, d, e, f, g, h, i] = header;
-    println!("{a:30}{b:>10}{c:>11}{d:>8}{e:>11}{f:>17}{g:>6}{h:>9}{i:>10}");
+    println!("{a:29}{b:>10}{c:>11}{d:>8}{e:>11}{f:>17}{g:>6}{h:>9}{i:>10}");
     for row in found {
         let mib = |bytes: f64| bytes / f64::from(1 << 20);
         let logits = row.logits_bytes as f64;
@@ -294,8 +320,9 @@ fn print(args: &SamplerBenchArgs, found: &[Figures], products: &[Rate]) {
             format!("{:.1} MiB ×{:.2}", mib(peak as f64), peak as f64 / logits)
         });
         println!(
-            "{:30}{:8.4} s{:9.5} s{:6.1} %{:7.1} MiB{peak:>17}{:6}{:7.2} s{:10.1}",
+            "{:21}{:8}{:8.4} s{:9.5} s{:6.1} %{:7.1} MiB{peak:>17}{:6}{:7.2} s{:10.1}",
             row.sampler,
+            row.base,
             row.network_seconds,
             row.sampling_seconds,
             100.0 * row.sampling_share,
@@ -313,11 +340,11 @@ fn print(args: &SamplerBenchArgs, found: &[Figures], products: &[Rate]) {
     papers::print(
         found
             .iter()
-            .filter_map(|row| Some((&row.sampler[..], row.against.as_ref()?))),
+            .filter_map(|row| Some((row.title(), row.against.as_ref()?))),
     );
     for row in found {
         if let Some(rows) = &row.parts {
-            parts::print(&row.sampler, rows);
+            parts::print(&row.title(), rows);
         }
     }
 }
