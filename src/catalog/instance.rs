@@ -1,13 +1,12 @@
 //! From a committed state of the store to a model instance.
 
 use super::base::Base;
-use super::{Error, defaults, tuning};
+use super::{Error, Forms, defaults, tuning};
 use crate::engine::{Generation, MemoryPart, Sampling, VariantFacts};
 use crate::model::place::{Bank, Bytes};
 use crate::model::{VariantId, VariantWeights};
 use crate::ops::gpu::Fault;
-use crate::ops::quantized::Form;
-use crate::store::{BankId, Store};
+use crate::store::{BankId, BankKind, Store};
 use std::collections::BTreeMap;
 
 /// Banks in served form, kept from one generation to the next where they have not changed.
@@ -16,7 +15,7 @@ pub(super) struct ServedBanks(BTreeMap<BankId, (u64, Bank)>);
 
 impl ServedBanks {
     /// The banks of the store's current generation: those of another that have changed since are built anew.
-    fn of(store: &Store, base: &Base, form: Form, before: &ServedBanks) -> Result<Self, Error> {
+    fn of(store: &Store, base: &Base, forms: Forms, before: &ServedBanks) -> Result<Self, Error> {
         let mut banks = BTreeMap::new();
         for (id, record) in &store.manifest().banks {
             let kept = before
@@ -25,7 +24,7 @@ impl ServedBanks {
                 .filter(|(generation, _)| *generation == record.generation);
             let served = match kept {
                 Some((_, served)) => served.clone(),
-                None => serve(store, base, id, form)?,
+                None => serve(store, base, id, forms)?,
             };
             banks.insert(*id, (record.generation, served));
         }
@@ -33,8 +32,12 @@ impl ServedBanks {
     }
 }
 
-fn serve(store: &Store, base: &Base, id: &BankId, form: Form) -> Result<Bank, Error> {
+fn serve(store: &Store, base: &Base, id: &BankId, forms: Forms) -> Result<Bank, Error> {
     let bank = store.load_bank(id)?;
+    let form = match id.kind {
+        BankKind::Body => forms.body,
+        BankKind::Head => forms.head,
+    };
     let tensors = bank
         .tensors
         .into_iter()
@@ -65,11 +68,11 @@ fn not_built(store: &Store, error: &candle_core::Error) -> Error {
 pub(super) fn build(
     store: &Store,
     base: &Base,
-    form: Form,
+    forms: Forms,
     before: &ServedBanks,
 ) -> Result<(Generation, ServedBanks), Error> {
     let config = base.weights.config();
-    let served = ServedBanks::of(store, base, form, before)?;
+    let served = ServedBanks::of(store, base, forms, before)?;
     let manifest = store.manifest();
     let index: BTreeMap<BankId, usize> = served.0.keys().copied().zip(0..).collect();
     let (mut weights, mut variants) = (Vec::new(), BTreeMap::new());

@@ -3,12 +3,14 @@
 pub mod base;
 pub mod defaults;
 pub mod error;
+mod forms;
 mod instance;
 pub(crate) mod loading;
 mod tuning;
 
 pub use base::BaseSource;
 pub use error::Error;
+pub use forms::Forms;
 pub use tuning::Tuning;
 
 use crate::engine::{self, Choice, EngineHandle, Generation, MemoryPart, Sampling};
@@ -31,12 +33,14 @@ pub struct CatalogConfig {
     pub base: BaseSource,
     /// Variants to a bank, 4 where absent; fixed when the store is made, and another number is refused later.
     pub bank_capacity: Option<usize>,
-    /// The same for the output head's banks, 2 where absent.
+    /// The same for the output head's banks, 1 where absent.
     pub head_capacity: Option<usize>,
     /// Where the network runs.
     pub place: Place,
     /// The form that banks are served in.
     pub bank_form: Form,
+    /// The form of the output head's banks; see [`Forms::new`] where absent.
+    pub head_form: Option<Form>,
     /// Keep every delta in the store, so that a variant can be removed without giving it again. Decided when the store
     /// is made.
     pub archive: bool,
@@ -139,7 +143,7 @@ pub struct Status {
 /// wait for each other; the others do not wait for them.
 pub struct Catalog {
     base: Base,
-    bank_form: Form,
+    forms: Forms,
     changing: Mutex<Changing>,
     served: Mutex<Arc<Snapshot>>,
 }
@@ -212,9 +216,11 @@ impl Catalog {
             store.add_all(variants, None, &mut |stage| progress(Progress::at(stage.into())))?;
         }
         progress(Progress::at(Stage::Publishing));
-        let (generation, banks) = instance::build(&store, &base, config.bank_form, &ServedBanks::default())?;
+        let head_capacity = store.manifest().options.head_capacity;
+        let forms = Forms::new(config.bank_form, config.head_form, head_capacity);
+        let (generation, banks) = instance::build(&store, &base, forms, &ServedBanks::default())?;
         let catalog = Catalog {
-            bank_form: config.bank_form,
+            forms,
             served: Mutex::new(Arc::new(Snapshot::of(&store, &generation))),
             changing: Mutex::new(Changing {
                 store,
@@ -308,7 +314,7 @@ impl Catalog {
         let Changing { store, banks, engine } = changing;
         let mut built = None;
         let commit = commit(store, &mut |store| {
-            let (generation, banks) = instance::build(store, &self.base, self.bank_form, banks)?;
+            let (generation, banks) = instance::build(store, &self.base, self.forms, banks)?;
             built = Some((Arc::new(Snapshot::of(store, &generation)), generation, banks));
             Ok(())
         })?;

@@ -3,9 +3,13 @@
 mod engine;
 pub mod gpu;
 mod memory;
+mod papers;
+mod parts;
 mod products;
 mod sampler;
 mod serve;
+mod step;
+mod steps;
 
 use crate::catalog::{Catalog, CatalogConfig};
 use crate::cli::scratch::Scratch;
@@ -34,6 +38,8 @@ enum What {
     /// One step of a Duo and of a block sampler on a network of random weights: time in the network, time outside it, and
     /// peak memory against the logits.
     Sampler(sampler::SamplerBenchArgs),
+    /// Where a step's time goes when sequences of several variants share it.
+    Step(step::StepArgs),
 }
 
 pub fn run(args: BenchArgs) -> Result<()> {
@@ -43,6 +49,7 @@ pub fn run(args: BenchArgs) -> Result<()> {
         What::Memory(args) => memory::run(args),
         What::Serve(args) => serve::run(args),
         What::Sampler(args) => sampler::run(args),
+        What::Step(args) => step::run(args),
     }
 }
 

@@ -37,19 +37,22 @@ mod tuning;
 /// Measure what superposition costs the variants compiled in, and what it saves.
 ///
 /// Every variant's held-out text or prompts are scored under the base, under the fine-tune alone and under the variant
-/// as read back from banks of several capacities in several forms. --device is for what goes through the service itself: the
-/// scheme "served", and --samplers.
+/// as read back from banks of several capacities in several forms. --device and --base-form are for what goes through the service
+/// itself: the scheme "served", and --samplers.
 #[derive(Args, Debug)]
 pub struct EvalArgs {
     /// Variants to keep in the banks and to measure [default: all].
     #[arg(long, value_delimiter = ',')]
     variants: Vec<String>,
     /// Variants to a bank (or body's/head's, as in 4/1), besides the store's own capacities.
-    #[arg(long, value_delimiter = ',', default_value = "1,2,4,4/1,5,10")]
+    #[arg(long, value_delimiter = ',', default_value = "1,2,4,4/1,4/2,5,10")]
     capacities: Vec<Capacity>,
-    /// Forms that banks are served in: f32, q8_0, q4_0, q4k. The last is the default's and the comparisons'.
+    /// Forms that banks are served in: f32, bf16, q8_0, q4_0, q4k, q2k. The last is the default's and the comparisons'.
     #[arg(long, value_delimiter = ',', default_value = "f32,q8_0,q4k")]
     forms: Vec<Form>,
+    /// The form of the output head's banks [default: as --forms, and with the last of these as a store serves them].
+    #[arg(long)]
+    head_form: Option<Form>,
     /// What to compare with [default: all].
     #[arg(long, value_enum, value_delimiter = ',')]
     schemes: Vec<Named>,
@@ -123,7 +126,12 @@ pub fn run(args: EvalArgs) -> Result<()> {
     };
     let subjects = Subjects::compiled_in(&args.variants, effort)?;
     let count = subjects.variants.len();
-    let mut plan = Plan::new(&args.capacities, &args.forms, &args.comparisons(), count);
+    let mut plan = Plan::new(
+        &args.capacities,
+        (&args.forms, args.head_form),
+        &args.comparisons(),
+        count,
+    );
     plan.tensors = args.tensors;
     let groups = if args.tensors { Group::ALL.len() } else { 0 };
     let served = args.wants(Named::Served);
@@ -132,8 +140,13 @@ pub fn run(args: EvalArgs) -> Result<()> {
     let mut tick = |what: &str| progress.step(what);
     let mut report = evaluate(&subjects, &plan, &mut tick)?;
     if served {
-        let form = plan.trials.first().map_or(Form::Q4K, |trial| trial.form);
-        report.served = Some(served::measure(&place, &subjects, form, 2 * args.draws, &mut tick)?);
+        report.served = Some(served::measure(
+            &place,
+            &subjects,
+            args.served(),
+            2 * args.draws,
+            &mut tick,
+        )?);
     }
     progress.close();
     if let Some(file) = &args.plot {
@@ -147,8 +160,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
 }
 
 fn run_samplers(args: &EvalArgs) -> Result<()> {
-    let form = args.forms.last().copied().unwrap_or(Form::Q4K);
-    let report = samplers::measure(&args.samplers, &args.variants, &args.place.open()?, form)?;
+    let report = samplers::measure(&args.samplers, &args.variants, &args.place.open()?, args.served())?;
     if let Some(file) = &args.plot {
         replace(file, picture::svg(&samplers::show::chart(&report)).as_bytes())?;
     }
@@ -173,6 +185,11 @@ impl EvalArgs {
             }
         }
         self.plot.as_deref().map_or(Ok(()), check_writable)
+    }
+
+    /// What the service's banks are in, and its heads where that is said.
+    fn served(&self) -> (Form, Option<Form>) {
+        (self.forms.last().copied().unwrap_or(Form::Q4K), self.head_form)
     }
 
     fn wants(&self, named: Named) -> bool {

@@ -2,6 +2,7 @@
 
 use crate::model::Place;
 use crate::ops::gpu::Dtype;
+use crate::ops::quantized::Form;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use std::str::FromStr;
@@ -12,7 +13,7 @@ pub struct PlaceArgs {
     /// Where the network runs: cpu, cuda, or cuda:N for the driver's device number N. Needs a build with --features cuda.
     #[arg(long, default_value = "cpu")]
     device: Named,
-    /// What the base's matrices are kept in [default: f32 on the CPU, bf16 on a device].
+    /// What the base's matrices are kept in [default: f32 on the CPU, bf16 on a device, which has these two].
     #[arg(long, value_enum)]
     base_form: Option<BaseForm>,
 }
@@ -27,6 +28,10 @@ enum Named {
 enum BaseForm {
     F32,
     Bf16,
+    #[value(name = "q8_0")]
+    Q8_0,
+    #[value(name = "q4k", alias = "q4_k")]
+    Q4K,
 }
 
 impl FromStr for Named {
@@ -47,19 +52,23 @@ impl FromStr for Named {
 impl PlaceArgs {
     /// Opens the device.
     pub fn open(&self) -> Result<Place> {
-        match (self.device, self.base_form) {
-            (Named::Cpu, None | Some(BaseForm::F32)) => Ok(Place::Host),
-            (Named::Cpu, Some(BaseForm::Bf16)) => {
-                bail!("--base-form bf16 is not offered on the CPU yet; --device cuda has it")
+        let ordinal = match self.device {
+            Named::Cpu => {
+                return Ok(Place::Host(match self.base_form {
+                    None | Some(BaseForm::F32) => Form::F32,
+                    Some(BaseForm::Bf16) => Form::Bf16,
+                    Some(BaseForm::Q8_0) => Form::Q8_0,
+                    Some(BaseForm::Q4K) => Form::Q4K,
+                }));
             }
-            (Named::Cuda(ordinal), form) => {
-                let dtype = match form {
-                    Some(BaseForm::F32) => Dtype::F32,
-                    Some(BaseForm::Bf16) | None => Dtype::Bf16,
-                };
-                Place::cuda(ordinal, dtype).context("--device")
-            }
-        }
+            Named::Cuda(ordinal) => ordinal,
+        };
+        let dtype = match self.base_form {
+            Some(BaseForm::F32) => Dtype::F32,
+            Some(BaseForm::Bf16) | None => Dtype::Bf16,
+            Some(BaseForm::Q8_0 | BaseForm::Q4K) => bail!("--base-form: a device keeps its base in bf16 or f32"),
+        };
+        Place::cuda(ordinal, dtype).context("--device")
     }
 }
 
@@ -84,11 +93,20 @@ mod tests {
 
     #[test]
     fn what_cannot_be_had_is_refused() {
-        for form in [None, Some(BaseForm::F32)] {
-            assert!(matches!(open("cpu", form), Ok(Place::Host)));
+        for (form, expected) in [
+            (None, Form::F32),
+            (Some(BaseForm::F32), Form::F32),
+            (Some(BaseForm::Bf16), Form::Bf16),
+            (Some(BaseForm::Q8_0), Form::Q8_0),
+            (Some(BaseForm::Q4K), Form::Q4K),
+        ] {
+            let place = open("cpu", form).expect("the CPU has every form");
+            assert!(matches!(place, Place::Host(form) if form == expected), "{place}");
         }
-        let refused = open("cpu", Some(BaseForm::Bf16)).expect_err("no bf16");
-        assert!(refused.to_string().contains("--base-form bf16"), "{refused}");
+        for form in [BaseForm::Q8_0, BaseForm::Q4K] {
+            let refused = open("cuda", Some(form)).expect_err("no such form on a device");
+            assert!(refused.to_string().contains("--base-form"), "{refused}");
+        }
         if cfg!(not(feature = "cuda")) {
             let refused = format!("{:#}", open("cuda", None).expect_err("no device"));
             assert!(refused.contains("build with --features cuda"), "{refused}");

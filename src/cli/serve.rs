@@ -43,14 +43,17 @@ pub struct StoreArgs {
     /// Variants to a bank, when the store is made [default: 4].
     #[arg(long)]
     bank_capacity: Option<usize>,
-    /// Variants to a bank of the output head, when the store is made [default: 2].
+    /// Variants to a bank of the output head, when the store is made [default: 1].
     #[arg(long)]
     head_capacity: Option<usize>,
-    /// How banks are kept in memory: q4k, q4_0, q8_0 or f32. On the CPU, products of q4_0 and q8_0 are candle's, in threads of its
-    /// own (CANDLE_NUM_THREADS): they are there to compare with. On a device q4k and q4_0 are one form, and q8_0 and f32 mean the
-    /// base's.
+    /// How banks are kept in memory: q4k, q4_0, q2k, q8_0, bf16 or f32. On a device q4k, q4_0 and q2k are one form of 4.6 bits, and
+    /// the others mean the base's.
     #[arg(long, default_value = "q4k")]
     bank_form: Form,
+    /// The same for the output head's banks [default: q2k where the store has one variant to a bank of the head, else as
+    /// --bank-form].
+    #[arg(long)]
+    head_form: Option<Form>,
     /// When the store is made: keep no delta of the variants, so that removing one needs its checkpoint again.
     #[arg(long)]
     no_archive: bool,
@@ -102,6 +105,7 @@ impl StoreArgs {
             head_capacity: self.head_capacity,
             place: self.place.open()?,
             bank_form: self.bank_form,
+            head_form: self.head_form,
             archive: !self.no_archive,
         })
     }
@@ -162,7 +166,7 @@ pub fn run(args: ServeArgs) -> Result<()> {
         status.banks,
         bytes as f64 / f64::from(1 << 20),
         match place {
-            Place::Host => String::new(),
+            Place::Host(_) => String::new(),
             Place::Device(_) => format!(" on {place}"),
         },
         status.generation,

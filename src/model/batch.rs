@@ -6,6 +6,7 @@ use rayon::prelude::*;
 
 use super::DitConfig;
 use super::kv_cache::KvCache;
+use super::profile::Profile;
 use crate::ops::categorical::{Draw, Drawn, draw_all};
 
 /// A variant's index in one model instance; it means nothing outside that instance.
@@ -108,8 +109,9 @@ impl Logits {
         Ok(())
     }
 
-    /// Draws what the batch says from its rows, side by side, and keeps the others.
-    fn draw(self, batch: &Batch) -> Outcome {
+    /// Draws what the batch says from its rows, side by side, and keeps the others; also gives the memory back, unless all
+    /// are kept.
+    fn draw(self, batch: &Batch) -> (Outcome, Vec<f32>) {
         let (mut kept, mut draws, mut first) = (Vec::new(), Vec::new(), 0);
         for segment in &batch.segments {
             let rows = (first..first + segment.rows.len()).map(|row| self.row(row));
@@ -121,15 +123,13 @@ impl Logits {
             }
         }
         let drawn = draw_all(draws.par_iter().copied());
-        let data = match draws[..] {
-            [] => self.data,
-            _ => kept.concat(),
+        let vocab = self.vocab;
+        let (data, spent) = match draws[..] {
+            [] => (self.data, Vec::new()),
+            _ => (kept.concat(), self.data),
         };
-        let logits = Logits {
-            vocab: self.vocab,
-            data,
-        };
-        Outcome { logits, drawn }
+        let logits = Logits { vocab, data };
+        (Outcome { logits, drawn }, spent)
     }
 }
 
@@ -163,11 +163,19 @@ pub trait Denoiser: Send + Sync {
     /// be drawn from them does not matter here.
     fn forward(&self, batch: &Batch, cache: &mut KvCache) -> candle_core::Result<Logits>;
 
+    /// Evaluates `batch` as [`forward`](Self::forward) does, and adds to `profile` what its parts took where they are known.
+    fn profiled(&self, batch: &Batch, cache: &mut KvCache, profile: &mut Profile) -> candle_core::Result<Logits> {
+        let _ = profile;
+        self.forward(batch, cache)
+    }
+
     /// Evaluates `batch` as [`forward`](Self::forward) does, and draws from the rows of segments that say how.
     fn step(&self, batch: &Batch, cache: &mut KvCache) -> candle_core::Result<Outcome> {
         let logits = self.forward(batch, cache)?;
         logits.check(batch.logit_rows(), self.config().vocab_size)?;
-        Ok(logits.draw(batch))
+        let (outcome, spent) = logits.draw(batch);
+        cache.recycle(spent);
+        Ok(outcome)
     }
 
     /// An instance whose base is this one's with the mix added to its weights, without variants; `None` where there are

@@ -1,29 +1,59 @@
 //! From sigma and the small tensors to modulation tables: one line per noise level.
 
 use super::DitConfig;
+use crate::ops::slice;
 use candle_core::{Device, Result, Tensor};
+use std::sync::Arc;
 
 /// One layer's tables, [lines, hidden] but for the biases, [1, width].
 #[derive(Clone, Debug)]
-pub struct LayerTables {
-    pub gain1: Tensor,
-    pub shift1: Tensor,
-    pub gate1: Tensor,
-    pub gain2: Tensor,
-    pub shift2: Tensor,
-    pub gate2: Tensor,
-    pub bias0: Tensor,
-    pub bias2: Tensor,
+pub struct LayerTables<T = Tensor> {
+    pub gain1: T,
+    pub shift1: T,
+    pub gate1: T,
+    pub gain2: T,
+    pub shift2: T,
+    pub gate2: T,
+    pub bias0: T,
+    pub bias2: T,
 }
 
 /// All layers' tables and the final layer's.
 #[derive(Clone, Debug)]
-pub struct Tables {
-    pub layers: Vec<LayerTables>,
-    pub gain: Tensor,
-    pub shift: Tensor,
+pub struct Tables<T = Tensor> {
+    pub layers: Vec<LayerTables<T>>,
+    pub gain: T,
+    pub shift: T,
     /// Bias of the output head, [1, vocab].
-    pub bias: Tensor,
+    pub bias: T,
+}
+
+/// Tables of one line, as serving reads them.
+pub type Line = Tables<Arc<[f32]>>;
+
+impl Tables {
+    /// The numbers of tables of one line.
+    pub fn line(&self) -> Result<Line> {
+        let flat = |tensor: &Tensor| -> Result<Arc<[f32]>> { Ok(Arc::from(&*slice::f32(tensor)?)) };
+        let layers = self.layers.iter().map(|t| {
+            Ok(LayerTables {
+                gain1: flat(&t.gain1)?,
+                shift1: flat(&t.shift1)?,
+                gate1: flat(&t.gate1)?,
+                gain2: flat(&t.gain2)?,
+                shift2: flat(&t.shift2)?,
+                gate2: flat(&t.gate2)?,
+                bias0: flat(&t.bias0)?,
+                bias2: flat(&t.bias2)?,
+            })
+        });
+        Ok(Tables {
+            layers: layers.collect::<Result<_>>()?,
+            gain: flat(&self.gain)?,
+            shift: flat(&self.shift)?,
+            bias: flat(&self.bias)?,
+        })
+    }
 }
 
 /// Sinusoidal features of sigma, [lines, frequencies]: cosines first, `exp(-ln(10000) i / half)`.

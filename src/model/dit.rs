@@ -1,15 +1,18 @@
 //! The DiT over a batch of segments: one base, many variants, cached keys and values.
 
 use super::DitConfig;
-use super::attention::{Shape, attend};
+use super::attention::{Shape, attend, keep, rotate};
 use super::batch::{Batch, Denoiser, Logits, Mix, VariantId};
-use super::conditioning::{LayerTables, Tables};
 use super::kv_cache::KvCache;
-use super::linear::{Part, Superposed, SuperposedLinear};
+use super::linear::{Superposed, SuperposedLinear};
 use super::modulation::Modulation;
+use super::plan::Rows;
+use super::profile::{Meter, Part as Stage, Profile};
 use super::weights::{BaseWeights, HEAD, ServedBank, VariantWeights, layer_products};
-use crate::ops::{self, PerRow, Rotary, slice};
-use candle_core::{Result, Tensor, bail};
+use super::workspace::{Workspace, sized};
+use crate::ops::norm::Residual;
+use crate::ops::{self, Rotary, slice};
+use candle_core::{Result, bail};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -103,27 +106,165 @@ impl Dit {
         )
     }
 
-    fn embed(&self, batch: &Batch) -> Result<Vec<f32>> {
+    /// The embeddings of all tokens, [rows, hidden].
+    fn embed(&self, batch: &Batch, x: &mut [f32]) -> Result<()> {
         let name = "vocab_embed.embedding";
         let table = self.base.plain(name)?;
         let (vocab, hidden) = table.dims2()?;
         let table = slice::f32(table)?;
-        let mut x = Vec::new();
-        for segment in &batch.segments {
-            for &token in &segment.tokens {
-                let index = token as usize;
-                if index >= vocab {
-                    bail!("token {token} is outside the vocabulary of {vocab}")
-                }
-                let start = x.len();
-                x.extend_from_slice(&table[index * hidden..][..hidden]);
-                for &part in &segment.mix.0 {
-                    self.modulation.add_row(name, part, index, &mut x[start..])?;
-                }
+        let tokens =
+            (batch.segments.iter()).flat_map(|segment| segment.tokens.iter().map(move |token| (segment, *token)));
+        for ((segment, token), x) in tokens.zip(x.chunks_mut(hidden)) {
+            let index = token as usize;
+            if index >= vocab {
+                bail!("token {token} is outside the vocabulary of {vocab}")
+            }
+            x.copy_from_slice(&table[index * hidden..][..hidden]);
+            for &part in &segment.mix.0 {
+                self.modulation.add_row(name, part, index, x)?;
             }
         }
-        Ok(x)
+        Ok(())
     }
+
+    /// Evaluates as [`Denoiser::forward`] does, watched by `meter`.
+    fn evaluate(&self, batch: &Batch, cache: &mut KvCache, meter: &mut impl Meter) -> Result<Logits> {
+        check(batch, cache)?;
+        if cache.on_device().is_some() {
+            bail!("a cache on a device for a network on the host")
+        }
+        let mut work = std::mem::take(&mut cache.workspace);
+        let data = self.logits(batch, cache, &mut work, meter);
+        cache.workspace = work;
+        Ok(Logits {
+            vocab: self.base.config.vocab_size,
+            data: data?,
+        })
+    }
+
+    fn logits(
+        &self,
+        batch: &Batch,
+        cache: &mut KvCache,
+        work: &mut Workspace,
+        meter: &mut impl Meter,
+    ) -> Result<Vec<f32>> {
+        let config = &self.base.config;
+        let (hidden, vocab) = (config.hidden_dim, config.vocab_size);
+        meter.part(Stage::Plan, 0, || work.plan.fill(batch, &self.modulation))?;
+        let mut data = work.logits(work.plan.wanted.len() * vocab);
+        let plan = &work.plan;
+        let mut rows = &plan.all;
+        if rows.len() == 0 {
+            return Ok(data);
+        }
+        let shape = Shape {
+            heads: config.n_heads,
+            head_dim: config.head_dim(),
+            window: config.model_length,
+        };
+        let first_positions = batch.segments.iter().map(|s| (s.first_position, s.tokens.len()));
+        let positions = first_positions.flat_map(|(first, count)| first..first + count);
+        meter.part(Stage::Rotary, 0, || self.rotary.pick(positions, &mut work.rotary));
+
+        let count = rows.len();
+        let mut x = sized(&mut work.x, count * hidden);
+        let mut normed = sized(&mut work.normed, count * hidden);
+        meter.part(Stage::Embedding, 0, || self.embed(batch, x))?;
+        meter.part(Stage::Norm, 0, || {
+            ops::norm_modulate_into(x, normed, hidden, |row| {
+                let t = &plan.line(rows, row).layers[0];
+                (&t.gain1, &t.shift1)
+            });
+        });
+        let qkv = sized(&mut work.qkv, count * 3 * hidden);
+        for (number, layer) in self.layers.iter().enumerate() {
+            product(meter, Stage::Qkv, &layer.qkv, normed, rows, qkv)?;
+            meter.part(Stage::Rotary, 0, || {
+                rotate(qkv, shape, &work.rotary);
+                keep(qkv, &batch.segments, shape, number, cache);
+            });
+            if number + 1 == self.layers.len() {
+                // Of the last layer others need keys and values at most: the rest is for rows of logits only.
+                rows = &plan.wanted;
+                for (to, &from) in rows.tokens.iter().enumerate() {
+                    x.copy_within(from * hidden..(from + 1) * hidden, to * hidden);
+                }
+                (x, normed) = (&mut x[..rows.len() * hidden], &mut normed[..rows.len() * hidden]);
+            }
+            let count = rows.len();
+            let attended = sized(&mut work.attended, count * hidden);
+            meter.part(Stage::Attention, 0, || {
+                attend(
+                    qkv,
+                    &batch.segments,
+                    (&plan.all, rows),
+                    (shape, number),
+                    cache,
+                    &work.heads,
+                    attended,
+                );
+            });
+            let narrow = sized(&mut work.narrow, count * hidden);
+            product(meter, Stage::Out, &layer.out, attended, rows, narrow)?;
+            meter.part(Stage::Norm, 0, || {
+                ops::residual_norm(x, narrow, normed, hidden, |row| {
+                    let t = &plan.line(rows, row).layers[number];
+                    Residual {
+                        gate: &t.gate1,
+                        bias: None,
+                        gain: &t.gain2,
+                        shift: &t.shift2,
+                    }
+                });
+            });
+            let wide = sized(&mut work.wide, count * 4 * hidden);
+            product(meter, Stage::Expand, &layer.expand, normed, rows, wide)?;
+            meter.part(Stage::Gelu, 0, || {
+                ops::bias_gelu_in_place(wide, 4 * hidden, |row| &plan.line(rows, row).layers[number].bias0);
+            });
+            product(meter, Stage::Contract, &layer.contract, wide, rows, narrow)?;
+            meter.part(Stage::Norm, 0, || {
+                ops::residual_norm(x, narrow, normed, hidden, |row| {
+                    let line = plan.line(rows, row);
+                    let t = &line.layers[number];
+                    let next = line.layers.get(number + 1);
+                    let (gain, shift) = next.map_or((&line.gain, &line.shift), |next| (&next.gain1, &next.shift1));
+                    Residual {
+                        gate: &t.gate2,
+                        bias: Some(&t.bias2),
+                        gain,
+                        shift,
+                    }
+                });
+            });
+        }
+        product(meter, Stage::Head, &self.head, normed, rows, &mut data)?;
+        meter.part(Stage::Bias, 0, || {
+            ops::add_bias_in_place(&mut data, vocab, |row| &plan.line(rows, row).bias);
+        });
+        Ok(data)
+    }
+}
+
+/// y [rows, out] of x [rows, in]: one product of the base, and what the banks add to it.
+fn product(
+    meter: &mut impl Meter,
+    stage: Stage,
+    linear: &SuperposedLinear,
+    x: &[f32],
+    rows: &Rows,
+    y: &mut [f32],
+) -> Result<()> {
+    let (out, input) = linear.base.shape();
+    let flops = |rows: usize| 2 * rows * out * input;
+    meter.part(stage, flops(rows.len()), || linear.base.product(x, rows.len(), y))?;
+    if rows.parts.is_empty() {
+        return Ok(());
+    }
+    meter.part(Stage::Banks, flops(rows.parts.len()), || {
+        linear.variants.add_products(x, &rows.parts, y)
+    })
 }
 
 /// Refuses a batch that does not fit its cache or itself.
@@ -149,37 +290,6 @@ pub(super) fn check(batch: &Batch, cache: &KvCache) -> Result<()> {
     Ok(())
 }
 
-/// The lines' tables one under the other; a single line is not copied.
-fn stack(lines: &[Arc<Tables>]) -> Result<Tables> {
-    if let [only] = lines {
-        return Ok(Tables::clone(only));
-    }
-    let cat = |pick: &dyn Fn(&Tables) -> &Tensor| {
-        let parts: Vec<&Tensor> = lines.iter().map(|tables| pick(tables)).collect();
-        Tensor::cat(&parts, 0)
-    };
-    let layers = (0..lines.first().map_or(0, |tables| tables.layers.len()))
-        .map(|layer| {
-            Ok(LayerTables {
-                gain1: cat(&|t| &t.layers[layer].gain1)?,
-                shift1: cat(&|t| &t.layers[layer].shift1)?,
-                gate1: cat(&|t| &t.layers[layer].gate1)?,
-                gain2: cat(&|t| &t.layers[layer].gain2)?,
-                shift2: cat(&|t| &t.layers[layer].shift2)?,
-                gate2: cat(&|t| &t.layers[layer].gate2)?,
-                bias0: cat(&|t| &t.layers[layer].bias0)?,
-                bias2: cat(&|t| &t.layers[layer].bias2)?,
-            })
-        })
-        .collect::<Result<_>>()?;
-    Ok(Tables {
-        layers,
-        gain: cat(&|t| &t.gain)?,
-        shift: cat(&|t| &t.shift)?,
-        bias: cat(&|t| &t.bias)?,
-    })
-}
-
 impl Denoiser for Dit {
     fn config(&self) -> &DitConfig {
         &self.base.config
@@ -190,108 +300,10 @@ impl Denoiser for Dit {
     }
 
     fn forward(&self, batch: &Batch, cache: &mut KvCache) -> Result<Logits> {
-        check(batch, cache)?;
-        if cache.on_device().is_some() {
-            bail!("a cache on a device for a network on the host")
-        }
-        let config = &self.base.config;
-        let (hidden, vocab) = (config.hidden_dim, config.vocab_size);
-        let mut x = self.embed(batch)?;
-        let rows = x.len() / hidden;
-        if rows == 0 {
-            return Ok(Logits {
-                vocab,
-                data: Vec::new(),
-            });
-        }
+        self.evaluate(batch, cache, &mut ())
+    }
 
-        // Which tables and which variants every row, and every row of logits, takes.
-        let mut lines: Vec<Arc<Tables>> = Vec::new();
-        let (mut line_of, mut parts) = (Vec::with_capacity(rows), Vec::new());
-        let (mut wanted, mut wanted_line, mut wanted_parts) = (Vec::new(), Vec::new(), Vec::new());
-        for segment in &batch.segments {
-            let tables = self.modulation.tables(&segment.mix, segment.sigma)?;
-            let line = lines
-                .iter()
-                .position(|known| Arc::ptr_eq(known, &tables))
-                .unwrap_or_else(|| {
-                    lines.push(tables);
-                    lines.len() - 1
-                }) as u32;
-            let start = line_of.len();
-            for row in start..start + segment.tokens.len() {
-                line_of.push(line);
-                parts.extend(
-                    segment
-                        .mix
-                        .0
-                        .iter()
-                        .map(|&(variant, weight)| Part { row, variant, weight }),
-                );
-            }
-            for row in &segment.rows {
-                let position = wanted.len();
-                wanted.push((start + row) as u32);
-                wanted_line.push(line);
-                let part = |&(variant, weight): &(VariantId, f32)| Part {
-                    row: position,
-                    variant,
-                    weight,
-                };
-                wanted_parts.extend(segment.mix.0.iter().map(part));
-            }
-        }
-        let tables = stack(&lines)?;
-        let many = lines.len() > 1;
-        let index = many.then_some(&line_of[..]);
-
-        let positions = batch
-            .segments
-            .iter()
-            .flat_map(|s| s.first_position..s.first_position + s.tokens.len());
-        let rotary = self.rotary.pick(positions);
-        let shape = Shape {
-            heads: config.n_heads,
-            head_dim: config.head_dim(),
-            window: config.model_length,
-        };
-        for (number, (layer, t)) in self.layers.iter().zip(&tables.layers).enumerate() {
-            // What is not needed any more is dropped at once: activations and logits are all the memory of a step.
-            let before = slice::tensor(x, rows, hidden)?;
-            let middle = {
-                let normed = ops::norm_modulate(&before, PerRow::new(&t.gain1, index), PerRow::new(&t.shift1, index))?;
-                let mut qkv = layer.qkv.forward(&slice::f32(&normed)?, rows, &parts)?;
-                let attended = attend(&mut qkv, &batch.segments, shape, number, &rotary, cache);
-                drop(qkv);
-                let projected = slice::tensor(layer.out.forward(&attended, rows, &parts)?, rows, hidden)?;
-                ops::gate_residual(&before, &projected, PerRow::new(&t.gate1, index), None)?
-            };
-            drop(before);
-            let contracted = {
-                let normed = ops::norm_modulate(&middle, PerRow::new(&t.gain2, index), PerRow::new(&t.shift2, index))?;
-                let mut expanded = layer.expand.forward(&slice::f32(&normed)?, rows, &parts)?;
-                ops::bias_gelu_in_place(&mut expanded, PerRow::new(&t.bias0, index))?;
-                slice::tensor(layer.contract.forward(&expanded, rows, &parts)?, rows, hidden)?
-            };
-            let (bias, gate) = (PerRow::new(&t.bias2, index), PerRow::new(&t.gate2, index));
-            let out = ops::gate_residual(&middle, &contracted, gate, Some(bias))?;
-            x = slice::f32(&out)?.to_vec();
-        }
-        if wanted.is_empty() {
-            return Ok(Logits {
-                vocab,
-                data: Vec::new(),
-            });
-        }
-        let index = many.then_some(&wanted_line[..]);
-        let last = ops::embedding(&slice::tensor(x, rows, hidden)?, &wanted)?;
-        let normed = ops::norm_modulate(
-            &last,
-            PerRow::new(&tables.gain, index),
-            PerRow::new(&tables.shift, index),
-        )?;
-        let mut data = self.head.forward(&slice::f32(&normed)?, wanted.len(), &wanted_parts)?;
-        ops::add_bias_in_place(&mut data, PerRow::new(&tables.bias, index))?;
-        Ok(Logits { vocab, data })
+    fn profiled(&self, batch: &Batch, cache: &mut KvCache, profile: &mut Profile) -> Result<Logits> {
+        self.evaluate(batch, cache, profile)
     }
 }

@@ -1,13 +1,19 @@
-//! Paged keys and values: [page][layer][key | value][token in page][hidden], keys after rotation; f32 on the host, in a device's
-//! own type there.
+//! Paged keys and values, keys after rotation. On the host f32, [page][layer][keys | values][head] and in that what
+//! [`crate::ops::attend`] reads: keys with sixteen positions side by side, values position by position. On a device
+//! [page][layer][key | value][token in page][hidden], in its own type.
 //!
 //! Keys are stored after the rotary embedding at their absolute position; attention depends on differences of
 //! positions only, so a window slides by dropping pages and nothing is ever recomputed.
 
 use super::gpu::Device;
+use super::workspace::Workspace;
 use super::{DitConfig, PageId};
+use crate::ops::attend::{self, Run};
+use crate::ops::gemm::View;
 use crate::ops::gpu::Buffer;
+use crate::ops::panel::LANES;
 use candle_core::Result;
+use std::ops::Range;
 
 /// The storage of every page; which sequence owns which page is the engine's business.
 #[derive(Debug)]
@@ -15,15 +21,19 @@ pub struct KvCache {
     data: Vec<f32>,
     on_device: Option<Buffer>,
     layers: usize,
-    hidden: usize,
+    heads: usize,
+    head_dim: usize,
     page_tokens: usize,
     pages: usize,
+    /// What one evaluation leaves to the next but results: memory.
+    pub(super) workspace: Workspace,
 }
 
 impl KvCache {
     /// Bytes of one page for this network.
     pub fn page_bytes(config: &DitConfig, page_tokens: usize) -> usize {
-        config.n_blocks * 2 * page_tokens * config.hidden_dim * size_of::<f32>()
+        let (keys, values) = attend::sizes(page_tokens, config.head_dim());
+        config.n_blocks * config.n_heads * (keys + values) * size_of::<f32>()
     }
 
     pub fn new(config: &DitConfig, page_tokens: usize, pages: usize) -> Self {
@@ -32,15 +42,17 @@ impl KvCache {
             data: vec![0.0; floats],
             on_device: None,
             layers: config.n_blocks,
-            hidden: config.hidden_dim,
+            heads: config.n_heads,
+            head_dim: config.head_dim(),
             page_tokens,
             pages,
+            workspace: Workspace::default(),
         }
     }
 
     /// Bytes of one page on a device.
     pub fn device_page_bytes(device: &Device, config: &DitConfig, page_tokens: usize) -> usize {
-        Self::page_bytes(config, page_tokens) / size_of::<f32>() * device.dtype.size()
+        config.n_blocks * 2 * page_tokens * config.hidden_dim * device.dtype.size()
     }
 
     /// A cache on a device, where only kernels read and write it.
@@ -71,28 +83,53 @@ impl KvCache {
         self.data.len() * size_of::<f32>() + self.on_device.as_ref().map_or(0, Buffer::bytes)
     }
 
-    fn start(&self, page: PageId, layer: usize, side: usize) -> usize {
-        ((page.0 as usize * self.layers + layer) * 2 + side) * self.page_tokens * self.hidden
+    /// Where a head's keys begin, and how many floats they and the values behind them take.
+    fn place(&self, page: PageId, layer: usize, head: usize) -> (usize, usize, usize) {
+        let (keys, values) = attend::sizes(self.page_tokens, self.head_dim);
+        let index = (page.0 as usize * self.layers + layer) * self.heads + head;
+        (index * (keys + values), keys, values)
     }
 
-    /// Keys of one page and layer: [page_tokens, hidden].
-    pub fn keys(&self, page: PageId, layer: usize) -> &[f32] {
-        let start = self.start(page, layer, 0);
-        &self.data[start..start + self.page_tokens * self.hidden]
+    /// The positions in these slots of a page, as one layer's head has them.
+    pub fn run(&self, page: PageId, layer: usize, head: usize, seen: Range<usize>) -> Run<'_> {
+        let (start, keys, values) = self.place(page, layer, head);
+        let (keys, values) = self.data[start..start + keys + values].split_at(keys);
+        Run { keys, values, seen }
     }
 
-    /// Values of one page and layer: [page_tokens, hidden].
-    pub fn values(&self, page: PageId, layer: usize) -> &[f32] {
-        let start = self.start(page, layer, 1);
-        &self.data[start..start + self.page_tokens * self.hidden]
+    /// Writes the keys and the values, [`count`, hidden] each, of slots of a page from `slot` on.
+    pub fn write(&mut self, page: PageId, layer: usize, slot: usize, count: usize, keys: View, values: View) {
+        let (dim, width) = (self.head_dim, self.head_dim.next_multiple_of(LANES));
+        for head in 0..self.heads {
+            let (start, middle, _) = self.place(page, layer, head);
+            // An element's positions lie side by side, so all of them are written before the next element.
+            for d in 0..dim {
+                for row in 0..count {
+                    let key = keys.data[row * keys.row + head * dim + d];
+                    self.data[start + attend::key_at(slot + row, dim) + d * LANES] = key;
+                }
+            }
+            for row in 0..count {
+                let value = &values.data[row * values.row + head * dim..][..dim];
+                self.data[start + middle + (slot + row) * width..][..dim].copy_from_slice(value);
+            }
+        }
     }
 
-    /// Writes the key and the value, [hidden] each, of one slot of a page.
-    pub fn write(&mut self, page: PageId, layer: usize, slot: usize, key: &[f32], value: &[f32]) {
-        let (at, hidden) = (slot * self.hidden, self.hidden);
-        let start = self.start(page, layer, 0) + at;
-        self.data[start..start + hidden].copy_from_slice(key);
-        let start = self.start(page, layer, 1) + at;
-        self.data[start..start + hidden].copy_from_slice(value);
+    /// The key and the value, [hidden] each, of one slot of a page, as they were written.
+    pub fn read(&self, page: PageId, layer: usize, slot: usize) -> (Vec<f32>, Vec<f32>) {
+        let (dim, width) = (self.head_dim, self.head_dim.next_multiple_of(LANES));
+        let (mut key, mut value) = (Vec::new(), Vec::new());
+        for head in 0..self.heads {
+            let run = self.run(page, layer, head, slot..slot + 1);
+            key.extend((0..dim).map(|d| run.keys[attend::key_at(slot, dim) + d * LANES]));
+            value.extend_from_slice(&run.values[slot * width..][..dim]);
+        }
+        (key, value)
+    }
+
+    /// Takes back the memory of logits that nobody needs any more.
+    pub(super) fn recycle(&mut self, logits: Vec<f32>) {
+        self.workspace.recycle(logits);
     }
 }

@@ -9,7 +9,6 @@
 
 use super::VariantId;
 use super::weights::{ServedBank, VariantWeights};
-use crate::ops::packed::Packed;
 use crate::ops::quantized::{Rotated, Served};
 use crate::transform::{Signs, Transform};
 use candle_core::{Result, bail};
@@ -150,26 +149,20 @@ impl Superposed {
 /// A matrix of the base with the variants' superposed deltas.
 #[derive(Clone, Debug)]
 pub struct SuperposedLinear {
-    pub base: Arc<Packed>,
+    pub base: Arc<Served>,
     pub variants: Superposed,
 }
 
 impl SuperposedLinear {
-    /// y [rows, out] for x [rows, in] whose rows have these parts.
-    pub fn forward(&self, x: &[f32], rows: usize, parts: &[Part]) -> Result<Vec<f32>> {
-        let mut y = vec![0f32; rows * self.base.shape().0];
-        self.base.product(x, rows, &mut y);
-        self.variants.add_products(x, parts, &mut y)?;
-        Ok(y)
-    }
-
-    /// The base's matrix plus the mix's retrieved deltas, as one matrix.
-    pub fn materialise(&self, mix: &super::Mix) -> Result<Packed> {
+    /// The base's matrix plus the mix's retrieved deltas, as one matrix of the base's form.
+    pub fn materialise(&self, mix: &super::Mix) -> Result<Served> {
         let (out, input) = self.base.shape();
-        let mut weights = self.base.unpack();
+        let mut weights = vec![0f32; out * input];
+        let rows = weights.par_chunks_mut(input).enumerate();
+        rows.for_each(|(row, target)| self.base.row(row, target));
         for &(variant, weight) in &mix.0 {
             self.variants.add_matrix(variant, weight, input, &mut weights)?;
         }
-        Ok(Packed::new(&weights, out, input))
+        Served::new(&weights, out, input, self.base.form())
     }
 }

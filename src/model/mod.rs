@@ -10,10 +10,13 @@ pub mod kv_cache;
 pub mod linear;
 mod modulation;
 pub mod place;
+mod plan;
+pub mod profile;
 pub mod tokenizer;
 pub mod train_batch;
 pub mod trainable;
 pub mod weights;
+mod workspace;
 
 pub use batch::{Batch, Denoiser, Logits, Mix, Outcome, PageId, Segment, VariantId};
 pub use config::{DitConfig, Process, Regime};

@@ -2,7 +2,7 @@
 //! variant, and the modulation tables that come of them.
 
 use super::batch::{Mix, VariantId};
-use super::conditioning::{Tables, tables};
+use super::conditioning::{Line, tables};
 use super::linear::Superposed;
 use super::weights::{BaseWeights, ServedBank, VariantWeights};
 use crate::ops::slice;
@@ -30,7 +30,7 @@ pub struct Modulation {
     /// The matrices that are looked up.
     plain: BTreeMap<String, Superposed>,
     vectors: Vec<BTreeMap<String, Vec<bf16>>>,
-    tables: Mutex<HashMap<(MixKey, u32), Arc<Tables>>>,
+    tables: Mutex<HashMap<(MixKey, u32), Arc<Line>>>,
 }
 
 impl Modulation {
@@ -101,14 +101,14 @@ impl Modulation {
     }
 
     /// The modulation tables, one line each, of a mix at a noise level.
-    pub fn tables(&self, mix: &Mix, sigma: f32) -> Result<Arc<Tables>> {
+    pub fn tables(&self, mix: &Mix, sigma: f32) -> Result<Arc<Line>> {
         let key = (key(mix), sigma.to_bits());
         let mut kept = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(found) = kept.get(&key) {
             return Ok(found.clone());
         }
         let config = &self.base.config;
-        let mut made = tables(config, |name| self.retrieve(name, mix), &[sigma], &Device::Cpu)?;
+        let mut made = tables(config, |name| self.retrieve(name, mix), &[sigma], &Device::Cpu)?.line()?;
         // The mix's biases are the same at every noise level.
         if let Some((_, other)) = kept.iter().find(|((mix, _), _)| *mix == key.0) {
             made.bias = other.bias.clone();

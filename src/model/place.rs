@@ -13,7 +13,8 @@ use std::sync::Arc;
 /// Where to build.
 #[derive(Clone, Debug)]
 pub enum Place {
-    Host,
+    /// With the base's matrices in this form.
+    Host(Form),
     Device(Device),
 }
 
@@ -39,7 +40,7 @@ impl Place {
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Place::Host => f.write_str("the CPU"),
+            Place::Host(_) => f.write_str("the CPU"),
             Place::Device(device) => f.write_str(&device.machine.name()),
         }
     }
@@ -84,7 +85,7 @@ impl Base {
     /// Takes every tensor that the configuration names; an error names the first missing or misshapen one.
     pub fn new(place: &Place, config: DitConfig, tensors: &Dense) -> Result<Self> {
         Ok(match place {
-            Place::Host => Base::Host(Arc::new(BaseWeights::new(config, tensors)?)),
+            Place::Host(form) => Base::Host(Arc::new(BaseWeights::in_form(config, tensors, *form)?)),
             Place::Device(device) => Base::Device(Arc::new(GpuBase::new(device.clone(), config, tensors)?)),
         })
     }

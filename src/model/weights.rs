@@ -1,7 +1,6 @@
 //! What a model instance is made of: the base, banks in served form, and what a variant keeps for itself.
 
 use super::DitConfig;
-use crate::ops::packed::Packed;
 use crate::ops::quantized::{Form, Served};
 use candle_core::{Device, Result, Tensor, bail};
 use std::collections::BTreeMap;
@@ -28,7 +27,7 @@ pub fn layer_products(layer: usize) -> [String; 4] {
 #[derive(Debug)]
 pub struct BaseWeights {
     pub config: DitConfig,
-    pub(super) products: BTreeMap<String, Arc<Packed>>,
+    pub(super) products: BTreeMap<String, Arc<Served>>,
     /// Everything else: the embedding, adaLN and sigma_map, norms and biases.
     pub(super) plain: BTreeMap<String, Tensor>,
 }
@@ -36,11 +35,20 @@ pub struct BaseWeights {
 impl BaseWeights {
     /// Takes every tensor that the configuration names; an error names the first missing or misshapen one.
     pub fn new(config: DitConfig, tensors: &Dense) -> Result<Self> {
-        Self::without(config, tensors, |_| false)
+        Self::in_form(config, tensors, Form::F32)
+    }
+
+    /// The same, with the matrices of products in `form`; all else is f32.
+    pub fn in_form(config: DitConfig, tensors: &Dense, form: Form) -> Result<Self> {
+        Self::build(config, tensors, form, |_| false)
     }
 
     /// The same checks, but holds nothing of the tensors that lie `elsewhere`.
     pub fn without(config: DitConfig, tensors: &Dense, elsewhere: impl Fn(&str) -> bool) -> Result<Self> {
+        Self::build(config, tensors, Form::F32, elsewhere)
+    }
+
+    fn build(config: DitConfig, tensors: &Dense, form: Form, elsewhere: impl Fn(&str) -> bool) -> Result<Self> {
         config.check()?;
         let (mut products, mut plain) = (BTreeMap::new(), BTreeMap::new());
         for (name, shape) in config.tensors() {
@@ -48,7 +56,7 @@ impl BaseWeights {
                 Some((found, _)) if *found == shape && elsewhere(&name) => {}
                 Some((found, data)) if *found == shape => match shape[..] {
                     [out, input] if is_product(&name) => {
-                        products.insert(name, Arc::new(Packed::new(data, out, input)));
+                        products.insert(name, Arc::new(Served::new(data, out, input, form)?));
                     }
                     _ => {
                         plain.insert(name, Tensor::from_slice(data, shape, &Device::Cpu)?);
@@ -75,7 +83,7 @@ impl BaseWeights {
         plain + self.products.values().map(|product| product.bytes()).sum::<usize>()
     }
 
-    pub(super) fn product(&self, name: &str) -> Result<&Arc<Packed>> {
+    pub(super) fn product(&self, name: &str) -> Result<&Arc<Served>> {
         match self.products.get(name) {
             Some(product) => Ok(product),
             None => bail!("matrix {name} is missing"),

@@ -5,10 +5,10 @@
 pub enum Isa {
     /// Any machine.
     Portable,
-    /// AVX2 and FMA.
+    /// AVX2, FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2,
-    /// AVX-512 F, BW and VNNI.
+    /// AVX-512 F, BW, DQ, VL and VNNI.
     #[cfg(target_arch = "x86_64")]
     Avx512,
 }
@@ -19,14 +19,32 @@ impl Isa {
         #[cfg(target_arch = "x86_64")]
         {
             let bytes = is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vnni");
-            if bytes && is_x86_feature_detected!("avx512f") {
+            let floats = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq");
+            if bytes && floats && is_x86_feature_detected!("avx512vl") {
                 return Isa::Avx512;
             }
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            let floats = is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+            if is_x86_feature_detected!("avx2") && floats {
                 return Isa::Avx2;
             }
         }
         Isa::Portable
+    }
+
+    /// Does `work`, compiled for wide vectors where this is a set that has them: what is inlined into it, that is.
+    #[inline(always)]
+    pub fn run<T>(self, work: impl FnOnce() -> T) -> T {
+        #[cfg(target_arch = "x86_64")]
+        if self == Isa::Avx512 {
+            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+            fn wide<T>(work: impl FnOnce() -> T) -> T {
+                work()
+            }
+            // SAFETY: whoever has this value has asked the processor for its instructions.
+            #[allow(unsafe_code)]
+            return unsafe { wide(work) };
+        }
+        work()
     }
 
     /// All that this processor has, for tests that compare them.

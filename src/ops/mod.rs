@@ -5,6 +5,7 @@
 //! a `*_backward`, checked against finite differences; nothing here uses candle's automatic
 //! differentiation, whose zero-filled accumulators cost more than the operations themselves.
 
+pub mod attend;
 pub mod attention;
 pub mod categorical;
 pub mod cross_entropy;
@@ -16,8 +17,8 @@ pub mod isa;
 pub mod math;
 pub mod norm;
 pub mod packed;
+pub mod panel;
 pub mod pointwise;
-pub mod q4k;
 pub mod quantized;
 pub mod rotary;
 pub mod slice;
@@ -27,7 +28,7 @@ pub use attention::{Pattern, attention, attention_backward};
 pub use cross_entropy::{cross_entropy, cross_entropy_backward};
 pub use divergence::{Divergence, divergence_backward};
 pub use embedding::{embedding, embedding_backward, embedding_mix, embedding_mix_backward};
-pub use norm::{norm_modulate, norm_modulate_backward};
+pub use norm::{norm_modulate, norm_modulate_backward, norm_modulate_into, residual_norm};
 pub use pointwise::{
     add_bias, add_bias_in_place, bias_gelu, bias_gelu_backward, bias_gelu_in_place, column_sums, gate_residual,
     gate_residual_backward,

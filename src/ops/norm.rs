@@ -27,6 +27,14 @@ fn statistics(x: &[f32]) -> (f32, f32) {
     (mean, 1.0 / (variance + EPSILON).sqrt())
 }
 
+/// One row of [`norm_modulate`].
+fn modulated(x: &[f32], gain: &[f32], shift: &[f32], out: &mut [f32]) {
+    let (mean, inverse) = statistics(x);
+    for ((out, x), (gain, shift)) in out.iter_mut().zip(x).zip(gain.iter().zip(shift)) {
+        *out = ((x - mean) * inverse).mul_add(*gain, *shift);
+    }
+}
+
 /// x [rows, width]; gain and shift: tables [lines, width] with the same index. Returns [rows, width].
 pub fn norm_modulate(x: &Tensor, gain: PerRow, shift: PerRow) -> Result<Tensor> {
     if !on_cpu(x) {
@@ -34,21 +42,66 @@ pub fn norm_modulate(x: &Tensor, gain: PerRow, shift: PerRow) -> Result<Tensor> 
     }
     let (rows, width) = x.dims2()?;
     let (input, gains, shifts) = (slice::f32(x)?, slice::f32(gain.table)?, slice::f32(shift.table)?);
-    let (input, gains, shifts): (&[f32], &[f32], &[f32]) = (&input, &gains, &shifts);
+    let (gains, shifts): (&[f32], &[f32]) = (&gains, &shifts);
     let mut out = vec![0f32; rows * width];
-    out.par_chunks_mut(width * ROWS).enumerate().for_each(|(task, out)| {
-        for (i, out) in out.chunks_mut(width).enumerate() {
-            let row = task * ROWS + i;
-            let x = &input[row * width..][..width];
-            let (mean, inverse) = statistics(x);
-            let gain = &gains[gain.line(row) * width..][..width];
-            let shift = &shifts[shift.line(row) * width..][..width];
-            for j in 0..width {
-                out[j] = ((x[j] - mean) * inverse).mul_add(gain[j], shift[j]);
-            }
-        }
+    norm_modulate_into(&input, &mut out, width, |row| {
+        (
+            &gains[gain.line(row) * width..][..width],
+            &shifts[shift.line(row) * width..][..width],
+        )
     });
     slice::tensor(out, rows, width)
+}
+
+/// [`norm_modulate`] into `out`, both [rows, width], `line` giving each row's gain and shift.
+pub fn norm_modulate_into<'a>(
+    x: &[f32],
+    out: &mut [f32],
+    width: usize,
+    line: impl Fn(usize) -> (&'a [f32], &'a [f32]) + Sync,
+) {
+    let tasks = out.par_chunks_mut(width * ROWS).zip(x.par_chunks(width * ROWS));
+    tasks.enumerate().for_each(|(task, (out, x))| {
+        for (i, (out, x)) in out.chunks_mut(width).zip(x.chunks(width)).enumerate() {
+            let (gain, shift) = line(task * ROWS + i);
+            modulated(x, gain, shift, out);
+        }
+    });
+}
+
+/// What one row of [`residual_norm`] takes, [width] each.
+#[derive(Clone, Copy, Debug)]
+pub struct Residual<'a> {
+    pub gate: &'a [f32],
+    pub bias: Option<&'a [f32]>,
+    pub gain: &'a [f32],
+    pub shift: &'a [f32],
+}
+
+/// A residual connection and the norm behind it, in one pass: x += gate * (y + bias), `out` is its [`norm_modulate`]; all
+/// [rows, width].
+pub fn residual_norm<'a>(
+    x: &mut [f32],
+    y: &[f32],
+    out: &mut [f32],
+    width: usize,
+    line: impl Fn(usize) -> Residual<'a> + Sync,
+) {
+    let tasks = x.par_chunks_mut(width * ROWS).zip(y.par_chunks(width * ROWS));
+    let tasks = tasks.zip(out.par_chunks_mut(width * ROWS)).enumerate();
+    tasks.for_each(|(task, ((x, y), out))| {
+        let rows = x.chunks_mut(width).zip(y.chunks(width)).zip(out.chunks_mut(width));
+        for (i, ((x, y), out)) in rows.enumerate() {
+            let Residual {
+                gate,
+                bias,
+                gain,
+                shift,
+            } = line(task * ROWS + i);
+            super::pointwise::gated(x, y, gate, bias);
+            modulated(x, gain, shift, out);
+        }
+    });
 }
 
 /// The slow twin.

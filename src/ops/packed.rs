@@ -6,25 +6,34 @@
 //! not depend on the batch. (General-purpose products choose other kernels for other row counts.)
 
 use super::isa::Isa;
-use kernel::TILE;
+use super::panel::{LANES, Panel, Rows, TILE, accumulate};
 use rayon::prelude::*;
 
-mod kernel;
-
 /// Outputs to a panel: two AVX-512 vectors, four of AVX2.
-const PANEL: usize = 32;
+const PANEL: usize = 2 * LANES;
+
+/// How far ahead weights are asked for, in floats: the processor's own look-ahead ends with a page.
+const AHEAD: usize = 2048;
+
+/// Sixteen weights, where no vector of them lies across two lines of the cache.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+struct Line([f32; LANES]);
+
+/// Lines of one input of a panel.
+const LINES: usize = PANEL / LANES;
 
 /// A matrix [out, in] in panels; the last panel is padded with zeros.
 #[derive(Clone, Debug)]
 pub struct Packed {
     out: usize,
     input: usize,
-    data: Vec<f32>,
+    lines: Vec<Line>,
 }
 
 /// Lets tasks write disjoint columns of one output.
 #[derive(Clone, Copy)]
-pub(super) struct Columns(*mut f32);
+pub(crate) struct Columns(*mut f32);
 #[allow(unsafe_code)]
 // SAFETY: whoever makes one hands every task a panel of its own, and a panel is a set of columns of its own.
 unsafe impl Send for Columns {}
@@ -46,19 +55,27 @@ impl Packed {
     /// Packs `weights`, [out, in] by rows.
     pub fn new(weights: &[f32], out: usize, input: usize) -> Self {
         assert_eq!(weights.len(), out * input, "a matrix of {out} x {input}");
-        let mut data = vec![0f32; out.div_ceil(PANEL) * input * PANEL];
+        let mut lines = vec![Line([0.0; LANES]); out.div_ceil(PANEL) * input * LINES];
         if input > 0 {
-            data.par_chunks_mut(input * PANEL)
-                .enumerate()
-                .for_each(|(panel, data)| {
-                    for (lane, row) in weights[panel * PANEL * input..].chunks(input).take(PANEL).enumerate() {
-                        for (step, &weight) in data.chunks_mut(PANEL).zip(row) {
-                            step[lane] = weight;
+            lines
+                .par_chunks_mut(input * LINES)
+                .zip(weights.par_chunks(input * PANEL))
+                .for_each(|(lines, weights)| {
+                    for (output, row) in weights.chunks(input).enumerate() {
+                        for (step, &weight) in lines.chunks_mut(LINES).zip(row) {
+                            step[output / LANES].0[output % LANES] = weight;
                         }
                     }
                 });
         }
-        Self { out, input, data }
+        Self { out, input, lines }
+    }
+
+    /// The panels' weights one after the other.
+    #[allow(unsafe_code)]
+    fn data(&self) -> &[f32] {
+        // SAFETY: lines are `repr(C)` around sixteen floats whose 64 bytes are a multiple of the alignment: no padding.
+        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.lines.len() * LANES) }
     }
 
     pub fn shape(&self) -> (usize, usize) {
@@ -67,7 +84,7 @@ impl Packed {
 
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        self.data.len() * size_of::<f32>()
+        size_of_val(&self.lines[..])
     }
 
     /// The matrix by rows again, [out, in].
@@ -81,7 +98,7 @@ impl Packed {
 
     /// Row `row` of the matrix into `out` [in].
     pub fn row(&self, row: usize, out: &mut [f32]) {
-        let panel = &self.data[row / PANEL * self.input * PANEL..][..self.input * PANEL];
+        let panel = &self.data()[row / PANEL * self.input * PANEL..][..self.input * PANEL];
         for (value, step) in out.iter_mut().zip(panel.chunks(PANEL)) {
             *value = step[row % PANEL];
         }
@@ -99,16 +116,26 @@ impl Packed {
             return;
         }
         let (columns, isa) = (Columns::of(y), Isa::best());
-        self.data
+        self.data()
             .par_chunks(self.input * PANEL)
             .enumerate()
-            .for_each(|(index, panel)| {
+            .for_each(|(index, data)| {
                 let first = index * PANEL;
                 let width = PANEL.min(self.out - first);
+                let panel = Panel {
+                    data,
+                    step: PANEL,
+                    next: data.as_ptr().wrapping_add(AHEAD),
+                };
                 for (tile, x) in x.chunks(TILE * self.input).enumerate() {
                     let mut sums = [[0f32; PANEL]; TILE];
                     let sums = &mut sums[..x.len() / self.input];
-                    kernel::run(isa, panel, x, self.input, sums);
+                    let x = Rows {
+                        data: x,
+                        stride: self.input,
+                        inputs: self.input,
+                    };
+                    accumulate(isa, panel, x, sums);
                     for (row, sums) in (tile * TILE..).zip(sums) {
                         // SAFETY: row < rows and the panel's columns end at `out`, so the range lies inside y, whose
                         // length was checked; no other task writes this panel's columns.
@@ -140,15 +167,6 @@ mod tests {
             prop_assert_eq!(packed.unpack(), w.clone());
             let mut y = vec![f32::NAN; rows * out];
             packed.product(&x, rows, &mut y);
-            let tile = rows.min(TILE);
-            for isa in Isa::all() {
-                let mut sums = vec![[f32::NAN; PANEL]; tile];
-                kernel::run(isa, &packed.data[..input * PANEL], &x[..tile * input], input, &mut sums);
-                for (row, sums) in sums.iter().enumerate() {
-                    let width = PANEL.min(out);
-                    prop_assert_eq!(&sums[..width], &y[row * out..][..width], "{:?}", isa);
-                }
-            }
             for r in 0..rows {
                 for o in 0..out {
                     let expected: f64 = (0..input).map(|k| f64::from(x[r * input + k]) * f64::from(w[o * input + k])).sum();

@@ -1,5 +1,6 @@
 //! Bias, GELU and gated residual, each one pass over the activation.
 
+use super::isa::Isa;
 use super::math;
 use super::slice::{self, PerRow, on_cpu};
 use candle_core::{Result, Tensor};
@@ -72,30 +73,32 @@ pub fn add_bias(y: &Tensor, bias: PerRow) -> Result<Tensor> {
     })
 }
 
-/// y = f(y + bias), where y [rows, width] lies.
-fn biased(y: &mut [f32], bias: PerRow, f: impl Fn(f32) -> f32 + Sync) -> Result<()> {
-    let width = bias.table.dim(1)?;
-    let biases = slice::f32(bias.table)?;
-    let biases: &[f32] = &biases;
-    y.par_chunks_mut(width * ROWS).enumerate().for_each(|(task, y)| {
+/// Elements to a task of [`biased`]: some microseconds of work, so that wide rows are shared even where they are few.
+const ELEMENTS: usize = 8192;
+
+/// y = f(y + bias), where y [rows, width] lies; `line` gives each row's bias.
+fn biased<'a>(y: &mut [f32], width: usize, line: impl Fn(usize) -> &'a [f32] + Sync, f: impl Fn(f32) -> f32 + Sync) {
+    let (rows, isa) = ((ELEMENTS / width.max(1)).max(1), Isa::best());
+    y.par_chunks_mut(width * rows).enumerate().for_each(|(task, y)| {
         for (i, y) in y.chunks_mut(width).enumerate() {
-            let line = bias.line(task * ROWS + i);
-            for (y, b) in y.iter_mut().zip(&biases[line * width..][..width]) {
-                *y = f(*y + b);
-            }
+            let bias = line(task * rows + i);
+            isa.run(|| {
+                for (y, b) in y.iter_mut().zip(bias) {
+                    *y = f(*y + b);
+                }
+            });
         }
     });
-    Ok(())
 }
 
-/// y += bias, on the CPU: for logits, which may take more memory than all else and are not to be copied.
-pub fn add_bias_in_place(y: &mut [f32], bias: PerRow) -> Result<()> {
-    biased(y, bias, |y| y)
+/// y [rows, width] += bias: for logits, which may take more memory than all else and are not to be copied.
+pub fn add_bias_in_place<'a>(y: &mut [f32], width: usize, line: impl Fn(usize) -> &'a [f32] + Sync) {
+    biased(y, width, line, |y| y);
 }
 
-/// y = gelu(y + bias), on the CPU; as [`bias_gelu`].
-pub fn bias_gelu_in_place(y: &mut [f32], bias: PerRow) -> Result<()> {
-    biased(y, bias, math::gelu)
+/// y [rows, width] = gelu(y + bias); as [`bias_gelu`].
+pub fn bias_gelu_in_place<'a>(y: &mut [f32], width: usize, line: impl Fn(usize) -> &'a [f32] + Sync) {
+    biased(y, width, line, math::gelu);
 }
 
 /// Sums of the columns of a gradient [rows, width]: the gradient [1, width] of a bias all rows share.
@@ -180,22 +183,32 @@ pub fn gate_residual(x: &Tensor, y: &Tensor, gate: PerRow, bias: Option<PerRow>)
         return x + y.broadcast_mul(&gate.spread()?)?;
     }
     let (rows, width) = x.dims2()?;
-    let zeros = vec![0f32; width];
     let biases = bias.map(|bias| slice::f32(bias.table)).transpose()?;
     let (x, y, gates) = (slice::f32(x)?, slice::f32(y)?, slice::f32(gate.table)?);
     let (x, y, gates): (&[f32], &[f32], &[f32]) = (&x, &y, &gates);
     let biases: Option<&[f32]> = biases.as_deref();
     map_rows(rows, width, |row, out| {
-        let (x, y) = (&x[row * width..][..width], &y[row * width..][..width]);
-        let gate = &gates[gate.line(row) * width..][..width];
-        let bias = match (bias, biases) {
-            (Some(bias), Some(biases)) => &biases[bias.line(row) * width..][..width],
-            _ => &zeros,
-        };
-        for j in 0..width {
-            out[j] = (y[j] + bias[j]).mul_add(gate[j], x[j]);
-        }
+        out.copy_from_slice(&x[row * width..][..width]);
+        let bias = bias.zip(biases);
+        let bias = bias.map(|(bias, table)| &table[bias.line(row) * width..][..width]);
+        gated(
+            out,
+            &y[row * width..][..width],
+            &gates[gate.line(row) * width..][..width],
+            bias,
+        );
     })
+}
+
+/// One row of [`gate_residual`], where x lies.
+pub(super) fn gated(x: &mut [f32], y: &[f32], gate: &[f32], bias: Option<&[f32]>) {
+    let steps = x.iter_mut().zip(y).zip(gate);
+    match bias {
+        None => steps.for_each(|((x, y), gate)| *x = y.mul_add(*gate, *x)),
+        Some(bias) => steps
+            .zip(bias)
+            .for_each(|(((x, y), gate), bias)| *x = (y + bias).mul_add(*gate, *x)),
+    }
 }
 
 /// Gradients of (y, gate table, bias table) of [`gate_residual`]; that of x is `gradient` itself. The

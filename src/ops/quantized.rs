@@ -1,19 +1,31 @@
-//! A bank's matrix in the form it is served in: `q4_K` through our own product, `q4_0` and `q8_0` through candle's, or f32.
+//! A matrix in the form it is served in: few bits through our own products (their numbers are candle's), bf16, or f32.
 
 use super::packed::{Columns, Packed};
-use super::q4k::{Q4K, Rows};
 use crate::transform::Signs;
-use candle_core::quantized::k_quants::{self, BlockQ4_0, BlockQ8_0, GgmlType};
+
 use candle_core::{Result, bail};
 use half::bf16;
+use halved::Halved;
+use levels::{Q2K, Q4_0, Q4K, Q8_0};
+use panels::Panels;
 use rayon::prelude::*;
+use rows::Rows;
 use std::fmt;
 use std::str::FromStr;
 
-/// How a bank is kept in memory.
+mod halved;
+mod kernel;
+mod levels;
+mod panels;
+mod rows;
+
+pub(super) use panels::bytes;
+
+/// How a matrix is kept in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
     F32,
+    Bf16,
     /// 8.5 bits: blocks of 32 along the input with one scale.
     Q8_0,
     /// 4.5 bits: blocks of 32 along the input with one scale.
@@ -21,56 +33,78 @@ pub enum Form {
     /// 4.5 bits: super-blocks of 256 along the input; matrices whose inner size is no multiple of 256 take
     /// `Q4_0`.
     Q4K,
+    /// 2.625 bits: super-blocks of 256 along the input; others as with `Q4K`.
+    Q2K,
 }
 
 impl Form {
+    pub const ALL: [Form; 6] = [Form::F32, Form::Bf16, Form::Q8_0, Form::Q4_0, Form::Q4K, Form::Q2K];
+
     /// The form that a matrix with this inner size really takes; f32 where no block fits.
     pub fn fitting(self, input: usize) -> Form {
         match self {
-            Form::Q4K if input.is_multiple_of(256) => Form::Q4K,
-            Form::Q4K | Form::Q4_0 if input.is_multiple_of(32) => Form::Q4_0,
+            Form::F32 | Form::Bf16 => self,
+            Form::Q4K | Form::Q2K if input.is_multiple_of(256) => self,
+            Form::Q4K | Form::Q2K | Form::Q4_0 if input.is_multiple_of(32) => Form::Q4_0,
             Form::Q8_0 if input.is_multiple_of(32) => Form::Q8_0,
             _ => Form::F32,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Form::F32 => "f32",
+            Form::Bf16 => "bf16",
+            Form::Q8_0 => "q8_0",
+            Form::Q4_0 => "q4_0",
+            Form::Q4K => "q4k",
+            Form::Q2K => "q2k",
         }
     }
 }
 
 impl fmt::Display for Form {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Form::F32 => "f32",
-            Form::Q8_0 => "q8_0",
-            Form::Q4_0 => "q4_0",
-            Form::Q4K => "q4k",
-        })
+        f.write_str(self.name())
     }
 }
 
-/// A form's name that is none of f32, q8_0, q4_0, q4k.
+/// A name that is no form's.
 #[derive(Debug, thiserror::Error)]
-#[error("unknown form `{0}`: one of f32, q8_0, q4_0, q4k")]
+#[error("unknown form `{0}`: one of f32, bf16, q8_0, q4_0, q4k, q2k")]
 pub struct UnknownForm(String);
 
 impl FromStr for Form {
     type Err = UnknownForm;
 
     fn from_str(name: &str) -> std::result::Result<Self, UnknownForm> {
-        match name.to_ascii_lowercase().as_str() {
-            "f32" => Ok(Form::F32),
-            "q8_0" => Ok(Form::Q8_0),
-            "q4_0" => Ok(Form::Q4_0),
-            "q4k" | "q4_k" => Ok(Form::Q4K),
-            _ => Err(UnknownForm(name.to_owned())),
-        }
+        let plain = name.to_ascii_lowercase().replace("_k", "k");
+        let found = Form::ALL.into_iter().find(|form| form.name() == plain);
+        found.ok_or_else(|| UnknownForm(name.to_owned()))
     }
 }
 
 #[derive(Clone)]
-enum Blocks {
+enum Stored {
     F32(Packed),
-    Q8_0(Vec<BlockQ8_0>),
-    Q4_0(Vec<BlockQ4_0>),
-    Q4K(Q4K),
+    Bf16(Halved),
+    Q8_0(Panels<Q8_0>),
+    Q4_0(Panels<Q4_0>),
+    Q4K(Panels<Q4K>),
+    Q2K(Panels<Q2K>),
+}
+
+/// `$then` with the panels of a matrix in few bits, or `$other`.
+macro_rules! few_bits {
+    ($stored:expr, $panels:ident => $then:expr, $($other:tt)*) => {
+        match $stored {
+            Stored::Q8_0($panels) => $then,
+            Stored::Q4_0($panels) => $then,
+            Stored::Q4K($panels) => $then,
+            Stored::Q2K($panels) => $then,
+            $($other)*
+        }
+    };
 }
 
 /// One row of a batch, seen through one variant's transform.
@@ -90,7 +124,7 @@ pub struct Rotated<'a> {
 pub struct Served {
     out: usize,
     input: usize,
-    blocks: Blocks,
+    stored: Stored,
 }
 
 impl fmt::Debug for Served {
@@ -104,29 +138,21 @@ fn widened(gain: bf16) -> f32 {
     f32::from_bits(u32::from(gain.to_bits()) << 16)
 }
 
-fn quantise<T: GgmlType>(weights: &[f32], input: usize) -> Vec<T> {
-    let per_row = input / T::BLCK_SIZE;
-    let mut blocks = vec![T::zeros(); weights.len() / T::BLCK_SIZE];
-    blocks
-        .par_chunks_mut(per_row)
-        .zip(weights.par_chunks(input))
-        .for_each(|(blocks, row)| T::from_float(row, blocks));
-    blocks
-}
-
 impl Served {
-    /// Quantises `weights`, [out, in] by rows, to `form` or the nearest that fits the inner size.
+    /// Brings `weights`, [out, in] by rows, to `form` or the nearest that fits the inner size.
     pub fn new(weights: &[f32], out: usize, input: usize, form: Form) -> Result<Self> {
         if weights.len() != out * input {
             bail!("{} weights are no matrix of {out} x {input}", weights.len())
         }
-        let blocks = match form.fitting(input) {
-            Form::F32 => Blocks::F32(Packed::new(weights, out, input)),
-            Form::Q8_0 => Blocks::Q8_0(quantise(weights, input)),
-            Form::Q4_0 => Blocks::Q4_0(quantise(weights, input)),
-            Form::Q4K => Blocks::Q4K(Q4K::new(weights, out, input)),
+        let stored = match form.fitting(input) {
+            Form::F32 => Stored::F32(Packed::new(weights, out, input)),
+            Form::Bf16 => Stored::Bf16(Halved::new(weights, out, input)),
+            Form::Q8_0 => Stored::Q8_0(Panels::new(weights, out, input)),
+            Form::Q4_0 => Stored::Q4_0(Panels::new(weights, out, input)),
+            Form::Q4K => Stored::Q4K(Panels::new(weights, out, input)),
+            Form::Q2K => Stored::Q2K(Panels::new(weights, out, input)),
         };
-        Ok(Self { out, input, blocks })
+        Ok(Self { out, input, stored })
     }
 
     pub fn shape(&self) -> (usize, usize) {
@@ -134,22 +160,22 @@ impl Served {
     }
 
     pub fn form(&self) -> Form {
-        match self.blocks {
-            Blocks::F32(_) => Form::F32,
-            Blocks::Q8_0(_) => Form::Q8_0,
-            Blocks::Q4_0(_) => Form::Q4_0,
-            Blocks::Q4K(_) => Form::Q4K,
+        match self.stored {
+            Stored::F32(_) => Form::F32,
+            Stored::Bf16(_) => Form::Bf16,
+            Stored::Q8_0(_) => Form::Q8_0,
+            Stored::Q4_0(_) => Form::Q4_0,
+            Stored::Q4K(_) => Form::Q4K,
+            Stored::Q2K(_) => Form::Q2K,
         }
     }
 
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        match &self.blocks {
-            Blocks::F32(packed) => packed.bytes(),
-            Blocks::Q8_0(blocks) => size_of_val(&blocks[..]),
-            Blocks::Q4_0(blocks) => size_of_val(&blocks[..]),
-            Blocks::Q4K(matrix) => matrix.bytes(),
-        }
+        few_bits!(&self.stored, panels => panels.bytes(),
+            Stored::F32(packed) => packed.bytes(),
+            Stored::Bf16(halved) => halved.bytes(),
+        )
     }
 
     /// y [rows, out] = x [rows, in] S^T. Row results do not depend on the number of rows or threads.
@@ -163,23 +189,12 @@ impl Served {
                 self.out
             )
         }
-        if rows == 0 {
-            return Ok(());
-        }
-        let sizes = (rows, self.input, self.out);
-        match &self.blocks {
-            Blocks::F32(packed) => {
-                packed.product(x, rows, y);
-                Ok(())
-            }
-            Blocks::Q8_0(blocks) => k_quants::matmul(sizes, x, blocks, y),
-            Blocks::Q4_0(blocks) => k_quants::matmul(sizes, x, blocks, y),
-            Blocks::Q4K(matrix) => {
+        few_bits!(&self.stored, panels => {
                 let rows = Rows::quantise(rows, self.input, |row, target| {
                     target.copy_from_slice(&x[row * self.input..][..self.input]);
                 });
                 let columns = Columns::of(y);
-                matrix.products(&rows, |row, first, products| {
+                panels.products(&rows, |row, first, products| {
                     let target = columns.at(row * self.out + first);
                     // SAFETY: row and outputs lie inside y, whose length was checked, and no other task has them.
                     #[allow(unsafe_code)]
@@ -187,9 +202,11 @@ impl Served {
                         std::ptr::copy_nonoverlapping(products.as_ptr(), target, products.len());
                     }
                 });
-                Ok(())
-            }
-        }
+            },
+            Stored::F32(packed) => packed.product(x, rows, y),
+            Stored::Bf16(halved) => halved.product(x, rows, y),
+        );
+        Ok(())
     }
 
     /// y [rows, out] += weight · output ⊙ (S (input ⊙ x)) for every part, x [rows, in] and y being those of the whole
@@ -212,18 +229,20 @@ impl Served {
                 *y = (part.weight * widened(*gain)).mul_add(*product, *y);
             }
         };
-        if let Blocks::Q4K(matrix) = &self.blocks {
-            let rows = Rows::quantise(parts.len(), input, fill);
-            let columns = Columns::of(y);
-            matrix.products(&rows, |index, first, products| {
-                let target = columns.at(parts[index].row * out + first);
-                // SAFETY: row and outputs lie inside y, as was checked above, and no other task has these outputs.
-                #[allow(unsafe_code)]
-                let target = unsafe { std::slice::from_raw_parts_mut(target, products.len()) };
-                add(&parts[index], first, products, target);
-            });
-            return Ok(());
-        }
+        few_bits!(&self.stored, panels => {
+                let rows = Rows::quantise(parts.len(), input, fill);
+                let columns = Columns::of(y);
+                panels.products(&rows, |index, first, products| {
+                    let target = columns.at(parts[index].row * out + first);
+                    // SAFETY: row and outputs lie inside y, as was checked above, and no other task has these outputs.
+                    #[allow(unsafe_code)]
+                    let target = unsafe { std::slice::from_raw_parts_mut(target, products.len()) };
+                    add(&parts[index], first, products, target);
+                });
+                return Ok(());
+            },
+            Stored::F32(_) | Stored::Bf16(_) => {}
+        );
         let (mut rotated, mut products) = (vec![0f32; parts.len() * input], vec![0f32; parts.len() * out]);
         rotated
             .par_chunks_mut(input)
@@ -236,17 +255,11 @@ impl Served {
         Ok(())
     }
 
-    /// Row `row` of the matrix, dequantised into `out` [in].
-    pub fn row(&self, row: usize, out: &mut [f32]) {
-        fn one<T: GgmlType>(blocks: &[T], row: usize, input: usize, out: &mut [f32]) {
-            let per_row = input / T::BLCK_SIZE;
-            T::to_float(&blocks[row * per_row..][..per_row], out);
-        }
-        match &self.blocks {
-            Blocks::F32(packed) => packed.row(row, out),
-            Blocks::Q8_0(blocks) => one(blocks, row, self.input, out),
-            Blocks::Q4_0(blocks) => one(blocks, row, self.input, out),
-            Blocks::Q4K(matrix) => matrix.row(row, out),
-        }
+    /// Row `row` of the matrix, dequantised into `target` [in].
+    pub fn row(&self, row: usize, target: &mut [f32]) {
+        few_bits!(&self.stored, panels => panels.row(row, target),
+            Stored::F32(packed) => packed.row(row, target),
+            Stored::Bf16(halved) => halved.row(row, target),
+        )
     }
 }

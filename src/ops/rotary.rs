@@ -3,7 +3,7 @@
 use candle_core::{Device, Result, Tensor};
 
 /// Cosines and sines of one head for a list of positions: [lines, head_dim / 2] each.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Rotary {
     half: usize,
     cos: Vec<f32>,
@@ -31,14 +31,12 @@ impl Rotary {
         }
     }
 
-    /// Lines for `positions`, copied from this table of positions `0 ..` where it reaches so far.
-    pub fn pick(&self, positions: impl IntoIterator<Item = usize>) -> Self {
+    /// Makes `picked` the lines for `positions`, copied from this table of positions `0 ..` where it reaches so far.
+    pub fn pick(&self, positions: impl IntoIterator<Item = usize>, picked: &mut Self) {
         let half = self.half;
-        let mut picked = Self {
-            half,
-            cos: Vec::new(),
-            sin: Vec::new(),
-        };
+        picked.half = half;
+        picked.cos.clear();
+        picked.sin.clear();
         for position in positions {
             match self.cos.get(position * half..(position + 1) * half) {
                 Some(cos) => {
@@ -48,7 +46,6 @@ impl Rotary {
                 None => picked.push(position),
             }
         }
-        picked
     }
 
     /// Bytes held.
@@ -67,10 +64,10 @@ impl Rotary {
     pub fn apply(&self, line: usize, head: &mut [f32]) {
         let (cos, sin) = self.line(line);
         let (first, second) = head.split_at_mut(self.half);
-        for i in 0..self.half {
-            let (a, b) = (first[i], second[i]);
-            first[i] = a * cos[i] - b * sin[i];
-            second[i] = b * cos[i] + a * sin[i];
+        for ((first, second), (cos, sin)) in first.iter_mut().zip(second).zip(cos.iter().zip(sin)) {
+            let (a, b) = (*first, *second);
+            *first = a * cos - b * sin;
+            *second = b * cos + a * sin;
         }
     }
 

@@ -4,12 +4,12 @@ use super::cross_entropy::{cross_entropy_backward, cross_entropy_slow};
 use super::divergence::{Divergence, divergence_backward, divergence_slow};
 use super::embedding::{embedding_mix, embedding_mix_backward, embedding_mix_slow};
 use super::embedding_backward;
-use super::norm::norm_modulate_slow;
+use super::norm::{Residual, norm_modulate_slow};
 use super::pointwise::{add_bias, add_bias_in_place, bias_gelu_in_place, column_sums};
 use super::slice;
 use super::uniform_nelbo::{UniformTerm, uniform_nelbo, uniform_nelbo_backward, uniform_nelbo_slow};
 use super::{Pattern, PerRow, attention, attention_backward, bias_gelu, bias_gelu_backward, cross_entropy, embedding};
-use super::{gate_residual, gate_residual_backward, norm_modulate, norm_modulate_backward};
+use super::{gate_residual, gate_residual_backward, norm_modulate, norm_modulate_backward, residual_norm};
 use crate::rng::{Key, Stream};
 use candle_core::{Device, Result, Tensor, Var};
 use proptest::prelude::*;
@@ -71,7 +71,8 @@ proptest! {
         let ours = bias_gelu(&y, biases).unwrap();
         close(&ours, &slow().unwrap());
         let mut in_place = slice::f32(&y).unwrap().to_vec();
-        bias_gelu_in_place(&mut in_place, biases).unwrap();
+        let table = slice::f32(&bias).unwrap();
+        bias_gelu_in_place(&mut in_place, width, |row| &table[biases.line(row) * width..][..width]);
         prop_assert_eq!(&in_place[..], &*slice::f32(&ours).unwrap());
         let upstream = noise((rows, width), 4);
         let theirs = gradients(slow(), &upstream, &[&y, &bias]);
@@ -88,7 +89,17 @@ proptest! {
         let gates = PerRow::new(gate.as_tensor(), index.as_deref());
         let biases = PerRow::new(bias.as_tensor(), None);
         let slow = || x.as_tensor() + y.broadcast_add(&bias)?.broadcast_mul(&gates.spread()?)?;
-        close(&gate_residual(&x, &y, gates, Some(biases)).unwrap(), &slow().unwrap());
+        let sum = gate_residual(&x, &y, gates, Some(biases)).unwrap();
+        close(&sum, &slow().unwrap());
+        let (mut in_place, mut normed) = (slice::f32(&x).unwrap().to_vec(), vec![f32::NAN; rows * width]);
+        let (gate_table, bias_table) = (slice::f32(&gate).unwrap(), slice::f32(&bias).unwrap());
+        residual_norm(&mut in_place, &slice::f32(&y).unwrap(), &mut normed, width, |row| {
+            let line = &gate_table[gates.line(row) * width..][..width];
+            Residual { gate: line, bias: Some(&bias_table), gain: line, shift: &bias_table }
+        });
+        prop_assert_eq!(&in_place[..], &*slice::f32(&sum).unwrap());
+        let expected = norm_modulate(&sum, gates, biases).unwrap();
+        prop_assert_eq!(&normed[..], &*slice::f32(&expected).unwrap());
         let upstream = noise((rows, width), 4);
         let theirs = gradients(slow(), &upstream, &[&y, &gate, &bias]);
         let (dy, dgate, dbias) = gate_residual_backward(&y, gates, Some(bias.as_tensor()), &upstream).unwrap();
@@ -110,7 +121,8 @@ proptest! {
         let added = add_bias(&y, biases).unwrap();
         close(&added, &y.broadcast_add(&bias).unwrap());
         let mut in_place = slice::f32(&y).unwrap().to_vec();
-        add_bias_in_place(&mut in_place, biases).unwrap();
+        let table = slice::f32(&bias).unwrap();
+        add_bias_in_place(&mut in_place, width, |_| &table);
         prop_assert_eq!(&in_place[..], &*slice::f32(&added).unwrap());
         close(&column_sums(&y).unwrap(), &y.sum_keepdim(0).unwrap());
     }

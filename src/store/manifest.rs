@@ -48,7 +48,7 @@ impl Default for Options {
     fn default() -> Self {
         Options {
             bank_capacity: 4,
-            head_capacity: 2,
+            head_capacity: 1,
             archive: true,
         }
     }

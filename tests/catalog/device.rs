@@ -24,6 +24,7 @@ fn open(place: &Place, lies: Lies) -> Result<(Catalog, Generation), Error> {
     let config = CatalogConfig {
         place: lies,
         bank_form: Form::F32,
+        head_form: Some(Form::F32),
         ..place.config()
     };
     Catalog::open(config, |_| {})
@@ -38,7 +39,7 @@ fn machine(total: usize) -> Option<Arc<Emulated>> {
 fn a_device_answers_as_the_host_does() {
     let Some(machine) = machine(1 << 30) else { return };
     let (mut answers, mut parts) = (Vec::new(), Vec::new());
-    for lies in [Lies::Host, on(&machine)] {
+    for lies in [Lies::Host(Form::F32), on(&machine)] {
         let place = Place::new();
         let (catalog, engine) = serve(open(&place, lies).expect("open"));
         for (seed, name) in (1..).zip(["one", "two", "three"]) {

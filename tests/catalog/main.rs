@@ -127,8 +127,9 @@ fn config(data: &Path, base: BaseSource) -> CatalogConfig {
         base,
         bank_capacity: None,
         head_capacity: None,
-        place: model::Place::Host,
+        place: model::Place::Host(Form::F32),
         bank_form: Form::Q4K,
+        head_form: None,
         archive: true,
     }
 }

@@ -1,6 +1,7 @@
 //! A request's tokens do not depend on its neighbours, on pages, on the step's size or on threads.
 
 use choir::engine::{EngineConfig, Event, Reason, Request};
+use choir::model::Denoiser;
 
 use super::fake::*;
 
@@ -67,14 +68,15 @@ fn tokens_do_not_depend_on_page_size_or_step_size() {
 fn one_window_of_pages_is_enough_for_any_length() {
     // A window, the chunk that is written before it slides (half a step), and the page that both may overlap.
     let pages = (WINDOW + 8) / 4 + 1;
-    let kv_bytes = pages * 4 * 2 * 2 * size_of::<f32>();
+    let network = Fake::new(3);
+    let kv_bytes = pages * network.page_bytes(4);
     let engine = start(
         EngineConfig {
             kv_bytes,
             step_tokens: 16,
             ..config()
         },
-        Fake::new(3),
+        network,
     );
     let (_, tokens, _) = run(&engine, request(&"x".repeat(120), 150, 1));
     assert_eq!(tokens.len(), 150);

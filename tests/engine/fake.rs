@@ -14,6 +14,7 @@ use choir::engine::{
 use choir::model::kv_cache::KvCache;
 use choir::model::tokenizer::Tokenizer;
 use choir::model::{Batch, Denoiser, DitConfig, Logits, Segment, VariantId};
+use choir::ops::gemm::View;
 use choir::sampler::Predictor;
 
 pub const BLOCK: usize = 4;
@@ -165,11 +166,10 @@ impl Fake {
     /// Token and value of a position in the cache.
     fn cached(&self, segment: &Segment, position: usize, cache: &KvCache) -> [f32; 2] {
         let offset = position - segment.pages_start;
-        let slot = offset % cache.page_tokens() * self.config.hidden_dim;
         let page = segment.pages[offset / cache.page_tokens()];
-        let key = &cache.keys(page, 0)[slot..];
+        let (key, value) = cache.read(page, 0, offset % cache.page_tokens());
         assert_eq!(key[0] as usize, position, "another position's key");
-        [key[1], cache.values(page, 0)[slot]]
+        [key[1], value[0]]
     }
 
     fn tokens_seen(&self, segment: &Segment, position: usize, cache: &KvCache) -> u64 {
@@ -242,7 +242,8 @@ impl Denoiser for Fake {
                 let (page, slot) = (offset / cache.page_tokens(), offset % cache.page_tokens());
                 let key = [position as f32, segment.tokens[index] as f32];
                 let value = [self.value(segment, position, cache), 0.0];
-                cache.write(segment.pages[page], 0, slot, &key, &value);
+                let rows = [&key, &value].map(|row| View::rows(row, 2));
+                cache.write(segment.pages[page], 0, slot, 1, rows[0], rows[1]);
             }
         }
         let mut data = Vec::new();

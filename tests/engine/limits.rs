@@ -396,13 +396,13 @@ fn bad_requests_are_refused_by_the_field_at_fault() {
 
 #[test]
 fn what_could_never_fit_is_refused_and_the_rest_waits_for_pages() {
-    let page = 4 * 2 * 2 * size_of::<f32>();
+    let network = Fake::new(10);
     let engine: EngineHandle = start(
         EngineConfig {
-            kv_bytes: 6 * page,
+            kv_bytes: 6 * network.page_bytes(4),
             ..config()
         },
-        Fake::new(10),
+        network,
     );
     let error = engine.submit(request(&"x".repeat(20), 20, 1)).expect_err("refused");
     assert_eq!(error, Error::OutOfPages { needed: 9, total: 6 });

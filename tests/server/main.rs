@@ -52,8 +52,9 @@ fn catalog_config(data: &Path) -> CatalogConfig {
         base: BaseSource::Embedded,
         bank_capacity: None,
         head_capacity: None,
-        place: Place::Host,
+        place: Place::Host(Form::F32),
         bank_form: Form::Q4K,
+        head_form: None,
         archive: true,
     }
 }

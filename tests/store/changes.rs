@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::*;
 
 #[test]
-fn ten_variants_fill_three_banks_and_five_heads() {
+fn ten_variants_fill_three_banks_and_ten_heads() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = create(dir.path());
     let names: Vec<_> = (0..10).map(|k| format!("v{k}")).collect();
@@ -22,13 +22,8 @@ fn ten_variants_fill_three_banks_and_five_heads() {
         .map(|(id, bank)| (id.to_string(), bank.members.len()))
         .collect();
     let sizes: Vec<_> = sizes.iter().map(|(id, members)| (&id[..], *members)).collect();
-    let heads = [
-        ("head-0", 2),
-        ("head-1", 2),
-        ("head-2", 2),
-        ("head-3", 2),
-        ("head-4", 2),
-    ];
+    let heads: Vec<_> = (0..10).map(|k| format!("head-{k}")).collect();
+    let heads: Vec<_> = heads.iter().map(|id| (&id[..], 1)).collect();
     assert_eq!(
         sizes,
         [&[("body-0", 4), ("body-1", 4), ("body-2", 2)][..], &heads].concat()

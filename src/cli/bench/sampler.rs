@@ -1,25 +1,26 @@
-//! `choir bench sampler`: steps of a whole-sequence sampler (Duo) and of a block sampler (BD3-LM), network and sampling
-//! timed apart, on a network of the published small size with random weights.
+//! `choir bench sampler`: steps of a whole-sequence sampler (Duo) and of a block sampler (BD3-LM), one sequence and several
+//! together, on a network of the published small size with random weights: network and sampling timed apart, beside what the
+//! papers' own code takes.
 
+use super::papers::{self, Against};
 use super::products::{Rate, rates};
-use super::{median, process_bytes};
+use super::steps::{Sequence, Step, Watch};
+use super::{median, parts, steps};
 use crate::catalog::loading::give_back;
-use crate::model::kv_cache::KvCache;
+use crate::model::profile::Profile;
 use crate::model::weights::Dense;
-use crate::model::{BaseWeights, Batch, Denoiser, Dit, DitConfig, Mix, PageId, Segment};
+use crate::model::{BaseWeights, Dit, DitConfig, Mix};
+use crate::ops::quantized::Form;
 use crate::rng::{Key, Stream};
 use crate::sampler::{
-    BlockSampler, BlockSettings, LastBlock, Predictor, Progress, Sampler, UniformPredictor, UniformSampler,
-    UniformSettings,
+    BlockSampler, BlockSettings, LastBlock, Predictor, Sampler, UniformPredictor, UniformSampler, UniformSettings,
 };
 use anyhow::{Result, bail};
 use clap::Args;
 use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::json;
-use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
 
 #[derive(Args, Debug)]
 pub struct SamplerBenchArgs {
@@ -45,65 +46,96 @@ pub struct SamplerBenchArgs {
     /// Block sizes of the block sampler.
     #[arg(long, value_delimiter = ',', default_value = "4,16")]
     blocks: Vec<usize>,
-    /// Tokens that the block sampler makes.
+    /// Tokens that the block sampler makes of a sequence.
     #[arg(long, default_value_t = 128)]
     tokens: usize,
+    /// Sequences of the block sampler that run together, beside one alone.
+    #[arg(long, default_value_t = 16)]
+    together: usize,
+    /// How the network's matrices are kept in memory, one after the other: f32, bf16, q8_0, q4k...
+    #[arg(long, value_delimiter = ',', default_value = "f32,q4k")]
+    base_form: Vec<Form>,
     /// Less than 1 cuts every row to its nucleus.
     #[arg(long, default_value_t = 1.0)]
     nucleus_p: f32,
     /// Compute threads [default: one for each processor].
     #[arg(long, default_value_t = 0)]
     threads: usize,
+    /// Also say where the steps' time went.
+    #[arg(long)]
+    profile: bool,
     /// Print a JSON object.
     #[arg(long)]
     json: bool,
 }
 
-/// Positions to a page of the cache.
-const PAGE: usize = 16;
-
 /// What steps of one sampler take; times are medians.
 #[derive(Debug, Serialize)]
 struct Figures {
     sampler: String,
+    base: String,
+    /// Tokens to a block; all of the sequence for Duo.
+    block: usize,
+    sequences: usize,
     network_seconds: f64,
     /// All that is not the network.
     sampling_seconds: f64,
     sampling_share: f64,
-    /// Of the whole sequence.
+    /// Of all sequences, from their first step to their end.
     seconds: f64,
     tokens: usize,
-    nfe: u32,
-    /// Evaluations that only wrote keys and values.
-    prefills: u32,
-    /// Of one step.
+    tokens_per_second: f64,
+    /// Evaluations, those that only wrote keys and values among them.
+    evaluations: usize,
+    /// Logits of one step, and what the process grew by at most during that step.
     logits_bytes: usize,
-    /// What the process grew by at most during that step.
-    peak_bytes: u64,
+    peak_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    against: Option<Against>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parts: Option<Vec<parts::Row>>,
 }
 
-struct Step {
-    network: f64,
-    sampling: f64,
-    logits: usize,
-    grown: Option<u64>,
+impl Figures {
+    fn title(&self) -> String {
+        format!("{}, {}", self.sampler, self.base)
+    }
 }
 
 pub fn run(args: SamplerBenchArgs) -> Result<()> {
-    if args.steps == 0 || args.tokens == 0 || args.length == 0 {
-        bail!("--steps, --tokens and --length must be above 0");
+    if args.steps == 0 || args.tokens == 0 || args.length == 0 || args.together == 0 {
+        bail!("--steps, --tokens, --length and --together must be above 0");
     }
     let threads = rayon::ThreadPoolBuilder::new().num_threads(args.threads).build()?;
     threads.install(|| measure(&args))
 }
 
 fn measure(args: &SamplerBenchArgs) -> Result<()> {
-    let mut found = vec![duo(args)?];
-    for &block in &args.blocks {
-        found.push(blocks(args, block)?);
+    let mut found = Vec::new();
+    for &form in &args.base_form {
+        let network = Network::new(config(args), form)?;
+        found.push(duo(args, &network)?);
+        for &block in &args.blocks {
+            found.push(blocks(args, &network, block, 1)?);
+            if args.together > 1 {
+                found.push(blocks(args, &network, block, args.together)?);
+            }
+        }
+        drop(network);
+        give_back();
     }
-    give_back();
-    let products = rates(&config(args, None), &[1, 16, 256, args.length])?;
+    let products = rates(&config(args), &[1, 4, 16, 64, 256, args.length])?;
+    let published = args.layers == 12 && args.hidden == 768 && args.heads == 12 && args.vocab == 50_258;
+    if published && args.tokens == 128 {
+        for row in &mut found {
+            row.against = papers::against(
+                row.block,
+                row.tokens_per_second,
+                row.network_seconds + row.sampling_seconds,
+                &products,
+            );
+        }
+    }
     if args.json {
         let sizes = json!({"layers": args.layers, "hidden": args.hidden, "heads": args.heads, "cond": args.cond,
             "vocab": args.vocab, "length": args.length, "nucleus_p": args.nucleus_p});
@@ -116,45 +148,57 @@ fn measure(args: &SamplerBenchArgs) -> Result<()> {
     Ok(())
 }
 
-fn config(args: &SamplerBenchArgs, block: Option<usize>) -> DitConfig {
+/// Duo's; a block sampler's segments say themselves that they are blocks and know no noise level.
+fn config(args: &SamplerBenchArgs) -> DitConfig {
     DitConfig {
-        model_type: if block.is_some() { "bd3lm" } else { "duo" }.into(),
+        model_type: "duo".into(),
         vocab_size: args.vocab,
         model_length: args.length,
         hidden_dim: args.hidden,
         cond_dim: args.cond,
         n_blocks: args.layers,
         n_heads: args.heads,
-        block_size: block,
-        cross_attn: block.is_some(),
+        block_size: None,
+        cross_attn: false,
         time_conditioning: None,
         states: None,
     }
 }
 
-/// Every weight uniform within 1/sqrt(inputs) of 0, norms 1.
-fn network(config: DitConfig) -> Result<Dit> {
-    config.check()?;
-    let tensor = |(name, shape): (String, Vec<usize>)| {
-        let mut stream = Stream::new(Key::derive(&[b"choir/bench/network", name.as_bytes()]));
-        let bound = match shape[..] {
-            [_, input] => 2.0 / (input as f64).sqrt(),
-            _ => 0.0,
-        };
-        let middle = if name.contains("norm") { 1.0 } else { 0.0 };
-        let count: usize = shape.iter().product();
-        let data = (0..count).map(|_| (middle + bound * (stream.uniform() - 0.5)) as f32);
-        let data = data.collect();
-        (name, (shape, data))
-    };
-    let tensors: Dense = config.tensors().into_par_iter().map(tensor).collect();
-    let base = BaseWeights::new(config, &tensors)?;
-    drop(tensors);
-    give_back();
-    Ok(Dit::new(Arc::new(base), &[], Vec::new())?)
+/// A network of random weights, and the form that its matrices are kept in.
+struct Network {
+    dit: Dit,
+    form: Form,
 }
 
-fn duo(args: &SamplerBenchArgs) -> Result<Figures> {
+impl Network {
+    /// Every weight uniform within 1/sqrt(inputs) of 0, norms 1.
+    fn new(config: DitConfig, form: Form) -> Result<Self> {
+        config.check()?;
+        let tensor = |(name, shape): (String, Vec<usize>)| {
+            let mut stream = Stream::new(Key::derive(&[b"choir/bench/network", name.as_bytes()]));
+            let bound = match shape[..] {
+                [_, input] => 2.0 / (input as f64).sqrt(),
+                _ => 0.0,
+            };
+            let middle = if name.contains("norm") { 1.0 } else { 0.0 };
+            let count: usize = shape.iter().product();
+            let data = (0..count).map(|_| (middle + bound * (stream.uniform() - 0.5)) as f32);
+            let data = data.collect();
+            (name, (shape, data))
+        };
+        let tensors: Dense = config.tensors().into_par_iter().map(tensor).collect();
+        let base = BaseWeights::in_form(config, &tensors, form)?;
+        drop(tensors);
+        give_back();
+        Ok(Network {
+            dit: Dit::new(Arc::new(base), &[], Vec::new())?,
+            form,
+        })
+    }
+}
+
+fn duo(args: &SamplerBenchArgs, network: &Network) -> Result<Figures> {
     let settings = UniformSettings {
         block_size: None,
         max_tokens: args.length,
@@ -170,13 +214,11 @@ fn duo(args: &SamplerBenchArgs) -> Result<Figures> {
         time_conditioned: true,
         prefill_chunk: args.length,
     };
-    let mut sampler = Sampler::Uniform(UniformSampler::new(settings, &[], 0)?);
-    let steps = take_all(&network(config(args, None))?, &mut sampler, args.length)?;
-    let timed = 2..steps.len() - 1; // noise removal is no step
-    figures(format!("duo, length {}", args.length), &steps, timed, &sampler)
+    let sampler = Sampler::Uniform(UniformSampler::new(settings, &[], 0)?);
+    figures(args, network, vec![sampler], args.length, None)
 }
 
-fn blocks(args: &SamplerBenchArgs, block: usize) -> Result<Figures> {
+fn blocks(args: &SamplerBenchArgs, network: &Network, block: usize, sequences: usize) -> Result<Figures> {
     let settings = BlockSettings {
         block_size: block,
         max_tokens: args.tokens,
@@ -191,87 +233,57 @@ fn blocks(args: &SamplerBenchArgs, block: usize) -> Result<Figures> {
         prefill_chunk: args.length,
         last_block: LastBlock::Whole,
     };
-    let mut sampler = Sampler::Block(BlockSampler::new(settings, &[0], 0)?);
-    let steps = take_all(
-        &network(config(args, Some(block)))?,
-        &mut sampler,
-        1 + args.tokens + block,
-    )?;
-    let timed = 2.min(steps.len())..steps.len();
-    figures(format!("blocks of {block}, first-hitting"), &steps, timed, &sampler)
+    let samplers = (0..sequences as u64)
+        .map(|seed| Ok(Sampler::Block(BlockSampler::new(settings.clone(), &[0], seed)?)))
+        .collect::<Result<_>>()?;
+    figures(args, network, samplers, 1 + args.tokens + block, Some(block))
 }
 
-/// Runs a sequence of at most `length` positions to its end. Memory is measured at the second step.
-fn take_all(network: &Dit, sampler: &mut Sampler, length: usize) -> Result<Vec<Step>> {
-    let pages: Vec<PageId> = (0..length.div_ceil(PAGE) as u32).map(PageId).collect();
-    let mut cache = KvCache::new(network.config(), PAGE, pages.len());
-    let mut steps = Vec::new();
-    loop {
-        let before = match steps.len() {
-            1 => Some(reset_peak()?),
-            _ => None,
-        };
-        let start = Instant::now();
-        let evaluation = sampler.next().clone();
-        let batch = Batch {
-            segments: vec![Segment {
-                mix: Mix::base(),
-                block: network.config().block(),
-                sigma: evaluation.sigma,
-                tokens: evaluation.tokens,
-                first_position: evaluation.first_position,
-                clean: evaluation.clean,
-                rows: evaluation.rows,
-                draws: Vec::new(),
-                pages: pages.clone(),
-                pages_start: 0,
-            }],
-        };
-        let forward = Instant::now();
-        let logits = network.forward(&batch, &mut cache)?;
-        let network = forward.elapsed().as_secs_f64();
-        let rows: Vec<&[f32]> = (0..batch.logit_rows()).map(|row| logits.row(row)).collect();
-        let progress = sampler.accept(&rows);
-        let logits = size_of_val(&logits.data[..]);
-        steps.push(Step {
-            network,
-            sampling: start.elapsed().as_secs_f64() - network,
-            logits,
-            grown: match before {
-                Some(before) => Some(process_bytes("VmHWM")?.saturating_sub(before)),
-                None => None,
-            },
-        });
-        if let Progress::Finished(_) = progress {
-            return Ok(steps);
-        }
-    }
-}
-
-/// Starts the peak of resident memory anew, from what is resident when free memory has gone back.
-fn reset_peak() -> Result<u64> {
-    give_back();
-    std::fs::write("/proc/self/clear_refs", "5")?;
-    process_bytes("VmRSS")
-}
-
-fn figures(sampler: String, steps: &[Step], timed: Range<usize>, made: &Sampler) -> Result<Figures> {
-    let Some((logits_bytes, peak_bytes)) = steps.iter().find_map(|step| Some((step.logits, step.grown?))) else {
-        bail!("{sampler}: there were too few steps to measure");
-    };
-    let of = |time: fn(&Step) -> f64| median(steps[timed.clone()].iter().map(time).collect());
-    let (network_seconds, sampling_seconds) = (of(|step| step.network), of(|step| step.sampling));
-    Ok(Figures {
+/// Runs sequences of at most `length` positions to their ends. Memory is measured at the second step of one that is alone.
+fn figures(
+    args: &SamplerBenchArgs,
+    network: &Network,
+    samplers: Vec<Sampler>,
+    length: usize,
+    block: Option<usize>,
+) -> Result<Figures> {
+    let sequence = |sampler| Sequence {
         sampler,
-        network_seconds,
-        sampling_seconds,
+        mix: Mix::base(),
+        block,
+    };
+    let mut sequences: Vec<Sequence> = samplers.into_iter().map(sequence).collect();
+    let (mut profile, watch) = match sequences.len() {
+        1 => (Profile::default(), Watch::Memory),
+        _ => (Profile::default(), Watch::Time),
+    };
+    let steps = steps::run(&network.dit, &mut sequences, length, watch, &mut profile)?;
+    // The first warms up, the second is watched; Duo's last removes noise and is no step.
+    let last = steps.len() - usize::from(block.is_none());
+    let timed = &steps[2.min(last)..last];
+    let of = |time: fn(&Step) -> f64| median(timed.iter().map(time).collect());
+    let seconds: f64 = steps.iter().map(|step| step.network + step.sampling).sum();
+    let tokens = sequences.iter().map(|s| s.sampler.generated().len()).sum();
+    let (size, together) = (block.unwrap_or(length), sequences.len());
+    Ok(Figures {
+        sampler: match block {
+            None => format!("duo, length {length}"),
+            Some(block) => format!("{together} × blocks of {block}"),
+        },
+        base: network.form.to_string(),
+        block: size,
+        sequences: together,
+        network_seconds: of(|step| step.network),
+        sampling_seconds: of(|step| step.sampling),
         sampling_share: of(|step| step.sampling / (step.network + step.sampling)),
-        seconds: steps.iter().map(|step| step.network + step.sampling).sum(),
-        tokens: made.generated().len(),
-        nfe: made.nfe(),
-        prefills: made.prefills(),
-        logits_bytes,
-        peak_bytes,
+        seconds,
+        tokens,
+        tokens_per_second: tokens as f64 / seconds,
+        evaluations: steps.len(),
+        logits_bytes: steps.get(1).map_or(0, |step| step.logits),
+        peak_bytes: steps.get(1).and_then(|step| step.grown),
+        against: None,
+        parts: args.profile.then(|| parts::rows(&profile, steps.len())),
     })
 }
 
@@ -295,30 +307,44 @@ fn print(args: &SamplerBenchArgs, found: &[Figures], products: &[Rate]) {
         "share",
         "logits",
         "peak",
-        "NFE",
+        "steps",
         "whole",
+        "tokens/s",
     ];
-    let [a, b, c, d, e, f, g, h] = header;
-    println!("{a:28}{b:>10}{c:>11}{d:>8}{e:>11}{f:>17}{g:>6}{h:>9}");
+    let [a, b, c, d, e, f, g, h, i] = header;
+    println!("{a:29}{b:>10}{c:>11}{d:>8}{e:>11}{f:>17}{g:>6}{h:>9}{i:>10}");
     for row in found {
         let mib = |bytes: f64| bytes / f64::from(1 << 20);
-        let (logits, peak) = (row.logits_bytes as f64, row.peak_bytes as f64);
+        let logits = row.logits_bytes as f64;
+        let peak = row.peak_bytes.map_or(String::new(), |peak| {
+            format!("{:.1} MiB ×{:.2}", mib(peak as f64), peak as f64 / logits)
+        });
         println!(
-            "{:28}{:8.4} s{:9.5} s{:6.1} %{:7.1} MiB{:7.1} MiB ×{:.2}{:6}{:7.2} s",
+            "{:21}{:8}{:8.4} s{:9.5} s{:6.1} %{:7.1} MiB{peak:>17}{:6}{:7.2} s{:10.1}",
             row.sampler,
+            row.base,
             row.network_seconds,
             row.sampling_seconds,
             100.0 * row.sampling_share,
             mib(logits),
-            mib(peak),
-            peak / logits,
-            row.nfe + row.prefills,
+            row.evaluations,
             row.seconds,
+            row.tokens_per_second,
         );
     }
     println!("\nx[rows, in] W[out, in]^T in f32, GFLOP/s, choir / candle; out × in, rows:");
     for rate in products {
         let shape = format!("{} × {}, {}", rate.out, rate.input, rate.rows);
         println!("{shape:24}{:6.0} / {:.0}", rate.ours, rate.candle);
+    }
+    papers::print(
+        found
+            .iter()
+            .filter_map(|row| Some((row.title(), row.against.as_ref()?))),
+    );
+    for row in found {
+        if let Some(rows) = &row.parts {
+            parts::print(&row.title(), rows);
+        }
     }
 }

@@ -2,7 +2,8 @@
 
 use super::share;
 use super::subjects::{Subject, Subjects};
-use crate::ops::quantized::{Form, Served};
+use crate::catalog::Forms;
+use crate::ops::quantized::Served;
 use crate::store::Options;
 use crate::superposition::{Bank, HEAD, Private, Retrieval, Scheme};
 use anyhow::Result;
@@ -87,7 +88,7 @@ pub struct Arrangement {
 }
 
 impl Arrangement {
-    pub fn new(subjects: &Subjects, scheme: Scheme, capacity: Capacity, form: Form) -> Result<Self> {
+    pub fn new(subjects: &Subjects, scheme: Scheme, capacity: Capacity, forms: Forms) -> Result<Self> {
         let seeds: Vec<u64> = subjects.variants.iter().map(|variant| variant.seed).collect();
         let mut arrangement = Self {
             scheme,
@@ -95,7 +96,10 @@ impl Arrangement {
             places: Default::default(),
             private: subjects.variants.iter().map(private(scheme)).collect(),
         };
-        for (kind, capacity) in [capacity.body, capacity.head].into_iter().enumerate() {
+        for (kind, (capacity, form)) in [(capacity.body, forms.body), (capacity.head, forms.head)]
+            .into_iter()
+            .enumerate()
+        {
             let (places, count) = place(&seeds, capacity);
             for index in 0..count {
                 let matrices = subjects.base.0.iter().filter(|(name, _)| kind_of(name) == kind);

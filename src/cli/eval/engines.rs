@@ -22,7 +22,7 @@ pub struct Service {
 }
 
 impl Service {
-    pub fn open(place: &Place, form: Form) -> Result<Self> {
+    pub fn open(place: &Place, bank_form: Form, head_form: Option<Form>) -> Result<Self> {
         let scratch = Scratch::new("eval");
         let config = CatalogConfig {
             data_dir: scratch.path().to_owned(),
@@ -30,7 +30,8 @@ impl Service {
             bank_capacity: None,
             head_capacity: None,
             place: place.clone(),
-            bank_form: form,
+            bank_form,
+            head_form,
             archive: true,
         };
         let (catalog, generation) = Catalog::open(config, |_| ())?;

@@ -131,7 +131,7 @@ fn outcome(
             summary: Summary::new(references, found),
         });
     };
-    let arrangement = Arrangement::new(subjects, scheme, trial.capacity, trial.form)?;
+    let arrangement = Arrangement::new(subjects, scheme, trial.capacity, trial.forms)?;
     let retrieved = |index: usize, variant: &Subject, scale: f32| {
         subjects.weights(|tensor| arrangement.retrieve(index, variant, tensor, scale))
     };

@@ -45,7 +45,7 @@ pub fn series(report: &Report) -> Vec<Series> {
         let Some(share) = outcome.summary.mean else { continue };
         let trial = &outcome.trial;
         let name = match trial.scheme {
-            Kept::Choir => format!("choir, {}", trial.form),
+            Kept::Choir => format!("choir, {}", trial.forms),
             scheme => scheme.name().to_owned(),
         };
         let point = Point {

@@ -108,8 +108,13 @@ pub struct Report {
     pub texts: Vec<OfText>,
 }
 
-/// Measures variants compiled in, those called `names` or all; `form` is what banks are served in.
-pub fn measure(args: &SamplersArgs, names: &[String], place: &Place, form: Form) -> Result<Report> {
+/// Measures variants compiled in, those called `names` or all; `form` and `head` are what banks are served in.
+pub fn measure(
+    args: &SamplersArgs,
+    names: &[String],
+    place: &Place,
+    (form, head): (Form, Option<Form>),
+) -> Result<Report> {
     let least = Effort {
         contexts: 1,
         draws: 1,
@@ -123,7 +128,7 @@ pub fn measure(args: &SamplersArgs, names: &[String], place: &Place, form: Form)
         true => Vec::new(),
         false => read_documents(&args.judge_text)?,
     };
-    let service = Service::open(place, form)?;
+    let service = Service::open(place, form, head)?;
     let generation = service.engine.generation();
     let tokenizer = &generation.tokenizer;
     let wanted = Wanted {

@@ -21,7 +21,11 @@ pub struct Served {
     pub bits: f64,
     /// Noise levels to a block.
     pub samples: usize,
-    /// Base and fine-tune of each variant, by the same estimator.
+    /// What the base's matrices are kept in.
+    pub base_form: String,
+    /// What the base in this form reaches by itself on each variant's held-out data, nats per token.
+    pub bases: Vec<f64>,
+    /// Base and fine-tune of each variant, by the same estimator; on the CPU both in f32.
     pub references: Vec<(Reached, Reached)>,
     #[serde(flatten)]
     pub summary: Summary,
@@ -31,11 +35,11 @@ pub struct Served {
 pub fn measure(
     place: &Place,
     subjects: &Subjects,
-    form: Form,
+    (form, head): (Form, Option<Form>),
     samples: usize,
     tick: &mut dyn FnMut(&str),
 ) -> Result<Served> {
-    let service = Service::open(place, form)?;
+    let service = Service::open(place, form, head)?;
     let generation = service.engine.generation();
     let tokenizer = &generation.tokenizer;
     let for_variants = |part: &&MemoryPart| part.part.starts_with("bank ") || part.part.starts_with("private");
@@ -46,22 +50,35 @@ pub fn measure(
         .map(|part| part.bytes)
         .sum();
     let bits = bits(bytes as usize, subjects.parameters().0, generation.variants.len());
-    let (mut references, mut found) = (Vec::new(), Vec::new());
+    let (base_form, exact) = match place {
+        Place::Host(form) => (form.to_string(), Place::Host(Form::F32)),
+        Place::Device(device) => (format!("{:?}", device.dtype).to_lowercase(), place.clone()),
+    };
+    let (mut references, mut bases, mut found) = (Vec::new(), Vec::new(), Vec::new());
     for variant in &subjects.variants {
         tick(&format!("as served: {}", variant.name));
         let mix = vec![(variant.name.clone(), 1.0)];
         let sampling = generation.defaults(&mix);
         let reached = |engine: &EngineHandle, mix| reached(engine, mix, &sampling, &variant.test, samples);
-        let alone = |weights: Tensors| reached(&lone(place, &variant.config, &weights, tokenizer.clone())?, Vec::new());
-        let base = alone(subjects.weights(|_| None))?;
-        let tuned = alone(subjects.weights(|tensor| variant.delta.dense(tensor)))?;
-        references.push((base, tuned));
+        let alone = |place: &Place, weights: &Tensors| {
+            reached(&lone(place, &variant.config, weights, tokenizer.clone())?, Vec::new())
+        };
+        let base = subjects.weights(|_| None);
+        let tuned = subjects.weights(|tensor| variant.delta.dense(tensor));
+        let (exact_base, tuned) = (alone(&exact, &base)?, alone(&exact, &tuned)?);
+        references.push((exact_base, tuned));
+        bases.push(match place {
+            Place::Host(form) if *form != Form::F32 => alone(place, &base)?.nats_per_token,
+            _ => exact_base.nats_per_token,
+        });
         found.push(reached(&service.engine, mix)?);
     }
     let summary = Summary::new(&references, found);
     Ok(Served {
         bits,
         samples,
+        base_form,
+        bases,
         references,
         summary,
     })

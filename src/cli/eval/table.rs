@@ -1,7 +1,7 @@
 //! The report as tables for people.
 
 use super::evaluate::{Outcome, Reference, Report};
-use super::share::{Reached, Summary};
+use super::share::{self, Reached, Summary};
 use super::trial::{Comparison, Kept};
 use std::fmt::{self, Display, Formatter};
 
@@ -29,7 +29,7 @@ impl Display for Tables<'_> {
         }
         let header = ["scheme", "capacity", "form", "bits", "share (worst)", "exact kept"];
         let [scheme, capacity, form, bits, share, exact] = header;
-        writeln!(f, "\n{scheme:27}{capacity:>9}{form:>7}{bits:>8}{share:>18}{exact:>12}")?;
+        writeln!(f, "\n{scheme:27}{capacity:>9}{form:>10}{bits:>8}{share:>18}{exact:>12}")?;
         outcomes.iter().try_for_each(|outcome| summary_line(f, outcome))?;
         self.spared(f)?;
         self.served(f)?;
@@ -39,7 +39,7 @@ impl Display for Tables<'_> {
         writeln!(
             f,
             "\nbits: for each superposed parameter of each variant. share: what is left of the fine-tune's gain in \
-             NELBO,\nmean (worst) over the variants. capacity: variants to a bank, or body's/head's."
+             NELBO,\nmean (worst) over the variants. capacity: variants to a bank, or body's/head's; form likewise."
         )
     }
 }
@@ -103,9 +103,17 @@ impl Tables<'_> {
         let (share, kept) = (shares(&served.summary), percent(served.summary.kept_exact));
         writeln!(
             f,
-            "{:43}{:8.2}{share:>18}{kept:>12}\n  (by the engine's own estimator of the NELBO, {} noise levels to a block, for \
+            "{:46}{:8.2}{share:>18}{kept:>12}\n  (by the engine's own estimator of the NELBO, {} noise levels to a block, for \
              base and fine-tunes too;\n  bits as its memory report has them)",
             "as served", served.bits, served.samples
+        )?;
+        let mean = |nats: &mut dyn Iterator<Item = f64>| number(share::mean(nats));
+        let own = mean(&mut served.bases.iter().copied());
+        let exact = mean(&mut served.references.iter().map(|(base, _)| base.nats_per_token));
+        writeln!(
+            f,
+            "  (the base is in {}: by itself {own} nats/token on average, where the references' has {exact})",
+            served.base_form
         )
     }
 }
@@ -117,11 +125,11 @@ fn summary_line(f: &mut Formatter, outcome: &Outcome) -> fmt::Result {
     }
     let (capacity, form) = match outcome.trial.scheme {
         Kept::Compared(Comparison::Bitdelta) => ("-".to_owned(), "1 bit".to_owned()),
-        _ => (outcome.trial.capacity.to_string(), outcome.trial.form.to_string()),
+        _ => (outcome.trial.capacity.to_string(), outcome.trial.forms.to_string()),
     };
     let (bits, share) = (outcome.bits, shares(&outcome.summary));
     let kept = percent(outcome.summary.kept_exact);
-    writeln!(f, "{name:27}{capacity:>9}{form:>7}{bits:8.2}{share:>18}{kept:>12}")
+    writeln!(f, "{name:27}{capacity:>9}{form:>10}{bits:8.2}{share:>18}{kept:>12}")
 }
 
 fn number(value: Option<f64>) -> String {

@@ -81,7 +81,7 @@ pub fn spared(
     tick: &mut dyn FnMut(&str),
 ) -> Result<Vec<Spared>> {
     let scheme = trial.scheme.scheme().unwrap_or_default();
-    let arrangement = Arrangement::new(subjects, scheme, trial.capacity, trial.form)?;
+    let arrangement = Arrangement::new(subjects, scheme, trial.capacity, trial.forms)?;
     let matrices = || subjects.base.0.iter().filter(|(_, tensor)| tensor.matrix().is_some());
     let mut found = Vec::new();
     for exact in Group::ALL {

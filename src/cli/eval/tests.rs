@@ -8,6 +8,7 @@ use super::table::Tables;
 use super::tensors::Group;
 use super::trial::{Comparison, Kept, Plan};
 use super::{picture, plot};
+use crate::catalog::Forms;
 use crate::ops::quantized::Form;
 use crate::superposition::Scheme;
 use clap::ValueEnum;
@@ -15,11 +16,15 @@ use small::{config, subjects};
 
 pub mod small;
 
+fn both(form: Form) -> Forms {
+    Forms { body: form, head: form }
+}
+
 fn measured() -> Report {
     let subjects = subjects(&[1, 2, 3]);
     let mut plan = Plan::new(
         &[Capacity::same(1)],
-        &[Form::F32, Form::Q4K],
+        (&[Form::F32, Form::Q4K], None),
         Comparison::value_variants(),
         3,
     );
@@ -36,7 +41,7 @@ fn alone_in_a_bank_a_variant_keeps_its_gain() {
     let alone = |outcome: &&super::evaluate::Outcome| {
         outcome.trial.capacity == Capacity::same(1)
             && outcome.trial.scheme == Kept::Choir
-            && outcome.trial.form == Form::F32
+            && outcome.trial.forms == both(Form::F32)
     };
     let outcome = report.outcomes.iter().find(alone).expect("capacity 1");
     for share in &outcome.summary.shares {
@@ -51,7 +56,9 @@ fn alone_in_a_bank_a_variant_keeps_its_gain() {
     assert!((32.0..42.0).contains(&outcome.bits), "{}", outcome.bits);
 
     let tables = Tables(&report).to_string();
-    for words in ["style", "skill", "choir", "RanDeS", "BitDelta", "adaLN", "4/2"] {
+    for words in [
+        "style", "skill", "choir", "RanDeS", "BitDelta", "adaLN", "4/1", "q4k/q2k",
+    ] {
         assert!(tables.contains(words), "no {words:?} in\n{tables}");
     }
     assert!(serde_json::to_string(&report).expect("json").contains("\"kept_exact\""));
@@ -141,7 +148,7 @@ fn banks_are_filled_as_a_store_fills_them() {
     assert_eq!(place(&[7, 7, 8], 2), (vec![0, 1, 0], 2));
     let subjects = subjects(&[1, 2]);
     let shared = |capacity| {
-        let arrangement = Arrangement::new(&subjects, Scheme::default(), Capacity::same(capacity), Form::F32);
+        let arrangement = Arrangement::new(&subjects, Scheme::default(), Capacity::same(capacity), both(Form::F32));
         arrangement.expect("arrangement").bits()
     };
     assert!(shared(2) < 0.6 * shared(1));

@@ -1,6 +1,7 @@
 //! The ways to keep variants that are measured.
 
 use super::arrangement::Capacity;
+use crate::catalog::Forms;
 use crate::ops::quantized::Form;
 use crate::superposition::Scheme;
 use clap::ValueEnum;
@@ -73,12 +74,12 @@ impl Serialize for Kept {
 pub struct Trial {
     pub scheme: Kept,
     pub capacity: Capacity,
-    #[serde(serialize_with = "form")]
-    pub form: Form,
+    #[serde(serialize_with = "forms")]
+    pub forms: Forms,
 }
 
-fn form<S: Serializer>(form: &Form, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(form)
+fn forms<S: Serializer>(forms: &Forms, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(forms)
 }
 
 /// What is to be measured beside base and fine-tunes.
@@ -92,21 +93,36 @@ pub struct Plan {
 
 impl Plan {
     /// The store's own capacity first, every capacity in every form, and the comparisons in the last form at the store's
-    /// capacity and with all `variants` in one bank.
-    pub fn new(capacities: &[Capacity], forms: &[Form], comparisons: &[Comparison], variants: usize) -> Self {
+    /// capacity and with all `variants` in one bank. Heads are in `head`; where that is absent the last form's are as a
+    /// store serves them, and as the body too.
+    pub fn new(
+        capacities: &[Capacity],
+        (forms, head): (&[Form], Option<Form>),
+        comparisons: &[Comparison],
+        variants: usize,
+    ) -> Self {
         let all = [&[Capacity::of_store()], capacities].concat();
         let mut trials = Vec::new();
-        let mut add = |scheme, capacity, form| {
-            let trial = Trial { scheme, capacity, form };
+        let mut add = |scheme, capacity, forms| {
+            let trial = Trial {
+                scheme,
+                capacity,
+                forms,
+            };
             if !trials.contains(&trial) {
                 trials.push(trial);
             }
         };
         // The last form, the smallest, is the one that the others are compared in.
         let last = forms.last().copied().unwrap_or(Form::Q4K);
-        add(Kept::Choir, Capacity::of_store(), last);
+        let served = |capacity: Capacity| Forms::new(last, head, capacity.head);
+        add(Kept::Choir, Capacity::of_store(), served(Capacity::of_store()));
         for capacity in all {
-            forms.iter().for_each(|&form| add(Kept::Choir, capacity, form));
+            add(Kept::Choir, capacity, served(capacity));
+            for &body in forms {
+                let head = head.unwrap_or(body);
+                add(Kept::Choir, capacity, Forms { body, head });
+            }
         }
         for &comparison in comparisons {
             let capacities = match comparison {
@@ -114,7 +130,7 @@ impl Plan {
                 _ => vec![Capacity::of_store(), Capacity::same(variants)],
             };
             for capacity in capacities {
-                add(Kept::Compared(comparison), capacity, last);
+                add(Kept::Compared(comparison), capacity, served(capacity));
             }
         }
         Self { trials, tensors: false }
@@ -125,7 +141,7 @@ impl fmt::Display for Trial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.scheme {
             Kept::Compared(Comparison::Bitdelta) => f.write_str(self.scheme.name()),
-            _ => write!(f, "{} {} {}", self.scheme.name(), self.capacity, self.form),
+            _ => write!(f, "{} {} {}", self.scheme.name(), self.capacity, self.forms),
         }
     }
 }

@@ -22,7 +22,6 @@ use crate::ops::gpu::attention::MAX_HEAD;
 use crate::ops::gpu::draw::DrawnFacts;
 use crate::ops::gpu::pointwise::MAX_WIDTH;
 use crate::ops::gpu::{Buffer, Fault, Graph};
-use crate::ops::slice;
 use candle_core::{Result, bail};
 use linear::{GpuLinear, GpuSuperposed, materialise};
 use network::{Pages, Step};
@@ -301,9 +300,10 @@ impl GpuDit {
             let padded: Vec<f32> = work::read(machine, at, rows.len() * pitch)?;
             let mut logits: Vec<f32> = padded.chunks(pitch).flat_map(|row| &row[..vocab]).copied().collect();
             let tables = self.modulation.tables(&segment.mix, segment.sigma)?;
-            let bias = slice::f32(&tables.bias)?;
             for row in logits.chunks_mut(vocab) {
-                row.iter_mut().zip(bias.iter()).for_each(|(logit, bias)| *logit += bias);
+                row.iter_mut()
+                    .zip(tables.bias.iter())
+                    .for_each(|(logit, bias)| *logit += bias);
             }
             data.extend(logits);
         }

@@ -1,11 +1,10 @@
 //! Modulation tables and biases on the device, in slots that rows pick from.
 
 use crate::model::batch::{Batch, Mix};
-use crate::model::conditioning::Tables;
+use crate::model::conditioning::Line;
 use crate::model::modulation::{MixKey, Modulation, key};
 use crate::ops::gpu::{Buffer, Machine};
-use crate::ops::slice;
-use candle_core::{Result, Tensor};
+use candle_core::Result;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -76,24 +75,22 @@ impl Offsets {
         (self.bias() as usize + self.vocab).next_multiple_of(4)
     }
 
-    fn line_of(&self, tables: &Tables) -> Result<Vec<f32>> {
+    fn line_of(&self, tables: &Line) -> Vec<f32> {
         let layers = tables.layers.iter();
         let vectors = layers.flat_map(|t| [&t.gain1, &t.shift1, &t.gate1, &t.gain2, &t.shift2, &t.gate2]);
-        concatenated(vectors.chain([&tables.gain, &tables.shift]))
+        vectors
+            .chain([&tables.gain, &tables.shift])
+            .flat_map(|vector| vector.iter().copied())
+            .collect()
     }
 
-    fn biases_of(&self, tables: &Tables) -> Result<Vec<f32>> {
+    fn biases_of(&self, tables: &Line) -> Vec<f32> {
         let vectors = tables.layers.iter().flat_map(|t| [&t.bias0, &t.bias2]);
-        concatenated(vectors.chain([&tables.bias]))
+        vectors
+            .chain([&tables.bias])
+            .flat_map(|vector| vector.iter().copied())
+            .collect()
     }
-}
-
-fn concatenated<'a>(vectors: impl Iterator<Item = &'a Tensor>) -> Result<Vec<f32>> {
-    let mut all = Vec::new();
-    for vector in vectors {
-        all.extend_from_slice(&slice::f32(vector)?);
-    }
-    Ok(all)
 }
 
 /// Slots of one size, by key.
@@ -190,11 +187,11 @@ impl TableSlots {
         let mut slots = Vec::with_capacity(wanted.len());
         for (mix_key, bits, mix, sigma) in wanted {
             let line = self.lines.get(&(mix_key.clone(), bits), || {
-                offsets.line_of(&*modulation.tables(mix, sigma)?)
+                Ok(offsets.line_of(&*modulation.tables(mix, sigma)?))
             })?;
             let bias = self
                 .mixes
-                .get(&mix_key, || offsets.biases_of(&*modulation.tables(mix, sigma)?))?;
+                .get(&mix_key, || Ok(offsets.biases_of(&*modulation.tables(mix, sigma)?)))?;
             slots.push((line, bias));
         }
         Ok(slots)

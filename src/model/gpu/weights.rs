@@ -103,14 +103,14 @@ pub struct GpuBank {
 }
 
 impl GpuBank {
-    /// Brings every matrix (name, rows, columns, S_b by rows) to `form`: the four-bit forms to tiles with the numbers of `q4_K`,
+    /// Brings every matrix (name, rows, columns, S_b by rows) to `form`: the forms of at most four bits to tiles with the numbers of `q4_K`,
     /// the others to the device's own type.
     pub fn build(
         device: &Device,
         form: Form,
         tensors: impl IntoIterator<Item = (String, usize, usize, Vec<f32>)>,
     ) -> Result<Self> {
-        let tiled = matches!(form, Form::Q4K | Form::Q4_0);
+        let tiled = matches!(form, Form::Q4K | Form::Q4_0 | Form::Q2K);
         let (mut host, mut matrices) = (Vec::new(), BTreeMap::new());
         for (name, out, input, data) in tensors {
             if !on_device(&name) {

@@ -38,7 +38,7 @@ plain!(Tile);
 impl Tile {
     /// Takes one output's super-block.
     fn put(&mut self, output: usize, block: &BlockQ4K) {
-        let bytes = super::super::q4k::bytes(block);
+        let bytes = super::super::quantized::bytes(block);
         let half = |at: usize| f16::from_le_bytes([bytes[at], bytes[at + 1]]);
         let (g, upper) = (output % 8, output / 8);
         self.halves[g][upper] = [half(0), half(2)];

@@ -12,6 +12,7 @@ use crate::cli::eval::picture;
 use crate::cli::eval::subjects::HeldOut;
 use crate::cli::eval::tests::{small, well_formed};
 use crate::model::{DitConfig, Place, Process};
+use crate::ops::quantized::Form;
 use crate::train::data::Document;
 use std::sync::Arc;
 
@@ -91,7 +92,7 @@ fn a_fine_tune_samples_what_it_learnt() {
     let subjects = small::tuned(&[(1, config.clone(), 400)]);
     let variant = &subjects.variants[0];
     let tokenizer = Arc::new(BaseSource::Embedded.tokenizer().expect("tokenizer"));
-    let engine = |weights| lone(&Place::Host, &config, &weights, tokenizer.clone()).expect("engine");
+    let engine = |weights| lone(&Place::Host(Form::F32), &config, &weights, tokenizer.clone()).expect("engine");
     let tuned = engine(subjects.weights(|tensor| variant.delta.dense(tensor)));
     let base = engine(subjects.weights(|_| None));
     let counting: Vec<Vec<u32>> = small::contexts(1).tokens.chunks(16).map(<[u32]>::to_vec).collect();

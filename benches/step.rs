@@ -1,0 +1,125 @@
+//! One evaluation of sixteen sequences of eight tokens, with sixty-four in the cache and one row of logits wanted of each: by a
+//! tiny network and by one of the compiled-in model's size, of random weights; from the base, from one variant, from four of
+//! one bank and of four banks.
+
+use choir::model::{
+    BaseWeights, Batch, Denoiser, Dit, DitConfig, Mix, PageId, Segment, ServedBank, VariantId, VariantWeights,
+};
+use choir::ops::quantized::Form;
+use choir::rng::{Key, Stream};
+use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use std::sync::Arc;
+use std::time::Duration;
+
+const SEQUENCES: usize = 16;
+const BLOCK: usize = 8;
+/// Positions in the cache, in pages of sixteen.
+const CACHED: usize = 64;
+const PAGES: u32 = 4;
+const BANKS: usize = 4;
+/// Variants to a bank; those of bank b are 4 b to 4 b + 3.
+const CAPACITY: usize = 4;
+
+fn config(hidden_dim: usize, n_blocks: usize, vocab_size: usize) -> DitConfig {
+    DitConfig {
+        model_type: "bd3lm".into(),
+        vocab_size,
+        model_length: 256,
+        hidden_dim,
+        cond_dim: 32,
+        n_blocks,
+        n_heads: hidden_dim / 64,
+        block_size: Some(BLOCK),
+        cross_attn: true,
+        time_conditioning: None,
+        states: None,
+    }
+}
+
+fn network(config: &DitConfig) -> Dit {
+    let mut stream = Stream::new(Key::derive(&[b"bench"]));
+    let mut noise = |count: usize, size: f64| {
+        (0..count)
+            .map(|_| (size * stream.normal()) as f32)
+            .collect::<Vec<f32>>()
+    };
+    let tensors = config.tensors();
+    let dense = tensors.iter().map(|(name, shape)| {
+        let count = shape.iter().product();
+        (name.clone(), (shape.clone(), noise(count, 0.05)))
+    });
+    let dense = dense.collect();
+    let matrices: Vec<(String, [usize; 2])> = (tensors.iter())
+        .filter_map(|(name, shape)| Some((name.clone(), <[usize; 2]>::try_from(&shape[..]).ok()?)))
+        .collect();
+    let banks: Vec<Arc<ServedBank>> = (0..BANKS)
+        .map(|_| {
+            let all = matrices
+                .iter()
+                .map(|(name, [out, input])| (name.clone(), *out, *input, noise(out * input, 1.0)));
+            Arc::new(ServedBank::build(Form::Q4K, all.collect::<Vec<_>>()).expect("a bank"))
+        })
+        .collect();
+    let variants = (0..BANKS * CAPACITY).map(|index| VariantWeights {
+        seed: index as u64,
+        scale: 1.0,
+        banks: vec![index / CAPACITY],
+        gains: matrices
+            .iter()
+            .map(|(name, [out, _])| (name.clone(), vec![0.01; *out]))
+            .collect(),
+        vectors: Default::default(),
+    });
+    let base = Arc::new(BaseWeights::new(config.clone(), &dense).expect("a base"));
+    Dit::new(base, &banks, variants.collect()).expect("a network")
+}
+
+/// One block of each sequence, which takes turns with the variants.
+fn batch(variants: &[u32]) -> Batch {
+    let segment = |index: usize| Segment {
+        mix: match variants {
+            [] => Mix::base(),
+            _ => Mix::single(VariantId(variants[index % variants.len()])),
+        },
+        block: Some(BLOCK),
+        sigma: 0.0,
+        tokens: (0..BLOCK as u32).collect(),
+        first_position: CACHED,
+        clean: 0,
+        rows: vec![index % BLOCK],
+        draws: Vec::new(),
+        pages: (0..PAGES).map(|page| PageId(page + index as u32 * PAGES)).collect(),
+        pages_start: 0,
+    };
+    Batch {
+        segments: (0..SEQUENCES).map(segment).collect(),
+    }
+}
+
+fn steps(criterion: &mut Criterion) {
+    let sizes = [("tiny", config(64, 2, 256)), ("compiled-in", config(256, 3, 1024))];
+    for (name, config) in sizes {
+        let network = network(&config);
+        let mut cache = network.cache(16, SEQUENCES * PAGES as usize).expect("a cache");
+        let mut group = criterion.benchmark_group(format!("step, {name}"));
+        group.warm_up_time(Duration::from_millis(300));
+        group.measurement_time(Duration::from_secs(1));
+        group.sample_size(20);
+        let mixes: [(&str, &[u32]); 4] = [
+            ("base", &[]),
+            ("1 variant", &[0]),
+            ("4 of 1 bank", &[0, 1, 2, 3]),
+            ("4 of 4 banks", &[0, 4, 8, 12]),
+        ];
+        for (label, variants) in mixes {
+            let batch = batch(variants);
+            group.bench_function(BenchmarkId::from_parameter(label), |bencher| {
+                bencher.iter(|| network.forward(&batch, &mut cache));
+            });
+        }
+        group.finish();
+    }
+}
+
+criterion_group!(benches, steps);
+criterion_main!(benches);

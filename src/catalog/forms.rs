@@ -1,0 +1,33 @@
+//! The forms that banks are served in.
+
+use crate::ops::quantized::Form;
+use std::fmt;
+
+/// Of the banks of every matrix but the output head, and of the head's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Forms {
+    pub body: Form,
+    pub head: Form,
+}
+
+impl Forms {
+    /// Where no form of the head is asked for, heads that share no bank take two bits: without interference a delta needs
+    /// no more. Others are as the body.
+    pub fn new(body: Form, head: Option<Form>, head_capacity: usize) -> Self {
+        let usual = if head_capacity == 1 { Form::Q2K } else { body };
+        Forms {
+            body,
+            head: head.unwrap_or(usual),
+        }
+    }
+}
+
+impl fmt::Display for Forms {
+    /// `BODY/HEAD`, or one name for both.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.body == self.head {
+            true => write!(f, "{}", self.body),
+            false => write!(f, "{}/{}", self.body, self.head),
+        }
+    }
+}

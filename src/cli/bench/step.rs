@@ -1,0 +1,145 @@
+//! `choir bench step`: where a step's time goes when sequences of a store's variants share it, from one materialised variant,
+//! from one bank, and from several.
+
+use super::steps::{Sequence, Step, Watch};
+use super::{median, open, parts, steps};
+use crate::cli::serve::StoreArgs;
+use crate::model::profile::Profile;
+use crate::model::{Denoiser, Mix, VariantId};
+use crate::sampler::{BlockSampler, BlockSettings, LastBlock, Predictor, Sampler};
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+#[derive(Args, Debug)]
+pub struct StepArgs {
+    /// Sequences that share the steps.
+    #[arg(long, default_value_t = 16)]
+    sequences: usize,
+    /// Tokens to make of each.
+    #[arg(long, default_value_t = 128)]
+    tokens: usize,
+    /// Compute threads [default: one for each processor].
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+    #[command(flatten)]
+    store: StoreArgs,
+    /// Print a JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+/// One way to fill the batch: sequences take turns with the mixes.
+struct Scenario {
+    name: String,
+    instance: Arc<dyn Denoiser>,
+    mixes: Vec<Mix>,
+}
+
+pub fn run(args: StepArgs) -> Result<()> {
+    if args.sequences == 0 || args.tokens == 0 {
+        bail!("--sequences and --tokens must be above 0");
+    }
+    let (catalog, generation, _scratch) = open(&args.store)?;
+    let shared = &generation.denoiser;
+    let Some(block) = shared.config().block() else {
+        bail!("the base does not denoise in blocks");
+    };
+    let regime = shared.config().regime();
+    let mut banks: BTreeMap<String, Vec<VariantId>> = BTreeMap::new();
+    for variant in catalog.list().into_iter().filter(|variant| variant.regime == regime) {
+        if let Some(bank) = variant.banks.first() {
+            let id = generation.variants[&variant.name].id;
+            banks.entry(bank.clone()).or_default().push(id);
+        }
+    }
+    let Some((bank, members)) = banks.iter().max_by_key(|(_, members)| members.len()) else {
+        bail!("the store holds no variant to measure");
+    };
+    let singles = |ids: &mut dyn Iterator<Item = &VariantId>| ids.map(|id| Mix::single(*id)).collect::<Vec<_>>();
+    let one = singles(&mut members[..1].iter());
+    let all = singles(&mut banks.values().flatten());
+    let alone = shared
+        .materialise(&one[0])?
+        .context("this network cannot be materialised")?;
+    let scenarios = [
+        Scenario {
+            name: "one variant, materialised".into(),
+            instance: alone,
+            mixes: vec![Mix::base()],
+        },
+        Scenario {
+            name: format!("{} variants of {bank}", members.len()),
+            instance: shared.clone(),
+            mixes: singles(&mut members.iter()),
+        },
+        Scenario {
+            name: format!("{} variants of {} banks", all.len(), banks.len()),
+            instance: shared.clone(),
+            mixes: all,
+        },
+    ];
+    let threads = rayon::ThreadPoolBuilder::new().num_threads(args.threads).build()?;
+    threads.install(|| {
+        scenarios
+            .iter()
+            .try_for_each(|scenario| measure(&args, scenario, block))
+    })
+}
+
+fn measure(args: &StepArgs, scenario: &Scenario, block: usize) -> Result<()> {
+    let config = scenario.instance.config();
+    let settings = BlockSettings {
+        block_size: block,
+        max_tokens: args.tokens,
+        predictor: Predictor::FirstHitting,
+        temperature: 1.0,
+        nucleus_p: 1.0,
+        top_k: None,
+        stop_ids: Vec::new(),
+        mask_id: config.mask_id().context("a base without a mask")?,
+        vocab_size: config.vocab_size,
+        time_conditioned: config.time_conditioned(),
+        prefill_chunk: config.model_length,
+        last_block: LastBlock::Whole,
+    };
+    let mixes = scenario.mixes.iter().cycle();
+    let mut sequences = (0..args.sequences as u64)
+        .zip(mixes)
+        .map(|(seed, mix)| {
+            Ok(Sequence {
+                sampler: Sampler::Block(BlockSampler::new(settings.clone(), &[0], seed)?),
+                mix: mix.clone(),
+                block: Some(block),
+            })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let mut warm = sequences.clone();
+    let (network, length) = (&*scenario.instance, 1 + args.tokens + block);
+    steps::run(network, &mut warm, length, Watch::Time, &mut Profile::default())?;
+    let mut profile = Profile::default();
+    let steps = steps::run(network, &mut sequences, length, Watch::Time, &mut profile)?;
+    let time = |step: &Step| step.network + step.sampling;
+    let tokens: usize = sequences
+        .iter()
+        .map(|sequence| sequence.sampler.generated().len())
+        .sum();
+    let rate = tokens as f64 / steps.iter().map(time).sum::<f64>();
+    let milliseconds = 1e3 * median(steps.iter().map(time).collect());
+    let rows = parts::rows(&profile, steps.len());
+    let name = &scenario.name;
+    if args.json {
+        let all = json!({"scenario": name, "sequences": args.sequences, "milliseconds": milliseconds,
+            "tokens_per_second": rate, "parts": rows});
+        println!("{all}");
+    } else {
+        let title = format!(
+            "{name}, {} sequences: {milliseconds:.3} ms a step, {rate:.0} tokens/s",
+            args.sequences
+        );
+        parts::print(&title, &rows);
+    }
+    Ok(())
+}

@@ -1,0 +1,84 @@
+//! Which rows a batch has, and which tables and variants each of them takes.
+
+use super::batch::{Batch, Mix};
+use super::conditioning::Line;
+use super::linear::Part;
+use super::modulation::Modulation;
+use candle_core::Result;
+use std::sync::Arc;
+
+/// Rows of a batch, segment by segment.
+#[derive(Debug, Default)]
+pub struct Rows {
+    /// Which of the batch's tokens each is, counted over all segments; ascending.
+    pub tokens: Vec<usize>,
+    /// The line of tables of each.
+    lines: Vec<usize>,
+    /// The variants' shares of them.
+    pub parts: Vec<Part>,
+    /// Where each segment's rows begin, and where the last one's end.
+    pub starts: Vec<usize>,
+}
+
+impl Rows {
+    fn clear(&mut self) {
+        self.tokens.clear();
+        self.lines.clear();
+        self.parts.clear();
+        self.starts.clear();
+        self.starts.push(0);
+    }
+
+    /// Adds a segment's.
+    fn push(&mut self, tokens: impl Iterator<Item = usize>, line: usize, mix: &Mix) {
+        for token in tokens {
+            let row = self.tokens.len();
+            self.tokens.push(token);
+            self.lines.push(line);
+            let part = |&(variant, weight)| Part { row, variant, weight };
+            self.parts.extend(mix.0.iter().map(part));
+        }
+        self.starts.push(self.tokens.len());
+    }
+
+    pub fn len(&self) -> usize {
+        self.tokens.len()
+    }
+}
+
+/// A batch's rows, those whose logits are wanted, and the tables.
+#[derive(Debug, Default)]
+pub struct Plan {
+    pub all: Rows,
+    pub wanted: Rows,
+    lines: Vec<Arc<Line>>,
+}
+
+impl Plan {
+    /// Makes it `batch`'s.
+    pub fn fill(&mut self, batch: &Batch, modulation: &Modulation) -> Result<()> {
+        self.all.clear();
+        self.wanted.clear();
+        self.lines.clear();
+        let mut first = 0;
+        for segment in &batch.segments {
+            let line = modulation.tables(&segment.mix, segment.sigma)?;
+            let known = self.lines.iter().position(|known| Arc::ptr_eq(known, &line));
+            let line = known.unwrap_or_else(|| {
+                self.lines.push(line);
+                self.lines.len() - 1
+            });
+            let end = first + segment.tokens.len();
+            self.all.push(first..end, line, &segment.mix);
+            self.wanted
+                .push(segment.rows.iter().map(|row| first + row), line, &segment.mix);
+            first = end;
+        }
+        Ok(())
+    }
+
+    /// The tables of one of `rows`, which are this plan's.
+    pub fn line(&self, rows: &Rows, row: usize) -> &Line {
+        &self.lines[rows.lines[row]]
+    }
+}
