@@ -17,7 +17,7 @@ use crate::ops::quantized::Form;
 use crate::store::{self, Commit, NewVariant, Options, Scales, Store, VariantRecord, Watch};
 use crate::superposition::{Delta, read_file};
 use base::Base;
-use instance::ServedBanks;
+use instance::Served;
 use loading::Loading;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -147,7 +147,7 @@ pub struct Catalog {
 /// What only one action at a time may hold.
 struct Changing {
     store: Store,
-    banks: ServedBanks,
+    current: Served,
     engine: Option<EngineHandle>,
 }
 
@@ -212,13 +212,13 @@ impl Catalog {
             store.add_all(variants, None, &mut |stage| progress(Progress::at(stage.into())))?;
         }
         progress(Progress::at(Stage::Publishing));
-        let (generation, banks) = instance::build(&store, &base, config.bank_form, &ServedBanks::default())?;
+        let (generation, current) = instance::build(&store, &base, config.bank_form, &Served::default())?;
         let catalog = Catalog {
             bank_form: config.bank_form,
             served: Mutex::new(Arc::new(Snapshot::of(&store, &generation))),
             changing: Mutex::new(Changing {
                 store,
-                banks,
+                current,
                 engine: None,
             }),
             base,
@@ -305,15 +305,15 @@ impl Catalog {
         changing: &mut Changing,
         commit: impl FnOnce(&mut Store, &mut Accept) -> Result<Commit, Error>,
     ) -> Result<Commit, Error> {
-        let Changing { store, banks, engine } = changing;
+        let Changing { store, current, engine } = changing;
         let mut built = None;
         let commit = commit(store, &mut |store| {
-            let (generation, banks) = instance::build(store, &self.base, self.bank_form, banks)?;
-            built = Some((Arc::new(Snapshot::of(store, &generation)), generation, banks));
+            let (generation, next) = instance::build(store, &self.base, self.bank_form, current)?;
+            built = Some((Arc::new(Snapshot::of(store, &generation)), generation, next));
             Ok(())
         })?;
         if let Some((snapshot, generation, next)) = built {
-            *banks = next;
+            *current = next;
             if let Some(engine) = engine {
                 engine.publish(generation);
             }

@@ -5,8 +5,9 @@ use super::attention::{Shape, attend};
 use super::batch::{Batch, Denoiser, Logits, Mix, VariantId};
 use super::conditioning::{LayerTables, Tables};
 use super::kv_cache::KvCache;
-use super::linear::{Part, Superposed, SuperposedLinear};
+use super::linear::{Part, Parts, Superposed, SuperposedLinear};
 use super::modulation::Modulation;
+use super::variant::{Placed, ServedVariant};
 use super::weights::{BaseWeights, HEAD, ServedBank, VariantWeights, layer_products};
 use crate::ops::{self, PerRow, Rotary, slice};
 use candle_core::{Result, Tensor, bail};
@@ -27,11 +28,25 @@ pub struct Dit {
     head: SuperposedLinear,
     modulation: Modulation,
     rotary: Rotary,
+    /// The banks that hold each variant.
+    homes: Vec<Vec<usize>>,
 }
 
 impl Dit {
     /// An instance of `base` with `variants`, whose [`VariantId`] is their index, read from `banks`.
-    pub fn new(base: Arc<BaseWeights>, banks: &[Arc<ServedBank>], mut variants: Vec<VariantWeights>) -> Result<Self> {
+    pub fn new(base: Arc<BaseWeights>, banks: &[Arc<ServedBank>], variants: Vec<VariantWeights>) -> Result<Self> {
+        let place = |weights: VariantWeights| {
+            Ok(Placed {
+                own: Arc::new(ServedVariant::new(&weights, base.config.tensors())?),
+                banks: weights.banks,
+            })
+        };
+        let variants = variants.into_iter().map(place).collect::<Result<_>>()?;
+        Dit::of(base, banks, variants)
+    }
+
+    /// As [`Dit::new`], of variants that other instances may share.
+    pub fn of(base: Arc<BaseWeights>, banks: &[Arc<ServedBank>], variants: Vec<Placed<ServedVariant>>) -> Result<Self> {
         let config = &base.config;
         let linear = |name: &str| -> Result<SuperposedLinear> {
             Ok(SuperposedLinear {
@@ -52,7 +67,8 @@ impl Dit {
         let head = linear(HEAD)?;
         let rotary = Rotary::new(config.head_dim(), 0..2 * config.model_length);
         Ok(Self {
-            modulation: Modulation::new(base.clone(), banks, &mut variants)?,
+            homes: variants.iter().map(|variant| variant.banks.clone()).collect(),
+            modulation: Modulation::new(base.clone(), banks, variants)?,
             base,
             layers,
             head,
@@ -63,16 +79,6 @@ impl Dit {
     /// Bytes of the tables that belong to no weight: cosines and sines of positions.
     pub fn table_bytes(&self) -> usize {
         self.rotary.bytes()
-    }
-
-    /// Bytes of seeds' signs, gains and private tensors of one variant.
-    pub fn variant_bytes(&self, variant: VariantId) -> usize {
-        let of = |linear: &SuperposedLinear| linear.variants.variant_bytes(variant);
-        let layers = self
-            .layers
-            .iter()
-            .flat_map(|l| [&l.qkv, &l.out, &l.expand, &l.contract]);
-        layers.chain([&self.head]).map(of).sum::<usize>() + self.modulation.variant_bytes(variant)
     }
 
     /// An instance whose base is W_0 plus the mix's retrieved deltas, with no variants: one pass over W_0 and S,
@@ -185,6 +191,14 @@ impl Denoiser for Dit {
         &self.base.config
     }
 
+    fn bytes(&self) -> usize {
+        self.base.bytes() + self.table_bytes() + self.modulation.table_bytes()
+    }
+
+    fn banks(&self, variant: VariantId) -> &[usize] {
+        self.homes.get(variant.0 as usize).map_or(&[], Vec::as_slice)
+    }
+
     fn materialise(&self, mix: &Mix) -> Result<Option<Arc<dyn Denoiser>>> {
         Ok(Some(Arc::new(Dit::materialise(self, mix)?)))
     }
@@ -241,6 +255,8 @@ impl Denoiser for Dit {
                 wanted_parts.extend(segment.mix.0.iter().map(part));
             }
         }
+        let parts = Parts::of(&parts, &self.homes)?;
+        let wanted_parts = Parts::of(&wanted_parts, &self.homes)?;
         let tables = stack(&lines)?;
         let many = lines.len() > 1;
         let index = many.then_some(&line_of[..]);

@@ -13,6 +13,7 @@ pub mod place;
 pub mod tokenizer;
 pub mod train_batch;
 pub mod trainable;
+pub mod variant;
 pub mod weights;
 
 pub use batch::{Batch, Denoiser, Logits, Mix, Outcome, PageId, Segment, VariantId};

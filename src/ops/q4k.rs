@@ -14,6 +14,7 @@ use candle_core::quantized::k_quants::{BlockQ4K, GgmlType};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
+use std::ops::Range;
 
 mod kernel;
 
@@ -253,25 +254,32 @@ impl Q4K {
     /// Hands `take` every (row, first output, products): up to sixteen elements of x W^T at a time, each once, from
     /// several threads. No two calls have the same outputs, so tasks may write to columns of their own.
     pub fn products(&self, x: &Rows, take: impl Fn(usize, usize, &[f32]) + Sync) {
+        (0..self.panels()).into_par_iter().for_each(|panel| {
+            self.panel(panel, x, 0..x.len(), &take);
+        });
+    }
+
+    /// Pieces of up to sixteen outputs that the matrix is cut into.
+    pub fn panels(&self) -> usize {
+        self.out.div_ceil(LANES)
+    }
+
+    /// As [`Q4K::products`], of some rows of x with one panel, in this thread.
+    pub fn panel(&self, index: usize, x: &Rows, rows: Range<usize>, mut take: impl FnMut(usize, usize, &[f32])) {
         assert_eq!(x.input, self.input, "rows of another size");
         let across = self.input / SUPER;
-        let isa = Isa::best();
-        self.panels
-            .par_chunks(across.max(1))
-            .enumerate()
-            .for_each(|(index, panels)| {
-                let levels: Vec<Levels> = panels.iter().map(Panel::levels).collect();
-                let first = index * LANES;
-                let width = LANES.min(self.out - first);
-                for start in (0..x.len()).step_by(kernel::TILE) {
-                    let count = kernel::TILE.min(x.len() - start);
-                    let mut sums = [[0f32; LANES]; kernel::TILE];
-                    kernel::run(isa, panels, &levels, x, start, &mut sums[..count]);
-                    for (row, sums) in (start..).zip(&sums[..count]) {
-                        take(row, first, &sums[..width]);
-                    }
-                }
-            });
+        let panels = &self.panels[index * across..][..across];
+        let levels: Vec<Levels> = panels.iter().map(Panel::levels).collect();
+        let (isa, first) = (Isa::best(), index * LANES);
+        let width = LANES.min(self.out - first);
+        for start in rows.clone().step_by(kernel::TILE) {
+            let count = kernel::TILE.min(rows.end - start);
+            let mut sums = [[0f32; LANES]; kernel::TILE];
+            kernel::run(isa, panels, &levels, x, start, &mut sums[..count]);
+            for (row, sums) in (start..).zip(&sums[..count]) {
+                take(row, first, &sums[..width]);
+            }
+        }
     }
 }
 

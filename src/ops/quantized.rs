@@ -192,50 +192,6 @@ impl Served {
         }
     }
 
-    /// y [rows, out] += weight · output ⊙ (S (input ⊙ x)) for every part, x [rows, in] and y being those of the whole
-    /// batch. Signs are folded in where x is rounded, gains and signs where y is added. Results of a row depend on its own
-    /// parts only.
-    pub fn add_rotated(&self, x: &[f32], parts: &[Rotated], y: &mut [f32]) -> Result<()> {
-        let (out, input) = self.shape();
-        if let Some(part) = parts
-            .iter()
-            .find(|part| (part.row + 1) * input > x.len() || (part.row + 1) * out > y.len() || part.output.len() != out)
-        {
-            bail!("row {} is not one of x and y for a matrix of {out} x {input}", part.row)
-        }
-        let fill = |index: usize, target: &mut [f32]| {
-            target.copy_from_slice(&x[parts[index].row * input..][..input]);
-            parts[index].input.apply(target);
-        };
-        let add = |part: &Rotated, first: usize, products: &[f32], target: &mut [f32]| {
-            for ((y, gain), product) in target.iter_mut().zip(&part.output[first..]).zip(products) {
-                *y = (part.weight * widened(*gain)).mul_add(*product, *y);
-            }
-        };
-        if let Blocks::Q4K(matrix) = &self.blocks {
-            let rows = Rows::quantise(parts.len(), input, fill);
-            let columns = Columns::of(y);
-            matrix.products(&rows, |index, first, products| {
-                let target = columns.at(parts[index].row * out + first);
-                // SAFETY: row and outputs lie inside y, as was checked above, and no other task has these outputs.
-                #[allow(unsafe_code)]
-                let target = unsafe { std::slice::from_raw_parts_mut(target, products.len()) };
-                add(&parts[index], first, products, target);
-            });
-            return Ok(());
-        }
-        let (mut rotated, mut products) = (vec![0f32; parts.len() * input], vec![0f32; parts.len() * out]);
-        rotated
-            .par_chunks_mut(input)
-            .enumerate()
-            .for_each(|(index, target)| fill(index, target));
-        self.product(&rotated, parts.len(), &mut products)?;
-        for (part, products) in parts.iter().zip(products.chunks(out)) {
-            add(part, 0, products, &mut y[part.row * out..][..out]);
-        }
-        Ok(())
-    }
-
     /// Row `row` of the matrix, dequantised into `out` [in].
     pub fn row(&self, row: usize, out: &mut [f32]) {
         fn one<T: GgmlType>(blocks: &[T], row: usize, input: usize, out: &mut [f32]) {
@@ -249,4 +205,71 @@ impl Served {
             Blocks::Q4K(matrix) => matrix.row(row, out),
         }
     }
+}
+
+/// y [rows, out] += weight · output ⊙ (S (input ⊙ x)) for every matrix S and every part of it, x [rows, in] and y being those of
+/// the whole batch and the matrices of one shape. Signs are folded in where x is rounded, gains and signs where y is added.
+/// Results of a row depend on its own parts only.
+pub fn add_rotated(banks: &[(&Served, Vec<Rotated>)], x: &[f32], y: &mut [f32]) -> Result<()> {
+    let Some((first, _)) = banks.first() else {
+        return Ok(());
+    };
+    let (out, input) = first.shape();
+    for (bank, parts) in banks {
+        let outside = |part: &&Rotated| {
+            (part.row + 1) * input > x.len() || (part.row + 1) * out > y.len() || part.output.len() != out
+        };
+        if bank.shape() != (out, input) {
+            bail!("matrices of {out} x {input} and of {:?}", bank.shape())
+        }
+        if let Some(part) = parts.iter().find(outside) {
+            bail!("row {} is not one of x and y for a matrix of {out} x {input}", part.row)
+        }
+    }
+    let fill = |part: &Rotated, target: &mut [f32]| {
+        target.copy_from_slice(&x[part.row * input..][..input]);
+        part.input.apply(target);
+    };
+    let add = |part: &Rotated, first: usize, products: &[f32], target: &mut [f32]| {
+        for ((y, gain), product) in target.iter_mut().zip(&part.output[first..]).zip(products) {
+            *y = (part.weight * widened(*gain)).mul_add(*product, *y);
+        }
+    };
+    // What there is in four bits goes through one pass over all rows and one over all outputs, however many banks it is of.
+    let (mut few_bits, mut all) = (Vec::new(), Vec::new());
+    for (bank, parts) in banks {
+        match &bank.blocks {
+            Blocks::Q4K(matrix) => {
+                few_bits.push((matrix, all.len()..all.len() + parts.len()));
+                all.extend_from_slice(parts);
+            }
+            _ => {
+                let (mut rotated, mut products) = (vec![0f32; parts.len() * input], vec![0f32; parts.len() * out]);
+                let targets = rotated.par_chunks_mut(input).zip(parts);
+                targets.for_each(|(target, part)| fill(part, target));
+                bank.product(&rotated, parts.len(), &mut products)?;
+                for (part, products) in parts.iter().zip(products.chunks(out)) {
+                    add(part, 0, products, &mut y[part.row * out..][..out]);
+                }
+            }
+        }
+    }
+    let Some((matrix, _)) = few_bits.first() else {
+        return Ok(());
+    };
+    let panels = matrix.panels();
+    let rows = Rows::quantise(all.len(), input, |index, target| fill(&all[index], target));
+    let columns = Columns::of(y);
+    (0..panels).into_par_iter().for_each(|panel| {
+        for (matrix, range) in &few_bits {
+            matrix.panel(panel, &rows, range.clone(), |index, first, products| {
+                let target = columns.at(all[index].row * out + first);
+                // SAFETY: row and outputs lie inside y, as was checked above, and no other task has these outputs.
+                #[allow(unsafe_code)]
+                let target = unsafe { std::slice::from_raw_parts_mut(target, products.len()) };
+                add(&all[index], first, products, target);
+            });
+        }
+    });
+    Ok(())
 }
