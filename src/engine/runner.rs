@@ -82,6 +82,7 @@ impl Runner {
             }
         }
         self.running.sort_by_key(|sequence| sequence.id);
+        self.admission.materialised.sweep();
         self.report();
 
         let mut slots = self.admission.config.max_running.saturating_sub(self.running.len());
@@ -105,7 +106,7 @@ impl Runner {
         true
     }
 
-    /// Moves the sequences of the next step into one group for each generation among them.
+    /// Moves the sequences of the next step into groups.
     fn schedule(&mut self) -> Vec<Group> {
         self.step += u64::from(!self.running.is_empty());
         let claims: Vec<Claim> = self.running.iter_mut().map(Sequence::claim).collect();
@@ -113,7 +114,7 @@ impl Runner {
         for share in choose(&claims, self.admission.config.step_tokens) {
             tokens[share.index] = share.tokens;
         }
-        let mut groups = Vec::new();
+        let mut chosen = Vec::new();
         for (mut sequence, tokens) in std::mem::take(&mut self.running).into_iter().zip(tokens) {
             if tokens == 0 {
                 self.running.push(sequence);
@@ -121,7 +122,7 @@ impl Runner {
             }
             sequence.served = self.step;
             match sequence.segments(tokens, self.cache.page_tokens()) {
-                Some(segments) => Group::join(&mut groups, sequence, segments),
+                Some(segments) => chosen.push((sequence, segments)),
                 None => {
                     let error = Error::OutOfPages {
                         needed: sequence.pages_needed + 1,
@@ -131,7 +132,7 @@ impl Runner {
                 }
             }
         }
-        groups
+        Group::of(chosen, &self.admission.materialised)
     }
 
     fn deliver(&mut self, group: Group) {
