@@ -1,7 +1,7 @@
 //! What keeps variants: signs made and applied, a delta accumulated, an activation rotated, a delta read back as a matrix and
 //! on the activations. One matrix of a published small network's size.
 
-use choir::ops::quantized::{Form, Rotated, Served};
+use choir::ops::quantized::{Form, Rotated, Served, add_rotated};
 use choir::rng::{Key, Stream};
 use choir::superposition::{Bank, Delta, NamedTensor, NamedTensors, Scheme, retrieve};
 use choir::transform::{Side, Signs, Transform};
@@ -93,10 +93,10 @@ fn superposition(criterion: &mut Criterion) {
             output: &output,
             weight: 1.0,
         };
-        let parts: Vec<Rotated> = (0..rows).map(part).collect();
+        let banks = [(&served, (0..rows).map(part).collect())];
         group.throughput(Throughput::Elements((2 * rows * SHAPE[0] * SHAPE[1]) as u64)); // floating-point operations
         group.bench_function(BenchmarkId::from_parameter(rows), |bencher| {
-            bencher.iter(|| served.add_rotated(&x, &parts, &mut y));
+            bencher.iter(|| add_rotated(&banks, &x, &mut y));
         });
     }
     group.finish();

@@ -3,33 +3,68 @@
 use super::base::Base;
 use super::{Error, Forms, defaults, tuning};
 use crate::engine::{Generation, MemoryPart, Sampling, VariantFacts};
-use crate::model::place::{Bank, Bytes};
+use crate::model::place::{Bank, Bytes, Variant};
 use crate::model::{VariantId, VariantWeights};
 use crate::ops::gpu::Fault;
-use crate::store::{BankId, BankKind, Store};
+use crate::store::{BankId, BankKind, FileRecord, Scales, Store, VariantRecord};
 use std::collections::BTreeMap;
 
-/// Banks in served form, kept from one generation to the next where they have not changed.
+/// What is served, in served form, kept from one generation to the next where it has not changed: so a change costs what it
+/// changes, however many variants there are.
 #[derive(Default)]
-pub(super) struct ServedBanks(BTreeMap<BankId, (u64, Bank)>);
+pub(super) struct Served {
+    /// With the generation whose commit wrote the bank.
+    banks: BTreeMap<BankId, (u64, Bank)>,
+    /// With all that one is made of.
+    variants: BTreeMap<String, (Recipe, Variant)>,
+}
 
-impl ServedBanks {
-    /// The banks of the store's current generation: those of another that have changed since are built anew.
-    fn of(store: &Store, base: &Base, forms: Forms, before: &ServedBanks) -> Result<Self, Error> {
-        let mut banks = BTreeMap::new();
+/// Private tensors, seed and scales.
+type Recipe = (FileRecord, u64, Scales);
+
+impl Served {
+    /// The store's current generation: what of another is not `before`'s is built anew.
+    fn of(store: &Store, base: &Base, forms: Forms, before: &Served) -> Result<Self, Error> {
+        let mut served = Served::default();
         for (id, record) in &store.manifest().banks {
             let kept = before
-                .0
+                .banks
                 .get(id)
                 .filter(|(generation, _)| *generation == record.generation);
-            let served = match kept {
-                Some((_, served)) => served.clone(),
+            let bank = match kept {
+                Some((_, bank)) => bank.clone(),
                 None => serve(store, base, id, forms)?,
             };
-            banks.insert(*id, (record.generation, served));
+            served.banks.insert(*id, (record.generation, bank));
         }
-        Ok(ServedBanks(banks))
+        for (name, record) in &store.manifest().variants {
+            let recipe = (record.private.clone(), record.seed, record.scales.clone());
+            let kept = before.variants.get(name).filter(|(made_of, _)| *made_of == recipe);
+            let variant = match kept {
+                Some((_, variant)) => variant.clone(),
+                None => serve_variant(store, base, name, record)?,
+            };
+            served.variants.insert(name.clone(), (recipe, variant));
+        }
+        Ok(served)
     }
+}
+
+fn serve_variant(store: &Store, base: &Base, name: &str, record: &VariantRecord) -> Result<Variant, Error> {
+    let mut private = store.load_private(name)?;
+    // The network knows one scale a variant; those that differ by tensor are multiplied into the gains.
+    for (tensor, gains) in &mut private.gains {
+        let scale = record.scales.of(tensor);
+        gains.iter_mut().for_each(|gain| *gain *= scale);
+    }
+    let weights = VariantWeights {
+        seed: record.seed,
+        scale: 1.0,
+        banks: Vec::new(),
+        gains: private.gains,
+        vectors: private.vectors,
+    };
+    base.weights.variant(&weights).map_err(|error| not_built(store, &error))
 }
 
 fn serve(store: &Store, base: &Base, id: &BankId, forms: Forms) -> Result<Bank, Error> {
@@ -64,32 +99,16 @@ fn not_built(store: &Store, error: &candle_core::Error) -> Error {
     }
 }
 
-/// The model instance of the store's current generation, and its banks; those of `before` that have not changed are shared.
-pub(super) fn build(
-    store: &Store,
-    base: &Base,
-    forms: Forms,
-    before: &ServedBanks,
-) -> Result<(Generation, ServedBanks), Error> {
+/// The model instance of the store's current generation, and what it serves; what of `before` has not changed is shared.
+pub(super) fn build(store: &Store, base: &Base, forms: Forms, before: &Served) -> Result<(Generation, Served), Error> {
     let config = base.weights.config();
-    let served = ServedBanks::of(store, base, forms, before)?;
+    let served = Served::of(store, base, forms, before)?;
     let manifest = store.manifest();
-    let index: BTreeMap<BankId, usize> = served.0.keys().copied().zip(0..).collect();
-    let (mut weights, mut variants) = (Vec::new(), BTreeMap::new());
-    for (number, (name, record)) in (0..).zip(&manifest.variants) {
-        let mut private = store.load_private(name)?;
-        // The network knows one scale a variant; those that differ by tensor are multiplied into the gains.
-        for (tensor, gains) in &mut private.gains {
-            let scale = record.scales.of(tensor);
-            gains.iter_mut().for_each(|gain| *gain *= scale);
-        }
-        weights.push(VariantWeights {
-            seed: record.seed,
-            scale: 1.0,
-            banks: record.banks.iter().filter_map(|id| index.get(id).copied()).collect(),
-            gains: private.gains,
-            vectors: private.vectors,
-        });
+    let index: BTreeMap<BankId, usize> = served.banks.keys().copied().zip(0..).collect();
+    let (mut placed, mut variants) = (Vec::new(), BTreeMap::new());
+    for (number, ((name, record), (_, variant))) in (0..).zip(manifest.variants.iter().zip(served.variants.values())) {
+        let banks = record.banks.iter().filter_map(|id| index.get(id).copied()).collect();
+        placed.push((variant, banks));
         let regime = defaults::regime(record, config);
         tuning::check(regime, config).map_err(|error| unserved(store, format!("{name}: {error}")))?;
         let facts = VariantFacts {
@@ -99,10 +118,10 @@ pub(super) fn build(
         };
         variants.insert(name.clone(), facts);
     }
-    let banks = served.0.values().map(|(_, bank)| bank);
+    let banks = served.banks.values().map(|(_, bank)| bank);
     let instance = base
         .weights
-        .instance(banks, weights)
+        .instance(banks, placed)
         .map_err(|error| not_built(store, &error))?;
 
     let mut memory = Vec::new();
@@ -118,7 +137,7 @@ pub(super) fn build(
         }
     };
     add("base".into(), base.weights.bytes());
-    for (id, (_, bank)) in &served.0 {
+    for (id, (_, bank)) in &served.banks {
         add(format!("bank {id}"), bank.bytes());
     }
     add("private tensors".into(), instance.variants);

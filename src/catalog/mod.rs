@@ -19,7 +19,7 @@ use crate::ops::quantized::Form;
 use crate::store::{self, Commit, NewVariant, Options, Scales, Store, VariantRecord, Watch};
 use crate::superposition::{Delta, read_file};
 use base::Base;
-use instance::ServedBanks;
+use instance::Served;
 use loading::Loading;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -151,7 +151,7 @@ pub struct Catalog {
 /// What only one action at a time may hold.
 struct Changing {
     store: Store,
-    banks: ServedBanks,
+    current: Served,
     engine: Option<EngineHandle>,
 }
 
@@ -218,13 +218,13 @@ impl Catalog {
         progress(Progress::at(Stage::Publishing));
         let head_capacity = store.manifest().options.head_capacity;
         let forms = Forms::new(config.bank_form, config.head_form, head_capacity);
-        let (generation, banks) = instance::build(&store, &base, forms, &ServedBanks::default())?;
+        let (generation, current) = instance::build(&store, &base, forms, &Served::default())?;
         let catalog = Catalog {
             forms,
             served: Mutex::new(Arc::new(Snapshot::of(&store, &generation))),
             changing: Mutex::new(Changing {
                 store,
-                banks,
+                current,
                 engine: None,
             }),
             base,
@@ -311,15 +311,15 @@ impl Catalog {
         changing: &mut Changing,
         commit: impl FnOnce(&mut Store, &mut Accept) -> Result<Commit, Error>,
     ) -> Result<Commit, Error> {
-        let Changing { store, banks, engine } = changing;
+        let Changing { store, current, engine } = changing;
         let mut built = None;
         let commit = commit(store, &mut |store| {
-            let (generation, banks) = instance::build(store, &self.base, self.forms, banks)?;
-            built = Some((Arc::new(Snapshot::of(store, &generation)), generation, banks));
+            let (generation, next) = instance::build(store, &self.base, self.forms, current)?;
+            built = Some((Arc::new(Snapshot::of(store, &generation)), generation, next));
             Ok(())
         })?;
         if let Some((snapshot, generation, next)) = built {
-            *banks = next;
+            *current = next;
             if let Some(engine) = engine {
                 engine.publish(generation);
             }

@@ -10,6 +10,7 @@ mod sampler;
 mod serve;
 mod step;
 mod steps;
+mod variants;
 
 use crate::catalog::{Catalog, CatalogConfig};
 use crate::cli::scratch::Scratch;
@@ -17,6 +18,7 @@ use crate::cli::serve::StoreArgs;
 use crate::engine::Generation;
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
+use std::path::Path;
 
 /// Measure this build on this machine.
 #[derive(Args, Debug)]
@@ -40,6 +42,9 @@ enum What {
     Sampler(sampler::SamplerBenchArgs),
     /// Where a step's time goes when sequences of several variants share it.
     Step(step::StepArgs),
+    /// Stores of 16, 64 and 256 made-up variants: tokens per second by variants and banks touched, memory, and what adding one
+    /// takes.
+    Variants(variants::VariantsBenchArgs),
 }
 
 pub fn run(args: BenchArgs) -> Result<()> {
@@ -50,24 +55,27 @@ pub fn run(args: BenchArgs) -> Result<()> {
         What::Serve(args) => serve::run(args),
         What::Sampler(args) => sampler::run(args),
         What::Step(args) => step::run(args),
+        What::Variants(args) => variants::run(args),
     }
 }
 
 /// Opens the store that `args` name, or a new one that lasts as long as the returned guard.
 fn open(args: &StoreArgs) -> Result<(Catalog, Generation, Option<Scratch>)> {
-    let (config, scratch) = match args.data_dir() {
-        Some(_) => (args.config()?, None),
-        None => {
-            let scratch = Scratch::new("bench");
-            let config = CatalogConfig {
-                data_dir: scratch.path().to_owned(),
-                ..args.config()?
-            };
-            (config, Some(scratch))
-        }
+    let scratch = args.data_dir().is_none().then(|| Scratch::new("bench"));
+    let (catalog, generation) = match &scratch {
+        Some(scratch) => open_in(args, scratch.path())?,
+        None => Catalog::open(args.config()?, |_| {}).context("opening the store")?,
     };
-    let (catalog, generation) = Catalog::open(config, |_| {}).context("opening the store")?;
     Ok((catalog, generation, scratch))
+}
+
+/// Opens the store in `dir`, made where there is none, as `args` say otherwise.
+fn open_in(args: &StoreArgs, dir: &Path) -> Result<(Catalog, Generation)> {
+    let config = CatalogConfig {
+        data_dir: dir.to_owned(),
+        ..args.config()?
+    };
+    Catalog::open(config, |_| {}).context("opening the store")
 }
 
 /// A figure of this process in /proc/self/status, in bytes.

@@ -4,6 +4,7 @@ pub mod bench;
 mod client;
 mod eval;
 mod generate;
+mod materialise;
 mod place;
 mod sampling;
 mod score;

@@ -1,5 +1,6 @@
 //! `choir serve`: the wiring diagram.
 
+use super::materialise::MaterialiseArgs;
 use super::place::PlaceArgs;
 use crate::catalog::{BaseSource, Catalog, CatalogConfig};
 use crate::engine::{Engine, EngineConfig};
@@ -29,6 +30,8 @@ pub struct ServeArgs {
     store: StoreArgs,
     #[command(flatten)]
     engine: EngineArgs,
+    #[command(flatten)]
+    materialise: MaterialiseArgs,
 }
 
 /// Which base, which store, and how they are kept in memory.
@@ -96,6 +99,11 @@ impl StoreArgs {
         self.data_dir.as_ref()
     }
 
+    /// The base's folder; the model compiled in where there is none.
+    pub fn base(&self) -> Option<&PathBuf> {
+        self.base.as_ref()
+    }
+
     /// Opens the device, too.
     pub fn config(&self) -> Result<CatalogConfig> {
         Ok(CatalogConfig {
@@ -147,6 +155,10 @@ pub fn run(args: ServeArgs) -> Result<()> {
     // Listen first: a taken port is a mistake to hear of before the model is loaded.
     let listener = runtime.block_on(server::bind(args.listen, args.insecure_bind))?;
     let config = args.store.config()?;
+    let engine_config = EngineConfig {
+        materialise_bytes: args.materialise.bytes(matches!(config.place, Place::Device(_)))?,
+        ..args.engine.config()
+    };
     let (data_dir, place) = (config.data_dir.clone(), config.place.clone());
     let mut stage = None;
     let (catalog, generation) = Catalog::open(config, |progress| {
@@ -155,7 +167,7 @@ pub fn run(args: ServeArgs) -> Result<()> {
         }
     })?;
     let catalog = Arc::new(catalog);
-    let engine = Engine::start(args.engine.config(), generation)?;
+    let engine = Engine::start(engine_config, generation)?;
     catalog.attach(engine.clone());
     let (status, address) = (catalog.status(), listener.local_addr()?);
     let bytes: u64 = status.memory.iter().map(|part| part.bytes).sum();

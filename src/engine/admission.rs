@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::materialised::Materialised;
 use super::sequence::Sequence;
 use super::{EngineConfig, Error, Generation, Status};
 use crate::model::kv_cache::KvCache;
@@ -11,6 +12,7 @@ use crate::model::kv_cache::KvCache;
 pub struct Admission {
     pub config: EngineConfig,
     pub pages_total: usize,
+    pub materialised: Arc<Materialised>,
     state: Mutex<State>,
     arrival: Condvar,
 }
@@ -37,7 +39,7 @@ const SOONEST: Duration = Duration::from_millis(50);
 const LATEST: Duration = Duration::from_secs(60);
 
 impl Admission {
-    pub fn new(config: EngineConfig, cache: &KvCache, generation: Generation) -> Self {
+    pub fn new(config: EngineConfig, cache: &KvCache, generation: Generation, materialised: Arc<Materialised>) -> Self {
         let pages_total = cache.pages();
         let status = Status {
             queue_limit: config.queue,
@@ -58,6 +60,7 @@ impl Admission {
         Admission {
             config,
             pages_total,
+            materialised,
             state: Mutex::new(state),
             arrival: Condvar::new(),
         }
@@ -170,6 +173,7 @@ impl Admission {
         Status {
             generation,
             waiting,
+            materialised_bytes: self.materialised.bytes() as u64,
             ..state.status.clone()
         }
     }

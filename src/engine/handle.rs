@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::admission::Admission;
+use super::materialised::Materialised;
 use super::runner::Runner;
 use super::{Error, Event, Generation, Request, Score, ScoreRequest, check};
 
@@ -32,6 +33,8 @@ pub struct EngineConfig {
     pub prefix_reuse: bool,
     /// Compute threads; 0 means one for each processor.
     pub threads: usize,
+    /// Bytes of materialised variants at most. With 0 every variant is read from its bank, always.
+    pub materialise_bytes: usize,
 }
 
 impl Default for EngineConfig {
@@ -46,6 +49,7 @@ impl Default for EngineConfig {
             max_tokens: 16_384,
             prefix_reuse: true,
             threads: 0,
+            materialise_bytes: 0,
         }
     }
 }
@@ -64,6 +68,8 @@ pub struct Status {
     pub pages_total: usize,
     pub kv_bytes: u64,
     pub kv_on_device: bool,
+    /// Bytes of materialised variants, on the device where the cache is.
+    pub materialised_bytes: u64,
     /// Network evaluations since the start, all sequences of a step together counting once.
     pub steps: u64,
     pub tokens_generated: u64,
@@ -107,6 +113,13 @@ impl Engine {
                 reason: "it is too small for anything to run".into(),
             });
         }
+        let smallest = generation.denoiser.bytes();
+        if (1..smallest).contains(&config.materialise_bytes) {
+            return Err(Error::BadField {
+                field: "materialise_bytes",
+                reason: format!("one materialised variant takes {smallest} bytes"),
+            });
+        }
         let pages = config.kv_bytes / page_bytes;
         let not_started = |detail: String| Error::NotStarted { detail };
         let cache = (generation.denoiser.cache(config.page_tokens, pages))
@@ -116,7 +129,11 @@ impl Engine {
             .thread_name(|index| format!("choir-compute-{index}"))
             .build()
             .map_err(|error| not_started(error.to_string()))?;
-        let admission = Arc::new(Admission::new(config, &cache, generation));
+        let (materialised, maker) = Materialised::new(config.materialise_bytes, config.step_tokens);
+        if config.materialise_bytes > 0 {
+            maker.start().map_err(|error| not_started(error.to_string()))?;
+        }
+        let admission = Arc::new(Admission::new(config, &cache, generation, materialised));
         let runner = Runner::new(admission.clone(), cache);
         let (running, ended) = watch::channel(());
         std::thread::Builder::new()
@@ -175,6 +192,7 @@ impl EngineHandle {
     pub fn publish(&self, generation: Generation) {
         let before = self.door.admission.publish(Arc::new(generation));
         drop(before); // outside the lock: this may free a model instance
+        self.door.admission.materialised.sweep();
     }
 
     pub fn status(&self) -> Status {

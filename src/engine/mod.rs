@@ -10,6 +10,7 @@ pub mod choice;
 pub mod error;
 pub mod generation;
 pub mod handle;
+mod materialised;
 mod pages;
 mod prefix;
 pub mod request;

@@ -87,6 +87,7 @@ impl Runner {
             }
         }
         self.running.sort_by_key(|sequence| sequence.id);
+        self.admission.materialised.sweep();
         self.report();
 
         let (mut slots, mut spare) = (
@@ -117,8 +118,8 @@ impl Runner {
         true
     }
 
-    /// Moves the sequences of the next step into one group for each generation among them. Where there are too few pages, the
-    /// latest sequences give theirs up: the first one always goes on.
+    /// Moves the sequences of the next step into groups. Where there are too few pages, the latest sequences give theirs up: the
+    /// first one always goes on.
     fn schedule(&mut self) -> Vec<Group> {
         self.step += u64::from(!self.running.is_empty());
         let claims: Vec<Claim> = self.running.iter_mut().map(Sequence::claim).collect();
@@ -126,7 +127,7 @@ impl Runner {
         for share in choose(&claims, self.admission.config.step_tokens) {
             tokens[share.index] = share.tokens;
         }
-        let mut groups = Vec::new();
+        let mut chosen = Vec::new();
         let mut left: VecDeque<_> = std::mem::take(&mut self.running).into_iter().zip(tokens).collect();
         while let Some((mut sequence, tokens)) = left.pop_front() {
             if tokens == 0 {
@@ -145,11 +146,11 @@ impl Runner {
                 }
             };
             match segments {
-                Some(segments) => Group::join(&mut groups, sequence, segments),
+                Some(segments) => chosen.push((sequence, segments)),
                 None => self.preempt(sequence),
             }
         }
-        groups
+        Group::of(chosen, &self.admission.materialised)
     }
 
     /// Takes a sequence's pages and lets it wait again, before all others.

@@ -8,14 +8,17 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::Generation;
+use super::materialised::{Materialised, Single};
 use super::sequence::{After, Sequence};
 use crate::model::kv_cache::KvCache;
-use crate::model::{Batch, Outcome, Segment};
+use crate::model::{Batch, Denoiser, Mix, Outcome, Segment};
 use crate::ops::gpu::Fault;
 
-/// The sequences of one generation that take part in a step: one evaluation of one model instance.
+/// Sequences of one generation that take part in a step: one evaluation of one model instance.
 pub struct Group {
     lease: Arc<Generation>,
+    /// The instance of these sequences' mix; the generation's own where there is none.
+    single: Option<Arc<Single>>,
     batch: Batch,
     pub members: Vec<Member>,
 }
@@ -47,12 +50,30 @@ impl Failure {
 }
 
 impl Group {
-    /// Adds a sequence to the group of its generation.
-    pub fn join(groups: &mut Vec<Group>, sequence: Sequence, segments: Vec<Segment>) {
-        let same = |group: &Group| Arc::ptr_eq(&group.lease, &sequence.lease);
+    /// One group for each generation among the sequences, and one more for each materialised mix.
+    pub fn of(chosen: Vec<(Sequence, Vec<Segment>)>, materialised: &Materialised) -> Vec<Group> {
+        let rows = |segments: &[Segment]| segments.iter().map(|segment| segment.tokens.len()).sum();
+        let work: Vec<_> = chosen
+            .iter()
+            .map(|(sequence, segments)| (&sequence.lease, &sequence.mix, rows(segments)))
+            .collect();
+        let singles = materialised.choose(&work);
+        let mut groups = Vec::new();
+        for ((sequence, segments), single) in chosen.into_iter().zip(singles) {
+            Group::join(&mut groups, single, sequence, segments);
+        }
+        groups
+    }
+
+    fn join(groups: &mut Vec<Group>, single: Option<Arc<Single>>, sequence: Sequence, segments: Vec<Segment>) {
+        let same = |group: &Group| {
+            Arc::ptr_eq(&group.lease, &sequence.lease)
+                && group.single.as_ref().map(Arc::as_ptr) == single.as_ref().map(Arc::as_ptr)
+        };
         let at = groups.iter().position(same).unwrap_or_else(|| {
             groups.push(Group {
                 lease: sequence.lease.clone(),
+                single,
                 batch: Batch::default(),
                 members: Vec::new(),
             });
@@ -76,14 +97,29 @@ impl Group {
         (drawn, self.batch.logit_rows() - drawn)
     }
 
-    /// Evaluates the network once.
+    /// Evaluates the network once, or a second time with the generation's own instance where that of a mix fails.
     ///
     /// # Errors
     /// An error, a panic or an outcome of the wrong shape, as what there is to say of them.
     pub fn forward(&self, cache: &mut KvCache) -> Result<Outcome, Failure> {
-        let denoiser = &self.lease.denoiser;
-        // What a panic leaves half written in the cache are pages of this group's sequences, and those will not go on.
-        let outcome = catch_unwind(AssertUnwindSafe(|| denoiser.step(&self.batch, cache)))
+        let Some(single) = &self.single else {
+            return self.evaluate(&*self.lease.denoiser, &self.batch, cache);
+        };
+        let mut batch = self.batch.clone();
+        batch.segments.iter_mut().for_each(|segment| segment.mix = Mix::base());
+        match self.evaluate(&*single.denoiser, &batch, cache) {
+            Err(Failure { detail, lost: false }) => {
+                tracing::warn!(detail, "a materialised variant failed; it is read from its bank again");
+                single.give_up();
+                self.evaluate(&*self.lease.denoiser, &self.batch, cache)
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn evaluate(&self, denoiser: &dyn Denoiser, batch: &Batch, cache: &mut KvCache) -> Result<Outcome, Failure> {
+        // What a panic leaves half written in the cache are pages of this group's sequences: they do not go on, or write them anew.
+        let outcome = catch_unwind(AssertUnwindSafe(|| denoiser.step(batch, cache)))
             .map_err(|panic| Failure::of_step(format!("panic: {}", said(&*panic))))?
             .map_err(|error| Failure {
                 detail: error.to_string(),

@@ -178,6 +178,17 @@ pub trait Denoiser: Send + Sync {
         Ok(outcome)
     }
 
+    /// Bytes that are this instance's own but for what variants bring: also what one that
+    /// [`materialise`](Self::materialise) makes will take.
+    fn bytes(&self) -> usize {
+        0
+    }
+
+    /// The banks that a variant is read from, by their index in this instance, the one of most of its matrices first.
+    fn banks(&self, _variant: VariantId) -> &[usize] {
+        &[]
+    }
+
     /// An instance whose base is this one's with the mix added to its weights, without variants; `None` where there are
     /// no weights to add to.
     fn materialise(&self, _mix: &Mix) -> candle_core::Result<Option<Arc<dyn Denoiser>>> {

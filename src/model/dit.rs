@@ -8,6 +8,7 @@ use super::linear::{Superposed, SuperposedLinear};
 use super::modulation::Modulation;
 use super::plan::Rows;
 use super::profile::{Meter, Part as Stage, Profile};
+use super::variant::{Placed, ServedVariant};
 use super::weights::{BaseWeights, HEAD, ServedBank, VariantWeights, layer_products};
 use super::workspace::{Workspace, sized};
 use crate::ops::norm::Residual;
@@ -34,7 +35,19 @@ pub struct Dit {
 
 impl Dit {
     /// An instance of `base` with `variants`, whose [`VariantId`] is their index, read from `banks`.
-    pub fn new(base: Arc<BaseWeights>, banks: &[Arc<ServedBank>], mut variants: Vec<VariantWeights>) -> Result<Self> {
+    pub fn new(base: Arc<BaseWeights>, banks: &[Arc<ServedBank>], variants: Vec<VariantWeights>) -> Result<Self> {
+        let place = |weights: VariantWeights| {
+            Ok(Placed {
+                own: Arc::new(ServedVariant::new(&weights, base.config.tensors())?),
+                banks: weights.banks,
+            })
+        };
+        let variants = variants.into_iter().map(place).collect::<Result<_>>()?;
+        Dit::of(base, banks, variants)
+    }
+
+    /// As [`Dit::new`], of variants that other instances may share.
+    pub fn of(base: Arc<BaseWeights>, banks: &[Arc<ServedBank>], variants: Vec<Placed<ServedVariant>>) -> Result<Self> {
         let config = &base.config;
         let linear = |name: &str| -> Result<SuperposedLinear> {
             Ok(SuperposedLinear {
@@ -55,7 +68,7 @@ impl Dit {
         let head = linear(HEAD)?;
         let rotary = Rotary::new(config.head_dim(), 0..2 * config.model_length);
         Ok(Self {
-            modulation: Modulation::new(base.clone(), banks, &mut variants)?,
+            modulation: Modulation::new(base.clone(), banks, variants)?,
             base,
             layers,
             head,
@@ -66,16 +79,6 @@ impl Dit {
     /// Bytes of the tables that belong to no weight: cosines and sines of positions.
     pub fn table_bytes(&self) -> usize {
         self.rotary.bytes()
-    }
-
-    /// Bytes of seeds' signs, gains and private tensors of one variant.
-    pub fn variant_bytes(&self, variant: VariantId) -> usize {
-        let of = |linear: &SuperposedLinear| linear.variants.variant_bytes(variant);
-        let layers = self
-            .layers
-            .iter()
-            .flat_map(|l| [&l.qkv, &l.out, &l.expand, &l.contract]);
-        layers.chain([&self.head]).map(of).sum::<usize>() + self.modulation.variant_bytes(variant)
     }
 
     /// An instance whose base is W_0 plus the mix's retrieved deltas, with no variants: one pass over W_0 and S,
@@ -293,6 +296,14 @@ pub(super) fn check(batch: &Batch, cache: &KvCache) -> Result<()> {
 impl Denoiser for Dit {
     fn config(&self) -> &DitConfig {
         &self.base.config
+    }
+
+    fn bytes(&self) -> usize {
+        self.base.bytes() + self.table_bytes() + self.modulation.table_bytes()
+    }
+
+    fn banks(&self, variant: VariantId) -> &[usize] {
+        self.modulation.home(variant)
     }
 
     fn materialise(&self, mix: &Mix) -> Result<Option<Arc<dyn Denoiser>>> {

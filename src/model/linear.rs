@@ -8,11 +8,10 @@
 //! rows of that bank only. A base row takes no part in it.
 
 use super::VariantId;
-use super::weights::{ServedBank, VariantWeights};
-use crate::ops::quantized::{Rotated, Served};
-use crate::transform::{Signs, Transform};
+use super::variant::{Placed, Rotation, ServedVariant};
+use super::weights::ServedBank;
+use crate::ops::quantized::{self, Rotated, Served};
 use candle_core::{Result, bail};
-use half::bf16;
 use rayon::prelude::*;
 use std::sync::Arc;
 
@@ -24,91 +23,89 @@ pub struct Part {
     pub weight: f32,
 }
 
-/// What one variant adds to one matrix: where its delta lies and how to read it back.
-#[derive(Clone, Debug)]
-pub struct Rotation {
-    /// Index into the matrix's banks.
-    bank: usize,
-    /// r_k, [in].
-    input: Signs,
-    /// c_k a_k l_k, [out]. Eight bits of a gain are more than the bank's four need.
-    output: Vec<bf16>,
+/// The parts of a step's rows, those of a bank side by side: gathered once for all matrices that read these rows.
+#[derive(Debug, Default)]
+pub struct Parts {
+    /// By the bank's index in the instance, ascending.
+    banks: Vec<(usize, Vec<Part>)>,
+    count: usize,
 }
 
-impl Rotation {
-    /// The rotation of tensor `name` [out, in] under `seed`, with gains a_k [out] and scale c_k.
-    pub fn new(bank: usize, seed: u64, name: &str, gains: &[f32], input: usize, scale: f32) -> Self {
-        let transform = Transform::new(seed, name, [gains.len(), input]);
-        let mut output: Vec<f32> = gains.iter().map(|gain| gain * scale).collect();
-        transform.output.apply(&mut output);
-        Self {
-            bank,
-            input: transform.input,
-            output: output.into_iter().map(bf16::from_f32).collect(),
+impl Parts {
+    pub fn clear(&mut self) {
+        self.banks.clear();
+        self.count = 0;
+    }
+
+    /// Adds a part of a variant that lies in the banks `homes`.
+    pub fn push(&mut self, part: Part, homes: &[usize]) {
+        self.count += 1;
+        for &bank in homes {
+            match self.banks.binary_search_by_key(&bank, |(bank, _)| *bank) {
+                Ok(at) => self.banks[at].1.push(part),
+                Err(at) => self.banks.insert(at, (bank, vec![part])),
+            }
         }
     }
 
-    /// Bytes held.
-    pub fn bytes(&self) -> usize {
-        size_of_val(self.input.words()) + size_of_val(&self.output[..])
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Parts, of whichever banks.
+    pub fn len(&self) -> usize {
+        self.count
     }
 }
 
-/// One matrix of every variant: the banks that hold it and each variant's rotation (none where the variant has
-/// no delta for it).
+/// One matrix of every variant: the banks that hold it, by their index in the instance, and for every variant its bank and its
+/// rotation (none where the variant has no delta for it).
 #[derive(Clone, Debug, Default)]
 pub struct Superposed {
-    pub banks: Vec<Arc<Served>>,
-    pub rotations: Vec<Option<Rotation>>,
+    banks: Vec<Option<Arc<Served>>>,
+    rotations: Vec<Option<(usize, Arc<Rotation>)>>,
 }
 
 impl Superposed {
     /// Tensor `name` of `variants`, whose [`VariantId`] is their index, in those of `banks` that hold it.
-    pub fn of(name: &str, banks: &[Arc<ServedBank>], variants: &[VariantWeights]) -> Result<Self> {
-        let holding: Vec<usize> = (0..banks.len())
-            .filter(|&b| banks[b].tensors.contains_key(name))
-            .collect();
-        let mut rotations = Vec::with_capacity(variants.len());
-        for (index, variant) in variants.iter().enumerate() {
-            let bank = holding.iter().position(|bank| variant.banks.contains(bank));
-            rotations.push(match (variant.gains.get(name), bank) {
-                (Some(gains), Some(bank)) => {
-                    let (out, input) = banks[holding[bank]].tensors[name].shape();
-                    if gains.len() != out {
-                        bail!("{} gains for {name}, which has {out} rows", gains.len())
-                    }
-                    Some(Rotation::new(bank, variant.seed, name, gains, input, variant.scale))
-                }
-                (Some(_), None) => bail!("variant {index} lies in no bank that holds {name}"),
-                (None, _) => None,
-            });
-        }
-        Ok(Superposed {
-            banks: holding.iter().map(|&b| banks[b].tensors[name].clone()).collect(),
-            rotations,
-        })
+    pub fn of(name: &str, banks: &[Arc<ServedBank>], variants: &[Placed<ServedVariant>]) -> Result<Self> {
+        let banks: Vec<_> = banks.iter().map(|bank| bank.tensors.get(name).cloned()).collect();
+        let rotation = |(index, variant): (usize, &Placed<ServedVariant>)| {
+            let Some(rotation) = variant.own.rotations.get(name) else {
+                return Ok(None);
+            };
+            let shape = (rotation.output.len(), rotation.input.len());
+            let mut held = (variant.banks.iter()).filter_map(|&bank| Some((bank, banks.get(bank)?.as_ref()?)));
+            match held.next() {
+                Some((bank, served)) if served.shape() == shape => Ok(Some((bank, rotation.clone()))),
+                Some(_) => bail!("a bank holds {name} in another shape than {} x {}", shape.0, shape.1),
+                None => bail!("variant {index} lies in no bank that holds {name}"),
+            }
+        };
+        let rotations = variants.iter().enumerate().map(rotation).collect::<Result<_>>()?;
+        Ok(Superposed { banks, rotations })
     }
 
-    /// Bytes of a variant's signs and gains.
-    pub fn variant_bytes(&self, variant: VariantId) -> usize {
-        let rotation = self.rotations.get(variant.0 as usize);
-        rotation.and_then(Option::as_ref).map_or(0, Rotation::bytes)
-    }
-
-    fn rotation(&self, variant: VariantId) -> Result<Option<&Rotation>> {
-        match self.rotations.get(variant.0 as usize) {
-            Some(rotation) => Ok(rotation.as_ref()),
-            None => bail!("no variant {} in this instance", variant.0),
-        }
+    /// The variant's bank and rotation, where it has a delta of this matrix.
+    fn rotation(&self, variant: VariantId) -> Result<Option<(usize, &Served, &Rotation)>> {
+        let Some(rotation) = self.rotations.get(variant.0 as usize) else {
+            bail!("no variant {} in this instance", variant.0)
+        };
+        let placed = rotation.as_ref();
+        Ok(placed.and_then(|(bank, rotation)| Some((*bank, self.banks.get(*bank)?.as_deref()?, &**rotation))))
     }
 
     /// Adds the parts' retrieved products to y [rows, out], given x [rows, in].
-    pub fn add_products(&self, x: &[f32], parts: &[Part], y: &mut [f32]) -> Result<()> {
-        for (index, bank) in self.banks.iter().enumerate() {
-            let mut touched = Vec::new();
+    pub fn add_products(&self, x: &[f32], parts: &Parts, y: &mut [f32]) -> Result<()> {
+        let mut touched = Vec::with_capacity(parts.banks.len());
+        for (bank, parts) in &parts.banks {
+            let Some(Some(served)) = self.banks.get(*bank) else {
+                continue;
+            };
+            let mut rotated = Vec::with_capacity(parts.len());
             for part in parts {
-                if let Some(rotation) = self.rotation(part.variant)?.filter(|rotation| rotation.bank == index) {
-                    touched.push(Rotated {
+                if let Some((_, _, rotation)) = self.rotation(part.variant)?.filter(|(home, ..)| home == bank) {
+                    rotated.push(Rotated {
                         row: part.row,
                         input: &rotation.input,
                         output: &rotation.output,
@@ -116,18 +113,16 @@ impl Superposed {
                     });
                 }
             }
-            if !touched.is_empty() {
-                bank.add_rotated(x, &touched, y)?;
-            }
+            touched.push((&**served, rotated));
         }
-        Ok(())
+        quantized::add_rotated(&touched, x, y)
     }
 
     /// Adds `weight` times row `index` of the variant's retrieved delta to `target` [in].
     pub fn add_row(&self, variant: VariantId, weight: f32, index: usize, target: &mut [f32]) -> Result<()> {
-        if let Some(rotation) = self.rotation(variant)? {
+        if let Some((_, bank, rotation)) = self.rotation(variant)? {
             let mut row = vec![0f32; target.len()];
-            self.banks[rotation.bank].row(index, &mut row);
+            bank.row(index, &mut row);
             rotation.input.apply(&mut row);
             let factor = weight * rotation.output[index].to_f32();
             for (t, d) in target.iter_mut().zip(&row) {

@@ -15,6 +15,7 @@ pub mod profile;
 pub mod tokenizer;
 pub mod train_batch;
 pub mod trainable;
+pub mod variant;
 pub mod weights;
 mod workspace;
 

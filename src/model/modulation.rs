@@ -1,13 +1,14 @@
 //! The tensors that are no products of rows (the embedding, adaLN, sigma_map, norms and biases), of the base and of every
 //! variant, and the modulation tables that come of them.
 
-use super::batch::{Mix, VariantId};
+use super::DitConfig;
+use super::batch::{Mix, MixKey, VariantId};
 use super::conditioning::{Line, tables};
 use super::linear::Superposed;
-use super::weights::{BaseWeights, ServedBank, VariantWeights};
+use super::variant::{Placed, ServedVariant};
+use super::weights::{BaseWeights, ServedBank};
 use crate::ops::slice;
 use candle_core::{Device, Result, Tensor, bail};
-use half::bf16;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -16,12 +17,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 const TABLES_BYTES: usize = 32 << 20;
 const TABLES_KEPT: usize = 258;
 
-/// A mix as a key.
-pub type MixKey = Vec<(u32, u32)>;
-
-/// The mix as something to look up by.
-pub fn key(mix: &Mix) -> MixKey {
-    mix.0.iter().map(|(v, w)| (v.0, w.to_bits())).collect()
+/// Bytes of the tables of one mix at one noise level, without its biases.
+fn line_bytes(config: &DitConfig) -> usize {
+    (6 * config.n_blocks + 2) * config.hidden_dim * size_of::<f32>()
 }
 
 /// What modulates the layers: shared by all rows of one mix at one noise level.
@@ -29,37 +27,34 @@ pub struct Modulation {
     base: Arc<BaseWeights>,
     /// The matrices that are looked up.
     plain: BTreeMap<String, Superposed>,
-    vectors: Vec<BTreeMap<String, Vec<bf16>>>,
+    variants: Vec<Placed<ServedVariant>>,
     tables: Mutex<HashMap<(MixKey, u32), Arc<Line>>>,
 }
 
 impl Modulation {
-    /// Takes the variants' one-dimensional tensors from them.
-    pub fn new(base: Arc<BaseWeights>, banks: &[Arc<ServedBank>], variants: &mut [VariantWeights]) -> Result<Self> {
+    pub fn new(
+        base: Arc<BaseWeights>,
+        banks: &[Arc<ServedBank>],
+        variants: Vec<Placed<ServedVariant>>,
+    ) -> Result<Self> {
         let mut plain = BTreeMap::new();
         for (name, tensor) in &base.plain {
             if tensor.rank() == 2 {
-                plain.insert(name.clone(), Superposed::of(name, banks, variants)?);
+                plain.insert(name.clone(), Superposed::of(name, banks, &variants)?);
             }
         }
-        let rounded = |(name, values): (String, Vec<f32>)| (name, values.into_iter().map(bf16::from_f32).collect());
-        let vectors = variants
-            .iter_mut()
-            .map(|variant| std::mem::take(&mut variant.vectors).into_iter().map(rounded).collect())
-            .collect();
         Ok(Self {
             base,
             plain,
-            vectors,
+            variants,
             tables: Mutex::default(),
         })
     }
 
-    /// Bytes of seeds' signs, gains and private tensors of one variant.
-    pub fn variant_bytes(&self, variant: VariantId) -> usize {
-        let vectors = self.vectors.get(variant.0 as usize).into_iter().flatten();
-        let rotations = self.plain.values().map(|superposed| superposed.variant_bytes(variant));
-        vectors.map(|(_, vector)| size_of_val(&vector[..])).sum::<usize>() + rotations.sum::<usize>()
+    /// Bytes of the tables kept so far.
+    pub fn table_bytes(&self) -> usize {
+        let kept = self.tables.lock().unwrap_or_else(PoisonError::into_inner).len();
+        kept * line_bytes(&self.base.config)
     }
 
     /// Adds `weight` times row `index` of the variant's retrieved delta of a matrix to `target`.
@@ -68,6 +63,13 @@ impl Modulation {
             Some(superposed) => superposed.add_row(part.0, part.1, index, target),
             None => bail!("tensor {name} is missing"),
         }
+    }
+
+    /// The instance's banks that hold a variant; none where there is no such variant.
+    pub fn home(&self, variant: VariantId) -> &[usize] {
+        self.variants
+            .get(variant.0 as usize)
+            .map_or(&[], |placed| &placed.banks)
     }
 
     /// A tensor of the mix: base plus deltas.
@@ -82,10 +84,10 @@ impl Modulation {
                 superposed.add_matrix(variant, weight, base.dim(1)?, &mut data)?;
                 continue;
             }
-            let Some(vectors) = self.vectors.get(variant.0 as usize) else {
+            let Some(placed) = self.variants.get(variant.0 as usize) else {
                 bail!("no variant {} in this instance", variant.0)
             };
-            for (value, delta) in data.iter_mut().zip(vectors.get(name).into_iter().flatten()) {
+            for (value, delta) in data.iter_mut().zip(placed.own.vectors.get(name).into_iter().flatten()) {
                 *value = weight.mul_add(delta.to_f32(), *value);
             }
         }
@@ -102,7 +104,7 @@ impl Modulation {
 
     /// The modulation tables, one line each, of a mix at a noise level.
     pub fn tables(&self, mix: &Mix, sigma: f32) -> Result<Arc<Line>> {
-        let key = (key(mix), sigma.to_bits());
+        let key = (mix.key(), sigma.to_bits());
         let mut kept = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(found) = kept.get(&key) {
             return Ok(found.clone());
@@ -117,8 +119,7 @@ impl Modulation {
             }
         }
         let made = Arc::new(made);
-        let line = (6 * config.n_blocks + 2) * config.hidden_dim * size_of::<f32>();
-        if kept.len() >= (TABLES_BYTES / line).max(TABLES_KEPT) {
+        if kept.len() >= (TABLES_BYTES / line_bytes(config)).max(TABLES_KEPT) {
             kept.clear();
         }
         kept.insert(key, made.clone());

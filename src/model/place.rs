@@ -1,12 +1,13 @@
 //! Where a network lies: on the host, or on a device. The one place that chooses; who builds instances needs only this.
 
-use super::batch::{Denoiser, VariantId};
-use super::gpu::{Device, GpuBank, GpuBase, GpuDit};
+use super::batch::Denoiser;
+use super::gpu::{Device, GpuBank, GpuBase, GpuDit, GpuVariant};
+use super::variant::{Placed, ServedVariant};
 use super::weights::{BaseWeights, Dense, ServedBank, VariantWeights};
 use super::{Dit, DitConfig};
 use crate::ops::gpu::{Dtype, Fault};
 use crate::ops::quantized::Form;
-use candle_core::{Result, bail};
+use candle_core::Result;
 use std::fmt;
 use std::sync::Arc;
 
@@ -73,6 +74,13 @@ pub enum Bank {
     Device(Arc<GpuBank>),
 }
 
+/// What a variant keeps for itself, in served form.
+#[derive(Clone, Debug)]
+pub enum Variant {
+    Host(Arc<ServedVariant>),
+    Device(Arc<GpuVariant>),
+}
+
 /// A model instance, and what it holds besides its base and its banks.
 pub struct Instance {
     pub denoiser: Arc<dyn Denoiser>,
@@ -119,35 +127,69 @@ impl Base {
         })
     }
 
-    /// An instance of this base with `variants`, whose [`VariantId`] is their index, read from `banks`.
+    /// What a variant keeps for itself, beside this base.
+    pub fn variant(&self, weights: &VariantWeights) -> Result<Variant> {
+        Ok(match self {
+            Base::Host(base) => Variant::Host(Arc::new(ServedVariant::new(weights, base.config.tensors())?)),
+            Base::Device(base) => Variant::Device(Arc::new(GpuVariant::new(base, weights)?)),
+        })
+    }
+
+    /// An instance of this base with `variants`, whose [`VariantId`](super::VariantId) is their index and who say which of `banks`
+    /// they are read from.
     pub fn instance<'a>(
         &self,
         banks: impl IntoIterator<Item = &'a Bank>,
-        variants: Vec<VariantWeights>,
+        variants: impl IntoIterator<Item = (&'a Variant, Vec<usize>)>,
     ) -> Result<Instance> {
-        let ids = (0..variants.len() as u32).map(VariantId);
-        let (mut host, mut device) = (Vec::new(), Vec::new());
-        for bank in banks {
-            match (self, bank) {
-                (Base::Host(_), Bank::Host(bank)) => host.push(bank.clone()),
-                (Base::Device(_), Bank::Device(bank)) => device.push(bank.clone()),
-                _ => bail!("a bank lies elsewhere than its base"),
-            }
-        }
+        let elsewhere = || candle_core::Error::Msg("a bank or a variant lies elsewhere than its base".into());
+        let (banks, variants) = (banks.into_iter(), variants.into_iter());
         Ok(match self {
             Base::Host(base) => {
-                let dit = Dit::new(base.clone(), &host, variants)?;
+                let banks = banks.map(|bank| match bank {
+                    Bank::Host(bank) => Ok(bank.clone()),
+                    Bank::Device(_) => Err(elsewhere()),
+                });
+                let variants = variants.map(|(variant, banks)| match variant {
+                    Variant::Host(own) => Ok(Placed {
+                        own: own.clone(),
+                        banks,
+                    }),
+                    Variant::Device(_) => Err(elsewhere()),
+                });
+                let (banks, variants) = (
+                    banks.collect::<Result<Vec<_>>>()?,
+                    variants.collect::<Result<Vec<_>>>()?,
+                );
+                let bytes = variants.iter().map(|variant| variant.own.bytes()).sum();
+                let dit = Dit::of(base.clone(), &banks, variants)?;
                 Instance {
-                    variants: Bytes::on_host(ids.map(|id| dit.variant_bytes(id)).sum()),
+                    variants: Bytes::on_host(bytes),
                     tables: Bytes::on_host(dit.table_bytes()),
                     denoiser: Arc::new(dit),
                 }
             }
             Base::Device(base) => {
-                let dit = GpuDit::new(base.clone(), &device, variants)?;
+                let banks = banks.map(|bank| match bank {
+                    Bank::Device(bank) => Ok(bank.clone()),
+                    Bank::Host(_) => Err(elsewhere()),
+                });
+                let variants = variants.map(|(variant, banks)| match variant {
+                    Variant::Device(own) => Ok(Placed {
+                        own: own.clone(),
+                        banks,
+                    }),
+                    Variant::Host(_) => Err(elsewhere()),
+                });
+                let (banks, variants) = (
+                    banks.collect::<Result<Vec<_>>>()?,
+                    variants.collect::<Result<Vec<_>>>()?,
+                );
+                let host = variants.iter().map(|variant| variant.own.host.bytes()).sum();
+                let dit = GpuDit::of(base.clone(), &banks, variants)?;
                 Instance {
                     variants: Bytes {
-                        host: ids.map(|id| dit.host_variant_bytes(id)).sum(),
+                        host,
                         device: dit.device_variant_bytes(),
                     },
                     tables: Bytes {

@@ -2,7 +2,7 @@
 
 use super::batch::{Batch, Mix};
 use super::conditioning::Line;
-use super::linear::Part;
+use super::linear::{Part, Parts};
 use super::modulation::Modulation;
 use candle_core::Result;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ pub struct Rows {
     /// The line of tables of each.
     lines: Vec<usize>,
     /// The variants' shares of them.
-    pub parts: Vec<Part>,
+    pub parts: Parts,
     /// Where each segment's rows begin, and where the last one's end.
     pub starts: Vec<usize>,
 }
@@ -29,14 +29,15 @@ impl Rows {
         self.starts.push(0);
     }
 
-    /// Adds a segment's.
-    fn push(&mut self, tokens: impl Iterator<Item = usize>, line: usize, mix: &Mix) {
+    /// Adds a segment's, whose mix's variants lie in the banks `homes`.
+    fn push(&mut self, tokens: impl Iterator<Item = usize>, line: usize, mix: &Mix, homes: &[&[usize]]) {
         for token in tokens {
             let row = self.tokens.len();
             self.tokens.push(token);
             self.lines.push(line);
-            let part = |&(variant, weight)| Part { row, variant, weight };
-            self.parts.extend(mix.0.iter().map(part));
+            for (&(variant, weight), homes) in mix.0.iter().zip(homes) {
+                self.parts.push(Part { row, variant, weight }, homes);
+            }
         }
         self.starts.push(self.tokens.len());
     }
@@ -69,9 +70,12 @@ impl Plan {
                 self.lines.len() - 1
             });
             let end = first + segment.tokens.len();
-            self.all.push(first..end, line, &segment.mix);
-            self.wanted
-                .push(segment.rows.iter().map(|row| first + row), line, &segment.mix);
+            let homes: Vec<&[usize]> = (segment.mix.0.iter())
+                .map(|(variant, _)| modulation.home(*variant))
+                .collect();
+            self.all.push(first..end, line, &segment.mix, &homes);
+            let wanted = segment.rows.iter().map(|row| first + row);
+            self.wanted.push(wanted, line, &segment.mix, &homes);
             first = end;
         }
         Ok(())

@@ -6,11 +6,12 @@ use crate::transform::Signs;
 use candle_core::{Result, bail};
 use half::bf16;
 use halved::Halved;
-use levels::{Q2K, Q4_0, Q4K, Q8_0};
+use levels::{LANES, Q2K, Q4_0, Q4K, Q8_0};
 use panels::Panels;
 use rayon::prelude::*;
 use rows::Rows;
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 
 mod halved;
@@ -209,50 +210,11 @@ impl Served {
         Ok(())
     }
 
-    /// y [rows, out] += weight · output ⊙ (S (input ⊙ x)) for every part, x [rows, in] and y being those of the whole
-    /// batch. Signs are folded in where x is rounded, gains and signs where y is added. Results of a row depend on its own
-    /// parts only.
-    pub fn add_rotated(&self, x: &[f32], parts: &[Rotated], y: &mut [f32]) -> Result<()> {
-        let (out, input) = self.shape();
-        if let Some(part) = parts
-            .iter()
-            .find(|part| (part.row + 1) * input > x.len() || (part.row + 1) * out > y.len() || part.output.len() != out)
-        {
-            bail!("row {} is not one of x and y for a matrix of {out} x {input}", part.row)
-        }
-        let fill = |index: usize, target: &mut [f32]| {
-            target.copy_from_slice(&x[parts[index].row * input..][..input]);
-            parts[index].input.apply(target);
-        };
-        let add = |part: &Rotated, first: usize, products: &[f32], target: &mut [f32]| {
-            for ((y, gain), product) in target.iter_mut().zip(&part.output[first..]).zip(products) {
-                *y = (part.weight * widened(*gain)).mul_add(*product, *y);
-            }
-        };
-        few_bits!(&self.stored, panels => {
-                let rows = Rows::quantise(parts.len(), input, fill);
-                let columns = Columns::of(y);
-                panels.products(&rows, |index, first, products| {
-                    let target = columns.at(parts[index].row * out + first);
-                    // SAFETY: row and outputs lie inside y, as was checked above, and no other task has these outputs.
-                    #[allow(unsafe_code)]
-                    let target = unsafe { std::slice::from_raw_parts_mut(target, products.len()) };
-                    add(&parts[index], first, products, target);
-                });
-                return Ok(());
-            },
+    /// Products of some rows with sixteen outputs, of a form in few bits; see [`Panels::product`].
+    fn panel(&self, index: usize, x: &Rows, rows: Range<usize>, take: impl FnMut(usize, usize, &[f32])) {
+        few_bits!(&self.stored, panels => panels.product(index, x, rows, take),
             Stored::F32(_) | Stored::Bf16(_) => {}
         );
-        let (mut rotated, mut products) = (vec![0f32; parts.len() * input], vec![0f32; parts.len() * out]);
-        rotated
-            .par_chunks_mut(input)
-            .enumerate()
-            .for_each(|(index, target)| fill(index, target));
-        self.product(&rotated, parts.len(), &mut products)?;
-        for (part, products) in parts.iter().zip(products.chunks(out)) {
-            add(part, 0, products, &mut y[part.row * out..][..out]);
-        }
-        Ok(())
     }
 
     /// Row `row` of the matrix, dequantised into `target` [in].
@@ -262,4 +224,67 @@ impl Served {
             Stored::Bf16(halved) => halved.row(row, target),
         )
     }
+}
+
+/// y [rows, out] += weight · output ⊙ (S (input ⊙ x)) for every matrix S and every part of it, x [rows, in] and y being those of
+/// the whole batch and the matrices of one shape. Signs are folded in where x is rounded, gains and signs where y is added.
+/// Results of a row depend on its own parts only.
+pub fn add_rotated(banks: &[(&Served, Vec<Rotated>)], x: &[f32], y: &mut [f32]) -> Result<()> {
+    let Some((first, _)) = banks.first() else {
+        return Ok(());
+    };
+    let (out, input) = first.shape();
+    for (bank, parts) in banks {
+        let outside = |part: &&Rotated| {
+            (part.row + 1) * input > x.len() || (part.row + 1) * out > y.len() || part.output.len() != out
+        };
+        if bank.shape() != (out, input) {
+            bail!("matrices of {out} x {input} and of {:?}", bank.shape())
+        }
+        if let Some(part) = parts.iter().find(outside) {
+            bail!("row {} is not one of x and y for a matrix of {out} x {input}", part.row)
+        }
+    }
+    let fill = |part: &Rotated, target: &mut [f32]| {
+        target.copy_from_slice(&x[part.row * input..][..input]);
+        part.input.apply(target);
+    };
+    let add = |part: &Rotated, first: usize, products: &[f32], target: &mut [f32]| {
+        for ((y, gain), product) in target.iter_mut().zip(&part.output[first..]).zip(products) {
+            *y = (part.weight * widened(*gain)).mul_add(*product, *y);
+        }
+    };
+    // What there is in few bits goes through one pass over all rows and one over all outputs, however many banks it is of.
+    let (mut few_bits, mut all) = (Vec::new(), Vec::new());
+    for (bank, parts) in banks {
+        if !matches!(bank.stored, Stored::F32(_) | Stored::Bf16(_)) {
+            few_bits.push((bank, all.len()..all.len() + parts.len()));
+            all.extend_from_slice(parts);
+            continue;
+        }
+        let (mut rotated, mut products) = (vec![0f32; parts.len() * input], vec![0f32; parts.len() * out]);
+        let targets = rotated.par_chunks_mut(input).zip(parts);
+        targets.for_each(|(target, part)| fill(part, target));
+        bank.product(&rotated, parts.len(), &mut products)?;
+        for (part, products) in parts.iter().zip(products.chunks(out)) {
+            add(part, 0, products, &mut y[part.row * out..][..out]);
+        }
+    }
+    if few_bits.is_empty() {
+        return Ok(());
+    }
+    let rows = Rows::quantise(all.len(), input, |index, target| fill(&all[index], target));
+    let columns = Columns::of(y);
+    (0..out.div_ceil(LANES)).into_par_iter().for_each(|panel| {
+        for (bank, range) in &few_bits {
+            bank.panel(panel, &rows, range.clone(), |index, first, products| {
+                let target = columns.at(all[index].row * out + first);
+                // SAFETY: row and outputs lie inside y, as was checked above, and no other task has these outputs.
+                #[allow(unsafe_code)]
+                let target = unsafe { std::slice::from_raw_parts_mut(target, products.len()) };
+                add(&all[index], first, products, target);
+            });
+        }
+    });
+    Ok(())
 }

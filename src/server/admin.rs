@@ -164,7 +164,13 @@ impl Admin for AdminService {
             bytes: engine.kv_bytes,
             on_device: engine.kv_on_device,
         };
-        let memory = catalog.memory.into_iter().chain([cache]).map(|part| pb::MemoryPart {
+        let materialised = MemoryPart {
+            part: "materialised".into(),
+            bytes: engine.materialised_bytes,
+            on_device: engine.kv_on_device,
+        };
+        let beside = [cache, materialised].into_iter().filter(|part| part.bytes > 0);
+        let memory = catalog.memory.into_iter().chain(beside).map(|part| pb::MemoryPart {
             part: part.to_string(),
             bytes: part.bytes,
         });

@@ -72,25 +72,39 @@ pub(super) fn verify(disk: &Disk, manifest: &Manifest) -> Result<(), Error> {
 /// Removes what `manifest` does not name from the directories that belong to the store, and from nowhere else. What
 /// cannot be removed now is left for the next time: it does no harm.
 pub(super) fn clear(disk: &mut Disk, manifest: &Manifest) {
-    let mut removals = Vec::new();
     let named = of(manifest);
-    let in_use: BTreeSet<_> = named.keys().filter_map(|path| path.parent()).collect();
-    for directory in [disk.list(Path::new("banks")), disk.list(Path::new("variants"))].concat() {
-        for file in disk
-            .list(&directory)
-            .into_iter()
-            .filter(|file| !named.contains_key(file))
-        {
-            removals.push(disk.remove_file(&file));
-        }
-        if !in_use.contains(&*directory) {
-            removals.push(disk.remove_directory(&directory));
-        }
-    }
+    let directories = [disk.list(Path::new("banks")), disk.list(Path::new("variants"))].concat();
+    let files = directories.iter().flat_map(|directory| disk.list(directory));
+    let stray: Vec<_> = files.filter(|file| !named.contains_key(file)).collect();
+    remove(disk, &stray, &directories, &named);
     let partial = PathBuf::from(format!("{MANIFEST}{PARTIAL}"));
     if disk.root().join(&partial).exists() {
-        removals.push(disk.remove_file(&partial));
+        remove(disk, &[partial], &[], &named);
     }
+}
+
+/// Removes what `before` names and `manifest` does not, without a look at anything else: what a commit replaces costs the same in
+/// a store of any size.
+pub(super) fn clear_replaced(disk: &mut Disk, before: &Manifest, manifest: &Manifest) {
+    let named = of(manifest);
+    let replaced: Vec<_> = of(before)
+        .into_keys()
+        .filter(|path| !named.contains_key(path))
+        .collect();
+    let directories: BTreeSet<_> = replaced
+        .iter()
+        .filter_map(|path| path.parent())
+        .map(Path::to_owned)
+        .collect();
+    remove(disk, &replaced, &Vec::from_iter(directories), &named);
+}
+
+/// Removes files, then those of the directories in which nothing is `named`.
+fn remove(disk: &mut Disk, files: &[PathBuf], directories: &[PathBuf], named: &BTreeMap<PathBuf, &FileRecord>) {
+    let in_use: BTreeSet<_> = named.keys().filter_map(|path| path.parent()).collect();
+    let mut removals: Vec<_> = files.iter().map(|file| disk.remove_file(file)).collect();
+    let unused = directories.iter().filter(|directory| !in_use.contains(&***directory));
+    removals.extend(unused.map(|directory| disk.remove_directory(directory)));
     for error in removals.into_iter().filter_map(Result::err) {
         tracing::warn!(%error, "a file that is no longer used stays in the store");
     }

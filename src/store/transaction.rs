@@ -192,7 +192,7 @@ impl<'a> Transaction<'a> {
         // The rename has been done, so this generation is what the next start finds. Should the directory not be
         // synced, a power cut may still bring the old one back: then its files must be there.
         match self.store.disk.sync_directory(Path::new("")) {
-            Ok(()) => files::clear(&mut self.store.disk, &self.store.manifest),
+            Ok(()) => files::clear_replaced(&mut self.store.disk, &self.next, &self.store.manifest),
             Err(error) => tracing::warn!(%error, generation, "committed, but the manifest may not outlast a power cut"),
         }
         Ok(Commit {

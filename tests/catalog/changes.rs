@@ -44,6 +44,24 @@ fn what_is_removed_and_added_again_gives_the_same_banks() {
     );
 }
 
+/// What a change costs does not depend on how much there is that it does not change.
+#[test]
+fn a_change_reads_nothing_of_variants_that_it_does_not_change() {
+    let place = Place::new();
+    let (catalog, engine) = place.served();
+    let private = |name: &str| place.data().join("variants").join(name).join("private.safetensors");
+    for name in ["one", "two", "three"] {
+        fs::remove_file(private(name)).expect("private tensors");
+    }
+    add(&catalog, "four", 4).expect("add");
+    remove(&catalog, "two").expect("remove");
+    for name in ["one", "three", "four"] {
+        assert!(!answer(&engine, name).is_empty());
+    }
+    drop((catalog, engine));
+    assert!(place.open().is_err(), "a start reads them all");
+}
+
 #[test]
 fn what_the_operator_chooses_is_kept() {
     let place = Place::new();

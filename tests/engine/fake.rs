@@ -13,7 +13,7 @@ use choir::engine::{
 };
 use choir::model::kv_cache::KvCache;
 use choir::model::tokenizer::Tokenizer;
-use choir::model::{Batch, Denoiser, DitConfig, Logits, Segment, VariantId};
+use choir::model::{Batch, Denoiser, DitConfig, Logits, Mix, Segment, VariantId};
 use choir::ops::gemm::View;
 use choir::sampler::Predictor;
 
@@ -23,10 +23,17 @@ pub const WINDOW: usize = 32;
 pub const END_OF_TEXT: u32 = 256;
 pub const VOCAB: usize = 258;
 
+/// Bytes that it says it takes.
+pub const SIZE: usize = 1000;
+
 pub struct Fake {
     config: DitConfig,
     /// Another network for every salt.
     salt: u64,
+    /// What was added to its weights.
+    added: Mix,
+    /// Rounds of needless work for every segment of a variant.
+    toil: u64,
     /// Bytes that are likely; all, if empty.
     alphabet: Vec<u8>,
     /// What is certain to stand from position 0 on.
@@ -87,11 +94,19 @@ impl Fake {
         Fake {
             config,
             salt,
+            added: Mix::base(),
+            toil: 0,
             alphabet: Vec::new(),
             script: Vec::new(),
             gate: None,
             fault: None,
         }
+    }
+
+    /// Variants take much longer than the base does.
+    pub fn toiling(mut self) -> Self {
+        self.toil = 200_000;
+        self
     }
 
     pub fn letters(mut self) -> Self {
@@ -174,7 +189,7 @@ impl Fake {
 
     fn tokens_seen(&self, segment: &Segment, position: usize, cache: &KvCache) -> u64 {
         let mut hash = mix(self.salt, position as u64);
-        for (variant, weight) in &segment.mix.0 {
+        for (variant, weight) in self.added.0.iter().chain(&segment.mix.0) {
             hash = mix(mix(hash, u64::from(variant.0)), u64::from(weight.to_bits()));
         }
         for seen in self.visible(segment, position) {
@@ -246,6 +261,10 @@ impl Denoiser for Fake {
                 cache.write(segment.pages[page], 0, slot, 1, rows[0], rows[1]);
             }
         }
+        let varied = batch.segments.iter().filter(|segment| !segment.mix.0.is_empty());
+        for round in 0..self.toil * varied.count() as u64 {
+            std::hint::black_box(mix(self.salt, round));
+        }
         let mut data = Vec::new();
         for segment in &batch.segments {
             for &row in &segment.rows {
@@ -253,6 +272,21 @@ impl Denoiser for Fake {
             }
         }
         Ok(Logits { vocab: VOCAB, data })
+    }
+
+    fn bytes(&self) -> usize {
+        SIZE
+    }
+
+    fn banks(&self, _variant: VariantId) -> &[usize] {
+        &[0]
+    }
+
+    fn materialise(&self, mix: &Mix) -> candle_core::Result<Option<Arc<dyn Denoiser>>> {
+        let mut made = Fake::new(self.salt);
+        (made.config, made.alphabet, made.script) = (self.config.clone(), self.alphabet.clone(), self.script.clone());
+        made.added = mix.clone();
+        Ok(Some(Arc::new(made)))
     }
 }
 
@@ -326,6 +360,7 @@ pub fn config() -> EngineConfig {
         max_tokens: 256,
         prefix_reuse: true,
         threads: 2,
+        ..EngineConfig::default()
     }
 }
 

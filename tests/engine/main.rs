@@ -6,6 +6,7 @@ mod fake;
 mod fixtures;
 mod generations;
 mod limits;
+mod materialised;
 mod network;
 mod pages;
 mod scoring;

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use choir::model::gpu::{Device, GpuBank, GpuBase, GpuDit};
+use choir::model::gpu::{Device, GpuBank, GpuBase, GpuDit, GpuVariant};
+use choir::model::variant::Placed;
 use choir::model::{BaseWeights, Batch, Denoiser, Dit, Mix, PageId, Segment, ServedBank, VariantId};
 use choir::ops::categorical::{Crossing, Draw, Filter, Kind, Workspace};
 use choir::ops::gpu::{Dtype, Machine};
@@ -179,6 +180,61 @@ fn materialised_weights_give_what_retrieval_on_activations_gives() {
             }
         }
     }
+}
+
+/// Instances share what variants keep, also when there are more of them than slots, and when a slot is given to another.
+#[test]
+fn variants_keep_their_slots_while_others_come_and_go() {
+    let Some(rig) = Rig::one() else { return };
+    let case = Case::load("bd3lm-tiny");
+    let (banks, weights) = variants(&case, 18);
+    let (machine, dtype) = (rig.machine.clone(), Dtype::F32);
+    let device = Device { machine, dtype };
+    let banks: Vec<_> = (banks.into_iter())
+        .map(|matrices| Arc::new(GpuBank::build(&device, Form::Q4K, matrices).unwrap()))
+        .collect();
+    let base = Arc::new(GpuBase::new(device, case.config.clone(), &case.weights).unwrap());
+    let make = |index: usize| Placed {
+        own: Arc::new(GpuVariant::new(&base, &weights[index]).unwrap()),
+        banks: weights[index].banks.clone(),
+    };
+    let (shape, ids) = case.ids("a.len8.input_ids");
+    let answer = |network: &GpuDit, variant: u32| {
+        let mix = Mix::single(VariantId(variant));
+        let segments = vec![Segment {
+            mix,
+            ..segment(&case, &ids[..shape[1]], 0.0)
+        }];
+        let mut cache = network.cache(PAGE, 1).unwrap();
+        network.forward(&Batch { segments }, &mut cache).unwrap().data
+    };
+    let instance = |variants: &[Placed<GpuVariant>]| GpuDit::of(base.clone(), &banks, variants.to_vec()).unwrap();
+    let alone = |index: usize| {
+        let base = GpuBase::new(base.device.clone(), case.config.clone(), &case.weights).unwrap();
+        GpuDit::new(Arc::new(base), &banks, vec![weights[index].clone()]).unwrap()
+    };
+
+    let few: Vec<_> = (0..3).map(make).collect();
+    let before = instance(&few);
+    let many: Vec<_> = (few.iter().cloned()).chain((3..17).map(make)).collect();
+    let after = instance(&many);
+    for (network, variant) in [(&before, 2), (&after, 2), (&after, 16)] {
+        assert_eq!(
+            answer(network, variant),
+            answer(&alone(variant as usize), 0),
+            "variant {variant}"
+        );
+    }
+    let freed = many[16].own.slot;
+    drop((after, many));
+    let last = make(17);
+    assert!(
+        freed >= 3 && last.own.slot >= 3,
+        "slots of living variants are not given away"
+    );
+    let next = instance(&[few[1].clone(), last]);
+    assert_eq!(answer(&next, 1), answer(&alone(17), 0));
+    assert_eq!(answer(&before, 1), answer(&next, 0));
 }
 
 #[test]

@@ -4,8 +4,8 @@
 use super::{median, open};
 use crate::cli::serve::StoreArgs;
 use crate::engine::{Engine, EngineConfig, EngineHandle, Generation, Request, Sampling};
-use crate::model::{Denoiser, Mix, VariantId};
-use anyhow::{Result, bail};
+use crate::model::{Denoiser, Mix};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -15,21 +15,8 @@ use std::time::{Duration, Instant};
 
 #[derive(Args, Debug)]
 pub struct EngineBenchArgs {
-    /// Sequences running at any moment.
-    #[arg(long, default_value_t = 16)]
-    sequences: usize,
-    /// Rounds; the ratios are medians over them.
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
-    /// Seconds to measure each scenario in each round, after a quarter of it to warm up.
-    #[arg(long, default_value_t = 3.0)]
-    seconds: f64,
-    /// Tokens to a request.
-    #[arg(long, default_value_t = 128)]
-    tokens: usize,
-    /// Compute threads [default: one for each processor].
-    #[arg(long)]
-    threads: Option<usize>,
+    #[command(flatten)]
+    load: LoadArgs,
     #[command(flatten)]
     store: StoreArgs,
     /// Print a JSON object.
@@ -37,43 +24,81 @@ pub struct EngineBenchArgs {
     json: bool,
 }
 
+/// How long and how hard the engine is kept busy.
+#[derive(Args, Debug)]
+pub struct LoadArgs {
+    /// Sequences running at any moment.
+    #[arg(long, default_value_t = 16)]
+    pub sequences: usize,
+    /// Rounds; the ratios are medians over them.
+    #[arg(long, default_value_t = 5)]
+    pub rounds: usize,
+    /// Seconds to measure each scenario in each round, after a quarter of it to warm up.
+    #[arg(long, default_value_t = 3.0)]
+    pub seconds: f64,
+    /// Tokens to a request.
+    #[arg(long, default_value_t = 128)]
+    tokens: usize,
+    /// Compute threads [default: one for each processor].
+    #[arg(long)]
+    threads: Option<usize>,
+}
+
 /// One way to fill the batch.
-struct Scenario {
-    name: String,
-    instance: Arc<dyn Denoiser>,
+pub struct Scenario<'a> {
+    pub name: String,
+    /// What it is of.
+    pub generation: &'a Generation,
+    pub instance: Arc<dyn Denoiser>,
     /// Names whose variants take turns; the base where empty.
-    variants: Vec<String>,
+    pub variants: Vec<String>,
+    /// Bytes of instances that the engine may make by itself.
+    pub materialise_bytes: usize,
+}
+
+impl LoadArgs {
+    pub fn check(&self) -> Result<()> {
+        if self.sequences == 0 || self.rounds == 0 || self.seconds.is_nan() || self.seconds <= 0.0 {
+            bail!("--sequences, --rounds and --seconds must be above 0");
+        }
+        Ok(())
+    }
+
+    /// Tokens per second of every scenario, and their ratio to the first: medians over rounds in which all take turns.
+    pub fn measure(&self, scenarios: &[Scenario]) -> Result<Vec<(f64, f64)>> {
+        let mut rates = vec![Vec::new(); scenarios.len()];
+        for _ in 0..self.rounds {
+            for (scenario, rates) in scenarios.iter().zip(&mut rates) {
+                rates.push(rate(self, scenario)?);
+            }
+        }
+        let ratio = |of: &[f64]| median(of.iter().zip(&rates[0]).map(|(a, b)| a / b).collect());
+        Ok(rates.iter().map(|of| (median(of.clone()), ratio(of))).collect())
+    }
 }
 
 pub fn run(args: EngineBenchArgs) -> Result<()> {
-    if args.sequences == 0 || args.rounds == 0 || args.seconds.is_nan() || args.seconds <= 0.0 {
-        bail!("--sequences, --rounds and --seconds must be above 0");
-    }
+    args.load.check()?;
     let (catalog, generation, _scratch) = open(&args.store)?;
     let scenarios = scenarios(&catalog, &generation)?;
-    let mut rates = vec![Vec::new(); scenarios.len()];
-    for _ in 0..args.rounds {
-        for (scenario, rates) in scenarios.iter().zip(&mut rates) {
-            rates.push(measure(&args, scenario, &generation)?);
-        }
-    }
-    let ratio_to = |of: &[f64], to: &[f64]| median(of.iter().zip(to).map(|(a, b)| a / b).collect());
+    let measured = args.load.measure(&scenarios)?;
     let rows: Vec<_> = scenarios
         .iter()
-        .zip(&rates)
-        .map(|(scenario, of)| (&scenario.name, median(of.clone()), ratio_to(of, &rates[0])))
+        .zip(measured)
+        .map(|(scenario, (rate, ratio))| (&scenario.name, rate, ratio))
         .collect();
+    let load = &args.load;
     if args.json {
         let row = |(name, rate, ratio): &(&String, f64, f64)| json!({"scenario": name, "tokens_per_second": rate, "ratio": ratio});
         println!(
             "{}",
-            json!({"sequences": args.sequences, "rounds": args.rounds, "scenarios": rows.iter().map(row).collect::<Vec<_>>()})
+            json!({"sequences": load.sequences, "rounds": load.rounds, "scenarios": rows.iter().map(row).collect::<Vec<_>>()})
         );
         return Ok(());
     }
     println!(
         "{} sequences, {} rounds of {} s; ratios to the first line, medians",
-        args.sequences, args.rounds, args.seconds
+        load.sequences, load.rounds, load.seconds
     );
     for (name, rate, ratio) in rows {
         println!("{rate:>9.0} tokens/s  {ratio:>5.2}  {name}");
@@ -82,7 +107,7 @@ pub fn run(args: EngineBenchArgs) -> Result<()> {
 }
 
 /// A materialised variant first: what the others are compared with.
-fn scenarios(catalog: &crate::catalog::Catalog, generation: &Generation) -> Result<Vec<Scenario>> {
+fn scenarios<'a>(catalog: &crate::catalog::Catalog, generation: &'a Generation) -> Result<Vec<Scenario<'a>>> {
     let mut banks: BTreeMap<String, Vec<String>> = BTreeMap::new();
     // One evaluation a token, as the base: a uniform variant's step is of another kind.
     let regime = generation.denoiser.config().regime();
@@ -95,50 +120,52 @@ fn scenarios(catalog: &crate::catalog::Catalog, generation: &Generation) -> Resu
         bail!("the store holds no variant to measure");
     };
     let one = &members[0];
-    let id = generation.variants[one].id;
-    let shared = || generation.denoiser.clone();
+    let of_one = || vec![one.clone()];
+    let single = Mix::single(generation.variants[one].id);
     let all: Vec<String> = banks.values().flatten().cloned().collect();
-    let plain = |instance: Option<Arc<dyn Denoiser>>| {
-        instance.ok_or_else(|| anyhow::anyhow!("this network cannot be materialised"))
-    };
-    let mut scenarios = vec![
+    let of_all = format!("{} variants of {} banks", all.len(), banks.len());
+    let scenario = |name: String, variants: Vec<String>| Scenario::new(name, generation, variants);
+    Ok(vec![
+        scenario(format!("{one}, materialised"), vec![]).alone(&single)?,
+        scenario(format!("{one}, from its bank"), of_one()),
+        scenario(format!("{one}, by measured cost"), of_one()).by_cost(),
+        scenario(format!("{} variants of {bank}", members.len()), members.clone()),
+        scenario(of_all.clone(), all.clone()),
+        scenario(format!("{of_all}, by measured cost"), all).by_cost(),
+        scenario("base only, beside the banks".into(), vec![]),
+        scenario("base only, no bank loaded".into(), vec![]).alone(&Mix::base())?,
+    ])
+}
+
+impl<'a> Scenario<'a> {
+    /// Rows of these variants, read from their banks.
+    pub fn new(name: String, generation: &'a Generation, variants: Vec<String>) -> Self {
         Scenario {
-            name: format!("{one}, materialised"),
-            instance: plain(generation.denoiser.materialise(&Mix::single(id))?)?,
-            variants: vec![],
-        },
-        Scenario {
-            name: format!("{one}, from its bank"),
-            instance: shared(),
-            variants: vec![one.clone()],
-        },
-        Scenario {
-            name: format!("{} variants of {bank}", members.len()),
-            instance: shared(),
-            variants: members.clone(),
-        },
-        Scenario {
-            name: format!("{} variants of {} banks", all.len(), banks.len()),
-            instance: shared(),
-            variants: all,
-        },
-        Scenario {
-            name: "base only, beside the banks".into(),
-            instance: shared(),
-            variants: vec![],
-        },
-    ];
-    let alone = generation.denoiser.materialise(&Mix(Vec::<(VariantId, f32)>::new()))?;
-    scenarios.push(Scenario {
-        name: "base only, no bank loaded".into(),
-        instance: plain(alone)?,
-        variants: vec![],
-    });
-    Ok(scenarios)
+            name,
+            generation,
+            instance: generation.denoiser.clone(),
+            variants,
+            materialise_bytes: 0,
+        }
+    }
+
+    /// In an instance of this mix instead.
+    pub fn alone(mut self, mix: &Mix) -> Result<Self> {
+        let instance = self.instance.materialise(mix)?;
+        self.instance = instance.context("this network cannot be materialised")?;
+        Ok(self)
+    }
+
+    /// As the engine chooses, with room for every one of these variants.
+    fn by_cost(mut self) -> Self {
+        self.materialise_bytes = (self.variants.len() + 1) * self.instance.bytes();
+        self
+    }
 }
 
 /// Tokens per second.
-fn measure(args: &EngineBenchArgs, scenario: &Scenario, like: &Generation) -> Result<f64> {
+fn rate(args: &LoadArgs, scenario: &Scenario) -> Result<f64> {
+    let like = scenario.generation;
     let generation = Generation {
         number: like.number,
         denoiser: scenario.instance.clone(),
@@ -151,6 +178,7 @@ fn measure(args: &EngineBenchArgs, scenario: &Scenario, like: &Generation) -> Re
         max_running: args.sequences,
         queue: args.sequences,
         threads: args.threads.unwrap_or(0),
+        materialise_bytes: scenario.materialise_bytes,
         ..EngineConfig::default()
     };
     let engine = Engine::start(config, generation)?;

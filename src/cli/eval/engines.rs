@@ -48,7 +48,7 @@ pub fn lone(place: &Place, config: &DitConfig, weights: &Tensors, tokenizer: Arc
     let base = place::Base::new(place, config.clone(), weights)?;
     start(Generation {
         number: 0,
-        denoiser: base.instance([], Vec::new())?.denoiser,
+        denoiser: base.instance([], [])?.denoiser,
         tokenizer,
         defaults: Sampling::of(config.process()),
         variants: BTreeMap::new(),

@@ -1,20 +1,18 @@
 //! A matrix of the base and of every variant on a device: see [`crate::model::linear`] for the mathematics.
 
 use super::pack::Wave;
-use super::weights::{Device, GpuBank, Matrix, padded};
-use crate::model::batch::{Mix, VariantId};
-use crate::model::weights::VariantWeights;
-use crate::ops::gpu::draw::key_words;
+use super::variant::{GpuVariant, MatrixSlots};
+use super::weights::{Device, GpuBank, GpuBase, Matrix, padded};
+use crate::model::batch::Mix;
+use crate::model::variant::Placed;
 use crate::ops::gpu::products::{BankGemm, Room, RotateIn, RotateOut};
 use crate::ops::gpu::superposition::Retrieve;
 use crate::ops::gpu::{Buffer, Fault, Gemm};
-use crate::transform::{self, Side, Transform};
 use candle_core::{Result, bail};
-use half::bf16;
 use std::sync::Arc;
 
-/// For every variant, the index of the bank it lies in among a matrix's banks.
-pub type Placement = Vec<Option<u32>>;
+/// For every variant, its slot and the index of the bank it lies in among a matrix's banks.
+pub type Placement = Vec<Option<(u32, u32)>>;
 
 /// What the variants have of one matrix.
 #[derive(Debug)]
@@ -24,68 +22,59 @@ pub struct GpuSuperposed {
     pub placement: Placement,
     /// Addresses of the banks, u64.
     pub addresses: Buffer,
-    /// [variants][8] u32: keys of the input side's signs.
-    pub keys: Buffer,
-    /// [variants][out] bf16: c a l.
-    pub outputs: Buffer,
+    /// The variants' keys and gains; none without variants.
+    slots: Option<Arc<MatrixSlots>>,
 }
 
 impl GpuSuperposed {
     /// Tensor `name` [out, input] of `variants`, whose [`VariantId`] is their index, in those of `banks` that hold it.
     pub fn of(
-        device: &Device,
+        base: &GpuBase,
         (name, out, input): (&str, usize, usize),
         banks: &[Arc<GpuBank>],
-        variants: &[VariantWeights],
+        variants: &[Placed<GpuVariant>],
     ) -> Result<Self> {
         let holding: Vec<usize> = (0..banks.len())
             .filter(|&b| banks[b].matrices.contains_key(name))
             .collect();
         let mut placement = Vec::with_capacity(variants.len());
-        let mut outputs = vec![bf16::ZERO; variants.len() * out];
-        let mut keys = Vec::with_capacity(8 * variants.len());
         for (index, variant) in variants.iter().enumerate() {
-            keys.extend(key_words(&transform::key(variant.seed, name, Side::Input)));
-            let bank = holding.iter().position(|bank| variant.banks.contains(bank));
-            match (variant.gains.get(name), bank) {
-                (Some(gains), Some(_)) => {
-                    if gains.len() != out {
-                        bail!("{} gains for {name}, which has {out} rows", gains.len())
-                    }
-                    let mut row: Vec<f32> = gains.iter().map(|gain| gain * variant.scale).collect();
-                    let transform = Transform::new(variant.seed, name, [out, input]);
-                    transform.output.apply(&mut row);
-                    for (output, value) in outputs[index * out..].iter_mut().zip(row) {
-                        *output = bf16::from_f32(value);
-                    }
-                }
-                (Some(_), None) => bail!("variant {index} lies in no bank that holds {name}"),
-                (None, _) => {}
-            }
-            placement.push(
-                bank.filter(|_| variant.gains.contains_key(name))
-                    .map(|bank| bank as u32),
-            );
+            let mut held = variant.banks.iter().filter_map(|bank| holding.binary_search(bank).ok());
+            placement.push(match (variant.own.has(name), held.next()) {
+                (true, Some(bank)) => Some((variant.own.slot, bank as u32)),
+                (true, None) => bail!("variant {index} lies in no bank that holds {name}"),
+                (false, _) => None,
+            });
         }
         let banks_of: Vec<Arc<Matrix>> = holding.iter().map(|&b| banks[b].matrices[name].clone()).collect();
         if banks_of.iter().any(|bank| (bank.out, bank.input) != (out, input)) {
             bail!("a bank holds {name} in another shape than {out} x {input}")
         }
         let addresses: Vec<u64> = banks_of.iter().map(|bank| bank.data.address()).collect();
-        let machine = &device.machine;
+        let tiled = holding.first().is_some_and(|&b| banks[b].tiled);
         Ok(Self {
-            tiled: holding.first().is_some_and(|&b| banks[b].tiled),
+            tiled,
             banks: banks_of,
+            slots: base.slots.table(name).filter(|_| !variants.is_empty()),
             placement,
-            addresses: Buffer::from(machine, &addresses)?,
-            keys: Buffer::from(machine, &keys)?,
-            outputs: Buffer::from(machine, &outputs)?,
+            addresses: Buffer::from(&base.device.machine, &addresses)?,
         })
+    }
+
+    /// Address of [slots][8] u32: keys of the input side's signs.
+    pub fn keys(&self) -> u64 {
+        self.slots.as_ref().map_or(0, |slots| slots.keys.address())
+    }
+
+    /// Address of [slots][out] bf16: c a l.
+    pub fn outputs(&self) -> u64 {
+        self.slots.as_ref().map_or(0, |slots| slots.outputs.address())
     }
 
     /// Bytes of the variants' keys and gains.
     pub fn variant_bytes(&self) -> usize {
-        self.keys.bytes() + self.outputs.bytes()
+        let bytes = |slots: &Arc<MatrixSlots>| slots.keys.bytes() + slots.outputs.bytes();
+        self.slots.as_ref().map_or(0, bytes)
     }
 }
 
@@ -146,8 +135,8 @@ impl GpuLinear {
                     banks: variants.addresses.address(),
                     parts: wave.parts,
                     groups: wave.groups,
-                    keys: variants.keys.address(),
-                    outputs: variants.outputs.address(),
+                    keys: variants.keys(),
+                    outputs: variants.outputs(),
                     partial: scratch.partial,
                     counters: scratch.counters,
                     out: out as u32,
@@ -164,7 +153,7 @@ impl GpuLinear {
                     x,
                     out: scratch.rotated,
                     parts: first,
-                    keys: variants.keys.address(),
+                    keys: variants.keys(),
                     input: input as u32,
                     unused: 0,
                 }
@@ -181,7 +170,7 @@ impl GpuLinear {
                     products: scratch.products,
                     y,
                     parts: first,
-                    outputs: variants.outputs.address(),
+                    outputs: variants.outputs(),
                     out: out as u32,
                     pitch: pitch as u32,
                 }
@@ -196,15 +185,14 @@ impl GpuLinear {
 pub fn materialise(device: &Device, base: &Matrix, variants: &GpuSuperposed, mix: &Mix) -> Result<Matrix> {
     let machine = &device.machine;
     let target = device.matrix(base.out, base.input)?;
-    let held = |part: &&(VariantId, f32)| variants.placement.get(part.0.0 as usize).is_some_and(Option::is_some);
     let mut source = base.data.address();
-    for &(variant, weight) in mix.0.iter().filter(held) {
-        let Some(bank) = variants.placement[variant.0 as usize] else {
+    for &(variant, weight) in &mix.0 {
+        let Some(&Some((slot, bank))) = variants.placement.get(variant.0 as usize) else {
             continue;
         };
         let (targets, ids, weights) = (
             Buffer::from(machine, &[target.data.address()])?,
-            Buffer::from(machine, &[variant.0])?,
+            Buffer::from(machine, &[slot])?,
             Buffer::from(machine, &[weight])?,
         );
         Retrieve {
@@ -213,8 +201,8 @@ pub fn materialise(device: &Device, base: &Matrix, variants: &GpuSuperposed, mix
             targets: targets.address(),
             variants: ids.address(),
             weights: weights.address(),
-            keys: variants.keys.address(),
-            outputs: variants.outputs.address(),
+            keys: variants.keys(),
+            outputs: variants.outputs(),
             out: base.out as u32,
             input: base.input as u32,
             count: 1,

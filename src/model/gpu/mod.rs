@@ -8,6 +8,7 @@ mod linear;
 mod network;
 mod pack;
 mod slots;
+mod variant;
 mod weights;
 mod work;
 
@@ -16,6 +17,7 @@ use super::config::DitConfig;
 use super::dit;
 use super::kv_cache::KvCache;
 use super::modulation::Modulation;
+use super::variant::Placed;
 use super::weights::{BaseWeights, HEAD, ServedBank, VariantWeights, layer_products};
 use crate::ops::categorical::Drawn;
 use crate::ops::gpu::attention::MAX_HEAD;
@@ -29,6 +31,7 @@ use pack::{List, Packed, Places, Rows, Shape};
 use slots::{Offsets, TableSlots};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+pub use variant::GpuVariant;
 pub use weights::{Device, EMBEDDING, GpuBank, GpuBase, Matrix, on_device, padded};
 use work::{Pieces, Work};
 
@@ -51,6 +54,8 @@ pub struct GpuDit {
     layers: Vec<GpuLayer>,
     head: GpuLinear,
     lists: Vec<List>,
+    /// They keep their slots.
+    variants: Vec<Placed<GpuVariant>>,
     /// Of the rotary embedding, [head_dim / 2] f64.
     frequencies: Buffer,
     state: Mutex<State>,
@@ -74,7 +79,19 @@ struct Plan {
 
 impl GpuDit {
     /// An instance of `base` with `variants`, whose [`VariantId`] is their index, read from `banks`.
-    pub fn new(base: Arc<GpuBase>, banks: &[Arc<GpuBank>], mut variants: Vec<VariantWeights>) -> Result<Self> {
+    pub fn new(base: Arc<GpuBase>, banks: &[Arc<GpuBank>], variants: Vec<VariantWeights>) -> Result<Self> {
+        let place = |weights: VariantWeights| {
+            Ok(Placed {
+                own: Arc::new(GpuVariant::new(&base, &weights)?),
+                banks: weights.banks,
+            })
+        };
+        let variants = variants.into_iter().map(place).collect::<Result<_>>()?;
+        GpuDit::of(base, banks, variants)
+    }
+
+    /// As [`GpuDit::new`], of variants that other instances may share.
+    pub fn of(base: Arc<GpuBase>, banks: &[Arc<GpuBank>], variants: Vec<Placed<GpuVariant>>) -> Result<Self> {
         let (config, device) = (&base.host.config, &base.device);
         if config.head_dim() > MAX_HEAD {
             bail!("heads of {} are wider than {MAX_HEAD}", config.head_dim())
@@ -87,7 +104,7 @@ impl GpuDit {
             let Some(matrix) = base.matrices.get(name) else {
                 bail!("matrix {name} is missing")
             };
-            let superposed = GpuSuperposed::of(device, (name, matrix.out, matrix.input), banks, &variants)?;
+            let superposed = GpuSuperposed::of(&base, (name, matrix.out, matrix.input), banks, &variants)?;
             let list = List {
                 placement: superposed.placement.clone(),
                 rows,
@@ -118,12 +135,17 @@ impl GpuDit {
         let half = config.head_dim() / 2;
         let frequencies: Vec<f64> = (0..half).map(|i| 10000f64.powf(-(i as f64) / half as f64)).collect();
         let host: Vec<Arc<ServedBank>> = banks.iter().map(|bank| bank.host.clone()).collect();
+        let on_host = |variant: &Placed<GpuVariant>| Placed {
+            own: variant.own.host.clone(),
+            banks: variant.banks.clone(),
+        };
         Ok(Self {
-            modulation: Modulation::new(base.host.clone(), &host, &mut variants)?,
+            modulation: Modulation::new(base.host.clone(), &host, variants.iter().map(on_host).collect())?,
             embedding,
             layers,
             head,
             lists,
+            variants,
             frequencies: Buffer::from(&device.machine, &frequencies)?,
             state: Mutex::new(State {
                 work: Work::new(),
@@ -149,11 +171,6 @@ impl GpuDit {
     pub fn device_variant_bytes(&self) -> usize {
         let matrices = self.linears().map(|(linear, _)| linear).chain([&self.embedding]);
         matrices.map(|linear| linear.variants.variant_bytes()).sum()
-    }
-
-    /// Bytes of what one variant keeps on the host: private tensors, and signs and gains of what makes tables.
-    pub fn host_variant_bytes(&self, variant: VariantId) -> usize {
-        self.modulation.variant_bytes(variant)
     }
 
     /// Bytes of the tables on the device: modulation by slots, frequencies of positions.
@@ -187,6 +204,7 @@ impl GpuDit {
             device: device.clone(),
             host: Arc::new(host),
             matrices,
+            slots: Arc::default(),
         };
         GpuDit::new(Arc::new(base), &[], Vec::new())
     }
@@ -325,6 +343,17 @@ impl Denoiser for GpuDit {
 
     fn page_bytes(&self, page_tokens: usize) -> usize {
         KvCache::device_page_bytes(&self.base.device, self.config(), page_tokens)
+    }
+
+    fn bytes(&self) -> usize {
+        let State { work, slots, .. } = &*self.state();
+        let on_device = self.base.device_bytes() + slots.bytes() + self.frequencies.bytes() + work.bytes();
+        on_device + self.base.host.bytes() + self.modulation.table_bytes()
+    }
+
+    fn banks(&self, variant: VariantId) -> &[usize] {
+        let placed = self.variants.get(variant.0 as usize);
+        placed.map_or(&[], |placed| placed.banks.as_slice())
     }
 
     fn materialise(&self, mix: &Mix) -> Result<Option<Arc<dyn Denoiser>>> {

@@ -139,10 +139,10 @@ fn waves(list: &List, mixes: &[&Mix]) -> Vec<Vec<PartFacts>> {
     let mut waves: Vec<Vec<PartFacts>> = Vec::new();
     for (row, mix) in mixes.iter().enumerate() {
         let placed = mix.0.iter().filter_map(|&(variant, weight)| {
-            let bank = (*list.placement.get(variant.0 as usize)?)?;
+            let (slot, bank) = (*list.placement.get(variant.0 as usize)?)?;
             Some(PartFacts {
                 row: row as u32,
-                variant: variant.0,
+                variant: slot,
                 weight,
                 bank,
             })
@@ -268,11 +268,10 @@ impl Packed {
         let mut embedded: Vec<PartFacts> = Vec::new();
         for (row, mix) in mixes.iter().enumerate() {
             embedded.extend(mix.0.iter().filter_map(|&(variant, weight)| {
-                let bank = (*embedding.get(variant.0 as usize)?)?;
-                let (row, variant) = (row as u32, variant.0);
+                let (slot, bank) = (*embedding.get(variant.0 as usize)?)?;
                 Some(PartFacts {
-                    row,
-                    variant,
+                    row: row as u32,
+                    variant: slot,
                     weight,
                     bank,
                 })

@@ -1,8 +1,9 @@
 //! Modulation tables and biases on the device, in slots that rows pick from.
 
+use crate::model::batch::MixKey;
 use crate::model::batch::{Batch, Mix};
 use crate::model::conditioning::Line;
-use crate::model::modulation::{MixKey, Modulation, key};
+use crate::model::modulation::Modulation;
 use crate::ops::gpu::{Buffer, Machine};
 use candle_core::Result;
 use std::collections::HashMap;
@@ -174,7 +175,7 @@ impl TableSlots {
         let wanted: Vec<(MixKey, u32, &Mix, f32)> = batch
             .segments
             .iter()
-            .map(|segment| (key(&segment.mix), segment.sigma.to_bits(), &segment.mix, segment.sigma))
+            .map(|segment| (segment.mix.key(), segment.sigma.to_bits(), &segment.mix, segment.sigma))
             .collect();
         let mut lines: Vec<(MixKey, u32)> = wanted.iter().map(|(mix, sigma, ..)| (mix.clone(), *sigma)).collect();
         lines.sort();

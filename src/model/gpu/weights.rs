@@ -1,5 +1,6 @@
 //! Weights on a device: the matrices that rows go through and the embedding; all else stays on the host.
 
+use super::variant::VariantSlots;
 use crate::model::DitConfig;
 use crate::model::weights::{BaseWeights, Dense, ServedBank, is_product};
 use crate::ops::gpu::tiles::tiles;
@@ -66,6 +67,8 @@ pub struct GpuBase {
     /// Everything that is not on the device.
     pub host: Arc<BaseWeights>,
     pub matrices: BTreeMap<String, Arc<Matrix>>,
+    /// What its variants keep for themselves.
+    pub slots: Arc<VariantSlots>,
 }
 
 impl GpuBase {
@@ -83,6 +86,7 @@ impl GpuBase {
             device,
             host: Arc::new(host),
             matrices,
+            slots: Arc::default(),
         })
     }
 

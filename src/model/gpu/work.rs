@@ -120,6 +120,11 @@ impl Work {
         Ok(())
     }
 
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.buffers.iter().map(Buffer::bytes).sum()
+    }
+
     pub fn pieces(&self) -> Pieces {
         let at = |index: usize| self.buffers.get(index).map_or(0, Buffer::address);
         Pieces {

@@ -14,6 +14,7 @@ use super::rows::{BLOCK, Rows};
 use crate::ops::isa::Isa;
 use candle_core::quantized::k_quants::GgmlType;
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Quants of one step of the innermost loop. A block of 32 inputs has eight steps of four inputs and as many lines as a quant
 /// has bits: line `step * BITS / 8` holds the step's quants lane by lane, from bit `step * BITS % 8` of every byte on.
@@ -111,20 +112,24 @@ impl<L: Levels> Panels<L> {
     /// Hands `take` every (row, first output, products): up to sixteen elements of x W^T at a time, each once, from
     /// several threads. No two calls have the same outputs, so tasks may write to columns of their own.
     pub fn products(&self, x: &Rows, take: impl Fn(usize, usize, &[f32]) + Sync) {
-        assert_eq!(x.input, self.input, "rows of another size");
-        let isa = Isa::best();
         (0..self.out.div_ceil(LANES)).into_par_iter().for_each(|index| {
-            let (panel, first) = (self.panel(index), index * LANES);
-            let width = LANES.min(self.out - first);
-            for start in (0..x.len()).step_by(kernel::TILE) {
-                let count = kernel::TILE.min(x.len() - start);
-                let mut sums = [[0f32; LANES]; kernel::TILE];
-                kernel::run(isa, panel, x, start, &mut sums[..count]);
-                for (row, sums) in (start..).zip(&sums[..count]) {
-                    take(row, first, &sums[..width]);
-                }
-            }
+            self.product(index, x, 0..x.len(), &take);
         });
+    }
+
+    /// As [`products`](Self::products), of some rows of x with the sixteen outputs from `16 index` on, in this thread.
+    pub fn product(&self, index: usize, x: &Rows, rows: Range<usize>, mut take: impl FnMut(usize, usize, &[f32])) {
+        assert_eq!(x.input, self.input, "rows of another size");
+        let (isa, panel, first) = (Isa::best(), self.panel(index), index * LANES);
+        let width = LANES.min(self.out - first);
+        for start in rows.clone().step_by(kernel::TILE) {
+            let count = kernel::TILE.min(rows.end - start);
+            let mut sums = [[0f32; LANES]; kernel::TILE];
+            kernel::run(isa, panel, x, start, &mut sums[..count]);
+            for (row, sums) in (start..).zip(&sums[..count]) {
+                take(row, first, &sums[..width]);
+            }
+        }
     }
 }
 

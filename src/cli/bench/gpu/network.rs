@@ -74,6 +74,7 @@ pub fn network(bench: &Bench, config: &DitConfig, banks: usize) -> Result<GpuDit
         matrices: all(config, |out, input, scale| {
             bench.noise(Dtype::Bf16, padded(out) * input, scale)
         })?,
+        slots: Arc::default(),
         device,
     };
     let banks: Vec<Arc<GpuBank>> = (0..banks)

@@ -1,0 +1,240 @@
+//! `choir bench variants`: whether anything but memory grows with the number of variants. Stores of several sizes are made of
+//! the fine-tunes compiled in, each again and again under seeds of its own: to a bank, those are other variants.
+
+use super::engine::{LoadArgs, Scenario};
+use super::{median, open_in};
+use crate::catalog::{AddRequest, Catalog, RemoveRequest, Source, Tuning, base};
+use crate::cli::scratch::Scratch;
+use crate::cli::serve::StoreArgs;
+use crate::engine::{Choice, Generation};
+use crate::model::Mix;
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+#[derive(Args, Debug)]
+pub struct VariantsBenchArgs {
+    /// Variants in each of the stores, in ascending order.
+    #[arg(long, value_delimiter = ',', default_values_t = [16, 64, 256])]
+    counts: Vec<usize>,
+    /// Do not measure tokens per second.
+    #[arg(long)]
+    no_load: bool,
+    #[command(flatten)]
+    load: LoadArgs,
+    #[command(flatten)]
+    store: StoreArgs,
+    /// Print a JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Additions to a figure: as many as a bank of the default capacity takes, so that each figure sees the same share of empty banks.
+const ADDITIONS: usize = 4;
+
+/// A store of some size.
+struct Made {
+    variants: usize,
+    dir: PathBuf,
+}
+
+pub fn run(args: VariantsBenchArgs) -> Result<()> {
+    args.load.check()?;
+    if args.counts.is_empty() || args.counts[0] < 2 || !args.counts.is_sorted_by(|a, b| a < b) {
+        bail!("--counts must ascend from 2 or more");
+    }
+    if args.store.base().is_some() || args.store.data_dir().is_some() {
+        bail!("the stores are made of the model compiled in, in directories of their own: no --base, no --data-dir");
+    }
+    let scratch = Scratch::new("bench-variants");
+    let (stores, additions) = make(&args, scratch.path())?;
+    let sizes = stores
+        .iter()
+        .map(|store| size(&args, store))
+        .collect::<Result<Vec<_>>>()?;
+    let rates = if args.no_load {
+        Vec::new()
+    } else {
+        load(&args, &stores)?
+    };
+    let report = json!({"additions": additions, "stores": sizes, "scenarios": rates});
+    if args.json {
+        println!("{report}");
+    } else {
+        show(&report);
+    }
+    Ok(())
+}
+
+/// Makes a store grow, copies it at every size wanted, and times additions on the way.
+fn make(args: &VariantsBenchArgs, dir: &Path) -> Result<(Vec<Made>, Vec<Value>)> {
+    let growing = dir.join("growing");
+    let (catalog, generation) = open_in(&args.store, &growing)?;
+    let regime = generation.denoiser.config().regime();
+    drop(generation);
+    let alike: Vec<_> = catalog
+        .list()
+        .into_iter()
+        .filter(|info| info.regime == regime)
+        .collect();
+    let shipped: Vec<_> = base::shipped()?
+        .into_iter()
+        .filter(|s| alike.iter().any(|info| info.name == s.name))
+        .collect();
+    let (Some(first), false) = (alike.first(), shipped.is_empty()) else {
+        bail!("no variant like the base is compiled in");
+    };
+    for info in catalog.list().iter().filter(|info| info.name != first.name) {
+        catalog.remove(&info.name, RemoveRequest::default())?;
+    }
+    let (mut stores, mut seconds) = (Vec::new(), Vec::new());
+    let largest = args.counts.last().copied().unwrap_or_default();
+    for (number, source) in (1..largest + ADDITIONS).zip(shipped.iter().cycle()) {
+        if args.counts.contains(&number) {
+            let dir = dir.join(number.to_string());
+            copy(&growing, &dir)?;
+            stores.push(Made { variants: number, dir });
+        }
+        let request = AddRequest {
+            name: format!("synthetic-{number:04}"),
+            seed: Some(number as u64),
+            source: Source::Bytes(source.packed.to_vec()),
+            scale: None,
+            tuning: Tuning::default(),
+            defaults: Choice::default(),
+            expected_generation: None,
+        };
+        let start = Instant::now();
+        catalog.add(request, |_| {})?;
+        seconds.push(start.elapsed().as_secs_f64());
+    }
+    let additions = [1].iter().chain(&args.counts).map(|&variants| {
+        // Addition i brings variant i + 2.
+        let some = seconds[variants - 1..].iter().take(ADDITIONS).copied().collect();
+        json!({"variants": variants, "seconds": median(some)})
+    });
+    let additions = additions.collect();
+    Ok((stores, additions))
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let (path, target) = (entry.path(), to.join(entry.file_name()));
+        match path.is_dir() {
+            true => copy(&path, &target)?,
+            false => fs::copy(&path, &target).map(drop)?,
+        }
+    }
+    Ok(())
+}
+
+/// Time to open and to list, and memory as a process of its own has it.
+fn size(args: &VariantsBenchArgs, store: &Made) -> Result<Value> {
+    let start = Instant::now();
+    let (catalog, _generation) = open_in(&args.store, &store.dir)?;
+    let opened = start.elapsed().as_secs_f64();
+    let start = Instant::now();
+    let listed = catalog.list().len();
+    let list = start.elapsed().as_secs_f64();
+    drop(catalog);
+    let memory = Command::new(std::env::current_exe()?)
+        .args(["bench", "memory", "--json", "--data-dir"])
+        .arg(&store.dir)
+        .output()?;
+    if !memory.status.success() {
+        bail!(
+            "the measuring process failed: {}",
+            String::from_utf8_lossy(&memory.stderr)
+        );
+    }
+    let memory: Value = serde_json::from_slice(&memory.stdout).context("what the measuring process says")?;
+    let mut parts: BTreeMap<&str, u64> = BTreeMap::new();
+    for (part, bytes) in memory["parts"].as_object().into_iter().flatten() {
+        let kind = match part.split_once('-') {
+            Some((kind, _)) if part.starts_with("bank ") => kind,
+            _ => part,
+        };
+        *parts.entry(kind).or_default() += bytes.as_u64().unwrap_or_default();
+    }
+    Ok(json!({
+        "variants": listed, "open_seconds": opened, "list_seconds": list,
+        "parts": parts, "sum": memory["sum"], "grown": memory["grown"],
+    }))
+}
+
+/// Tokens per second by how many variants and banks a step touches, in the smallest and the largest store that have them.
+fn load(args: &VariantsBenchArgs, stores: &[Made]) -> Result<Vec<Value>> {
+    let open = |store: &Made| open_in(&args.store, &store.dir);
+    let opened = stores
+        .iter()
+        .map(open)
+        .collect::<Result<Vec<(Catalog, Generation)>>>()?;
+    let mut scenarios: Vec<Scenario> = Vec::new();
+    for ((catalog, generation), store) in opened.iter().zip(stores) {
+        let mut banks: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for variant in catalog.list() {
+            let bank = variant.banks.into_iter().next().unwrap_or_default();
+            banks.entry(bank).or_default().push(variant.name);
+        }
+        let banks: Vec<_> = banks.into_values().collect();
+        let scenario = |what: String, variants: Vec<String>| {
+            let name = format!("{what}, {} in the store", store.variants);
+            Scenario::new(name, generation, variants)
+        };
+        if scenarios.is_empty() {
+            let single = Mix::single(generation.variants[&banks[0][0]].id);
+            scenarios.push(scenario("one variant, materialised".into(), vec![]).alone(&single)?);
+        }
+        for count in 1..=banks[0].len() {
+            scenarios.push(scenario(format!("{count} of one bank"), banks[0][..count].to_vec()));
+        }
+        for count in [4, 16].into_iter().filter(|&count| count <= banks.len()) {
+            let variants = banks[..count].iter().map(|bank| bank[0].clone()).collect();
+            scenarios.push(scenario(format!("{count} of {count} banks"), variants));
+        }
+    }
+    let measured = args.load.measure(&scenarios)?;
+    let row = |(scenario, (rate, ratio)): (&Scenario, _)| json!({"scenario": scenario.name, "tokens_per_second": rate, "ratio": ratio});
+    Ok(scenarios.iter().zip(measured).map(row).collect())
+}
+
+fn show(report: &Value) {
+    let of = |list: &str| report[list].as_array().cloned().unwrap_or_default();
+    let number = |value: &Value| value.as_f64().unwrap_or(f64::NAN);
+    let mib = |value: &Value| number(value) / f64::from(1 << 20);
+    for addition in of("additions") {
+        println!(
+            "{:>9.3} s  to add one to {} variants",
+            number(&addition["seconds"]),
+            addition["variants"]
+        );
+    }
+    for store in of("stores") {
+        println!(
+            "{} variants: opened in {:.3} s, listed in {:.6} s; {:.2} MiB, and the process grew by {:.2}",
+            store["variants"],
+            number(&store["open_seconds"]),
+            number(&store["list_seconds"]),
+            mib(&store["sum"]),
+            mib(&store["grown"]),
+        );
+        for (part, bytes) in store["parts"].as_object().into_iter().flatten() {
+            println!("{:>9.2} MiB  {part}", mib(bytes));
+        }
+    }
+    for scenario in of("scenarios") {
+        println!(
+            "{:>9.0} tokens/s  {:>5.2}  {}",
+            number(&scenario["tokens_per_second"]),
+            number(&scenario["ratio"]),
+            scenario["scenario"].as_str().unwrap_or_default(),
+        );
+    }
+}

@@ -1,0 +1,103 @@
+//! What a variant keeps for itself, in the form it is served in: made once, and shared by all generations that have it.
+
+use super::weights::VariantWeights;
+use crate::transform::{Signs, Transform};
+use candle_core::{Result, bail};
+use half::bf16;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// How one matrix of a variant is read back from its bank.
+#[derive(Clone, Debug)]
+pub struct Rotation {
+    /// r_k, [in].
+    pub input: Signs,
+    /// c_k a_k l_k, [out]. Eight bits of a gain are more than the bank's four need.
+    pub output: Vec<bf16>,
+}
+
+impl Rotation {
+    /// The rotation of tensor `name` [out, in] under `seed`, with gains a_k [out] and scale c_k.
+    pub fn new(seed: u64, name: &str, gains: &[f32], input: usize, scale: f32) -> Self {
+        let transform = Transform::new(seed, name, [gains.len(), input]);
+        let mut output: Vec<f32> = gains.iter().map(|gain| gain * scale).collect();
+        transform.output.apply(&mut output);
+        Self {
+            input: transform.input,
+            output: output.into_iter().map(bf16::from_f32).collect(),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        size_of_val(self.input.words()) + size_of_val(&self.output[..])
+    }
+}
+
+/// A variant but for its share of the banks.
+#[derive(Debug)]
+pub struct ServedVariant {
+    /// By matrix.
+    pub(super) rotations: BTreeMap<String, Arc<Rotation>>,
+    /// Deltas of the one-dimensional tensors.
+    pub(super) vectors: BTreeMap<String, Vec<bf16>>,
+}
+
+/// What `weights` has of the matrices among `tensors` (name, shape).
+///
+/// # Errors
+/// Where a matrix has other than one gain a row.
+pub(super) fn rotations(
+    weights: &VariantWeights,
+    tensors: impl IntoIterator<Item = (String, Vec<usize>)>,
+) -> Result<BTreeMap<String, Arc<Rotation>>> {
+    let mut rotations = BTreeMap::new();
+    for (name, shape) in tensors {
+        let (&[out, input], Some(gains)) = (&shape[..], weights.gains.get(&name)) else {
+            continue;
+        };
+        if gains.len() != out {
+            bail!("{} gains for {name}, which has {out} rows", gains.len())
+        }
+        let rotation = Rotation::new(weights.seed, &name, gains, input, weights.scale);
+        rotations.insert(name, Arc::new(rotation));
+    }
+    Ok(rotations)
+}
+
+impl ServedVariant {
+    /// Takes what `weights` has of the matrices among `tensors` (name, shape), and its vectors.
+    ///
+    /// # Errors
+    /// Where a matrix has other than one gain a row.
+    pub fn new(weights: &VariantWeights, tensors: impl IntoIterator<Item = (String, Vec<usize>)>) -> Result<Self> {
+        let rounded = |values: &Vec<f32>| values.iter().copied().map(bf16::from_f32).collect();
+        let vectors = weights.vectors.iter();
+        Ok(Self {
+            rotations: rotations(weights, tensors)?,
+            vectors: vectors.map(|(name, values)| (name.clone(), rounded(values))).collect(),
+        })
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        let vectors = self.vectors.values().map(|vector| size_of_val(&vector[..]));
+        vectors.sum::<usize>() + self.rotations.values().map(|rotation| rotation.bytes()).sum::<usize>()
+    }
+}
+
+/// A variant in one instance.
+#[derive(Debug)]
+pub struct Placed<V> {
+    pub own: Arc<V>,
+    /// Indices of its banks in the instance.
+    pub banks: Vec<usize>,
+}
+
+impl<V> Clone for Placed<V> {
+    fn clone(&self) -> Self {
+        Placed {
+            own: self.own.clone(),
+            banks: self.banks.clone(),
+        }
+    }
+}
