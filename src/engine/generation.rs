@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::ledger::BASE;
 use super::{Error, Sampling};
 use crate::model::tokenizer::Tokenizer;
 use crate::model::{Denoiser, Mix, Process, Regime, VariantId};
@@ -46,6 +47,12 @@ impl std::fmt::Display for MemoryPart {
 }
 
 impl Generation {
+    /// Whose share of the engine a mix takes of: its heaviest variant's, so that mixes do not add to the shares.
+    pub fn payer(&self, mix: &[(String, f32)]) -> Arc<str> {
+        let heaviest = mix.iter().max_by(|a, b| a.1.total_cmp(&b.1));
+        heaviest.map_or(BASE, |(name, _)| name).into()
+    }
+
     /// Sampling defaults for a mix: those of its heaviest variant, the base's for the empty mix.
     pub fn defaults(&self, mix: &[(String, f32)]) -> Sampling {
         mix.iter()

@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Error;
-use super::admission::Admission;
+use super::admission::{Admission, Work};
+use super::pace::{Allowance, Pace};
 use super::pages::Pool;
-use super::scheduler::{Claim, choose};
+use super::scheduler::{Claim, Step, choose, short};
 use super::sequence::Sequence;
 use super::step::{Failure, Group};
 use crate::model::kv_cache::KvCache;
@@ -20,6 +21,8 @@ pub struct Runner {
     running: Vec<Sequence>,
     /// Steps so far.
     step: u64,
+    pace: Pace,
+    allowance: Allowance,
     tally: Tally,
     /// Why nothing can be evaluated any more.
     lost: Option<String>,
@@ -31,6 +34,8 @@ struct Tally {
     tokens: u64,
     finished: u64,
     cancelled: u64,
+    late: u64,
+    stalled: u64,
     failed: u64,
     typical_compute: Duration,
 }
@@ -44,6 +49,8 @@ impl Runner {
             pool,
             running: Vec::new(),
             step: 0,
+            pace: Pace::default(),
+            allowance: Allowance::new(),
             tally: Tally::default(),
             lost: None,
         }
@@ -52,7 +59,10 @@ impl Runner {
     /// Schedule, forward, sample, deliver, until the engine is drained or the device is lost.
     pub fn run(mut self) {
         while self.lost.is_none() && self.admit() {
-            for mut group in self.schedule() {
+            let (begun, before) = (Instant::now(), self.running.len());
+            let (groups, short) = self.schedule();
+            let (took_part, ready) = (before - self.running.len(), before - self.paused());
+            for mut group in groups {
                 if let Some(detail) = self.lost.clone() {
                     self.fail(group, &detail);
                     continue;
@@ -68,6 +78,11 @@ impl Runner {
                     }
                 }
             }
+            if took_part > 0 {
+                let took = begun.elapsed();
+                self.pace.record(took, ready, took_part);
+                self.allowance.record(took, short && took_part < ready);
+            }
         }
     }
 
@@ -75,8 +90,9 @@ impl Runner {
     /// false once there never will be.
     fn admit(&mut self) -> bool {
         let now = Instant::now();
-        for sequence in std::mem::take(&mut self.running) {
-            match sequence.given_up(now) {
+        let (best, stall) = (self.pace.measured().map(|pace| pace.best), self.admission.config.stall);
+        for mut sequence in std::mem::take(&mut self.running) {
+            match sequence.given_up(now, best).or_else(|| sequence.look(now, stall)) {
                 None => self.running.push(sequence),
                 Some(error) => self.give_up(sequence, error),
             }
@@ -84,14 +100,17 @@ impl Runner {
         self.running.sort_by_key(|sequence| sequence.id);
         self.report();
 
-        let mut slots = self.admission.config.max_running.saturating_sub(self.running.len());
+        // Who waits for a reader leaves its place to another; but not without end.
+        let max_running = self.admission.config.max_running;
+        let mut slots = max_running.saturating_sub(self.running.len() - self.paused());
+        slots = slots.min((2 * max_running).saturating_sub(self.running.len()));
         let (pool, mut reserved) = (&mut self.pool, Vec::new());
         let room = |next: &Sequence| {
             let pages = if slots > 0 { pool.take(next.pages_needed) } else { None };
             slots = slots.saturating_sub(1);
             pages.map(|pages| reserved.push(pages)).is_some()
         };
-        let Some(arrivals) = self.admission.arrivals(self.running.is_empty(), room) else {
+        let Some(arrivals) = self.admission.arrivals(&self.running, room) else {
             return false;
         };
         let now = Instant::now();
@@ -105,14 +124,40 @@ impl Runner {
         true
     }
 
-    /// Moves the sequences of the next step into one group for each generation among them.
-    fn schedule(&mut self) -> Vec<Group> {
-        self.step += u64::from(!self.running.is_empty());
-        let claims: Vec<Claim> = self.running.iter_mut().map(Sequence::claim).collect();
-        let mut tokens = vec![0; claims.len()];
-        for share in choose(&claims, self.admission.config.step_tokens) {
-            tokens[share.index] = share.tokens;
+    /// How many tokens each running sequence may bring to the next step, and whether that is kept short. Whoever is paused
+    /// brings none.
+    fn plan(&mut self) -> (Vec<usize>, bool) {
+        let ready: Vec<usize> = (0..self.running.len())
+            .filter(|&index| self.running[index].paused.is_none())
+            .collect();
+        self.step += u64::from(!ready.is_empty());
+        let tenants = ready.iter().map(|&index| &self.running[index].tenant);
+        let (accounts_of, accounts) = self.admission.ledger(|ledger| ledger.accounts(tenants));
+        let mut alone = vec![0; accounts.len()];
+        accounts_of.iter().for_each(|&account| alone[account] += 1);
+        let claim = |(&index, &account): (&usize, &usize)| self.running[index].claim(account, alone[account] == 1);
+        let claims: Vec<Claim> = ready.iter().zip(&accounts_of).map(claim).collect();
+        let all = self.admission.config.step_tokens;
+        let budget = if self.allowance.is_left() {
+            short(&claims, all)
+        } else {
+            all
+        };
+        let Step { shares, passed_over } = choose(&claims, &accounts, budget, self.step);
+        let mut tokens = vec![0; self.running.len()];
+        for share in shares {
+            tokens[ready[share.index]] = share.tokens;
         }
+        for (claim, &index) in ready.iter().enumerate() {
+            self.running[index].passed_over = passed_over.contains(&claim);
+        }
+        (tokens, budget < all)
+    }
+
+    /// Moves the sequences of the next step into one group for each generation among them. Also says whether the step is kept
+    /// short.
+    fn schedule(&mut self) -> (Vec<Group>, bool) {
+        let (tokens, short) = self.plan();
         let mut groups = Vec::new();
         for (mut sequence, tokens) in std::mem::take(&mut self.running).into_iter().zip(tokens) {
             if tokens == 0 {
@@ -121,7 +166,11 @@ impl Runner {
             }
             sequence.served = self.step;
             match sequence.segments(tokens, self.cache.page_tokens()) {
-                Some(segments) => Group::join(&mut groups, sequence, segments),
+                Some(segments) => {
+                    let tokens = segments.iter().map(|segment| segment.tokens.len()).sum();
+                    self.admission.ledger(|ledger| ledger.charge(&sequence.tenant, tokens));
+                    Group::join(&mut groups, sequence, segments);
+                }
                 None => {
                     let error = Error::OutOfPages {
                         needed: sequence.pages_needed + 1,
@@ -131,7 +180,7 @@ impl Runner {
                 }
             }
         }
-        groups
+        (groups, short)
     }
 
     fn deliver(&mut self, group: Group) {
@@ -139,6 +188,10 @@ impl Runner {
         for mut member in group.members {
             let (tokens, ended) = member.sequence.deliver(member.after, now);
             self.tally.tokens += tokens as u64;
+            if tokens > 0 {
+                self.admission
+                    .ledger(|ledger| ledger.made(&member.sequence.tenant.variant, tokens));
+            }
             if ended {
                 self.tally.finished += 1;
                 self.tally.took(member.sequence.computed(now));
@@ -169,16 +222,32 @@ impl Runner {
 
     fn give_up(&mut self, sequence: Sequence, error: Error) {
         match error {
-            Error::Cancelled | Error::DeadlinePassed { .. } => self.tally.cancelled += 1,
+            Error::Cancelled => self.tally.cancelled += 1,
+            Error::DeadlinePassed { .. } | Error::DeadlineOutOfReach { .. } => self.tally.late += 1,
+            Error::Stalled { .. } => self.tally.stalled += 1,
             _ => self.tally.failed += 1,
         }
         sequence.fail(error, &mut self.pool);
     }
 
+    /// Sequences that wait for their readers.
+    fn paused(&self) -> usize {
+        self.running.iter().filter(|sequence| sequence.paused.is_some()).count()
+    }
+
     fn report(&self) {
-        let (running, pages_used, step, tally) = (self.running.len(), self.pool.used(), self.step, self.tally);
-        self.admission.report(|status| {
-            status.running = running;
+        let (pages_used, step, tally, paused) = (self.pool.used(), self.step, self.tally, self.paused());
+        let work = |sequence: &Sequence| Work {
+            tenant: sequence.tenant.clone(),
+            evaluations: sequence.evaluations_left(),
+        };
+        let running: Vec<Work> = self.running.iter().map(work).collect();
+        let count = running.len();
+        self.admission.report(running, self.pace.measured(), |status| {
+            status.running = count;
+            status.paused = paused;
+            status.late = tally.late;
+            status.stalled = tally.stalled;
             status.pages_used = pages_used;
             status.steps = step;
             status.tokens_generated = tally.tokens;

@@ -186,6 +186,14 @@ impl Admin for AdminService {
             failed: engine.failed,
             draining: engine.draining,
             version: env!("CARGO_PKG_VERSION").into(),
+            paused: convert::small(engine.paused),
+            open_streams: engine.streams as u64,
+            generations: convert::small(engine.generations),
+            leases: engine.leases as u64,
+            late: engine.late,
+            stalled: engine.stalled,
+            refused: Some(convert::refused(engine.refused)),
+            variant_loads: engine.variants.into_iter().map(convert::load).collect(),
         }))
     }
 }

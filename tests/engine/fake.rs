@@ -8,7 +8,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 
 use choir::engine::{
-    Engine, EngineConfig, EngineHandle, Event, EventStream, Generation, Request, Sampling, Summary, VariantFacts,
+    Engine, EngineConfig, EngineHandle, Event, EventStream, Generation, Priority, Request, Sampling, Status, Summary,
+    VariantFacts,
 };
 use choir::model::kv_cache::KvCache;
 use choir::model::tokenizer::Tokenizer;
@@ -295,6 +296,7 @@ pub fn config() -> EngineConfig {
         max_prompt: 256,
         max_tokens: 256,
         threads: 2,
+        ..EngineConfig::default()
     }
 }
 
@@ -314,6 +316,8 @@ pub fn request(prompt: &str, max_tokens: usize, seed: u64) -> Request {
         seed: Some(seed),
         steps_wanted: false,
         deadline: None,
+        priority: Priority::default(),
+        client: None,
     }
 }
 
@@ -380,6 +384,25 @@ pub fn outcome(events: &[Event]) -> (String, Vec<u32>, Summary) {
 
 pub fn run(engine: &EngineHandle, request: Request) -> (String, Vec<u32>, Summary) {
     outcome(&events(engine.submit(request).expect("submit")))
+}
+
+/// A request to one variant.
+pub fn to(variant: &str, max_tokens: usize, seed: u64) -> Request {
+    Request {
+        mix: vec![(variant.into(), 1.0)],
+        ..request("x", max_tokens, seed)
+    }
+}
+
+/// Asks for the status until it is as wished: the engine writes it down between two steps.
+pub fn until(engine: &EngineHandle, wish: impl Fn(&Status) -> bool) -> Status {
+    loop {
+        let now = engine.status();
+        if wish(&now) {
+            return now;
+        }
+        std::thread::yield_now();
+    }
 }
 
 /// Finishes what the engine has and ends it.

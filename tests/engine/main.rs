@@ -1,12 +1,17 @@
 //! The engine, with a fake network that checks what it is given and with the real one.
 
 mod batching;
+mod caps;
+mod deadlines;
+mod fairness;
 mod fake;
 #[path = "../fixtures/mod.rs"]
 mod fixtures;
 mod generations;
 mod limits;
 mod network;
+mod readers;
 mod scoring;
+mod soak;
 mod text;
 mod uniform;
