@@ -45,6 +45,10 @@ fn show(status: &pb::GetStatusResponse) {
         status.running, status.max_running, status.waiting, status.queue_limit, status.pages_used, status.pages_total
     );
     println!(
+        "{} pages kept for texts that begin alike, {} tokens found there; {} times a sequence gave its pages up",
+        status.pages_idle, status.tokens_reused, status.preempted
+    );
+    println!(
         "{} steps, {} tokens; {} requests finished, {} cancelled, {} late, {} stalled, {} failed",
         status.steps,
         status.tokens_generated,
@@ -103,7 +107,8 @@ fn as_json(status: &pb::GetStatusResponse) -> serde_json::Value {
         "variants": status.variants, "banks": status.banks, "memory_bytes": memory,
         "running": status.running, "max_running": status.max_running,
         "waiting": status.waiting, "queue_limit": status.queue_limit,
-        "pages_used": status.pages_used, "pages_total": status.pages_total,
+        "pages_used": status.pages_used, "pages_total": status.pages_total, "pages_idle": status.pages_idle,
+        "preempted": status.preempted, "tokens_reused": status.tokens_reused,
         "steps": status.steps, "tokens_generated": status.tokens_generated,
         "finished": status.finished, "cancelled": status.cancelled, "failed": status.failed,
         "late": status.late, "stalled": status.stalled, "paused": status.paused, "open_streams": status.open_streams,

@@ -10,6 +10,7 @@ use super::error::Capped;
 use super::handle::VariantLoad;
 use super::ledger::{BASE, Ledger, Order, Tenant};
 use super::pace::{Ahead, Measured, TRUSTED};
+use super::scheduler::{Place, victim};
 use super::sequence::Sequence;
 use super::{EngineConfig, Error, Generation, Priority, Status};
 use crate::model::kv_cache::KvCache;
@@ -177,6 +178,47 @@ impl Admission {
         }
         self.arrival.notify_one();
         Ok(id)
+    }
+
+    /// Lets a sequence that ran wait again, before all others and whether or not the queue is full.
+    pub fn put_back(&self, sequence: Sequence) {
+        self.state().waiting.push_front(sequence);
+    }
+
+    /// Index of the running sequence that is to make room for the next one that waits, if any, where there is no place free.
+    pub fn victim(&self, running: &[Sequence]) -> Option<usize> {
+        let state = self.state();
+        let (ledger, waiting) = (&state.ledger, || state.waiting.iter().map(|sequence| &sequence.tenant));
+        let on: Vec<(usize, &Sequence)> = (running.iter().enumerate())
+            .filter(|(_, sequence)| sequence.paused.is_none())
+            .collect();
+        let placed = || on.iter().map(|(_, sequence)| &sequence.tenant);
+        let next = Order::new(ledger, placed()).next(waiting())?;
+        let (numbers, accounts) = ledger.accounts(waiting().chain(placed()));
+        let (waiting_numbers, numbers) = numbers.split_at_checked(state.waiting.len())?;
+        let mut wanted = vec![0; accounts.len()];
+        for (tenant, &account) in waiting().zip(waiting_numbers) {
+            wanted[account] += usize::from(tenant.priority == Priority::Interactive);
+        }
+        let place = |(sequence, &account): (&Sequence, &usize)| Place {
+            account,
+            priority: sequence.tenant.priority,
+            started: sequence.id,
+        };
+        let next = place((state.waiting.get(next)?, waiting_numbers.get(next)?));
+        let places: Vec<Place> = on
+            .iter()
+            .map(|(_, sequence)| *sequence)
+            .zip(numbers)
+            .map(place)
+            .collect();
+        let victim = victim(&places, next, &wanted, &accounts, self.config.max_running)?;
+        // Not where it would be the next one itself.
+        let tenant = &on.get(victim)?.1.tenant;
+        let others = placed().enumerate().filter(|(index, _)| *index != victim);
+        let after = Order::new(ledger, others.map(|(_, tenant)| tenant));
+        let after = after.next(std::iter::once(tenant).chain(waiting()));
+        on.get(victim).filter(|_| after != Some(0)).map(|(index, _)| *index)
     }
 
     /// The sequences that may start now, beside those that are running: in the order of their variants' shares, while `room` has some

@@ -39,6 +39,8 @@ pub struct EngineConfig {
     pub max_prompt: usize,
     /// Limit of `Request::max_tokens`.
     pub max_tokens: usize,
+    /// Keep what sequences leave in the cache for those that begin with the same text under the same weights.
+    pub prefix_reuse: bool,
     /// Compute threads; 0 means one for each processor.
     pub threads: usize,
 }
@@ -58,6 +60,7 @@ impl Default for EngineConfig {
             step_tokens: 512,
             max_prompt: 16_384,
             max_tokens: 16_384,
+            prefix_reuse: true,
             threads: 0,
         }
     }
@@ -81,6 +84,8 @@ pub struct Status {
     /// Handles that keep those alive, besides the engine's own: one for each request.
     pub leases: usize,
     pub pages_used: usize,
+    /// Pages that no sequence holds, kept for those that begin with the same text.
+    pub pages_idle: usize,
     pub pages_total: usize,
     pub kv_bytes: u64,
     pub kv_on_device: bool,
@@ -98,6 +103,10 @@ pub struct Status {
     pub refused: Refused,
     /// By name, the base among them.
     pub variants: BTreeMap<String, VariantLoad>,
+    /// Times that a running sequence had to give its pages up, and wait to go on.
+    pub preempted: u64,
+    /// Tokens of texts that were found in the cache instead of computed.
+    pub tokens_reused: u64,
     pub draining: bool,
     /// What was said of the device's loss, after which the engine has ended.
     pub lost: Option<String>,

@@ -14,6 +14,7 @@ pub mod handle;
 pub mod ledger;
 mod pace;
 mod pages;
+mod prefix;
 pub mod request;
 mod runner;
 mod scheduler;

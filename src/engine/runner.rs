@@ -1,5 +1,6 @@
 //! The model thread.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -37,12 +38,16 @@ struct Tally {
     late: u64,
     stalled: u64,
     failed: u64,
+    /// Times that a running sequence had to give its pages up.
+    preempted: u64,
+    /// Tokens of texts that were in the cache already.
+    reused: u64,
     typical_compute: Duration,
 }
 
 impl Runner {
     pub fn new(admission: Arc<Admission>, cache: KvCache) -> Self {
-        let pool = Pool::new(cache.pages());
+        let pool = Pool::new(cache.pages(), cache.page_tokens(), admission.config.prefix_reuse);
         Runner {
             admission,
             cache,
@@ -100,22 +105,29 @@ impl Runner {
         self.running.sort_by_key(|sequence| sequence.id);
         self.report();
 
-        // Who waits for a reader leaves its place to another; but not without end.
-        let max_running = self.admission.config.max_running;
-        let mut slots = max_running.saturating_sub(self.running.len() - self.paused());
-        slots = slots.min((2 * max_running).saturating_sub(self.running.len()));
-        let (pool, mut reserved) = (&mut self.pool, Vec::new());
+        if self.slots() == 0
+            && let Some(index) = self.admission.victim(&self.running)
+        {
+            let latest = self.running.remove(index);
+            self.preempt(latest);
+        }
+        // Whoever runs may need another page soon.
+        let mut spare = self.pool.available().saturating_sub(self.running.len());
+        let (mut slots, page_tokens) = (self.slots(), self.pool.page_tokens());
         let room = |next: &Sequence| {
-            let pages = if slots > 0 { pool.take(next.pages_needed) } else { None };
-            slots = slots.saturating_sub(1);
-            pages.map(|pages| reserved.push(pages)).is_some()
+            let left = spare
+                .checked_sub(next.pages_to_start(page_tokens))
+                .filter(|_| slots > 0);
+            spare = left.unwrap_or(spare);
+            slots -= usize::from(left.is_some());
+            left.is_some()
         };
         let Some(arrivals) = self.admission.arrivals(&self.running, room) else {
             return false;
         };
         let now = Instant::now();
-        for (mut sequence, pages) in arrivals.started.into_iter().zip(reserved) {
-            sequence.start(pages, self.step, now);
+        for mut sequence in arrivals.started {
+            self.tally.reused += sequence.start(&mut self.pool, self.step, now) as u64;
             self.running.push(sequence);
         }
         for (sequence, error) in arrivals.given_up {
@@ -159,33 +171,46 @@ impl Runner {
     fn schedule(&mut self) -> (Vec<Group>, bool) {
         let (tokens, short) = self.plan();
         let mut groups = Vec::new();
-        for (mut sequence, tokens) in std::mem::take(&mut self.running).into_iter().zip(tokens) {
+        let mut left: VecDeque<_> = std::mem::take(&mut self.running).into_iter().zip(tokens).collect();
+        while let Some((mut sequence, tokens)) = left.pop_front() {
             if tokens == 0 {
                 self.running.push(sequence);
                 continue;
             }
             sequence.served = self.step;
-            match sequence.segments(tokens, self.cache.page_tokens()) {
+            let segments = loop {
+                let segments = sequence.segments(tokens, &mut self.pool);
+                match (segments, left.pop_back()) {
+                    (None, Some((latest, _))) => self.preempt(latest),
+                    (segments, latest) => {
+                        left.extend(latest);
+                        break segments;
+                    }
+                }
+            };
+            match segments {
                 Some(segments) => {
                     let tokens = segments.iter().map(|segment| segment.tokens.len()).sum();
                     self.admission.ledger(|ledger| ledger.charge(&sequence.tenant, tokens));
                     Group::join(&mut groups, sequence, segments);
                 }
-                None => {
-                    let error = Error::OutOfPages {
-                        needed: sequence.pages_needed + 1,
-                        total: self.pool.total(),
-                    };
-                    self.give_up(sequence, error);
-                }
+                None => self.preempt(sequence),
             }
         }
         (groups, short)
     }
 
+    /// Takes a sequence's pages and lets it wait again, before all others.
+    fn preempt(&mut self, mut sequence: Sequence) {
+        self.tally.preempted += 1;
+        sequence.give_up_pages(&mut self.pool);
+        self.admission.put_back(sequence);
+    }
+
     fn deliver(&mut self, group: Group) {
         let now = Instant::now();
         for mut member in group.members {
+            member.sequence.note(&mut self.pool);
             let (tokens, ended) = member.sequence.deliver(member.after, now);
             self.tally.tokens += tokens as u64;
             if tokens > 0 {
@@ -230,13 +255,21 @@ impl Runner {
         sequence.fail(error, &mut self.pool);
     }
 
+    /// How many more may start. Who waits for a reader leaves its place to another, but not without end.
+    fn slots(&self) -> usize {
+        let (max_running, running) = (self.admission.config.max_running, self.running.len());
+        let free = max_running.saturating_sub(running - self.paused());
+        free.min((2 * max_running).saturating_sub(running))
+    }
+
     /// Sequences that wait for their readers.
     fn paused(&self) -> usize {
         self.running.iter().filter(|sequence| sequence.paused.is_some()).count()
     }
 
     fn report(&self) {
-        let (pages_used, step, tally, paused) = (self.pool.used(), self.step, self.tally, self.paused());
+        let (step, tally, paused) = (self.step, self.tally, self.paused());
+        let (pages_used, pages_idle) = (self.pool.used(), self.pool.idle());
         let work = |sequence: &Sequence| Work {
             tenant: sequence.tenant.clone(),
             evaluations: sequence.evaluations_left(),
@@ -248,7 +281,8 @@ impl Runner {
             status.paused = paused;
             status.late = tally.late;
             status.stalled = tally.stalled;
-            status.pages_used = pages_used;
+            (status.pages_used, status.pages_idle) = (pages_used, pages_idle);
+            (status.preempted, status.tokens_reused) = (tally.preempted, tally.reused);
             status.steps = step;
             status.tokens_generated = tally.tokens;
             status.finished = tally.finished;

@@ -190,7 +190,7 @@ pub fn victim(running: &[Place], next: Place, waiting: &[usize], accounts: &[Acc
         .filter(of(Priority::Interactive))
         .for_each(|place| has[place.account] += 1);
     let wants: Vec<usize> = has.iter().zip(waiting).map(|(has, waiting)| has + waiting).collect();
-    let fair = fair_shares(&wants, accounts, places - batch);
+    let fair = fair_shares(&wants, accounts, places.saturating_sub(batch));
     if (has[next.account] + 1) as f64 > fair[next.account] {
         return None;
     }

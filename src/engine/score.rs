@@ -64,6 +64,8 @@ pub struct Scorer {
     block: usize,
     sample: usize,
     offered: Vec<Evaluation>,
+    /// The next noisy copy before those offered.
+    before: (usize, usize),
     /// For each noisy copy offered, in order: its time, and the factor of its sum.
     factors: Vec<(f64, f64)>,
     nats: f64,
@@ -116,6 +118,7 @@ impl Scorer {
             block: given / block_size * block_size,
             sample: 0,
             offered: Vec::new(),
+            before: (0, 0),
             factors: Vec::new(),
             nats: 0.0,
             nfe: 0,
@@ -147,6 +150,7 @@ impl Scorer {
     pub fn next(&mut self, budget: usize) -> &[Evaluation] {
         if self.offered.is_empty() {
             self.factors.clear();
+            self.before = (self.block, self.sample);
             let mut left = budget;
             while self.block < self.tokens.len() && self.block <= self.written {
                 let length = self.least();
@@ -159,6 +163,15 @@ impl Scorer {
             self.offer_clean(left);
         }
         &self.offered
+    }
+
+    /// Takes it that nothing is in the cache any more.
+    pub fn restart(&mut self) {
+        if !self.offered.is_empty() {
+            (self.block, self.sample) = self.before;
+            self.offered.clear();
+        }
+        self.written = 0;
     }
 
     /// Takes the logits of every row of `next`'s evaluations, in their order, each [vocab_size]. Returns the bound in nats

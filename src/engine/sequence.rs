@@ -8,12 +8,13 @@ use tokio::sync::oneshot;
 use super::caps::Permit;
 use super::ledger::Tenant;
 use super::pages::{Pool, Table};
+use super::prefix::Owner;
 use super::scheduler::Claim;
 use super::score::Scorer;
 use super::stream::EventSender;
 use super::text::TextStream;
 use super::{Error, Event, Generation, Priority, Revealed, Score, Summary};
-use crate::model::{Mix, PageId, Regime, Segment};
+use crate::model::{Mix, Regime, Segment};
 use crate::ops::categorical::Drawn;
 use crate::sampler::{Evaluation, Progress, Reason, Sampler};
 
@@ -161,11 +162,34 @@ impl Sequence {
         self.deadline.into_iter().chain(stalled).min()
     }
 
-    /// Leaves the queue, with the pages it needs.
-    pub fn start(&mut self, pages: Vec<PageId>, step: u64, now: Instant) {
-        self.table = Table::new(pages);
-        self.started = Some(now);
+    /// Pages without which it had better not start: for what is to be written at once, and the block after it.
+    pub fn pages_to_start(&self, page_tokens: usize) -> usize {
+        match &self.work {
+            Work::Text(text) => {
+                let written = text.sampler.clean().len() + self.regime.block.unwrap_or(0);
+                written.div_ceil(page_tokens).min(self.pages_needed)
+            }
+            Work::Score(_) => self.pages_needed,
+        }
+    }
+
+    /// Leaves the queue, the first time or again. Returns the positions that others have computed already.
+    pub fn start(&mut self, pool: &mut Pool, step: u64, now: Instant) -> usize {
         self.served = step;
+        let mut known = 0;
+        if let (Work::Text(text), Some(block)) = (&mut self.work, self.regime.block) {
+            let owner = Owner {
+                generation: &self.lease,
+                mix: &self.mix,
+                block,
+            };
+            known = self.table.begin(pool, owner, text.sampler.clean());
+            text.sampler.resume(known);
+        }
+        if self.started.is_some() {
+            return known;
+        }
+        self.started = Some(now);
         if let Work::Text(text) = &self.work {
             let (request_id, generation, seed) = (self.id, self.lease.number, self.seed);
             text.events.send(Event::Started {
@@ -173,6 +197,17 @@ impl Sequence {
                 generation,
                 seed,
             });
+        }
+        known
+    }
+
+    /// Gives up its pages, to start again later from the text it has.
+    pub fn give_up_pages(&mut self, pool: &mut Pool) {
+        self.paused = None;
+        self.table.end(pool);
+        match &mut self.work {
+            Work::Text(text) => text.sampler.resume(0),
+            Work::Score(scoring) => scoring.scorer.restart(),
         }
     }
 
@@ -193,9 +228,8 @@ impl Sequence {
         }
     }
 
-    /// Its part of the next step, in about `tokens` tokens. `None` where its pages do not suffice, which
-    /// `pages_needed` rules out.
-    pub fn segments(&mut self, tokens: usize, page_tokens: usize) -> Option<Vec<Segment>> {
+    /// Its part of the next step, in about `tokens` tokens. `None` where there are too few pages at present.
+    pub fn segments(&mut self, tokens: usize, pool: &mut Pool) -> Option<Vec<Segment>> {
         let (draws, evaluations) = match &mut self.work {
             Work::Text(text) => {
                 text.sampler.next();
@@ -214,7 +248,7 @@ impl Sequence {
             .map(|evaluation| evaluation.first_position + evaluation.clean)
             .max()
             .unwrap_or(0);
-        if !self.table.cover(from, to, page_tokens) {
+        if !self.table.cover(pool, from, to) {
             return None;
         }
         let (pages, pages_start) = (self.table.held(), self.table.start());
@@ -248,6 +282,19 @@ impl Sequence {
                     .nats_per_token
                     .map_or(After::Step, |_| After::End(Reason::Length))
             }
+        }
+    }
+
+    /// Makes known which pages it has written, for others that begin alike.
+    pub fn note(&mut self, pool: &mut Pool) {
+        if let (Work::Text(text), Some(block)) = (&self.work, self.regime.block) {
+            let owner = Owner {
+                generation: &self.lease,
+                mix: &self.mix,
+                block,
+            };
+            let cached = &text.sampler.clean()[..text.sampler.cached()];
+            self.table.note(pool, owner, cached);
         }
     }
 
@@ -298,8 +345,8 @@ impl Sequence {
     }
 
     /// Gives its pages back.
-    pub fn end(self, pool: &mut Pool) {
-        pool.give_back(self.table.into_pages());
+    pub fn end(mut self, pool: &mut Pool) {
+        self.table.end(pool);
     }
 }
 

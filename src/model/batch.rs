@@ -17,7 +17,14 @@ pub struct VariantId(pub u32);
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Mix(pub Vec<(VariantId, f32)>);
 
+/// A mix as something to look up by: variants, and their weights' bits.
+pub type MixKey = Vec<(u32, u32)>;
+
 impl Mix {
+    pub fn key(&self) -> MixKey {
+        self.0.iter().map(|(v, w)| (v.0, w.to_bits())).collect()
+    }
+
     pub fn base() -> Self {
         Mix(Vec::new())
     }

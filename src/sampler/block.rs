@@ -91,8 +91,10 @@ pub struct BlockSampler {
     written: usize,
     /// Position after the last token of the text, as far as is known.
     end: usize,
-    /// Positions of the rows that were asked for.
+    /// Positions of the rows that are asked for next.
     chosen: Vec<usize>,
+    /// True once they are drawn, until they are revealed.
+    decided: bool,
     evaluation: Evaluation,
     /// True while `evaluation` waits for what is drawn.
     offered: bool,
@@ -145,6 +147,7 @@ impl BlockSampler {
             block: 0,
             written: 0,
             chosen: Vec::new(),
+            decided: false,
             evaluation: Evaluation {
                 first_position: 0,
                 tokens: Vec::new(),
@@ -215,6 +218,7 @@ impl BlockSampler {
         }
         debug_assert_eq!(drawn.len(), self.evaluation.rows.len());
         self.nfe += 1;
+        self.decided = false;
         self.reveal(drawn);
         self.progress()
     }
@@ -243,6 +247,23 @@ impl BlockSampler {
     /// Evaluations that only wrote clean blocks to the cache, so far.
     pub fn prefills(&self) -> u32 {
         self.prefills
+    }
+
+    /// The whole blocks before the current one: what is in the cache, or is going to be, of which the first
+    /// [`cached`](Self::cached) are.
+    pub fn clean(&self) -> &[u32] {
+        &self.tokens[..self.block]
+    }
+
+    pub fn cached(&self) -> usize {
+        self.written
+    }
+
+    /// Takes it that the first `cached` positions are in the cache and no others, whole blocks of [`clean`](Self::clean). The
+    /// text does not change by it, only what is evaluated on the way.
+    pub fn resume(&mut self, cached: usize) {
+        self.written = cached.min(self.block);
+        self.offered = false;
     }
 
     pub fn finished(&self) -> Option<Reason> {
@@ -287,8 +308,11 @@ impl BlockSampler {
         }
         evaluation.tokens.extend(&self.tokens[self.written..]);
         let block = self.block..self.tokens.len();
-        let masked: Vec<usize> = block.clone().filter(|&position| self.is_masked(position)).collect();
-        self.clock.advance(&masked, block, &self.noise, &mut self.chosen);
+        if !self.decided {
+            let masked: Vec<usize> = block.clone().filter(|&position| self.is_masked(position)).collect();
+            self.clock.advance(&masked, block, &self.noise, &mut self.chosen);
+            self.decided = true;
+        }
         self.evaluation
             .rows
             .extend(self.chosen.iter().map(|position| position - self.written));

@@ -134,6 +134,30 @@ impl Sampler {
         }
     }
 
+    /// The whole blocks before the current one, of which the first [`cached`](Self::cached) are in the cache.
+    pub fn clean(&self) -> &[u32] {
+        match self {
+            Self::Block(sampler) => sampler.clean(),
+            Self::Uniform(sampler) => sampler.clean(),
+        }
+    }
+
+    pub fn cached(&self) -> usize {
+        match self {
+            Self::Block(sampler) => sampler.cached(),
+            Self::Uniform(sampler) => sampler.cached(),
+        }
+    }
+
+    /// Takes it that the first `cached` positions are in the cache and no others, whole blocks of [`clean`](Self::clean). The
+    /// text does not change by it, only what is evaluated on the way.
+    pub fn resume(&mut self, cached: usize) {
+        match self {
+            Self::Block(sampler) => sampler.resume(cached),
+            Self::Uniform(sampler) => sampler.resume(cached),
+        }
+    }
+
     /// Why the sequence ended, if it did.
     pub fn finished(&self) -> Option<Reason> {
         match self {

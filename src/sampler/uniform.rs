@@ -276,6 +276,23 @@ impl UniformSampler {
         self.prefills
     }
 
+    /// The whole blocks before the current one: what is in the cache, or is going to be, of which the first
+    /// [`cached`](Self::cached) are.
+    pub fn clean(&self) -> &[u32] {
+        &self.tokens[..self.block]
+    }
+
+    pub fn cached(&self) -> usize {
+        self.written
+    }
+
+    /// Takes it that the first `cached` positions are in the cache and no others, whole blocks of [`clean`](Self::clean). The
+    /// text does not change by it, only what is evaluated on the way.
+    pub fn resume(&mut self, cached: usize) {
+        self.written = cached.min(self.block);
+        self.offered = false;
+    }
+
     pub fn finished(&self) -> Option<Reason> {
         self.finished
     }

@@ -194,6 +194,9 @@ impl Admin for AdminService {
             stalled: engine.stalled,
             refused: Some(convert::refused(engine.refused)),
             variant_loads: engine.variants.into_iter().map(convert::load).collect(),
+            pages_idle: engine.pages_idle as u64,
+            preempted: engine.preempted,
+            tokens_reused: engine.tokens_reused,
         }))
     }
 }

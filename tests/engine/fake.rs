@@ -1,7 +1,8 @@
 //! A network whose logits are a hash of all that the row may see, and a tokenizer of bytes.
 //!
 //! What it sees beyond its own segment it reads from the cache, and it panics if that is not what was written there: so
-//! a mistake in the engine's pages fails the request.
+//! a mistake in the engine's pages fails the request. A value in the cache tells of the weights and of all that its position
+//! saw, as a real one does: what was written for another text or another variant gives other logits.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -133,36 +134,63 @@ impl Fake {
         )
     }
 
-    /// Hash of the tokens, with their positions, that the row sees, and of the noise it is told of.
+    /// Hash of the tokens, with their positions, that the row sees, of the values of those that are clean, and of the noise it
+    /// is told of.
     pub fn sees(&self, segment: &Segment, row: usize, cache: &KvCache) -> u64 {
         let position = segment.first_position + row;
+        let mut hash = mix(
+            self.tokens_seen(segment, position, cache),
+            u64::from(segment.sigma.to_bits()),
+        );
+        let clean = segment.first_position + segment.clean;
+        for seen in self.visible(segment, position) {
+            if seen < segment.first_position {
+                hash = mix(hash, u64::from(self.cached(segment, seen, cache)[1].to_bits()));
+            } else if seen < clean && position >= clean {
+                hash = mix(hash, u64::from(self.value(segment, seen, cache).to_bits()));
+            }
+        }
+        hash
+    }
+
+    fn visible(&self, segment: &Segment, position: usize) -> std::ops::Range<usize> {
         let segment_end = segment.first_position + segment.tokens.len();
         let end = segment
             .block
             .map_or(segment_end, |b| ((position / b + 1) * b).min(segment_end));
-        let mut hash = mix(mix(self.salt, position as u64), u64::from(segment.sigma.to_bits()));
+        let first = end.saturating_sub(WINDOW);
+        assert!(segment.pages_start <= first, "a visible page was given away");
+        first..end
+    }
+
+    /// Token and value of a position in the cache.
+    fn cached(&self, segment: &Segment, position: usize, cache: &KvCache) -> [f32; 2] {
+        let offset = position - segment.pages_start;
+        let slot = offset % cache.page_tokens() * self.config.hidden_dim;
+        let page = segment.pages[offset / cache.page_tokens()];
+        let key = &cache.keys(page, 0)[slot..];
+        assert_eq!(key[0] as usize, position, "another position's key");
+        [key[1], cache.values(page, 0)[slot]]
+    }
+
+    fn tokens_seen(&self, segment: &Segment, position: usize, cache: &KvCache) -> u64 {
+        let mut hash = mix(self.salt, position as u64);
         for (variant, weight) in &segment.mix.0 {
             hash = mix(mix(hash, u64::from(variant.0)), u64::from(weight.to_bits()));
         }
-        for seen in end.saturating_sub(WINDOW).max(segment.pages_start)..end {
+        for seen in self.visible(segment, position) {
             let token = match seen.checked_sub(segment.first_position) {
                 Some(index) => segment.tokens[index],
-                None => {
-                    let offset = seen - segment.pages_start;
-                    let slot = offset % cache.page_tokens() * self.config.hidden_dim;
-                    let page = segment.pages[offset / cache.page_tokens()];
-                    let key = &cache.keys(page, 0)[slot..];
-                    assert_eq!(key[0] as usize, seen, "another position's key");
-                    key[1] as u32
-                }
+                None => self.cached(segment, seen, cache)[0] as u32,
             };
             hash = mix(mix(hash, seen as u64), u64::from(token));
         }
-        assert!(
-            segment.pages_start <= end.saturating_sub(WINDOW),
-            "a visible page was given away"
-        );
         hash
+    }
+
+    /// The value of a clean position: a whole number that a float holds.
+    fn value(&self, segment: &Segment, position: usize, cache: &KvCache) -> f32 {
+        (self.tokens_seen(segment, position, cache) >> 41) as f32
     }
 
     pub fn logits(&self, hash: u64, position: usize) -> Vec<f32> {
@@ -214,7 +242,8 @@ impl Denoiser for Fake {
                 let offset = position - segment.pages_start;
                 let (page, slot) = (offset / cache.page_tokens(), offset % cache.page_tokens());
                 let key = [position as f32, segment.tokens[index] as f32];
-                cache.write(segment.pages[page], 0, slot, &key, &key);
+                let value = [self.value(segment, position, cache), 0.0];
+                cache.write(segment.pages[page], 0, slot, &key, &value);
             }
         }
         let mut data = Vec::new();
@@ -295,6 +324,7 @@ pub fn config() -> EngineConfig {
         step_tokens: 64,
         max_prompt: 256,
         max_tokens: 256,
+        prefix_reuse: true,
         threads: 2,
         ..EngineConfig::default()
     }

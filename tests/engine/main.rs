@@ -10,6 +10,7 @@ mod fixtures;
 mod generations;
 mod limits;
 mod network;
+mod pages;
 mod readers;
 mod scoring;
 mod soak;

@@ -47,12 +47,16 @@ fn network(form: Form) -> (Case, Dit) {
 }
 
 fn engine(threads: usize, step_tokens: usize, form: Form) -> (Case, EngineHandle) {
-    let (case, dit) = network(form);
     let config = EngineConfig {
         threads,
         step_tokens,
         ..config()
     };
+    engine_of(config, form)
+}
+
+fn engine_of(config: EngineConfig, form: Form) -> (Case, EngineHandle) {
+    let (case, dit) = network(form);
     (case, Engine::start(config, both(dit)).expect("engine"))
 }
 
@@ -102,6 +106,24 @@ fn the_same_tokens_alone_in_a_mixed_batch_and_on_any_threads() {
     for form in [Form::F32, Form::Q4_0] {
         alone_and_together(form, assorted);
     }
+}
+
+#[test]
+fn the_same_tokens_from_pages_that_another_has_written() {
+    let with = |prefix_reuse| EngineConfig {
+        prefix_reuse,
+        ..config()
+    };
+    let (case, anew) = engine_of(with(false), Form::F32);
+    let (_, again) = engine_of(with(true), Form::F32);
+    for round in 0..2 {
+        for (index, request) in requests(&case, mixed).into_iter().enumerate() {
+            let expected = run(&anew, request.clone()).1;
+            assert_eq!(run(&again, request).1, expected, "round {round}, request {index}");
+        }
+    }
+    assert!(again.status().tokens_reused > 200, "{:?}", again.status());
+    assert_eq!(anew.status().tokens_reused, 0);
 }
 
 #[test]

@@ -48,7 +48,7 @@ fn exact(network: &Fake, text: &[u32]) -> f64 {
                 sigma: 0.0,
                 tokens,
                 first_position: 0,
-                clean: 0,
+                clean: first,
                 rows: Vec::new(),
                 draws: Vec::new(),
                 pages: Vec::new(),

@@ -1,5 +1,6 @@
 mod block;
 mod draws;
 mod refusals;
+mod resuming;
 mod uniform;
 mod infilling;
