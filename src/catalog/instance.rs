@@ -80,10 +80,12 @@ pub(super) fn build(
             let scale = record.scales.of(tensor);
             gains.iter_mut().for_each(|gain| *gain *= scale);
         }
+        let banks: Vec<usize> = record.banks.iter().filter_map(|id| index.get(id).copied()).collect();
+        let facts_banks = banks.iter().filter_map(|&bank| u32::try_from(bank).ok()).collect();
         weights.push(VariantWeights {
             seed: record.seed,
             scale: 1.0,
-            banks: record.banks.iter().filter_map(|id| index.get(id).copied()).collect(),
+            banks,
             gains: private.gains,
             vectors: private.vectors,
         });
@@ -93,6 +95,7 @@ pub(super) fn build(
             id: VariantId(number),
             regime,
             defaults: defaults::from_store(&record.defaults),
+            banks: facts_banks,
         };
         variants.insert(name.clone(), facts);
     }

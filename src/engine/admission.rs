@@ -55,6 +55,8 @@ pub struct Arrivals {
     pub started: Vec<Sequence>,
     /// Waited too long, or their clients left.
     pub given_up: Vec<(Sequence, Error)>,
+    /// There was no room for somebody who could start.
+    pub crowded: bool,
 }
 
 /// Bounds of the retry-after hint.
@@ -188,37 +190,42 @@ impl Admission {
     /// Index of the running sequence that is to make room for the next one that waits, if any, where there is no place free.
     pub fn victim(&self, running: &[Sequence]) -> Option<usize> {
         let state = self.state();
-        let (ledger, waiting) = (&state.ledger, || state.waiting.iter().map(|sequence| &sequence.tenant));
-        let on: Vec<(usize, &Sequence)> = (running.iter().enumerate())
-            .filter(|(_, sequence)| sequence.paused.is_none())
-            .collect();
-        let placed = || on.iter().map(|(_, sequence)| &sequence.tenant);
-        let next = Order::new(ledger, placed()).next(waiting())?;
-        let (numbers, accounts) = ledger.accounts(waiting().chain(placed()));
-        let (waiting_numbers, numbers) = numbers.split_at_checked(state.waiting.len())?;
+        let waiting = || state.ready().map(|(_, tenant)| tenant);
+        let placed = || running.iter().map(|sequence| &sequence.tenant);
+        let next = Order::new(&state.ledger, placed()).next(waiting().enumerate())?;
+        let (accounts_of, accounts) = state.ledger.accounts(waiting().chain(placed()));
         let mut wanted = vec![0; accounts.len()];
-        for (tenant, &account) in waiting().zip(waiting_numbers) {
+        for (tenant, &account) in waiting().zip(&accounts_of) {
             wanted[account] += usize::from(tenant.priority == Priority::Interactive);
         }
-        let place = |(sequence, &account): (&Sequence, &usize)| Place {
+        let starts = waiting()
+            .map(|_| u64::MAX)
+            .chain(running.iter().map(|sequence| sequence.id));
+        let place = |((tenant, &account), started): ((&Tenant, &usize), u64)| Place {
             account,
-            priority: sequence.tenant.priority,
-            started: sequence.id,
+            priority: tenant.priority,
+            started,
         };
-        let next = place((state.waiting.get(next)?, waiting_numbers.get(next)?));
-        let places: Vec<Place> = on
-            .iter()
-            .map(|(_, sequence)| *sequence)
-            .zip(numbers)
+        let mut places: Vec<Place> = waiting()
+            .chain(placed())
+            .zip(&accounts_of)
+            .zip(starts)
             .map(place)
             .collect();
-        let victim = victim(&places, next, &wanted, &accounts, self.config.max_running)?;
+        let places_of_running = places.split_off(waiting().count());
+        let victim = victim(
+            &places_of_running,
+            *places.get(next)?,
+            &wanted,
+            &accounts,
+            self.config.max_running,
+        )?;
         // Not where it would be the next one itself.
-        let tenant = &on.get(victim)?.1.tenant;
         let others = placed().enumerate().filter(|(index, _)| *index != victim);
-        let after = Order::new(ledger, others.map(|(_, tenant)| tenant));
-        let after = after.next(std::iter::once(tenant).chain(waiting()));
-        on.get(victim).filter(|_| after != Some(0)).map(|(index, _)| *index)
+        let after = Order::new(&state.ledger, others.map(|(_, tenant)| tenant));
+        let all =
+            std::iter::once((None, &running.get(victim)?.tenant)).chain(waiting().map(|tenant| (Some(()), tenant)));
+        after.next(all)?.map(|()| victim)
     }
 
     /// The sequences that may start now, beside those that are running: in the order of their variants' shares, while `room` has some
@@ -228,10 +235,13 @@ impl Admission {
         let mut state = self.state();
         loop {
             let now = Instant::now();
-            state.give_up(now, &mut arrivals.given_up);
-            state.start(running, &mut room, &mut arrivals.started);
+            state.give_up(now, self.config.stall, &mut arrivals.given_up);
+            arrivals.crowded = state.start(running, &mut room, &mut arrivals.started);
             let busy = |sequence: &Sequence| sequence.has_room() || sequence.client_left();
             if !arrivals.started.is_empty() || !arrivals.given_up.is_empty() || running.iter().any(busy) {
+                return Some(arrivals);
+            }
+            if arrivals.crowded && !running.is_empty() {
                 return Some(arrivals);
             }
             if state.status.draining && state.waiting.is_empty() && running.is_empty() {
@@ -309,6 +319,7 @@ impl Admission {
             streams: self.streams.load(Ordering::Relaxed),
             generations: 1 + old.count(),
             leases,
+            paused: state.status.paused + state.waiting.iter().filter(|one| one.paused.is_some()).count(),
             variants: state.variants(),
             cancelled: state.status.cancelled + state.left,
             ..state.status.clone()
@@ -377,31 +388,46 @@ impl State {
     }
 
     /// Takes those from the queue that nobody waits for any more, or not long enough.
-    fn give_up(&mut self, now: Instant, given_up: &mut Vec<(Sequence, Error)>) {
+    fn give_up(&mut self, now: Instant, stall: Duration, given_up: &mut Vec<(Sequence, Error)>) {
         let best = self.measured.map(|measured| measured.best);
-        for sequence in std::mem::take(&mut self.waiting) {
-            match sequence.given_up(now, best) {
+        for mut sequence in std::mem::take(&mut self.waiting) {
+            match sequence.over(now, best, stall) {
                 Some(error) => given_up.push((sequence, error)),
                 None => self.waiting.push_back(sequence),
             }
         }
     }
 
-    fn start(&mut self, running: &[Sequence], room: &mut impl FnMut(&Sequence) -> bool, started: &mut Vec<Sequence>) {
+    /// Those that could start: not who has begun and now waits for its reader.
+    fn ready(&self) -> impl Iterator<Item = (usize, &Tenant)> + Clone {
+        let waiting = self.waiting.iter().enumerate();
+        let ready = waiting.filter(|(_, sequence)| sequence.paused.is_none());
+        ready.map(|(index, sequence)| (index, &sequence.tenant))
+    }
+
+    /// Starts whom there is room for; true if somebody is left.
+    fn start(
+        &mut self,
+        running: &[Sequence],
+        room: &mut impl FnMut(&Sequence) -> bool,
+        started: &mut Vec<Sequence>,
+    ) -> bool {
         let active = running.iter().chain(&self.waiting).map(|sequence| &sequence.tenant);
         self.ledger.settle(active);
         if self.waiting.is_empty() {
-            return;
+            return false;
         }
         let mut order = Order::new(&self.ledger, running.iter().map(|sequence| &sequence.tenant));
-        while let Some(index) = order.next(self.waiting.iter().map(|sequence| &sequence.tenant)) {
+        while let Some(index) = order.next(self.ready()) {
             if !self.waiting.get(index).is_some_and(&mut *room) {
-                return;
+                return true;
             }
-            let Some(next) = self.waiting.remove(index) else { return };
-            order.start(&next.tenant);
-            started.push(next);
+            if let Some(next) = self.waiting.remove(index) {
+                order.start(&next.tenant);
+                started.push(next);
+            }
         }
+        false
     }
 
     fn variants(&self) -> BTreeMap<String, VariantLoad> {

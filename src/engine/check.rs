@@ -79,6 +79,7 @@ pub fn text(
     };
     let tenant = Tenant {
         variant: lease.payer(&request.mix),
+        banks: lease.banks(&request.mix).into(),
         priority: request.priority,
         cost: block_size,
     };
@@ -120,6 +121,7 @@ pub fn score(
     let span = network.model_length + 2 * chunk;
     let tenant = Tenant {
         variant: lease.payer(&request.mix),
+        banks: lease.banks(&request.mix).into(),
         priority: Priority::Batch,
         cost: regime.block.unwrap_or(written),
     };

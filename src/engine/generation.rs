@@ -1,6 +1,6 @@
 //! A generation: one committed state of the store, as a model instance and the names it serves.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::ledger::BASE;
@@ -28,6 +28,8 @@ pub struct VariantFacts {
     /// What it was tuned for; its network's own or another.
     pub regime: Regime,
     pub defaults: Sampling,
+    /// The numbers of the banks it lives in: rows of variants of one bank share its product.
+    pub banks: Vec<u32>,
 }
 
 /// Bytes held by one named part ("base", "bank body-0", "private tensors", ...).
@@ -51,6 +53,13 @@ impl Generation {
     pub fn payer(&self, mix: &[(String, f32)]) -> Arc<str> {
         let heaviest = mix.iter().max_by(|a, b| a.1.total_cmp(&b.1));
         heaviest.map_or(BASE, |(name, _)| name).into()
+    }
+
+    /// The banks that rows of a mix read.
+    pub fn banks(&self, mix: &[(String, f32)]) -> Vec<u32> {
+        let banks = mix.iter().filter_map(|(name, _)| self.variants.get(name));
+        let banks: BTreeSet<u32> = banks.flat_map(|facts| &facts.banks).copied().collect();
+        banks.into_iter().collect()
     }
 
     /// Sampling defaults for a mix: those of its heaviest variant, the base's for the empty mix.

@@ -17,6 +17,8 @@ pub struct Tenant {
     pub priority: Priority,
     /// Tokens of a usual evaluation.
     pub cost: usize,
+    /// The banks that its rows read.
+    pub banks: Arc<[u32]>,
 }
 
 impl Tenant {
@@ -142,6 +144,7 @@ impl Ledger {
                 accounts.push(Account {
                     counter: self.variants.get(&tenant.key()),
                     weight: self.weight(&tenant.variant),
+                    banks: tenant.banks.clone(),
                 });
                 accounts.len() - 1
             })
@@ -190,11 +193,11 @@ impl<'a> Order<'a> {
         *self.priorities.entry(tenant.priority).or_default() += ahead / part(tenant.priority);
     }
 
-    /// Index of the one to start among those that wait, given in the order they came.
+    /// Who is to start among those that wait, given in the order they came.
     ///
     /// Interactive ones come first, unless batch requests have had less than their part; then the variant with the least
     /// service; then who came first.
-    pub fn next<'b>(&self, waiting: impl Iterator<Item = &'b Tenant>) -> Option<usize> {
+    pub fn next<'b, I>(&self, waiting: impl Iterator<Item = (I, &'b Tenant)>) -> Option<I> {
         let key = |tenant: &Tenant| {
             let (priority, key) = (tenant.priority, tenant.key());
             let ahead = self.priorities.get(&priority).copied().unwrap_or_default();
@@ -205,7 +208,7 @@ impl<'a> Order<'a> {
         let less = |a: &(f64, Priority, f64), b: &(f64, Priority, f64)| {
             (a.0.total_cmp(&b.0)).then(a.1.cmp(&b.1)).then(a.2.total_cmp(&b.2))
         };
-        let keys = waiting.map(key).enumerate();
+        let keys = waiting.map(|(index, tenant)| (index, key(tenant)));
         keys.min_by(|a, b| less(&a.1, &b.1)).map(|(index, _)| index) // the first of equals
     }
 }

@@ -53,13 +53,13 @@ impl Pace {
 }
 
 /// Steps may be kept short for who is urgent, for at most one part of so many of the time: they do less than others.
-const SHORT_PART: u32 = 4;
-/// Time that may be saved up for that.
-const MOST_SAVED: Duration = Duration::from_millis(500);
+const SHORT_PART: f64 = 4.0;
+/// Seconds that may be saved up for that.
+const MOST_SAVED: f64 = 0.5;
 
-/// How much time there is for short steps.
+/// How much time there is for short steps, in seconds; below 0 after one that took more.
 #[derive(Debug)]
-pub struct Allowance(Duration);
+pub struct Allowance(f64);
 
 impl Allowance {
     pub fn new() -> Self {
@@ -67,15 +67,16 @@ impl Allowance {
     }
 
     pub fn is_left(&self) -> bool {
-        !self.0.is_zero()
+        self.0 > 0.0
     }
 
     /// Counts a step.
     pub fn record(&mut self, took: Duration, short: bool) {
-        self.0 = match short {
-            true => self.0.saturating_sub(took),
-            false => (self.0 + took / (SHORT_PART - 1)).min(MOST_SAVED),
+        self.0 += match short {
+            true => -took.as_secs_f64(),
+            false => took.as_secs_f64() / (SHORT_PART - 1.0),
         };
+        self.0 = self.0.min(MOST_SAVED);
     }
 }
 
@@ -147,7 +148,7 @@ mod tests {
             allowance.record(took, is_short);
             short += if is_short { took } else { Duration::ZERO };
         }
-        let part = (short - MOST_SAVED).as_secs_f64() / 120.0; // of 40,000 times 3 ms
+        let part = (short.as_secs_f64() - MOST_SAVED) / 120.0; // of 40,000 times 3 ms
         assert!((part - 0.25).abs() < 0.001, "{part}");
     }
 

@@ -25,6 +25,8 @@ pub struct Runner {
     pace: Pace,
     allowance: Allowance,
     tally: Tally,
+    /// There was no room for somebody who could have started.
+    crowded: bool,
     /// Why nothing can be evaluated any more.
     lost: Option<String>,
 }
@@ -57,6 +59,7 @@ impl Runner {
             pace: Pace::default(),
             allowance: Allowance::new(),
             tally: Tally::default(),
+            crowded: false,
             lost: None,
         }
     }
@@ -97,7 +100,7 @@ impl Runner {
         let now = Instant::now();
         let (best, stall) = (self.pace.measured().map(|pace| pace.best), self.admission.config.stall);
         for mut sequence in std::mem::take(&mut self.running) {
-            match sequence.given_up(now, best).or_else(|| sequence.look(now, stall)) {
+            match sequence.over(now, best, stall) {
                 None => self.running.push(sequence),
                 Some(error) => self.give_up(sequence, error),
             }
@@ -105,7 +108,17 @@ impl Runner {
         self.running.sort_by_key(|sequence| sequence.id);
         self.report();
 
-        if self.slots() == 0
+        if self.crowded {
+            // Who waits for a reader leaves its place and its pages to who does not.
+            for sequence in std::mem::take(&mut self.running) {
+                match sequence.paused {
+                    None => self.running.push(sequence),
+                    Some(_) => self.preempt(sequence),
+                }
+            }
+        }
+        let max_running = self.admission.config.max_running;
+        if self.running.len() >= max_running
             && let Some(index) = self.admission.victim(&self.running)
         {
             let latest = self.running.remove(index);
@@ -113,7 +126,8 @@ impl Runner {
         }
         // Whoever runs may need another page soon.
         let mut spare = self.pool.available().saturating_sub(self.running.len());
-        let (mut slots, page_tokens) = (self.slots(), self.pool.page_tokens());
+        let mut slots = max_running.saturating_sub(self.running.len());
+        let page_tokens = self.pool.page_tokens();
         let room = |next: &Sequence| {
             let left = spare
                 .checked_sub(next.pages_to_start(page_tokens))
@@ -125,6 +139,7 @@ impl Runner {
         let Some(arrivals) = self.admission.arrivals(&self.running, room) else {
             return false;
         };
+        self.crowded = arrivals.crowded;
         let now = Instant::now();
         for mut sequence in arrivals.started {
             self.tally.reused += sequence.start(&mut self.pool, self.step, now) as u64;
@@ -253,13 +268,6 @@ impl Runner {
             _ => self.tally.failed += 1,
         }
         sequence.fail(error, &mut self.pool);
-    }
-
-    /// How many more may start. Who waits for a reader leaves its place to another, but not without end.
-    fn slots(&self) -> usize {
-        let (max_running, running) = (self.admission.config.max_running, self.running.len());
-        let free = max_running.saturating_sub(running - self.paused());
-        free.min((2 * max_running).saturating_sub(running))
     }
 
     /// Sequences that wait for their readers.

@@ -1,7 +1,8 @@
 //! Who takes part in the next step, and who makes room for another. Knows neither tensors nor tokens, only how many each would
 //! bring.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use super::ledger::BATCH_PART;
 use super::request::Priority;
@@ -25,10 +26,12 @@ pub struct Claim {
 }
 
 /// A variant's service so far, of one priority, in tokens over its weight.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Account {
     pub counter: f64,
     pub weight: f64,
+    /// The banks that its rows read.
+    pub banks: Arc<[u32]>,
 }
 
 /// One sequence's part of a step.
@@ -52,12 +55,14 @@ pub struct Step {
 const SHORT: usize = 4;
 /// One step of so many passes over who was served longest ago instead of who came first in it.
 const ELDEST: u64 = 64;
+/// Counters that are no further apart are as good as equal: then who reads no other banks than the step does already comes first.
+const ABOUT: f64 = 32.0;
 
 /// Chooses step number `now`, of about `budget` tokens.
 ///
 /// Interactive claims come first; batch claims get an eighth of the tokens and what is left over. Of each priority, who is
-/// urgent and who was passed over in the last step come first; then, token by token, the variant with the lowest counter, and of
-/// a variant who was served longest ago. The first one of each priority always fits. So a long prefill and many denoising rows take
+/// urgent and who was passed over in the last step come first; then, token by token, the variant with the lowest counter (of those
+/// about as low, who adds fewest banks to the step), and of a variant who was served longest ago. The first one of each priority always fits. So a long prefill and many denoising rows take
 /// turns, nobody starves, and no claim is left out that would have fitted into what is left.
 pub fn choose(claims: &[Claim], accounts: &[Account], budget: usize, now: u64) -> Step {
     let mut counters: Vec<f64> = accounts.iter().map(|account| account.counter).collect();
@@ -65,6 +70,7 @@ pub fn choose(claims: &[Claim], accounts: &[Account], budget: usize, now: u64) -
     let batch = (0..claims.len()).any(|index| of(Priority::Batch)(&index));
     let kept_back = if batch { budget / BATCH_PART } else { 0 };
     let mut left = budget - kept_back;
+    let mut banks = BTreeSet::new();
     let (mut shares, mut misfits) = (Vec::with_capacity(claims.len()), Vec::new());
     for priority in [Priority::Interactive, Priority::Batch] {
         let mut order: Vec<usize> = (0..claims.len()).filter(of(priority)).collect();
@@ -74,7 +80,7 @@ pub fn choose(claims: &[Claim], accounts: &[Account], budget: usize, now: u64) -
             queues.entry(claims[index].account).or_default().push_back(index);
         }
         let mut first = true;
-        while let Some(account) = lowest(&queues, claims, &counters) {
+        while let Some(account) = lowest(&queues, claims, accounts, &counters, &banks) {
             let Some(index) = queues.get_mut(&account).and_then(VecDeque::pop_front) else {
                 break;
             };
@@ -85,6 +91,7 @@ pub fn choose(claims: &[Claim], accounts: &[Account], budget: usize, now: u64) -
             }
             let tokens = if elastic { tokens.max(left) } else { tokens };
             left = left.saturating_sub(tokens);
+            banks.extend(accounts[account].banks.iter());
             counters[account] += tokens as f64 / accounts[account].weight;
             shares.push(Share { index, tokens });
             first = false;
@@ -143,14 +150,27 @@ pub fn short(claims: &[Claim], budget: usize) -> usize {
     }
 }
 
-/// The account whose first claim comes next.
-fn lowest(queues: &BTreeMap<usize, VecDeque<usize>>, claims: &[Claim], counters: &[f64]) -> Option<usize> {
-    let key = |(&account, queue): (&usize, &VecDeque<usize>)| {
-        let &first = queue.front()?;
-        Some((claims[first].turn(), counters[account], account))
+/// The account whose first claim comes next; `banks` are those that the step reads so far.
+fn lowest(
+    queues: &BTreeMap<usize, VecDeque<usize>>,
+    claims: &[Claim],
+    accounts: &[Account],
+    counters: &[f64],
+    banks: &BTreeSet<u32>,
+) -> Option<usize> {
+    let key = |(&account, queue): (&usize, &VecDeque<usize>)| Some((account, &claims[*queue.front()?]));
+    let firsts = || queues.iter().filter_map(key);
+    let turn = firsts().map(|(_, first)| first.turn()).min()?;
+    let in_turn = || firsts().filter(|(_, first)| first.turn() == turn);
+    let least = in_turn().map(|(account, _)| counters[account]).min_by(f64::total_cmp)?;
+    let added = |account: usize| {
+        let own = accounts[account].banks.iter();
+        own.filter(|bank| !banks.contains(bank)).count()
     };
-    let keys = queues.iter().filter_map(key);
-    keys.min_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)))
+    in_turn()
+        .filter(|(account, _)| counters[*account] <= least + ABOUT)
+        .map(|(account, _)| (added(account), counters[account], account))
+        .min_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)))
         .map(|key| key.2)
 }
 

@@ -146,8 +146,11 @@ impl Sequence {
         }
     }
 
-    /// Looks whether its reader keeps up. An error where it has not for longer than `stall`.
-    pub fn look(&mut self, now: Instant, stall: Duration) -> Option<Error> {
+    /// As [`given_up`](Self::given_up), also since its reader has not kept up for longer than `stall`; looks whether it does.
+    pub fn over(&mut self, now: Instant, best: Option<Duration>, stall: Duration) -> Option<Error> {
+        if let Some(error) = self.given_up(now, best) {
+            return Some(error);
+        }
         match self.has_room() {
             true => self.paused = None,
             false => _ = self.paused.get_or_insert(now),
@@ -203,7 +206,6 @@ impl Sequence {
 
     /// Gives up its pages, to start again later from the text it has.
     pub fn give_up_pages(&mut self, pool: &mut Pool) {
-        self.paused = None;
         self.table.end(pool);
         match &mut self.work {
             Work::Text(text) => text.sampler.resume(0),

@@ -149,3 +149,38 @@ fn a_lone_request_does_not_wait_for_long_steps() {
         assert_eq!(outcome(&events(stream)).1.len(), 60);
     }
 }
+
+#[test]
+fn a_quiet_variant_gets_a_place_of_the_one_that_has_all_and_no_text_changes() {
+    let alone = start(config(), Fake::new(5));
+    let expected: Vec<_> = (0..8).map(|seed| run(&alone, to("a", 40, seed)).1).collect();
+    let (network, gate) = Fake::new(5).gated();
+    let limits = EngineConfig {
+        max_running: 4,
+        ..config()
+    };
+    let engine = start(limits, network);
+    let noisy = submit(&engine, (0..8).map(|seed| to("a", 40, seed)));
+    gate.wait();
+    passes(&gate, 3);
+    let lone = engine.submit(to("b", 40, 9)).expect("submit");
+    passes(&gate, 2); // the step under way, and the next
+    let status = engine.status();
+    assert_eq!((status.preempted, status.running), (1, 4));
+    assert_eq!((status.variants["b"].running, status.variants["a"].waiting), (1, 5));
+    // Batch requests make no room, and get none made.
+    let batch = Request {
+        priority: Priority::Batch,
+        ..to("c", 40, 9)
+    };
+    let batch = engine.submit(batch).expect("submit");
+    passes(&gate, 2);
+    assert_eq!(engine.status().preempted, 1);
+    drop(gate);
+    for (stream, expected) in noisy.into_iter().zip(expected) {
+        assert_eq!(outcome(&events(stream)).1, expected);
+    }
+    for (stream, request) in [(lone, to("b", 40, 9)), (batch, to("c", 40, 9))] {
+        assert_eq!(outcome(&events(stream)).1, run(&alone, request).1);
+    }
+}

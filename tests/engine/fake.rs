@@ -301,6 +301,7 @@ pub fn generation(number: u64, network: impl Denoiser + 'static) -> Generation {
         id: VariantId(id),
         regime: network.config().regime(),
         defaults: Sampling::default(),
+        banks: vec![id / 2],
     };
     Generation {
         number,

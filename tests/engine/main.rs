@@ -8,11 +8,11 @@ mod fake;
 #[path = "../fixtures/mod.rs"]
 mod fixtures;
 mod generations;
+mod leavings;
 mod limits;
 mod network;
 mod pages;
 mod readers;
 mod scoring;
-mod soak;
 mod text;
 mod uniform;

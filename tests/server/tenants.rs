@@ -39,7 +39,10 @@ async fn caps_are_named_and_say_when_to_come_back() {
     // Nobody is believed: all come from one address.
     refused(of("another", request("", 8, 1)), "this client").await;
     let counts = status(&admin).await.refused.expect("counts");
-    assert_eq!((counts.variant, counts.client, counts.queue, counts.deadline), (1, 2, 0, 0));
+    assert_eq!(
+        (counts.variant, counts.client, counts.queue, counts.deadline),
+        (1, 2, 0, 0)
+    );
     drop(held);
     until(&admin, |now| now.leases == 0).await;
     generate(&client, request("kjv", 8, 1)).await.expect("room again");
@@ -108,7 +111,11 @@ async fn a_client_that_does_not_read_holds_nobody_up_and_misses_nothing() {
     let (client, admin) = server.clients().await;
     // HTTP/2 lets the server send a kilobyte before it is read.
     let endpoint = Channel::from_shared(format!("http://{}", server.address)).expect("address");
-    let narrow = endpoint.initial_stream_window_size(1024).connect().await.expect("connect");
+    let narrow = endpoint
+        .initial_stream_window_size(1024)
+        .connect()
+        .await
+        .expect("connect");
     let long = || pb::GenerateRequest {
         want_steps: true,
         ..request("quijote", 600, 7)
@@ -118,7 +125,10 @@ async fn a_client_that_does_not_read_holds_nobody_up_and_misses_nothing() {
     let now = until(&admin, |now| now.paused == 1).await;
     assert_eq!((now.running, now.open_streams, now.generations), (1, 1, 1));
     let lazy = read(lazy.into_inner()).await.expect("finished");
-    assert_eq!((lazy.text(), lazy.tokens(), lazy.steps), (prompt.text(), prompt.tokens(), prompt.steps));
+    assert_eq!(
+        (lazy.text(), lazy.tokens(), lazy.steps),
+        (prompt.text(), prompt.tokens(), prompt.steps)
+    );
     let now = until(&admin, |now| now.running == 0 && now.open_streams == 0).await;
     assert_eq!((now.paused, now.pages_used, now.leases, now.stalled), (0, 0, 0, 0));
     drop((client, admin));

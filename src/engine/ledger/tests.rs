@@ -8,6 +8,7 @@ fn tenant(variant: &str, priority: Priority, cost: usize) -> Tenant {
         variant: variant.into(),
         priority,
         cost,
+        banks: [].into(),
     }
 }
 
@@ -45,7 +46,7 @@ impl Engine {
         let mut order = Order::new(&self.ledger, self.running.iter().map(|(tenant, _)| tenant));
         let mut started = Vec::new();
         while self.running.len() < self.places
-            && let Some(index) = order.next(self.waiting.iter().map(|(tenant, _)| tenant))
+            && let Some(index) = order.next(self.waiting.iter().map(|(tenant, _)| tenant).enumerate())
         {
             let next = self.waiting.remove(index);
             order.start(&next.0);

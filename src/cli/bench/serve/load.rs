@@ -206,7 +206,7 @@ mod tests {
     fn a_noisy_variant_is_asked_for_more() {
         let mut settings = load(3, Popularity::Uniform).settings;
         settings.noisy = Some((1, 10.0));
-        let (mut load, mut counts) = (Load::new(settings), [0.0; 3]);
+        let (mut load, mut counts) = (Load::new(settings), [0.0_f64; 3]);
         (0..20_000).for_each(|_| counts[load.next().variant] += 1.0 / 20_000.0);
         for (found, expected) in counts.into_iter().zip([1.0 / 12.0, 10.0 / 12.0, 1.0 / 12.0]) {
             assert!((found - expected).abs() < 0.01, "{found}");

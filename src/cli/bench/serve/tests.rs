@@ -209,6 +209,10 @@ fn impossible_loads_are_refused() {
         );
     }
     assert!(Cli::try_parse_from(["bench", "--noisy", "kjv=0"]).is_err());
+    let weights = |text| Cli::try_parse_from(["bench", "--weights", text]).map(|cli| cli.args.engine.config().weights);
+    let found = weights("kjv=2,base=0.5").expect("weights");
+    assert_eq!((found.len(), found["kjv"], found["base"]), (2, 2.0, 0.5));
+    assert!(weights("kjv").is_err() && weights("kjv=much").is_err());
     assert!(Cli::try_parse_from(["bench", "--rate", "3", "--clients", "4"]).is_err());
     assert!(Cli::try_parse_from(["bench", "--rate", "3", "--overload", "4"]).is_err());
 }
