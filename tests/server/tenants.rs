@@ -122,7 +122,7 @@ async fn a_client_that_does_not_read_holds_nobody_up_and_misses_nothing() {
     };
     let lazy = InferenceClient::new(narrow).generate(long()).await.expect("accepted");
     let prompt = generate(&client, long()).await.expect("finished");
-    let now = until(&admin, |now| now.paused == 1).await;
+    let now = until(&admin, |now| now.paused == 1 && now.finished == 1).await;
     assert_eq!((now.running, now.open_streams, now.generations), (1, 1, 1));
     let lazy = read(lazy.into_inner()).await.expect("finished");
     assert_eq!(
