@@ -14,5 +14,6 @@ mod network;
 mod pages;
 mod readers;
 mod scoring;
+mod soak;
 mod text;
 mod uniform;
