@@ -8,7 +8,6 @@ mod fake;
 #[path = "../fixtures/mod.rs"]
 mod fixtures;
 mod generations;
-mod leavings;
 mod limits;
 mod network;
 mod pages;
