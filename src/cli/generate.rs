@@ -41,6 +41,9 @@ pub struct GenerateArgs {
     /// Show every denoising step: what it revealed, and where.
     #[arg(long)]
     show_steps: bool,
+    /// Take what interactive requests leave.
+    #[arg(long)]
+    batch: bool,
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
@@ -102,6 +105,11 @@ pub fn run(args: GenerateArgs) -> Result<()> {
         want_steps: args.show_steps,
         suffix: args.suffix.clone(),
         template: args.template.clone().map_or(Vec::new(), |template| template.0),
+        priority: match args.batch {
+            true => pb::Priority::Batch,
+            false => pb::Priority::Interactive,
+        }
+        .into(),
     };
     block_on(async {
         let mut client = InferenceClient::new(args.server.connect().await?);

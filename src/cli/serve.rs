@@ -12,6 +12,7 @@ use clap::Args;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Serve a base and its variants over gRPC.
@@ -32,6 +33,10 @@ pub struct ServeArgs {
     engine: EngineArgs,
     #[command(flatten)]
     materialise: MaterialiseArgs,
+    /// Believe who clients say they are, in the metadata choir-client-id; for servers behind a proxy that sets it. Clients are
+    /// their addresses otherwise.
+    #[arg(long)]
+    trust_client_id: bool,
 }
 
 /// Which base, which store, and how they are kept in memory.
@@ -76,6 +81,18 @@ pub struct EngineArgs {
     /// Requests that wait at most; the next one is refused with a time to come back.
     #[arg(long, default_value_t = EngineConfig::default().queue)]
     queue: usize,
+    /// Requests of one variant that wait or run at most; the next one is refused with a time to come back [default: any number].
+    #[arg(long)]
+    max_per_variant: Option<usize>,
+    /// Requests of one client that wait or run at most [default: any number].
+    #[arg(long)]
+    max_per_client: Option<usize>,
+    /// Shares of variants where there is not enough for all, as in kjv=2,base=0.5 [default: 1 each].
+    #[arg(long, value_delimiter = ',', value_name = "NAME=WEIGHT")]
+    weights: Vec<VariantWeight>,
+    /// Seconds that a client may leave its text unread before it loses it. Meanwhile its request is paused.
+    #[arg(long, default_value_t = EngineConfig::default().stall.as_secs())]
+    stall_seconds: u64,
     /// Memory of the key-value cache, in MiB.
     #[arg(long, default_value_t = EngineConfig::default().kv_bytes >> 20)]
     kv_mib: usize,
@@ -91,6 +108,24 @@ pub struct EngineArgs {
     /// Compute every text from its beginning, also where the cache still has it from another request.
     #[arg(long)]
     no_prefix_reuse: bool,
+}
+
+/// `NAME=WEIGHT`; the engine knows the bounds.
+#[derive(Clone, Debug)]
+struct VariantWeight {
+    name: String,
+    weight: f64,
+}
+
+impl std::str::FromStr for VariantWeight {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, weight) = text.split_once('=').ok_or("it is NAME=WEIGHT, as in kjv=2")?;
+        let weight = weight.parse().map_err(|_| format!("{weight:?} is no number"))?;
+        let name = name.to_owned();
+        Ok(VariantWeight { name, weight })
+    }
 }
 
 impl StoreArgs {
@@ -124,6 +159,14 @@ impl EngineArgs {
         EngineConfig {
             max_running: self.max_running,
             queue: self.queue,
+            max_per_variant: self.max_per_variant,
+            max_per_client: self.max_per_client,
+            weights: self
+                .weights
+                .iter()
+                .map(|part| (part.name.clone(), part.weight))
+                .collect(),
+            stall: Duration::from_secs(self.stall_seconds),
             kv_bytes: self.kv_mib << 20,
             step_tokens: self.step_tokens,
             max_prompt: self.max_prompt,
@@ -194,7 +237,11 @@ pub fn run(args: ServeArgs) -> Result<()> {
                 std::process::exit(1);
             });
         };
-        server::serve(listener, catalog, engine, server::Limits::default(), asked)
+        let limits = server::Limits {
+            trust_client_id: args.trust_client_id,
+            ..server::Limits::default()
+        };
+        server::serve(listener, catalog, engine, limits, asked)
             .await
             .context("serving")
     })

@@ -49,9 +49,38 @@ fn show(status: &pb::GetStatusResponse) {
         status.pages_idle, status.tokens_reused, status.preempted
     );
     println!(
-        "{} steps, {} tokens; {} requests finished, {} cancelled, {} failed",
-        status.steps, status.tokens_generated, status.finished, status.cancelled, status.failed
+        "{} steps, {} tokens; {} requests finished, {} cancelled, {} late, {} stalled, {} failed",
+        status.steps,
+        status.tokens_generated,
+        status.finished,
+        status.cancelled,
+        status.late,
+        status.stalled,
+        status.failed
     );
+    let refused = status.refused.unwrap_or_default();
+    println!(
+        "refused: {} by the queue, {} by their variant's cap, {} by their client's, {} by their deadlines",
+        refused.queue, refused.variant, refused.client, refused.deadline
+    );
+    println!(
+        "{} paused, {} open streams, {} leases of {} generations",
+        status.paused, status.open_streams, status.leases, status.generations
+    );
+    println!(
+        "{:>9} {:>7} {:>7} {:>12} {:>12}  variant",
+        "weight", "waiting", "running", "evaluated", "made"
+    );
+    for load in status
+        .variant_loads
+        .iter()
+        .filter(|load| load.tokens_evaluated > 0 || load.waiting > 0)
+    {
+        println!(
+            "{:>9} {:>7} {:>7} {:>12} {:>12}  {}",
+            load.weight, load.waiting, load.running, load.tokens_evaluated, load.tokens_generated, load.name
+        );
+    }
     let all: u64 = status.memory.iter().map(|part| part.bytes).sum();
     let total = pb::MemoryPart {
         part: "all".into(),
@@ -64,6 +93,15 @@ fn show(status: &pb::GetStatusResponse) {
 
 fn as_json(status: &pb::GetStatusResponse) -> serde_json::Value {
     let memory: serde_json::Map<_, _> = status.memory.iter().map(|p| (p.part.clone(), json!(p.bytes))).collect();
+    let refused = status.refused.unwrap_or_default();
+    let load = |load: &pb::VariantLoad| {
+        let figures = json!({
+            "weight": load.weight, "waiting": load.waiting, "running": load.running,
+            "tokens_evaluated": load.tokens_evaluated, "tokens_generated": load.tokens_generated,
+        });
+        (load.name.clone(), figures)
+    };
+    let loads: serde_json::Map<_, _> = status.variant_loads.iter().map(load).collect();
     json!({
         "version": status.version, "draining": status.draining, "generation": status.generation,
         "variants": status.variants, "banks": status.banks, "memory_bytes": memory,
@@ -73,5 +111,8 @@ fn as_json(status: &pb::GetStatusResponse) -> serde_json::Value {
         "preempted": status.preempted, "tokens_reused": status.tokens_reused,
         "steps": status.steps, "tokens_generated": status.tokens_generated,
         "finished": status.finished, "cancelled": status.cancelled, "failed": status.failed,
+        "late": status.late, "stalled": status.stalled, "paused": status.paused, "open_streams": status.open_streams,
+        "generations": status.generations, "leases": status.leases, "variant_loads": loads,
+        "refused": {"queue": refused.queue, "variant": refused.variant, "client": refused.client, "deadline": refused.deadline},
     })
 }

@@ -1,29 +1,54 @@
 //! The door: checks requests, holds those that wait, and is the only thing that clients and the model thread share.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use super::caps::{Caps, Full};
+use super::error::Capped;
+use super::handle::VariantLoad;
+use super::ledger::{BASE, Ledger, Order, Tenant};
 use super::materialised::Materialised;
+use super::pace::{Ahead, Measured, TRUSTED};
+use super::scheduler::{Place, victim};
 use super::sequence::Sequence;
-use super::{EngineConfig, Error, Generation, Status};
+use super::{EngineConfig, Error, Generation, Priority, Status};
 use crate::model::kv_cache::KvCache;
 
 pub struct Admission {
     pub config: EngineConfig,
     pub pages_total: usize,
     pub materialised: Arc<Materialised>,
+    caps: Arc<Caps>,
+    streams: AtomicUsize,
     state: Mutex<State>,
+    /// Something has come, or somebody has read.
     arrival: Condvar,
 }
 
 struct State {
     generation: Arc<Generation>,
+    /// Those that were in force before, while they last.
+    before: Vec<Weak<Generation>>,
     waiting: VecDeque<Sequence>,
+    ledger: Ledger,
     /// What the model thread last reported.
     status: Status,
+    running: Vec<Work>,
+    measured: Option<Measured>,
+    /// Clients that left and whose requests made room at the door, which the model thread does not know of.
+    left: u64,
     last_id: u64,
     stopped: bool,
+}
+
+/// A running sequence, as the door sees it.
+#[derive(Clone, Debug)]
+pub struct Work {
+    pub tenant: Tenant,
+    /// Evaluations still to be made, at least.
+    pub evaluations: u64,
 }
 
 /// What the model thread takes from the queue.
@@ -32,6 +57,8 @@ pub struct Arrivals {
     pub started: Vec<Sequence>,
     /// Waited too long, or their clients left.
     pub given_up: Vec<(Sequence, Error)>,
+    /// There was no room for somebody who could start.
+    pub crowded: bool,
 }
 
 /// Bounds of the retry-after hint.
@@ -49,18 +76,24 @@ impl Admission {
             kv_on_device: cache.on_device().is_some(),
             ..Status::default()
         };
-        let generation = Arc::new(generation);
         let state = State {
-            generation,
+            generation: Arc::new(generation),
+            before: Vec::new(),
             waiting: VecDeque::new(),
+            ledger: Ledger::new(config.weights.clone()),
             status,
+            running: Vec::new(),
+            measured: None,
+            left: 0,
             last_id: 0,
             stopped: false,
         };
         Admission {
+            caps: Caps::new(config.max_per_variant, config.max_per_client),
             config,
             pages_total,
             materialised,
+            streams: AtomicUsize::new(0),
             state: Mutex::new(state),
             arrival: Condvar::new(),
         }
@@ -77,12 +110,17 @@ impl Admission {
 
     /// Returns what was in force before, for the caller to drop outside the lock.
     pub fn publish(&self, generation: Arc<Generation>) -> Arc<Generation> {
-        std::mem::replace(&mut self.state().generation, generation)
+        let mut state = self.state();
+        let before = std::mem::replace(&mut state.generation, generation);
+        state.before.retain(|old| old.strong_count() > 0);
+        state.before.push(Arc::downgrade(&before));
+        before
     }
 
-    /// Lets a checked sequence wait and returns its id, unless the queue is full of living ones.
-    pub fn wait(&self, mut sequence: Sequence) -> Result<u64, Error> {
-        let mut dead = VecDeque::new();
+    /// Lets a checked sequence wait and returns its id, or says why it may not. In a full queue it may take the place of another
+    /// whose variant has more there.
+    pub fn wait(&self, mut sequence: Sequence, client: Option<Arc<str>>, now: Instant) -> Result<u64, Error> {
+        let (mut dead, mut displaced) = (VecDeque::new(), None);
         let mut state = self.state();
         if state.stopped {
             return Err(Error::Stopped);
@@ -92,17 +130,47 @@ impl Admission {
         }
         if state.waiting.len() >= self.config.queue {
             (dead, state.waiting) = state.waiting.drain(..).partition(Sequence::client_left);
-            state.status.cancelled += dead.len() as u64;
+            state.left += dead.len() as u64;
         }
         let waiting = state.waiting.len();
-        if waiting >= self.config.queue {
-            let rounds = (waiting as f64 / self.config.max_running as f64).max(1.0);
-            let retry_after = state.status.typical_compute.mul_f64(rounds).clamp(SOONEST, LATEST);
-            return Err(Error::QueueFull {
-                waiting,
-                limit: self.config.queue,
-                retry_after,
-            });
+        let rounds = (waiting as f64 / self.config.max_running as f64).max(1.0);
+        let retry_after = state.status.typical_compute.mul_f64(rounds).clamp(SOONEST, LATEST);
+        let full = Error::QueueFull {
+            waiting,
+            limit: self.config.queue,
+            retry_after,
+        };
+        let place = if waiting < self.config.queue {
+            None
+        } else {
+            Some(state.displaced_by(&sequence.tenant).ok_or_else(|| {
+                state.status.refused.queue += 1;
+                full.clone()
+            })?)
+        };
+        match self.caps.permit(&sequence.tenant.variant, client) {
+            Ok(permit) => sequence.permit = Some(permit),
+            Err(Full { capped, count, limit }) => {
+                let refused = &mut state.status.refused;
+                match capped {
+                    Capped::Variant(_) => refused.variant += 1,
+                    Capped::Client => refused.client += 1,
+                }
+                return Err(Error::TooMany {
+                    capped,
+                    count,
+                    limit,
+                    retry_after,
+                });
+            }
+        }
+        if let Some(error) = state.overload(&sequence, &self.config, now) {
+            state.status.refused.deadline += 1;
+            return Err(error);
+        }
+        if let Some(index) = place {
+            state.status.refused.queue += 1;
+            displaced = state.waiting.remove(index);
         }
         state.last_id += 1;
         let id = state.last_id;
@@ -110,6 +178,9 @@ impl Admission {
         state.waiting.push_back(sequence);
         drop(state);
         drop::<VecDeque<Sequence>>(dead); // a lease may go with them, so outside the lock
+        if let Some(mut displaced) = displaced {
+            displaced.tell(full);
+        }
         self.arrival.notify_one();
         Ok(id)
     }
@@ -119,32 +190,103 @@ impl Admission {
         self.state().waiting.push_front(sequence);
     }
 
-    /// The sequences that may start now: in order, while `room` has some for the next. Waits for one
-    /// if the model thread is `idle`; `None` once it should end.
-    pub fn arrivals(&self, idle: bool, mut room: impl FnMut(&Sequence) -> bool) -> Option<Arrivals> {
+    /// Index of the running sequence that is to make room for the next one that waits, if any, where there is no place free.
+    pub fn victim(&self, running: &[Sequence]) -> Option<usize> {
+        let state = self.state();
+        let waiting = || state.ready().map(|(_, tenant)| tenant);
+        let placed = || running.iter().map(|sequence| &sequence.tenant);
+        let next = Order::new(&state.ledger, placed()).next(waiting().enumerate())?;
+        let (accounts_of, accounts) = state.ledger.accounts(waiting().chain(placed()));
+        let mut wanted = vec![0; accounts.len()];
+        for (tenant, &account) in waiting().zip(&accounts_of) {
+            wanted[account] += usize::from(tenant.priority == Priority::Interactive);
+        }
+        let starts = waiting()
+            .map(|_| u64::MAX)
+            .chain(running.iter().map(|sequence| sequence.id));
+        let place = |((tenant, &account), started): ((&Tenant, &usize), u64)| Place {
+            account,
+            priority: tenant.priority,
+            started,
+        };
+        let mut places: Vec<Place> = waiting()
+            .chain(placed())
+            .zip(&accounts_of)
+            .zip(starts)
+            .map(place)
+            .collect();
+        let places_of_running = places.split_off(waiting().count());
+        let victim = victim(
+            &places_of_running,
+            *places.get(next)?,
+            &wanted,
+            &accounts,
+            self.config.max_running,
+        )?;
+        // Not where it would be the next one itself.
+        let others = placed().enumerate().filter(|(index, _)| *index != victim);
+        let after = Order::new(&state.ledger, others.map(|(_, tenant)| tenant));
+        let all =
+            std::iter::once((None, &running.get(victim)?.tenant)).chain(waiting().map(|tenant| (Some(()), tenant)));
+        after.next(all)?.map(|()| victim)
+    }
+
+    /// The sequences that may start now, beside those that are running: in the order of their variants' shares, while `room` has some
+    /// for the next. Waits for one while there is nothing else to do; `None` once the model thread should end.
+    pub fn arrivals(&self, running: &[Sequence], mut room: impl FnMut(&Sequence) -> bool) -> Option<Arrivals> {
         let mut arrivals = Arrivals::default();
         let mut state = self.state();
         loop {
             let now = Instant::now();
-            while let Some(next) = state.waiting.front() {
-                let given_up = next.given_up(now);
-                if given_up.is_none() && !room(next) {
-                    break;
-                }
-                let Some(next) = state.waiting.pop_front() else { break };
-                match given_up {
-                    Some(error) => arrivals.given_up.push((next, error)),
-                    None => arrivals.started.push(next),
-                }
-            }
-            if !idle || !arrivals.started.is_empty() || !arrivals.given_up.is_empty() {
+            state.give_up(now, self.config.stall, &mut arrivals.given_up);
+            arrivals.crowded = state.start(running, &mut room, &mut arrivals.started);
+            let busy = |sequence: &Sequence| sequence.has_room() || sequence.client_left();
+            if !arrivals.started.is_empty() || !arrivals.given_up.is_empty() || running.iter().any(busy) {
                 return Some(arrivals);
             }
-            if state.status.draining && state.waiting.is_empty() {
+            if arrivals.crowded && !running.is_empty() {
+                return Some(arrivals);
+            }
+            if state.status.draining && state.waiting.is_empty() && running.is_empty() {
                 return None;
             }
-            state = self.arrival.wait(state).unwrap_or_else(PoisonError::into_inner);
+            // All that run are paused. Some may have until then.
+            let ends = running
+                .iter()
+                .chain(&state.waiting)
+                .filter_map(|s| s.ends(self.config.stall));
+            state = match ends.min() {
+                None => self.arrival.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Some(end) => {
+                    let rest = end.saturating_duration_since(now);
+                    let woken = self.arrival.wait_timeout(state, rest);
+                    woken.unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
+            if !running.is_empty() {
+                return Some(arrivals);
+            }
         }
+    }
+
+    /// The model thread looks again at who can go on.
+    pub fn wake(&self) {
+        drop(self.state()); // it may be on its way to sleep
+        self.arrival.notify_one();
+    }
+
+    pub fn stream_opened(&self) {
+        self.streams.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn stream_closed(&self) {
+        self.streams.fetch_sub(1, Ordering::Relaxed);
+        self.wake();
+    }
+
+    /// Reads or charges what variants have had.
+    pub fn ledger<T>(&self, with: impl FnOnce(&mut Ledger) -> T) -> T {
+        with(&mut self.state().ledger)
     }
 
     /// Takes nothing new from now on.
@@ -163,18 +305,149 @@ impl Admission {
     }
 
     /// Lets the model thread write down how it stands.
-    pub fn report(&self, write: impl FnOnce(&mut Status)) {
-        write(&mut self.state().status);
+    pub fn report(&self, running: Vec<Work>, measured: Option<Measured>, write: impl FnOnce(&mut Status)) {
+        let mut state = self.state();
+        state.running = running;
+        state.measured = measured;
+        write(&mut state.status);
     }
 
     pub fn status(&self) -> Status {
         let state = self.state();
-        let (generation, waiting) = (state.generation.number, state.waiting.len());
+        let old = state.before.iter().map(Weak::strong_count).filter(|&leases| leases > 0);
+        let leases = old.clone().sum::<usize>() + Arc::strong_count(&state.generation) - 1;
         Status {
-            generation,
-            waiting,
+            generation: state.generation.number,
+            waiting: state.waiting.len(),
             materialised_bytes: self.materialised.bytes() as u64,
+            streams: self.streams.load(Ordering::Relaxed),
+            generations: 1 + old.count(),
+            leases,
+            paused: state.status.paused + state.waiting.iter().filter(|one| one.paused.is_some()).count(),
+            variants: state.variants(),
+            cancelled: state.status.cancelled + state.left,
             ..state.status.clone()
         }
+    }
+}
+
+impl State {
+    /// Who leaves a full queue for another: of the variant with the most waiting by weight the one that came last, where it has
+    /// more than the other's would with one more; a batch request before any other for an interactive one. Whoever has begun stays.
+    fn displaced_by(&self, tenant: &Tenant) -> Option<usize> {
+        let mut counts: BTreeMap<(Priority, &str), usize> = BTreeMap::new();
+        for one in &self.waiting {
+            *counts.entry((one.tenant.priority, &one.tenant.variant)).or_default() += 1;
+        }
+        let crowding = |other: &Tenant, more: usize| {
+            let count = counts.get(&(other.priority, &*other.variant)).copied().unwrap_or(0) + more;
+            (other.priority, count as f64 / self.ledger.weight(&other.variant))
+        };
+        let more = |a: &(Priority, f64), b: &(Priority, f64)| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1));
+        let candidates = self.waiting.iter().enumerate().filter(|(_, one)| one.started.is_none());
+        let crowded = candidates.map(|(index, one)| (index, crowding(&one.tenant, 0)));
+        let (index, most) = crowded.max_by(|a, b| more(&a.1, &b.1))?; // the last of equals
+        more(&most, &crowding(tenant, 1)).is_gt().then_some(index)
+    }
+
+    /// Why a request would not be finished in time, as far as can be known.
+    fn overload(&self, sequence: &Sequence, config: &EngineConfig, now: Instant) -> Option<Error> {
+        let (deadline, measured) = (sequence.deadline?, self.measured?);
+        let left = deadline.saturating_duration_since(now);
+        let tenant = &sequence.tenant;
+        let (mut all, mut own, mut weights) = (
+            0,
+            0,
+            BTreeMap::from([(&tenant.variant, self.ledger.weight(&tenant.variant))]),
+        );
+        let waiting = self.waiting.iter().map(|s| (&s.tenant, s.evaluations_left()));
+        let running = self.running.iter().map(|work| (&work.tenant, work.evaluations));
+        for (other, evaluations) in waiting.chain(running) {
+            weights
+                .entry(&other.variant)
+                .or_insert_with(|| self.ledger.weight(&other.variant));
+            if other.priority <= tenant.priority {
+                all += evaluations;
+                own += if other.variant == tenant.variant {
+                    evaluations
+                } else {
+                    0
+                };
+            }
+        }
+        let ahead = Ahead {
+            all,
+            own,
+            places: config.max_running,
+            share: self.ledger.weight(&tenant.variant) / weights.values().sum::<f64>(),
+            free: self.waiting.len() + self.running.len() < config.max_running,
+        };
+        let needed = ahead.finished_after(sequence.evaluations_left(), measured);
+        let over = needed.saturating_sub(left.mul_f64(TRUSTED));
+        (!over.is_zero()).then(|| Error::Overloaded {
+            needed,
+            left,
+            retry_after: over.clamp(SOONEST, LATEST),
+        })
+    }
+
+    /// Takes those from the queue that nobody waits for any more, or not long enough.
+    fn give_up(&mut self, now: Instant, stall: Duration, given_up: &mut Vec<(Sequence, Error)>) {
+        let best = self.measured.map(|measured| measured.best);
+        for mut sequence in std::mem::take(&mut self.waiting) {
+            match sequence.over(now, best, stall) {
+                Some(error) => given_up.push((sequence, error)),
+                None => self.waiting.push_back(sequence),
+            }
+        }
+    }
+
+    /// Those that could start: not who has begun and now waits for its reader.
+    fn ready(&self) -> impl Iterator<Item = (usize, &Tenant)> + Clone {
+        let waiting = self.waiting.iter().enumerate();
+        let ready = waiting.filter(|(_, sequence)| sequence.paused.is_none());
+        ready.map(|(index, sequence)| (index, &sequence.tenant))
+    }
+
+    /// Starts whom there is room for; true if somebody is left.
+    fn start(
+        &mut self,
+        running: &[Sequence],
+        room: &mut impl FnMut(&Sequence) -> bool,
+        started: &mut Vec<Sequence>,
+    ) -> bool {
+        let active = running.iter().chain(&self.waiting).map(|sequence| &sequence.tenant);
+        self.ledger.settle(active);
+        if self.waiting.is_empty() {
+            return false;
+        }
+        let mut order = Order::new(&self.ledger, running.iter().map(|sequence| &sequence.tenant));
+        while let Some(index) = order.next(self.ready()) {
+            if !self.waiting.get(index).is_some_and(&mut *room) {
+                return true;
+            }
+            if let Some(next) = self.waiting.remove(index) {
+                order.start(&next.tenant);
+                started.push(next);
+            }
+        }
+        false
+    }
+
+    fn variants(&self) -> BTreeMap<String, VariantLoad> {
+        let served = self.generation.variants.keys().map(String::as_str).chain([BASE]);
+        let mut variants: BTreeMap<String, VariantLoad> =
+            served.map(|name| (name.to_owned(), VariantLoad::default())).collect();
+        for sequence in &self.waiting {
+            variants.entry(sequence.tenant.variant.to_string()).or_default().waiting += 1;
+        }
+        for work in &self.running {
+            variants.entry(work.tenant.variant.to_string()).or_default().running += 1;
+        }
+        for (name, load) in &mut variants {
+            load.weight = self.ledger.weight(name);
+            load.service = self.ledger.service(name);
+        }
+        variants
     }
 }

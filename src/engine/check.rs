@@ -7,9 +7,12 @@ use std::time::Instant;
 use tokio::sync::{mpsc, oneshot};
 
 use super::choice::wrong_process;
+use super::ledger::Tenant;
 use super::pages;
+use super::request::Priority;
 use super::score::Scorer;
 use super::sequence::{Scoring, Sequence, Text, Work};
+use super::stream;
 use super::text::TextStream;
 use super::{EngineConfig, Error, Event, Generation, Predictor, Request, Sampling, Score, ScoreRequest};
 use crate::model::{DitConfig, Process, Regime};
@@ -20,8 +23,6 @@ pub const MAX_STOPS: usize = 16;
 pub const MAX_STOP_BYTES: usize = 256;
 /// Most stop ids of a request.
 pub const MAX_STOP_IDS: usize = 256;
-/// Most tokens that the steps of a request may report: under the uniform process each may change at every one.
-pub const MAX_REPORTED: usize = 1 << 20;
 
 /// A sequence for text, and the receiving end of its events.
 pub fn text(
@@ -71,30 +72,29 @@ pub fn text(
     // The last block is never written to the cache.
     let written = (total - 1) / block_size * block_size;
     let span = network.model_length + prefill_chunk(config, block_size);
-    let blocks = (total - request.prompt.len()).div_ceil(block_size) + 1;
-    let steps = match request.sampling.predictor {
-        _ if !request.steps_wanted => 0,
-        Predictor::Absorbing(_) => holes,
-        Predictor::Uniform(predictor) => {
-            let evaluations = predictor.steps as usize + 1;
-            if holes * evaluations > MAX_REPORTED {
-                let reason = format!("{holes} tokens at {evaluations} evaluations are more than {MAX_REPORTED}");
-                return Err(bad("want_steps", reason));
-            }
-            blocks * evaluations
-        }
+    // A client that says what its text ends at expects it to end before its length.
+    let expected = match request.stop.is_empty() && request.stop_ids.is_empty() {
+        true => holes,
+        false => 1,
     };
-    let (sender, events) = mpsc::channel(blocks + steps + 2);
+    let tenant = Tenant {
+        variant: lease.payer(&request.mix),
+        banks: lease.banks(&mix).into(),
+        priority: request.priority,
+        cost: block_size,
+    };
+    let (sender, events) = stream::channel(config.unread);
     let work = Work::Text(Box::new(Text {
         sampler,
         stream: TextStream::new(lease.tokenizer.clone(), request.stop),
         prompt_tokens: request.prompt.len(),
         delivered: 0,
         steps_wanted: request.steps_wanted,
+        evaluations: least_evaluations(request.sampling.predictor, expected, block_size),
         events: sender,
     }));
     let pages_needed = pages::needed(written, span, config.page_tokens);
-    let sequence = Sequence::new(lease, (mix, regime), seed, request.deadline, pages_needed, work);
+    let sequence = Sequence::new(lease, tenant, (mix, regime), seed, request.deadline, pages_needed, work);
     Ok((sequence, events))
 }
 
@@ -119,6 +119,12 @@ pub fn score(
     let scorer = Scorer::new(network, regime, tokens, given, request.samples, chunk, seed)?;
     // Clean blocks are written while copies of the chunk before them are still evaluated.
     let span = network.model_length + 2 * chunk;
+    let tenant = Tenant {
+        variant: lease.payer(&request.mix),
+        banks: lease.banks(&mix).into(),
+        priority: Priority::Batch,
+        cost: regime.block.unwrap_or(written),
+    };
     let (sender, reply) = oneshot::channel();
     let work = Work::Score(Box::new(Scoring {
         scorer,
@@ -126,13 +132,13 @@ pub fn score(
         nats_per_token: None,
     }));
     let pages_needed = pages::needed(written, span, config.page_tokens);
-    let sequence = Sequence::new(lease, (mix, regime), seed, request.deadline, pages_needed, work);
+    let sequence = Sequence::new(lease, tenant, (mix, regime), seed, request.deadline, pages_needed, work);
     Ok((sequence, reply))
 }
 
 /// Refuses what has no time left, and what could never start.
-pub fn can_start(sequence: &Sequence, pages_total: usize) -> Result<(), Error> {
-    if let Some(error) = sequence.given_up(Instant::now()) {
+pub fn can_start(sequence: &Sequence, pages_total: usize, now: Instant) -> Result<(), Error> {
+    if let Some(error) = sequence.given_up(now, None) {
         return Err(error);
     }
     let needed = sequence.pages_needed;
@@ -158,6 +164,8 @@ pub fn sampling(network: &DitConfig, regime: Regime, sampling: &Sampling) -> Res
         seed: None,
         steps_wanted: false,
         deadline: None,
+        priority: Priority::default(),
+        client: None,
     };
     sampler(&EngineConfig::default(), network, regime, None, &request, 0).map(drop)
 }
@@ -247,6 +255,18 @@ fn sampler(
         (_, process, _) => return Err(wrong_process("it", process)),
     };
     sampler.map_err(from_sampler)
+}
+
+/// Evaluations that make so many tokens, at least.
+fn least_evaluations(predictor: Predictor, tokens: usize, block_size: usize) -> u32 {
+    let blocks = tokens.div_ceil(block_size);
+    let evaluations = match predictor {
+        Predictor::Absorbing(sampler::Predictor::FirstHitting) => tokens,
+        // A step may reveal any number of tokens, and one that reveals none is left out.
+        Predictor::Absorbing(_) => blocks,
+        Predictor::Uniform(predictor) => blocks * predictor.steps as usize,
+    };
+    u32::try_from(evaluations).unwrap_or(u32::MAX)
 }
 
 /// Clean tokens to one evaluation: half a step, in whole blocks, so that rows being denoised always find room beside them.

@@ -20,6 +20,21 @@ pub enum Error {
         limit: usize,
         retry_after: Duration,
     },
+    /// As many requests as may of what is capped wait or run already.
+    #[error("{count} requests of {} wait or run and {limit} may", .capped)]
+    TooMany {
+        capped: Capped,
+        count: usize,
+        limit: usize,
+        retry_after: Duration,
+    },
+    /// At the door: with what is ahead of it, the request would not be finished before its deadline.
+    #[error("it would take about {needed:?} with what is ahead of it, and its deadline is in {left:?}")]
+    Overloaded {
+        needed: Duration,
+        left: Duration,
+        retry_after: Duration,
+    },
     /// The request could never run: it may need more pages than the whole cache has.
     #[error("the request may need {needed} cache pages and there are {total}")]
     OutOfPages { needed: usize, total: usize },
@@ -35,10 +50,32 @@ pub enum Error {
     /// The request's deadline passed before it was finished.
     #[error("the deadline passed after {waited:?}")]
     DeadlinePassed { waited: Duration },
+    /// What is left to do takes longer than what is left of the time, even at the engine's best.
+    #[error("the deadline is in {left:?} and what is left to do takes {needed:?} at best")]
+    DeadlineOutOfReach { needed: Duration, left: Duration },
+    /// The client did not read what was made for it.
+    #[error("nothing was read for {waited:?}")]
+    Stalled { waited: Duration },
     /// The client left.
     #[error("cancelled")]
     Cancelled,
     /// The network failed in the step this request took part in; the engine goes on. Or the device is lost, and the engine ends.
     #[error("request {request_id}: the device failed: {detail}")]
     Device { request_id: u64, detail: String },
+}
+
+/// Of what only so many requests may be in the engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Capped {
+    Variant(String),
+    Client,
+}
+
+impl std::fmt::Display for Capped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Capped::Variant(name) => write!(f, "variant {name:?}"),
+            Capped::Client => f.write_str("this client"),
+        }
+    }
 }

@@ -1,16 +1,17 @@
 //! The way in: a handle that any thread may hold, and the stream of events it returns.
 
-use std::pin::Pin;
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 
 use super::admission::Admission;
+use super::ledger::{LEAST_WEIGHT, MOST_WEIGHT, Service};
 use super::materialised::Materialised;
 use super::runner::Runner;
-use super::{Error, Event, Generation, Request, Score, ScoreRequest, check};
+use super::stream::{EventStream, ROOM};
+use super::{Error, Generation, Request, Score, ScoreRequest, check};
 
 /// Settings of one engine.
 #[derive(Clone, Debug)]
@@ -19,6 +20,16 @@ pub struct EngineConfig {
     pub max_running: usize,
     /// Requests that wait at most; the next one is refused at once.
     pub queue: usize,
+    /// Requests of one variant that wait or run at most.
+    pub max_per_variant: Option<usize>,
+    /// The same of one client.
+    pub max_per_client: Option<usize>,
+    /// Shares of variants by name, 0.001 to 1000; 1 for all others.
+    pub weights: BTreeMap<String, f64>,
+    /// Events that a request may be ahead of its reader, at least [`ROOM`](super::stream::ROOM): then it is paused.
+    pub unread: usize,
+    /// How long it may be.
+    pub stall: Duration,
     /// Byte budget of the key-value cache.
     pub kv_bytes: usize,
     /// Positions in a page of the cache.
@@ -42,6 +53,11 @@ impl Default for EngineConfig {
         EngineConfig {
             max_running: 32,
             queue: 64,
+            max_per_variant: None,
+            max_per_client: None,
+            weights: BTreeMap::new(),
+            unread: 16,
+            stall: Duration::from_secs(60),
             kv_bytes: 64 << 20,
             page_tokens: 16,
             step_tokens: 512,
@@ -60,8 +76,17 @@ pub struct Status {
     pub generation: u64,
     pub waiting: usize,
     pub queue_limit: usize,
+    /// Those that wait for their readers are among them.
     pub running: usize,
     pub max_running: usize,
+    /// Running sequences that wait for their readers.
+    pub paused: usize,
+    /// Streams of events that somebody still reads, or could.
+    pub streams: usize,
+    /// Model instances in memory: the one in force and those that requests still run on.
+    pub generations: usize,
+    /// Handles that keep those alive, besides the engine's own: one for each request.
+    pub leases: usize,
     pub pages_used: usize,
     /// Pages that no sequence holds, kept for those that begin with the same text.
     pub pages_idle: usize,
@@ -74,8 +99,16 @@ pub struct Status {
     pub steps: u64,
     pub tokens_generated: u64,
     pub finished: u64,
+    /// Their clients left.
     pub cancelled: u64,
+    /// Accepted, and given up since their deadlines passed or could not be met any more.
+    pub late: u64,
+    /// Given up since their clients did not read.
+    pub stalled: u64,
     pub failed: u64,
+    pub refused: Refused,
+    /// By name, the base among them.
+    pub variants: BTreeMap<String, VariantLoad>,
     /// Times that a running sequence had to give its pages up, and wait to go on.
     pub preempted: u64,
     /// Tokens of texts that were found in the cache instead of computed.
@@ -85,6 +118,27 @@ pub struct Status {
     pub lost: Option<String>,
     /// Mean time of recent requests from leaving the queue to the end.
     pub typical_compute: Duration,
+}
+
+/// Requests that were turned away at the door, by why.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Refused {
+    /// The queue was full.
+    pub queue: u64,
+    /// Their variant, or their client, had as many as it may have.
+    pub variant: u64,
+    pub client: u64,
+    /// They could not have been finished before their deadlines.
+    pub deadline: u64,
+}
+
+/// What one variant has and had of the engine.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct VariantLoad {
+    pub weight: f64,
+    pub waiting: usize,
+    pub running: usize,
+    pub service: Service,
 }
 
 /// Starts engines.
@@ -107,7 +161,13 @@ impl Engine {
             ("max_tokens", config.max_tokens),
             ("kv_bytes", config.kv_bytes / page_bytes.max(1)),
         ];
-        if let Some((field, _)) = limits.iter().find(|(_, value)| *value == 0) {
+        let caps = [
+            ("max_per_variant", config.max_per_variant.unwrap_or(1)),
+            ("max_per_client", config.max_per_client.unwrap_or(1)),
+            ("unread", config.unread / ROOM),
+            ("stall", config.stall.as_nanos().min(1) as usize),
+        ];
+        if let Some((field, _)) = limits.iter().chain(&caps).find(|(_, value)| *value == 0) {
             return Err(Error::BadField {
                 field,
                 reason: "it is too small for anything to run".into(),
@@ -118,6 +178,14 @@ impl Engine {
             return Err(Error::BadField {
                 field: "materialise_bytes",
                 reason: format!("one materialised variant takes {smallest} bytes"),
+            });
+        }
+        let odd = |(_, weight): &(&String, &f64)| !(LEAST_WEIGHT..=MOST_WEIGHT).contains(*weight);
+        if let Some((name, weight)) = config.weights.iter().find(odd) {
+            let reason = format!("that of {name:?} is {weight}, not within {LEAST_WEIGHT} and {MOST_WEIGHT}");
+            return Err(Error::BadField {
+                field: "weights",
+                reason,
             });
         }
         let pages = config.kv_bytes / page_bytes;
@@ -172,19 +240,21 @@ impl EngineHandle {
     /// The request leases the generation in force now and runs on it to its end.
     pub fn submit(&self, request: Request) -> Result<EventStream, Error> {
         let admission = &self.door.admission;
+        let (client, now) = (request.client.clone(), Instant::now());
         let (sequence, events) = check::text(&admission.config, admission.generation(), request)?;
-        check::can_start(&sequence, admission.pages_total)?;
-        let request_id = admission.wait(sequence)?;
-        Ok(EventStream { request_id, events })
+        check::can_start(&sequence, admission.pages_total, now)?;
+        let request_id = admission.wait(sequence, client, now)?;
+        Ok(EventStream::new(request_id, events, admission.clone()))
     }
 
     /// As [`submit`](Self::submit), for a likelihood. Dropping the receiver cancels the request; a receive error
     /// means that the engine stopped.
     pub fn score(&self, request: ScoreRequest) -> Result<ScoreReply, Error> {
         let admission = &self.door.admission;
+        let (client, now) = (request.client.clone(), Instant::now());
         let (sequence, reply) = check::score(&admission.config, admission.generation(), request)?;
-        check::can_start(&sequence, admission.pages_total)?;
-        admission.wait(sequence)?;
+        check::can_start(&sequence, admission.pages_total, now)?;
+        admission.wait(sequence, client, now)?;
         Ok(reply)
     }
 
@@ -223,37 +293,3 @@ impl EngineHandle {
 
 /// A score, when it is done.
 pub type ScoreReply = oneshot::Receiver<Result<Score, Error>>;
-
-/// A request's events. Dropping it cancels the request.
-///
-/// The channel holds as many events as its request can produce at most (that is known when it is accepted), so
-/// a slow client neither blocks the engine nor loses events, and no client holds more than it asked for.
-#[derive(Debug)]
-pub struct EventStream {
-    request_id: u64,
-    events: mpsc::Receiver<Event>,
-}
-
-impl EventStream {
-    pub fn request_id(&self) -> u64 {
-        self.request_id
-    }
-
-    /// The next event; `None` after the last one.
-    pub async fn recv(&mut self) -> Option<Event> {
-        self.events.recv().await
-    }
-
-    /// As [`recv`](Self::recv), for threads outside a runtime.
-    pub fn blocking_recv(&mut self) -> Option<Event> {
-        self.events.blocking_recv()
-    }
-}
-
-impl tokio_stream::Stream for EventStream {
-    type Item = Event;
-
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Event>> {
-        self.events.poll_recv(context)
-    }
-}

@@ -5,12 +5,15 @@
 //! network is `model::Denoiser`. It knows neither files nor the wire.
 
 mod admission;
+mod caps;
 mod check;
 pub mod choice;
 pub mod error;
 pub mod generation;
 pub mod handle;
+pub mod ledger;
 mod materialised;
+mod pace;
 mod pages;
 mod prefix;
 pub mod request;
@@ -19,11 +22,14 @@ mod scheduler;
 pub mod score;
 mod sequence;
 mod step;
+pub mod stream;
 mod text;
 
 pub use check::sampling as check_sampling;
 pub use choice::{Choice, PredictorKind, PsiChoice};
-pub use error::Error;
+pub use error::{Capped, Error};
 pub use generation::{Generation, MemoryPart, VariantFacts};
-pub use handle::{Engine, EngineConfig, EngineHandle, EventStream, ScoreReply, Status};
-pub use request::{Event, Predictor, Reason, Request, Revealed, Sampling, Score, ScoreRequest, Summary};
+pub use handle::{Engine, EngineConfig, EngineHandle, Refused, ScoreReply, Status, VariantLoad};
+pub use ledger::{BASE, Service};
+pub use request::{Event, Predictor, Priority, Reason, Request, Revealed, Sampling, Score, ScoreRequest, Summary};
+pub use stream::EventStream;

@@ -1,5 +1,6 @@
 //! What a client asks of the engine and what it hears back.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Error;
@@ -30,6 +31,19 @@ pub struct Request {
     pub steps_wanted: bool,
     /// No work is done for this request after this moment.
     pub deadline: Option<Instant>,
+    pub priority: Priority,
+    /// Who asks, where requests of one client are counted.
+    pub client: Option<Arc<str>>,
+}
+
+/// Who comes first where there is not room for all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Priority {
+    /// Somebody waits for it.
+    #[default]
+    Interactive,
+    /// Takes what interactive requests leave, and an eighth where they leave nothing. Scores are of this priority.
+    Batch,
 }
 
 /// How noise becomes text: a predictor of the variant's own process.
@@ -155,6 +169,8 @@ pub struct ScoreRequest {
     pub samples: usize,
     pub seed: Option<u64>,
     pub deadline: Option<Instant>,
+    /// As in [`Request::client`].
+    pub client: Option<Arc<str>>,
 }
 
 /// The negative evidence lower bound of a text.

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Error;
-use super::admission::Admission;
+use super::admission::{Admission, Work};
+use super::pace::{Allowance, Pace};
 use super::pages::Pool;
-use super::scheduler::{Claim, choose};
+use super::scheduler::{Claim, Step, choose, short};
 use super::sequence::Sequence;
 use super::step::{Failure, Group};
 use crate::model::kv_cache::KvCache;
@@ -21,7 +22,11 @@ pub struct Runner {
     running: Vec<Sequence>,
     /// Steps so far.
     step: u64,
+    pace: Pace,
+    allowance: Allowance,
     tally: Tally,
+    /// There was no room for somebody who could have started.
+    crowded: bool,
     /// Why nothing can be evaluated any more.
     lost: Option<String>,
 }
@@ -32,6 +37,8 @@ struct Tally {
     tokens: u64,
     finished: u64,
     cancelled: u64,
+    late: u64,
+    stalled: u64,
     failed: u64,
     /// Times that a running sequence had to give its pages up.
     preempted: u64,
@@ -49,7 +56,10 @@ impl Runner {
             pool,
             running: Vec::new(),
             step: 0,
+            pace: Pace::default(),
+            allowance: Allowance::new(),
             tally: Tally::default(),
+            crowded: false,
             lost: None,
         }
     }
@@ -57,7 +67,10 @@ impl Runner {
     /// Schedule, forward, sample, deliver, until the engine is drained or the device is lost.
     pub fn run(mut self) {
         while self.lost.is_none() && self.admit() {
-            for mut group in self.schedule() {
+            let (begun, before) = (Instant::now(), self.running.len());
+            let (groups, short) = self.schedule();
+            let (took_part, ready) = (before - self.running.len(), before - self.paused());
+            for mut group in groups {
                 if let Some(detail) = self.lost.clone() {
                     self.fail(group, &detail);
                     continue;
@@ -73,6 +86,11 @@ impl Runner {
                     }
                 }
             }
+            if took_part > 0 {
+                let took = begun.elapsed();
+                self.pace.record(took, ready, took_part);
+                self.allowance.record(took, short && took_part < ready);
+            }
         }
     }
 
@@ -80,8 +98,9 @@ impl Runner {
     /// false once there never will be.
     fn admit(&mut self) -> bool {
         let now = Instant::now();
-        for sequence in std::mem::take(&mut self.running) {
-            match sequence.given_up(now) {
+        let (best, stall) = (self.pace.measured().map(|pace| pace.best), self.admission.config.stall);
+        for mut sequence in std::mem::take(&mut self.running) {
+            match sequence.over(now, best, stall) {
                 None => self.running.push(sequence),
                 Some(error) => self.give_up(sequence, error),
             }
@@ -90,13 +109,27 @@ impl Runner {
         self.admission.materialised.sweep();
         self.report();
 
-        let (mut slots, mut spare) = (
-            self.admission.config.max_running.saturating_sub(self.running.len()),
-            // Whoever runs may need another page soon.
-            self.pool.available().saturating_sub(self.running.len()),
-        );
+        if self.crowded {
+            // Who waits for a reader leaves its place and its pages to who does not.
+            for sequence in std::mem::take(&mut self.running) {
+                match sequence.paused {
+                    None => self.running.push(sequence),
+                    Some(_) => self.preempt(sequence),
+                }
+            }
+        }
+        let max_running = self.admission.config.max_running;
+        if self.running.len() >= max_running
+            && let Some(index) = self.admission.victim(&self.running)
+        {
+            let latest = self.running.remove(index);
+            self.preempt(latest);
+        }
+        // Whoever runs may need another page soon.
+        let mut spare = self.pool.available().saturating_sub(self.running.len());
+        let mut slots = max_running.saturating_sub(self.running.len());
         let page_tokens = self.pool.page_tokens();
-        let mut room = |next: &Sequence| {
+        let room = |next: &Sequence| {
             let left = spare
                 .checked_sub(next.pages_to_start(page_tokens))
                 .filter(|_| slots > 0);
@@ -104,9 +137,10 @@ impl Runner {
             slots -= usize::from(left.is_some());
             left.is_some()
         };
-        let Some(arrivals) = self.admission.arrivals(self.running.is_empty(), &mut room) else {
+        let Some(arrivals) = self.admission.arrivals(&self.running, room) else {
             return false;
         };
+        self.crowded = arrivals.crowded;
         let now = Instant::now();
         for mut sequence in arrivals.started {
             self.tally.reused += sequence.start(&mut self.pool, self.step, now) as u64;
@@ -118,15 +152,40 @@ impl Runner {
         true
     }
 
-    /// Moves the sequences of the next step into groups. Where there are too few pages, the latest sequences give theirs up: the
-    /// first one always goes on.
-    fn schedule(&mut self) -> Vec<Group> {
-        self.step += u64::from(!self.running.is_empty());
-        let claims: Vec<Claim> = self.running.iter_mut().map(Sequence::claim).collect();
-        let mut tokens = vec![0; claims.len()];
-        for share in choose(&claims, self.admission.config.step_tokens) {
-            tokens[share.index] = share.tokens;
+    /// How many tokens each running sequence may bring to the next step, and whether that is kept short. Whoever is paused
+    /// brings none.
+    fn plan(&mut self) -> (Vec<usize>, bool) {
+        let ready: Vec<usize> = (0..self.running.len())
+            .filter(|&index| self.running[index].paused.is_none())
+            .collect();
+        self.step += u64::from(!ready.is_empty());
+        let tenants = ready.iter().map(|&index| &self.running[index].tenant);
+        let (accounts_of, accounts) = self.admission.ledger(|ledger| ledger.accounts(tenants));
+        let mut alone = vec![0; accounts.len()];
+        accounts_of.iter().for_each(|&account| alone[account] += 1);
+        let claim = |(&index, &account): (&usize, &usize)| self.running[index].claim(account, alone[account] == 1);
+        let claims: Vec<Claim> = ready.iter().zip(&accounts_of).map(claim).collect();
+        let all = self.admission.config.step_tokens;
+        let budget = if self.allowance.is_left() {
+            short(&claims, all)
+        } else {
+            all
+        };
+        let Step { shares, passed_over } = choose(&claims, &accounts, budget, self.step);
+        let mut tokens = vec![0; self.running.len()];
+        for share in shares {
+            tokens[ready[share.index]] = share.tokens;
         }
+        for (claim, &index) in ready.iter().enumerate() {
+            self.running[index].passed_over = passed_over.contains(&claim);
+        }
+        (tokens, budget < all)
+    }
+
+    /// Moves the sequences of the next step into groups. Where there are too few pages, the latest sequences give theirs up: the
+    /// first one always goes on. Also says whether the step is kept short.
+    fn schedule(&mut self) -> (Vec<Group>, bool) {
+        let (tokens, short) = self.plan();
         let mut chosen = Vec::new();
         let mut left: VecDeque<_> = std::mem::take(&mut self.running).into_iter().zip(tokens).collect();
         while let Some((mut sequence, tokens)) = left.pop_front() {
@@ -146,17 +205,21 @@ impl Runner {
                 }
             };
             match segments {
-                Some(segments) => chosen.push((sequence, segments)),
+                Some(segments) => {
+                    let tokens = segments.iter().map(|segment| segment.tokens.len()).sum();
+                    self.admission.ledger(|ledger| ledger.charge(&sequence.tenant, tokens));
+                    chosen.push((sequence, segments));
+                }
                 None => self.preempt(sequence),
             }
         }
-        Group::of(chosen, &self.admission.materialised)
+        (Group::of(chosen, &self.admission.materialised), short)
     }
 
     /// Takes a sequence's pages and lets it wait again, before all others.
     fn preempt(&mut self, mut sequence: Sequence) {
         self.tally.preempted += 1;
-        sequence.pause(&mut self.pool);
+        sequence.give_up_pages(&mut self.pool);
         self.admission.put_back(sequence);
     }
 
@@ -166,6 +229,10 @@ impl Runner {
             member.sequence.note(&mut self.pool);
             let (tokens, ended) = member.sequence.deliver(member.after, now);
             self.tally.tokens += tokens as u64;
+            if tokens > 0 {
+                self.admission
+                    .ledger(|ledger| ledger.made(&member.sequence.tenant.variant, tokens));
+            }
             if ended {
                 self.tally.finished += 1;
                 self.tally.took(member.sequence.computed(now));
@@ -196,17 +263,33 @@ impl Runner {
 
     fn give_up(&mut self, sequence: Sequence, error: Error) {
         match error {
-            Error::Cancelled | Error::DeadlinePassed { .. } => self.tally.cancelled += 1,
+            Error::Cancelled => self.tally.cancelled += 1,
+            Error::DeadlinePassed { .. } | Error::DeadlineOutOfReach { .. } => self.tally.late += 1,
+            Error::Stalled { .. } => self.tally.stalled += 1,
             _ => self.tally.failed += 1,
         }
         sequence.fail(error, &mut self.pool);
     }
 
+    /// Sequences that wait for their readers.
+    fn paused(&self) -> usize {
+        self.running.iter().filter(|sequence| sequence.paused.is_some()).count()
+    }
+
     fn report(&self) {
-        let (running, step, tally) = (self.running.len(), self.step, self.tally);
+        let (step, tally, paused) = (self.step, self.tally, self.paused());
         let (pages_used, pages_idle) = (self.pool.used(), self.pool.idle());
-        self.admission.report(|status| {
-            status.running = running;
+        let work = |sequence: &Sequence| Work {
+            tenant: sequence.tenant.clone(),
+            evaluations: sequence.evaluations_left(),
+        };
+        let running: Vec<Work> = self.running.iter().map(work).collect();
+        let count = running.len();
+        self.admission.report(running, self.pace.measured(), |status| {
+            status.running = count;
+            status.paused = paused;
+            status.late = tally.late;
+            status.stalled = tally.stalled;
             (status.pages_used, status.pages_idle) = (pages_used, pages_idle);
             (status.preempted, status.tokens_reused) = (tally.preempted, tally.reused);
             status.steps = step;

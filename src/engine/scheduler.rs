@@ -1,14 +1,37 @@
-//! Who takes part in the next step. Knows neither tensors nor tokens, only how many each would bring.
+//! Who takes part in the next step, and who makes room for another. Knows neither tensors nor tokens, only how many each would
+//! bring.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use super::ledger::BATCH_PART;
+use super::request::Priority;
 
 /// What one running sequence asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Claim {
-    /// Tokens of its next evaluation: all or nothing for text, the least it can use for background work.
+    /// Index of its variant's account, which is of its priority.
+    pub account: usize,
+    pub priority: Priority,
+    /// Tokens of its next evaluation: all or nothing, or the least it can use.
     pub tokens: usize,
+    /// It can use any number of tokens above that, as scoring can.
+    pub elastic: bool,
     /// The last step it took part in.
     pub served: u64,
-    /// Background work (scoring) takes what text leaves over.
-    pub background: bool,
+    /// It was the first that did not fit into the last step.
+    pub passed_over: bool,
+    /// Somebody waits for its first block, and it is all that its variant has running.
+    pub urgent: bool,
+}
+
+/// A variant's service so far, of one priority, in tokens over its weight.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Account {
+    pub counter: f64,
+    pub weight: f64,
+    /// The banks that its rows read.
+    pub banks: Arc<[usize]>,
 }
 
 /// One sequence's part of a step.
@@ -20,92 +43,201 @@ pub struct Share {
     pub tokens: usize,
 }
 
-/// Background work gets at least this part of a step's tokens while there is any.
-const BACKGROUND_PART: usize = 8;
+/// A step.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Step {
+    pub shares: Vec<Share>,
+    /// Of each priority one that did not fit: indices into the claims.
+    pub passed_over: Vec<usize>,
+}
 
-/// Chooses a step of about `budget` tokens: who was served longest ago comes first, equals in the order they arrived.
-/// Whoever does not fit stays for the next step, where it comes before those that did; the first one always fits.
-/// So a long prefill and many denoising rows take turns, and nobody starves.
-pub fn choose(claims: &[Claim], budget: usize) -> Vec<Share> {
-    let mut order: Vec<usize> = (0..claims.len()).collect();
-    order.sort_by_key(|&index| (claims[index].background, claims[index].served)); // stable: ties by arrival
-    let (text, background) = order.split_at(order.partition_point(|&index| !claims[index].background));
+/// A step with urgent claims that is kept short has so many times their tokens.
+const SHORT: usize = 4;
+/// One step of so many passes over who was served longest ago instead of who came first in it.
+const ELDEST: u64 = 64;
+/// Counters that are no further apart are as good as equal: then who reads no other banks than the step does already comes first.
+const ABOUT: f64 = 32.0;
 
-    let kept_back = if background.is_empty() {
-        0
-    } else {
-        budget / BACKGROUND_PART
-    };
+/// Chooses step number `now`, of about `budget` tokens.
+///
+/// Interactive claims come first; batch claims get an eighth of the tokens and what is left over. Of each priority, who is
+/// urgent and who was passed over in the last step come first; then, token by token, the variant with the lowest counter (of those
+/// about as low, who adds fewest banks to the step), and of a variant who was served longest ago. The first one of each priority always fits. So a long prefill and many denoising rows take
+/// turns, nobody starves, and no claim is left out that would have fitted into what is left.
+pub fn choose(claims: &[Claim], accounts: &[Account], budget: usize, now: u64) -> Step {
+    let mut counters: Vec<f64> = accounts.iter().map(|account| account.counter).collect();
+    let of = |priority| move |&index: &usize| claims[index].priority == priority;
+    let batch = (0..claims.len()).any(|index| of(Priority::Batch)(&index));
+    let kept_back = if batch { budget / BATCH_PART } else { 0 };
     let mut left = budget - kept_back;
-    let mut shares = Vec::with_capacity(claims.len());
-    for &index in text {
-        let tokens = claims[index].tokens;
-        if tokens <= left || shares.is_empty() {
+    let mut banks = BTreeSet::new();
+    let (mut shares, mut misfits) = (Vec::with_capacity(claims.len()), Vec::new());
+    for priority in [Priority::Interactive, Priority::Batch] {
+        let mut order: Vec<usize> = (0..claims.len()).filter(of(priority)).collect();
+        order.sort_by_key(|&index| (claims[index].turn(), claims[index].served)); // stable: ties by arrival
+        let mut queues: BTreeMap<usize, VecDeque<usize>> = BTreeMap::new();
+        for index in order {
+            queues.entry(claims[index].account).or_default().push_back(index);
+        }
+        let mut first = true;
+        while let Some(account) = lowest(&queues, claims, accounts, &counters, &banks) {
+            let Some(index) = queues.get_mut(&account).and_then(VecDeque::pop_front) else {
+                break;
+            };
+            let Claim { tokens, elastic, .. } = claims[index];
+            if tokens > left && !first {
+                misfits.push(index);
+                continue;
+            }
+            let tokens = if elastic { tokens.max(left) } else { tokens };
             left = left.saturating_sub(tokens);
+            banks.extend(accounts[account].banks.iter());
+            counters[account] += tokens as f64 / accounts[account].weight;
+            shares.push(Share { index, tokens });
+            first = false;
+        }
+        left += if priority == Priority::Interactive {
+            kept_back
+        } else {
+            0
+        };
+    }
+    // Batch claims may have used less than was kept back for them.
+    misfits.retain(|&index| {
+        let tokens = claims[index].tokens;
+        let fits = tokens <= left;
+        if fits {
+            left -= tokens;
             shares.push(Share { index, tokens });
         }
+        !fits
+    });
+    let misfit = |priority| {
+        let mut misfits = misfits.iter().copied().filter(of(priority));
+        match now.is_multiple_of(ELDEST) {
+            true => misfits.min_by_key(|&index| claims[index].served),
+            false => misfits.next(),
+        }
+    };
+    Step {
+        shares,
+        passed_over: [Priority::Interactive, Priority::Batch]
+            .into_iter()
+            .filter_map(misfit)
+            .collect(),
     }
-    if let Some(&index) = background.first() {
-        let tokens = (left + kept_back).max(claims[index].tokens);
-        shares.push(Share { index, tokens });
+}
+
+impl Claim {
+    /// Lower comes first, whatever its variant has had.
+    fn turn(&self) -> u8 {
+        match (self.urgent, self.passed_over) {
+            (true, _) => 0,
+            (false, true) => 1,
+            (false, false) => 2,
+        }
+    }
+}
+
+/// The tokens of a step that is kept short for who is urgent; `budget` where nobody is.
+pub fn short(claims: &[Claim], budget: usize) -> usize {
+    let urgent: usize = (claims.iter().filter(|claim| claim.urgent))
+        .map(|claim| claim.tokens)
+        .sum();
+    match urgent {
+        0 => budget,
+        tokens => (SHORT * tokens).min(budget),
+    }
+}
+
+/// The account whose first claim comes next; `banks` are those that the step reads so far.
+fn lowest(
+    queues: &BTreeMap<usize, VecDeque<usize>>,
+    claims: &[Claim],
+    accounts: &[Account],
+    counters: &[f64],
+    banks: &BTreeSet<usize>,
+) -> Option<usize> {
+    let key = |(&account, queue): (&usize, &VecDeque<usize>)| Some((account, &claims[*queue.front()?]));
+    let firsts = || queues.iter().filter_map(key);
+    let turn = firsts().map(|(_, first)| first.turn()).min()?;
+    let in_turn = || firsts().filter(|(_, first)| first.turn() == turn);
+    let least = in_turn().map(|(account, _)| counters[account]).min_by(f64::total_cmp)?;
+    let added = |account: usize| {
+        let own = accounts[account].banks.iter();
+        own.filter(|bank| !banks.contains(bank)).count()
+    };
+    in_turn()
+        .filter(|(account, _)| counters[*account] <= least + ABOUT)
+        .map(|(account, _)| (added(account), counters[account], account))
+        .min_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)))
+        .map(|key| key.2)
+}
+
+/// A sequence as it counts among those that have a place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Index of its variant's account.
+    pub account: usize,
+    pub priority: Priority,
+    /// When it started, of any clock.
+    pub started: u64,
+}
+
+/// Who is to give its place up for the one that waits and is next, if anyone, where all `places` are taken.
+///
+/// Only an interactive request has others make room for it: batch sequences beyond their part of the places; else, where its
+/// variant has fewer places than its fair share, interactive sequences of the variant that is furthest above its own. The latest one
+/// goes, which loses least. `waiting` says how many interactive requests of each account want a place.
+pub fn victim(running: &[Place], next: Place, waiting: &[usize], accounts: &[Account], places: usize) -> Option<usize> {
+    if next.priority != Priority::Interactive || running.len() < places {
+        return None;
+    }
+    let of = |priority| move |place: &&Place| place.priority == priority;
+    let latest = |keep: &dyn Fn(&Place) -> bool| {
+        let candidates = running.iter().enumerate().filter(|(_, place)| keep(place));
+        candidates
+            .max_by_key(|(_, place)| place.started)
+            .map(|(index, _)| index)
+    };
+    let batch = running.iter().filter(of(Priority::Batch)).count();
+    if batch > (places / BATCH_PART).max(1) {
+        return latest(&|place| place.priority == Priority::Batch);
+    }
+    let mut has = vec![0; accounts.len()];
+    running
+        .iter()
+        .filter(of(Priority::Interactive))
+        .for_each(|place| has[place.account] += 1);
+    let wants: Vec<usize> = has.iter().zip(waiting).map(|(has, waiting)| has + waiting).collect();
+    let fair = fair_shares(&wants, accounts, places.saturating_sub(batch));
+    if (has[next.account] + 1) as f64 > fair[next.account] {
+        return None;
+    }
+    let above = |account: usize| (has[account] as f64 - fair[account]) / accounts[account].weight;
+    let most = (0..accounts.len()).max_by(|&a, &b| above(a).total_cmp(&above(b)))?;
+    // Its last place is not taken, and taking one must not put it below its own share.
+    if has[most] < 2 || ((has[most] - 1) as f64) < fair[most].floor() {
+        return None;
+    }
+    latest(&|place| place.priority == Priority::Interactive && place.account == most)
+}
+
+/// Max-min fair shares of `places` by weight: nobody gets more than it wants, and what it does not want is the others'.
+fn fair_shares(wants: &[usize], accounts: &[Account], places: usize) -> Vec<f64> {
+    let mut order: Vec<usize> = (0..wants.len()).collect();
+    let level = |&account: &usize| wants[account] as f64 / accounts[account].weight;
+    order.sort_by(|a, b| level(a).total_cmp(&level(b)));
+    let mut weights: f64 = order.iter().map(|&account| accounts[account].weight).sum();
+    let (mut left, mut shares) = (places as f64, vec![0.0; wants.len()]);
+    for account in order {
+        let weight = accounts[account].weight;
+        shares[account] = (wants[account] as f64).min(left * weight / weights);
+        left -= shares[account];
+        weights -= weight;
     }
     shares
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn text(tokens: usize, served: u64) -> Claim {
-        Claim {
-            tokens,
-            served,
-            background: false,
-        }
-    }
-
-    fn indices(shares: &[Share]) -> Vec<usize> {
-        shares.iter().map(|share| share.index).collect()
-    }
-
-    #[test]
-    fn longest_unserved_first_and_ties_by_arrival() {
-        let claims = [text(4, 2), text(4, 1), text(4, 2), text(4, 0)];
-        assert_eq!(indices(&choose(&claims, 12)), [3, 1, 0]);
-    }
-
-    #[test]
-    fn one_always_fits_and_small_ones_pass_a_big_one_once() {
-        assert_eq!(indices(&choose(&[text(100, 0)], 8)), [0]);
-        let (mut claims, mut served) = ([text(6, 0), text(6, 0), text(4, 0)], [0; 3]);
-        for step in 1..=9 {
-            for share in choose(&claims, 10) {
-                claims[share.index].served = step;
-                served[share.index] += 1;
-            }
-        }
-        assert!(served.iter().all(|&times| times >= 4), "{served:?}");
-    }
-
-    #[test]
-    fn background_takes_what_is_left_and_never_nothing() {
-        let background = Claim {
-            tokens: 4,
-            served: 0,
-            background: true,
-        };
-        let share = |claims: &[Claim]| choose(claims, 64).last().copied();
-        assert_eq!(share(&[background, text(10, 0)]), Some(Share { index: 0, tokens: 54 }));
-        assert_eq!(share(&[background, text(56, 0)]), Some(Share { index: 0, tokens: 8 }));
-        assert_eq!(share(&[background]), Some(Share { index: 0, tokens: 64 }));
-        let crowd = [
-            text(56, 0),
-            text(56, 0),
-            Claim {
-                tokens: 16,
-                ..background
-            },
-        ];
-        assert_eq!(share(&crowd), Some(Share { index: 2, tokens: 16 }));
-    }
-}
+mod tests;

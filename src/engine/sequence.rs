@@ -3,14 +3,17 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
+use super::caps::Permit;
+use super::ledger::Tenant;
 use super::pages::{Pool, Table};
 use super::prefix::Owner;
 use super::scheduler::Claim;
 use super::score::Scorer;
+use super::stream::EventSender;
 use super::text::TextStream;
-use super::{Error, Event, Generation, Revealed, Score, Summary};
+use super::{Error, Event, Generation, Priority, Revealed, Score, Summary};
 use crate::model::{Mix, Regime, Segment};
 use crate::ops::categorical::Drawn;
 use crate::sampler::{Evaluation, Progress, Reason, Sampler};
@@ -20,6 +23,9 @@ pub struct Sequence {
     pub id: u64,
     /// Keeps the generation alive that accepted this request, to its end.
     pub lease: Arc<Generation>,
+    pub tenant: Tenant,
+    /// Given with the id, where requests are counted.
+    pub permit: Option<Permit>,
     pub mix: Mix,
     pub regime: Regime,
     pub seed: u64,
@@ -31,6 +37,10 @@ pub struct Sequence {
     pub table: Table,
     /// The last step it took part in.
     pub served: u64,
+    /// It was the first that did not fit into the last step.
+    pub passed_over: bool,
+    /// Since when its reader has to catch up.
+    pub paused: Option<Instant>,
     pub work: Work,
 }
 
@@ -47,8 +57,9 @@ pub struct Text {
     /// Generated tokens already sent.
     pub delivered: usize,
     pub steps_wanted: bool,
-    /// Holds every event this request can produce, so that sending never waits.
-    pub events: mpsc::Sender<Event>,
+    /// Evaluations that make its text, at least; fewer only where the text ends before its length.
+    pub evaluations: u32,
+    pub events: EventSender,
 }
 
 pub struct Scoring {
@@ -70,6 +81,7 @@ impl Sequence {
     /// A sequence that waits.
     pub fn new(
         lease: Arc<Generation>,
+        tenant: Tenant,
         (mix, regime): (Mix, Regime),
         seed: u64,
         deadline: Option<Instant>,
@@ -80,6 +92,8 @@ impl Sequence {
         Sequence {
             id: 0,
             lease,
+            tenant,
+            permit: None,
             mix,
             regime,
             seed,
@@ -89,6 +103,8 @@ impl Sequence {
             pages_needed,
             table,
             served: 0,
+            passed_over: false,
+            paused: None,
             work,
         }
     }
@@ -100,15 +116,53 @@ impl Sequence {
         }
     }
 
-    /// Why no more work should be done for this sequence, if so.
-    pub fn given_up(&self, now: Instant) -> Option<Error> {
+    /// Why no more work should be done for this sequence, if so; `best` is the shortest time that an evaluation may take.
+    pub fn given_up(&self, now: Instant, best: Option<Duration>) -> Option<Error> {
         if self.client_left() {
             return Some(Error::Cancelled);
         }
-        let passed = self.deadline.is_some_and(|deadline| deadline <= now);
-        passed.then(|| Error::DeadlinePassed {
-            waited: now.duration_since(self.accepted),
-        })
+        let left = self.deadline?.saturating_duration_since(now);
+        if left.is_zero() {
+            let waited = now.duration_since(self.accepted);
+            return Some(Error::DeadlinePassed { waited });
+        }
+        let needed = best?.mul_f64(self.evaluations_left() as f64);
+        (needed > left).then_some(Error::DeadlineOutOfReach { needed, left })
+    }
+
+    /// Evaluations still to be made, at least.
+    pub fn evaluations_left(&self) -> u64 {
+        match &self.work {
+            Work::Text(text) => u64::from(text.evaluations.saturating_sub(text.sampler.nfe()).max(1)),
+            Work::Score(_) => 1,
+        }
+    }
+
+    /// Whether what a step has to say can be sent.
+    pub fn has_room(&self) -> bool {
+        match &self.work {
+            Work::Text(text) => text.events.has_room(),
+            Work::Score(_) => true,
+        }
+    }
+
+    /// As [`given_up`](Self::given_up), also since its reader has not kept up for longer than `stall`; looks whether it does.
+    pub fn over(&mut self, now: Instant, best: Option<Duration>, stall: Duration) -> Option<Error> {
+        if let Some(error) = self.given_up(now, best) {
+            return Some(error);
+        }
+        match self.has_room() {
+            true => self.paused = None,
+            false => _ = self.paused.get_or_insert(now),
+        }
+        let waited = now.duration_since(self.paused?);
+        (waited >= stall).then_some(Error::Stalled { waited })
+    }
+
+    /// When it is given up if nothing happens.
+    pub fn ends(&self, stall: Duration) -> Option<Instant> {
+        let stalled = self.paused.and_then(|since| since.checked_add(stall));
+        self.deadline.into_iter().chain(stalled).min()
     }
 
     /// Pages without which it had better not start: for what is to be written at once, and the block after it.
@@ -141,7 +195,7 @@ impl Sequence {
         self.started = Some(now);
         if let Work::Text(text) = &self.work {
             let (request_id, generation, seed) = (self.id, self.lease.number, self.seed);
-            text.send(Event::Started {
+            text.events.send(Event::Started {
                 request_id,
                 generation,
                 seed,
@@ -151,7 +205,7 @@ impl Sequence {
     }
 
     /// Gives up its pages, to start again later from the text it has.
-    pub fn pause(&mut self, pool: &mut Pool) {
+    pub fn give_up_pages(&mut self, pool: &mut Pool) {
         self.table.end(pool);
         match &mut self.work {
             Work::Text(text) => text.sampler.resume(0),
@@ -159,16 +213,20 @@ impl Sequence {
         }
     }
 
-    /// What it asks of the next step.
-    pub fn claim(&mut self) -> Claim {
-        let (tokens, background) = match &mut self.work {
-            Work::Text(text) => (text.sampler.next().tokens.len(), false),
-            Work::Score(scoring) => (scoring.scorer.least(), true),
+    /// What it asks of the next step; `account` is its variant's, which may have it `alone`.
+    pub fn claim(&mut self, account: usize, alone: bool) -> Claim {
+        let (tokens, elastic, first) = match &mut self.work {
+            Work::Text(text) => (text.sampler.next().tokens.len(), false, text.delivered == 0),
+            Work::Score(scoring) => (scoring.scorer.least(), true, false),
         };
         Claim {
+            account,
+            priority: self.tenant.priority,
             tokens,
+            elastic,
             served: self.served,
-            background,
+            passed_over: self.passed_over,
+            urgent: alone && first && self.tenant.priority == Priority::Interactive,
         }
     }
 
@@ -274,13 +332,18 @@ impl Sequence {
 
     /// Ends without a result.
     pub fn fail(mut self, error: Error, pool: &mut Pool) {
+        self.tell(error);
+        self.end(pool);
+    }
+
+    /// Says why it ends without a result.
+    pub fn tell(&mut self, error: Error) {
         match &mut self.work {
-            Work::Text(text) => text.send(Event::Failed(error)),
+            Work::Text(text) => text.events.send(Event::Failed(error)),
             Work::Score(scoring) => {
                 let _ = scoring.reply.take().map(|reply| reply.send(Err(error)));
             }
         }
-        self.end(pool);
     }
 
     /// Gives its pages back.
@@ -290,11 +353,6 @@ impl Sequence {
 }
 
 impl Text {
-    /// The channel holds all that can be sent, so this fails only where the client has left.
-    fn send(&self, event: Event) {
-        let _ = self.events.try_send(event);
-    }
-
     fn deliver(&mut self, after: After, queued: Duration, computed: Duration) -> (usize, bool) {
         let revealed = self.sampler.revealed();
         if self.steps_wanted && !revealed.is_empty() {
@@ -306,7 +364,7 @@ impl Text {
                     text: self.stream.one(token),
                 })
                 .collect();
-            self.send(Event::Step { positions });
+            self.events.send(Event::Step { positions });
         }
         if after == After::Step {
             return (0, false);
@@ -324,11 +382,11 @@ impl Text {
             _ => None,
         };
         if !(text.is_empty() && tokens.is_empty()) {
-            self.send(Event::Block { text, tokens });
+            self.events.send(Event::Block { text, tokens });
         }
         if let Some(reason) = reason {
             let (prompt_tokens, generated_tokens, nfe) = (self.prompt_tokens, self.delivered, self.sampler.nfe());
-            self.send(Event::Finished(Summary {
+            self.events.send(Event::Finished(Summary {
                 reason,
                 prompt_tokens,
                 generated_tokens,

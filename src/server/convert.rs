@@ -5,10 +5,12 @@ mod sampling;
 
 pub use sampling::{choice, kappa_to_wire, process, profile_to_wire, sampling_to_wire};
 
+use super::status::BadField;
 use crate::catalog::{Stage, VariantInfo};
-use crate::engine::{self, Event, Reason};
+use crate::engine::{self, Event, Priority, Reason};
 use crate::model::Process;
 use crate::pb;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tonic::metadata::MetadataMap;
 
@@ -26,6 +28,39 @@ pub fn mix(parts: Vec<pb::VariantWeight>) -> Vec<(String, f32)> {
         .into_iter()
         .map(|part| (part.name, part.weight.unwrap_or(1.0)))
         .collect()
+}
+
+/// Metadata in which a proxy in front of the server says who asks.
+pub const CLIENT_ID: &str = "choir-client-id";
+/// Bytes of it at most.
+const LONGEST_CLIENT_ID: usize = 128;
+
+/// Who asks: where `trusted`, what the metadata say, if anything; else the address of the other end of the connection, which
+/// nobody can make up.
+///
+/// # Errors
+/// A client id that is empty, too long or not printable ASCII.
+pub fn client<T>(request: &tonic::Request<T>, trusted: bool) -> Result<Option<Arc<str>>, BadField> {
+    let address = || request.remote_addr().map(|address| address.ip().to_string().into());
+    let Some(id) = request.metadata().get(CLIENT_ID).filter(|_| trusted) else {
+        return Ok(address());
+    };
+    match id.to_str() {
+        Ok(id) if (1..=LONGEST_CLIENT_ID).contains(&id.len()) => Ok(Some(format!("id {id}").into())),
+        _ => {
+            let reason = format!("it is not 1 to {LONGEST_CLIENT_ID} bytes of printable ASCII");
+            Err(BadField::new(CLIENT_ID, reason))
+        }
+    }
+}
+
+/// The priority of a request.
+pub fn priority(wire: i32) -> Result<Priority, BadField> {
+    match pb::Priority::try_from(wire) {
+        Ok(pb::Priority::Unspecified | pb::Priority::Interactive) => Ok(Priority::Interactive),
+        Ok(pb::Priority::Batch) => Ok(Priority::Batch),
+        Err(_) => Err(BadField::new("priority", format!("there is no number {wire}"))),
+    }
 }
 
 /// When a call's `grpc-timeout` ends, less a sixteenth (at most `EARLIER`): an answer takes time to travel, and tonic,
@@ -116,6 +151,28 @@ pub fn variant(info: VariantInfo) -> pb::Variant {
         delta_digest: info.delta_digest,
         archived: info.archived,
         added_unix: info.added,
+    }
+}
+
+/// Refusals on the wire.
+pub fn refused(refused: engine::Refused) -> pb::Refused {
+    pb::Refused {
+        queue: refused.queue,
+        variant: refused.variant,
+        client: refused.client,
+        deadline: refused.deadline,
+    }
+}
+
+/// What a variant has of the engine, on the wire.
+pub fn load((name, load): (String, engine::VariantLoad)) -> pb::VariantLoad {
+    pb::VariantLoad {
+        name,
+        weight: load.weight,
+        waiting: small(load.waiting),
+        running: small(load.running),
+        tokens_evaluated: load.service.evaluated,
+        tokens_generated: load.service.generated,
     }
 }
 

@@ -1,7 +1,7 @@
 //! `choir.v1.Inference`: requests in, the engine's events out.
 
-use super::convert;
 use super::status::BadField;
+use super::{Limits, convert};
 use crate::engine::{self, EngineHandle, EventStream};
 use crate::pb;
 use crate::pb::inference_server::Inference;
@@ -23,11 +23,17 @@ pub struct InferenceService {
     engine: EngineHandle,
     /// Limit of a prompt, in bytes.
     prompt_bytes: usize,
+    /// Whether clients are believed who they say they are.
+    trust_client_id: bool,
 }
 
 impl InferenceService {
-    pub fn new(engine: EngineHandle, prompt_bytes: usize) -> Self {
-        InferenceService { engine, prompt_bytes }
+    pub fn new(engine: EngineHandle, limits: &Limits) -> Self {
+        InferenceService {
+            engine,
+            prompt_bytes: limits.prompt_bytes,
+            trust_client_id: limits.trust_client_id,
+        }
     }
 
     /// Refuses more bytes of text than a prompt may have.
@@ -128,6 +134,7 @@ impl Inference for InferenceService {
 
     async fn generate(&self, request: Request<pb::GenerateRequest>) -> Result<Response<Events>, Status> {
         let deadline = convert::deadline(request.metadata());
+        let client = convert::client(&request, self.trust_client_id)?;
         let mut request = request.into_inner();
         let mix = convert::mix(std::mem::take(&mut request.mix));
         let defaults = self.engine.generation().defaults(&mix);
@@ -144,6 +151,8 @@ impl Inference for InferenceService {
             steps_wanted: request.want_steps,
             mix: mix.clone(),
             deadline,
+            priority: convert::priority(request.priority)?,
+            client,
         };
         let events = self.engine.submit(request)?;
         Ok(Response::new(Events {
@@ -155,6 +164,7 @@ impl Inference for InferenceService {
 
     async fn score(&self, request: Request<pb::ScoreRequest>) -> Result<Response<pb::ScoreResponse>, Status> {
         let deadline = convert::deadline(request.metadata());
+        let client = convert::client(&request, self.trust_client_id)?;
         let request = request.into_inner();
         let mut tokens = self.beginning();
         let given = tokens.len();
@@ -166,6 +176,7 @@ impl Inference for InferenceService {
             samples: request.samples.unwrap_or(convert::DEFAULT_SAMPLES) as usize,
             seed: request.seed,
             deadline,
+            client,
         };
         let reply = self.engine.score(request).map_err(of_text)?;
         let score = within(deadline, reply).await?.map_err(|_| engine::Error::Stopped)??;

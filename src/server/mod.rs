@@ -31,6 +31,8 @@ pub struct Limits {
     pub prompt_bytes: usize,
     /// All uploads under way together, in bytes of memory.
     pub upload_bytes: u64,
+    /// Whether to believe the client ids that requests bring ([`convert::CLIENT_ID`]): only where a proxy sets them.
+    pub trust_client_id: bool,
     /// After a drain: for clients that have not yet taken their last bytes.
     pub linger: Duration,
 }
@@ -40,6 +42,7 @@ impl Default for Limits {
         Limits {
             prompt_bytes: 1 << 20,
             upload_bytes: 1 << 30,
+            trust_client_id: false,
             linger: Duration::from_secs(5),
         }
     }
@@ -93,7 +96,7 @@ pub async fn serve(
     let (reporter, health_service) = tonic_health::server::health_reporter();
     let health = health::Health::new(engine.clone(), reporter);
     health.follow().await;
-    let inference = inference::InferenceService::new(engine.clone(), limits.prompt_bytes);
+    let inference = inference::InferenceService::new(engine.clone(), &limits);
     let inference = pb::inference_server::InferenceServer::new(inference)
         .max_decoding_message_size(limits.prompt_bytes + ENVELOPE_BYTES);
     let admin = admin::AdminService::new(catalog, engine.clone(), health.clone(), limits.upload_bytes);

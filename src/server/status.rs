@@ -54,11 +54,15 @@ impl From<engine::Error> for Status {
             UnknownVariant { .. } => Status::not_found(message),
             BadField { .. } => Status::invalid_argument(message),
             PromptTooLong { .. } => Status::invalid_argument(format!("prompt: {message}")),
-            QueueFull { retry_after, .. } => exhausted(message, Some(retry_after)),
+            // Overloaded: not DEADLINE_EXCEEDED, which would say that time was spent on it; coming back later, or going
+            // elsewhere, is what helps.
+            QueueFull { retry_after, .. } | TooMany { retry_after, .. } | Overloaded { retry_after, .. } => {
+                exhausted(message, Some(retry_after))
+            }
             // Coming back later does not help, so no time is given.
-            OutOfPages { .. } => exhausted(message, None),
+            OutOfPages { .. } | Stalled { .. } => exhausted(message, None),
             Draining | NotStarted { .. } | Stopped => Status::unavailable(message),
-            DeadlinePassed { .. } => Status::deadline_exceeded(message),
+            DeadlinePassed { .. } | DeadlineOutOfReach { .. } => Status::deadline_exceeded(message),
             Cancelled => Status::cancelled(message),
             Device { request_id, detail } => {
                 tracing::error!(request_id, "the device failed: {detail}");

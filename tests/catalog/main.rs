@@ -8,7 +8,9 @@ mod refusals;
 mod starts;
 
 use choir::catalog::{AddRequest, BaseSource, Catalog, CatalogConfig, Error, Source, Tuning, VariantInfo};
-use choir::engine::{Choice, Engine, EngineConfig, EngineHandle, Event, EventStream, Generation, Request, Sampling};
+use choir::engine::{
+    Choice, Engine, EngineConfig, EngineHandle, Event, EventStream, Generation, Priority, Request, Sampling,
+};
 use choir::model::{self, DitConfig};
 use choir::ops::quantized::Form;
 use choir::rng::{Key, Stream};
@@ -173,6 +175,8 @@ fn request(variant: Option<&str>, max_tokens: usize) -> Request {
         seed: Some(5),
         steps_wanted: false,
         deadline: None,
+        priority: Priority::default(),
+        client: None,
     }
 }
 

@@ -162,16 +162,3 @@ fn a_network_without_blocks_denoises_everything_at_once() {
         "longer than the network reads"
     );
 }
-
-#[test]
-fn a_client_that_does_not_read_holds_nobody_up_and_misses_nothing() {
-    let engine = start(config(), Fake::new(7));
-    let wanted = || Request {
-        steps_wanted: true,
-        ..request("slow", 100, 3)
-    };
-    let lazy = engine.submit(wanted()).expect("submit");
-    let prompt = run(&engine, wanted());
-    drain(&engine);
-    assert_eq!(outcome(&events(lazy)).1, prompt.1);
-}

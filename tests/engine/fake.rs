@@ -9,7 +9,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 
 use choir::engine::{
-    Engine, EngineConfig, EngineHandle, Event, EventStream, Generation, Request, Sampling, Summary, VariantFacts,
+    Engine, EngineConfig, EngineHandle, Event, EventStream, Generation, Priority, Request, Sampling, Status, Summary,
+    VariantFacts,
 };
 use choir::model::kv_cache::KvCache;
 use choir::model::tokenizer::Tokenizer;
@@ -278,8 +279,8 @@ impl Denoiser for Fake {
         SIZE
     }
 
-    fn banks(&self, _variant: VariantId) -> &[usize] {
-        &[0]
+    fn banks(&self, variant: VariantId) -> &[usize] {
+        if variant.0 < 2 { &[0] } else { &[1] }
     }
 
     fn materialise(&self, mix: &Mix) -> candle_core::Result<Option<Arc<dyn Denoiser>>> {
@@ -380,6 +381,8 @@ pub fn request(prompt: &str, max_tokens: usize, seed: u64) -> Request {
         seed: Some(seed),
         steps_wanted: false,
         deadline: None,
+        priority: Priority::default(),
+        client: None,
     }
 }
 
@@ -446,6 +449,25 @@ pub fn outcome(events: &[Event]) -> (String, Vec<u32>, Summary) {
 
 pub fn run(engine: &EngineHandle, request: Request) -> (String, Vec<u32>, Summary) {
     outcome(&events(engine.submit(request).expect("submit")))
+}
+
+/// A request to one variant.
+pub fn to(variant: &str, max_tokens: usize, seed: u64) -> Request {
+    Request {
+        mix: vec![(variant.into(), 1.0)],
+        ..request("x", max_tokens, seed)
+    }
+}
+
+/// Asks for the status until it is as wished: the engine writes it down between two steps.
+pub fn until(engine: &EngineHandle, wish: impl Fn(&Status) -> bool) -> Status {
+    loop {
+        let now = engine.status();
+        if wish(&now) {
+            return now;
+        }
+        std::thread::yield_now();
+    }
 }
 
 /// Finishes what the engine has and ends it.

@@ -1,6 +1,9 @@
 //! The engine, with a fake network that checks what it is given and with the real one.
 
 mod batching;
+mod caps;
+mod deadlines;
+mod fairness;
 mod fake;
 #[path = "../fixtures/mod.rs"]
 mod fixtures;
@@ -9,6 +12,7 @@ mod limits;
 mod materialised;
 mod network;
 mod pages;
+mod readers;
 mod scoring;
 mod soak;
 mod text;

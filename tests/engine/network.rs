@@ -151,6 +151,7 @@ fn a_score_is_near_the_uniform_one_for_random_weights() {
             samples: 8,
             seed: Some(1),
             deadline: None,
+            client: None,
         };
         let score = engine
             .score(request)

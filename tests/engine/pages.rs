@@ -117,6 +117,7 @@ fn sequences_that_lose_their_pages_say_the_same() {
                 samples: 3,
                 seed: Some(seed),
                 deadline: None,
+                client: None,
             };
             let streams: Vec<_> = (0..12)
                 .map(|index| tight.submit(asked(index)).expect("submit"))

@@ -17,6 +17,7 @@ fn wanted(text: &str, samples: usize, seed: u64) -> ScoreRequest {
         samples,
         seed: Some(seed),
         deadline: None,
+        client: None,
     }
 }
 

@@ -5,7 +5,9 @@ use std::sync::Weak;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use choir::engine::{EngineConfig, EngineHandle, Error, Event, EventStream, Generation, Request, ScoreRequest};
+use choir::engine::{
+    EngineConfig, EngineHandle, Error, Event, EventStream, Generation, Priority, Request, ScoreRequest,
+};
 use choir::rng::{Key, Stream};
 
 use super::fake::*;
@@ -38,7 +40,8 @@ impl Ends {
         for _ in 0..most {
             match stream.blocking_recv() {
                 Some(Event::Finished(_)) => return self.finished += 1,
-                Some(Event::Failed(Error::DeadlinePassed { .. })) => return self.late += 1,
+                Some(Event::Failed(error)) if late(&error) => return self.late += 1,
+                Some(Event::Failed(Error::QueueFull { .. })) => return self.refused += 1, // to make room for another
                 Some(Event::Failed(error)) => panic!("{error}"),
                 Some(_) => {}
                 None => panic!("a stream without an end"),
@@ -46,6 +49,17 @@ impl Ends {
         }
         self.left += 1;
     }
+}
+
+fn late(error: &Error) -> bool {
+    matches!(error, Error::DeadlinePassed { .. } | Error::DeadlineOutOfReach { .. })
+}
+
+fn refused(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::QueueFull { .. } | Error::TooMany { .. } | Error::Overloaded { .. }
+    )
 }
 
 fn client(engine: &EngineHandle, number: u64) -> Ends {
@@ -63,12 +77,13 @@ fn client(engine: &EngineHandle, number: u64) -> Ends {
                 samples: 1 + chance.below(8),
                 seed: Some(index as u64),
                 deadline,
+                client: None,
             });
             match scored.map(|reply| (chance.below(2) == 0).then(|| reply.blocking_recv())) {
                 Ok(None) => ends.left += 1,
                 Ok(Some(Ok(Ok(_)))) => ends.finished += 1,
-                Ok(Some(Ok(Err(Error::DeadlinePassed { .. })))) | Err(Error::DeadlinePassed { .. }) => ends.late += 1,
-                Err(Error::QueueFull { .. }) => ends.refused += 1,
+                Ok(Some(Ok(Err(error)))) | Err(error) if late(&error) => ends.late += 1,
+                Ok(Some(Ok(Err(error)))) | Err(error) if refused(&error) => ends.refused += 1,
                 other => panic!("{other:?}"),
             }
             continue;
@@ -76,15 +91,17 @@ fn client(engine: &EngineHandle, number: u64) -> Ends {
         let asked = Request {
             max_tokens: 1 + chance.below(12),
             deadline,
+            priority: [Priority::Interactive, Priority::Batch][chance.below(2)],
+            client: Some(["one", "two", "three"][chance.below(3)].into()),
             ..mixed(index)
         };
         let stream = match engine.submit(asked) {
             Ok(stream) => stream,
-            Err(Error::QueueFull { .. }) => {
+            Err(error) if refused(&error) => {
                 ends.refused += 1;
                 continue;
             }
-            Err(Error::DeadlinePassed { .. }) => {
+            Err(error) if late(&error) => {
                 ends.late += 1;
                 continue;
             }
@@ -114,6 +131,7 @@ fn nothing_is_left_of_ten_thousand_requests() {
     let config = EngineConfig {
         max_running: 8,
         queue: 6,
+        max_per_client: Some(5),
         kv_bytes: 30 * 4 * 2 * 2 * size_of::<f32>(), // so few pages that some lose theirs
         step_tokens: 48,
         ..config()
@@ -156,6 +174,16 @@ fn nothing_is_left_of_ten_thousand_requests() {
         (status.running, status.waiting, status.pages_used),
         (0, 0, 0),
         "{status:?}"
+    );
+    assert_eq!(
+        (status.streams, status.paused, status.leases, status.generations),
+        (0, 0, 0, 1)
+    );
+    assert!(status.variants.values().all(|load| load.waiting + load.running == 0));
+    let reasons = status.refused;
+    assert!(
+        reasons.queue > 0 && reasons.client > 0 && reasons.variant == 0,
+        "{reasons:?}"
     );
     assert!(generations.len() > 5 && generations.iter().all(|generation| generation.strong_count() == 0));
     let asked = [

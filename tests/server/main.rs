@@ -6,6 +6,7 @@ mod generate;
 mod processes;
 mod raw;
 mod refusals;
+mod tenants;
 mod uploads;
 
 use choir::catalog::base::shipped;
@@ -106,6 +107,14 @@ impl Server {
 
     /// One whose first generation is changed before it is served.
     async fn start_with(config: EngineConfig, change: impl FnOnce(Generation) -> Generation) -> Server {
+        Server::start_within(config, limits(), change).await
+    }
+
+    async fn start_within(
+        config: EngineConfig,
+        limits: Limits,
+        change: impl FnOnce(Generation) -> Generation,
+    ) -> Server {
         let data = tempfile::tempdir_in(&ROOT.0).expect("directory");
         let store = data.path().join("data");
         let open = tokio::task::spawn_blocking(move || {
@@ -119,7 +128,7 @@ impl Server {
         let listener = listener.expect("bind");
         let address = listener.local_addr().expect("address");
         let (shutdown, ending) = oneshot::channel();
-        let served = tokio::spawn(server::serve(listener, Arc::new(catalog), engine, limits(), async {
+        let served = tokio::spawn(server::serve(listener, Arc::new(catalog), engine, limits, async {
             let _ = ending.await;
         }));
         Server {

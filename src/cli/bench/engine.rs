@@ -3,7 +3,7 @@
 
 use super::{median, open};
 use crate::cli::serve::StoreArgs;
-use crate::engine::{Engine, EngineConfig, EngineHandle, Generation, Request, Sampling};
+use crate::engine::{Engine, EngineConfig, EngineHandle, Generation, Priority, Request, Sampling};
 use crate::model::{Denoiser, Mix};
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -234,6 +234,8 @@ fn keep_busy(
             seed: Some(seed << 32 | round),
             steps_wanted: false,
             deadline: None,
+            priority: Priority::default(),
+            client: None,
         };
         let mut events = engine.submit(request)?;
         while let Some(event) = events.blocking_recv() {

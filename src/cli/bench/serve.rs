@@ -3,33 +3,32 @@
 mod drive;
 mod figures;
 mod load;
+mod probe;
 #[cfg(test)]
 mod tests;
 
-use super::open;
+use super::{open, process_bytes};
 use crate::cli::client::{ServerArgs, refused};
 use crate::cli::eval::picture::{Chart, Scale, svg};
 use crate::cli::eval::plot::{Point, Series};
 use crate::cli::serve::{EngineArgs, StoreArgs};
-use crate::engine::Engine;
+use crate::engine::{BASE, Engine};
 use crate::pb;
 use crate::pb::admin_client::AdminClient;
 use crate::server::{self, Limits};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use drive::{Arrivals, Driver, Until};
-use figures::{Report, quantile};
+use figures::{Overload, Report, quantile};
 use indicatif::{ProgressBar, ProgressStyle};
-use load::{Load, Popularity, Settings, Span};
+use load::{Load, Noisy, Popularity, Settings, Span};
+use probe::Prober;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 use tonic::transport::Channel;
-
-/// What the base is called among variants.
-const BASE: &str = "base";
 
 #[derive(Args, Debug)]
 pub struct ServeBenchArgs {
@@ -42,6 +41,17 @@ pub struct ServeBenchArgs {
     /// Requests a second instead, as a Poisson process that does not wait for answers.
     #[arg(long)]
     rate: Option<f64>,
+    /// Measure first, with --clients, how many requests a second the server finishes; then send so many times as many, each with a
+    /// deadline: --deadline-ms, or four times what half of them took.
+    #[arg(long, value_name = "FACTOR", conflicts_with_all = ["rate", "requests"])]
+    overload: Option<f64>,
+    /// One variant, as NAME=10, that is asked for so many times as much as the others: in a closed load each variant has --clients
+    /// of its own, and this one so many times as many.
+    #[arg(long, value_name = "NAME=TIMES")]
+    noisy: Option<Noisy>,
+    /// A variant that nobody else asks for: measure the time to its first block, one request at a time, without the load and with it.
+    #[arg(long, value_name = "NAME")]
+    probe: Option<String>,
     /// Variants to ask for, the most popular first; "base" is the base [default: all that are served].
     #[arg(long, value_delimiter = ',')]
     variants: Vec<String>,
@@ -124,16 +134,25 @@ impl ServeBenchArgs {
         if !(1..=10_000).contains(&self.clients) {
             bail!("--clients: {} is not within 1 and 10000", self.clients);
         }
+        if let Some(factor) = self.overload.filter(|factor| !(0.1..=1000.0).contains(factor)) {
+            bail!("--overload: {factor} is not within 0.1 and 1000");
+        }
         if self.requests == Some(0) || self.deadline_ms == Some(0) {
             bail!("--requests and --deadline-ms must be above 0");
         }
         Ok(())
     }
 
-    fn arrivals(&self) -> Arrivals {
-        match self.rate {
-            Some(rate) => Arrivals::Open { rate },
-            None => Arrivals::Closed { clients: self.clients },
+    /// `noisy` is an index among `variants`, and how many times as much.
+    fn arrivals(&self, variants: usize, noisy: Option<(usize, f64)>) -> Arrivals {
+        match (self.rate, noisy) {
+            (Some(rate), _) => Arrivals::Open { rate },
+            (None, None) => Arrivals::Closed { clients: self.clients },
+            (None, Some((noisy, times))) => {
+                let mut clients = vec![self.clients; variants];
+                clients[noisy] = (self.clients as f64 * times) as usize;
+                Arrivals::ClosedByVariant { clients }
+            }
         }
     }
 }
@@ -175,35 +194,88 @@ impl Own {
 async fn bench(args: &ServeBenchArgs, address: String) -> Result<Report> {
     let channel = ServerArgs::at(address).connect().await?;
     let names = names(args, channel.clone()).await?;
+    let noisy = match &args.noisy {
+        None => None,
+        Some(noisy) => match names.iter().position(|name| *name == noisy.name) {
+            Some(index) => Some((index, noisy.times)),
+            None => bail!("--noisy: {:?} is not among the variants asked for", noisy.name),
+        },
+    };
     let settings = Settings {
         variants: names.len(),
         popularity: args.popularity,
+        noisy,
         prompt_words: args.prompt_words,
         max_tokens: args.tokens,
         seed: args.seed,
+    };
+    let mut prober = args
+        .probe
+        .clone()
+        .map(|name| Prober::new(channel.clone(), name, settings.clone()));
+    let unloaded = match &mut prober {
+        Some(prober) => prober.unloaded().await.map_err(refused)?,
+        None => Vec::new(),
     };
     let warm_up = Duration::from_secs_f64(args.warm_up);
     let until = Until {
         time: warm_up + Duration::from_secs_f64(args.seconds),
         requests: args.requests.unwrap_or(u64::MAX),
     };
-    let (ended, watching) = watch::channel(0);
-    let driver = Driver {
-        channel: channel.clone(),
-        names: names.clone(),
-        deadline: args.deadline_ms.map(Duration::from_millis),
-        ended,
+    let run = async |arrivals: Arrivals, deadline: Option<Duration>| {
+        let (ended, watching) = watch::channel(0);
+        let driver = Driver {
+            channel: channel.clone(),
+            names: names.clone(),
+            deadline,
+            ended,
+        };
+        let shown = tokio::spawn(show(watching));
+        let driven = driver.run(Load::new(settings.clone()), arrivals, until).await;
+        shown.await?;
+        anyhow::Ok(Report::new(&driven, &names, warm_up, Vec::new()))
     };
-    let shown = tokio::spawn(show(watching));
-    let driven = driver.run(Load::new(settings), args.arrivals(), until).await;
-    shown.await?;
+    let (mut arrivals, mut deadline) = (
+        args.arrivals(names.len(), noisy),
+        args.deadline_ms.map(Duration::from_millis),
+    );
+    let mut overload = None;
+    if let Some(factor) = args.overload {
+        let closed = run(arrivals, None).await?;
+        let (capacity, half) = (
+            closed.overall.finished as f64 / closed.seconds,
+            closed.overall.end_to_end.p50,
+        );
+        let Some(half) = half.filter(|_| closed.server_gone.is_none()) else {
+            return Ok(closed);
+        };
+        let given = deadline.unwrap_or(Duration::from_secs_f64(4.0 * half));
+        deadline = Some(given);
+        let rate = factor * capacity;
+        arrivals = Arrivals::Open { rate };
+        let deadline_ms = given.as_millis() as u64;
+        overload = Some(Overload {
+            capacity,
+            rate,
+            deadline_ms,
+        });
+    }
+    let (over, until_over) = watch::channel(false);
+    let probing = prober.map(|prober| tokio::spawn(prober.loaded(unloaded, until_over)));
+    let mut report = run(arrivals, deadline).await?;
+    over.send_replace(true);
+    if let Some(probing) = probing {
+        report.probe = Some(probing.await?);
+    }
+    report.overload = overload;
+    report.resident = args.server.is_none().then(|| process_bytes("VmHWM")).transpose()?;
     let status = AdminClient::new(channel).get_status(pb::GetStatusRequest {}).await;
     let parts = status.map_or(Vec::new(), |status| status.into_inner().memory);
-    let memory = parts.into_iter().map(|part| (part.part, part.bytes)).collect();
-    Ok(Report::new(&driven, &names, warm_up, memory))
+    report.memory = parts.into_iter().map(|part| (part.part, part.bytes)).collect();
+    Ok(report)
 }
 
-/// Those that were asked for, or all that the server has.
+/// Those that were asked for, or all that the server has but the one that is probed.
 async fn names(args: &ServeBenchArgs, channel: Channel) -> Result<Vec<String>> {
     let listed = AdminClient::new(channel)
         .list_variants(pb::ListVariantsRequest {})
@@ -211,17 +283,29 @@ async fn names(args: &ServeBenchArgs, channel: Channel) -> Result<Vec<String>> {
     let served: Vec<String> = (listed.map_err(refused)?.into_inner().variants.into_iter())
         .map(|variant| variant.name)
         .collect();
-    if let Some(unknown) = args
-        .variants
-        .iter()
-        .find(|name| *name != BASE && !served.contains(name))
-    {
+    let unknown = |name: &&String| *name != BASE && !served.contains(name);
+    if let Some(unknown) = args.variants.iter().find(unknown) {
         bail!("--variants: the server has no variant {unknown:?}");
     }
-    Ok(match (args.variants.is_empty(), served.is_empty()) {
-        (false, _) => args.variants.clone(),
-        (true, false) => served,
-        (true, true) => vec![BASE.to_owned()],
+    if let Some(probe) = &args.probe {
+        if unknown(&probe) {
+            bail!("--probe: the server has no variant {probe:?}");
+        }
+        if args.variants.contains(probe) {
+            bail!("--probe: {probe:?} is among --variants, so that others ask for it");
+        }
+    }
+    let all = || {
+        served
+            .iter()
+            .filter(|name| args.probe.as_ref() != Some(name))
+            .cloned()
+            .collect::<Vec<_>>()
+    };
+    Ok(match args.variants.is_empty() {
+        false => args.variants.clone(),
+        true if all().is_empty() => vec![BASE.to_owned()],
+        true => all(),
     })
 }
 

@@ -59,6 +59,7 @@ pub fn lone(place: &Place, config: &DitConfig, weights: &Tensors, tokenizer: Arc
 fn start(generation: Generation) -> Result<EngineHandle> {
     let config = EngineConfig {
         queue: IN_FLIGHT,
+        unread: usize::MAX, // streams are read one after the other
         ..EngineConfig::default()
     };
     Ok(Engine::start(config, generation)?)

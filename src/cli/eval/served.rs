@@ -5,7 +5,7 @@
 use super::engines::{IN_FLIGHT, Service, lone};
 use super::share::{Reached, Summary, bits};
 use super::subjects::Subjects;
-use crate::engine::{EngineHandle, Event, MemoryPart, Request, Sampling, ScoreRequest};
+use crate::engine::{EngineHandle, Event, MemoryPart, Priority, Request, Sampling, ScoreRequest};
 use crate::model::Place;
 use crate::ops::quantized::Form;
 use crate::train::data::Contexts;
@@ -123,6 +123,7 @@ fn nats(engine: &EngineHandle, mix: &[(String, f32)], texts: &[(Vec<u32>, usize)
                 samples,
                 seed: Some(index),
                 deadline: None,
+                client: None,
             })
         };
         let replies = (first..).zip(part).map(ask).collect::<Result<Vec<_>, _>>()?;
@@ -156,6 +157,8 @@ fn exact(
                 seed: Some(0),
                 steps_wanted: false,
                 deadline: None,
+                priority: Priority::default(),
+                client: None,
             })
         };
         let streams = part.iter().map(ask).collect::<Result<Vec<_>, _>>()?;

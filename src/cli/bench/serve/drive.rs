@@ -1,6 +1,7 @@
 //! Requests over the wire, and what became of each.
 
 use super::load::{Load, Plan};
+use crate::engine::BASE;
 use crate::pb;
 use crate::pb::generate_response::Event;
 use crate::pb::inference_client::InferenceClient;
@@ -13,12 +14,20 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
 /// How requests come.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Arrivals {
-    /// So many clients, each of which asks again as soon as it has its answer.
-    Closed { clients: usize },
+    /// Clients, each of which asks again as soon as it has its answer: so many that ask for any variant, or for each variant
+    /// so many as are listed.
+    Closed {
+        clients: usize,
+    },
+    ClosedByVariant {
+        clients: Vec<usize>,
+    },
     /// A Poisson process of so many a second, whatever the server does.
-    Open { rate: f64 },
+    Open {
+        rate: f64,
+    },
 }
 
 /// When to stop asking: whichever comes first.
@@ -50,7 +59,7 @@ pub struct Outcome {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
     Finished,
-    /// The queue was full.
+    /// RESOURCE_EXHAUSTED: the server has no room for it, or no time.
     Rejected,
     /// The deadline passed.
     Late,
@@ -96,8 +105,15 @@ impl Driver {
         let mut tasks = JoinSet::new();
         match arrivals {
             Arrivals::Closed { clients } => (0..clients).for_each(|_| {
-                tasks.spawn(shared.clone().client());
+                tasks.spawn(shared.clone().client(None));
             }),
+            Arrivals::ClosedByVariant { clients } => {
+                for (variant, clients) in clients.into_iter().enumerate() {
+                    (0..clients).for_each(|_| {
+                        tasks.spawn(shared.clone().client(Some(variant)));
+                    });
+                }
+            }
             Arrivals::Open { rate } => shared.clone().arrive(rate, &mut tasks).await,
         }
         let rest = until.time.saturating_sub(shared.start.elapsed()).saturating_add(GRACE);
@@ -142,9 +158,10 @@ impl Shared {
         })
     }
 
-    /// One client of a closed load.
-    async fn client(self: Arc<Self>) {
-        while let Some(plan) = self.plan() {
+    /// One client of a closed load, of one variant where that is given.
+    async fn client(self: Arc<Self>, variant: Option<usize>) {
+        while let Some(mut plan) = self.plan() {
+            plan.variant = variant.unwrap_or(plan.variant);
             let due = self.start.elapsed();
             if let Some(pause) = self.ask(plan, due).await {
                 tokio::time::sleep(pause).await;
@@ -182,20 +199,7 @@ impl Shared {
 
     /// One request to its end; returns how long a refused client should wait.
     async fn ask(&self, plan: Plan, due: Duration) -> Option<Duration> {
-        let name = &self.driver.names[plan.variant];
-        let mut request = Request::new(pb::GenerateRequest {
-            mix: match name.as_str() {
-                super::BASE => Vec::new(),
-                name => vec![pb::VariantWeight {
-                    name: name.to_owned(),
-                    weight: None,
-                }],
-            },
-            prompt: plan.prompt,
-            max_tokens: Some(plan.max_tokens),
-            seed: Some(plan.seed),
-            ..pb::GenerateRequest::default()
-        });
+        let mut request = Request::new(wire(&self.driver.names[plan.variant], &plan));
         if let Some(deadline) = self.driver.deadline {
             request.set_timeout(deadline);
         }
@@ -217,16 +221,10 @@ impl Shared {
         request: Request<pb::GenerateRequest>,
         blocks: &mut Vec<(Duration, u32)>,
     ) -> Result<(), Status> {
-        let mut client = InferenceClient::new(self.driver.channel.clone());
-        let mut events = client.generate(request).await?.into_inner();
-        while let Some(response) = events.message().await? {
-            match response.event {
-                Some(Event::Block(block)) => blocks.push((self.start.elapsed(), block.tokens.len() as u32)),
-                Some(Event::Finished(_)) => return Ok(()),
-                _ => {}
-            }
-        }
-        Err(Status::unavailable("the stream ended before its last event"))
+        follow(self.driver.channel.clone(), request, |tokens| {
+            blocks.push((self.start.elapsed(), tokens));
+        })
+        .await
     }
 
     fn end(&self, variant: usize, due: Duration, blocks: Vec<(Duration, u32)>, end: End) {
@@ -242,6 +240,40 @@ impl Shared {
         });
         self.driver.ended.send_modify(|ended| *ended += 1);
     }
+}
+
+/// A plan as a request.
+pub fn wire(name: &str, plan: &Plan) -> pb::GenerateRequest {
+    pb::GenerateRequest {
+        mix: match name {
+            BASE => Vec::new(),
+            name => vec![pb::VariantWeight {
+                name: name.to_owned(),
+                weight: None,
+            }],
+        },
+        prompt: plan.prompt.clone(),
+        max_tokens: Some(plan.max_tokens),
+        seed: Some(plan.seed),
+        ..pb::GenerateRequest::default()
+    }
+}
+
+/// Reads an answer to its end; `block` is told the tokens of each block as it comes.
+pub async fn follow(
+    channel: Channel,
+    request: Request<pb::GenerateRequest>,
+    mut block: impl FnMut(u32),
+) -> Result<(), Status> {
+    let mut events = InferenceClient::new(channel).generate(request).await?.into_inner();
+    while let Some(response) = events.message().await? {
+        match response.event {
+            Some(Event::Block(event)) => block(event.tokens.len() as u32),
+            Some(Event::Finished(_)) => return Ok(()),
+            _ => {}
+        }
+    }
+    Err(Status::unavailable("the stream ended before its last event"))
 }
 
 fn end(status: &Status) -> End {

@@ -12,7 +12,7 @@ pub struct Figures {
     /// Requests that were due after the warm-up.
     pub requests: usize,
     pub finished: usize,
-    /// Refused because the queue was full.
+    /// Refused since there was no room for it, or no time.
     pub rejected: usize,
     /// Those whose deadline passed.
     pub late: usize,
@@ -25,6 +25,16 @@ pub struct Figures {
     pub first_block: Quantiles,
     pub between_blocks: Quantiles,
     pub end_to_end: Quantiles,
+    /// Seconds, of those that were refused, until they were.
+    pub refusal: Quantiles,
+}
+
+impl Figures {
+    /// The share of the requests that were not refused which finished; all of them before their deadline, where they had one.
+    pub fn kept(&self) -> Option<f64> {
+        let accepted = self.requests - self.rejected;
+        (accepted > 0).then(|| self.finished as f64 / accepted as f64)
+    }
 }
 
 /// Of a sample, in seconds; `None` of an empty one.
@@ -51,9 +61,33 @@ pub struct Report {
     pub server_gone: Option<String>,
     /// What the server holds, in bytes by part, at the end.
     pub memory: Vec<(String, u64)>,
+    /// Most bytes that this process had in memory, where the server is part of it.
+    pub resident: Option<u64>,
+    /// How many times a second requests were finished in a closed load before this one, and how many of this one came then.
+    pub overload: Option<Overload>,
+    pub probe: Option<Probe>,
     /// Sorted seconds to the first block and to the end, for the picture.
     #[serde(skip)]
     pub samples: [Vec<f64>; 2],
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Overload {
+    /// Requests a second that the server finished in a closed load.
+    pub capacity: f64,
+    /// Requests a second that were sent.
+    pub rate: f64,
+    pub deadline_ms: u64,
+}
+
+/// Requests to a variant that nobody else asked for, one at a time: seconds to the first block.
+#[derive(Clone, Debug, Serialize)]
+pub struct Probe {
+    pub name: String,
+    pub unloaded: Quantiles,
+    pub loaded: Quantiles,
+    /// Requests during the load that had no first block.
+    pub failed: usize,
 }
 
 /// The smallest value that at least a share `q` of a sorted sample does not exceed.
@@ -62,7 +96,7 @@ pub fn quantile(sorted: &[f64], q: f64) -> Option<f64> {
     sorted.get(rank - 1).copied()
 }
 
-fn quantiles(sorted: &[f64]) -> Quantiles {
+pub fn quantiles(sorted: &[f64]) -> Quantiles {
     let of = |q| quantile(sorted, q);
     Quantiles {
         p50: of(0.5),
@@ -106,6 +140,9 @@ impl Report {
                 _ => None,
             }),
             memory,
+            resident: None,
+            overload: None,
+            probe: None,
             samples,
         }
     }
@@ -117,7 +154,7 @@ fn figures<'a>(
     warm_up: Duration,
     seconds: f64,
 ) -> (Figures, [Vec<f64>; 2]) {
-    let (mut first, mut between, mut whole) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut first, mut between, mut whole, mut refused) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let [mut requests, mut finished, mut rejected, mut late, mut failed] = [0; 5];
     let mut tokens = 0;
     for outcome in outcomes {
@@ -133,10 +170,13 @@ fn figures<'a>(
             End::Late => late += 1,
             End::NotSent | End::Failed(_) | End::Gone(_) => failed += 1,
         }
+        let since = |at: Duration| at.saturating_sub(outcome.due).as_secs_f64();
+        if outcome.end == End::Rejected {
+            refused.push(since(outcome.ended));
+        }
         if outcome.end != End::Finished {
             continue;
         }
-        let since = |at: Duration| at.saturating_sub(outcome.due).as_secs_f64();
         whole.push(since(outcome.ended));
         first.extend(outcome.blocks.first().map(|&(at, _)| since(at)));
         between.extend(
@@ -146,7 +186,7 @@ fn figures<'a>(
                 .map(|pair| (pair[1].0 - pair[0].0).as_secs_f64()),
         );
     }
-    [&mut first, &mut between, &mut whole]
+    [&mut first, &mut between, &mut whole, &mut refused]
         .into_iter()
         .for_each(|sample| sample.sort_by(f64::total_cmp));
     let figures = Figures {
@@ -161,6 +201,7 @@ fn figures<'a>(
         first_block: quantiles(&first),
         between_blocks: quantiles(&between),
         end_to_end: quantiles(&whole),
+        refusal: quantiles(&refused),
     };
     (figures, [first, whole])
 }
@@ -202,6 +243,29 @@ impl fmt::Display for Report {
                 f,
                 "\nfairness: the variant served most got {fairness:.2} times the tokens of the one served least"
             )?;
+        }
+        if let (Some(overload), Some(kept)) = (&self.overload, self.overall.kept()) {
+            writeln!(
+                f,
+                "overload: {:.1} requests a second of which {:.1} can be served, {} ms each; {:.2} % of those accepted were in time, \
+                 refusals took {} ms",
+                overload.rate,
+                overload.capacity,
+                overload.deadline_ms,
+                100.0 * kept,
+                self.overall.refusal
+            )?;
+        }
+        if let Some(probe) = &self.probe {
+            writeln!(
+                f,
+                "alone on {}: first block after {} ms without the load, {} ms with it ({} failed)",
+                probe.name, probe.unloaded, probe.loaded, probe.failed
+            )?;
+        }
+        if let Some(resident) = self.resident {
+            let mib = resident as f64 / f64::from(1 << 20);
+            writeln!(f, "this process, server and clients, took {mib:.1} MiB at most")?;
         }
         let memory: u64 = self.memory.iter().map(|(_, bytes)| bytes).sum();
         if memory > 0 {
@@ -262,6 +326,7 @@ mod tests {
         let all = &report.overall;
         let counts = [all.requests, all.finished, all.rejected, all.late, all.failed];
         assert_eq!(counts, [5, 2, 1, 1, 1]);
+        assert_eq!((all.kept(), all.refusal.p50), (Some(0.5), Some(0.0)));
         assert_eq!(
             (all.tokens, report.variants[0].tokens, report.variants[1].tokens),
             (48, 24, 24)

@@ -31,6 +31,29 @@ impl FromStr for Popularity {
     }
 }
 
+/// A variant that is asked for so many times as much as it would be.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Noisy {
+    pub name: String,
+    pub times: f64,
+}
+
+impl FromStr for Noisy {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let named = text.split_once('=').filter(|(name, _)| !name.is_empty());
+        let times = named.and_then(|(_, times)| times.parse().ok());
+        match (named, times) {
+            (Some((name, _)), Some(times)) if (1.0..=1000.0).contains(&times) => Ok(Noisy {
+                name: name.to_owned(),
+                times,
+            }),
+            _ => Err("it is NAME=TIMES, with a number from 1 to 1000".to_owned()),
+        }
+    }
+}
+
 /// A number, or two that bound it: `32` or `16..64`, both included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
@@ -56,6 +79,8 @@ pub struct Settings {
     /// How many variants take part, at least 1.
     pub variants: usize,
     pub popularity: Popularity,
+    /// The index of one that is asked for more than that, and how many times as much.
+    pub noisy: Option<(usize, f64)>,
     pub prompt_words: Span,
     pub max_tokens: Span,
     pub seed: u64,
@@ -88,10 +113,16 @@ const TEXT: &str = "It is a truth universally acknowledged, that a single man in
 
 impl Load {
     pub fn new(settings: Settings) -> Self {
-        let share = |index: usize| match settings.popularity {
-            Popularity::Uniform => 1.0,
-            Popularity::Zipf(exponent) => (index as f64 + 1.0).powf(-exponent),
-            Popularity::Single => f64::from(u8::from(index == 0)),
+        let share = |index: usize| {
+            let share = match settings.popularity {
+                Popularity::Uniform => 1.0,
+                Popularity::Zipf(exponent) => (index as f64 + 1.0).powf(-exponent),
+                Popularity::Single => f64::from(u8::from(index == 0)),
+            };
+            match settings.noisy {
+                Some((noisy, times)) if noisy == index => share * times,
+                _ => share,
+            }
         };
         let total: f64 = (0..settings.variants).map(share).sum();
         let mut sum = 0.0;
@@ -139,6 +170,7 @@ mod tests {
         Load::new(Settings {
             variants,
             popularity,
+            noisy: None,
             prompt_words: span(2, 5),
             max_tokens: span(8, 16),
             seed: 1,
@@ -168,6 +200,25 @@ mod tests {
     /// 20,000 times a 20,000th, as it comes out.
     fn shares_near(share: f64) -> f64 {
         (0..20_000).fold(0.0, |sum, _| sum + share / 20_000.0)
+    }
+
+    #[test]
+    fn a_noisy_variant_is_asked_for_more() {
+        let mut settings = load(3, Popularity::Uniform).settings;
+        settings.noisy = Some((1, 10.0));
+        let (mut load, mut counts) = (Load::new(settings), [0.0_f64; 3]);
+        (0..20_000).for_each(|_| counts[load.next().variant] += 1.0 / 20_000.0);
+        for (found, expected) in counts.into_iter().zip([1.0 / 12.0, 10.0 / 12.0, 1.0 / 12.0]) {
+            assert!((found - expected).abs() < 0.01, "{found}");
+        }
+        let noisy = |name: &str, times| Noisy {
+            name: name.into(),
+            times,
+        };
+        assert_eq!("kjv=10".parse(), Ok(noisy("kjv", 10.0)));
+        for text in ["", "kjv", "kjv=", "=3", "kjv=0", "kjv=NaN", "kjv=1e9", "kjv=-1"] {
+            assert!(text.parse::<Noisy>().is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -73,6 +73,51 @@ fn a_closed_and_an_open_load_are_answered() {
 }
 
 #[test]
+fn a_noisy_variant_an_overload_and_a_probe() {
+    with_server(async |address, _| {
+        let noisy = [
+            "--variants",
+            "base,kjv",
+            "--noisy",
+            "kjv=3",
+            "--clients",
+            "1",
+            "--requests",
+            "12",
+            "--probe",
+            "quijote",
+        ];
+        let report = bench(&args(&noisy), address.clone()).await.expect("report");
+        assert_eq!((report.overall.finished, report.unanswered), (12, 0), "{report}");
+        assert!(report.variants[1].requests > report.variants[0].requests, "{report}");
+        let probe = report.probe.as_ref().expect("probed");
+        assert!(
+            probe.unloaded.p50.is_some() && report.to_string().contains("alone on quijote"),
+            "{report}"
+        );
+
+        let mut over = args(&["--variants", "base", "--clients", "2", "--overload", "2"]);
+        over.seconds = 0.5;
+        let report = bench(&over, address.clone()).await.expect("report");
+        let overload = report.overload.expect("overload");
+        assert!(overload.capacity > 0.0 && overload.rate == 2.0 * overload.capacity && overload.deadline_ms > 0);
+        assert!(
+            report.resident.is_some_and(|bytes| bytes > 1 << 20) && report.to_string().contains("in time"),
+            "{report}"
+        );
+
+        for (options, word) in [
+            (["--probe", "nobody", "--variants", "base"], "nobody"),
+            (["--probe", "kjv", "--variants", "kjv"], "among"),
+            (["--noisy", "kjv=2", "--variants", "base"], "--noisy"),
+        ] {
+            let error = bench(&args(&options), address.clone()).await.expect_err("refused");
+            assert!(error.to_string().contains(word), "{error}");
+        }
+    });
+}
+
+#[test]
 fn a_deadline_that_cannot_be_met_is_counted_as_late() {
     with_server(async |address, _| {
         let options = [
@@ -115,6 +160,7 @@ fn what_came_before_a_server_went_away_is_kept() {
             let load = Load::new(Settings {
                 variants: 1,
                 popularity: Popularity::Uniform,
+                noisy: None,
                 prompt_words: span(4),
                 max_tokens: span(8),
                 seed: 0,
@@ -147,6 +193,8 @@ fn impossible_loads_are_refused() {
         ["--warm-up", "-1"],
         ["--requests", "0"],
         ["--deadline-ms", "0"],
+        ["--overload", "0"],
+        ["--overload", "NaN"],
     ] {
         let options = options.map(|option| option.to_owned());
         let all = ["bench".to_owned(), format!("{}={}", options[0], options[1])];
@@ -160,5 +208,11 @@ fn impossible_loads_are_refused() {
             "{options:?}"
         );
     }
+    assert!(Cli::try_parse_from(["bench", "--noisy", "kjv=0"]).is_err());
+    let weights = |text| Cli::try_parse_from(["bench", "--weights", text]).map(|cli| cli.args.engine.config().weights);
+    let found = weights("kjv=2,base=0.5").expect("weights");
+    assert_eq!((found.len(), found["kjv"], found["base"]), (2, 2.0, 0.5));
+    assert!(weights("kjv").is_err() && weights("kjv=much").is_err());
     assert!(Cli::try_parse_from(["bench", "--rate", "3", "--clients", "4"]).is_err());
+    assert!(Cli::try_parse_from(["bench", "--rate", "3", "--overload", "4"]).is_err());
 }

@@ -1,7 +1,7 @@
 //! Samples from an engine.
 
 use crate::cli::eval::engines::IN_FLIGHT;
-use crate::engine::{EngineHandle, Event, Request, Sampling};
+use crate::engine::{EngineHandle, Event, Priority, Request, Sampling};
 use anyhow::{Result, bail};
 use std::time::Instant;
 
@@ -43,6 +43,8 @@ pub fn draw(engine: &EngineHandle, mix: &[(String, f32)], sampling: &Sampling, w
                 seed: Some(wanted.seed.wrapping_add(index as u64)),
                 steps_wanted: false,
                 deadline: None,
+                priority: Priority::default(),
+                client: None,
             })
         };
         for mut stream in part.map(ask).collect::<Result<Vec<_>, _>>()? {

@@ -1,0 +1,106 @@
+//! How many requests a variant and a client may have under way, and settings that leave nothing.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use choir::engine::{Capped, Engine, EngineConfig, Error, Refused, Request, ScoreRequest};
+
+use super::fake::*;
+
+#[test]
+fn no_more_of_a_variant_and_of_a_client_than_may() {
+    let (network, gate) = Fake::new(1).gated();
+    let limits = EngineConfig {
+        max_running: 1,
+        max_per_variant: Some(2),
+        max_per_client: Some(3),
+        ..config()
+    };
+    let engine = start(limits, network);
+    let of = |client: &str, variant| Request {
+        client: Some(client.into()),
+        ..to(variant, 4, 1)
+    };
+    let mut streams = vec![engine.submit(of("one", "a")).expect("submit")];
+    gate.wait(); // one runs, the others wait: both count
+    streams.push(engine.submit(of("two", "a")).expect("submit"));
+    let refused = |request| match engine.submit(request).expect_err("refused") {
+        Error::TooMany {
+            capped,
+            count,
+            limit,
+            retry_after,
+        } => {
+            assert!(count == limit && retry_after > Duration::ZERO);
+            (capped, limit)
+        }
+        other => panic!("{other}"),
+    };
+    assert_eq!(refused(of("three", "a")), (Capped::Variant("a".into()), 2));
+    // A mix counts as its heaviest variant.
+    let mix = Request {
+        mix: vec![("b".into(), 0.5), ("a".into(), 0.6)],
+        ..of("three", "a")
+    };
+    assert_eq!(refused(mix), (Capped::Variant("a".into()), 2));
+    streams.extend(["b", "b"].map(|variant| engine.submit(of("one", variant)).expect("submit")));
+    assert_eq!(refused(of("one", "c")), (Capped::Client, 3));
+    let score = ScoreRequest {
+        mix: Vec::new(),
+        tokens: tokens("scores count, too"),
+        given: 0,
+        samples: 1,
+        seed: None,
+        deadline: None,
+        client: Some("one".into()),
+    };
+    let error = engine.score(score).map(|_| ()).expect_err("refused");
+    assert!(
+        matches!(
+            &error,
+            Error::TooMany {
+                capped: Capped::Client,
+                ..
+            }
+        ),
+        "{error}"
+    );
+    streams.push(engine.submit(to("c", 4, 1)).expect("of nobody that is known"));
+    let refused = Refused {
+        variant: 2,
+        client: 2,
+        ..Refused::default()
+    };
+    assert_eq!(engine.status().refused, refused);
+    drop(gate);
+    for stream in streams {
+        assert_eq!(outcome(&events(stream)).1.len(), 4);
+    }
+    run(&engine, of("one", "a"));
+}
+
+#[test]
+fn settings_that_leave_nothing_are_refused() {
+    let field = |change: &dyn Fn(&mut EngineConfig)| {
+        let mut config = config();
+        change(&mut config);
+        match Engine::start(config, generation(1, Fake::new(2))).map(|_| ()) {
+            Err(Error::BadField { field, .. }) => field,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(field(&|c| c.max_per_variant = Some(0)), "max_per_variant");
+    assert_eq!(field(&|c| c.max_per_client = Some(0)), "max_per_client");
+    assert_eq!(field(&|c| c.max_running = 0), "max_running");
+    assert_eq!(field(&|c| c.queue = 0), "queue");
+    assert_eq!(field(&|c| c.step_tokens = 0), "step_tokens");
+    assert_eq!(field(&|c| c.kv_bytes = 1), "kv_bytes");
+    assert_eq!(field(&|c| c.stall = Duration::ZERO), "stall");
+    assert_eq!(field(&|c| c.unread = 3), "unread");
+    for weight in [0.0, -1.0, f64::NAN, f64::INFINITY, 1001.0] {
+        assert_eq!(
+            field(&|c| c.weights = BTreeMap::from([("a".to_owned(), weight)])),
+            "weights"
+        );
+    }
+}

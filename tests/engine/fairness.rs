@@ -1,0 +1,186 @@
+//! Shares of variants and of priorities in a running engine.
+
+use std::collections::BTreeMap;
+
+use choir::engine::{EngineConfig, EngineHandle, Error, Event, EventStream, Priority, Request};
+
+use super::fake::*;
+
+fn submit(engine: &EngineHandle, requests: impl IntoIterator<Item = Request>) -> Vec<EventStream> {
+    let submit = |request| engine.submit(request).expect("submit");
+    requests.into_iter().map(submit).collect()
+}
+
+fn passes(gate: &Gate, steps: usize) {
+    for _ in 0..steps {
+        gate.pass();
+        gate.wait();
+    }
+}
+
+fn evaluated(engine: &EngineHandle, variant: &str) -> f64 {
+    engine.status().variants[variant].service.evaluated as f64
+}
+
+#[test]
+fn a_tenant_that_asks_ten_times_as_much_gets_its_share() {
+    for weights in [[1.0, 1.0], [1.0, 3.0]] {
+        let (network, gate) = Fake::new(1).gated();
+        let limits = EngineConfig {
+            max_running: 4,
+            queue: 200,
+            weights: BTreeMap::from([("a".to_owned(), weights[0]), ("b".to_owned(), weights[1])]),
+            unread: 1000,
+            ..config()
+        };
+        let engine = start(limits, network);
+        let mut streams = submit(&engine, (0..100).map(|seed| to("a", 12, seed)));
+        gate.wait();
+        streams.extend(submit(&engine, (0..100).map(|seed| to("b", 12, seed))));
+        passes(&gate, 400);
+        let status = engine.status();
+        assert!(status.variants["a"].waiting > 0 && status.variants["b"].waiting > 0);
+        assert_eq!(
+            (status.variants["b"].weight, status.variants["base"].waiting),
+            (weights[1], 0)
+        );
+        let ratio = evaluated(&engine, "b") / evaluated(&engine, "a") / weights[1];
+        assert!((1.0 / 1.2..1.2).contains(&ratio), "{ratio} for {weights:?}");
+        drop(gate);
+    }
+}
+
+#[test]
+fn a_full_queue_has_room_for_a_variant_that_has_less_in_it() {
+    let (network, gate) = Fake::new(2).gated();
+    let limits = EngineConfig {
+        max_running: 1,
+        queue: 4,
+        ..config()
+    };
+    let engine = start(limits, network);
+    let running = engine.submit(to("a", 4, 0)).expect("submit");
+    gate.wait();
+    let mut noisy = submit(&engine, (1..5).map(|seed| to("a", 4, seed)));
+    assert!(matches!(engine.submit(to("a", 4, 5)), Err(Error::QueueFull { .. })));
+    let quiet = submit(&engine, [to("b", 4, 6), to("b", 4, 7)]);
+    assert!(
+        matches!(engine.submit(to("b", 4, 8)), Err(Error::QueueFull { .. })),
+        "two each"
+    );
+    for displaced in noisy.drain(2..) {
+        assert!(matches!(
+            events(displaced)[..],
+            [Event::Failed(Error::QueueFull { .. })]
+        ));
+    }
+    // Batch requests leave first.
+    let batch = |variant, seed| Request {
+        priority: Priority::Batch,
+        ..to(variant, 4, seed)
+    };
+    assert!(matches!(engine.submit(batch("c", 9)), Err(Error::QueueFull { .. })));
+    drop(noisy.pop());
+    let batch = engine.submit(batch("c", 9)).expect("the place of the one that left");
+    let third = engine.submit(to("b", 4, 10)).expect("the place of the batch request");
+    assert!(matches!(events(batch)[..], [Event::Failed(Error::QueueFull { .. })]));
+    assert_eq!(engine.status().refused.queue, 6);
+    drop(gate);
+    for stream in quiet.into_iter().chain(noisy).chain([running, third]) {
+        assert_eq!(outcome(&events(stream)).1.len(), 4);
+    }
+}
+
+#[test]
+fn interactive_requests_leave_the_queue_first_and_batch_is_not_starved() {
+    let (network, gate) = Fake::new(3).gated();
+    let limits = EngineConfig {
+        max_running: 1,
+        queue: 100,
+        ..config()
+    };
+    let engine = start(limits, network);
+    let first = engine.submit(to("a", 4, 0)).expect("submit");
+    gate.wait();
+    let batch = submit(
+        &engine,
+        (0..4).map(|seed| Request {
+            priority: Priority::Batch,
+            ..to("b", 4, seed)
+        }),
+    );
+    let interactive = submit(&engine, (0..40).map(|seed| to("a", 4, seed)));
+    drop(gate);
+    let finished = |streams: Vec<EventStream>| -> Vec<u64> {
+        let of = |stream: EventStream| {
+            let events = events(stream);
+            outcome(&events).2.queued.as_nanos() as u64
+        };
+        streams.into_iter().map(of).collect()
+    };
+    let (interactive, batch) = (finished(interactive), finished(batch));
+    let before = |one: u64| interactive.iter().filter(|&&other| other < one).count();
+    assert!(
+        before(batch[1]) >= 5 && before(batch[2]) >= 10,
+        "interactive ones first"
+    );
+    assert!(before(batch[3]) < 40, "but not all of them");
+    assert_eq!(outcome(&events(first)).1.len(), 4);
+}
+
+#[test]
+fn a_lone_request_does_not_wait_for_long_steps() {
+    let (network, gate) = Fake::new(4).gated();
+    let engine = start(config(), network); // sixteen rows of four tokens fill a step
+    let mut streams = submit(&engine, (0..16).map(|seed| to("a", 60, seed)));
+    gate.wait();
+    passes(&gate, 20);
+    gate.pass();
+    assert_eq!(gate.wait(), 16);
+    let _gone = streams.pop();
+    drop(_gone);
+    let lone = engine.submit(to("b", 8, 1)).expect("submit");
+    gate.pass();
+    let beside = gate.wait();
+    assert!(beside < 16, "{beside} rows in a step that somebody waits for");
+    drop(gate);
+    assert_eq!(outcome(&events(lone)).1.len(), 8);
+    for stream in streams {
+        assert_eq!(outcome(&events(stream)).1.len(), 60);
+    }
+}
+
+#[test]
+fn a_quiet_variant_gets_a_place_of_the_one_that_has_all_and_no_text_changes() {
+    let alone = start(config(), Fake::new(5));
+    let expected: Vec<_> = (0..8).map(|seed| run(&alone, to("a", 40, seed)).1).collect();
+    let (network, gate) = Fake::new(5).gated();
+    let limits = EngineConfig {
+        max_running: 4,
+        ..config()
+    };
+    let engine = start(limits, network);
+    let noisy = submit(&engine, (0..8).map(|seed| to("a", 40, seed)));
+    gate.wait();
+    passes(&gate, 3);
+    let lone = engine.submit(to("b", 40, 9)).expect("submit");
+    passes(&gate, 2); // the step under way, and the next
+    let status = engine.status();
+    assert_eq!((status.preempted, status.running), (1, 4));
+    assert_eq!((status.variants["b"].running, status.variants["a"].waiting), (1, 5));
+    // Batch requests make no room, and get none made.
+    let batch = Request {
+        priority: Priority::Batch,
+        ..to("c", 40, 9)
+    };
+    let batch = engine.submit(batch).expect("submit");
+    passes(&gate, 2);
+    assert_eq!(engine.status().preempted, 1);
+    drop(gate);
+    for (stream, expected) in noisy.into_iter().zip(expected) {
+        assert_eq!(outcome(&events(stream)).1, expected);
+    }
+    for (stream, request) in [(lone, to("b", 40, 9)), (batch, to("c", 40, 9))] {
+        assert_eq!(outcome(&events(stream)).1, run(&alone, request).1);
+    }
+}
