@@ -60,7 +60,7 @@ fn main() {
             contenders.push((form.to_string(), Box::new(product)));
         }
         let dense = Tensor::from_slice(&weights, (out, input), &Device::Cpu).expect("tensor");
-        let tensor = |x: &[f32], rows: usize| Tensor::from_slice(x, (rows, input), &Device::Cpu).expect("x");
+        let tensor = move |x: &[f32], rows: usize| Tensor::from_slice(x, (rows, input), &Device::Cpu).expect("x");
         for form in [GgmlDType::Q8_0, GgmlDType::Q4K, GgmlDType::Q2K] {
             let matrix = QMatMul::from_qtensor(QTensor::quantize(&dense, form).expect("blocks")).expect("matrix");
             let product = move |x: &[f32], rows: usize| {
