@@ -1,11 +1,13 @@
-//! Products of few rows in every form, beside candle's: GFLOP/s at the published small configuration's shapes, medians of
-//! rounds in which all take turns. `cargo bench --bench forms [-- OUTxIN ...]`
+//! Products of few rows in every form, beside candle's, at the published small configuration's shapes: GFLOP to a second of
+//! processor time, medians of rounds in which all take turns. Processor time does not count what other processes take; it
+//! is a thread's rate where there is one:
+//!
+//!     RAYON_NUM_THREADS=1 CANDLE_NUM_THREADS=1 cargo bench --bench forms [-- OUTxIN ...]
 
 use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
 use candle_core::{Device, Module, Tensor};
 use choir::ops::quantized::{Form, Served};
 use choir::rng::{Key, Stream};
-use std::time::Instant;
 
 const SHAPES: [(usize, usize); 4] = [(2304, 768), (3072, 768), (768, 3072), (50258, 768)];
 const ROWS: [usize; 5] = [1, 4, 16, 64, 256];
@@ -18,14 +20,26 @@ fn noise(count: usize) -> Vec<f32> {
     (0..count).map(|_| stream.normal() as f32).collect()
 }
 
+/// Of rows of x, and how many they are.
+type Product = Box<dyn Fn(&[f32], usize)>;
+
+/// Seconds that this process has taken.
+#[allow(unsafe_code, reason = "one call of the system")]
+fn taken() -> f64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: it writes to `time` only.
+    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
+    time.tv_sec as f64 + 1e-9 * time.tv_nsec as f64
+}
+
 /// Seconds for one product.
 fn seconds(product: &dyn Fn(&[f32], usize), x: &[f32], rows: usize) -> f64 {
-    let (start, mut count) = (Instant::now(), 0u32);
-    while count == 0 || start.elapsed().as_secs_f64() < LEAST {
+    let (start, mut count) = (taken(), 0u32);
+    while count == 0 || taken() - start < LEAST {
         product(x, rows);
         count += 1;
     }
-    start.elapsed().as_secs_f64() / f64::from(count)
+    (taken() - start) / f64::from(count)
 }
 
 fn main() {
@@ -36,7 +50,7 @@ fn main() {
             continue;
         }
         let weights = noise(out * input);
-        let mut contenders: Vec<(String, Box<dyn Fn(&[f32], usize)>)> = Vec::new();
+        let mut contenders: Vec<(String, Product)> = Vec::new();
         for form in Form::ALL {
             let matrix = Served::new(&weights, out, input, form).expect("matrix");
             let product = move |x: &[f32], rows: usize| {
@@ -46,7 +60,7 @@ fn main() {
             contenders.push((form.to_string(), Box::new(product)));
         }
         let dense = Tensor::from_slice(&weights, (out, input), &Device::Cpu).expect("tensor");
-        let tensor = |x: &[f32], rows: usize| Tensor::from_slice(x, (rows, input), &Device::Cpu).expect("x");
+        let tensor = move |x: &[f32], rows: usize| Tensor::from_slice(x, (rows, input), &Device::Cpu).expect("x");
         for form in [GgmlDType::Q8_0, GgmlDType::Q4K, GgmlDType::Q2K] {
             let matrix = QMatMul::from_qtensor(QTensor::quantize(&dense, form).expect("blocks")).expect("matrix");
             let product = move |x: &[f32], rows: usize| {

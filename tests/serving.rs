@@ -173,10 +173,14 @@ fn a_finished_block_and_the_next_can_share_one_evaluation() {
 
 /// Variants with random deltas of a fine-tune's size, two to a bank.
 fn superposed(case: &Case, count: usize, form: Form) -> Dit {
+    with_variants(base(case), case, count, form)
+}
+
+fn with_variants(base: Arc<BaseWeights>, case: &Case, count: usize, form: Form) -> Dit {
     let (banks, variants) = variants(case, count);
     let bank = |matrices| Arc::new(ServedBank::build(form, matrices).expect("bank"));
     let banks: Vec<_> = banks.into_iter().map(bank).collect();
-    Dit::new(base(case), &banks, variants).expect("network")
+    Dit::new(base, &banks, variants).expect("network")
 }
 
 #[test]
@@ -242,40 +246,76 @@ fn retrieval_on_the_activations_equals_materialised_weights() {
     }
 }
 
+/// A batch of mixes is near what `exact` makes of it, and every segment the same by itself.
+fn near_and_not_of_the_batch(case: &Case, network: &Dit, exact: &Dit, tolerance: f32, what: &str) {
+    let (shape, ids) = case.ids("a.len8.input_ids");
+    let mut cache = KvCache::new(&case.config, PAGE, 0);
+    let segments: Vec<_> = mixes(3)
+        .into_iter()
+        .map(|mix| Segment {
+            mix,
+            ..segment(case, &ids[..shape[1]], 0.0)
+        })
+        .collect();
+    let batch = Batch { segments };
+    let ours = network.forward(&batch, &mut cache).expect("served");
+    let exact = exact.forward(&batch, &mut cache).expect("exact");
+    close(&ours.data, &exact.data, tolerance, what);
+    assert_ne!(ours.data, exact.data, "{what} is no rounding at all");
+    for (segment, together) in batch.segments.into_iter().zip(ours.data.chunks(shape[1] * ours.vocab)) {
+        let batch = Batch {
+            segments: vec![segment],
+        };
+        let alone = network.forward(&batch, &mut cache).expect("alone");
+        assert_eq!(together, &alone.data[..]);
+    }
+}
+
+const FORMS: [(Form, f32); 5] = [
+    (Form::Bf16, 0.05),
+    (Form::Q8_0, 0.1),
+    (Form::Q4_0, 1.0),
+    (Form::Q4K, 1.0),
+    (Form::Q2K, 1.0),
+];
+
 #[test]
 fn served_forms_stay_near_f32_and_do_not_depend_on_the_batch() {
     let case = Case::load("bd3lm-tiny");
-    let (shape, ids) = case.ids("a.len8.input_ids");
     let exact = superposed(&case, 3, Form::F32);
-    for (form, tolerance) in [(Form::Q8_0, 0.1), (Form::Q4_0, 1.0), (Form::Q4K, 1.0)] {
+    for (form, tolerance) in FORMS {
         let network = superposed(&case, 3, form);
-        let mut cache = KvCache::new(&case.config, PAGE, 0);
-        let segments: Vec<_> = mixes(3)
-            .into_iter()
-            .map(|mix| Segment {
-                mix,
-                ..segment(&case, &ids[..shape[1]], 0.0)
-            })
-            .collect();
-        let batch = Batch { segments };
-        let ours = network.forward(&batch, &mut cache).expect("served");
-        close(
-            &ours.data,
-            &exact.forward(&batch, &mut cache).expect("exact").data,
-            tolerance,
-            &form.to_string(),
+        near_and_not_of_the_batch(&case, &network, &exact, tolerance, &form.to_string());
+    }
+}
+
+#[test]
+fn so_do_bases_in_few_bits_and_what_is_materialised_has_their_form() {
+    let case = Case::load("bd3lm-tiny");
+    let exact = superposed(&case, 3, Form::F32);
+    for (form, tolerance) in FORMS {
+        let tolerance = 4.0 * tolerance; // the weights are larger than any delta
+        let base = BaseWeights::in_form(case.config.clone(), &case.weights, form).expect("weights");
+        let network = with_variants(Arc::new(base), &case, 3, Form::F32);
+        near_and_not_of_the_batch(&case, &network, &exact, tolerance, &format!("base in {form}"));
+        let (shape, ids) = case.ids("a.len8.input_ids");
+        let (mut cache, whole) = (
+            KvCache::new(&case.config, PAGE, 0),
+            segment(&case, &ids[..shape[1]], 0.0),
         );
-        for (segment, together) in batch.segments.into_iter().zip(ours.data.chunks(shape[1] * ours.vocab)) {
-            let alone = network
-                .forward(
-                    &Batch {
-                        segments: vec![segment],
-                    },
-                    &mut cache,
-                )
-                .expect("alone");
-            assert_eq!(together, &alone.data[..]);
+        let batch = Batch { segments: vec![whole] };
+        let mut logits = |network: &Dit| network.forward(&batch, &mut cache).expect("forward").data;
+        let again = network.materialise(&Mix::default()).expect("materialised");
+        if form == Form::Q8_0 {
+            // Rounding again changes nothing, so only another product could.
+            assert_eq!(logits(&again), logits(&network));
         }
+        close(
+            &logits(&again),
+            &logits(&exact),
+            tolerance,
+            &format!("materialised in {form}"),
+        );
     }
 }
 

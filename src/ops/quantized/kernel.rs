@@ -1,6 +1,6 @@
 //! The inner loop, once for every instruction set; all give the same bits.
 
-use super::levels::{LANES, Lanes, Levels};
+use super::levels::{LANES, Levels};
 use super::panels::Line;
 use super::rows::{BLOCK, BLOCKS, Rows};
 use crate::ops::isa::Isa;

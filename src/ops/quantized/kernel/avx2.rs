@@ -25,20 +25,6 @@ pub unsafe fn run<L: Levels>(panel: Panel<L>, x: &Rows, start: usize, sums: &mut
     }
 }
 
-/// Eight lanes from `lane` on, which is 0 or 8.
-#[inline(always)]
-fn floats(values: Lanes<f32>, lane: usize) -> __m256 {
-    // SAFETY: there are eight floats from `lane` on.
-    unsafe { _mm256_loadu_ps(values.as_ptr().add(lane)) }
-}
-
-/// The same for words.
-#[inline(always)]
-fn words(values: Lanes<u32>, lane: usize) -> __m256i {
-    // SAFETY: there are eight words from `lane` on.
-    unsafe { _mm256_loadu_si256(values.as_ptr().add(lane).cast()) }
-}
-
 /// # Safety
 /// As [`run`]; `lane` is 0 or 8, the first of the eight lanes that are computed.
 #[inline]
@@ -63,24 +49,36 @@ unsafe fn tile<L: Levels, const ROWS: usize>(
         let rows: [_; ROWS] = std::array::from_fn(|row| x.part(start + row, at));
         let mut inner = [_mm256_setzero_ps(); ROWS];
         let mut minima = [_mm256_setzero_si256(); ROWS];
+        let codes = panel.levels[first / L::BLOCKS].codes();
         for of_super in 0..blocks {
             let block = first + of_super;
             let (levels, of) = (&panel.levels[block / L::BLOCKS], block % L::BLOCKS);
             // SAFETY: the caller's.
             let lines = unsafe { panel.lines.as_ptr().add(block * L::BITS) };
             let mut dots = [_mm256_setzero_si256(); ROWS];
-            let minimum = words(levels.minima(of), lane);
+            // SAFETY: this function has the features.
+            let (minimum, factors) = unsafe {
+                (
+                    match L::SUPER {
+                        true => levels.minima256(&codes, of, lane),
+                        false => _mm256_set1_epi16(-L::OFFSET),
+                    },
+                    match L::FOLDED {
+                        true => levels.factors256(of, lane),
+                        false => [mask; 2],
+                    },
+                )
+            };
             for row in 0..ROWS {
-                let sums = _mm256_set1_epi32(pair(rows[row].sums[of_super]));
+                let sums = _mm256_madd_epi16(minimum, _mm256_set1_epi32(pair(rows[row].sums[of_super])));
                 match (L::SUPER, L::BITS) {
-                    (true, _) => minima[row] = _mm256_add_epi32(minima[row], _mm256_madd_epi16(minimum, sums)),
+                    (true, _) => minima[row] = _mm256_add_epi32(minima[row], sums),
                     (false, 8) => {} // taken from the quants below
-                    _ => dots[row] = _mm256_madd_epi16(_mm256_set1_epi16(-L::OFFSET), sums),
+                    _ => dots[row] = sums,
                 }
             }
             let mut short = [_mm256_setzero_si256(); ROWS];
-            for half in 0..2 {
-                let factor = words(levels.factors(of, half), lane);
+            for (half, factor) in factors.into_iter().enumerate() {
                 for step in 4 * half..4 * half + 4 {
                     // SAFETY: a block has as many lines as a quant has bits, and a line 32 bytes from `4 lane` on.
                     let line = unsafe { _mm256_load_si256(lines.add(step * L::BITS / 8).byte_add(4 * lane).cast()) };
@@ -117,17 +115,20 @@ unsafe fn tile<L: Levels, const ROWS: usize>(
                 }
             }
             // SAFETY: this function has the features.
-            let scale = unsafe { levels.scales256(of, lane) };
+            let scale = unsafe { levels.scales256(&codes, of, lane) };
             for row in 0..ROWS {
                 inner[row] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[row]), scale, inner[row]);
             }
         }
-        for row in 0..ROWS {
-            if L::SUPER {
-                let [scale, minimum] = panel.levels[first / L::BLOCKS].ends().map(|ends| floats(ends, lane));
+        if L::SUPER {
+            // SAFETY: this function has the features.
+            let [scale, minimum] = unsafe { panel.levels[first / L::BLOCKS].ends256(lane) };
+            for row in 0..ROWS {
                 inner[row] = _mm256_mul_ps(scale, inner[row]);
                 inner[row] = _mm256_fnmadd_ps(minimum, _mm256_cvtepi32_ps(minima[row]), inner[row]);
             }
+        }
+        for row in 0..ROWS {
             total[row] = _mm256_fmadd_ps(inner[row], _mm256_set1_ps(rows[row].scale), total[row]);
         }
     }
