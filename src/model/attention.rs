@@ -146,11 +146,6 @@ impl Head<'_> {
             queries,
             scores,
         } = space;
-        if let Some((_, seen)) = self.shape.spans(self.segment).next()
-            && let Some(first) = self.runs(&[], &[], seen).next()
-        {
-            panel::ask(&first.keys[..first.keys.len().min(LANES * self.shape.head_dim)]);
-        }
         self.gather(keys, values);
         let (dim, mut row) = (self.shape.head_dim, 0);
         let queries = sized(queries, QUERIES * dim);

@@ -10,19 +10,6 @@ pub const TILE: usize = 8;
 /// Floats to a register of AVX-512: outputs come in ones or twos of these.
 pub const LANES: usize = 16;
 
-/// Asks for memory that is read soon.
-pub fn ask(data: &[f32]) {
-    #[cfg(target_arch = "x86_64")]
-    for line in data.chunks(LANES) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: an instruction of every processor of this architecture, for any address.
-        #[allow(unsafe_code)]
-        unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast());
-        }
-    }
-}
-
 /// Outputs side by side: that of input k and output o lies at `k * step + o`.
 #[derive(Clone, Copy, Debug)]
 pub struct Panel<'a> {
