@@ -46,7 +46,7 @@ pub struct SamplerBenchArgs {
     /// Block sizes of the block sampler.
     #[arg(long, value_delimiter = ',', default_value = "4,16")]
     blocks: Vec<usize>,
-    /// Tokens that the block sampler makes of a sequence.
+    /// Length of the block sampler's sequences in tokens, of which all but the first are made.
     #[arg(long, default_value_t = 128)]
     tokens: usize,
     /// Sequences of the block sampler that run together, beside one alone.
@@ -103,8 +103,8 @@ impl Figures {
 }
 
 pub fn run(args: SamplerBenchArgs) -> Result<()> {
-    if args.steps == 0 || args.tokens == 0 || args.length == 0 || args.together == 0 {
-        bail!("--steps, --tokens, --length and --together must be above 0");
+    if args.steps == 0 || args.tokens < 2 || args.length == 0 || args.together == 0 {
+        bail!("--steps, --length and --together must be above 0, and --tokens above 1");
     }
     let threads = rayon::ThreadPoolBuilder::new().num_threads(args.threads).build()?;
     threads.install(|| measure(&args))
@@ -221,7 +221,7 @@ fn duo(args: &SamplerBenchArgs, network: &Network) -> Result<Figures> {
 fn blocks(args: &SamplerBenchArgs, network: &Network, block: usize, sequences: usize) -> Result<Figures> {
     let settings = BlockSettings {
         block_size: block,
-        max_tokens: args.tokens,
+        max_tokens: args.tokens - 1,
         predictor: Predictor::FirstHitting,
         temperature: 1.0,
         nucleus_p: args.nucleus_p,
@@ -236,7 +236,7 @@ fn blocks(args: &SamplerBenchArgs, network: &Network, block: usize, sequences: u
     let samplers = (0..sequences as u64)
         .map(|seed| Ok(Sampler::Block(BlockSampler::new(settings.clone(), &[0], seed)?)))
         .collect::<Result<_>>()?;
-    figures(args, network, samplers, 1 + args.tokens + block, Some(block))
+    figures(args, network, samplers, args.tokens + block, Some(block))
 }
 
 /// Runs sequences of at most `length` positions to their ends. Memory is measured at the second step of one that is alone.

@@ -23,9 +23,8 @@ pub struct Sequence {
 }
 
 /// Which steps are looked at.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Watch {
-    #[default]
     Time,
     /// Also what the process grows by during the second step.
     Memory,
