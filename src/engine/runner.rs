@@ -75,7 +75,7 @@ impl Runner {
                     self.fail(group, &detail);
                     continue;
                 }
-                match group.forward(&mut self.cache) {
+                match group.forward(&mut self.cache, &self.admission.materialised) {
                     Ok(outcome) => {
                         group.sample(&outcome);
                         self.deliver(group);

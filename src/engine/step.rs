@@ -4,6 +4,7 @@ use std::any::Any;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Instant;
 
 use rayon::prelude::*;
 
@@ -101,7 +102,14 @@ impl Group {
     ///
     /// # Errors
     /// An error, a panic or an outcome of the wrong shape, as what there is to say of them.
-    pub fn forward(&self, cache: &mut KvCache) -> Result<Outcome, Failure> {
+    pub fn forward(&self, cache: &mut KvCache, materialised: &Materialised) -> Result<Outcome, Failure> {
+        let start = Instant::now();
+        let outcome = self.outcome(cache)?;
+        materialised.learn(&self.lease, &self.batch, self.single.is_some(), start.elapsed());
+        Ok(outcome)
+    }
+
+    fn outcome(&self, cache: &mut KvCache) -> Result<Outcome, Failure> {
         let Some(single) = &self.single else {
             return self.evaluate(&*self.lease.denoiser, &self.batch, cache);
         };

@@ -178,8 +178,7 @@ pub trait Denoiser: Send + Sync {
         Ok(outcome)
     }
 
-    /// Bytes that are this instance's own but for what variants bring: also what one that
-    /// [`materialise`](Self::materialise) makes will take.
+    /// Bytes held now, but for banks and what variants keep for themselves.
     fn bytes(&self) -> usize {
         0
     }

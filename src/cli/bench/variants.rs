@@ -238,3 +238,28 @@ fn show(report: &Value) {
         );
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: VariantsBenchArgs,
+    }
+
+    #[test]
+    fn what_cannot_be_measured_is_refused_before_anything_is_made() {
+        for (line, named) in [
+            (&["bench", "--counts", "16,4"][..], "--counts"),
+            (&["bench", "--counts", "1"], "--counts"),
+            (&["bench", "--data-dir", "store"], "--data-dir"),
+            (&["bench", "--seconds", "0"], "--seconds"),
+        ] {
+            let refused = run(Line::parse_from(line).args).expect_err(named).to_string();
+            assert!(refused.contains(named), "{refused}");
+        }
+    }
+}

@@ -11,6 +11,13 @@ const ROWS: [usize; 5] = [1, 8, 32, 128, 512];
 const LIMIT: Duration = Duration::from_millis(400);
 /// Every figure is the least of so many.
 const REPEATS: usize = 3;
+/// An evaluation of its own must save at least this part of what it takes: all figures are of a machine that others use, too.
+const WORTH: f64 = 0.1;
+/// How much of one evaluation's news is believed.
+const LEARNT: f64 = 0.05;
+/// How much of what was learnt of materialised instances is forgotten in an evaluation without them: what was too slow beside many
+/// others may be worth it alone.
+const FORGOTTEN: f64 = 0.001;
 /// Tokens to a sequence of what is measured.
 const SEQUENCE: usize = 8;
 
@@ -32,6 +39,15 @@ impl Curve {
         let slope = (high.1 - low.1) / (high.0 - low.0) as f64;
         (low.1 + slope * (rows - low.0) as f64).max(0.0)
     }
+
+    /// What rows that should have taken as long as this says took `ratio` times as long.
+    fn learn(&mut self, rows: usize, ratio: f64) {
+        let distance = |known: usize| (known as f64 / rows.max(1) as f64).ln().abs();
+        let nearest = self.0.iter_mut().min_by(|a, b| distance(a.0).total_cmp(&distance(b.0)));
+        if let Some((_, seconds)) = nearest {
+            *seconds *= 1.0 + LEARNT * (ratio.clamp(0.25, 4.0) - 1.0);
+        }
+    }
 }
 
 /// The rows of one mix in a step.
@@ -42,14 +58,20 @@ pub struct Share {
     pub banks: Vec<usize>,
 }
 
+/// Measured at the start and, since nothing then says what else is in the processor's caches or who else is at work, corrected by
+/// every evaluation.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Costs {
     /// Of an evaluation of rows that read no bank.
     pub plain: Curve,
+    /// The same by a materialised instance.
+    pub single: Curve,
     /// What rows that read one bank add.
     pub bank: Curve,
     /// Of making a materialised instance.
     pub make: f64,
+    /// Bytes that it takes.
+    pub bytes: usize,
 }
 
 impl Costs {
@@ -60,13 +82,15 @@ impl Costs {
     /// Whatever an evaluation has.
     pub fn measure(denoiser: &dyn Denoiser, variant: VariantId, most_rows: usize) -> candle_core::Result<Option<Self>> {
         let (begin, single) = (Instant::now(), Mix::single(variant));
-        if denoiser.materialise(&single)?.is_none() {
+        let Some(made) = denoiser.materialise(&single)? else {
             return Ok(None);
-        }
+        };
         let mut costs = Costs {
             make: begin.elapsed().as_secs_f64(),
+            bytes: made.bytes(),
             ..Costs::default()
         };
+        drop(made);
         let begin = Instant::now();
         let mut cache = denoiser.cache(SEQUENCE, 1)?;
         for rows in ROWS.into_iter().filter(|rows| *rows <= most_rows.max(1)) {
@@ -84,30 +108,64 @@ impl Costs {
                 break;
             }
         }
+        costs.single = costs.plain.clone();
         Ok(Some(costs))
     }
 
     /// Seconds of one evaluation of these rows.
     fn shared<'a>(&self, shares: impl Iterator<Item = &'a Share>) -> f64 {
-        let (mut rows, mut banks) = (0, BTreeMap::<usize, usize>::new());
-        for share in shares {
-            rows += share.rows;
-            for bank in &share.banks {
-                *banks.entry(*bank).or_default() += share.rows;
-            }
-        }
+        let (rows, banks) = sum(shares);
         self.plain.at(rows) + banks.into_values().map(|rows| self.bank.at(rows)).sum::<f64>()
+    }
+
+    /// One evaluation of these rows took so many seconds, by a materialised instance or by that of the generation.
+    pub fn learn(&mut self, shares: &[Share], materialised: bool, seconds: f64) {
+        let (rows, banks) = sum(shares.iter());
+        if materialised {
+            let ratio = seconds / self.single.at(rows);
+            return self.single.learn(rows, ratio);
+        }
+        let ratio = seconds / self.shared(shares.iter());
+        self.plain.learn(rows, ratio);
+        for rows in banks.into_values() {
+            self.bank.learn(rows, ratio);
+        }
+        for (single, plain) in self.single.0.iter_mut().zip(&self.plain.0) {
+            single.1 += FORGOTTEN * (plain.1 - single.1);
+        }
+    }
+
+    /// What [`Costs::saved`] says where that is worth the bother, else 0.
+    pub fn worth(&self, shares: &[Share], apart: &[bool], index: usize) -> f64 {
+        let saved = self.saved(shares, apart, index);
+        if saved > WORTH * self.single.at(shares[index].rows) {
+            saved
+        } else {
+            0.0
+        }
     }
 
     /// What it saves to give share `index` an evaluation of its own, as materialised weights, when those that are `apart`
     /// have one already; negative where it costs more than the banks do.
-    pub fn saved(&self, shares: &[Share], apart: &[bool], index: usize) -> f64 {
+    fn saved(&self, shares: &[Share], apart: &[bool], index: usize) -> f64 {
         let left = |also: Option<usize>| {
             let stays = move |(at, _): &(usize, &Share)| !apart[*at] && Some(*at) != also;
             self.shared(shares.iter().enumerate().filter(stays).map(|(_, share)| share))
         };
-        left(None) - left(Some(index)) - self.plain.at(shares[index].rows)
+        left(None) - left(Some(index)) - self.single.at(shares[index].rows)
     }
+}
+
+/// All rows, and those of every bank.
+fn sum<'a>(shares: impl Iterator<Item = &'a Share>) -> (usize, BTreeMap<usize, usize>) {
+    let (mut rows, mut banks) = (0, BTreeMap::new());
+    for share in shares {
+        rows += share.rows;
+        for bank in &share.banks {
+            *banks.entry(*bank).or_default() += share.rows;
+        }
+    }
+    (rows, banks)
 }
 
 /// Sequences of a few tokens each, `rows` in all.
@@ -140,8 +198,10 @@ mod tests {
     fn costs() -> Costs {
         Costs {
             plain: Curve(vec![(1, 1.1), (11, 2.1)]),
+            single: Curve(vec![(1, 1.1), (11, 2.1)]),
             bank: Curve(vec![(1, 0.55), (11, 1.05)]),
             make: 5.0,
+            bytes: 100,
         }
     }
 
@@ -182,5 +242,29 @@ mod tests {
             banks: vec![],
         };
         near(costs.saved(&[share(10, 0), base], &[false; 2], 0), 1.0 - 1.0);
+    }
+
+    #[test]
+    fn what_evaluations_take_is_learnt_and_what_was_learnt_of_instances_is_forgotten() {
+        let (measured, alone) = (costs(), [share(10, 0)]);
+        let mut slow = measured.clone();
+        for _ in 0..200 {
+            slow.learn(&alone, true, 9.0);
+        }
+        assert!((slow.single.at(10) - 9.0).abs() < 0.5, "{slow:?}");
+        assert_eq!((&slow.plain, &slow.bank), (&measured.plain, &measured.bank));
+        assert!(slow.saved(&alone, &[false], 0) < 0.0, "not worth it any more");
+        // Nothing but what does without them is evaluated now, and that as fast as was measured.
+        for _ in 0..10_000 {
+            slow.learn(&alone, false, 3.0);
+        }
+        assert!(slow.saved(&alone, &[false], 0) > 0.9, "{slow:?}");
+        // A machine that is slower in all is no reason for either.
+        let mut busy = measured;
+        for _ in 0..200 {
+            busy.learn(&alone, false, 6.0);
+            busy.learn(&alone, true, 4.0);
+        }
+        assert!((busy.saved(&alone, &[false], 0) - 2.0).abs() < 0.1, "{busy:?}");
     }
 }

@@ -13,10 +13,10 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Generation;
-use crate::model::{Denoiser, Mix, VariantId};
+use crate::model::{Batch, Denoiser, Mix, Segment, VariantId};
 use costs::{Costs, Share};
 
 /// Mixes remembered that are not made yet, at most: clients may send any weights.
@@ -100,6 +100,12 @@ pub struct Maker {
     materialised: Weak<Materialised>,
 }
 
+impl Standing {
+    fn is_made(&self) -> bool {
+        matches!(self, Standing::Made(_))
+    }
+}
+
 impl Entry {
     fn bytes(&self) -> usize {
         match &self.standing {
@@ -138,7 +144,7 @@ impl Materialised {
 
     /// Bytes held now.
     pub fn bytes(&self) -> usize {
-        self.state().mixes.values().map(Entry::bytes).sum()
+        self.state().bytes()
     }
 
     /// Frees what belongs to generations that nobody leases any more.
@@ -174,6 +180,18 @@ impl Materialised {
             }
         };
         self.state().costs = measured;
+    }
+
+    /// A batch of a generation took so long, evaluated by an instance of its mix or by the generation's own.
+    pub fn learn(&self, generation: &Generation, batch: &Batch, materialised: bool, took: Duration) {
+        if let Measured::Costs(costs) = &mut self.state().costs {
+            let share = |segment: &Segment| Share {
+                rows: segment.tokens.len(),
+                banks: banks(&*generation.denoiser, &segment.mix),
+            };
+            let shares: Vec<Share> = batch.segments.iter().map(share).collect();
+            costs.learn(&shares, materialised, took.as_secs_f64());
+        }
     }
 
     /// For every piece of a step's work, the instance that it is to be evaluated by, alone or with others of its mix; `None` where it
@@ -250,7 +268,7 @@ impl State {
             if let Standing::Made(single) = &entry.standing {
                 if single.failed.load(Ordering::Relaxed) {
                     entry.standing = Standing::Never;
-                } else if costs.saved(shares, &apart, index) > 0.0 {
+                } else if costs.worth(shares, &apart, index) > 0.0 {
                     (apart[index], chosen[index]) = (true, Some(single.clone()));
                 }
             }
@@ -267,78 +285,75 @@ impl State {
                 standing: Standing::Paying { paid: 0.0, since: step },
             });
             if let Standing::Paying { paid, since } = &mut entry.standing {
-                *paid += costs.saved(shares, &apart, index).max(0.0);
+                *paid += costs.worth(shares, &apart, index);
                 if *paid >= costs.make {
-                    wanted.push((key, mixes[index], *since));
+                    wanted.push((key, mixes[index], (*since, costs.bytes)));
                 }
             }
         }
-        for (key, mix, since) in wanted {
-            self.order(key, generation, mix, since, limit);
+        for (key, mix, facts) in wanted {
+            self.order(key, generation, mix, facts, limit);
         }
         self.forget();
         chosen
     }
 
     /// Has an instance made, where there is room, or can be by freeing what was not used for as long as this mix has paid.
-    fn order(&mut self, key: Key, generation: &Arc<Generation>, mix: &Mix, since: u64, limit: usize) {
-        let bytes = generation.denoiser.bytes();
-        let standing = loop {
-            if self.mixes.values().map(Entry::bytes).sum::<usize>() + bytes <= limit {
-                let job = Job {
-                    generation: Arc::downgrade(generation),
-                    mix: mix.clone(),
-                };
-                break match self.jobs.send(job) {
-                    Ok(()) => Standing::Making { bytes },
-                    Err(_) => Standing::Never,
-                };
-            }
-            let made = self
-                .mixes
-                .iter()
-                .filter(|(_, entry)| matches!(entry.standing, Standing::Made(_)));
-            match made
-                .min_by_key(|(_, entry)| entry.used)
-                .map(|(key, entry)| (key.clone(), entry.used))
-            {
+    fn order(&mut self, key: Key, generation: &Arc<Generation>, mix: &Mix, (since, bytes): (u64, usize), limit: usize) {
+        while self.bytes() + bytes > limit {
+            match self.oldest(Standing::is_made) {
                 Some((oldest, used)) if used < since => drop(self.mixes.remove(&oldest)),
                 _ => {
-                    break Standing::Paying {
-                        paid: 0.0,
-                        since: self.step,
-                    };
+                    let since = self.step;
+                    return self.stands(&key, Standing::Paying { paid: 0.0, since });
                 }
             }
-        };
-        if let Some(entry) = self.mixes.get_mut(&key) {
-            entry.standing = standing;
         }
+        let job = Job {
+            generation: Arc::downgrade(generation),
+            mix: mix.clone(),
+        };
+        let standing = match self.jobs.send(job) {
+            Ok(()) => Standing::Making { bytes },
+            Err(_) => Standing::Never,
+        };
+        self.stands(&key, standing);
+    }
+
+    fn stands(&mut self, key: &Key, standing: Standing) {
+        if let Some(entry) = self.mixes.get_mut(key) {
+            (entry.standing, entry.used) = (standing, self.step);
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        self.mixes.values().map(Entry::bytes).sum()
+    }
+
+    /// Which of those that stand so was used longest ago, and when.
+    fn oldest(&self, which: fn(&Standing) -> bool) -> Option<(Key, u64)> {
+        let some = self.mixes.iter().filter(|(_, entry)| which(&entry.standing));
+        some.min_by_key(|(_, entry)| entry.used)
+            .map(|(key, entry)| (key.clone(), entry.used))
     }
 
     /// Forgets who paid longest ago where there are too many.
     fn forget(&mut self) {
-        while self.mixes.len() > REMEMBERED {
-            let paying = self.mixes.iter().filter(|(_, entry)| entry.bytes() == 0);
-            match paying.min_by_key(|(_, entry)| entry.used).map(|(key, _)| key.clone()) {
-                Some(oldest) => drop(self.mixes.remove(&oldest)),
-                None => return,
-            }
+        while self.mixes.len() > REMEMBERED
+            && let Some((oldest, _)) =
+                self.oldest(|standing| matches!(standing, Standing::Paying { .. } | Standing::Never))
+        {
+            self.mixes.remove(&oldest);
         }
     }
 
     /// Frees what was used longest ago while there is too much: modulation tables of an instance grow as it is used.
     fn trim(&mut self, limit: usize) -> Vec<Entry> {
         let mut freed = Vec::new();
-        while self.mixes.values().map(Entry::bytes).sum::<usize>() > limit {
-            let made = self
-                .mixes
-                .iter()
-                .filter(|(_, entry)| matches!(entry.standing, Standing::Made(_)));
-            match made.min_by_key(|(_, entry)| entry.used).map(|(key, _)| key.clone()) {
-                Some(oldest) => freed.extend(self.mixes.remove(&oldest)),
-                None => break,
-            }
+        while self.bytes() > limit
+            && let Some((oldest, _)) = self.oldest(Standing::is_made)
+        {
+            freed.extend(self.mixes.remove(&oldest));
         }
         freed
     }
@@ -388,7 +403,7 @@ impl Materialised {
         let standing = match made {
             Ok(Some(denoiser)) => {
                 if let Measured::Costs(costs) = &mut state.costs {
-                    costs.make = took;
+                    (costs.make, costs.bytes) = (took, denoiser.bytes());
                 }
                 Standing::Made(Arc::new(Single {
                     denoiser,
@@ -401,10 +416,7 @@ impl Materialised {
                 Standing::Never
             }
         };
-        let step = state.step;
-        if let Some(entry) = state.mixes.get_mut(key) {
-            (entry.standing, entry.used) = (standing, step);
-        }
+        state.stands(key, standing);
         let freed = state.trim(self.limit);
         drop(state);
         drop::<Vec<Entry>>(freed); // outside the lock

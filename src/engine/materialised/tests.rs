@@ -70,8 +70,10 @@ fn materialised(limit: usize) -> (Arc<Materialised>, Maker) {
     let (materialised, maker) = Materialised::new(limit, 64);
     materialised.state().costs = Measured::Costs(Costs {
         plain: Curve(vec![(1, 1.1), (11, 2.1)]),
+        single: Curve(vec![(1, 1.1), (11, 2.1)]),
         bank: Curve(vec![(1, 0.55), (11, 1.05)]),
         make: 4.0,
+        bytes: SIZE,
     });
     (materialised, maker)
 }
@@ -108,13 +110,11 @@ fn a_variant_pays_first_and_is_evaluated_apart_where_that_saves() {
     assert_eq!(step(&materialised, &generation, &[0]), [false], "nobody waits for it");
     make(&materialised, &maker);
     assert_eq!(step(&materialised, &generation, &[0]), [true]);
-    // Its bank-mate keeps the bank busy, so an evaluation of its own would cost more than it saves; three times as many rows are
+    // Its bank-mate keeps the bank busy, so an evaluation of its own would cost more than it saves; five times as many rows are
     // worth it.
     assert_eq!(step(&materialised, &generation, &[0, 1]), [false, false]);
-    assert_eq!(
-        step(&materialised, &generation, &[0, 0, 0, 1]),
-        [true, true, true, false]
-    );
+    let most = [true, true, true, true, true, false];
+    assert_eq!(step(&materialised, &generation, &[0, 0, 0, 0, 0, 1]), most);
     // The base and what is not its mix are never apart.
     let (base, mixed) = (Mix::base(), Mix(vec![(VariantId(0), 0.5)]));
     assert!(materialised.choose(&[(&generation, &base, 10)])[0].is_none());
