@@ -36,7 +36,7 @@ enum What {
     /// What each part of a server takes in memory, and whether the parts add up to what the process grew by.
     Memory(memory::MemoryArgs),
     /// A server under many clients at once: throughput, latencies, refusals, fairness.
-    Serve(serve::ServeBenchArgs),
+    Serve(Box<serve::ServeBenchArgs>),
     /// One step of a Duo and of a block sampler on a network of random weights: time in the network, time outside it, and
     /// peak memory against the logits.
     Sampler(sampler::SamplerBenchArgs),
@@ -52,7 +52,7 @@ pub fn run(args: BenchArgs) -> Result<()> {
         What::Engine(args) => engine::run(args),
         What::Gpu(args) => gpu::run(args),
         What::Memory(args) => memory::run(args),
-        What::Serve(args) => serve::run(args),
+        What::Serve(args) => serve::run(*args),
         What::Sampler(args) => sampler::run(args),
         What::Step(args) => step::run(args),
         What::Variants(args) => variants::run(args),

@@ -51,7 +51,8 @@ pub struct Report {
     pub seconds: f64,
     pub overall: Figures,
     pub variants: Vec<Figures>,
-    /// Tokens of the variant served most over those of the one served least, among those that were asked for.
+    /// Tokens of the variant served most over those of the one served least, among those that were asked for, until the last
+    /// request came.
     pub fairness: Option<f64>,
     /// Requests without an end, long after the load.
     pub unanswered: u64,
@@ -122,7 +123,21 @@ impl Report {
             .map(|(index, name)| measure(name, Some(index)).0)
             .collect();
         let (overall, samples) = measure("all", None);
-        let tokens = || variants.iter().filter(|v| v.requests > 0).map(|v| v.tokens as f64);
+        // Whoever asked most has most left when nobody asks any more, so what comes then says nothing of shares.
+        let over = driven
+            .outcomes
+            .iter()
+            .map(|outcome| outcome.due)
+            .max()
+            .unwrap_or_default();
+        let during = |variant: usize| {
+            let of = driven.outcomes.iter().filter(|outcome| outcome.variant == variant);
+            let blocks = of.flat_map(|outcome| &outcome.blocks);
+            let blocks = blocks.filter(|(at, _)| (warm_up..=over).contains(at));
+            blocks.map(|&(_, tokens)| f64::from(tokens)).sum::<f64>()
+        };
+        let asked = |index: &usize| variants[*index].requests > 0;
+        let tokens = || (0..variants.len()).filter(asked).map(during);
         let (most, least) = (tokens().fold(0.0, f64::max), tokens().fold(f64::INFINITY, f64::min));
         let said = |pick: fn(&End) -> Option<&String>| driven.outcomes.iter().find_map(|o| pick(&o.end)).cloned();
         Report {
@@ -331,7 +346,7 @@ mod tests {
             (all.tokens, report.variants[0].tokens, report.variants[1].tokens),
             (48, 24, 24)
         );
-        assert_eq!(report.fairness, Some(1.0));
+        assert_eq!(report.fairness, Some(1.5), "24 to 16 until 1.7 s");
         let near = |found: Option<f64>, expected: f64| assert!((found.unwrap() - expected).abs() < 1e-9, "{found:?}");
         near(all.first_block.p50, 0.2);
         near(all.first_block.p90, 0.4);
