@@ -1,5 +1,6 @@
 //! Whether variants may be served from whole matrices of their own.
 
+use crate::ops::quantized::Form;
 use anyhow::{Result, bail};
 use clap::Args;
 
@@ -16,15 +17,18 @@ pub struct MaterialiseArgs {
 }
 
 impl MaterialiseArgs {
-    /// Bytes of materialised variants, at most.
-    pub fn bytes(&self, on_device: bool) -> Result<usize> {
+    /// Bytes of materialised variants, at most. `base` is the base's form on the CPU, and absent on a device.
+    pub fn bytes(&self, base: Option<Form>) -> Result<usize> {
         match self.deterministic {
+            false if self.materialise_mib > 0 && !matches!(base, None | Some(Form::F32 | Form::Bf16)) => {
+                bail!("--materialise-mib needs a base in f32 or bf16: one in fewer bits would be rounded a second time")
+            }
             true if self.materialise_mib > 0 => {
                 bail!(
                     "--deterministic and --materialise-mib contradict each other: a materialised variant rounds otherwise"
                 )
             }
-            true if on_device => {
+            true if base.is_none() => {
                 bail!("--deterministic holds on the CPU only: on a device texts depend on the batch's shape")
             }
             _ => match self.materialise_mib.checked_mul(1 << 20) {
@@ -45,14 +49,17 @@ mod tests {
             materialise_mib,
             deterministic,
         };
-        assert_eq!(args(0, true).bytes(false).expect("as by default"), 0);
-        assert_eq!(args(3, false).bytes(true).expect("three"), 3 << 20);
-        for (bad, on_device, named) in [
-            (args(1, true), false, "--materialise-mib"),
-            (args(0, true), true, "--deterministic"),
-            (args(usize::MAX, false), false, "--materialise-mib"),
+        let f32 = Some(Form::F32);
+        assert_eq!(args(0, true).bytes(f32).expect("as by default"), 0);
+        assert_eq!(args(0, false).bytes(Some(Form::Q4K)).expect("as by default"), 0);
+        assert_eq!(args(3, false).bytes(None).expect("three"), 3 << 20);
+        for (bad, base, named) in [
+            (args(1, true), f32, "--materialise-mib"),
+            (args(1, false), Some(Form::Q8_0), "--materialise-mib"),
+            (args(0, true), None, "--deterministic"),
+            (args(usize::MAX, false), f32, "--materialise-mib"),
         ] {
-            let refused = bad.bytes(on_device).expect_err(named).to_string();
+            let refused = bad.bytes(base).expect_err(named).to_string();
             assert!(refused.contains(named), "{refused}");
         }
     }

@@ -199,7 +199,10 @@ pub fn run(args: ServeArgs) -> Result<()> {
     let listener = runtime.block_on(server::bind(args.listen, args.insecure_bind))?;
     let config = args.store.config()?;
     let engine_config = EngineConfig {
-        materialise_bytes: args.materialise.bytes(matches!(config.place, Place::Device(_)))?,
+        materialise_bytes: args.materialise.bytes(match config.place {
+            Place::Host(form) => Some(form),
+            Place::Device(_) => None,
+        })?,
         ..args.engine.config()
     };
     let (data_dir, place) = (config.data_dir.clone(), config.place.clone());

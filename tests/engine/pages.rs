@@ -1,11 +1,9 @@
 //! Pages that are shared, and pages that run out: neither changes a text.
 
 use choir::engine::{EngineConfig, Event, Request, ScoreRequest};
+use choir::model::Denoiser;
 
 use super::fake::*;
-
-/// Bytes of one page of the fake network.
-const PAGE: usize = 4 * 2 * 2 * size_of::<f32>();
 
 fn mix_of(name: &str) -> Vec<(String, f32)> {
     match name {
@@ -108,7 +106,7 @@ fn sequences_that_lose_their_pages_say_the_same() {
             };
             let (wide, tight) = (
                 start(config(1 << 20), Fake::new(5)),
-                start(config(pages * page_tokens * PAGE / 4), Fake::new(5)),
+                start(config(pages * Fake::new(5).page_bytes(page_tokens)), Fake::new(5)),
             );
             let scored = |seed| ScoreRequest {
                 mix: mix_of("b"),

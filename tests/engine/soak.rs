@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use choir::engine::{
     EngineConfig, EngineHandle, Error, Event, EventStream, Generation, Priority, Request, ScoreRequest,
 };
+use choir::model::Denoiser;
 use choir::rng::{Key, Stream};
 
 use super::fake::*;
@@ -132,7 +133,7 @@ fn nothing_is_left_of_ten_thousand_requests() {
         max_running: 8,
         queue: 6,
         max_per_client: Some(5),
-        kv_bytes: 30 * 4 * 2 * 2 * size_of::<f32>(), // so few pages that some lose theirs
+        kv_bytes: 30 * Fake::new(0).page_bytes(config().page_tokens), // so few pages that some lose theirs
         step_tokens: 48,
         ..config()
     };
