@@ -31,3 +31,17 @@ impl fmt::Display for Forms {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heads_that_share_no_bank_take_two_bits_unless_told() {
+        let of = |head, capacity| Forms::new(Form::Q4K, head, capacity).to_string();
+        assert_eq!(of(None, 1), "q4k/q2k");
+        assert_eq!(of(None, 2), "q4k");
+        assert_eq!(of(Some(Form::Q8_0), 1), "q4k/q8_0");
+        assert_eq!(of(Some(Form::Q2K), 2), "q4k/q2k");
+    }
+}

@@ -288,3 +288,28 @@ pub fn add_rotated(banks: &[(&Served, Vec<Rotated>)], x: &[f32], y: &mut [f32]) 
     });
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn forms_have_names_and_take_what_fits() {
+        for form in Form::ALL {
+            assert_eq!(form.to_string().parse::<Form>().expect("a name"), form);
+        }
+        assert_eq!("Q2_K".parse::<Form>().expect("a name"), Form::Q2K);
+        assert!("q3k".parse::<Form>().is_err());
+        for form in [Form::Q2K, Form::Q4K] {
+            assert_eq!(
+                [512, 320, 20].map(|input| form.fitting(input)),
+                [form, Form::Q4_0, Form::F32]
+            );
+        }
+        assert_eq!(
+            [320, 20].map(|input| Form::Q8_0.fitting(input)),
+            [Form::Q8_0, Form::F32]
+        );
+        assert_eq!(Form::Bf16.fitting(7), Form::Bf16);
+    }
+}
