@@ -158,7 +158,7 @@ fn every_damaged_file_is_named() {
         .into_iter()
         .chain([PathBuf::from("manifest.json")])
         .collect();
-    assert_eq!(files.len(), 3 + 2 * 2 + 1);
+    assert_eq!(files.len(), 3 + 2 * 2 + 1); // a body, two heads; a delta and what is private of each; the manifest
     drop(store);
     for file in files {
         let path = dir.path().join(&file);
