@@ -112,6 +112,7 @@ fn the_same_tokens_alone_in_a_mixed_batch_and_on_any_threads() {
 fn the_same_tokens_from_pages_that_another_has_written() {
     let with = |prefix_reuse| EngineConfig {
         prefix_reuse,
+        kv_bytes: 16 << 20,
         ..config()
     };
     let (case, anew) = engine_of(with(false), Form::F32);

@@ -18,8 +18,8 @@ fn who_does_not_read_is_paused_and_misses_nothing() {
     let engine = start(config(), Fake::new(7));
     let lazy = engine.submit(wanted(3)).expect("submit");
     let prompt = run(&engine, wanted(3));
-    let status = until(&engine, |now| now.paused == 1);
-    assert_eq!((status.running, status.finished, status.streams), (1, 1, 1));
+    let status = until(&engine, |now| now.paused == 1 && now.finished == 1);
+    assert_eq!((status.running, status.streams), (1, 1));
     assert!(status.pages_used > 0);
     // It can go on; and the engine, which has nothing else to do, notices.
     assert_eq!(outcome(&events(lazy)).1, prompt.1);
@@ -46,7 +46,7 @@ fn the_places_of_those_that_do_not_read_are_others() {
     let more: Vec<_> = (2..4)
         .map(|seed| engine.submit(wanted(seed)).expect("submit"))
         .collect();
-    let status = until(&engine, |now| now.paused == 4);
+    let status = until(&engine, |now| now.paused == 4 && now.finished == 1);
     assert_eq!((status.running, status.waiting), (2, 2));
     assert_eq!(run(&engine, request("quick", 40, 2)).1.len(), 40);
     drop(lazy);
