@@ -14,6 +14,7 @@ use super::workspace::{Workspace, sized};
 use crate::ops::norm::Residual;
 use crate::ops::{self, Rotary, slice};
 use candle_core::{Result, bail};
+use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -115,19 +116,27 @@ impl Dit {
         let table = self.base.plain(name)?;
         let (vocab, hidden) = table.dims2()?;
         let table = slice::f32(table)?;
-        let tokens =
-            (batch.segments.iter()).flat_map(|segment| segment.tokens.iter().map(move |token| (segment, *token)));
-        for ((segment, token), x) in tokens.zip(x.chunks_mut(hidden)) {
-            let index = token as usize;
-            if index >= vocab {
-                bail!("token {token} is outside the vocabulary of {vocab}")
-            }
-            x.copy_from_slice(&table[index * hidden..][..hidden]);
-            for &part in &segment.mix.0 {
-                self.modulation.add_row(name, part, index, x)?;
-            }
+        let table: &[f32] = &table;
+        let (mut rest, mut work) = (x, Vec::with_capacity(batch.segments.len()));
+        for segment in &batch.segments {
+            let own;
+            (own, rest) = rest.split_at_mut(segment.tokens.len() * hidden);
+            work.push((segment, own));
         }
-        Ok(())
+        // Reading a variant's rows back takes time enough to share it out.
+        work.into_par_iter().try_for_each(|(segment, x)| {
+            for (&token, x) in segment.tokens.iter().zip(x.chunks_mut(hidden)) {
+                let index = token as usize;
+                if index >= vocab {
+                    bail!("token {token} is outside the vocabulary of {vocab}")
+                }
+                x.copy_from_slice(&table[index * hidden..][..hidden]);
+                for &part in &segment.mix.0 {
+                    self.modulation.add_row(name, part, index, x)?;
+                }
+            }
+            Ok(())
+        })
     }
 
     /// Evaluates as [`Denoiser::forward`] does, watched by `meter`.
