@@ -47,7 +47,7 @@ struct State {
 #[derive(Clone, Debug)]
 pub struct Work {
     pub tenant: Tenant,
-    /// Evaluations still to be made, at least.
+    /// Evaluations still to be made, usually.
     pub evaluations: u64,
 }
 
@@ -360,7 +360,8 @@ impl State {
             0,
             BTreeMap::from([(&tenant.variant, self.ledger.weight(&tenant.variant))]),
         );
-        let waiting = self.waiting.iter().map(|s| (&s.tenant, s.evaluations_left()));
+        let usual = |one: &Sequence| one.usual_evaluations_left(self.ledger.usual(&one.tenant.variant));
+        let waiting = self.waiting.iter().map(|one| (&one.tenant, usual(one)));
         let running = self.running.iter().map(|work| (&work.tenant, work.evaluations));
         for (other, evaluations) in waiting.chain(running) {
             weights
@@ -382,7 +383,7 @@ impl State {
             share: self.ledger.weight(&tenant.variant) / weights.values().sum::<f64>(),
             free: self.waiting.len() + self.running.len() < config.max_running,
         };
-        let needed = ahead.finished_after(sequence.evaluations_left(), measured);
+        let needed = ahead.finished_after(usual(sequence), measured);
         let over = needed.saturating_sub(left.mul_f64(TRUSTED));
         (!over.is_zero()).then(|| Error::Overloaded {
             needed,

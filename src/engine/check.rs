@@ -91,6 +91,7 @@ pub fn text(
         delivered: 0,
         steps_wanted: request.steps_wanted,
         evaluations: least_evaluations(request.sampling.predictor, expected, block_size),
+        most_evaluations: most_evaluations(request.sampling.predictor, holes, block_size),
         events: sender,
     }));
     let pages_needed = pages::needed(written, span, config.page_tokens);
@@ -265,6 +266,17 @@ fn least_evaluations(predictor: Predictor, tokens: usize, block_size: usize) -> 
         // A step may reveal any number of tokens, and one that reveals none is left out.
         Predictor::Absorbing(_) => blocks,
         Predictor::Uniform(predictor) => blocks * predictor.steps as usize,
+    };
+    u32::try_from(evaluations).unwrap_or(u32::MAX)
+}
+
+/// Evaluations of a text of so many tokens, at most.
+fn most_evaluations(predictor: Predictor, tokens: usize, block_size: usize) -> u32 {
+    let blocks = tokens.div_ceil(block_size);
+    let evaluations = match predictor {
+        Predictor::Absorbing(sampler::Predictor::Ancestral { steps }) => tokens.min(blocks * steps as usize),
+        Predictor::Absorbing(_) => tokens,
+        Predictor::Uniform(predictor) => blocks * (predictor.steps as usize + 1),
     };
     u32::try_from(evaluations).unwrap_or(u32::MAX)
 }

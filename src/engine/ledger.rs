@@ -97,7 +97,12 @@ pub struct Ledger {
     variants: Counters<(Priority, Arc<str>)>,
     priorities: Counters<Priority>,
     service: BTreeMap<Arc<str>, Service>,
+    /// Of the evaluations that its texts could take at most, the part that they usually do.
+    usual: BTreeMap<Arc<str>, f64>,
 }
+
+/// How much that part follows the last text.
+const FOLLOW: f64 = 1.0 / 8.0;
 
 impl Ledger {
     /// Variants without a weight have 1.
@@ -107,6 +112,7 @@ impl Ledger {
             variants: Counters::new(),
             priorities: Counters::new(),
             service: BTreeMap::new(),
+            usual: BTreeMap::new(),
         }
     }
 
@@ -126,6 +132,18 @@ impl Ledger {
 
     pub fn made(&mut self, variant: &Arc<str>, tokens: usize) {
         self.service.entry(variant.clone()).or_default().generated += tokens as u64;
+    }
+
+    /// A text of the variant took so many evaluations, of so many that it could have.
+    pub fn took(&mut self, variant: &Arc<str>, (evaluations, most): (u32, u32)) {
+        let part = (f64::from(evaluations) / f64::from(most.max(1))).min(1.0);
+        let usual = self.usual.entry(variant.clone()).or_insert(part);
+        *usual += FOLLOW * (part - *usual);
+    }
+
+    /// Of the evaluations that a text of the variant can take, the part that one usually does; `None` until any was finished.
+    pub fn usual(&self, variant: &str) -> Option<f64> {
+        self.usual.get(variant).copied()
     }
 
     pub fn weight(&self, variant: &str) -> f64 {

@@ -236,6 +236,10 @@ impl Runner {
             if ended {
                 self.tally.finished += 1;
                 self.tally.took(member.sequence.computed(now));
+                if let Some(made) = member.sequence.evaluations_made() {
+                    let variant = &member.sequence.tenant.variant;
+                    self.admission.ledger(|ledger| ledger.took(variant, made));
+                }
                 member.sequence.end(&mut self.pool);
             } else {
                 self.running.push(member.sequence);
@@ -279,11 +283,13 @@ impl Runner {
     fn report(&self) {
         let (step, tally, paused) = (self.step, self.tally, self.paused());
         let (pages_used, pages_idle) = (self.pool.used(), self.pool.idle());
-        let work = |sequence: &Sequence| Work {
-            tenant: sequence.tenant.clone(),
-            evaluations: sequence.evaluations_left(),
-        };
-        let running: Vec<Work> = self.running.iter().map(work).collect();
+        let running: Vec<Work> = self.admission.ledger(|ledger| {
+            let work = |sequence: &Sequence| Work {
+                tenant: sequence.tenant.clone(),
+                evaluations: sequence.usual_evaluations_left(ledger.usual(&sequence.tenant.variant)),
+            };
+            self.running.iter().map(work).collect()
+        });
         let count = running.len();
         self.admission.report(running, self.pace.measured(), |status| {
             status.running = count;

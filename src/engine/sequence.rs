@@ -59,6 +59,8 @@ pub struct Text {
     pub steps_wanted: bool,
     /// Evaluations that make its text, at least; fewer only where the text ends before its length.
     pub evaluations: u32,
+    /// The same at most.
+    pub most_evaluations: u32,
     pub events: EventSender,
 }
 
@@ -135,6 +137,27 @@ impl Sequence {
         match &self.work {
             Work::Text(text) => u64::from(text.evaluations.saturating_sub(text.sampler.nfe()).max(1)),
             Work::Score(_) => 1,
+        }
+    }
+
+    /// Evaluations still to be made where its variant's texts take `usual` of those that they could; at least, where that is not
+    /// known.
+    pub fn usual_evaluations_left(&self, usual: Option<f64>) -> u64 {
+        let left = match (&self.work, usual) {
+            (Work::Text(text), Some(usual)) => {
+                let all = (f64::from(text.most_evaluations) * usual).ceil() as u64;
+                all.saturating_sub(text.sampler.nfe().into())
+            }
+            _ => 0,
+        };
+        left.max(self.evaluations_left())
+    }
+
+    /// Evaluations that a text has taken, and how many it could have.
+    pub fn evaluations_made(&self) -> Option<(u32, u32)> {
+        match &self.work {
+            Work::Text(text) => Some((text.sampler.nfe(), text.most_evaluations)),
+            Work::Score(_) => None,
         }
     }
 

@@ -159,3 +159,19 @@ proptest! {
         prop_assert!(most / least < 1.2, "{:?}", shares().collect::<Vec<_>>());
     }
 }
+
+#[test]
+fn what_texts_usually_take_follows_those_that_were_finished() {
+    let mut ledger = Ledger::new(BTreeMap::new());
+    let quick: Arc<str> = "quick".into();
+    assert_eq!(ledger.usual(&quick), None);
+    ledger.took(&quick, (80, 40));
+    assert_eq!(ledger.usual(&quick), Some(1.0), "more than all is all");
+    for _ in 0..60 {
+        let before = ledger.usual(&quick).unwrap();
+        ledger.took(&quick, (10, 40));
+        assert!((0.25..before).contains(&ledger.usual(&quick).unwrap()));
+    }
+    assert!(ledger.usual(&quick).unwrap() < 0.26);
+    assert_eq!(ledger.usual("another"), None);
+}
