@@ -103,3 +103,30 @@ fn a_base_that_finds_no_room_is_told() {
     assert!(refused.to_string().contains("the device has no"), "{refused}");
     assert_eq!(machine.allocated(), 0);
 }
+
+#[test]
+fn a_hundred_changes_leave_the_memory_as_it_was() {
+    let Some(machine) = machine(1 << 30) else { return };
+    let place = Place::new();
+    let (catalog, engine) = serve(open(&place, on(&machine)).expect("open"));
+    add(&catalog, "one", 1).expect("add");
+    let (mut used, answered) = (Vec::new(), answer(&engine, "one"));
+    for round in 0..50 {
+        add(&catalog, "two", 2).expect("add");
+        if round % 10 == 0 {
+            assert!(!answer(&engine, "two").is_empty());
+        }
+        catalog.remove("two", RemoveRequest::default()).expect("remove");
+        if round % 10 == 0 {
+            assert_eq!(answer(&engine, "one"), answered);
+        }
+        // The last answer's sequence may still hold its generation for a moment.
+        while engine.status().leases > 0 {
+            std::thread::yield_now();
+        }
+        used.push(machine.allocated());
+    }
+    assert_eq!(catalog.status().generation, 101);
+    // Rounds that answered hold what the last evaluation worked in.
+    assert!(used.iter().zip(used.iter().skip(10)).all(|(a, b)| a == b), "{used:?}");
+}
