@@ -10,6 +10,7 @@ mod costs;
 mod tests;
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -168,7 +169,10 @@ impl Materialised {
         if !matches!(self.state().costs, Measured::NotYet) {
             return;
         }
-        let measured = match Costs::measure(&*generation.denoiser, first, self.step_tokens) {
+        let measure = || Costs::measure(&*generation.denoiser, first, self.step_tokens);
+        // What a panic leaves half written is the measurement's own.
+        let found = catch_unwind(AssertUnwindSafe(measure)).unwrap_or_else(|_| Err(candle_core::Error::msg("a panic")));
+        let measured = match found {
             Ok(Some(costs)) => {
                 tracing::debug!(?costs, "measured");
                 Measured::Costs(costs)
