@@ -51,8 +51,6 @@ pub struct Step {
     pub passed_over: Vec<usize>,
 }
 
-/// A step with urgent claims that is kept short has so many times their tokens.
-const SHORT: usize = 4;
 /// One step of so many passes over who was served longest ago instead of who came first in it.
 const ELDEST: u64 = 64;
 /// Counters that are no further apart are as good as equal: then who reads no other banks than the step does already comes first.
@@ -139,14 +137,15 @@ impl Claim {
     }
 }
 
-/// The tokens of a step that is kept short for who is urgent; `budget` where nobody is.
+/// The tokens of a step that is kept short for who is urgent: theirs, and what batch claims get beside them; `budget` where nobody
+/// is.
 pub fn short(claims: &[Claim], budget: usize) -> usize {
     let urgent: usize = (claims.iter().filter(|claim| claim.urgent))
         .map(|claim| claim.tokens)
         .sum();
     match urgent {
         0 => budget,
-        tokens => (SHORT * tokens).min(budget),
+        tokens => (tokens * BATCH_PART).div_ceil(BATCH_PART - 1).min(budget),
     }
 }
 

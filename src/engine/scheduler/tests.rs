@@ -105,10 +105,18 @@ fn a_step_is_kept_short_for_who_is_urgent_and_it_comes_first() {
     let mut claims = vec![text(0, 4, 0); 9];
     assert_eq!(short(&claims, 64), 64);
     claims.push(urgent);
-    assert_eq!((short(&claims, 64), short(&claims, 10)), (16, 10));
+    assert_eq!((short(&claims, 64), short(&claims, 3)), (5, 3));
     let mut accounts = accounts(&[1.0, 1.0]);
     accounts[1].counter = 99.0;
     assert_eq!(indices(&choose(&claims, &accounts, 16, 1)), [9, 0, 1, 2]);
+    // What is kept back for batch claims does not push out anybody urgent.
+    let batch = Claim {
+        priority: Priority::Batch,
+        ..text(0, 1, 0)
+    };
+    claims.extend(std::iter::repeat_n(urgent, 8).chain([batch]));
+    let step = choose(&claims, &accounts, short(&claims, 64), 1);
+    assert_eq!(indices(&step).iter().filter(|&&index| claims[index].urgent).count(), 9);
 }
 
 #[test]
