@@ -87,15 +87,6 @@ impl Packed {
         size_of_val(&self.lines[..])
     }
 
-    /// The matrix by rows again, [out, in].
-    pub fn unpack(&self) -> Vec<f32> {
-        let mut rows = vec![0f32; self.out * self.input];
-        for (row, values) in rows.chunks_mut(self.input.max(1)).enumerate() {
-            self.row(row, values);
-        }
-        rows
-    }
-
     /// Row `row` of the matrix into `out` [in].
     pub fn row(&self, row: usize, out: &mut [f32]) {
         let panel = &self.data()[row / PANEL * self.input * PANEL..][..self.input * PANEL];
@@ -164,7 +155,9 @@ mod tests {
         fn product_matches_the_definition_and_not_the_batch(rows in 1usize..20, out in 1usize..50, input in 1usize..40) {
             let (w, x) = (noise(out * input, 1), noise(rows * input, 2));
             let packed = Packed::new(&w, out, input);
-            prop_assert_eq!(packed.unpack(), w.clone());
+            let mut again = vec![0f32; out * input];
+            again.chunks_mut(input).enumerate().for_each(|(row, values)| packed.row(row, values));
+            prop_assert_eq!(again, w.clone());
             let mut y = vec![f32::NAN; rows * out];
             packed.product(&x, rows, &mut y);
             for r in 0..rows {
