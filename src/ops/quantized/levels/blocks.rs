@@ -6,6 +6,34 @@ use candle_core::quantized::k_quants::{BlockQ4_0, BlockQ8_0};
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64 as x86;
 
+/// The methods of a form whose blocks have one scale.
+macro_rules! one_scale {
+    () => {
+        fn scales(&self, _: usize) -> Lanes<f32> {
+            self.0.plain()
+        }
+
+        #[cfg(target_arch = "x86_64")]
+        #[inline]
+        #[target_feature(enable = "avx512f")]
+        unsafe fn scales512(&self, _: &(), _: usize) -> x86::__m512 {
+            // SAFETY: the caller's.
+            unsafe { self.0.wide() }
+        }
+
+        #[cfg(target_arch = "x86_64")]
+        #[inline]
+        #[target_feature(enable = "avx2,f16c")]
+        unsafe fn scales256(&self, _: &(), _: usize, lane: usize) -> x86::__m256 {
+            // SAFETY: the caller's.
+            unsafe { self.0.half(lane) }
+        }
+
+        type Codes = ();
+        fn codes(&self) {}
+    };
+}
+
 /// 4.5 bits: one scale to 32 inputs.
 #[derive(Clone, Copy)]
 pub struct Q4_0(Halves);
@@ -25,28 +53,7 @@ impl Levels for Q4_0 {
         }
     }
 
-    fn scales(&self, _: usize) -> Lanes<f32> {
-        self.0.plain()
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    unsafe fn scales512(&self, _: &(), _: usize) -> x86::__m512 {
-        // SAFETY: the caller's.
-        unsafe { self.0.wide() }
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[inline]
-    #[target_feature(enable = "avx2,f16c")]
-    unsafe fn scales256(&self, _: &(), _: usize, lane: usize) -> x86::__m256 {
-        // SAFETY: the caller's.
-        unsafe { self.0.half(lane) }
-    }
-
-    type Codes = ();
-    fn codes(&self) {}
+    one_scale!();
 }
 
 /// 8.5 bits: one scale to 32 inputs.
@@ -68,26 +75,5 @@ impl Levels for Q8_0 {
         }
     }
 
-    fn scales(&self, _: usize) -> Lanes<f32> {
-        self.0.plain()
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    unsafe fn scales512(&self, _: &(), _: usize) -> x86::__m512 {
-        // SAFETY: the caller's.
-        unsafe { self.0.wide() }
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[inline]
-    #[target_feature(enable = "avx2,f16c")]
-    unsafe fn scales256(&self, _: &(), _: usize, lane: usize) -> x86::__m256 {
-        // SAFETY: the caller's.
-        unsafe { self.0.half(lane) }
-    }
-
-    type Codes = ();
-    fn codes(&self) {}
+    one_scale!();
 }

@@ -7,6 +7,31 @@ use candle_core::quantized::k_quants::{BlockQ2K, BlockQ4K};
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64 as x86;
 
+/// The ends of a form that has a scale and a minimum to a super-block.
+macro_rules! two_ends {
+    () => {
+        fn ends(&self) -> [Lanes<f32>; 2] {
+            [self.scale.plain(), self.minimum.plain()]
+        }
+
+        #[cfg(target_arch = "x86_64")]
+        #[inline]
+        #[target_feature(enable = "avx512f")]
+        unsafe fn ends512(&self) -> [x86::__m512; 2] {
+            // SAFETY: the caller's.
+            unsafe { [self.scale.wide(), self.minimum.wide()] }
+        }
+
+        #[cfg(target_arch = "x86_64")]
+        #[inline]
+        #[target_feature(enable = "avx2,f16c")]
+        unsafe fn ends256(&self, lane: usize) -> [x86::__m256; 2] {
+            // SAFETY: the caller's.
+            unsafe { [self.scale.half(lane), self.minimum.half(lane)] }
+        }
+    };
+}
+
 /// 2.625 bits: super-blocks of 256 inputs; every 16 have a scale and a minimum in four bits.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
@@ -54,25 +79,7 @@ impl Levels for Q2K {
         })
     }
 
-    fn ends(&self) -> [Lanes<f32>; 2] {
-        [self.scale.plain(), self.minimum.plain()]
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    unsafe fn ends512(&self) -> [x86::__m512; 2] {
-        // SAFETY: the caller's.
-        unsafe { [self.scale.wide(), self.minimum.wide()] }
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[inline]
-    #[target_feature(enable = "avx2,f16c")]
-    unsafe fn ends256(&self, lane: usize) -> [x86::__m256; 2] {
-        // SAFETY: the caller's.
-        unsafe { [self.scale.half(lane), self.minimum.half(lane)] }
-    }
+    two_ends!();
 
     #[cfg(target_arch = "x86_64")]
     #[inline]
@@ -186,25 +193,7 @@ impl Levels for Q4K {
         lanes(|lane| twice(minima[lane]))
     }
 
-    fn ends(&self) -> [Lanes<f32>; 2] {
-        [self.scale.plain(), self.minimum.plain()]
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    unsafe fn ends512(&self) -> [x86::__m512; 2] {
-        // SAFETY: the caller's.
-        unsafe { [self.scale.wide(), self.minimum.wide()] }
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[inline]
-    #[target_feature(enable = "avx2,f16c")]
-    unsafe fn ends256(&self, lane: usize) -> [x86::__m256; 2] {
-        // SAFETY: the caller's.
-        unsafe { [self.scale.half(lane), self.minimum.half(lane)] }
-    }
+    two_ends!();
 
     #[cfg(target_arch = "x86_64")]
     #[inline]
