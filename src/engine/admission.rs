@@ -1,7 +1,7 @@
 //! The door: checks requests, holds those that wait, and is the only thing that clients and the model thread share.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,8 @@ pub struct Admission {
     pub materialised: Arc<Materialised>,
     caps: Arc<Caps>,
     streams: AtomicUsize,
+    /// Somebody has come since the model thread last asked.
+    called: AtomicBool,
     state: Mutex<State>,
     /// Something has come, or somebody has read.
     arrival: Condvar,
@@ -94,6 +96,7 @@ impl Admission {
             pages_total,
             materialised,
             streams: AtomicUsize::new(0),
+            called: AtomicBool::new(false),
             state: Mutex::new(state),
             arrival: Condvar::new(),
         }
@@ -181,6 +184,7 @@ impl Admission {
         if let Some(mut displaced) = displaced {
             displaced.tell(full);
         }
+        self.called.store(true, Ordering::Relaxed);
         self.arrival.notify_one();
         Ok(id)
     }
@@ -190,20 +194,19 @@ impl Admission {
         self.state().waiting.push_front(sequence);
     }
 
-    /// Index of the running sequence that is to make room for the next one that waits, if any, where there is no place free.
-    pub fn victim(&self, running: &[Sequence]) -> Option<usize> {
+    /// Index of the running sequence, given by its id and tenant, that is to make room for the next one that waits, if any, where
+    /// there is no place free.
+    pub fn victim(&self, running: &[(u64, &Tenant)]) -> Option<usize> {
         let state = self.state();
         let waiting = || state.ready().map(|(_, tenant)| tenant);
-        let placed = || running.iter().map(|sequence| &sequence.tenant);
+        let placed = || running.iter().map(|(_, tenant)| *tenant);
         let next = Order::new(&state.ledger, placed()).next(waiting().enumerate())?;
         let (accounts_of, accounts) = state.ledger.accounts(waiting().chain(placed()));
         let mut wanted = vec![0; accounts.len()];
         for (tenant, &account) in waiting().zip(&accounts_of) {
             wanted[account] += usize::from(tenant.priority == Priority::Interactive);
         }
-        let starts = waiting()
-            .map(|_| u64::MAX)
-            .chain(running.iter().map(|sequence| sequence.id));
+        let starts = waiting().map(|_| u64::MAX).chain(running.iter().map(|(id, _)| *id));
         let place = |((tenant, &account), started): ((&Tenant, &usize), u64)| Place {
             account,
             priority: tenant.priority,
@@ -226,8 +229,7 @@ impl Admission {
         // Not where it would be the next one itself.
         let others = placed().enumerate().filter(|(index, _)| *index != victim);
         let after = Order::new(&state.ledger, others.map(|(_, tenant)| tenant));
-        let all =
-            std::iter::once((None, &running.get(victim)?.tenant)).chain(waiting().map(|tenant| (Some(()), tenant)));
+        let all = std::iter::once((None, running.get(victim)?.1)).chain(waiting().map(|tenant| (Some(()), tenant)));
         after.next(all)?.map(|()| victim)
     }
 
@@ -235,11 +237,13 @@ impl Admission {
     /// for the next. Waits for one while there is nothing else to do; `None` once the model thread should end.
     pub fn arrivals(&self, running: &[Sequence], mut room: impl FnMut(&Sequence) -> bool) -> Option<Arrivals> {
         let mut arrivals = Arrivals::default();
+        let placed: Vec<_> = running.iter().map(|sequence| &sequence.tenant).collect();
         let mut state = self.state();
+        self.called.store(false, Ordering::Relaxed);
         loop {
             let now = Instant::now();
             state.give_up(now, self.config.stall, &mut arrivals.given_up);
-            arrivals.crowded = state.start(running, &mut room, &mut arrivals.started);
+            arrivals.crowded = state.start(&placed, &mut room, &mut arrivals.started);
             let busy = |sequence: &Sequence| sequence.has_room() || sequence.client_left();
             if !arrivals.started.is_empty() || !arrivals.given_up.is_empty() || running.iter().any(busy) {
                 return Some(arrivals);
@@ -267,6 +271,18 @@ impl Admission {
                 return Some(arrivals);
             }
         }
+    }
+
+    /// Whether anybody has come since this was last asked.
+    pub fn has_called(&self) -> bool {
+        self.called.swap(false, Ordering::Relaxed)
+    }
+
+    /// As [`arrivals`](Self::arrivals), of those only that may start beside `placed` now, in the middle of a step.
+    pub fn callers(&self, placed: &[&Tenant], mut room: impl FnMut(&Sequence) -> bool) -> Vec<Sequence> {
+        let mut started = Vec::new();
+        self.state().start(placed, &mut room, &mut started);
+        started
     }
 
     /// The model thread looks again at who can go on.
@@ -413,16 +429,16 @@ impl State {
     /// Starts whom there is room for; true if somebody is left.
     fn start(
         &mut self,
-        running: &[Sequence],
+        running: &[&Tenant],
         room: &mut impl FnMut(&Sequence) -> bool,
         started: &mut Vec<Sequence>,
     ) -> bool {
-        let active = running.iter().chain(&self.waiting).map(|sequence| &sequence.tenant);
-        self.ledger.settle(active);
+        let waiting = self.waiting.iter().map(|sequence| &sequence.tenant);
+        self.ledger.settle(running.iter().copied().chain(waiting));
         if self.waiting.is_empty() {
             return false;
         }
-        let mut order = Order::new(&self.ledger, running.iter().map(|sequence| &sequence.tenant));
+        let mut order = Order::new(&self.ledger, running.iter().copied());
         while let Some(index) = order.next(self.ready()) {
             if !self.waiting.get(index).is_some_and(&mut *room) {
                 return true;

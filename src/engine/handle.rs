@@ -202,12 +202,12 @@ impl Engine {
             maker.start().map_err(|error| not_started(error.to_string()))?;
         }
         let admission = Arc::new(Admission::new(config, &cache, generation, materialised));
-        let runner = Runner::new(admission.clone(), cache);
+        let runner = Runner::new(admission.clone(), &cache);
         let (running, ended) = watch::channel(());
         std::thread::Builder::new()
             .name("choir-engine".into())
             .spawn(move || {
-                threads.install(|| runner.run());
+                threads.install(|| runner.run(cache));
                 drop(running); // which is what `drain` waits for
             })
             .map_err(|error| not_started(error.to_string()))?;

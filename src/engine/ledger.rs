@@ -25,6 +25,11 @@ impl Tenant {
     fn key(&self) -> (Priority, Arc<str>) {
         (self.priority, self.variant.clone())
     }
+
+    /// Whether both take of one share.
+    pub fn shares_with(&self, other: &Tenant) -> bool {
+        self.priority == other.priority && self.variant == other.variant
+    }
 }
 
 /// What the base is called among variants; none has this name.

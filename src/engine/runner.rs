@@ -1,34 +1,73 @@
 //! The model thread.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Error;
 use super::admission::{Admission, Work};
+use super::ledger::Tenant;
 use super::pace::{Allowance, Pace};
 use super::pages::Pool;
-use super::scheduler::{Claim, Step, choose, short};
+use super::scheduler::{Account, Claim, Step, choose, short};
 use super::sequence::Sequence;
-use super::step::{Failure, Group};
+use super::step::{Failure, Group, Member};
 use crate::model::kv_cache::KvCache;
 
-/// What the model thread owns.
+/// What the model thread owns, but for the cache.
 pub struct Runner {
     admission: Arc<Admission>,
-    cache: KvCache,
     pool: Pool,
-    /// In the order in which they started.
+    /// In the order in which they started. Those of the step under way are not among them.
     running: Vec<Sequence>,
+    /// Those of the step under way, where others may have steps of their own inside it.
+    away: Vec<Away>,
     /// Steps so far.
     step: u64,
     pace: Pace,
     allowance: Allowance,
+    /// Time that went to steps inside others.
+    inside: Duration,
     tally: Tally,
     /// There was no room for somebody who could have started.
     crowded: bool,
     /// Why nothing can be evaluated any more.
     lost: Option<String>,
+}
+
+/// A sequence that takes part in the step under way.
+struct Away {
+    id: u64,
+    tenant: Tenant,
+    /// Its place is somebody else's when the step is over.
+    leaves: bool,
+}
+
+/// What running sequences ask of a step.
+struct Claims {
+    /// Indices of those that are not paused.
+    ready: Vec<usize>,
+    /// One for each of them.
+    claims: Vec<Claim>,
+    accounts: Vec<Account>,
+}
+
+/// What there is for sequences that are to start.
+struct Room {
+    places: usize,
+    pages: usize,
+    page_tokens: usize,
+}
+
+impl Room {
+    fn take(&mut self, next: &Sequence) -> bool {
+        let pages = self.pages.checked_sub(next.pages_to_start(self.page_tokens));
+        let fits = pages.filter(|_| self.places > 0);
+        self.pages = fits.unwrap_or(self.pages);
+        self.places -= usize::from(fits.is_some());
+        fits.is_some()
+    }
 }
 
 /// What has happened since the start.
@@ -48,16 +87,17 @@ struct Tally {
 }
 
 impl Runner {
-    pub fn new(admission: Arc<Admission>, cache: KvCache) -> Self {
+    pub fn new(admission: Arc<Admission>, cache: &KvCache) -> Self {
         let pool = Pool::new(cache.pages(), cache.page_tokens(), admission.config.prefix_reuse);
         Runner {
             admission,
-            cache,
             pool,
             running: Vec::new(),
+            away: Vec::new(),
             step: 0,
             pace: Pace::default(),
             allowance: Allowance::new(),
+            inside: Duration::ZERO,
             tally: Tally::default(),
             crowded: false,
             lost: None,
@@ -65,38 +105,108 @@ impl Runner {
     }
 
     /// Schedule, forward, sample, deliver, until the engine is drained or the device is lost.
-    pub fn run(mut self) {
+    pub fn run(mut self, mut cache: KvCache) {
         while self.lost.is_none() && self.admit() {
-            let (begun, before) = (Instant::now(), self.running.len());
-            let (groups, short) = self.schedule();
-            let (took_part, ready) = (before - self.running.len(), before - self.paused());
-            for mut group in groups {
-                if let Some(detail) = self.lost.clone() {
-                    self.fail(group, &detail);
-                    continue;
-                }
-                match group.forward(&mut self.cache, &self.admission.materialised) {
-                    Ok(outcome) => {
-                        group.sample(&outcome);
-                        self.deliver(group);
-                    }
-                    Err(Failure { detail, lost }) => {
-                        self.fail(group, &detail);
-                        self.lost = lost.then_some(detail);
-                    }
-                }
-            }
-            if took_part > 0 {
-                let took = begun.elapsed();
-                self.pace.record(took, ready, took_part);
-                self.allowance.record(took, short && took_part < ready);
+            if !self.hurry(&mut cache) {
+                let claims = self.claims();
+                self.step(&claims, self.admission.config.step_tokens, &mut cache);
             }
         }
     }
 
-    /// Drops sequences that nobody waits for, and lets in as many as there is room for. Waits while there is nothing to do;
-    /// false once there never will be.
-    fn admit(&mut self) -> bool {
+    /// A step kept short for those whom somebody waits for, if there are any and time for it.
+    fn hurry(&mut self, cache: &mut KvCache) -> bool {
+        if self.lost.is_some() || !self.allowance.is_left() {
+            return false;
+        }
+        let claims = self.claims();
+        let all = self.admission.config.step_tokens;
+        let budget = short(&claims.claims, all);
+        if budget < all {
+            self.step(&claims, budget, cache);
+        }
+        budget < all
+    }
+
+    /// One step of about `budget` tokens.
+    fn step(&mut self, claims: &Claims, budget: usize, cache: &mut KvCache) {
+        let (begun, inside) = (Instant::now(), self.inside);
+        let outer = self.away.is_empty();
+        let ready = claims.ready.len() + self.away.len();
+        let groups = self.schedule(claims, budget);
+        let members = || groups.iter().flat_map(|group| &group.members);
+        let took_part = members().count();
+        if outer {
+            let away = |member: &Member| Away {
+                id: member.sequence.id,
+                tenant: member.sequence.tenant.clone(),
+                leaves: false,
+            };
+            self.away = members().map(away).collect();
+        }
+        for group in groups {
+            match self.lost.clone() {
+                None => self.evaluate(group, outer, cache),
+                Some(detail) => self.fail(group, &detail),
+            }
+        }
+        if took_part > 0 {
+            let took = begun.elapsed().saturating_sub(self.inside - inside);
+            self.pace.record(took, ready, took_part);
+            let short = budget < self.admission.config.step_tokens && took_part < ready;
+            self.allowance.record(took, short);
+        }
+    }
+
+    fn evaluate(&mut self, mut group: Group, outer: bool, cache: &mut KvCache) {
+        let (begun, inside) = (Instant::now(), self.inside);
+        let mut broken = None;
+        let outcome = group.forward(cache, &mut |cache| {
+            if outer && broken.is_none() {
+                // Not to be taken for a panic of the network.
+                broken = catch_unwind(AssertUnwindSafe(|| self.between(cache))).err();
+            }
+        });
+        if let Some(panic) = broken {
+            resume_unwind(panic);
+        }
+        match outcome {
+            Ok(outcome) => {
+                let took = begun.elapsed().saturating_sub(self.inside - inside);
+                group.learn(&self.admission.materialised, took);
+                group.sample(&outcome);
+                self.deliver(group);
+            }
+            Err(Failure { detail, lost }) => {
+                self.fail(group, &detail);
+                self.lost = lost.then_some(detail);
+            }
+        }
+    }
+
+    /// Inside a step, between two parts of it: who has come since it began and is all that its variant has running gets its first
+    /// block now, from steps of its own.
+    fn between(&mut self, cache: &mut KvCache) {
+        if !self.allowance.is_left() || !self.admission.has_called() {
+            return;
+        }
+        let begun = Instant::now();
+        self.make_room();
+        let mut room = self.room();
+        let running = self.running.iter().map(|sequence| &sequence.tenant);
+        let placed: Vec<_> = running.chain(self.away.iter().map(|away| &away.tenant)).collect();
+        let alone = |next: &Sequence| !placed.iter().any(|tenant| tenant.shares_with(&next.tenant));
+        let admit = |next: &Sequence| next.is_waited_for() && alone(next) && room.take(next);
+        let started = self.admission.callers(&placed, admit);
+        self.begin(started);
+        while self.hurry(cache) {
+            self.drop_over();
+        }
+        self.inside += begun.elapsed();
+    }
+
+    /// Drops sequences that nobody waits for.
+    fn drop_over(&mut self) {
         let now = Instant::now();
         let (best, stall) = (self.pace.measured().map(|pace| pace.best), self.admission.config.stall);
         for mut sequence in std::mem::take(&mut self.running) {
@@ -105,6 +215,51 @@ impl Runner {
                 Some(error) => self.give_up(sequence, error),
             }
         }
+    }
+
+    /// Has one of those that have places make room for the next that waits, where all are taken and not as they should be shared.
+    fn make_room(&mut self) {
+        let running = self.running.iter().map(|sequence| (sequence.id, &sequence.tenant));
+        let away = self.away.iter().filter(|away| !away.leaves);
+        let placed: Vec<_> = running.chain(away.map(|away| (away.id, &away.tenant))).collect();
+        if placed.len() < self.admission.config.max_running {
+            return;
+        }
+        let Some(victim) = self.admission.victim(&placed) else {
+            return;
+        };
+        let id = placed[victim].0;
+        match self.away.iter_mut().find(|away| away.id == id) {
+            Some(away) => away.leaves = true,
+            None => {
+                let latest = self.running.remove(victim);
+                self.preempt(latest);
+            }
+        }
+    }
+
+    fn room(&self) -> Room {
+        let away = self.away.iter().filter(|away| !away.leaves).count();
+        Room {
+            places: (self.admission.config.max_running).saturating_sub(self.running.len() + away),
+            // Whoever runs may need another page soon.
+            pages: (self.pool.available()).saturating_sub(self.running.len() + self.away.len()),
+            page_tokens: self.pool.page_tokens(),
+        }
+    }
+
+    fn begin(&mut self, started: Vec<Sequence>) {
+        let now = Instant::now();
+        for mut sequence in started {
+            self.tally.reused += sequence.start(&mut self.pool, self.step, now) as u64;
+            self.running.push(sequence);
+        }
+    }
+
+    /// Drops sequences that nobody waits for, and lets in as many as there is room for. Waits while there is nothing to do;
+    /// false once there never will be.
+    fn admit(&mut self) -> bool {
+        self.drop_over();
         self.running.sort_by_key(|sequence| sequence.id);
         self.admission.materialised.sweep();
         self.report();
@@ -118,74 +273,50 @@ impl Runner {
                 }
             }
         }
-        let max_running = self.admission.config.max_running;
-        if self.running.len() >= max_running
-            && let Some(index) = self.admission.victim(&self.running)
-        {
-            let latest = self.running.remove(index);
-            self.preempt(latest);
-        }
-        // Whoever runs may need another page soon.
-        let mut spare = self.pool.available().saturating_sub(self.running.len());
-        let mut slots = max_running.saturating_sub(self.running.len());
-        let page_tokens = self.pool.page_tokens();
-        let room = |next: &Sequence| {
-            let left = spare
-                .checked_sub(next.pages_to_start(page_tokens))
-                .filter(|_| slots > 0);
-            spare = left.unwrap_or(spare);
-            slots -= usize::from(left.is_some());
-            left.is_some()
-        };
-        let Some(arrivals) = self.admission.arrivals(&self.running, room) else {
+        self.make_room();
+        let mut room = self.room();
+        let Some(arrivals) = self.admission.arrivals(&self.running, |next| room.take(next)) else {
             return false;
         };
         self.crowded = arrivals.crowded;
-        let now = Instant::now();
-        for mut sequence in arrivals.started {
-            self.tally.reused += sequence.start(&mut self.pool, self.step, now) as u64;
-            self.running.push(sequence);
-        }
+        self.begin(arrivals.started);
         for (sequence, error) in arrivals.given_up {
             self.give_up(sequence, error);
         }
         true
     }
 
-    /// How many tokens each running sequence may bring to the next step, and whether that is kept short. Whoever is paused
-    /// brings none.
-    fn plan(&mut self) -> (Vec<usize>, bool) {
+    /// What the running sequences ask of the next step. Whoever is paused asks nothing.
+    fn claims(&mut self) -> Claims {
         let ready: Vec<usize> = (0..self.running.len())
             .filter(|&index| self.running[index].paused.is_none())
             .collect();
-        self.step += u64::from(!ready.is_empty());
         let tenants = ready.iter().map(|&index| &self.running[index].tenant);
+        let tenants = tenants.chain(self.away.iter().map(|away| &away.tenant));
         let (accounts_of, accounts) = self.admission.ledger(|ledger| ledger.accounts(tenants));
         let mut alone = vec![0; accounts.len()];
         accounts_of.iter().for_each(|&account| alone[account] += 1);
         let claim = |(&index, &account): (&usize, &usize)| self.running[index].claim(account, alone[account] == 1);
-        let claims: Vec<Claim> = ready.iter().zip(&accounts_of).map(claim).collect();
-        let all = self.admission.config.step_tokens;
-        let budget = if self.allowance.is_left() {
-            short(&claims, all)
-        } else {
-            all
-        };
-        let Step { shares, passed_over } = choose(&claims, &accounts, budget, self.step);
-        let mut tokens = vec![0; self.running.len()];
-        for share in shares {
-            tokens[ready[share.index]] = share.tokens;
+        let claims = ready.iter().zip(&accounts_of).map(claim).collect();
+        Claims {
+            ready,
+            claims,
+            accounts,
         }
-        for (claim, &index) in ready.iter().enumerate() {
-            self.running[index].passed_over = passed_over.contains(&claim);
-        }
-        (tokens, budget < all)
     }
 
     /// Moves the sequences of the next step into groups. Where there are too few pages, the latest sequences give theirs up: the
-    /// first one always goes on. Also says whether the step is kept short.
-    fn schedule(&mut self) -> (Vec<Group>, bool) {
-        let (tokens, short) = self.plan();
+    /// first one always goes on.
+    fn schedule(&mut self, of: &Claims, budget: usize) -> Vec<Group> {
+        self.step += u64::from(!of.ready.is_empty());
+        let Step { shares, passed_over } = choose(&of.claims, &of.accounts, budget, self.step);
+        let mut tokens = vec![0; self.running.len()];
+        for share in shares {
+            tokens[of.ready[share.index]] = share.tokens;
+        }
+        for (claim, &index) in of.ready.iter().enumerate() {
+            self.running[index].passed_over = passed_over.contains(&claim);
+        }
         let mut chosen = Vec::new();
         let mut left: VecDeque<_> = std::mem::take(&mut self.running).into_iter().zip(tokens).collect();
         while let Some((mut sequence, tokens)) = left.pop_front() {
@@ -213,7 +344,7 @@ impl Runner {
                 None => self.preempt(sequence),
             }
         }
-        (Group::of(chosen, &self.admission.materialised), short)
+        Group::of(chosen, &self.admission.materialised)
     }
 
     /// Takes a sequence's pages and lets it wait again, before all others.
@@ -223,9 +354,16 @@ impl Runner {
         self.admission.put_back(sequence);
     }
 
+    /// A sequence's part of a step is over. Returns whether somebody else has its place.
+    fn back(&mut self, id: u64) -> bool {
+        let away = self.away.iter().position(|away| away.id == id);
+        away.is_some_and(|index| self.away.swap_remove(index).leaves)
+    }
+
     fn deliver(&mut self, group: Group) {
         let now = Instant::now();
         for mut member in group.members {
+            let leaves = self.back(member.sequence.id);
             member.sequence.note(&mut self.pool);
             let (tokens, ended) = member.sequence.deliver(member.after, now);
             self.tally.tokens += tokens as u64;
@@ -241,6 +379,8 @@ impl Runner {
                     self.admission.ledger(|ledger| ledger.took(variant, made));
                 }
                 member.sequence.end(&mut self.pool);
+            } else if leaves {
+                self.preempt(member.sequence);
             } else {
                 self.running.push(member.sequence);
             }
@@ -251,6 +391,7 @@ impl Runner {
     fn fail(&mut self, group: Group, detail: &str) {
         for member in group.members {
             let request_id = member.sequence.id;
+            self.back(request_id);
             tracing::error!(
                 request_id,
                 generation = member.sequence.lease.number,

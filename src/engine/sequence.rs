@@ -236,11 +236,17 @@ impl Sequence {
         }
     }
 
+    /// Whether somebody waits for its first block.
+    pub fn is_waited_for(&self) -> bool {
+        let first = matches!(&self.work, Work::Text(text) if text.delivered == 0);
+        first && self.tenant.priority == Priority::Interactive
+    }
+
     /// What it asks of the next step; `account` is its variant's, which may have it `alone`.
     pub fn claim(&mut self, account: usize, alone: bool) -> Claim {
-        let (tokens, elastic, first) = match &mut self.work {
-            Work::Text(text) => (text.sampler.next().tokens.len(), false, text.delivered == 0),
-            Work::Score(scoring) => (scoring.scorer.least(), true, false),
+        let (tokens, elastic) = match &mut self.work {
+            Work::Text(text) => (text.sampler.next().tokens.len(), false),
+            Work::Score(scoring) => (scoring.scorer.least(), true),
         };
         Claim {
             account,
@@ -249,7 +255,7 @@ impl Sequence {
             elastic,
             served: self.served,
             passed_over: self.passed_over,
-            urgent: alone && first && self.tenant.priority == Priority::Interactive,
+            urgent: alone && self.is_waited_for(),
         }
     }
 

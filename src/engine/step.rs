@@ -4,7 +4,7 @@ use std::any::Any;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
 use rayon::prelude::*;
 
@@ -12,7 +12,7 @@ use super::Generation;
 use super::materialised::{Materialised, Single};
 use super::sequence::{After, Sequence};
 use crate::model::kv_cache::KvCache;
-use crate::model::{Batch, Denoiser, Mix, Outcome, Segment};
+use crate::model::{Batch, Between, Denoiser, Mix, Outcome, Segment};
 use crate::ops::gpu::Fault;
 
 /// Sequences of one generation that take part in a step: one evaluation of one model instance.
@@ -102,32 +102,36 @@ impl Group {
     ///
     /// # Errors
     /// An error, a panic or an outcome of the wrong shape, as what there is to say of them.
-    pub fn forward(&self, cache: &mut KvCache, materialised: &Materialised) -> Result<Outcome, Failure> {
-        let start = Instant::now();
-        let outcome = self.outcome(cache)?;
-        materialised.learn(&self.lease, &self.batch, self.single.is_some(), start.elapsed());
-        Ok(outcome)
-    }
-
-    fn outcome(&self, cache: &mut KvCache) -> Result<Outcome, Failure> {
+    pub fn forward(&self, cache: &mut KvCache, between: &mut Between) -> Result<Outcome, Failure> {
         let Some(single) = &self.single else {
-            return self.evaluate(&*self.lease.denoiser, &self.batch, cache);
+            return self.evaluate(&*self.lease.denoiser, &self.batch, cache, between);
         };
         let mut batch = self.batch.clone();
         batch.segments.iter_mut().for_each(|segment| segment.mix = Mix::base());
-        match self.evaluate(&*single.denoiser, &batch, cache) {
+        match self.evaluate(&*single.denoiser, &batch, cache, between) {
             Err(Failure { detail, lost: false }) => {
                 tracing::warn!(detail, "a materialised variant failed; it is read from its bank again");
                 single.give_up();
-                self.evaluate(&*self.lease.denoiser, &self.batch, cache)
+                self.evaluate(&*self.lease.denoiser, &self.batch, cache, between)
             }
             outcome => outcome,
         }
     }
 
-    fn evaluate(&self, denoiser: &dyn Denoiser, batch: &Batch, cache: &mut KvCache) -> Result<Outcome, Failure> {
+    /// Has it known what the evaluation took.
+    pub fn learn(&self, materialised: &Materialised, took: Duration) {
+        materialised.learn(&self.lease, &self.batch, self.single.is_some(), took);
+    }
+
+    fn evaluate(
+        &self,
+        denoiser: &dyn Denoiser,
+        batch: &Batch,
+        cache: &mut KvCache,
+        between: &mut Between,
+    ) -> Result<Outcome, Failure> {
         // What a panic leaves half written in the cache are pages of this group's sequences: they do not go on, or write them anew.
-        let outcome = catch_unwind(AssertUnwindSafe(|| denoiser.step(batch, cache)))
+        let outcome = catch_unwind(AssertUnwindSafe(|| denoiser.step(batch, cache, between)))
             .map_err(|panic| Failure::of_step(format!("panic: {}", said(&*panic))))?
             .map_err(|error| Failure {
                 detail: error.to_string(),

@@ -142,6 +142,10 @@ pub struct Outcome {
     pub drawn: Vec<Drawn>,
 }
 
+/// What is done with the cache between two parts of an evaluation. Other sequences' batches may be evaluated in it; what the
+/// evaluation under way reads of it must stay.
+pub type Between<'a> = dyn FnMut(&mut KvCache) + 'a;
+
 /// One network evaluation. Implemented by the DiT and by a fake for tests.
 ///
 /// `Cache` is the state that changes (keys and values); the weights do not. The engine owns one cache and
@@ -163,15 +167,20 @@ pub trait Denoiser: Send + Sync {
     /// be drawn from them does not matter here.
     fn forward(&self, batch: &Batch, cache: &mut KvCache) -> candle_core::Result<Logits>;
 
+    /// Evaluates `batch` as [`forward`](Self::forward) does; where it can, it calls `between` every few products.
+    fn interruptible(&self, batch: &Batch, cache: &mut KvCache, _between: &mut Between) -> candle_core::Result<Logits> {
+        self.forward(batch, cache)
+    }
+
     /// Evaluates `batch` as [`forward`](Self::forward) does, and adds to `profile` what its parts took where they are known.
     fn profiled(&self, batch: &Batch, cache: &mut KvCache, profile: &mut Profile) -> candle_core::Result<Logits> {
         let _ = profile;
         self.forward(batch, cache)
     }
 
-    /// Evaluates `batch` as [`forward`](Self::forward) does, and draws from the rows of segments that say how.
-    fn step(&self, batch: &Batch, cache: &mut KvCache) -> candle_core::Result<Outcome> {
-        let logits = self.forward(batch, cache)?;
+    /// Evaluates `batch` as [`interruptible`](Self::interruptible) does, and draws from the rows of segments that say how.
+    fn step(&self, batch: &Batch, cache: &mut KvCache, between: &mut Between) -> candle_core::Result<Outcome> {
+        let logits = self.interruptible(batch, cache, between)?;
         logits.check(batch.logit_rows(), self.config().vocab_size)?;
         let (outcome, spent) = logits.draw(batch);
         cache.recycle(spent);

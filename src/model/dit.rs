@@ -2,7 +2,7 @@
 
 use super::DitConfig;
 use super::attention::{Shape, attend, keep, rotate};
-use super::batch::{Batch, Denoiser, Logits, Mix, VariantId};
+use super::batch::{Batch, Between, Denoiser, Logits, Mix, VariantId};
 use super::kv_cache::KvCache;
 use super::linear::{Superposed, SuperposedLinear};
 use super::modulation::Modulation;
@@ -140,14 +140,20 @@ impl Dit {
     }
 
     /// Evaluates as [`Denoiser::forward`] does, watched by `meter`.
-    fn evaluate(&self, batch: &Batch, cache: &mut KvCache, meter: &mut impl Meter) -> Result<Logits> {
+    fn evaluate(
+        &self,
+        batch: &Batch,
+        cache: &mut KvCache,
+        meter: &mut impl Meter,
+        between: &mut Between,
+    ) -> Result<Logits> {
         check(batch, cache)?;
         if cache.on_device().is_some() {
             bail!("a cache on a device for a network on the host")
         }
-        let mut work = std::mem::take(&mut cache.workspace);
-        let data = self.logits(batch, cache, &mut work, meter);
-        cache.workspace = work;
+        let mut work = cache.workspaces.pop().unwrap_or_default();
+        let data = self.logits(batch, cache, &mut work, meter, between);
+        cache.workspaces.push(work);
         Ok(Logits {
             vocab: self.base.config.vocab_size,
             data: data?,
@@ -160,6 +166,7 @@ impl Dit {
         cache: &mut KvCache,
         work: &mut Workspace,
         meter: &mut impl Meter,
+        between: &mut Between,
     ) -> Result<Vec<f32>> {
         let config = &self.base.config;
         let (hidden, vocab) = (config.hidden_dim, config.vocab_size);
@@ -191,6 +198,7 @@ impl Dit {
         });
         let qkv = sized(&mut work.qkv, count * 3 * hidden);
         for (number, layer) in self.layers.iter().enumerate() {
+            between(cache);
             product(meter, Stage::Qkv, &layer.qkv, normed, rows, qkv)?;
             meter.part(Stage::Rotary, 0, || {
                 rotate(qkv, shape, &work.rotary);
@@ -230,6 +238,7 @@ impl Dit {
                     }
                 });
             });
+            between(cache);
             let wide = sized(&mut work.wide, count * 4 * hidden);
             product(meter, Stage::Expand, &layer.expand, normed, rows, wide)?;
             meter.part(Stage::Gelu, 0, || {
@@ -251,6 +260,7 @@ impl Dit {
                 });
             });
         }
+        between(cache);
         product(meter, Stage::Head, &self.head, normed, rows, &mut data)?;
         meter.part(Stage::Bias, 0, || {
             ops::add_bias_in_place(&mut data, vocab, |row| &plan.line(rows, row).bias);
@@ -320,10 +330,14 @@ impl Denoiser for Dit {
     }
 
     fn forward(&self, batch: &Batch, cache: &mut KvCache) -> Result<Logits> {
-        self.evaluate(batch, cache, &mut ())
+        self.evaluate(batch, cache, &mut (), &mut |_| ())
+    }
+
+    fn interruptible(&self, batch: &Batch, cache: &mut KvCache, between: &mut Between) -> Result<Logits> {
+        self.evaluate(batch, cache, &mut (), between)
     }
 
     fn profiled(&self, batch: &Batch, cache: &mut KvCache, profile: &mut Profile) -> Result<Logits> {
-        self.evaluate(batch, cache, profile)
+        self.evaluate(batch, cache, profile, &mut |_| ())
     }
 }

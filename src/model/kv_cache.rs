@@ -25,8 +25,9 @@ pub struct KvCache {
     head_dim: usize,
     page_tokens: usize,
     pages: usize,
-    /// What one evaluation leaves to the next but results: memory.
-    pub(super) workspace: Workspace,
+    /// What one evaluation leaves to the next but results: memory. Of those that run inside one another each takes the last,
+    /// and puts it back.
+    pub(super) workspaces: Vec<Workspace>,
 }
 
 impl KvCache {
@@ -46,7 +47,7 @@ impl KvCache {
             head_dim: config.head_dim(),
             page_tokens,
             pages,
-            workspace: Workspace::default(),
+            workspaces: Vec::new(),
         }
     }
 
@@ -130,6 +131,8 @@ impl KvCache {
 
     /// Takes back the memory of logits that nobody needs any more.
     pub(super) fn recycle(&mut self, logits: Vec<f32>) {
-        self.workspace.recycle(logits);
+        if let Some(workspace) = self.workspaces.last_mut() {
+            workspace.recycle(logits);
+        }
     }
 }

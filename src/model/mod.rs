@@ -19,7 +19,7 @@ pub mod variant;
 pub mod weights;
 mod workspace;
 
-pub use batch::{Batch, Denoiser, Logits, Mix, Outcome, PageId, Segment, VariantId};
+pub use batch::{Batch, Between, Denoiser, Logits, Mix, Outcome, PageId, Segment, VariantId};
 pub use config::{DitConfig, Process, Regime};
 pub use dit::Dit;
 pub use place::Place;

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use choir::engine::{EngineConfig, EngineHandle, Error, Event, EventStream, Priority, Request};
 
+use choir::model::{Batch, Mix, VariantId};
+
 use super::fake::*;
 
 fn submit(engine: &EngineHandle, requests: impl IntoIterator<Item = Request>) -> Vec<EventStream> {
@@ -150,6 +152,87 @@ fn a_lone_request_does_not_wait_for_long_steps() {
     }
 }
 
+/// Lets those evaluations through that have one segment; how many they were, and the segments of the next one.
+fn steps_inside(gate: &Gate) -> (usize, usize) {
+    for inside in 0.. {
+        match gate.wait() {
+            1 => gate.pass(),
+            segments => return (inside, segments),
+        }
+    }
+    unreachable!()
+}
+
+#[test]
+fn a_lone_request_has_its_first_block_inside_the_step_under_way() {
+    let alone = start(config(), Fake::new(6));
+    let expected: Vec<_> = (0..4).map(|seed| run(&alone, to("a", 40, seed)).1).collect();
+    let (network, gate) = Fake::new(6).gated();
+    let engine = start(config(), network);
+    let streams = submit(&engine, (0..4).map(|seed| to("a", 40, seed)));
+    gate.wait();
+    passes(&gate, 10);
+    let mut lone = engine.submit(to("b", 8, 9)).expect("submit");
+    let another = engine.submit(to("a", 8, 9)).expect("submit");
+    gate.pass();
+    let (inside, next) = steps_inside(&gate);
+    assert!(inside > 0 && next == 6, "{inside} steps inside, then one of {next}");
+    let first = std::iter::from_fn(|| lone.blocking_recv()).find(|event| matches!(event, Event::Block { .. }));
+    let Some(Event::Block {
+        tokens: mut lone_tokens,
+        ..
+    }) = first
+    else {
+        panic!("no block")
+    };
+    drop(gate);
+    lone_tokens.extend(outcome(&events(lone)).1);
+    assert_eq!(lone_tokens, run(&alone, to("b", 8, 9)).1);
+    assert_eq!(outcome(&events(another)).1, run(&alone, to("a", 8, 9)).1);
+    for (stream, expected) in streams.into_iter().zip(expected) {
+        assert_eq!(outcome(&events(stream)).1, expected);
+    }
+}
+
+#[test]
+fn what_goes_wrong_inside_a_step_or_around_it_stays_there() {
+    let of = |batch: &Batch, variant| {
+        batch
+            .segments
+            .iter()
+            .any(|segment| segment.mix == Mix::single(VariantId(variant)))
+    };
+    for (broken, fault) in [(1, Fault::Error), (1, Fault::Panic), (0, Fault::Error)] {
+        let fault = std::sync::Mutex::new((false, fault));
+        let (network, gate) = Fake::new(7)
+            .fault(move |batch| {
+                let (armed, fault) = &mut *fault.lock().unwrap();
+                // Variant b's evaluations go wrong inside a step of a's, or that step does after one of b's.
+                *armed |= of(batch, 1);
+                match *armed && of(batch, broken) {
+                    true => std::mem::replace(fault, Fault::None),
+                    false => Fault::None,
+                }
+            })
+            .gated();
+        let engine = start(config(), network);
+        let streams = submit(&engine, (0..2).map(|seed| to("a", 20, seed)));
+        gate.wait();
+        passes(&gate, 5);
+        let lone = engine.submit(to("b", 8, 9)).expect("submit");
+        drop(gate);
+        let ends = |stream| events(stream).pop();
+        let failed = |end: &Option<Event>| matches!(end, Some(Event::Failed(Error::Device { .. })));
+        assert_eq!(failed(&ends(lone)), broken == 1);
+        assert_eq!(
+            streams.into_iter().map(ends).filter(failed).count(),
+            if broken == 1 { 0 } else { 2 }
+        );
+        let status = until(&engine, |status| status.running == 0);
+        assert_eq!((status.pages_used, status.leases), (0, 0));
+    }
+}
+
 #[test]
 fn a_quiet_variant_gets_a_place_of_the_one_that_has_all_and_no_text_changes() {
     let alone = start(config(), Fake::new(5));
@@ -164,7 +247,12 @@ fn a_quiet_variant_gets_a_place_of_the_one_that_has_all_and_no_text_changes() {
     gate.wait();
     passes(&gate, 3);
     let lone = engine.submit(to("b", 40, 9)).expect("submit");
-    passes(&gate, 2); // the step under way, and the next
+    gate.pass();
+    assert_eq!(
+        steps_inside(&gate).1,
+        4,
+        "who made room is out of the next step already"
+    );
     let status = engine.status();
     assert_eq!((status.preempted, status.running), (1, 4));
     assert_eq!((status.variants["b"].running, status.variants["a"].waiting), (1, 5));

@@ -12,7 +12,7 @@ mod variant;
 mod weights;
 mod work;
 
-use super::batch::{Batch, Denoiser, Logits, Mix, Outcome, VariantId};
+use super::batch::{Batch, Between, Denoiser, Logits, Mix, Outcome, VariantId};
 use super::config::DitConfig;
 use super::dit;
 use super::kv_cache::KvCache;
@@ -363,10 +363,10 @@ impl Denoiser for GpuDit {
     fn forward(&self, batch: &Batch, cache: &mut KvCache) -> Result<Logits> {
         let mut batch = batch.clone();
         batch.segments.iter_mut().for_each(|segment| segment.draws.clear());
-        Ok(self.step(&batch, cache)?.logits)
+        Ok(self.step(&batch, cache, &mut |_| ())?.logits)
     }
 
-    fn step(&self, batch: &Batch, cache: &mut KvCache) -> Result<Outcome> {
+    fn step(&self, batch: &Batch, cache: &mut KvCache, _between: &mut Between) -> Result<Outcome> {
         let mut state = self.state();
         if batch.segments.iter().any(|segment| !segment.tokens.is_empty()) {
             self.run(&mut state, batch, cache)?;

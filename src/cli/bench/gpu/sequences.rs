@@ -42,7 +42,7 @@ fn take(network: &GpuDit, mix: &Mix, samplers: &mut [Sampler], cache: &mut KvCac
         });
     }
     let batch = Batch { segments };
-    let outcome = network.step(&batch, cache)?;
+    let outcome = network.step(&batch, cache, &mut |_| ())?;
     let mut drawn = &outcome.drawn[..];
     let mut more = true;
     for (sampler, segment) in samplers.iter_mut().zip(&batch.segments) {

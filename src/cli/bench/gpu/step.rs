@@ -60,7 +60,7 @@ impl Blocks<'_> {
                 ..self.segment(sequence, Mix::base(), 0, tokens)
             };
             let batch = Batch { segments: vec![clean] };
-            network.step(&batch, &mut cache)?;
+            network.step(&batch, &mut cache, &mut |_| ())?;
         }
         Ok(cache)
     }
@@ -115,7 +115,7 @@ fn steps(
 ) -> Result<Took> {
     let mut once = || -> Result<f64> {
         let start = Instant::now();
-        network.step(batch, cache)?;
+        network.step(batch, cache, &mut |_| ())?;
         Ok(1e3 * start.elapsed().as_secs_f64())
     };
     if let Some(profile) = profile {
