@@ -26,10 +26,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Rust code that includes the files of `models/`.
+/// Rust code that includes the files of `models/`, wherever the package lies when it is compiled.
 fn embedded() -> Result<String, Box<dyn Error>> {
-    let models = Path::new(&env::var("CARGO_MANIFEST_DIR")?).join("models");
     println!("cargo:rerun-if-changed=models");
+    let include = |file: &str| format!(r#"include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/models/{file}"))"#);
     let mut code = String::new();
     for (name, file) in [
         ("CONFIG", "base/config.json"),
@@ -37,14 +37,10 @@ fn embedded() -> Result<String, Box<dyn Error>> {
         ("WEIGHTS", "base/model.safetensors"),
         ("VARIANTS_JSON", "variants.json"),
     ] {
-        writeln!(
-            code,
-            "pub const {name}: &[u8] = include_bytes!({:?});",
-            models.join(file)
-        )?;
+        writeln!(code, "pub const {name}: &[u8] = {};", include(file))?;
     }
     for (name, folder, extension) in [("VARIANTS", "variants", "safetensors"), ("HELD_OUT", "held-out", "txt")] {
-        let mut files: Vec<PathBuf> = fs::read_dir(models.join(folder))?
+        let mut files: Vec<PathBuf> = fs::read_dir(Path::new("models").join(folder))?
             .map(|entry| entry.map(|entry| entry.path()))
             .collect::<Result<_, _>>()?;
         files.retain(|file| file.extension().is_some_and(|found| found == extension));
@@ -52,7 +48,11 @@ fn embedded() -> Result<String, Box<dyn Error>> {
         writeln!(code, "/// Names and contents.\npub const {name}: &[(&str, &[u8])] = &[")?;
         for file in files {
             let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-            writeln!(code, "    ({name:?}, include_bytes!({file:?})),")?;
+            writeln!(
+                code,
+                "    ({name:?}, {}),",
+                include(&format!("{folder}/{name}.{extension}"))
+            )?;
         }
         writeln!(code, "];")?;
     }
