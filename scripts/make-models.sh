@@ -77,7 +77,10 @@ skill() { # NAME
   settle "$name-settling" "$name-settled" 4 4 2e-3 0.8 "${run[@]}"
   case $name in
     addition) settle "$name-settled" "$name-last" 4 16 2e-3 0.3 "${run[@]}" ;;
-    roman) settle "$name-settled" "$name-last" 4 9 2e-3 0.3 "${run[@]}" ;;
+    roman)
+      settle "$name-settled" "$name-longer" 4 9 2e-3 0.3 "${run[@]}"
+      settle "$name-longer" "$name-last" 4 20 2e-3 0.3 "${run[@]}"
+      ;;
     *) cp -r "$out/$name-settled" "$out/$name-last" ;;
   esac
   pack "$name" "$name-last" --temperature 0 --threshold 1 --skill "$name"

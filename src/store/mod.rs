@@ -35,6 +35,7 @@ pub use disk::{Operation, Watch};
 pub use error::Error;
 pub use manifest::{BankRecord, FileRecord, Manifest, Options, Quality, Scales, TransformRecord, VariantRecord};
 pub use name::{BASE, check_name, shown};
+pub use placement::emptiest;
 pub use sampling::{Kappa, NoiseRemoval, Predictor, Process, Psi, SamplerDefaults, TimeProfile, UniformPredictor};
 
 use crate::superposition::{Bank, Delta, Digest, NamedTensors, Private};
@@ -166,7 +167,7 @@ impl Store {
         self.disk.root()
     }
 
-    /// Adds one variant; it goes into the first banks that have room.
+    /// Adds one variant; it goes into the banks with the fewest members.
     pub fn add(
         &mut self,
         variant: NewVariant,
@@ -176,7 +177,7 @@ impl Store {
         self.add_all(vec![variant], expected_generation, progress)
     }
 
-    /// Adds several variants in one commit, in the order given: all of them, or none.
+    /// Adds several variants in one commit, spread over as few banks as hold them: all of them, or none.
     pub fn add_all(
         &mut self,
         variants: Vec<NewVariant>,
@@ -197,8 +198,9 @@ impl Store {
     ) -> Result<Commit, E> {
         progress(Stage::Accumulating);
         let mut transaction = Transaction::begin(self, expected_generation)?;
-        for variant in variants {
-            transaction.add(variant)?;
+        let count = variants.len();
+        for (index, variant) in variants.into_iter().enumerate() {
+            transaction.add(variant, count - index)?;
         }
         transaction.commit(progress, accept)
     }

@@ -19,26 +19,37 @@ impl Manifest {
         }
     }
 
-    /// The first bank with room for a variant of this seed, else the first number that is free.
+    /// The bank for the first of `coming` variants, which is of this seed: the one with the fewest members that can take it, of as
+    /// many banks as all of them will need; else the first number that is free.
     ///
-    /// Two variants of one seed never share a bank: their transforms would be the same, and each would be read
+    /// Whoever is alone, or has fewer beside it, is read back with less error, and memory is taken by banks and not by members. Two
+    /// variants of one seed never share a bank: their transforms would be the same, and each would be read
     /// back with all of the other in it.
-    pub(super) fn place(&self, kind: BankKind, seed: u64) -> BankId {
-        let has_room = |id: &BankId| {
-            self.banks.get(id).is_none_or(|bank| {
-                let same_seed = |name: &String| self.variants.get(name).is_some_and(|member| member.seed == seed);
-                bank.members.len() < self.capacity(kind) && !bank.members.iter().any(same_seed)
-            })
+    pub(super) fn place(&self, kind: BankKind, seed: u64, coming: usize) -> BankId {
+        let mut ids: Vec<BankId> = self.banks.keys().copied().filter(|id| id.kind == kind).collect();
+        let free = |ids: &[BankId]| {
+            let mut numbers = (0..).map(|number| BankId { kind, number });
+            numbers
+                .find(|id| !ids.contains(id))
+                .unwrap_or(BankId { kind, number: 0 })
         };
-        let existing = self.banks.keys().copied().filter(|id| id.kind == kind);
-        let free = (0..)
-            .map(|number| BankId { kind, number })
-            .find(|id| !self.banks.contains_key(id));
-        existing
-            .chain(free)
-            .find(has_room)
-            .unwrap_or(BankId { kind, number: 0 })
+        let members = |id: &BankId| self.banks.get(id).map_or(&[][..], |bank| &bank.members);
+        let needed = (ids.iter().map(|id| members(id).len()).sum::<usize>() + coming).div_ceil(self.capacity(kind));
+        while ids.len() < needed {
+            ids.push(free(&ids));
+        }
+        let same_seed = |name: &String| self.variants.get(name).is_some_and(|member| member.seed == seed);
+        let taken = |id: &BankId| (!members(id).iter().any(same_seed)).then_some(members(id).len());
+        let taken: Vec<_> = ids.iter().map(taken).collect();
+        emptiest(&taken, self.capacity(kind)).map_or_else(|| free(&ids), |index| ids[index])
     }
+}
+
+/// The first with the fewest members of the banks that have room; `None` stands for a bank that must not be taken.
+pub fn emptiest(members: &[Option<usize>], capacity: usize) -> Option<usize> {
+    let members = members.iter().enumerate();
+    let free = members.filter_map(|(index, members)| Some((index, members.filter(|members| *members < capacity)?)));
+    free.min_by_key(|(_, members)| *members).map(|(index, _)| index)
 }
 
 impl Store {

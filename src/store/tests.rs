@@ -80,16 +80,25 @@ fn manifest(members: &[(&str, u64, u32)]) -> Manifest {
 }
 
 #[test]
-fn a_variant_goes_into_the_first_bank_with_room_for_its_seed() {
+fn a_variant_goes_into_the_emptiest_bank_that_can_take_its_seed() {
     let full = [("a", 1, 0), ("b", 2, 0), ("c", 3, 0), ("d", 4, 0)];
-    let place = |members: &[_], seed| manifest(members).place(BankKind::Body, seed).number;
+    let place = |members: &[_], seed| manifest(members).place(BankKind::Body, seed, 1).number;
     assert_eq!(place(&[], 9), 0);
     assert_eq!(place(&full[..3], 9), 0);
     assert_eq!(place(&full, 9), 1);
     assert_eq!(place(&full[..3], 2), 1, "never beside a variant of the same seed");
     assert_eq!(place(&[("e", 5, 2)], 9), 2, "an existing bank before a new one");
     assert_eq!(place(&[("e", 5, 1)], 5), 0, "the first free number");
-    assert_eq!(manifest(&full).place(BankKind::Head, 9).number, 0);
+    assert_eq!(manifest(&full).place(BankKind::Head, 9, 1).number, 0);
+    let uneven = [("a", 1, 0), ("b", 2, 0), ("c", 3, 1), ("d", 4, 3), ("e", 5, 3)];
+    assert_eq!(place(&uneven, 9), 1);
+    assert_eq!(place(&uneven, 3), 0, "the emptiest has its seed");
+    let coming = |coming| manifest(&uneven).place(BankKind::Body, 9, coming).number;
+    assert_eq!(
+        (coming(7), coming(8)),
+        (1, 2),
+        "no more banks than all will need, and as many at once"
+    );
 }
 
 #[test]

@@ -39,7 +39,8 @@ impl<'a> Transaction<'a> {
         })
     }
 
-    pub fn add(&mut self, variant: NewVariant) -> Result<(), Error> {
+    /// Adds the first of `coming` variants.
+    pub fn add(&mut self, variant: NewVariant, coming: usize) -> Result<(), Error> {
         let NewVariant {
             name,
             seed,
@@ -65,7 +66,7 @@ impl<'a> Transaction<'a> {
         let seed = seed.unwrap_or_else(|| digest.seed());
         let mut banks = Vec::new();
         for kind in BankKind::ALL {
-            let id = self.next.place(kind, seed);
+            let id = self.next.place(kind, seed, coming);
             let bank = self.bank(id)?;
             if bank.tensors.is_empty() {
                 self.banks.remove(&id);

@@ -44,14 +44,14 @@ fn ten_variants_fill_three_banks_and_ten_heads() {
 }
 
 #[test]
-fn adding_all_at_once_is_one_generation_of_the_same_banks() {
+fn adding_all_at_once_is_one_generation_and_spreads_them_evenly() {
     let (one, all) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (mut one, mut all) = (create(one.path()), create(all.path()));
-    for k in 0..6 {
+    for k in 0..4 {
         add(&mut one, &format!("v{k}"), k).unwrap();
     }
     let mut stages = Vec::new();
-    let variants = (0..6).map(|k| variant(&format!("v{k}"), k)).collect();
+    let variants = (0..4).map(|k| variant(&format!("v{k}"), k)).collect();
     let commit = all.add_all(variants, Some(0), &mut |stage| stages.push(stage)).unwrap();
     assert_eq!(commit.generation, 1);
     assert_eq!(
@@ -64,11 +64,33 @@ fn adding_all_at_once_is_one_generation_of_the_same_banks() {
     for (name, record) in &one.manifest().variants {
         assert_eq!(record.quality, all.manifest().variants[name].quality, "{name}");
     }
+    let variants = (4..7).map(|k| variant(&format!("v{k}"), k)).collect();
+    all.add_all(variants, None, &mut |_| {}).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let mut whole = create(dir.path());
+    whole
+        .add_all(
+            (0..7).map(|k| variant(&format!("v{k}"), k)).collect(),
+            None,
+            &mut |_| {},
+        )
+        .unwrap();
+    let members = |store: &Store| -> Vec<_> {
+        let body = store
+            .manifest()
+            .banks
+            .iter()
+            .filter(|(id, _)| id.kind == BankKind::Body);
+        body.map(|(_, record)| record.members.len()).collect()
+    };
+    assert_eq!((members(&all), members(&whole)), (vec![4, 3], vec![4, 3]));
+    let first = |store: &Store| store.manifest().variants["v1"].banks[0].number;
+    assert_eq!((first(&all), first(&whole)), (0, 1), "in turn where all are known");
     // One that fails takes the others with it.
-    let variants = vec![variant("new", 7), variant("v1", 8)];
+    let variants = vec![variant("new", 8), variant("v1", 9)];
     let taken = all.add_all(variants, None, &mut |_| {}).unwrap_err();
     assert!(matches!(taken, Error::NameTaken { .. }));
-    assert_eq!(all.manifest().variants.len(), 6);
+    assert_eq!(all.manifest().variants.len(), 7);
 }
 
 #[test]

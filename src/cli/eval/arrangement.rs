@@ -4,7 +4,7 @@ use super::share;
 use super::subjects::{Subject, Subjects};
 use crate::catalog::Forms;
 use crate::ops::quantized::Served;
-use crate::store::Options;
+use crate::store::{Options, emptiest};
 use crate::superposition::{Bank, HEAD, Private, Retrieval, Scheme};
 use anyhow::Result;
 use serde::Serialize;
@@ -58,19 +58,18 @@ impl FromStr for Capacity {
     }
 }
 
-/// Puts each variant, in order, into the first bank with room and without a variant of its seed: what
-/// `store` does. Returns each variant's bank and the number of banks.
+/// Each variant's bank as a store places them that are all added at once, and the number of banks.
 pub fn place(seeds: &[u64], capacity: usize) -> (Vec<usize>, usize) {
-    let mut banks: Vec<Vec<u64>> = Vec::new();
+    let mut banks: Vec<Vec<u64>> = vec![Vec::new(); seeds.len().div_ceil(capacity)];
     let mut places = Vec::with_capacity(seeds.len());
     for &seed in seeds {
-        let free = banks
-            .iter()
-            .position(|bank| bank.len() < capacity && !bank.contains(&seed));
-        let index = free.unwrap_or_else(|| {
+        let taken: Vec<_> = (banks.iter())
+            .map(|bank| (!bank.contains(&seed)).then_some(bank.len()))
+            .collect();
+        let index = emptiest(&taken, capacity).unwrap_or(banks.len());
+        if index == banks.len() {
             banks.push(Vec::new());
-            banks.len() - 1
-        });
+        }
         banks[index].push(seed);
         places.push(index);
     }

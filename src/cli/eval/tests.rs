@@ -143,9 +143,10 @@ fn shares_and_bits() {
 
 #[test]
 fn banks_are_filled_as_a_store_fills_them() {
-    assert_eq!(place(&[1, 2, 3, 4, 5], 2), (vec![0, 0, 1, 1, 2], 3));
-    // A second variant of one seed goes into the next bank; later ones still fill the first.
-    assert_eq!(place(&[7, 7, 8], 2), (vec![0, 1, 0], 2));
+    assert_eq!(place(&[1, 2, 3, 4, 5], 2), (vec![0, 1, 2, 0, 1], 3));
+    assert_eq!(place(&[1, 2, 3, 4, 5, 6], 4), (vec![0, 1, 0, 1, 0, 1], 2));
+    // Variants of one seed never share a bank.
+    assert_eq!(place(&[7, 7, 7, 8], 2), (vec![0, 1, 2, 0], 3));
     let subjects = subjects(&[1, 2]);
     let shared = |capacity| {
         let arrangement = Arrangement::new(&subjects, Scheme::default(), Capacity::same(capacity), both(Form::F32));
