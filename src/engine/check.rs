@@ -129,6 +129,7 @@ pub fn score(
     let (sender, reply) = oneshot::channel();
     let work = Work::Score(Box::new(Scoring {
         scorer,
+        step_tokens: config.step_tokens,
         reply: Some(sender),
         nats_per_token: None,
     }));

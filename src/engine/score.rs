@@ -140,6 +140,12 @@ impl Scorer {
         self.nfe
     }
 
+    /// Tokens still to be evaluated, noisy and clean, but for those that are offered.
+    pub fn tokens_left(&self) -> usize {
+        let noisy = (self.tokens.len() - self.block) * self.samples - self.sample * self.least();
+        noisy + self.last_block().saturating_sub(self.written)
+    }
+
     /// The fewest tokens that `next` can offer now.
     pub fn least(&self) -> usize {
         self.block_size.min(self.tokens.len() - self.block)
@@ -245,11 +251,15 @@ impl Scorer {
         }
     }
 
+    /// Where the last block begins, which none comes after.
+    fn last_block(&self) -> usize {
+        (self.tokens.len() - 1) / self.block_size * self.block_size
+    }
+
     /// Writes ahead what the blocks still to come will see, unless a block that is cached is not done with.
     fn offer_clean(&mut self, budget: usize) {
-        let last_block = (self.tokens.len() - 1) / self.block_size * self.block_size;
         let blocks = (budget.min(self.chunk) / self.block_size).max(1);
-        let end = (self.written + blocks * self.block_size).min(last_block);
+        let end = (self.written + blocks * self.block_size).min(self.last_block());
         if end > self.written && (budget >= self.block_size || self.offered.is_empty()) {
             let tokens = self.tokens[self.written..end].to_vec();
             let clean = tokens.len();

@@ -66,6 +66,8 @@ pub struct Text {
 
 pub struct Scoring {
     pub scorer: Scorer,
+    /// Tokens that one step can take of it.
+    pub step_tokens: usize,
     pub reply: Option<oneshot::Sender<Result<Score, Error>>>,
     pub nats_per_token: Option<f64>,
 }
@@ -136,7 +138,7 @@ impl Sequence {
     pub fn evaluations_left(&self) -> u64 {
         match &self.work {
             Work::Text(text) => u64::from(text.evaluations.saturating_sub(text.sampler.nfe()).max(1)),
-            Work::Score(_) => 1,
+            Work::Score(scoring) => scoring.scorer.tokens_left().div_ceil(scoring.step_tokens).max(1) as u64,
         }
     }
 

@@ -131,6 +131,7 @@ fn a_score_is_the_same_without_an_engine() {
     let mut scorer =
         Scorer::new(network.config(), network.config().regime(), tokens(text), 0, 6, 16, 5).expect("scorer");
     let alone = loop {
+        let left = scorer.tokens_left();
         let segment = |evaluation: &choir::sampler::Evaluation| Segment {
             mix: Mix::base(),
             block: Some(BLOCK),
@@ -143,12 +144,16 @@ fn a_score_is_the_same_without_an_engine() {
             pages: pages.clone(),
             pages_start: 0,
         };
-        let segments = scorer.next(100).iter().map(segment).collect();
+        let segments: Vec<Segment> = scorer.next(100).iter().map(segment).collect();
+        let offered: usize = segments.iter().map(|segment| segment.tokens.len()).sum();
         let logits = network
             .forward(&choir::model::Batch { segments }, &mut cache)
             .expect("forward");
         let rows: Vec<&[f32]> = logits.data.chunks(VOCAB).collect();
-        if let Some(nats) = scorer.accept(&rows) {
+        let nats = scorer.accept(&rows);
+        assert_eq!(left - scorer.tokens_left(), offered);
+        if let Some(nats) = nats {
+            assert_eq!(scorer.tokens_left(), 0);
             break nats;
         }
     };
