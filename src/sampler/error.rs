@@ -1,5 +1,8 @@
 //! Why settings or a prompt are refused.
 
+use super::block::MAX_TEMPERATURE;
+use crate::ops::categorical::Filter;
+
 /// A fact about the offending field; [`Error::field`] names it.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Error {
@@ -75,6 +78,13 @@ pub(super) fn share(field: &'static str, value: f32) -> Result<(), Error> {
             value: f64::from(value),
         })
     }
+}
+
+pub(super) fn filter(filter: &Filter) -> Result<(), Error> {
+    let highest = f64::from(MAX_TEMPERATURE);
+    within("temperature", f64::from(filter.temperature), 0.0, highest)?;
+    share("nucleus_p", filter.nucleus_p)?;
+    count("top_k", filter.top_k.unwrap_or(1), 1, usize::MAX)
 }
 
 pub(super) fn tokens(field: &'static str, tokens: &[u32], vocab_size: usize) -> Result<(), Error> {
