@@ -7,7 +7,6 @@
 mod absorbing;
 mod block;
 mod error;
-mod nelbo;
 mod notation;
 mod psi;
 pub mod schedule;
@@ -22,7 +21,6 @@ use rayon::prelude::*;
 pub use absorbing::{MAX_STEPS, Predictor};
 pub use block::{BlockSampler, BlockSettings, LastBlock, MAX_BLOCK, MAX_TEMPERATURE};
 pub use error::Error;
-pub use nelbo::uniform_rate;
 pub use psi::{Kappa, Psi, TimeProfile};
 use text::Text;
 pub use uniform::{NoiseRemoval, UniformPredictor, UniformSampler, UniformSettings};

@@ -81,7 +81,7 @@ impl UniformSettings {
         error::count("vocab_size", self.vocab_size, 2, u32::MAX as usize)?;
         self.predictor.check()?;
         error::filter(&self.filter())?;
-        error::count("prefill_chunk", self.prefill_chunk, 1, usize::MAX)?;
+        error::at_least_one("prefill_chunk", self.prefill_chunk)?;
         error::tokens("stop_ids", &self.stop_ids, self.vocab_size)
     }
 
