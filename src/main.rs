@@ -29,7 +29,11 @@ fn end_with_the_reader() {
 /// The error and its causes, but for those that the error before them has told already.
 fn in_one_line(error: &anyhow::Error) -> String {
     let mut line = String::new();
-    for cause in error.chain().map(ToString::to_string) {
+    let message = |cause: &(dyn std::error::Error + 'static)| match cause.downcast_ref() {
+        Some(error) => choir::model::place::message(error),
+        None => cause.to_string(),
+    };
+    for cause in error.chain().map(message) {
         if line.is_empty() {
             line = cause;
         } else if !line.ends_with(&cause) {
