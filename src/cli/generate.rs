@@ -45,12 +45,12 @@ pub struct GenerateArgs {
     #[arg(long)]
     batch: bool,
     #[command(flatten)]
-    sampling: SamplingArgs,
-    #[command(flatten)]
     server: ServerArgs,
     /// Print one JSON object per event.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    sampling: SamplingArgs,
 }
 
 /// Pieces of text and holes.
