@@ -3,14 +3,14 @@
 mod fixtures;
 
 use choir::model::kv_cache::KvCache;
+use choir::model::weights::is_product;
 use choir::model::{BaseWeights, Batch, Denoiser, Dit, Mix, PageId, Segment, ServedBank};
 use choir::ops::categorical::{Crossing, Draw, Filter, Kind, Workspace};
 use choir::ops::quantized::Form;
 use choir::rng::Noise;
-use fixtures::{Case, close, mixes, segment, variants};
+use fixtures::{Case, PAGE, cached_blocks, close, mixes, segment, variants, whole_sequences};
+use half::bf16;
 use std::sync::Arc;
-
-const PAGE: usize = 3;
 
 fn base(case: &Case) -> Arc<BaseWeights> {
     Arc::new(BaseWeights::new(case.config.clone(), &case.weights).expect("weights"))
@@ -21,27 +21,9 @@ fn whole_sequences_match_the_reference() {
     for folder in ["bd3lm-tiny", "mdlm-tiny", "duo-tiny"] {
         let case = Case::load(folder);
         let network = Dit::new(base(&case), &[], Vec::new()).expect("network");
-        let mut cache = KvCache::new(&case.config, PAGE, 0);
-        for name in case.names("a.", ".logits") {
-            let ids = format!("{}.input_ids", name.split('.').take(2).collect::<Vec<_>>().join("."));
-            let (shape, ids) = case.ids(&ids);
-            let sigma = match case.config.time_conditioned() {
-                true => case.floats(&format!("{name}.sigma")).1,
-                false => vec![0.0; shape[0]],
-            };
-            let segments = ids
-                .chunks(shape[1])
-                .zip(sigma)
-                .map(|(ids, sigma)| segment(&case, ids, sigma))
-                .collect();
-            let logits = network.forward(&Batch { segments }, &mut cache).expect("forward");
-            close(
-                &logits.data,
-                &case.floats(&format!("{name}.logits")).1,
-                2e-4,
-                &format!("{folder} {name}"),
-            );
-        }
+        whole_sequences(&case, &network, |ours, golden, name| {
+            close(ours, golden, 2e-4, &format!("{folder} {name}"));
+        });
     }
 }
 
@@ -92,39 +74,7 @@ fn a_step_draws_where_it_is_told_and_gives_back_the_other_rows() {
 fn cached_blocks_match_the_reference_past_the_window() {
     let case = Case::load("bd3lm-tiny");
     let network = Dit::new(base(&case), &[], Vec::new()).expect("network");
-    let (block, window) = (case.config.block().expect("block"), case.config.model_length);
-    let ((shape, clean), (_, noisy)) = (case.ids("b.clean_ids"), case.ids("b.noisy_ids"));
-    let (batch, length) = (shape[0], shape[1]);
-    let per_sequence = length.div_ceil(PAGE);
-    let mut cache = KvCache::new(&case.config, PAGE, batch * per_sequence);
-    for start in (0..length).step_by(block) {
-        for (ids, is_clean, golden) in [(&noisy, false, "b.logits_noisy"), (&clean, true, "b.logits_clean")] {
-            // Pages wholly outside the window are handed in no more.
-            let first_page = (start + block).saturating_sub(window) / PAGE;
-            let segments = (0..batch)
-                .map(|sequence| Segment {
-                    first_position: start,
-                    clean: if is_clean { block } else { 0 },
-                    pages: (first_page..per_sequence)
-                        .map(|p| PageId((sequence * per_sequence + p) as u32))
-                        .collect(),
-                    pages_start: first_page * PAGE,
-                    ..segment(&case, &ids[sequence * length + start..][..block], 0.0)
-                })
-                .collect();
-            let logits = network.forward(&Batch { segments }, &mut cache).expect("forward");
-            let (_, theirs) = case.floats(golden);
-            for (sequence, ours) in logits.data.chunks(block * logits.vocab).enumerate() {
-                let at = (sequence * length + start) * logits.vocab;
-                close(
-                    ours,
-                    &theirs[at..at + ours.len()],
-                    2e-4,
-                    &format!("{golden} block {}", start / block),
-                );
-            }
-        }
-    }
+    cached_blocks(&case, &network, 1);
 }
 
 #[test]
@@ -353,6 +303,39 @@ fn so_do_bases_in_few_bits_and_what_is_materialised_has_their_form() {
             &format!("materialised in {form}"),
         );
     }
+}
+
+/// Products in bf16 are those in f32 of the same numbers, and so is everything that is looked up.
+#[test]
+fn a_base_in_bf16_is_a_bf16_checkpoint_in_half_the_bytes() {
+    let mut case = Case::load("duo-tiny");
+    let values = case.weights.values_mut().flat_map(|(_, data)| data);
+    values.for_each(|value| *value = bf16::from_f32(*value).to_f32());
+    let [exact, halved] = [Form::F32, Form::Bf16]
+        .map(|form| Arc::new(BaseWeights::in_form(case.config.clone(), &case.weights, form).expect("weights")));
+    let bytes = |(name, shape): (String, Vec<usize>)| match shape[..] {
+        [out, input] if is_product(&name) => out.next_multiple_of(64) * input * 2,
+        [out, input] => out * input * 2,
+        _ => shape.iter().product::<usize>() * 4,
+    };
+    assert_eq!(
+        halved.bytes(),
+        case.config.tensors().into_iter().map(bytes).sum::<usize>()
+    );
+    let logits = |base: Arc<BaseWeights>| {
+        let network = with_variants(base, &case, 3, Form::F32);
+        let (shape, ids) = case.ids("a.len8.input_ids");
+        let segments = mixes(3).into_iter().map(|mix| Segment {
+            mix,
+            ..segment(&case, &ids[..shape[1]], 1.5)
+        });
+        let batch = Batch {
+            segments: segments.collect(),
+        };
+        let mut cache = KvCache::new(&case.config, PAGE, 0);
+        network.forward(&batch, &mut cache).expect("forward").data
+    };
+    assert_eq!(logits(halved), logits(exact));
 }
 
 /// What a segment sees and which noise it is told of are its own: block-causal and whole ones, at any noise, share a batch.

@@ -2,7 +2,6 @@
 
 use super::{Error, tuning};
 use crate::model::tokenizer::Tokenizer;
-use crate::model::weights::Dense;
 use crate::model::{DitConfig, Place, Process, Regime, place};
 use crate::store::BaseFacts;
 use crate::superposition::{Digest, NamedTensors, Refused, Unreadable};
@@ -111,7 +110,7 @@ impl BaseSource {
     pub fn config(&self) -> Result<DitConfig, Error> {
         let config: DitConfig = serde_json::from_slice(&self.read("config.json")?)
             .map_err(|error| self.refuse(format!("config.json: {error}")))?;
-        config.check().map_err(|error| self.refuse(error))?;
+        config.check().map_err(|error| self.refuse(place::message(&error)))?;
         Ok(config)
     }
 
@@ -141,7 +140,8 @@ impl BaseSource {
             )));
         }
         let facts = BaseFacts::of(&tensors, tokenizer.digest().into());
-        let weights = place::Base::new(place, config, &dense(tensors)).map_err(|error| self.refuse(error))?;
+        let weights = place::Base::new(place, config, &tensors.into_parts())
+            .map_err(|error| self.refuse(place::message(&error)))?;
         Ok(Base {
             source: self.clone(),
             facts,
@@ -158,15 +158,6 @@ impl std::fmt::Display for BaseSource {
             BaseSource::Folder(folder) => write!(f, "in {}", folder.display()),
         }
     }
-}
-
-/// Tensors as the network takes them.
-pub fn dense(tensors: NamedTensors) -> Dense {
-    tensors
-        .0
-        .into_iter()
-        .map(|(name, tensor)| (name, (tensor.shape, tensor.data)))
-        .collect()
 }
 
 /// A base being served.

@@ -3,7 +3,7 @@
 use super::base::Base;
 use super::{Error, Forms, defaults, tuning};
 use crate::engine::{Generation, MemoryPart, Sampling, VariantFacts};
-use crate::model::place::{Bank, Bytes, Variant};
+use crate::model::place::{Bank, Bytes, Variant, message};
 use crate::model::{VariantId, VariantWeights};
 use crate::ops::gpu::Fault;
 use crate::store::{BankId, BankKind, FileRecord, Scales, Store, VariantRecord};
@@ -93,9 +93,9 @@ fn not_built(store: &Store, error: &candle_core::Error) -> Error {
     match Fault::behind(error) {
         Some(Fault::OutOfMemory { .. }) => Error::NoMemory {
             generation: store.manifest().generation,
-            reason: error.to_string(),
+            reason: message(error),
         },
-        _ => unserved(store, error),
+        _ => unserved(store, message(error)),
     }
 }
 

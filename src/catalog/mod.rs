@@ -347,7 +347,16 @@ impl Catalog {
     }
 
     pub fn status(&self) -> Status {
-        self.snapshot().status.clone()
+        let mut status = self.snapshot().status.clone();
+        let bytes = self.base.weights.table_bytes() as u64;
+        if bytes > 0 {
+            status.memory.push(MemoryPart {
+                part: "modulation tables".into(),
+                bytes,
+                on_device: false,
+            });
+        }
+        status
     }
 }
 

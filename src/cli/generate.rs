@@ -6,7 +6,7 @@ use crate::pb;
 use crate::pb::generate_response::Event;
 use crate::pb::inference_client::InferenceClient;
 use crate::pb::piece::Piece;
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::json;
 use std::io::{Read, Write};
@@ -45,12 +45,12 @@ pub struct GenerateArgs {
     #[arg(long)]
     batch: bool,
     #[command(flatten)]
-    sampling: SamplingArgs,
-    #[command(flatten)]
     server: ServerArgs,
     /// Print one JSON object per event.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    sampling: SamplingArgs,
 }
 
 /// Pieces of text and holes.
@@ -89,7 +89,7 @@ pub fn run(args: GenerateArgs) -> Result<()> {
     let prompt = match args.prompt.as_deref() {
         Some("-") => {
             let mut text = String::new();
-            std::io::stdin().read_to_string(&mut text)?;
+            std::io::stdin().read_to_string(&mut text).context("standard input")?;
             text
         }
         text => text.unwrap_or_default().to_owned(),

@@ -53,3 +53,32 @@ pub fn run() -> Result<()> {
         Command::Eval(args) => eval::run(args),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn options_are_consistent_and_stand_under_their_own_headings() {
+        Cli::command().debug_assert();
+        let mut left = vec![Cli::command()];
+        while let Some(command) = left.pop() {
+            left.extend(command.get_subcommands().cloned());
+            for option in ["server", "json", "out"] {
+                let found = command.get_arguments().find(|arg| arg.get_id() == option);
+                let heading = found.and_then(clap::Arg::get_help_heading);
+                assert_eq!(heading, None, "{} --{option}", command.get_name());
+            }
+        }
+    }
+
+    #[test]
+    fn memory_that_cannot_be_counted_is_refused() {
+        let parse = |mib: &str| Cli::try_parse_from(["choir", "serve", "--kv-mib", mib]);
+        assert!(parse("64").is_ok());
+        for mib in ["17592186044416", "-1", "x"] {
+            assert!(parse(mib).is_err(), "{mib}");
+        }
+    }
+}

@@ -39,7 +39,7 @@ pub fn run(args: ScoreArgs) -> Result<()> {
         (Some(text), None) if text != "-" => text.clone(),
         _ => {
             let mut text = String::new();
-            std::io::stdin().read_to_string(&mut text)?;
+            std::io::stdin().read_to_string(&mut text).context("standard input")?;
             text
         }
     };

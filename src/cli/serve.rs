@@ -94,7 +94,7 @@ pub struct EngineArgs {
     #[arg(long, default_value_t = EngineConfig::default().stall.as_secs())]
     stall_seconds: u64,
     /// Memory of the key-value cache, in MiB.
-    #[arg(long, default_value_t = EngineConfig::default().kv_bytes >> 20)]
+    #[arg(long, default_value_t = EngineConfig::default().kv_bytes >> 20, value_parser = mebibytes)]
     kv_mib: usize,
     /// Tokens in one step at most.
     #[arg(long, default_value_t = EngineConfig::default().step_tokens)]
@@ -108,6 +108,15 @@ pub struct EngineArgs {
     /// Compute every text from its beginning, also where the cache still has it from another request.
     #[arg(long)]
     no_prefix_reuse: bool,
+}
+
+/// So many that their bytes can be counted.
+fn mebibytes(text: &str) -> Result<usize, String> {
+    let mib = text.parse::<usize>().map_err(|error| error.to_string())?;
+    let bytes = mib.checked_mul(1 << 20);
+    bytes
+        .map(|_| mib)
+        .ok_or_else(|| "that is more than there can be".to_owned())
 }
 
 /// `NAME=WEIGHT`; the engine knows the bounds.

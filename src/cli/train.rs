@@ -197,9 +197,7 @@ fn run_base(args: BaseArgs) -> Result<()> {
         time_conditioning: Some(false),
         states: None,
     };
-    if args.heads == 0 || !args.hidden.is_multiple_of(2 * args.heads) || args.block == 0 {
-        bail!("--hidden must be a multiple of twice --heads, and --block at least 1");
-    }
+    config.check()?;
     let documents = read_documents(&args.text)?;
     let clip = args.run.clip((0.1, 1.0));
     let model = Trainable::random(config.clone(), args.run.seed, &device)?;
@@ -345,6 +343,14 @@ impl SubjectArgs {
 }
 
 impl RunArgs {
+    /// Refuses to write over a folder that the run reads.
+    fn spare(&self, read: &Path) -> Result<()> {
+        match (read.canonicalize(), self.out.canonicalize()) {
+            (Ok(read), Ok(out)) if read == out => bail!("--out: {} is read by this run", read.display()),
+            _ => Ok(()),
+        }
+    }
+
     /// The clipped schedule, `default` where it is not given.
     fn clip(&self, default: (f64, f64)) -> (f64, f64) {
         (self.mask_min.unwrap_or(default.0), self.mask_max.unwrap_or(default.1))

@@ -64,11 +64,11 @@ struct AddArgs {
     /// Whether a uniform variant is told the noise level [default: as for --process, else true].
     #[arg(long)]
     time_conditioning: Option<bool>,
+    #[command(flatten)]
+    shared: SharedArgs,
     /// Sampling defaults of the variant.
     #[command(flatten)]
     sampling: SamplingArgs,
-    #[command(flatten)]
-    shared: SharedArgs,
 }
 
 #[derive(ValueEnum, Clone, Copy, Debug)]
@@ -310,8 +310,7 @@ async fn list(args: ListArgs) -> Result<()> {
     );
     for variant in variants {
         let (banks, cosine) = (variant.banks.join(" "), number(variant.cosine));
-        let process = process(&variant);
-        let process = process.split(',').next().unwrap_or_default();
+        let process = process_name(&variant);
         println!(
             "{:width$}  {process:9}  {banks:16}  {cosine:>6}  {}",
             variant.name, variant.source
@@ -364,15 +363,15 @@ fn number(value: f64) -> String {
 
 /// The process and what is denoised together.
 fn process(variant: &pb::Variant) -> String {
-    let process = variant
-        .process()
-        .as_str_name()
-        .trim_start_matches("PROCESS_")
-        .to_lowercase();
     match variant.block_size {
-        Some(block) => format!("{process}, blocks of {block}"),
-        None => format!("{process}, whole sequences"),
+        Some(block) => format!("{}, blocks of {block}", process_name(variant)),
+        None => format!("{}, whole sequences", process_name(variant)),
     }
+}
+
+fn process_name(variant: &pb::Variant) -> String {
+    let name = variant.process().as_str_name();
+    name.trim_start_matches("PROCESS_").to_lowercase()
 }
 
 fn as_json(variant: &pb::Variant) -> serde_json::Value {
@@ -380,7 +379,8 @@ fn as_json(variant: &pb::Variant) -> serde_json::Value {
         "name": variant.name, "source": variant.source, "banks": variant.banks, "seed": variant.seed,
         "scale": variant.scale, "cosine": variant.cosine, "relative_error": variant.relative_error,
         "delta_digest": variant.delta_digest, "archived": variant.archived, "added_unix": variant.added_unix,
-        "process": process(variant), "sampling": variant.defaults.as_ref().map(sampling::line),
+        "process": process_name(variant), "block_size": variant.block_size,
+        "time_conditioning": variant.time_conditioning, "sampling": variant.defaults.as_ref().map(sampling::line),
     })
 }
 

@@ -107,12 +107,12 @@ pub fn score(
 ) -> Result<(Sequence, oneshot::Receiver<Result<Score, Error>>), Error> {
     let (mix, regime) = (lease.mix(&request.mix)?, lease.regime(&request.mix)?);
     let seed = request.seed.unwrap_or_else(fresh_seed);
-    let written = request.tokens.len();
-    if written > config.max_prompt + config.max_tokens {
-        return Err(Error::PromptTooLong {
-            tokens: written,
-            limit: config.max_prompt + config.max_tokens,
-        });
+    let (written, limit) = (
+        request.tokens.len(),
+        config.max_prompt.saturating_add(config.max_tokens),
+    );
+    if written > limit {
+        return Err(Error::PromptTooLong { tokens: written, limit });
     }
     let network = lease.denoiser.config();
     let chunk = prefill_chunk(config, regime.block.unwrap_or(1));
@@ -295,7 +295,7 @@ fn bad(field: &'static str, reason: impl Into<String>) -> Error {
 }
 
 fn from_sampler(error: sampler::Error) -> Error {
-    bad(error.field(), error.to_string())
+    bad(error.field(), error.reason())
 }
 
 /// 64 bits from the operating system, through the keys of a fresh hasher.

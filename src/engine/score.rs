@@ -14,14 +14,15 @@
 //! hold the n smallest and take the n-th for t, and the pair has exactly the law of the bound.
 //!
 //! Under the uniform process each token is replaced by any one with probability 1 - alpha_t, and every position counts with
-//! [`uniform_rate`]. That of a replaced token grows as 1/t, at a chance of t: for t drawn evenly the estimate would have no
+//! [`UniformTerm::nelbo`]. That of a replaced token grows as 1/t, at a chance of t: for t drawn evenly the estimate would have no
 //! finite variance. So t = u² for u drawn evenly, and what is found counts dt/du = 2u.
 
 use super::Error;
 use crate::model::{DitConfig, Process, Regime};
+use crate::ops::UniformTerm;
 use crate::rng::Noise;
+use crate::sampler::Evaluation;
 use crate::sampler::schedule::{LogLinear, absorbing_sigma};
-use crate::sampler::{Evaluation, uniform_rate};
 
 /// Most noise levels to a block.
 pub const MAX_SAMPLES: usize = 4096;
@@ -198,7 +199,14 @@ impl Scorer {
                     Law::Absorbing { mask_id } => nats(logits, text[row], mask_id),
                     Law::Uniform { tokens } => {
                         let logits = logits.get(..tokens).unwrap_or(logits);
-                        uniform_rate(logits, evaluation.tokens[row], text[row], time)
+                        let schedule = LogLinear::UNIFORM;
+                        let term = UniformTerm {
+                            x0: text[row],
+                            xt: evaluation.tokens[row],
+                            move_chance: schedule.move_chance(time),
+                            rate: schedule.alpha_rate(),
+                        };
+                        term.nelbo(logits)
                     }
                 }
             };

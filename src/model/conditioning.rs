@@ -56,6 +56,38 @@ impl Tables {
     }
 }
 
+impl Line {
+    fn biases(&mut self) -> impl Iterator<Item = &mut Arc<[f32]>> {
+        let layers = self.layers.iter_mut();
+        layers
+            .flat_map(|t| [&mut t.bias0, &mut t.bias2])
+            .chain([&mut self.bias])
+    }
+
+    /// Takes another line's biases for its own, which are equal; returns the bytes that this spares.
+    pub fn share_biases(&mut self, other: &Line) -> usize {
+        let mut other = other.clone();
+        let pairs = self.biases().zip(other.biases());
+        pairs
+            .map(|(bias, shared)| {
+                *bias = shared.clone();
+                size_of_val(&bias[..])
+            })
+            .sum()
+    }
+
+    /// Bytes of its numbers.
+    pub fn bytes(&self) -> usize {
+        let layers = self.layers.iter().flat_map(|t| {
+            [
+                &t.gain1, &t.shift1, &t.gate1, &t.gain2, &t.shift2, &t.gate2, &t.bias0, &t.bias2,
+            ]
+        });
+        let all = layers.chain([&self.gain, &self.shift, &self.bias]);
+        all.map(|numbers| size_of_val(&numbers[..])).sum()
+    }
+}
+
 /// Sinusoidal features of sigma, [lines, frequencies]: cosines first, `exp(-ln(10000) i / half)`.
 pub fn timestep_features(sigma: &[f32], frequencies: usize, device: &Device) -> Result<Tensor> {
     let half = frequencies / 2;

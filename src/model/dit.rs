@@ -104,6 +104,7 @@ impl Dit {
                 config,
                 products,
                 plain,
+                tables: Default::default(),
             }),
             &[],
             Vec::new(),
@@ -115,8 +116,7 @@ impl Dit {
         let name = "vocab_embed.embedding";
         let table = self.base.plain(name)?;
         let (vocab, hidden) = table.dims2()?;
-        let table = slice::f32(table)?;
-        let table: &[f32] = &table;
+        let table = slice::floats(table)?;
         let (mut rest, mut work) = (x, Vec::with_capacity(batch.segments.len()));
         for segment in &batch.segments {
             let own;
@@ -130,7 +130,7 @@ impl Dit {
                 if index >= vocab {
                     bail!("token {token} is outside the vocabulary of {vocab}")
                 }
-                x.copy_from_slice(&table[index * hidden..][..hidden]);
+                table.read(index * hidden, x);
                 for &part in &segment.mix.0 {
                     self.modulation.add_row(name, part, index, x)?;
                 }

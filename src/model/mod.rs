@@ -12,6 +12,7 @@ mod modulation;
 pub mod place;
 mod plan;
 pub mod profile;
+mod tables;
 pub mod tokenizer;
 pub mod train_batch;
 pub mod trainable;

@@ -47,6 +47,14 @@ impl fmt::Display for Place {
     }
 }
 
+/// What an error of the network says, without the backtrace that candle puts under it where `RUST_BACKTRACE` is set.
+pub fn message(error: &candle_core::Error) -> String {
+    match error {
+        candle_core::Error::WithBacktrace { inner, .. } => message(inner),
+        other => other.to_string(),
+    }
+}
+
 /// Bytes held on either side.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Bytes {
@@ -112,6 +120,14 @@ impl Base {
                 host: base.host.bytes(),
                 device: base.device_bytes(),
             },
+        }
+    }
+
+    /// Bytes of modulation tables on the host, which come with requests, whatever the generation.
+    pub fn table_bytes(&self) -> usize {
+        match self {
+            Base::Host(base) => base.tables.bytes(),
+            Base::Device(base) => base.host.tables.bytes(),
         }
     }
 
@@ -212,5 +228,22 @@ impl Bank {
                 device: bank.device_bytes(),
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_come_without_backtraces() {
+        let backtrace = Box::new(std::backtrace::Backtrace::force_capture());
+        let inner = Box::new(candle_core::Error::Msg("no tensor".into()));
+        let error = candle_core::Error::WithBacktrace { inner, backtrace };
+        assert!(
+            error.to_string().lines().count() > 1,
+            "else there is nothing to leave out"
+        );
+        assert_eq!(message(&error), "no tensor");
     }
 }

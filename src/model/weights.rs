@@ -1,8 +1,9 @@
 //! What a model instance is made of: the base, banks in served form, and what a variant keeps for itself.
 
 use super::DitConfig;
+use super::tables::TableCache;
 use crate::ops::quantized::{Form, Served};
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -30,6 +31,7 @@ pub struct BaseWeights {
     pub(super) products: BTreeMap<String, Arc<Served>>,
     /// Everything else: the embedding, adaLN and sigma_map, norms and biases.
     pub(super) plain: BTreeMap<String, Tensor>,
+    pub(super) tables: TableCache,
 }
 
 impl BaseWeights {
@@ -38,7 +40,8 @@ impl BaseWeights {
         Self::in_form(config, tensors, Form::F32)
     }
 
-    /// The same, with the matrices of products in `form`; all else is f32.
+    /// The same, with the matrices of products in `form`. Where that is not f32, other matrices are bf16; vectors are f32
+    /// always.
     pub fn in_form(config: DitConfig, tensors: &Dense, form: Form) -> Result<Self> {
         Self::build(config, tensors, form, |_| false)
     }
@@ -59,7 +62,10 @@ impl BaseWeights {
                         products.insert(name, Arc::new(Served::new(data, out, input, form)?));
                     }
                     _ => {
-                        plain.insert(name, Tensor::from_slice(data, shape, &Device::Cpu)?);
+                        let halved = shape.len() == 2 && form != Form::F32;
+                        let dtype = if halved { DType::BF16 } else { DType::F32 };
+                        let tensor = Tensor::from_slice(data, shape, &Device::Cpu)?;
+                        plain.insert(name, tensor.to_dtype(dtype)?);
                     }
                 },
                 Some((found, _)) => bail!("tensor {name} has shape {found:?}, not {shape:?}"),
@@ -70,16 +76,14 @@ impl BaseWeights {
             config,
             products,
             plain,
+            tables: TableCache::default(),
         })
     }
 
-    /// Bytes held.
+    /// Bytes held, but for the tables.
     pub fn bytes(&self) -> usize {
-        let plain: usize = self
-            .plain
-            .values()
-            .map(|tensor| tensor.elem_count() * size_of::<f32>())
-            .sum();
+        let bytes = |tensor: &Tensor| tensor.elem_count() * tensor.dtype().size_in_bytes();
+        let plain: usize = self.plain.values().map(bytes).sum();
         plain + self.products.values().map(|product| product.bytes()).sum::<usize>()
     }
 

@@ -1,6 +1,7 @@
 //! Tensors as f32 slices, and tables of which every row of an activation picks one line.
 
-use candle_core::{Device, Result, Storage, StorageRef, Tensor, bail};
+use candle_core::{CpuStorage, Device, Result, Storage, StorageRef, Tensor, bail};
+use half::slice::HalfFloatSliceExt;
 use std::ops::Deref;
 
 /// Whether the fused CPU side applies.
@@ -20,7 +21,7 @@ impl Deref for F32<'_> {
 
     fn deref(&self) -> &[f32] {
         match &*self.storage {
-            Storage::Cpu(candle_core::CpuStorage::F32(data)) => &data[self.start..self.start + self.len],
+            Storage::Cpu(CpuStorage::F32(data)) => &data[self.start..self.start + self.len],
             // `f32` let nothing else in.
             _ => &[],
         }
@@ -34,7 +35,7 @@ pub fn f32(tensor: &Tensor) -> Result<F32<'_>> {
         bail!("a contiguous tensor is needed, not strides {:?}", layout.stride())
     };
     match &*storage {
-        Storage::Cpu(candle_core::CpuStorage::F32(_)) => {}
+        Storage::Cpu(CpuStorage::F32(_)) => {}
         _ => bail!(
             "an f32 tensor on the CPU is needed, not {:?} on {:?}",
             tensor.dtype(),
@@ -46,6 +47,33 @@ pub fn f32(tensor: &Tensor) -> Result<F32<'_>> {
         start,
         len: end - start,
     })
+}
+
+/// A borrowed contiguous CPU tensor in f32 or bf16.
+pub struct Floats<'a> {
+    storage: StorageRef<'a>,
+    start: usize,
+}
+
+impl Floats<'_> {
+    /// The elements from `first` on, widened; both ends lie inside.
+    pub fn read(&self, first: usize, target: &mut [f32]) {
+        let range = self.start + first..self.start + first + target.len();
+        match &*self.storage {
+            Storage::Cpu(CpuStorage::F32(data)) => target.copy_from_slice(&data[range]),
+            Storage::Cpu(CpuStorage::BF16(data)) => data[range].convert_to_f32_slice(target),
+            _ => {} // `floats` let nothing else in
+        }
+    }
+}
+
+/// The elements of a contiguous f32 or bf16 tensor on the CPU; an error for any other.
+pub fn floats(tensor: &Tensor) -> Result<Floats<'_>> {
+    let (storage, layout) = tensor.storage_and_layout();
+    match (&*storage, layout.contiguous_offsets()) {
+        (Storage::Cpu(CpuStorage::F32(_) | CpuStorage::BF16(_)), Some((start, _))) => Ok(Floats { storage, start }),
+        _ => bail!("a contiguous tensor of f32 or bf16 on the CPU is needed, not {tensor:?}"),
+    }
 }
 
 /// A tensor on the CPU from rows of f32.

@@ -146,7 +146,7 @@ proptest! {
             .map(|row| UniformTerm {
                 x0: (row * 5 % tokens) as u32,
                 xt: if row % 2 == 0 { row * 5 % tokens } else { row * 7 % tokens } as u32,
-                alpha: [0.001, 0.3, 0.7, 0.99][row % 4],
+                move_chance: [0.999, 0.7, 0.3, 0.01][row % 4],
                 rate: -0.999,
             })
             .collect();

@@ -12,10 +12,19 @@ pub struct UniformTerm {
     pub x0: u32,
     /// The noisy one.
     pub xt: u32,
-    /// The chance that the noise has left the token alone, 0 < alpha < 1.
-    pub alpha: f64,
+    /// The chance that noise has replaced it, 1 - alpha, in (0, 1): small ones keep their digits so.
+    pub move_chance: f64,
     /// d alpha / d t, negative.
     pub rate: f64,
+}
+
+impl UniformTerm {
+    /// [`uniform_nelbo`] of one row, of which `logits` [tokens] are the vocabulary's.
+    pub fn nelbo(&self, logits: &[f32]) -> f64 {
+        let mut p = logits.to_vec();
+        math::softmax(&mut p);
+        Row::new(&p, self).loss(&p)
+    }
 }
 
 fn check(logits: &Tensor, tokens: usize, terms: &[UniformTerm]) -> Result<()> {
@@ -106,7 +115,7 @@ struct Row<'a> {
 
 impl<'a> Row<'a> {
     fn new(p: &[f32], term: &'a UniformTerm) -> Self {
-        let (own, rest) = (p.len() as f64 * term.alpha, 1.0 - term.alpha);
+        let (own, rest) = (p.len() as f64 * (1.0 - term.move_chance), term.move_chance);
         let at = |token: u32| own * f64::from(p[token as usize]) + rest;
         let share = if term.x0 == term.xt { rest / (own + rest) } else { 1.0 };
         Self {
@@ -121,14 +130,14 @@ impl<'a> Row<'a> {
 
     fn loss(&self, p: &[f32]) -> f64 {
         let vocab = p.len() as f64;
-        // Few logarithms: a product of sixteen factors of at most V and at least 1 - alpha stays within f64.
+        // Few logarithms: a product of eight factors of at most V and at least 1 - alpha stays within f64.
         let product = |chunk: &[f32]| {
             chunk
                 .iter()
                 .map(|&p| self.own * f64::from(p) + self.rest)
                 .product::<f64>()
         };
-        let logs: f64 = p.chunks(16).map(|chunk| product(chunk).ln()).sum();
+        let logs: f64 = p.chunks(8).map(|chunk| product(chunk).ln()).sum();
         let others = vocab * self.at_xt.ln() - logs;
         // ln (x̄(not x_0) / x̄(x_0)).
         let true_share = (self.rest / (self.own + self.rest)).ln();
@@ -184,14 +193,14 @@ pub fn uniform_nelbo_slow(logits: &Tensor, tokens: usize, terms: &[UniformTerm])
     let p = logits
         .broadcast_sub(&logits.log_sum_exp(D::Minus1)?.unsqueeze(1)?)?
         .exp()?;
-    let (own, rest) = (column(&|t| vocab * t.alpha)?, column(&|t| 1.0 - t.alpha)?);
+    let (own, rest) = (column(&|t| vocab * (1.0 - t.move_chance))?, column(&|t| t.move_chance)?);
     let bar = p.broadcast_mul(&own)?.broadcast_add(&rest)?;
     // x̄ of the truth is `rest` everywhere but at x_0, where it is `own + rest`.
     let true_xt = column(&|t| {
         if t.x0 == t.xt {
-            vocab * t.alpha + 1.0 - t.alpha
+            vocab * (1.0 - t.move_chance) + t.move_chance
         } else {
-            1.0 - t.alpha
+            t.move_chance
         }
     })?;
     let true_x0 = (&own + &rest)?;
@@ -204,5 +213,5 @@ pub fn uniform_nelbo_slow(logits: &Tensor, tokens: usize, terms: &[UniformTerm])
     let everywhere = scaled(&rest, &bar)?.sum_keepdim(1)?;
     let entropy = ((everywhere - scaled(&rest, &bar_x0)?)? + scaled(&true_x0, &bar_x0)?)?;
     let inverse = ((bar_xt.recip()? - true_xt.recip()?)? * vocab)?;
-    ((inverse + entropy)? * column(&|t| -t.rate / (vocab * t.alpha))?)?.squeeze(1)
+    ((inverse + entropy)? * column(&|t| -t.rate / (vocab * (1.0 - t.move_chance)))?)?.squeeze(1)
 }

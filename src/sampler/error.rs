@@ -1,10 +1,13 @@
 //! Why settings or a prompt are refused.
 
-/// A fact about the offending field; [`Error::field`] names it.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+use super::block::MAX_TEMPERATURE;
+use crate::ops::categorical::Filter;
+use std::fmt;
+
+/// A fact about the offending field.
+#[derive(Clone, Debug, PartialEq)]
 pub enum Error {
     /// Not a number, or outside `low ..= high`.
-    #[error("{field} is {value}, but must be within {low} and {high}")]
     OutOfRange {
         field: &'static str,
         value: f64,
@@ -12,18 +15,20 @@ pub enum Error {
         high: f64,
     },
     /// Not above 0 and at most 1 (or not a number).
-    #[error("{field} is {value}, but must be above 0 and at most 1")]
-    NotAShare { field: &'static str, value: f64 },
-    #[error("{field} has token {token} at {index}, outside the vocabulary of {vocab_size}")]
+    NotAShare {
+        field: &'static str,
+        value: f64,
+    },
     UnknownToken {
         field: &'static str,
         index: usize,
         token: u32,
         vocab_size: usize,
     },
-    #[error("{field} has the mask token at {index}")]
-    Mask { field: &'static str, index: usize },
-    #[error("{field} would reach position {end}, past the last one, {limit}")]
+    Mask {
+        field: &'static str,
+        index: usize,
+    },
     TooLong {
         field: &'static str,
         end: usize,
@@ -42,7 +47,34 @@ impl Error {
             | Self::TooLong { field, .. } => field,
         }
     }
+
+    /// What is wrong with it.
+    pub fn reason(&self) -> String {
+        match self {
+            Self::OutOfRange { value, low, high, .. } if high.is_infinite() => {
+                format!("it is {value}, but must be at least {low}")
+            }
+            Self::OutOfRange { value, low, high, .. } => format!("it is {value}, but must be within {low} and {high}"),
+            Self::NotAShare { value, .. } => format!("it is {value}, but must be above 0 and at most 1"),
+            Self::UnknownToken {
+                index,
+                token,
+                vocab_size,
+                ..
+            } => format!("it has token {token} at {index}, outside the vocabulary of {vocab_size}"),
+            Self::Mask { index, .. } => format!("it has the mask token at {index}"),
+            Self::TooLong { end, limit, .. } => format!("it would reach position {end}, past the last one, {limit}"),
+        }
+    }
 }
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.field(), self.reason())
+    }
+}
+
+impl std::error::Error for Error {}
 
 /// Positions are `u32` where noise is drawn, and stay well inside it.
 const LAST_POSITION: usize = 1 << 30;
@@ -65,6 +97,10 @@ pub(super) fn count(field: &'static str, value: usize, low: usize, high: usize) 
     within(field, value as f64, low as f64, high as f64)
 }
 
+pub(super) fn at_least_one(field: &'static str, value: usize) -> Result<(), Error> {
+    within(field, value as f64, 1.0, f64::INFINITY)
+}
+
 pub(super) fn share(field: &'static str, value: f32) -> Result<(), Error> {
     let inside = value > 0.0 && value <= 1.0;
     if inside {
@@ -75,6 +111,13 @@ pub(super) fn share(field: &'static str, value: f32) -> Result<(), Error> {
             value: f64::from(value),
         })
     }
+}
+
+pub(super) fn filter(filter: &Filter) -> Result<(), Error> {
+    let highest = f64::from(MAX_TEMPERATURE);
+    within("temperature", f64::from(filter.temperature), 0.0, highest)?;
+    share("nucleus_p", filter.nucleus_p)?;
+    at_least_one("top_k", filter.top_k.unwrap_or(1))
 }
 
 pub(super) fn tokens(field: &'static str, tokens: &[u32], vocab_size: usize) -> Result<(), Error> {

@@ -7,11 +7,11 @@
 mod absorbing;
 mod block;
 mod error;
-mod nelbo;
 mod notation;
 mod psi;
 pub mod schedule;
 mod template;
+mod text;
 mod uniform;
 #[cfg(test)]
 mod tests;
@@ -21,8 +21,8 @@ use rayon::prelude::*;
 pub use absorbing::{MAX_STEPS, Predictor};
 pub use block::{BlockSampler, BlockSettings, LastBlock, MAX_BLOCK, MAX_TEMPERATURE};
 pub use error::Error;
-pub use nelbo::uniform_rate;
 pub use psi::{Kappa, Psi, TimeProfile};
+use text::Text;
 pub use uniform::{NoiseRemoval, UniformPredictor, UniformSampler, UniformSettings};
 
 pub use crate::ops::categorical::{Crossing, Distribution, Filter, Mixture, Workspace};
@@ -68,102 +68,131 @@ pub enum Sampler {
 }
 
 impl Sampler {
-    /// What is to be evaluated next: the same until [`take`](Self::take) has taken what was drawn.
+    fn text(&self) -> &Text {
+        match self {
+            Self::Block(sampler) => &sampler.text,
+            Self::Uniform(sampler) => &sampler.text,
+        }
+    }
+
+    fn text_mut(&mut self) -> &mut Text {
+        match self {
+            Self::Block(sampler) => &mut sampler.text,
+            Self::Uniform(sampler) => &mut sampler.text,
+        }
+    }
+
+    /// What is to be evaluated next: the same until [`take`](Self::take) has taken what was drawn. Means nothing
+    /// once the sequence is finished.
     #[expect(
         clippy::should_implement_trait,
         reason = "no iterator: what comes next depends on `take`"
     )]
     pub fn next(&mut self) -> &Evaluation {
-        match self {
-            Self::Block(sampler) => sampler.next(),
-            Self::Uniform(sampler) => sampler.next(),
+        let text = self.text_mut();
+        if !text.offered && text.finished.is_none() {
+            text.offered = true;
+            match self {
+                Self::Block(sampler) => sampler.prepare(),
+                Self::Uniform(sampler) => sampler.prepare(),
+            }
         }
+        &self.text().evaluation
     }
 
     /// What is to be drawn of each of `next`'s rows, in their order. Nothing before `next` was asked.
     pub fn draws(&self) -> Vec<Draw> {
-        match self {
-            Self::Block(sampler) => sampler.draws(),
-            Self::Uniform(sampler) => sampler.draws(),
-        }
+        let text = self.text();
+        let rows = text.evaluation.rows.iter().filter(|_| text.offered);
+        let positions = rows.map(|row| text.evaluation.first_position + row);
+        positions
+            .map(|position| match self {
+                Self::Block(sampler) => sampler.draw(position),
+                Self::Uniform(sampler) => sampler.draw(position),
+            })
+            .collect()
     }
 
     /// Takes what became of [`draws`](Self::draws).
     pub fn take(&mut self, drawn: &[Drawn]) -> Progress {
-        match self {
-            Self::Block(sampler) => sampler.take(drawn),
-            Self::Uniform(sampler) => sampler.take(drawn),
+        let text = self.text_mut();
+        text.revealed.clear();
+        if let Some(reason) = text.finished {
+            return Progress::Finished(reason);
         }
+        if !std::mem::take(&mut text.offered) {
+            return Progress::Continue;
+        }
+        text.written += text.evaluation.clean;
+        if text.evaluation.rows.is_empty() {
+            text.prefills += 1;
+            return Progress::Continue;
+        }
+        debug_assert_eq!(drawn.len(), text.evaluation.rows.len());
+        text.nfe += 1;
+        let progress = match self {
+            Self::Block(sampler) => sampler.reveal(drawn),
+            Self::Uniform(sampler) => sampler.reveal(drawn),
+        };
+        let text = self.text_mut();
+        let end = text.end;
+        text.revealed.retain(|&(position, _)| position < end);
+        if let Progress::Finished(reason) = progress {
+            text.finished = Some(reason);
+        }
+        progress
     }
 
-    /// Draws from the logits of `next`'s rows, in their order, each [vocab], and takes that.
+    /// Draws from the logits of `next`'s rows, in their order, each [at least the vocabulary], and takes that.
     pub fn accept(&mut self, logits: &[&[f32]]) -> Progress {
         let drawn = draw_from(&self.draws(), logits);
         self.take(&drawn)
     }
 
-    /// Final tokens so far, without the prompt.
+    /// The tokens of finished blocks, without the prompt, the stop token and what follows it, and without what a last
+    /// block has beyond the text's length.
     pub fn generated(&self) -> &[u32] {
-        match self {
-            Self::Block(sampler) => sampler.generated(),
-            Self::Uniform(sampler) => sampler.generated(),
-        }
+        self.text().generated()
     }
 
-    /// What the last `take` revealed or changed: absolute positions, ascending, and tokens.
+    /// What the last [`take`](Self::take) revealed or changed: absolute positions, ascending, and tokens; nothing past the
+    /// text's end.
     pub fn revealed(&self) -> &[(usize, u32)] {
-        match self {
-            Self::Block(sampler) => sampler.revealed(),
-            Self::Uniform(sampler) => sampler.revealed(),
-        }
+        &self.text().revealed
     }
 
-    /// Denoising evaluations so far.
+    /// Denoising evaluations so far, noise removal included.
     pub fn nfe(&self) -> u32 {
-        match self {
-            Self::Block(sampler) => sampler.nfe(),
-            Self::Uniform(sampler) => sampler.nfe(),
-        }
+        self.text().nfe
     }
 
-    /// Evaluations so far that only wrote clean tokens to the cache.
+    /// Evaluations so far that only wrote clean blocks to the cache.
     pub fn prefills(&self) -> u32 {
-        match self {
-            Self::Block(sampler) => sampler.prefills(),
-            Self::Uniform(sampler) => sampler.prefills(),
-        }
+        self.text().prefills
     }
 
-    /// The whole blocks before the current one, of which the first [`cached`](Self::cached) are in the cache.
+    /// The whole blocks before the current one: what is in the cache, or is going to be, of which the first
+    /// [`cached`](Self::cached) are.
     pub fn clean(&self) -> &[u32] {
-        match self {
-            Self::Block(sampler) => sampler.clean(),
-            Self::Uniform(sampler) => sampler.clean(),
-        }
+        let text = self.text();
+        &text.tokens[..text.block]
     }
 
     pub fn cached(&self) -> usize {
-        match self {
-            Self::Block(sampler) => sampler.cached(),
-            Self::Uniform(sampler) => sampler.cached(),
-        }
+        self.text().written
     }
 
     /// Takes it that the first `cached` positions are in the cache and no others, whole blocks of [`clean`](Self::clean). The
     /// text does not change by it, only what is evaluated on the way.
     pub fn resume(&mut self, cached: usize) {
-        match self {
-            Self::Block(sampler) => sampler.resume(cached),
-            Self::Uniform(sampler) => sampler.resume(cached),
-        }
+        let text = self.text_mut();
+        text.written = cached.min(text.block);
+        text.offered = false;
     }
 
     /// Why the sequence ended, if it did.
     pub fn finished(&self) -> Option<Reason> {
-        match self {
-            Self::Block(sampler) => sampler.finished(),
-            Self::Uniform(sampler) => sampler.finished(),
-        }
+        self.text().finished
     }
 }
 

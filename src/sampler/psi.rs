@@ -81,13 +81,16 @@ impl Psi {
             TimeProfile::PauseAtAlpha { alpha } => within("profile_alpha", alpha, 0.0, 1.0 - eps)?,
         }
         within("high_fraction", self.high_fraction, 0.0, 1.0)?;
+        let (value, rest) = (self.middle_fraction, 1.0 - self.high_fraction);
         // 0.9 and 0.1 make 1, whatever their binary digits say.
-        within(
-            "middle_fraction",
-            self.middle_fraction,
-            0.0,
-            1.0 - self.high_fraction + 1e-9,
-        )?;
+        if !(0.0..=rest + 1e-9).contains(&value) {
+            return Err(Error::OutOfRange {
+                field: "middle_fraction",
+                value,
+                low: 0.0,
+                high: rest,
+            });
+        }
         [
             ("kappa_high", self.high),
             ("kappa_middle", self.middle),

@@ -10,7 +10,7 @@ pub(super) struct Template(Vec<Option<u32>>);
 impl Template {
     /// A prompt and `max_tokens` holes.
     pub fn continuation(prompt: &[u32], max_tokens: usize) -> Result<Self, Error> {
-        error::within("max_tokens", max_tokens as f64, 1.0, f64::INFINITY)?;
+        error::at_least_one("max_tokens", max_tokens)?;
         error::length("max_tokens", prompt.len(), max_tokens)?;
         let holes = std::iter::repeat_n(None, max_tokens);
         Ok(Self(prompt.iter().copied().map(Some).chain(holes).collect()))

@@ -2,12 +2,13 @@
 //! may change at every step.
 
 use super::absorbing::MAX_STEPS;
-use super::block::{LastBlock, MAX_BLOCK, MAX_TEMPERATURE};
+use super::block::{LastBlock, MAX_BLOCK};
 use super::error::{self, Error};
 use super::psi::Psi;
 use super::schedule::LogLinear;
 use super::template::Template;
-use super::{Evaluation, Progress, Reason, draw_from};
+use super::text::Text;
+use super::{Progress, Reason};
 use crate::ops::categorical::{Crossing, Draw, Drawn, Filter, Kind, anything, draws};
 use crate::rng::Noise;
 
@@ -79,16 +80,19 @@ impl UniformSettings {
         error::count("block_size", self.block_size.unwrap_or(1), 1, MAX_BLOCK)?;
         error::count("vocab_size", self.vocab_size, 2, u32::MAX as usize)?;
         self.predictor.check()?;
-        error::within(
-            "temperature",
-            f64::from(self.temperature),
-            0.0,
-            f64::from(MAX_TEMPERATURE),
-        )?;
-        error::share("nucleus_p", self.nucleus_p)?;
-        error::count("top_k", self.top_k.unwrap_or(1), 1, usize::MAX)?;
-        error::count("prefill_chunk", self.prefill_chunk, 1, usize::MAX)?;
+        error::filter(&self.filter())?;
+        error::at_least_one("prefill_chunk", self.prefill_chunk)?;
         error::tokens("stop_ids", &self.stop_ids, self.vocab_size)
+    }
+
+    fn filter(&self) -> Filter {
+        Filter {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            nucleus_p: self.nucleus_p,
+            crossing: Crossing::Kept,
+            forbidden: None,
+        }
     }
 }
 
@@ -106,24 +110,9 @@ pub struct UniformSampler {
     /// The grid, `steps` + 1 times, and kappa for the step that leaves each.
     times: Vec<f64>,
     kappas: Vec<f64>,
-    template: Template,
-    prompt: usize,
-    end: usize,
-    /// All tokens up to the end of the current block.
-    tokens: Vec<u32>,
-    /// First position of the current block.
-    block: usize,
-    /// Positions below this one are in the cache: whole blocks.
-    written: usize,
+    pub(super) text: Text,
     /// Steps taken in this block: the index of the present time, and the step index of the noise less one.
     taken: usize,
-    evaluation: Evaluation,
-    /// True while `evaluation` waits for what is drawn.
-    offered: bool,
-    revealed: Vec<(usize, u32)>,
-    nfe: u32,
-    prefills: u32,
-    finished: Option<Reason>,
 }
 
 impl UniformSampler {
@@ -153,207 +142,48 @@ impl UniformSampler {
     fn start(settings: UniformSettings, template: Template, seed: u64) -> Self {
         let UniformPredictor { steps, eps, psi, .. } = settings.predictor;
         let times = psi.times(steps as usize, eps);
-        let filter = Filter {
-            temperature: settings.temperature,
-            top_k: settings.top_k,
-            nucleus_p: settings.nucleus_p,
-            crossing: Crossing::Kept,
-            forbidden: None,
-        };
         let mut sampler = Self {
-            filter,
+            filter: settings.filter(),
             noise: Noise::new(seed),
             kappas: psi.kappas(&times, LogLinear::UNIFORM),
             times,
-            prompt: template.first_hole(),
-            end: template.len(),
-            template,
-            tokens: Vec::new(),
-            block: 0,
-            written: 0,
+            text: Text::new(template),
             taken: 0,
-            evaluation: Evaluation {
-                first_position: 0,
-                tokens: Vec::new(),
-                clean: 0,
-                rows: Vec::new(),
-                sigma: 0.0,
-            },
-            offered: false,
-            revealed: Vec::new(),
-            nfe: 0,
-            prefills: 0,
-            finished: None,
             settings,
         };
         sampler.begin_block();
         sampler
     }
 
-    /// What is to be evaluated next: the same until [`take`](Self::take) has taken what was drawn. Means nothing
-    /// once the sequence is finished.
-    #[expect(
-        clippy::should_implement_trait,
-        reason = "no iterator: what comes next depends on `take`"
-    )]
-    pub fn next(&mut self) -> &Evaluation {
-        if !self.offered && self.finished.is_none() {
-            self.offered = true;
-            self.prepare();
-        }
-        &self.evaluation
-    }
-
-    /// What is to be drawn of each of `next`'s rows, in their order. Nothing before `next` was asked.
-    pub fn draws(&self) -> Vec<Draw> {
-        let first = self.evaluation.first_position;
-        let rows = self.evaluation.rows.iter().filter(|_| self.offered);
-        rows.map(|row| self.draw(first + row)).collect()
-    }
-
-    /// Draws from the logits of `next`'s rows, in their order, each at least [vocab_size], and takes that.
-    pub fn accept(&mut self, logits: &[&[f32]]) -> Progress {
-        let drawn = draw_from(&self.draws(), logits);
-        self.take(&drawn)
-    }
-
-    /// Takes what became of [`draws`](Self::draws).
-    pub fn take(&mut self, drawn: &[Drawn]) -> Progress {
-        self.revealed.clear();
-        if let Some(reason) = self.finished {
-            return Progress::Finished(reason);
-        }
-        if !self.offered {
-            return Progress::Continue;
-        }
-        self.offered = false;
-        self.written += self.evaluation.clean;
-        if self.evaluation.rows.is_empty() {
-            self.prefills += 1;
-            return Progress::Continue;
-        }
-        debug_assert_eq!(drawn.len(), self.evaluation.rows.len());
-        self.nfe += 1;
-        self.taken += 1;
-        let first = self.evaluation.first_position;
-        for (row, &Drawn { token, .. }) in self.evaluation.rows.iter().zip(drawn) {
-            let position = first + row;
-            if self.tokens[position] != token {
-                self.tokens[position] = token;
-                self.revealed.push((position, token));
-            }
-        }
-        self.revealed.retain(|&(position, _)| position < self.end);
-        if self.taken < self.times.len() {
-            return Progress::Continue;
-        }
-        self.finish_block()
-    }
-
-    /// The tokens of finished blocks, without the prompt, the stop token and what follows it, and without what a last
-    /// block has beyond the text: nothing of a block is final before its last step.
-    pub fn generated(&self) -> &[u32] {
-        let final_end = if self.finished.is_some() {
-            self.end
-        } else {
-            self.block.max(self.prompt)
-        };
-        &self.tokens[self.prompt..final_end]
-    }
-
-    /// What the last [`take`](Self::take) changed: absolute positions, ascending, and tokens.
-    pub fn revealed(&self) -> &[(usize, u32)] {
-        &self.revealed
-    }
-
-    /// Denoising evaluations so far, noise removal included.
-    pub fn nfe(&self) -> u32 {
-        self.nfe
-    }
-
-    /// Evaluations that only wrote clean blocks to the cache, so far.
-    pub fn prefills(&self) -> u32 {
-        self.prefills
-    }
-
-    /// The whole blocks before the current one: what is in the cache, or is going to be, of which the first
-    /// [`cached`](Self::cached) are.
-    pub fn clean(&self) -> &[u32] {
-        &self.tokens[..self.block]
-    }
-
-    pub fn cached(&self) -> usize {
-        self.written
-    }
-
-    /// Takes it that the first `cached` positions are in the cache and no others, whole blocks of [`clean`](Self::clean). The
-    /// text does not change by it, only what is evaluated on the way.
-    pub fn resume(&mut self, cached: usize) {
-        self.written = cached.min(self.block);
-        self.offered = false;
-    }
-
-    pub fn finished(&self) -> Option<Reason> {
-        self.finished
-    }
-
     /// Goes on to the next block with a hole, as noise; false where there is none.
     fn begin_block(&mut self) -> bool {
         let (size, last) = match self.settings.block_size {
             Some(size) => (size, LastBlock::Whole),
-            None => (self.template.len(), LastBlock::Cut),
+            None => (self.text.template.len(), LastBlock::Cut),
         };
         let (noise, vocab) = (self.noise, self.settings.vocab_size);
         let prior = |position: usize| anything(noise.uniform(0, position as u32, draws::TOKEN), vocab);
-        let block = self.template.next_block(&mut self.tokens, size, last, prior);
         self.taken = 0;
-        self.block = block.unwrap_or(self.block);
-        block.is_some()
+        self.text.begin_block(size, last, prior)
     }
 
-    fn prepare(&mut self) {
-        let blocks = self.settings.prefill_chunk / self.settings.block_size.unwrap_or(1);
-        let chunk = blocks.max(1) * self.settings.block_size.unwrap_or(1);
-        let clean = (self.block - self.written).min(chunk);
-        let evaluation = &mut self.evaluation;
-        evaluation.first_position = self.written;
-        evaluation.clean = clean;
-        evaluation.sigma = 0.0;
-        evaluation.rows.clear();
-        evaluation.tokens.clear();
-        let conditioned = self.settings.time_conditioned;
-        if self.written + clean < self.block || (clean > 0 && conditioned) {
-            let clean = self.written..self.written + clean;
-            evaluation.tokens.extend(&self.tokens[clean]);
+    pub(super) fn prepare(&mut self) {
+        let s = &self.settings;
+        let (size, text) = (s.block_size.unwrap_or(1), &mut self.text);
+        if !text.offer(size, s.prefill_chunk, s.time_conditioned) {
             return;
         }
-        evaluation.tokens.extend(&self.tokens[self.written..]);
-        let free = (self.block..self.tokens.len()).filter(|&position| self.template.is_free(position));
-        evaluation.rows.extend(free.map(|position| position - self.written));
-        if conditioned {
-            evaluation.sigma = LogLinear::UNIFORM.sigma(self.times[self.taken]) as f32;
+        let free = (text.block..text.tokens.len()).filter(|&position| text.template.is_free(position));
+        text.evaluation
+            .rows
+            .extend(free.map(|position| position - text.written));
+        if s.time_conditioned {
+            text.evaluation.sigma = LogLinear::UNIFORM.sigma(self.times[self.taken]) as f32;
         }
-    }
-
-    fn finish_block(&mut self) -> Progress {
-        let mut made = self.block..self.tokens.len().min(self.end);
-        let stops = |&position: &usize| {
-            self.template.is_free(position) && self.settings.stop_ids.contains(&self.tokens[position])
-        };
-        let reason = if let Some(stop) = made.find(stops) {
-            self.end = stop;
-            Reason::Stop
-        } else if self.begin_block() {
-            return Progress::BlockDone;
-        } else {
-            Reason::Length
-        };
-        self.finished = Some(reason);
-        Progress::Finished(reason)
     }
 
     /// How the step that leaves the `taken`-th time draws at a position. The last one leaves no noise.
-    fn draw(&self, position: usize) -> Draw {
+    pub(super) fn draw(&self, position: usize) -> Draw {
         let (taken, alpha) = (self.taken, |time: f64| LogLinear::UNIFORM.alpha(time));
         let next = self.times.get(taken + 1);
         let kind = if next.is_none() && self.settings.predictor.noise_removal == NoiseRemoval::Greedy {
@@ -361,7 +191,7 @@ impl UniformSampler {
         } else {
             let (alpha_s, kappa) = next.map_or((1.0, 1.0), |&s| (alpha(s), self.kappas[taken]));
             Kind::Mixture {
-                present: self.tokens[position],
+                present: self.text.tokens[position],
                 alpha_t: alpha(self.times[taken]),
                 alpha_s,
                 kappa,
@@ -374,6 +204,33 @@ impl UniformSampler {
             step: taken as u32 + 1, // step 0 drew the prior
             position: position as u32,
             kind,
+        }
+    }
+
+    pub(super) fn reveal(&mut self, drawn: &[Drawn]) -> Progress {
+        self.taken += 1;
+        let text = &mut self.text;
+        let first = text.evaluation.first_position;
+        for (row, &Drawn { token, .. }) in text.evaluation.rows.iter().zip(drawn) {
+            let position = first + row;
+            if text.tokens[position] != token {
+                text.tokens[position] = token;
+                text.revealed.push((position, token));
+            }
+        }
+        if self.taken < self.times.len() {
+            return Progress::Continue;
+        }
+        let stops = |&position: &usize| {
+            text.template.is_free(position) && self.settings.stop_ids.contains(&text.tokens[position])
+        };
+        if let Some(stop) = (text.block..text.tokens.len().min(text.end)).find(stops) {
+            text.end = stop;
+            Progress::Finished(Reason::Stop)
+        } else if self.begin_block() {
+            Progress::BlockDone
+        } else {
+            Progress::Finished(Reason::Length)
         }
     }
 }

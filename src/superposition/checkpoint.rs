@@ -56,6 +56,12 @@ impl NamedTensors {
         Ok(NamedTensors(tensors))
     }
 
+    /// Shapes and values by name, as networks take them.
+    pub fn into_parts(self) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
+        let parts = |(name, tensor): (String, NamedTensor)| (name, (tensor.shape, tensor.data));
+        self.0.into_iter().map(parts).collect()
+    }
+
     /// SHA-256 over every tensor in order of name: name, shape and the values as little-endian f32.
     pub fn digest(&self) -> Digest {
         let mut hash = TensorHash::new("choir/tensors/1");

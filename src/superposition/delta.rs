@@ -212,7 +212,7 @@ pub(super) fn check_shapes(
     }
 }
 
-fn check_related(base: &NamedTensors, fine_tuned: &NamedTensors) -> Result<(), Mismatch> {
+pub(super) fn check_related(base: &NamedTensors, fine_tuned: &NamedTensors) -> Result<(), Mismatch> {
     let products = |(name, base): (&String, &NamedTensor)| {
         let mut sums = [0f64; 3];
         let tuned = fine_tuned.0.get(name).filter(|_| base.matrix().is_some());

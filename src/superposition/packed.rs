@@ -18,7 +18,7 @@ use safetensors::{Dtype, SafeTensors};
 
 use super::archive::SCALES;
 use super::container::{self, Entry, Values};
-use super::delta::check_shapes;
+use super::delta::{check_related, check_shapes};
 use super::{Delta, Mismatch, NamedTensor, NamedTensors, Refused, Unreadable};
 
 pub(super) const FORMAT: &str = "choir/packed-delta/1";
@@ -46,7 +46,8 @@ impl Remarks {
     }
 }
 
-/// Packs fine-tuned − base in groups of `group` elements (32 and 64 are sensible; at least 1).
+/// Packs fine-tuned − base in groups of `group` elements (32 and 64 are sensible; at least 1). Refuses what
+/// [`Delta::between`] does.
 pub fn pack(base: &NamedTensors, fine_tuned: &NamedTensors, group: usize) -> Result<Vec<u8>, Mismatch> {
     pack_with(base, fine_tuned, group, Remarks::default())
 }
@@ -60,6 +61,7 @@ pub fn pack_with(
 ) -> Result<Vec<u8>, Mismatch> {
     let group = group.max(1);
     check_shapes(&base.shapes(), &fine_tuned.shapes())?;
+    check_related(base, fine_tuned)?;
     let tensors: Vec<_> = base.0.iter().zip(fine_tuned.0.values()).collect();
     let pack = |&((name, base), tuned): &((&String, &NamedTensor), &NamedTensor)| {
         let delta: Vec<f32> = tuned

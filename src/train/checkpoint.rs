@@ -3,11 +3,12 @@
 
 use super::Error;
 use super::course::Teacher;
-use super::folder::{Precision, floats, replace, serialize};
-use super::optimizer::{Optimizer, Slot};
+use super::folder::{Precision, replace, serialize};
+use super::optimizer::Optimizer;
+use crate::superposition::NamedTensors;
 use candle_core::Tensor;
 use safetensors::SafeTensors;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::path::Path;
 
 /// The file's name in the output folder.
@@ -83,55 +84,28 @@ pub fn read(
     let seconds = field("seconds")?
         .parse()
         .map_err(|_| refuse("its time is not a number".into()))?;
-    let file = SafeTensors::deserialize(&bytes).map_err(|e| refuse(e.to_string()))?;
-    let mut slots = BTreeMap::new();
-    for name in file.names() {
-        let Some(name) = name.strip_prefix("weight/") else {
-            continue;
-        };
-        let part = |part: &str| {
-            let view = file
-                .tensor(&format!("{part}/{name}"))
-                .map_err(|e| refuse(e.to_string()))?;
-            floats(&view).map(|data| (view.shape().to_vec(), data)).map_err(refuse)
-        };
-        let (shape, weight) = part("weight")?;
-        let slot = Slot {
-            shape,
-            weight,
-            average: part("average")?.1,
-            first: part("first")?.1,
-            second: part("second")?.1,
-        };
-        if [&slot.average, &slot.first, &slot.second]
-            .iter()
-            .any(|data| data.len() != slot.weight.len())
-        {
-            return Err(refuse(format!("the parts of {name} differ in size")));
-        }
-        slots.insert(name.to_owned(), slot);
-    }
-    let shapes = |slots: &BTreeMap<String, Slot>| {
-        slots
-            .iter()
-            .map(|(n, s)| (n.clone(), s.shape.clone()))
-            .collect::<Vec<_>>()
+    let mut tensors = NamedTensors::from_safetensors(&bytes)
+        .map_err(|e| refuse(e.to_string()))?
+        .0;
+    let mut part = |part: &str, name: &str, shape: &[usize]| match tensors.remove(&format!("{part}/{name}")) {
+        Some(found) if found.shape == shape => Ok(found.data),
+        _ => Err(refuse(format!("it has no {part} of {name} as this network has it"))),
     };
-    if shapes(&slots) != shapes(&optimizer.slots) {
-        return Err(refuse("its tensors are not this network's".into()));
+    for (name, slot) in &mut optimizer.slots {
+        let parts = [&mut slot.weight, &mut slot.average, &mut slot.first, &mut slot.second];
+        for (kind, data) in PARTS.into_iter().zip(parts) {
+            *data = part(kind, name, &slot.shape)?;
+        }
     }
     if let Some(teacher) = teacher {
         teacher.round = field("round")?
             .parse()
             .map_err(|_| refuse("its round is not a number".into()))?;
         for (name, var) in teacher.model.vars() {
-            let view = file
-                .tensor(&format!("teacher/{name}"))
-                .map_err(|e| refuse(e.to_string()))?;
-            let data = floats(&view).map_err(refuse)?;
+            let data = part("teacher", name, var.dims())?;
             var.set(&Tensor::from_vec(data, var.dims(), var.device())?)?;
         }
     }
-    (optimizer.step, optimizer.slots) = (step, slots);
+    optimizer.step = step;
     Ok(seconds)
 }

@@ -2,6 +2,7 @@
 
 use super::{Error, tokenizer};
 use crate::rng::Stream;
+use crate::superposition::Digest;
 use std::path::{Path, PathBuf};
 
 /// The share of every file, at its end, that is kept for evaluation.
@@ -139,6 +140,11 @@ impl TextSource {
 
     pub fn tokens(&self) -> usize {
         self.tokens.len()
+    }
+
+    pub fn digest(&self) -> Digest {
+        let bytes: Vec<u8> = self.tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
+        Digest::of(&bytes)
     }
 
     /// `count` contexts at independent uniform offsets.

@@ -2,8 +2,9 @@
 
 use super::Error;
 use crate::model::DitConfig;
+use crate::superposition::NamedTensors;
 use half::bf16;
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -45,10 +46,10 @@ impl Folder {
         );
         let weights = path.join("model.safetensors");
         let bytes = std::fs::read(&weights).map_err(Error::file(&weights))?;
-        let tensors = parse(&bytes).map_err(|reason| Error::format(&weights, reason))?;
+        let tensors = NamedTensors::from_safetensors(&bytes).map_err(|error| Error::format(&weights, error))?;
         Ok(Self {
             config,
-            tensors,
+            tensors: tensors.into_parts(),
             tokenizer: text("tokenizer.json")?,
             clip,
         })
@@ -109,36 +110,6 @@ impl Folder {
 pub fn round_to_bf16(tensors: &mut Tensors) {
     for (_, data) in tensors.values_mut() {
         data.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32());
-    }
-}
-
-fn parse(bytes: &[u8]) -> Result<Tensors, String> {
-    let file = SafeTensors::deserialize(bytes).map_err(|e| e.to_string())?;
-    let mut tensors = BTreeMap::new();
-    for (name, view) in file.tensors() {
-        let Some(internal) = name.strip_prefix("backbone.") else {
-            continue;
-        };
-        if internal != "rotary_emb.inv_freq" {
-            tensors.insert(internal.to_owned(), (view.shape().to_vec(), floats(&view)?));
-        }
-    }
-    Ok(tensors)
-}
-
-/// The values of an f32 or bf16 tensor.
-pub fn floats(view: &TensorView) -> Result<Vec<f32>, String> {
-    let data = view.data();
-    match view.dtype() {
-        Dtype::F32 => Ok(data
-            .chunks_exact(4)
-            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-            .collect()),
-        Dtype::BF16 => Ok(data
-            .chunks_exact(2)
-            .map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32())
-            .collect()),
-        other => Err(format!("values of type {other:?} are not supported here")),
     }
 }
 

@@ -57,7 +57,7 @@ impl Noisy {
         let term = |(&row, &x0): (&u32, &u32)| UniformTerm {
             x0,
             xt: self.input.xt[row as usize],
-            alpha: (-f64::from(self.input.sigma[self.input.noise_line(row as usize)])).exp(),
+            move_chance: -(-f64::from(self.input.sigma[self.input.noise_line(row as usize)])).exp_m1(),
             rate: LogLinear::UNIFORM.alpha_rate(),
         };
         self.input.rows.iter().zip(&self.targets).map(term).collect()

@@ -37,7 +37,7 @@ pub const SMALLEST_T: f64 = 1e-3;
 impl Objective {
     pub fn new(config: &DitConfig, clip: (f64, f64)) -> Result<Self, Error> {
         if !(0.0 < clip.0 && clip.0 < clip.1 && clip.1 <= 1.0) {
-            let reason = format!("{} to {} is not within 0 to 1", clip.0, clip.1);
+            let reason = format!("{} to {} does not rise within 0 and 1", clip.0, clip.1);
             return Err(Error::Setting {
                 field: "mask range",
                 reason,

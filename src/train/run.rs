@@ -10,6 +10,7 @@ use super::packing::SkillSource;
 use super::{Error, checkpoint, validation};
 use crate::model::{DitConfig, Trainable};
 use crate::rng::{Key, Stream};
+use crate::superposition::{Digest, NamedTensor, NamedTensors};
 use candle_core::Tensor;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -56,6 +57,16 @@ pub struct Anchor {
     pub tensors: Tensors,
     /// Train under the interference of a bank of so many; 1 for none.
     pub members: usize,
+}
+
+impl Anchor {
+    fn digest(&self) -> Digest {
+        let named = |(name, (shape, data)): (&String, &(Vec<usize>, Vec<f32>))| {
+            let (shape, data) = (shape.clone(), data.clone());
+            (name.clone(), NamedTensor { shape, data })
+        };
+        NamedTensors(self.tensors.iter().map(named).collect()).digest()
+    }
 }
 
 /// Where contexts come from.
@@ -131,6 +142,8 @@ pub struct Run<'a> {
     model: Trainable,
     optimizer: Optimizer,
     settings: Settings,
+    /// What it is, for its checkpoints: see [`Settings::fingerprint`].
+    run: String,
     source: Source,
     validation: Option<Validation>,
     lessons: Lessons,
@@ -150,17 +163,8 @@ impl<'a> Run<'a> {
         resume: bool,
         report: &'a mut dyn FnMut(Report),
     ) -> Result<Self, Error> {
-        if settings.batch == 0 || settings.length < 2 {
-            let reason = format!("{} contexts of {} tokens", settings.batch, settings.length);
-            return Err(Error::Setting { field: "batch", reason });
-        }
-        if !settings.length.is_multiple_of(settings.objective.unit(settings.length)) {
-            let reason = format!("{} tokens are not whole blocks", settings.length);
-            return Err(Error::Setting {
-                field: "length",
-                reason,
-            });
-        }
+        settings.check(model.config())?;
+        let run = settings.fingerprint(&source, model.config());
         let mut lessons = Lessons::new(settings.course, &settings.objective, &model)?;
         let one = || {
             rayon::ThreadPoolBuilder::new()
@@ -177,14 +181,14 @@ impl<'a> Run<'a> {
         }
         let mut seconds = 0.0;
         if let Some(path) = settings.checkpoint.as_ref().filter(|path| resume && path.exists()) {
-            let settings = settings.fingerprint(&source, model.config());
-            seconds = checkpoint::read(path, &mut optimizer, lessons.teacher_mut(), &settings)?;
+            seconds = checkpoint::read(path, &mut optimizer, lessons.teacher_mut(), &run)?;
             optimizer.put_weights(&model)?;
         }
         Ok(Self {
             model,
             optimizer,
             settings,
+            run,
             source,
             validation,
             lessons,
@@ -322,13 +326,7 @@ impl<'a> Run<'a> {
         let Some(path) = &self.settings.checkpoint else {
             return Ok(());
         };
-        checkpoint::write(
-            path,
-            &self.optimizer,
-            self.lessons.teacher(),
-            self.seconds,
-            &self.settings.fingerprint(&self.source, self.model.config()),
-        )?;
+        checkpoint::write(path, &self.optimizer, self.lessons.teacher(), self.seconds, &self.run)?;
         (self.report)(Report::Saved {
             step: self.optimizer.step,
         });
@@ -337,12 +335,65 @@ impl<'a> Run<'a> {
 }
 
 impl Settings {
+    /// Refuses what no run can have.
+    fn check(&self, network: &DitConfig) -> Result<(), Error> {
+        let Self { batch, length, .. } = *self;
+        let AdamW { weight_decay, ema, .. } = self.optimizer;
+        let (unit, most) = (self.objective.unit(length), network.model_length);
+        let budget = match self.budget {
+            Budget::Steps(steps) => steps as f64,
+            Budget::Seconds(seconds) => seconds,
+        };
+        let members = self.base.as_ref().map_or(1, |base| base.members);
+        let odd = [
+            ("batch", batch == 0, format!("{batch} contexts to a step")),
+            ("length", length < 2, format!("{length} tokens to a context")),
+            (
+                "length",
+                length > most,
+                format!("{length} tokens, and the network's context is {most}"),
+            ),
+            (
+                "length",
+                !length.is_multiple_of(unit),
+                format!("{length} tokens are not whole blocks"),
+            ),
+            (
+                "budget",
+                !(budget > 0.0 && budget.is_finite()),
+                format!("{:?}", self.budget),
+            ),
+            (
+                "learning rate",
+                !(self.rate > 0.0 && self.rate.is_finite()),
+                format!("{}", self.rate),
+            ),
+            (
+                "weight decay",
+                !(weight_decay >= 0.0 && weight_decay.is_finite()),
+                format!("{weight_decay}"),
+            ),
+            (
+                "ema",
+                !(0.0..1.0).contains(&ema),
+                format!("{ema} is not within 0 and 1"),
+            ),
+            ("interference", members == 0, "a bank of none".into()),
+        ];
+        match odd.into_iter().find(|(_, odd, _)| *odd) {
+            Some((field, _, reason)) => Err(Error::Setting { field, reason }),
+            None => Ok(()),
+        }
+    }
+
     /// What must not change between a checkpoint and its resumption.
     fn fingerprint(&self, source: &Source, network: &DitConfig) -> String {
         let source = match source {
-            Source::Text(text) => format!("text of {} tokens", text.tokens()),
+            Source::Text(text) => format!("text {:016x} of {} tokens", text.digest().seed(), text.tokens()),
             Source::Skill(skill) => format!("skill {}", skill.skill().name()),
         };
+        let base = self.base.as_ref().map(|base| (base.digest().seed(), base.members));
+        let optimizer = if self.optimizer.orthogonal { "Muon" } else { "AdamW" };
         let Self {
             objective,
             course,
@@ -351,7 +402,10 @@ impl Settings {
             seed,
             ..
         } = self;
-        format!("{source}, {batch} x {length} tokens, seed {seed}, {objective:?}, {course:?}, {network:?}")
+        format!(
+            "{source}, {batch} x {length} tokens, seed {seed}, {optimizer}, base and bank {base:x?}, {objective:?}, {course:?}, \
+             {network:?}"
+        )
     }
 }
 

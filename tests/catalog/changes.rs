@@ -44,6 +44,37 @@ fn what_is_removed_and_added_again_gives_the_same_banks() {
     );
 }
 
+#[test]
+fn modulation_tables_are_counted_and_shared_by_generations() {
+    let place = Place::new();
+    let (catalog, engine) = place.served();
+    let bytes = || -> u64 {
+        let memory = catalog.status().memory.into_iter();
+        memory
+            .filter(|part| part.part == "modulation tables")
+            .map(|part| part.bytes)
+            .sum()
+    };
+    add(&catalog, "four", 4).expect("add");
+    assert_eq!(bytes(), 0);
+    let before = answer(&engine, "one");
+    let once = bytes();
+    assert!(once > 0);
+    // It goes into a bank of its own.
+    add(&catalog, "five", 5).expect("add");
+    assert_eq!(answer(&engine, "one"), before);
+    assert_eq!(bytes(), once);
+    for _ in 0..4 {
+        // Whoever shares a bank with who comes and goes is read from another bank each time.
+        remove(&catalog, "two").expect("remove");
+        answer(&engine, "one");
+        add(&catalog, "two", 2).expect("add");
+        assert_eq!(answer(&engine, "one"), before);
+    }
+    // Those in force, those before, and those of a request that has just ended.
+    assert!(bytes() <= 3 * once, "{} of {once}", bytes());
+}
+
 /// What a change costs does not depend on how much there is that it does not change.
 #[test]
 fn a_change_reads_nothing_of_variants_that_it_does_not_change() {
@@ -192,8 +223,8 @@ fn a_full_disk_changes_nothing() {
         }
     });
     let (catalog, engine) = serve(Catalog::open_watched(place.config(), Some(watch), |_| {}).expect("open"));
-    let before = (catalog.list(), catalog.status(), engine.generation().number);
     let (content, text) = (files(&place.data()), answer(&engine, "two"));
+    let before = (catalog.list(), catalog.status(), engine.generation().number);
     let mut failures = 0;
     for operations in 0.. {
         left.store(operations, Ordering::Relaxed);

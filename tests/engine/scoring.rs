@@ -4,8 +4,8 @@ use choir::engine::score::Scorer;
 use choir::engine::{EngineConfig, Error, Score, ScoreRequest};
 use choir::model::kv_cache::KvCache;
 use choir::model::{Denoiser, Mix, PageId, Process, Regime, Segment};
+use choir::ops::UniformTerm;
 use choir::sampler::schedule::LogLinear;
-use choir::sampler::uniform_rate;
 
 use super::fake::*;
 
@@ -212,8 +212,16 @@ fn the_estimate_converges_to_the_bound_of_the_uniform_process() {
         let at = |index: usize| {
             let u = (index as f64 + 0.5) / TIMES as f64;
             let t = u * u;
-            let rate = |present| uniform_rate(&logits[..states], present, clean, t);
             let moved = LogLinear::UNIFORM.move_chance(t);
+            let rate = |present| {
+                let term = UniformTerm {
+                    x0: clean,
+                    xt: present,
+                    move_chance: moved,
+                    rate: LogLinear::UNIFORM.alpha_rate(),
+                };
+                term.nelbo(&logits[..states])
+            };
             let anything: f64 = (0..states as u32).map(rate).sum::<f64>() / states as f64;
             2.0 * u * ((1.0 - moved) * rate(clean) + moved * anything)
         };

@@ -4,16 +4,14 @@ use std::sync::Arc;
 
 use choir::model::gpu::{Device, GpuBank, GpuBase, GpuDit, GpuVariant};
 use choir::model::variant::Placed;
-use choir::model::{BaseWeights, Batch, Denoiser, Dit, Mix, PageId, Segment, ServedBank, VariantId};
+use choir::model::{BaseWeights, Batch, Denoiser, Dit, Mix, Segment, ServedBank, VariantId};
 use choir::ops::categorical::{Crossing, Draw, Filter, Kind, Workspace};
 use choir::ops::gpu::{Dtype, Machine};
 use choir::ops::quantized::Form;
 use choir::rng::Noise;
 
-use crate::fixtures::{Case, close, mixes, segment, variants};
+use crate::fixtures::{Case, PAGE, cached_blocks, close, mixes, segment, variants, whole_sequences};
 use crate::rig::Rig;
-
-const PAGE: usize = 3;
 
 fn on_host(case: &Case, count: usize, form: Form) -> Dit {
     let (banks, variants) = variants(case, count);
@@ -45,68 +43,25 @@ fn whole_sequences_match_the_reference() {
     for rig in Rig::all() {
         for folder in ["bd3lm-tiny", "mdlm-tiny", "duo-tiny"] {
             let case = Case::load(folder);
-            let network = on_device(&rig.machine, Dtype::F32, &case, 0, Form::F32);
-            let rounded = on_device(&rig.machine, Dtype::Bf16, &case, 0, Form::F32);
-            let mut cache = network.cache(PAGE, 1).unwrap();
-            let mut rounded_cache = rounded.cache(PAGE, 1).unwrap();
-            for name in case.names("a.", ".logits") {
-                let ids = format!("{}.input_ids", name.split('.').take(2).collect::<Vec<_>>().join("."));
-                let (shape, ids) = case.ids(&ids);
-                let sigma = match case.config.time_conditioned() {
-                    true => case.floats(&format!("{name}.sigma")).1,
-                    false => vec![0.0; shape[0]],
-                };
-                let rows = ids.chunks(shape[1]).zip(sigma);
-                let segments = rows.map(|(ids, sigma)| segment(&case, ids, sigma)).collect();
-                let batch = Batch { segments };
-                let golden = case.floats(&format!("{name}.logits")).1;
-                let logits = network.forward(&batch, &mut cache).unwrap();
-                close(&logits.data, &golden, 2e-4, &format!("{folder} {name}"));
-                let logits = rounded.forward(&batch, &mut rounded_cache).unwrap();
-                let off = relative(&logits.data, &golden);
+            let network = |dtype| on_device(&rig.machine, dtype, &case, 0, Form::F32);
+            whole_sequences(&case, &network(Dtype::F32), |ours, golden, name| {
+                close(ours, golden, 2e-4, &format!("{folder} {name}"));
+            });
+            whole_sequences(&case, &network(Dtype::Bf16), |ours, golden, name| {
+                let off = relative(ours, golden);
                 assert!(off < 3e-2, "{folder} {name} in bf16: {off}");
-            }
+            });
         }
     }
 }
 
-/// Also every batch is run three times: as it is launched, as it is recorded, and as it is replayed.
+/// Every batch is run three times: as it is launched, as it is recorded, and as it is replayed.
 #[test]
 fn cached_blocks_match_the_reference_past_the_window() {
     for rig in Rig::all() {
         let case = Case::load("bd3lm-tiny");
         let network = on_device(&rig.machine, Dtype::F32, &case, 0, Form::F32);
-        let (block, window) = (case.config.block().unwrap(), case.config.model_length);
-        let ((shape, clean), (_, noisy)) = (case.ids("b.clean_ids"), case.ids("b.noisy_ids"));
-        let (batch, length) = (shape[0], shape[1]);
-        let per_sequence = length.div_ceil(PAGE);
-        let mut cache = network.cache(PAGE, batch * per_sequence).unwrap();
-        for start in (0..length).step_by(block) {
-            for (ids, is_clean, golden) in [(&noisy, false, "b.logits_noisy"), (&clean, true, "b.logits_clean")] {
-                let first_page = (start + block).saturating_sub(window) / PAGE;
-                let segments = (0..batch)
-                    .map(|sequence| Segment {
-                        first_position: start,
-                        clean: if is_clean { block } else { 0 },
-                        pages: (first_page..per_sequence)
-                            .map(|p| PageId((sequence * per_sequence + p) as u32))
-                            .collect(),
-                        pages_start: first_page * PAGE,
-                        ..segment(&case, &ids[sequence * length + start..][..block], 0.0)
-                    })
-                    .collect();
-                let evaluated = Batch { segments };
-                for _ in 0..3 {
-                    let logits = network.forward(&evaluated, &mut cache).unwrap();
-                    let (_, theirs) = case.floats(golden);
-                    for (sequence, ours) in logits.data.chunks(block * logits.vocab).enumerate() {
-                        let at = (sequence * length + start) * logits.vocab;
-                        let name = format!("{golden} block {}", start / block);
-                        close(ours, &theirs[at..at + ours.len()], 2e-4, &name);
-                    }
-                }
-            }
-        }
+        cached_blocks(&case, &network, 3);
     }
 }
 

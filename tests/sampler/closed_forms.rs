@@ -3,7 +3,7 @@
 use crate::drive::{evaluate, network};
 use crate::fixtures::{self, Case};
 use choir::sampler::schedule::{LogLinear, absorbing_sigma, reveal_probability};
-use choir::sampler::{Crossing, Filter, Mixture, Psi, Workspace, uniform_rate};
+use choir::sampler::{Crossing, Filter, Mixture, Psi, Workspace};
 
 /// Asserts that every value agrees within `tolerance` of itself or of 1, whichever is the larger.
 fn close(ours: impl IntoIterator<Item = f64>, theirs: &[f64], tolerance: f64, what: &str) {
@@ -259,50 +259,4 @@ fn steps_of_the_uniform_process() {
         worst(&x0, &golden[0]) < TOLERANCE && worst(&ours, &golden[1]) < TOLERANCE
     });
     assert!(fits, "nucleus 0.9");
-}
-
-#[test]
-fn bound_of_the_uniform_process() {
-    let case = Case::load("duo-tiny");
-    let ((shape, x0), (_, xt)) = (case.ids("nll.x0"), case.ids("nll.xt"));
-    let logits = case.floats("nll.log_x_theta").1;
-    let (alpha, theirs) = (case.doubles("nll.alpha_t").1, case.doubles("nll.per_token_f64").1);
-    let vocab = case.config.tokens();
-    let ours = (0..x0.len()).map(|at| {
-        let t = (1.0 - alpha[at / shape[1]]) / -LogLinear::UNIFORM.alpha_rate();
-        uniform_rate(&logits[at * vocab..][..vocab], xt[at], x0[at], t)
-    });
-    assert!(x0 != xt && x0.iter().zip(&xt).any(|(a, b)| a == b), "both cases");
-    close(ours, &theirs, 1e-5, "nll");
-    // Nothing is left to pay where the prediction is right.
-    let mut sure = vec![-200.0; 11];
-    sure[3] = 200.0;
-    for present in [3, 5] {
-        assert!(uniform_rate(&sure, present, 3, 0.3).abs() < 1e-9);
-        assert!(uniform_rate(&sure, present, 4, 0.3) > 1.0);
-    }
-}
-
-/// What a network should say of a token from all the others is, of one token alone, the law of the data: the bound is the
-/// data's entropy then, less the little that the prior knows.
-#[test]
-fn the_uniform_bound_is_tight_where_the_prediction_is_exact() {
-    const TIMES: usize = 4000;
-    let data = [0.5, 0.3, 0.15, 0.04, 0.01f64];
-    let (vocab, logits) = (data.len() as f64, data.map(|p| p.ln() as f32));
-    let mut bound = 0.0;
-    for index in 0..TIMES {
-        let t = (index as f64 + 0.5) / TIMES as f64;
-        let alpha = LogLinear::UNIFORM.alpha(t);
-        let noised =
-            |clean: usize, present: usize| f64::from(u8::from(clean == present)) * alpha + (1.0 - alpha) / vocab;
-        for present in 0..data.len() {
-            for (clean, mass) in data.iter().enumerate() {
-                let weight = mass * noised(clean, present) / TIMES as f64;
-                bound += weight * uniform_rate(&logits, present as u32, clean as u32, t);
-            }
-        }
-    }
-    let entropy: f64 = data.iter().map(|p| -p * p.ln()).sum();
-    assert!((bound - entropy).abs() < 2e-3, "{bound} for {entropy}");
 }

@@ -103,8 +103,8 @@ fn blocks_have_the_exact_law_of_their_steps() {
     for time_conditioned in [true, false] {
         let mut made = Vec::new();
         for seed in 0..20_000 {
-            let mut sampler =
-                UniformSampler::new(settings(time_conditioned), &[1, 2, 3, 4, 5], seed).expect("settings");
+            let sampler = UniformSampler::new(settings(time_conditioned), &[1, 2, 3, 4, 5], seed);
+            let mut sampler = Sampler::Uniform(sampler.expect("settings"));
             while sampler.finished().is_none() {
                 let evaluation = sampler.next();
                 let position = |row: &usize| evaluation.first_position + row;

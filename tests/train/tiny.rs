@@ -70,17 +70,8 @@ impl Tiny {
         .expect("model")
     }
 
-    fn start<'a>(
-        &self,
-        checkpoint: Option<PathBuf>,
-        resume: bool,
-        report: &'a mut dyn FnMut(Report),
-    ) -> Result<Run<'a>, Error> {
-        let pieces = tokenizer::from_json(&self.tokenizer).expect("json");
-        let documents = std::slice::from_ref(&self.document);
-        let held_out = [self.document.held_out.as_str()];
-        let (contexts, bytes) = held_out_contexts(&held_out, &pieces, 16, 8, 8).expect("held out");
-        let settings = Settings {
+    fn settings(&self, checkpoint: Option<PathBuf>) -> Settings {
+        Settings {
             objective: Objective::new(&self.config, (0.1, 1.0)).expect("objective"),
             course: self.course,
             budget: Budget::Steps(STEPS),
@@ -95,7 +86,14 @@ impl Tiny {
             save_every: 0.0,
             report_every: 0.0,
             validate_every: 1.0,
-        };
+        }
+    }
+
+    fn start<'a>(&self, settings: Settings, resume: bool, report: &'a mut dyn FnMut(Report)) -> Result<Run<'a>, Error> {
+        let pieces = tokenizer::from_json(&self.tokenizer).expect("json");
+        let documents = std::slice::from_ref(&self.document);
+        let held_out = [self.document.held_out.as_str()];
+        let (contexts, bytes) = held_out_contexts(&held_out, &pieces, 16, 8, 8).expect("held out");
         let source = Source::Text(TextSource::new(documents, &pieces, 16).expect("text"));
         let validation = Validation {
             contexts,
@@ -108,7 +106,7 @@ impl Tiny {
 
     fn run(&self, checkpoint: Option<PathBuf>, resume: bool, report: &mut dyn FnMut(Report)) -> (Tensors, f64) {
         let (tensors, score) = self
-            .start(checkpoint, resume, report)
+            .start(self.settings(checkpoint), resume, report)
             .and_then(Run::finish)
             .expect("finish");
         (tensors, score.expect("score").nats_per_token)
@@ -214,6 +212,12 @@ fn a_checkpoint_of_another_configuration_is_refused() {
     wider.config.cond_dim = 16;
     let mut heads = Tiny::uniform(Some(8), Course::Plain);
     heads.config.n_heads = 4;
+    // As many tokens, in another order.
+    let mut text = Tiny::uniform(Some(8), Course::Plain);
+    let lines: Vec<&str> = text.document.training.split_inclusive('\n').rev().collect();
+    text.document.training = lines.concat();
+    let mut based = Tiny::uniform(Some(8), Course::Plain);
+    based.weights = Some(tiny.run(None, false, &mut |_| {}).0);
     let others = [
         Tiny::new(),
         Tiny::uniform(None, Course::Plain),
@@ -225,16 +229,25 @@ fn a_checkpoint_of_another_configuration_is_refused() {
         },
         wider,
         heads,
+        text,
+        based,
     ];
+    let resume = |tiny: &Tiny, settings| tiny.start(settings, true, &mut |_| {}).err();
     for other in others {
-        let refused = other.start(Some(state.clone()), true, &mut |_| {}).err();
+        let refused = resume(&other, other.settings(Some(state.clone())));
         assert!(
             matches!(refused, Some(Error::OtherRun { .. })),
             "{:?}: {refused:?}",
             other.config
         );
     }
-    assert!(tiny.start(Some(state), true, &mut |_| {}).is_ok());
+    let mut muon = tiny.settings(Some(state.clone()));
+    muon.optimizer.orthogonal = true;
+    assert!(matches!(resume(&tiny, muon), Some(Error::OtherRun { .. })));
+    // How fast and how long is not what a run is.
+    let mut longer = tiny.settings(Some(state));
+    (longer.budget, longer.rate) = (Budget::Steps(2 * STEPS), 1e-3);
+    assert!(resume(&tiny, longer).is_none());
 }
 
 #[test]
@@ -264,9 +277,42 @@ fn what_the_absorbing_process_does_not_have_and_values_out_of_range_are_refused(
         ("first steps", uniform(distillation(8, 64))),
     ];
     for (expected, tiny) in cases {
-        match tiny.start(None, false, &mut |_| {}).err() {
+        match tiny.start(tiny.settings(None), false, &mut |_| {}).err() {
             Some(Error::Setting { field, .. }) => assert_eq!(field, expected, "{:?}", tiny.course),
             other => panic!("{expected}: {other:?}"),
         }
     }
+}
+
+#[test]
+fn settings_that_no_run_can_have_are_refused() {
+    let tiny = Tiny::new();
+    let refused = |change: &dyn Fn(&mut Settings)| {
+        let mut settings = tiny.settings(None);
+        change(&mut settings);
+        match tiny.start(settings, false, &mut |_| {}).err() {
+            Some(Error::Setting { field, .. }) => field,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(refused(&|s| s.batch = 0), "batch");
+    for length in [0, 1, 12, 24] {
+        assert_eq!(refused(&|s| s.length = length), "length", "{length}");
+    }
+    for budget in [Budget::Steps(0), Budget::Seconds(0.0), Budget::Seconds(f64::NAN)] {
+        assert_eq!(refused(&|s| s.budget = budget), "budget");
+    }
+    for odd in [f32::NAN, f32::INFINITY, -1.0] {
+        assert_eq!(refused(&|s| s.rate = odd), "learning rate");
+        assert_eq!(refused(&|s| s.optimizer.weight_decay = odd), "weight decay");
+        assert_eq!(refused(&|s| s.optimizer.ema = odd), "ema");
+    }
+    let tensors = Tensors::new();
+    assert_eq!(
+        refused(&|s| s.base = Some(Anchor {
+            tensors: tensors.clone(),
+            members: 0
+        })),
+        "interference"
+    );
 }

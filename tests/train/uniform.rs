@@ -19,7 +19,7 @@ fn terms(case: &Case) -> Vec<UniformTerm> {
     let term = |(row, (x0, xt)): (usize, (u32, u32))| UniformTerm {
         x0,
         xt,
-        alpha: alpha[row / shape[1]],
+        move_chance: 1.0 - alpha[row / shape[1]],
         rate: rate[row / shape[1]],
     };
     x0.into_iter().zip(xt).enumerate().map(term).collect()
@@ -48,6 +48,54 @@ fn the_closed_form_is_the_references() {
             "{fused}, not {expected}"
         );
     }
+}
+
+fn term(xt: u32, x0: u32, t: f64) -> UniformTerm {
+    let (move_chance, rate) = (LogLinear::UNIFORM.move_chance(t), LogLinear::UNIFORM.alpha_rate());
+    UniformTerm {
+        x0,
+        xt,
+        move_chance,
+        rate,
+    }
+}
+
+#[test]
+fn nothing_is_left_to_pay_where_the_prediction_is_right() {
+    let mut sure = vec![-200.0; 11];
+    sure[3] = 200.0;
+    for present in [3, 5] {
+        for t in [0.3, 1e-9] {
+            assert!(term(present, 3, t).nelbo(&sure).abs() < 1e-6, "{present} at {t}");
+            assert!(term(present, 4, t).nelbo(&sure) > 1.0, "{present} at {t}");
+        }
+        // Less noise than a rounding of alpha.
+        assert!(term(present, 3, 1e-20).nelbo(&sure).is_finite(), "{present}");
+    }
+}
+
+/// What a network should say of a token from all the others is, of one token alone, the law of the data: the bound is the
+/// data's entropy then, less the little that the prior knows.
+#[test]
+fn the_bound_is_tight_where_the_prediction_is_exact() {
+    const TIMES: usize = 4000;
+    let data = [0.5, 0.3, 0.15, 0.04, 0.01f64];
+    let (vocab, logits) = (data.len() as f64, data.map(|p| p.ln() as f32));
+    let mut bound = 0.0;
+    for index in 0..TIMES {
+        let t = (index as f64 + 0.5) / TIMES as f64;
+        let alpha = LogLinear::UNIFORM.alpha(t);
+        let noised =
+            |clean: usize, present: usize| f64::from(u8::from(clean == present)) * alpha + (1.0 - alpha) / vocab;
+        for present in 0..data.len() {
+            for (clean, mass) in data.iter().enumerate() {
+                let weight = mass * noised(clean, present) / TIMES as f64;
+                bound += weight * term(present as u32, clean as u32, t).nelbo(&logits);
+            }
+        }
+    }
+    let entropy: f64 = data.iter().map(|p| -p * p.ln()).sum();
+    assert!((bound - entropy).abs() < 2e-3, "{bound} for {entropy}");
 }
 
 #[test]

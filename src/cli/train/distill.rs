@@ -48,6 +48,9 @@ pub struct DistillArgs {
 /// Runs `choir train distill`.
 pub fn run(args: DistillArgs) -> Result<()> {
     let device = args.run.prepare()?;
+    [&args.base, &args.teacher]
+        .into_iter()
+        .try_for_each(|folder| args.run.spare(folder))?;
     let (base, mut folder) = (Folder::read(&args.base)?, Folder::read(&args.teacher)?);
     let course = Course::Distillation(Distillation {
         rounds: args.rounds,

@@ -76,11 +76,7 @@ pub fn run(args: PackArgs) -> Result<()> {
         // A uniform variant's own objective says nothing of its absorbing base, but much of the packing.
         let mut folder = Folder::read(&args.variant)?;
         for (what, tensors) in [("base", base), ("variant", variant), ("packed", unpacked)] {
-            folder.tensors = tensors
-                .0
-                .into_iter()
-                .map(|(name, t)| (name, (t.shape, t.data)))
-                .collect();
+            folder.tensors = tensors.into_parts();
             scores.push((what, score(&folder, &subject)?));
         }
     }

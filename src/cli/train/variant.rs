@@ -60,6 +60,7 @@ pub struct VariantArgs {
 /// Runs `choir train variant`.
 pub fn run(args: VariantArgs) -> Result<()> {
     let device = args.run.prepare()?;
+    args.run.spare(&args.base)?;
     let base = Folder::read(&args.base)?;
     let first = match &args.start {
         Some(start) => Folder::read(start)?,

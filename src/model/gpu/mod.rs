@@ -199,6 +199,7 @@ impl GpuDit {
             config: self.base.host.config.clone(),
             products: BTreeMap::new(),
             plain: self.modulation.retrieve_all(mix)?,
+            tables: Default::default(),
         };
         let base = GpuBase {
             device: device.clone(),

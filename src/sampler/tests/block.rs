@@ -2,7 +2,9 @@
 
 use proptest::prelude::*;
 
-use crate::sampler::{BlockSampler, BlockSettings, Evaluation, LastBlock, MAX_STEPS, Predictor, Progress, Reason};
+use crate::sampler::{
+    BlockSampler, BlockSettings, Evaluation, LastBlock, MAX_STEPS, Predictor, Progress, Reason, Sampler,
+};
 
 pub const VOCAB: usize = 12;
 pub const MASK: u32 = 11;
@@ -37,7 +39,7 @@ fn flat(_: &Evaluation, _: usize) -> Vec<f32> {
 }
 
 /// One evaluation and what became of it.
-fn step(sampler: &mut BlockSampler, network: impl Fn(&Evaluation, usize) -> Vec<f32>) -> (Evaluation, Progress) {
+fn step(sampler: &mut Sampler, network: impl Fn(&Evaluation, usize) -> Vec<f32>) -> (Evaluation, Progress) {
     let evaluation = sampler.next().clone();
     let rows: Vec<Vec<f32>> = evaluation
         .rows
@@ -48,7 +50,7 @@ fn step(sampler: &mut BlockSampler, network: impl Fn(&Evaluation, usize) -> Vec<
     (evaluation, progress)
 }
 
-fn run(sampler: &mut BlockSampler, network: impl Fn(&Evaluation, usize) -> Vec<f32>) -> (Vec<Evaluation>, Reason) {
+fn run(sampler: &mut Sampler, network: impl Fn(&Evaluation, usize) -> Vec<f32>) -> (Vec<Evaluation>, Reason) {
     let mut evaluations = Vec::new();
     for _ in 0..10_000 {
         let (evaluation, progress) = step(sampler, &network);
@@ -60,8 +62,12 @@ fn run(sampler: &mut BlockSampler, network: impl Fn(&Evaluation, usize) -> Vec<f
     panic!("the sampler does not finish");
 }
 
-fn start(settings: BlockSettings, prompt: &[u32]) -> BlockSampler {
-    BlockSampler::new(settings, prompt, 42).unwrap()
+fn start(settings: BlockSettings, prompt: &[u32]) -> Sampler {
+    seeded(settings, prompt, 42)
+}
+
+fn seeded(settings: BlockSettings, prompt: &[u32], seed: u64) -> Sampler {
+    Sampler::Block(BlockSampler::new(settings, prompt, seed).unwrap())
 }
 
 fn counted(from: usize, to: usize) -> Vec<u32> {
@@ -210,15 +216,14 @@ fn first_hitting_chooses_positions_uniformly() {
     let mut counts = [0.0f64; 24];
     let sequences = 4800;
     for seed in 0..sequences {
-        let mut sampler = BlockSampler::new(
+        let mut sampler = seeded(
             BlockSettings {
                 max_tokens: 4,
                 ..settings()
             },
             &[],
             seed,
-        )
-        .unwrap();
+        );
         let (evaluations, _) = run(&mut sampler, flat);
         let order: Vec<usize> = evaluations.iter().map(|evaluation| evaluation.rows[0]).collect();
         // The permutation's number in the factorial base.
@@ -300,7 +305,7 @@ fn a_stop_token_ends_the_text_when_all_before_it_is_final() {
 fn nothing_past_the_text_is_reported_or_waited_for() {
     let mut shortest = u32::MAX;
     for seed in 0..40 {
-        let mut sampler = BlockSampler::new(
+        let mut sampler = seeded(
             BlockSettings {
                 max_tokens: 5,
                 stop_ids: vec![9],
@@ -308,8 +313,7 @@ fn nothing_past_the_text_is_reported_or_waited_for() {
             },
             &[],
             seed,
-        )
-        .unwrap();
+        );
         let mut seen = Vec::new();
         while sampler.finished().is_none() {
             step(&mut sampler, counting);
@@ -356,11 +360,11 @@ fn the_machine_is_patient() {
 #[test]
 fn text_depends_on_the_seed_and_not_on_neighbours() {
     let alone = |seed| {
-        let mut sampler = BlockSampler::new(settings(), &[1, 2], seed).unwrap();
+        let mut sampler = seeded(settings(), &[1, 2], seed);
         run(&mut sampler, flat);
         sampler.generated().to_vec()
     };
-    let mut pair = [5, 6].map(|seed| BlockSampler::new(settings(), &[1, 2], seed).unwrap());
+    let mut pair = [5, 6].map(|seed| seeded(settings(), &[1, 2], seed));
     while pair.iter().any(|sampler| sampler.finished().is_none()) {
         for sampler in &mut pair {
             step(sampler, flat);
@@ -387,7 +391,7 @@ proptest! {
             block_size, max_tokens, predictor, nucleus_p, prefill_chunk, stop_ids: stop.into_iter().collect(),
             last_block: if cut { LastBlock::Cut } else { LastBlock::Whole }, ..settings()
         };
-        let mut sampler = BlockSampler::new(settings, &counted(0, prompt), seed).unwrap();
+        let mut sampler = seeded(settings, &counted(0, prompt), seed);
         let (evaluations, reason) = run(&mut sampler, flat);
         let mut written = 0;
         for evaluation in &evaluations {

@@ -123,7 +123,7 @@ fn fixed_tokens_stay_in_their_places_and_whole_blocks_of_them_are_skipped() {
         assert_eq!((blocks.concat(), reason), (expected.clone(), Reason::Length));
         // The hole's block and the skipped ones, then the rest at once: its last block has no hole.
         assert_eq!(blocks.iter().map(Vec::len).collect::<Vec<_>>(), [10, 9]);
-        if let Sampler::Uniform(sampler) = &sampler {
+        if let Sampler::Uniform(_) = sampler {
             assert_eq!(sampler.nfe(), 2 * 4, "noise removal counts");
         }
     }

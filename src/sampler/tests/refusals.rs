@@ -55,3 +55,17 @@ fn bad_prompts_are_named_by_token() {
     };
     assert_eq!(refused(|_| {}, &[0, 1, MASK]), mask);
 }
+
+#[test]
+fn errors_name_the_field_once_and_say_what_it_may_be() {
+    let told = |change: fn(&mut BlockSettings)| refused(change, &[1]).to_string();
+    assert_eq!(told(|s| s.top_k = Some(0)), "top_k: it is 0, but must be at least 1");
+    assert_eq!(
+        told(|s| s.temperature = 200.0),
+        "temperature: it is 200, but must be within 0 and 100"
+    );
+    assert_eq!(
+        told(|s| s.nucleus_p = 0.0),
+        "nucleus_p: it is 0, but must be above 0 and at most 1"
+    );
+}

@@ -4,8 +4,8 @@ use proptest::prelude::*;
 
 use crate::sampler::schedule::LogLinear;
 use crate::sampler::{
-    Kappa, MAX_STEPS, Mixture, NoiseRemoval, Progress, Psi, Reason, TimeProfile, UniformPredictor, UniformSampler,
-    UniformSettings,
+    Kappa, MAX_STEPS, Mixture, NoiseRemoval, Progress, Psi, Reason, Sampler, TimeProfile, UniformPredictor,
+    UniformSampler, UniformSettings,
 };
 
 const VOCAB: usize = 7;
@@ -32,8 +32,12 @@ fn predictor() -> UniformPredictor {
     }
 }
 
+fn start(settings: UniformSettings, prompt: &[u32], seed: u64) -> Sampler {
+    Sampler::Uniform(UniformSampler::new(settings, prompt, seed).unwrap())
+}
+
 /// One step under a network that is sure of the token `position mod 7`.
-fn step(sampler: &mut UniformSampler) -> Progress {
+fn step(sampler: &mut Sampler) -> Progress {
     let evaluation = sampler.next().clone();
     let row = |position: &usize| {
         (0..VOCAB)
@@ -44,7 +48,7 @@ fn step(sampler: &mut UniformSampler) -> Progress {
     sampler.accept(&rows.iter().map(Vec::as_slice).collect::<Vec<_>>())
 }
 
-fn run(sampler: &mut UniformSampler) -> Reason {
+fn run(sampler: &mut Sampler) -> Reason {
     loop {
         if let Progress::Finished(reason) = step(sampler) {
             return reason;
@@ -55,7 +59,7 @@ fn run(sampler: &mut UniformSampler) -> Reason {
 #[test]
 fn a_sequence_takes_its_steps_and_one_more() {
     for noise_removal in [NoiseRemoval::Ancestral, NoiseRemoval::Greedy] {
-        let mut sampler = UniformSampler::new(
+        let mut sampler = start(
             UniformSettings {
                 predictor: UniformPredictor {
                     noise_removal,
@@ -65,8 +69,7 @@ fn a_sequence_takes_its_steps_and_one_more() {
             },
             &[6, 6, 6],
             1,
-        )
-        .unwrap();
+        );
         let mut sigmas = Vec::new();
         while sampler.finished().is_none() {
             let evaluation = sampler.next();
@@ -97,7 +100,7 @@ fn a_sequence_takes_its_steps_and_one_more() {
 #[test]
 fn fixed_tokens_stay() {
     let template = [Some(5), None, None, Some(6), None, Some(0)];
-    let mut sampler = UniformSampler::fill(settings(), &template, 3).unwrap();
+    let mut sampler = Sampler::Uniform(UniformSampler::fill(settings(), &template, 3).unwrap());
     assert_eq!(sampler.next().rows, [1, 2, 4]);
     while sampler.finished().is_none() {
         step(&mut sampler);
@@ -113,15 +116,14 @@ fn fixed_tokens_stay() {
 
 #[test]
 fn a_stop_token_ends_the_text() {
-    let mut sampler = UniformSampler::new(
+    let mut sampler = start(
         UniformSettings {
             stop_ids: vec![5, 6],
             ..settings()
         },
         &[5, 5],
         1,
-    )
-    .unwrap();
+    );
     assert_eq!(run(&mut sampler), Reason::Stop);
     assert_eq!(sampler.generated(), [2, 3, 4]);
 }
@@ -132,13 +134,7 @@ fn the_prior_is_uniform_and_follows_the_seed() {
         max_tokens: 7000,
         ..settings()
     };
-    let prior = |seed| {
-        UniformSampler::new(long.clone(), &[], seed)
-            .unwrap()
-            .next()
-            .tokens
-            .clone()
-    };
+    let prior = |seed| start(long.clone(), &[], seed).next().tokens.clone();
     assert_eq!(prior(1), prior(1));
     assert_ne!(prior(1), prior(2));
     let mut counts = [0.0f64; VOCAB];

@@ -52,7 +52,8 @@ fn a_checkpoint_of_another_base_is_refused() {
         Delta::between(&base(), &other),
         Err(Mismatch::Unrelated { .. })
     ));
-    let packed = pack(&other, &tensors("another", 2, 1.0), 32).unwrap();
+    assert!(matches!(pack(&base(), &other, 32), Err(Mismatch::Unrelated { .. })));
+    let packed = pack(&other, &other, 32).unwrap();
     let refused = Delta::from_packed(&base(), &packed).unwrap_err();
     assert!(
         matches!(refused, Refused::Mismatch(Mismatch::OtherBase { .. })),

@@ -1,0 +1,228 @@
+//! Modulation tables, kept from step to step and shared by all instances of a base: they depend on a mix's variants, on the
+//! banks that these are read from and on the noise level, and on no generation.
+
+use super::batch::Mix;
+use super::conditioning::Line;
+use super::variant::{Placed, ServedVariant};
+use super::weights::ServedBank;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+/// Bytes of tables, and how many are kept whatever their size: the grids of two sequences of 128 steps. Past both all are
+/// forgotten, and made again where they are needed.
+const BYTES: usize = 32 << 20;
+const LEAST: usize = 258;
+
+/// A variant as it is read from its banks. Another membership of a bank is another bank.
+#[derive(Debug)]
+struct Source {
+    number: u64,
+    variant: Weak<ServedVariant>,
+    banks: Vec<Weak<ServedBank>>,
+}
+
+impl Source {
+    /// Whether any instance still has it. While it is known here its addresses are given to nobody else, since the weak
+    /// references keep them.
+    fn lives(&self) -> bool {
+        self.variant.strong_count() > 0 && self.banks.iter().all(|bank| bank.strong_count() > 0)
+    }
+}
+
+/// Sources by number with their weights' bits, and sigma's bits.
+type Key = (Vec<(u64, u32)>, u32);
+
+#[derive(Debug, Default)]
+struct Kept {
+    /// By the addresses of the variant and of its banks.
+    sources: HashMap<(usize, Vec<usize>), Source>,
+    last: u64,
+    /// With the bytes that are nobody else's.
+    lines: HashMap<Key, (Arc<Line>, usize)>,
+}
+
+impl Kept {
+    fn bytes(&self) -> usize {
+        self.lines.values().map(|(_, bytes)| bytes).sum()
+    }
+}
+
+#[derive(Debug, Default)]
+pub struct TableCache(Mutex<Kept>);
+
+impl TableCache {
+    /// Nothing is left half done under this lock.
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Bytes of the tables kept.
+    pub fn bytes(&self) -> usize {
+        self.kept().bytes()
+    }
+
+    /// The numbers of an instance's variants, which are those they have in other instances that read them from the same banks. Forgets
+    /// what no instance reads any more.
+    pub fn number(&self, banks: &[Arc<ServedBank>], variants: &[Placed<ServedVariant>]) -> Vec<u64> {
+        let mut kept = self.kept();
+        let Kept { sources, last, lines } = &mut *kept;
+        sources.retain(|_, source| source.lives());
+        let living: HashSet<u64> = sources.values().map(|source| source.number).collect();
+        lines.retain(|(mix, _), _| mix.iter().all(|(number, _)| living.contains(number)));
+        let numbers = variants.iter().map(|Placed { own, banks: homes }| {
+            let homes: Vec<_> = homes.iter().filter_map(|&bank| banks.get(bank)).collect();
+            let addresses = homes.iter().map(|bank| Arc::as_ptr(bank).addr()).collect();
+            let source = sources.entry((Arc::as_ptr(own).addr(), addresses)).or_insert_with(|| {
+                *last += 1;
+                Source {
+                    number: *last,
+                    variant: Arc::downgrade(own),
+                    banks: homes.iter().map(|&bank| Arc::downgrade(bank)).collect(),
+                }
+            });
+            source.number
+        });
+        numbers.collect()
+    }
+
+    /// The tables of a mix of variants with these `numbers` at a noise level; made by `make` where they are not kept, outside the
+    /// lock.
+    ///
+    /// # Errors
+    /// Those of `make`.
+    pub fn get<E>(
+        &self,
+        numbers: &[u64],
+        mix: &Mix,
+        sigma: f32,
+        make: impl FnOnce() -> Result<Line, E>,
+    ) -> Result<Arc<Line>, E> {
+        // A variant that is not there has number 0, which none has: `make` says so.
+        let number = |variant: u32| numbers.get(variant as usize).copied().unwrap_or_default();
+        let parts = mix
+            .0
+            .iter()
+            .map(|(variant, weight)| (number(variant.0), weight.to_bits()));
+        let key: Key = (parts.collect(), sigma.to_bits());
+        if let Some((line, _)) = self.kept().lines.get(&key) {
+            return Ok(line.clone());
+        }
+        let mut line = make()?;
+        let mut kept = self.kept();
+        let mut bytes = line.bytes();
+        // The mix's biases are the same at every noise level.
+        if let Some((_, (other, _))) = kept.lines.iter().find(|((mix, _), _)| *mix == key.0) {
+            bytes -= line.share_biases(other);
+        }
+        let line = Arc::new(line);
+        if kept.lines.len() >= LEAST && kept.bytes() + bytes > BYTES {
+            kept.lines.clear();
+            bytes = line.bytes();
+        }
+        kept.lines.insert(key, (line.clone(), bytes));
+        Ok(line)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::batch::VariantId;
+    use crate::model::conditioning::LayerTables;
+    use crate::model::weights::VariantWeights;
+    use std::collections::BTreeMap;
+
+    fn line(width: usize, bias: usize) -> Line {
+        let (own, bias): (Arc<[f32]>, Arc<[f32]>) = (vec![0.0; width].into(), vec![0.0; bias].into());
+        Line {
+            layers: vec![LayerTables {
+                gain1: own.clone(),
+                shift1: own.clone(),
+                gate1: own.clone(),
+                gain2: own.clone(),
+                shift2: own.clone(),
+                gate2: own.clone(),
+                bias0: bias.clone(),
+                bias2: bias.clone(),
+            }],
+            gain: own.clone(),
+            shift: own,
+            bias,
+        }
+    }
+
+    fn bank() -> Arc<ServedBank> {
+        Arc::new(ServedBank {
+            tensors: BTreeMap::new(),
+        })
+    }
+
+    fn variant(banks: &[usize]) -> Placed<ServedVariant> {
+        let weights = VariantWeights {
+            seed: 0,
+            scale: 1.0,
+            banks: Vec::new(),
+            gains: BTreeMap::new(),
+            vectors: BTreeMap::new(),
+        };
+        Placed {
+            own: Arc::new(ServedVariant::new(&weights, []).expect("nothing to refuse")),
+            banks: banks.to_vec(),
+        }
+    }
+
+    /// Whether the tables were kept.
+    fn kept(cache: &TableCache, numbers: &[u64], mix: &Mix, sigma: f32) -> bool {
+        let mut made = false;
+        let made_now = || -> Result<Line, ()> {
+            made = true;
+            Ok(line(100, 10))
+        };
+        cache.get(numbers, mix, sigma, made_now).expect("a line");
+        !made
+    }
+
+    #[test]
+    fn instances_share_the_tables_of_what_they_read_alike() {
+        let cache = TableCache::default();
+        let (banks, a, b) = ([bank(), bank()], variant(&[0]), variant(&[1]));
+        let (first, second) = (Mix::single(VariantId(0)), Mix::single(VariantId(1)));
+        let before = cache.number(&banks, &[a.clone(), b.clone()]);
+        for (mix, sigma) in [(&Mix::base(), 0.0), (&first, 0.0), (&first, 1.0), (&second, 0.0)] {
+            assert!(!kept(&cache, &before, mix, sigma));
+            assert!(kept(&cache, &before, mix, sigma));
+        }
+        // Another bank instead of the second, the variants in another order.
+        let after_banks = [banks[0].clone(), bank()];
+        let after = cache.number(&after_banks, &[b.clone(), a.clone()]);
+        assert!(kept(&cache, &after, &Mix::base(), 0.0));
+        assert!(kept(&cache, &after, &second, 1.0), "the first of before");
+        assert!(!kept(&cache, &after, &first, 0.0), "its bank is another");
+        assert!(kept(&cache, &before, &second, 0.0), "the old instance still runs");
+        let all = cache.bytes();
+        drop((banks, b));
+        let numbers = cache.number(&after_banks, &[a]);
+        assert!(cache.bytes() < all, "what nobody reads any more is forgotten");
+        assert!(kept(&cache, &numbers, &first, 1.0) && kept(&cache, &numbers, &Mix::base(), 0.0));
+    }
+
+    #[test]
+    fn biases_are_counted_once_and_tables_are_bounded() {
+        let cache = TableCache::default();
+        let whole = line(100, 10).bytes();
+        assert_eq!(whole, 4 * (8 * 100 + 3 * 10));
+        kept(&cache, &[], &Mix::base(), 0.0);
+        kept(&cache, &[], &Mix::base(), 1.0);
+        assert_eq!(cache.bytes(), 2 * whole - 4 * 3 * 10);
+        // Far more than there is room for, as a client can ask for with grids of its own.
+        let large = 1 << 15;
+        let mut most = 0;
+        for sigma in 0..600 {
+            cache
+                .get(&[], &Mix::base(), sigma as f32, || Ok::<_, ()>(line(large, 10)))
+                .expect("a line");
+            most = most.max(cache.bytes());
+        }
+        assert!(most > BYTES && most <= LEAST * line(large, 10).bytes(), "{most}");
+    }
+}
