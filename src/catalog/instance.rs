@@ -3,10 +3,11 @@
 use super::base::Base;
 use super::{Error, Forms, defaults, tuning};
 use crate::engine::{Generation, MemoryPart, Sampling, VariantFacts};
-use crate::model::place::{Bank, Bytes, Variant, message};
+use crate::model::place::{self, Bank, Bytes, Variant, message};
 use crate::model::{VariantId, VariantWeights};
 use crate::ops::gpu::Fault;
 use crate::store::{BankId, BankKind, FileRecord, Scales, Store, VariantRecord};
+use rayon::prelude::*;
 use std::collections::BTreeMap;
 
 /// What is served, in served form, kept from one generation to the next where it has not changed: so a change costs what it
@@ -25,29 +26,71 @@ type Recipe = (FileRecord, u64, Scales);
 impl Served {
     /// The store's current generation: what of another is not `before`'s is built anew.
     fn of(store: &Store, base: &Base, forms: Forms, before: &Served) -> Result<Self, Error> {
-        let mut served = Served::default();
-        for (id, record) in &store.manifest().banks {
-            let kept = before
-                .banks
-                .get(id)
-                .filter(|(generation, _)| *generation == record.generation);
-            let bank = match kept {
-                Some((_, bank)) => bank.clone(),
-                None => serve(store, base, id, forms)?,
-            };
-            served.banks.insert(*id, (record.generation, bank));
-        }
-        for (name, record) in &store.manifest().variants {
-            let recipe = (record.private.clone(), record.seed, record.scales.clone());
-            let kept = before.variants.get(name).filter(|(made_of, _)| *made_of == recipe);
-            let variant = match kept {
-                Some((_, variant)) => variant.clone(),
-                None => serve_variant(store, base, name, record)?,
-            };
-            served.variants.insert(name.clone(), (recipe, variant));
-        }
-        Ok(served)
+        let banks = each(
+            base,
+            &store.manifest().banks,
+            |record| record.file.bytes,
+            |id, record| {
+                let kept = before
+                    .banks
+                    .get(id)
+                    .filter(|(written, _)| *written == record.generation);
+                let bank = match kept {
+                    Some((_, bank)) => bank.clone(),
+                    None => serve(store, base, id, forms)?,
+                };
+                Ok((record.generation, bank))
+            },
+        )?;
+        let variants = each(
+            base,
+            &store.manifest().variants,
+            |record| record.private.bytes,
+            |name, record| {
+                let recipe = (record.private.clone(), record.seed, record.scales.clone());
+                let kept = before.variants.get(name).filter(|(made_of, _)| *made_of == recipe);
+                let variant = match kept {
+                    Some((_, variant)) => variant.clone(),
+                    None => serve_variant(store, base, name, record)?,
+                };
+                Ok((recipe, variant))
+            },
+        )?;
+        Ok(Served { banks, variants })
     }
+}
+
+/// Bytes of files that are in memory at once, where one alone has not more.
+const AT_ONCE: u64 = 256 << 20;
+
+/// What `make` makes of every record, whose file has so many `bytes`: on all threads where it comes to lie on the host; on a device
+/// one after the other, since all go over one link into memory that is given out in order.
+fn each<K: Ord + Clone + Send + Sync, R: Sync, T: Send>(
+    base: &Base,
+    records: &BTreeMap<K, R>,
+    bytes: impl Fn(&R) -> u64,
+    make: impl Fn(&K, &R) -> Result<T, Error> + Sync,
+) -> Result<BTreeMap<K, T>, Error> {
+    let (mut made, mut rest) = (BTreeMap::new(), Vec::from_iter(records));
+    while !rest.is_empty() {
+        let mut sum = 0;
+        let fits = rest.iter().take_while(|(_, record)| {
+            sum += bytes(record);
+            sum <= AT_ONCE
+        });
+        let later = rest.split_off(fits.count().max(1));
+        let make = |(key, record): (&K, &R)| Ok((key.clone(), make(key, record)?));
+        let some: Vec<Result<_, Error>> = match base.weights {
+            place::Base::Host(_) => rest.into_par_iter().map(make).collect(),
+            place::Base::Device(_) => rest.into_iter().map(make).collect(),
+        };
+        for one in some {
+            let (key, value) = one?;
+            made.insert(key, value);
+        }
+        rest = later;
+    }
+    Ok(made)
 }
 
 fn serve_variant(store: &Store, base: &Base, name: &str, record: &VariantRecord) -> Result<Variant, Error> {

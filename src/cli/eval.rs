@@ -1,16 +1,17 @@
 //! `choir eval`: what superposition costs each variant, in nats and in right answers, and what it saves in bits.
 
+use super::json::JsonArgs;
+use super::picture;
 use super::place::PlaceArgs;
 use crate::ops::quantized::Form;
-use crate::train::folder::replace;
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use arrangement::Capacity;
 use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
 use evaluate::evaluate;
 use progress::Progress;
 use samplers::SamplersArgs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use subjects::{Effort, Subjects};
 use table::Tables;
 use tensors::Group;
@@ -20,8 +21,7 @@ mod arrangement;
 mod engines;
 mod evaluate;
 mod judge;
-pub(super) mod picture;
-pub(super) mod plot;
+mod plot;
 mod progress;
 mod samplers;
 mod served;
@@ -68,9 +68,8 @@ pub struct EvalArgs {
     /// Also show which tensors cost most: the default, with one group of them exact.
     #[arg(long)]
     tensors: bool,
-    /// Print one JSON document instead of tables.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    json: JsonArgs,
     /// Also draw recovered share against bits (with --samplers, cross-entropy against evaluations) into this SVG file.
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
@@ -149,26 +148,15 @@ pub fn run(args: EvalArgs) -> Result<()> {
         )?);
     }
     progress.close();
-    if let Some(file) = &args.plot {
-        replace(file, picture::svg(&plot::chart(&report)).as_bytes())?;
-    }
-    match args.json {
-        true => println!("{}", serde_json::to_string_pretty(&report)?),
-        false => print!("{}", Tables(&report)),
-    }
-    Ok(())
+    picture::save(args.plot.as_deref(), || plot::chart(&report))?;
+    args.json.report(&report, || print!("{}", Tables(&report)))
 }
 
 fn run_samplers(args: &EvalArgs) -> Result<()> {
     let report = samplers::measure(&args.samplers, &args.variants, &args.place.open()?, args.served())?;
-    if let Some(file) = &args.plot {
-        replace(file, picture::svg(&samplers::show::chart(&report)).as_bytes())?;
-    }
-    match args.json {
-        true => println!("{}", serde_json::to_string_pretty(&report)?),
-        false => print!("{}", samplers::show::Table(&report)),
-    }
-    Ok(())
+    picture::save(args.plot.as_deref(), || samplers::show::chart(&report))?;
+    args.json
+        .report(&report, || print!("{}", samplers::show::Table(&report)))
 }
 
 impl EvalArgs {
@@ -184,7 +172,8 @@ impl EvalArgs {
                 bail!("{option}: {value} is not within 1 and {most}");
             }
         }
-        self.plot.as_deref().map_or(Ok(()), check_writable)
+        self.json.check()?;
+        picture::check(self.plot.as_deref())
     }
 
     /// What the service's banks are in, and its heads where that is said.
@@ -200,16 +189,4 @@ impl EvalArgs {
         let all = Comparison::value_variants().iter().copied();
         all.filter(|&one| self.wants(Named::One(one))).collect()
     }
-}
-
-/// Makes the file that [`replace`] would write first, and takes it away again.
-fn check_writable(file: &Path) -> Result<()> {
-    let cannot = || format!("--plot {} cannot be written", file.display());
-    if file.is_dir() || file.file_name().is_none() {
-        bail!("{}: it is a directory", cannot());
-    }
-    let mut beside = file.as_os_str().to_owned();
-    beside.push(".new");
-    std::fs::File::create(&beside).with_context(cannot)?;
-    std::fs::remove_file(&beside).with_context(cannot)
 }

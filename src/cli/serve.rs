@@ -176,7 +176,7 @@ impl EngineArgs {
                 .map(|part| (part.name.clone(), part.weight))
                 .collect(),
             stall: Duration::from_secs(self.stall_seconds),
-            kv_bytes: self.kv_mib << 20,
+            kv_bytes: self.kv_mib.saturating_mul(1 << 20),
             step_tokens: self.step_tokens,
             max_prompt: self.max_prompt,
             max_tokens: self.max_tokens,

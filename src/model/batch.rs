@@ -160,7 +160,7 @@ pub trait Denoiser: Send + Sync {
 
     /// A cache of so many pages that this network can use.
     fn cache(&self, page_tokens: usize, pages: usize) -> candle_core::Result<KvCache> {
-        Ok(KvCache::new(self.config(), page_tokens, pages))
+        KvCache::within_memory(self.config(), page_tokens, pages)
     }
 
     /// Evaluates `batch`, writes the keys and values of clean tokens into `cache`. Gives the logits of all rows: what is to

@@ -51,6 +51,14 @@ impl KvCache {
         }
     }
 
+    /// As [`KvCache::new`], but an error where the system would not give so much memory, even if none of it were used.
+    pub fn within_memory(config: &DitConfig, page_tokens: usize, pages: usize) -> Result<Self> {
+        let bytes = pages.saturating_mul(Self::page_bytes(config, page_tokens));
+        let tried = Vec::<u8>::new().try_reserve_exact(bytes);
+        tried.map_err(|error| candle_core::Error::Msg(format!("{bytes} bytes: {error}")))?;
+        Ok(Self::new(config, page_tokens, pages))
+    }
+
     /// Bytes of one page on a device.
     pub fn device_page_bytes(device: &Device, config: &DitConfig, page_tokens: usize) -> usize {
         config.n_blocks * 2 * page_tokens * config.hidden_dim * device.dtype.size()

@@ -2,7 +2,7 @@
 
 use super::convert;
 use super::health::Health;
-use super::status::BadField;
+use super::status::{BadField, of_change};
 use super::upload::{self, Room};
 use crate::catalog::{self, AddRequest, Catalog, RemoveRequest, Source, Tuning};
 use crate::engine::{EngineHandle, MemoryPart};
@@ -54,22 +54,28 @@ impl AdminService {
         if self.catalog.get(&header.name).is_ok() {
             return Err(store::Error::NameTaken { name: header.name }.into());
         }
-        let defaults =
-            convert::choice(header.defaults).map_err(|error| BadField::new("header.defaults", error.to_string()))?;
+        let defaults = convert::choice(header.defaults).map_err(|error| {
+            let error = error.to_string();
+            let inside = error.strip_prefix("sampling.").unwrap_or(&error);
+            BadField::new("header.defaults", inside)
+        })?;
         let tuning = Tuning {
             process: convert::process(header.process)?,
             block_size: header.block_size.map(|size| size as usize),
             time_conditioning: header.time_conditioning,
         };
         // Held until the catalog is done with the bytes.
-        let (source, permit) = match header.source {
-            Some(pb::add_variant_header::Source::Path(path)) if !path.is_empty() => (Source::Path(path.into()), None),
+        let (source, permit, field) = match header.source {
+            Some(pb::add_variant_header::Source::Path(path)) if !path.is_empty() => {
+                (Source::Path(path.into()), None, "header.path")
+            }
             Some(pb::add_variant_header::Source::UploadBytes(bytes)) => {
                 let permit = self.room.reserve(bytes)?;
                 let report = |fraction| tell(events, pb::AddStage::Receiving, fraction);
                 (
                     Source::Bytes(upload::receive(&mut requests, bytes, report).await?),
                     Some(permit),
+                    "chunk",
                 )
             }
             Some(pb::add_variant_header::Source::Path(_)) | None => {
@@ -86,7 +92,7 @@ impl AdminService {
             expected_generation: header.expected_generation,
         };
         let (catalog, events) = (self.catalog.clone(), events.clone());
-        let info = blocking(move || {
+        let info = blocking(field, move || {
             let _permit = permit;
             catalog.add(request, |progress| {
                 tell(&events, convert::stage(progress.stage), progress.fraction)
@@ -132,7 +138,7 @@ impl Admin for AdminService {
         let (service, variant) = (self.clone(), name.clone());
         // A task of its own: the names follow the store even where the client leaves.
         let task = tokio::spawn(async move {
-            let generation = blocking(move || catalog.remove(&name, removal)).await?;
+            let generation = blocking("path", move || catalog.remove(&name, removal)).await?;
             tracing::info!(variant, generation, "removed");
             service.health.follow().await;
             Ok::<_, Status>(generation)
@@ -218,12 +224,15 @@ fn tell(events: &AddSender, stage: pb::AddStage, fraction: f32) {
     }));
 }
 
+/// Does something off the runtime's threads; `field` is where the client gave a checkpoint.
 async fn blocking<T: Send + 'static>(
+    field: &'static str,
     action: impl FnOnce() -> Result<T, catalog::Error> + Send + 'static,
 ) -> Result<T, Status> {
     let done = tokio::task::spawn_blocking(action).await;
-    Ok(done.map_err(|error| {
+    let done = done.map_err(|error| {
         tracing::error!("an operator's action failed: {error}");
         Status::internal("the action failed; the server's log has the details")
-    })??)
+    })?;
+    done.map_err(|error| of_change(error, field))
 }

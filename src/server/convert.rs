@@ -3,7 +3,7 @@
 
 mod sampling;
 
-pub use sampling::{choice, kappa_to_wire, process, profile_to_wire, sampling_to_wire};
+pub use sampling::{choice, kappa_to_wire, path, process, profile_to_wire, sampling_to_wire};
 
 use super::status::BadField;
 use crate::catalog::{Stage, VariantInfo};

@@ -139,6 +139,7 @@ impl Inference for InferenceService {
         let mix = convert::mix(std::mem::take(&mut request.mix));
         let defaults = self.engine.generation().defaults(&mix);
         let sampling = convert::choice(request.sampling)?.over(defaults)?;
+        let template = !request.template.is_empty();
         let (prompt, max_tokens, after) = self.given(&mut request).await?;
         let request = engine::Request {
             sampling,
@@ -154,7 +155,14 @@ impl Inference for InferenceService {
             priority: convert::priority(request.priority)?,
             client,
         };
-        let events = self.engine.submit(request)?;
+        let events = self.engine.submit(request);
+        let events = events.map_err(|error| {
+            of_given(error, |field| match field {
+                "prompt" | "max_tokens" if template => TEMPLATE,
+                TEMPLATE if !template => "suffix",
+                field => field,
+            })
+        })?;
         Ok(Response::new(Events {
             events,
             mix,
@@ -178,7 +186,13 @@ impl Inference for InferenceService {
             deadline,
             client,
         };
-        let reply = self.engine.score(request).map_err(of_text)?;
+        let reply = self.engine.score(request);
+        let reply = reply.map_err(|error| {
+            of_given(error, |field| match field {
+                "prompt" | "tokens" => "text",
+                field => field,
+            })
+        })?;
         let score = within(deadline, reply).await?.map_err(|_| engine::Error::Stopped)??;
         Ok(Response::new(pb::ScoreResponse {
             nats_per_token: score.nats_per_token,
@@ -202,18 +216,19 @@ async fn within<T>(deadline: Option<Instant>, future: impl Future<Output = T>) -
     tokio::time::timeout_at(deadline.into(), future).await.map_err(passed)
 }
 
-/// The engine knows the text as tokens.
-fn of_text(error: engine::Error) -> Status {
+/// What a client is told of text that the engine knows as tokens before and after a hole: `name` says in which field it came.
+fn of_given(error: engine::Error, name: impl Fn(&'static str) -> &'static str) -> Status {
+    use engine::Error as E;
     match error {
-        engine::Error::PromptTooLong { tokens, limit } => BadField::new(
-            "text",
-            format!("it has {tokens} tokens and at most {limit} are allowed"),
-        )
-        .into(),
-        engine::Error::BadField {
-            field: "tokens",
+        E::PromptTooLong { tokens, limit } => {
+            let reason = format!("it has {tokens} tokens and at most {limit} are allowed");
+            BadField::new(name("prompt"), reason).into()
+        }
+        E::BadField { field, reason } => E::BadField {
+            field: name(field),
             reason,
-        } => BadField::new("text", reason).into(),
+        }
+        .into(),
         other => other.into(),
     }
 }

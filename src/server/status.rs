@@ -1,5 +1,6 @@
 //! The one table from what went wrong to what a client is told.
 
+use super::convert;
 use crate::superposition::Refused;
 use crate::{catalog, engine, store};
 use std::io::ErrorKind;
@@ -32,7 +33,7 @@ impl BadField {
 
 impl From<BadField> for Status {
     fn from(error: BadField) -> Self {
-        Status::invalid_argument(error.to_string())
+        Status::invalid_argument(told(&error))
     }
 }
 
@@ -52,8 +53,8 @@ impl From<engine::Error> for Status {
         let message = told(&error);
         match error {
             UnknownVariant { .. } => Status::not_found(message),
-            BadField { .. } => Status::invalid_argument(message),
-            PromptTooLong { .. } => Status::invalid_argument(format!("prompt: {message}")),
+            BadField { field, reason } => self::BadField::new(convert::path(field), reason).into(),
+            PromptTooLong { .. } => self::BadField::new("prompt", message).into(),
             // Overloaded: not DEADLINE_EXCEEDED, which would say that time was spent on it; coming back later, or going
             // elsewhere, is what helps.
             QueueFull { retry_after, .. } | TooMany { retry_after, .. } | Overloaded { retry_after, .. } => {
@@ -90,8 +91,9 @@ impl From<store::Error> for Status {
         match error {
             UnknownVariant { .. } => Status::not_found(message),
             NameTaken { .. } => Status::already_exists(message),
-            BadName { .. } => Status::invalid_argument(format!("name: {message}")),
-            BadScale { .. } => Status::invalid_argument(format!("scale: {message}")),
+            // Only an addition brings a name or a scale of its own.
+            BadName { .. } => BadField::new("header.name", message).into(),
+            BadScale { .. } => BadField::new("header.scale", message).into(),
             BadOption { .. } => Status::invalid_argument(message),
             GenerationMoved { .. } => Status::aborted(message),
             OtherBase { .. }
@@ -131,8 +133,8 @@ impl From<catalog::Error> for Status {
             Checkpoint {
                 source: Refused::Unreadable(_),
                 ..
-            } => Status::invalid_argument(format!("source: {message}")),
-            BadField { .. } => Status::invalid_argument(message),
+            } => Status::invalid_argument(message),
+            BadField { .. } => Status::invalid_argument(format!("header.{message}")),
             NoMemory { .. } => {
                 tracing::error!("{message}");
                 exhausted(message, None)
@@ -142,5 +144,16 @@ impl From<catalog::Error> for Status {
                 Status::internal(message)
             }
         }
+    }
+}
+
+/// What a client is told of a change whose checkpoint it gave in `field`.
+pub fn of_change(error: catalog::Error, field: &'static str) -> Status {
+    match error {
+        catalog::Error::Checkpoint {
+            source: Refused::Unreadable(_),
+            ..
+        } => BadField::new(field, error.to_string()).into(),
+        error => error.into(),
     }
 }

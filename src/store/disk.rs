@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::Error;
+use crate::superposition::Digest;
 
 /// One operation on the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,8 +103,17 @@ impl Disk {
     }
 
     pub fn read(&self, path: &Path) -> Result<Vec<u8>, Error> {
+        self.reading(path, |path| fs::read(path))
+    }
+
+    /// The size and the digest of a file, of which never more than a piece is in memory.
+    pub fn digest(&self, path: &Path) -> Result<(u64, Digest), Error> {
+        self.reading(path, |path| Digest::of_all(File::open(path)?))
+    }
+
+    fn reading<T>(&self, path: &Path, read: impl FnOnce(&Path) -> io::Result<T>) -> Result<T, Error> {
         let path = self.root.join(path);
-        fs::read(&path).map_err(|source| match source.kind() {
+        read(&path).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => Error::Corrupt {
                 path,
                 detail: "it is missing".to_owned(),

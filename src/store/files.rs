@@ -36,17 +36,16 @@ pub(super) fn of(manifest: &Manifest) -> BTreeMap<PathBuf, &FileRecord> {
     banks.chain(variants).collect()
 }
 
-/// Reads a file and checks that it is what was written.
-fn read(disk: &Disk, path: &Path, record: &FileRecord) -> Result<Vec<u8>, Error> {
-    let bytes = disk.read(path)?;
-    if bytes.len() as u64 != record.bytes {
-        let detail = format!("it has {} bytes, {} were written", bytes.len(), record.bytes);
+/// Refuses a file of so many bytes and this digest that is not what was written.
+fn check(disk: &Disk, path: &Path, record: &FileRecord, (bytes, digest): (u64, Digest)) -> Result<(), Error> {
+    if bytes != record.bytes {
+        let detail = format!("it has {bytes} bytes, {} were written", record.bytes);
         return Err(disk.corrupt(path, detail));
     }
-    if Digest::of(&bytes) != record.sha256 {
+    if digest != record.sha256 {
         return Err(disk.corrupt(path, "its SHA-256 is not that of what was written"));
     }
-    Ok(bytes)
+    Ok(())
 }
 
 /// Reads, checks and decodes a file.
@@ -56,7 +55,9 @@ pub(super) fn load<T>(
     record: &FileRecord,
     decode: impl Fn(&[u8]) -> Result<T, Unreadable>,
 ) -> Result<T, Error> {
-    decode(&read(disk, path, record)?).map_err(|error| disk.corrupt(path, error))
+    let bytes = disk.read(path)?;
+    check(disk, path, record, (bytes.len() as u64, Digest::of(&bytes)))?;
+    decode(&bytes).map_err(|error| disk.corrupt(path, error))
 }
 
 /// Checks every file of a generation; the first damaged one in order of path.
@@ -64,7 +65,7 @@ pub(super) fn verify(disk: &Disk, manifest: &Manifest) -> Result<(), Error> {
     let files: Vec<_> = of(manifest).into_iter().collect();
     let results: Vec<_> = files
         .par_iter()
-        .map(|(path, record)| read(disk, path, record).map(drop))
+        .map(|(path, record)| check(disk, path, record, disk.digest(path)?))
         .collect();
     results.into_iter().collect()
 }

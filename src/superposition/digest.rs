@@ -1,6 +1,7 @@
 //! SHA-256 digests, written as 64 hexadecimal digits.
 
 use std::fmt;
+use std::io::{self, Read};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use sha2::{Digest as _, Sha256};
@@ -13,6 +14,22 @@ impl Digest {
     /// The digest of `bytes`.
     pub fn of(bytes: &[u8]) -> Self {
         Digest(Sha256::digest(bytes).into())
+    }
+
+    /// The number and the digest of all the bytes that `reader` has.
+    pub fn of_all(mut reader: impl Read) -> io::Result<(u64, Self)> {
+        let (mut hash, mut count, mut piece) = (Sha256::new(), 0, vec![0; 1 << 18]);
+        loop {
+            match reader.read(&mut piece) {
+                Ok(0) => return Ok((count, Digest(hash.finalize().into()))),
+                Ok(read) => {
+                    count += read as u64;
+                    hash.update(&piece[..read]);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// Reads 64 lower-case hexadecimal digits; `None` for anything else.

@@ -6,6 +6,8 @@ mod embedded;
 mod processes;
 mod refusals;
 mod starts;
+#[path = "../fixtures/tiny.rs"]
+mod tiny;
 
 use choir::catalog::{AddRequest, BaseSource, Catalog, CatalogConfig, Error, Source, Tuning, VariantInfo};
 use choir::engine::{
@@ -13,70 +15,12 @@ use choir::engine::{
 };
 use choir::model::{self, DitConfig};
 use choir::ops::quantized::Form;
-use choir::rng::{Key, Stream};
-use choir::train::folder::{Folder, Precision, Tensors, serialize};
-use choir::train::tokenizer;
+use choir::train::folder::{Precision, Tensors};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::LazyLock;
 use tempfile::TempDir;
-
-/// A base small enough to be made anew, with a tokenizer of 256 bytes and some pieces.
-static TINY: LazyLock<Folder> = LazyLock::new(|| {
-    let text = "the whale was seen at noon. ".repeat(50);
-    let tokenizer = tokenizer::train(&[text], 280).expect("tokenizer");
-    let pieces = tokenizer::from_json(&tokenizer).expect("json").get_vocab_size(true);
-    let config = DitConfig {
-        model_type: "bd3lm".into(),
-        vocab_size: pieces + 1,
-        model_length: 16,
-        hidden_dim: 32,
-        cond_dim: 8,
-        n_blocks: 1,
-        n_heads: 2,
-        block_size: Some(8),
-        cross_attn: true,
-        time_conditioning: Some(false),
-        states: None,
-    };
-    Folder {
-        tensors: noise(&config, 0, 0.3),
-        config,
-        tokenizer,
-        clip: (0.1, 1.0),
-    }
-});
-
-fn noise(config: &DitConfig, seed: u64, size: f64) -> Tensors {
-    let tensor = |(name, shape): (String, Vec<usize>)| {
-        let mut stream = Stream::new(Key::derive(&[b"catalog test", &seed.to_le_bytes(), name.as_bytes()]));
-        let data = (0..shape.iter().product())
-            .map(|_| (size * stream.normal()) as f32)
-            .collect();
-        (name, (shape, data))
-    };
-    config.tensors().into_iter().map(tensor).collect()
-}
-
-/// A fine-tune of the tiny base.
-fn tuned(seed: u64) -> Tensors {
-    let mut tensors = TINY.tensors.clone();
-    for (name, (_, delta)) in noise(&TINY.config, seed, 0.1) {
-        let (_, data) = tensors.get_mut(&name).expect("tensor");
-        data.iter_mut().zip(delta).for_each(|(value, delta)| *value += delta);
-    }
-    tensors
-}
-
-/// The bytes of a checkpoint.
-fn checkpoint(tensors: &Tensors) -> Vec<u8> {
-    let named: Vec<_> = tensors
-        .iter()
-        .map(|(name, (shape, data))| (format!("backbone.{name}"), shape.clone(), data.clone(), Precision::F32))
-        .collect();
-    serialize(&named, None).expect("safetensors")
-}
+use tiny::{TINY, checkpoint, noise, tuned};
 
 /// A directory with the tiny base in `base`, and room for a store and for checkpoints.
 struct Place(TempDir);

@@ -2,6 +2,7 @@
 
 use super::*;
 use choir::store;
+use choir::train::tokenizer;
 
 fn refused(place: &Place, config: CatalogConfig) -> Error {
     let before = files(place.0.path());

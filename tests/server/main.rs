@@ -6,7 +6,10 @@ mod generate;
 mod processes;
 mod raw;
 mod refusals;
+mod soak;
 mod tenants;
+#[path = "../fixtures/tiny.rs"]
+mod tiny;
 mod uploads;
 
 use choir::catalog::base::shipped;
@@ -122,7 +125,18 @@ impl Server {
             Catalog::open(catalog_config(&store), |_| {}).expect("open")
         });
         let (catalog, generation) = open.await.expect("open");
-        let engine = Engine::start(config, change(generation)).expect("engine");
+        Server::of(data, catalog, change(generation), config, limits).await
+    }
+
+    /// One of what lies in `data`.
+    async fn of(
+        data: TempDir,
+        catalog: Catalog,
+        generation: Generation,
+        config: EngineConfig,
+        limits: Limits,
+    ) -> Server {
+        let engine = Engine::start(config, generation).expect("engine");
         catalog.attach(engine.clone());
         let listener = server::bind("127.0.0.1:0".parse().expect("address"), false).await;
         let listener = listener.expect("bind");

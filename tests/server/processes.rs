@@ -179,20 +179,40 @@ async fn variants_of_both_processes_are_served_listed_and_come_back() {
     let mut mixed = request("blocks", 8, 1);
     mixed.mix.push(part("kjv", None));
     for (field, request) in [
-        ("predictor", with("whole", kind(pb::PredictorKind::FirstHitting))),
-        ("predictor", with("kjv", kind(pb::PredictorKind::Psi))),
-        ("steps", with("whole", steps(0))),
-        ("steps", with("blocks", steps(8193))),
-        ("kappa", with("whole", psi(kappa(Constant, Some(1.5))))),
-        ("kappa", with("whole", psi(kappa(Constant, None)))),
-        ("kappa", with("whole", psi(kappa(PurePosterior, Some(0.5))))),
-        ("kappa", with("whole", psi(kappa(Unspecified, None)))),
+        (
+            "sampling.predictor.kind",
+            with("whole", kind(pb::PredictorKind::FirstHitting)),
+        ),
+        ("sampling.predictor.kind", with("kjv", kind(pb::PredictorKind::Psi))),
+        ("sampling.predictor.steps", with("whole", steps(0))),
+        ("sampling.predictor.steps", with("blocks", steps(8193))),
+        (
+            "sampling.predictor.psi.high.value",
+            with("whole", psi(kappa(Constant, Some(1.5)))),
+        ),
+        ("sampling.predictor.psi.high", with("whole", psi(kappa(Constant, None)))),
+        (
+            "sampling.predictor.psi.high",
+            with("whole", psi(kappa(PurePosterior, Some(0.5)))),
+        ),
+        (
+            "sampling.predictor.psi.high",
+            with("whole", psi(kappa(Unspecified, None))),
+        ),
         ("mix", mixed),
         ("max_tokens", request("whole", 4000, 1)),
+        ("template", template("whole", vec![text("a"), Piece::Hole(4000)])),
+        (
+            "suffix",
+            pb::GenerateRequest {
+                suffix: Some("the end".into()),
+                ..request("whole", 4000, 1)
+            },
+        ),
     ] {
         let status = generate(&client, request).await.expect_err(field);
         assert_eq!(status.code(), Code::InvalidArgument, "{field}: {status}");
-        assert!(status.message().contains(field), "{field}: {status}");
+        assert!(status.message().starts_with(&format!("{field}: ")), "{field}: {status}");
     }
     let good = with("whole", psi(kappa(Constant, Some(0.5))));
     generate(&client, good).await.expect("finished");
@@ -249,7 +269,7 @@ async fn bad_templates_are_named() {
             "template",
             template("", vec![text(&"a".repeat(10_001)), Piece::Hole(1)]),
         ),
-        ("prompt", template("", vec![text("a"), Piece::Hole(1), text(&long)])),
+        ("template", template("", vec![text("a"), Piece::Hole(1), text(&long)])),
         (
             "template",
             pb::GenerateRequest {
@@ -274,6 +294,6 @@ async fn bad_templates_are_named() {
     ] {
         let status = generate(&client, request).await.expect_err(field);
         assert_eq!(status.code(), Code::InvalidArgument, "{field}: {status}");
-        assert!(status.message().contains(field), "{field}: {status}");
+        assert!(status.message().starts_with(&format!("{field}: ")), "{field}: {status}");
     }
 }

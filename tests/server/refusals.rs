@@ -71,13 +71,13 @@ async fn names_that_no_variant_may_have_are_refused_before_the_file_is_read() {
             let status = uploads::add(&admin, vec![uploads::by_path(name, Path::new(source))]).await;
             let status = status.expect_err(name);
             assert_eq!(status.code(), Code::InvalidArgument, "{status}");
-            assert!(status.message().starts_with("name: "), "{status}");
+            assert!(status.message().starts_with("header.name: "), "{status}");
         }
         let status = uploads::add(&admin, uploads::upload(name, packed("kjv")))
             .await
             .expect_err(name);
         assert_eq!(status.code(), Code::InvalidArgument, "{status}");
-        assert!(status.message().starts_with("name: "), "{status}");
+        assert!(status.message().starts_with("header.name: "), "{status}");
     }
     for taken in ["kjv", "KJV"] {
         let status = uploads::add(&admin, uploads::upload(taken, packed("kjv")))
@@ -100,7 +100,7 @@ async fn bad_fields_are_named() {
         change(&mut request);
         let status = refused(&client, request).await;
         assert_eq!(status.code(), Code::InvalidArgument, "{field}: {status}");
-        assert!(status.message().contains(field), "{field}: {status}");
+        assert!(status.message().starts_with(&format!("{field}: ")), "{field}: {status}");
     };
     field("prompt", &|r| r.prompt.clear()).await;
     field("prompt", &|r| r.prompt = "q7".repeat(1000)).await;
@@ -119,7 +119,8 @@ async fn bad_fields_are_named() {
     field("stop_ids", &|r| r.stop_ids = vec![u32::MAX]).await;
 
     let sampling = async |name: &str, sampling: pb::Sampling| {
-        field(name, &|request| request.sampling = Some(sampling)).await;
+        let name = format!("sampling.{name}");
+        field(&name, &|request| request.sampling = Some(sampling)).await;
     };
     let default = pb::Sampling::default;
     for temperature in [f32::NAN, -0.5, f32::INFINITY, 100.5] {
@@ -163,10 +164,11 @@ async fn bad_fields_are_named() {
             threshold,
             ..pb::Predictor::default()
         });
-        sampling(name, pb::Sampling { predictor, ..default() }).await;
+        let name = format!("predictor.{name}");
+        sampling(&name, pb::Sampling { predictor, ..default() }).await;
     };
     for unknown in [5, 77, -1, i32::MAX] {
-        predictor("sampling.predictor.kind", unknown, None, None).await;
+        predictor("kind", unknown, None, None).await;
     }
     let (steps, threshold) = ("steps", "threshold");
     predictor(steps, Kind::Ancestral.into(), None, None).await;
@@ -262,7 +264,7 @@ async fn additions_with_bad_numbers_are_refused() {
     };
     for scale in [f32::NAN, f32::NEG_INFINITY] {
         let message = refused(&|header| header.scale = Some(scale)).await;
-        assert!(message.contains("scale"), "{message}");
+        assert!(message.starts_with("header.scale: "), "{message}");
     }
     let unheard = pb::Predictor {
         kind: 9,
@@ -278,7 +280,28 @@ async fn additions_with_bad_numbers_are_refused() {
     };
     for (defaults, field) in [(hot, "temperature"), (unknown, "predictor.kind")] {
         let message = refused(&|header| header.defaults = Some(defaults)).await;
-        assert!(message.contains("defaults") && message.contains(field), "{message}");
+        assert!(message.starts_with(&format!("header.defaults: {field}: ")), "{message}");
+    }
+    let message = refused(&|header| header.process = 9).await;
+    assert!(message.starts_with("header.process: "), "{message}");
+    let message = refused(&|header| header.process = pb::Process::Uniform.into()).await;
+    assert!(message.starts_with("header.process: "), "{message}");
+    let message = refused(&|header| header.block_size = Some(3)).await;
+    assert!(message.starts_with("header.block_size: "), "{message}");
+}
+
+#[tokio::test]
+async fn a_removal_by_a_file_that_is_none_names_its_path() {
+    let (_, mut admin) = shared().await;
+    for path in ["", "/no/such/file", "/"] {
+        let removal = pb::RemoveVariantRequest {
+            name: "kjv".into(),
+            path: Some(path.into()),
+            ..pb::RemoveVariantRequest::default()
+        };
+        let status = admin.remove_variant(removal).await.expect_err("refused");
+        assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+        assert!(status.message().starts_with("path: "), "{status}");
     }
 }
 

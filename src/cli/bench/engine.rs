@@ -2,6 +2,8 @@
 //! machine that changes its speed changes all of them.
 
 use super::{median, open};
+use crate::cli::json::JsonArgs;
+use crate::cli::picture::{self, Chart, Point, Scale, Series};
 use crate::cli::serve::StoreArgs;
 use crate::engine::{Engine, EngineConfig, EngineHandle, Generation, Priority, Request, Sampling};
 use crate::model::{Denoiser, Mix};
@@ -9,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::json;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -19,9 +22,11 @@ pub struct EngineBenchArgs {
     load: LoadArgs,
     #[command(flatten)]
     store: StoreArgs,
-    /// Print a JSON object.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    json: JsonArgs,
+    /// Also draw the ratios against the variants that share a batch into this SVG file.
+    #[arg(long, value_name = "FILE.svg")]
+    plot: Option<PathBuf>,
 }
 
 /// How long and how hard the engine is kept busy.
@@ -47,6 +52,10 @@ pub struct LoadArgs {
 /// One way to fill the batch.
 pub struct Scenario<'a> {
     pub name: String,
+    /// What it is drawn with.
+    pub series: String,
+    /// Variants in the batch.
+    touched: usize,
     /// What it is of.
     pub generation: &'a Generation,
     pub instance: Arc<dyn Denoiser>,
@@ -58,10 +67,19 @@ pub struct Scenario<'a> {
 
 impl LoadArgs {
     pub fn check(&self) -> Result<()> {
-        if self.sequences == 0 || self.rounds == 0 || self.seconds.is_nan() || self.seconds <= 0.0 {
-            bail!("--sequences, --rounds and --seconds must be above 0");
+        let limits = [
+            ("--sequences", self.sequences as f64, 1.0, 4096.0),
+            ("--rounds", self.rounds as f64, 1.0, 1e6),
+            ("--seconds", self.seconds, 1e-3, 86_400.0),
+            ("--tokens", self.tokens as f64, 1.0, 16_384.0),
+        ];
+        match limits
+            .iter()
+            .find(|(_, value, least, most)| !(*least..=*most).contains(value))
+        {
+            Some((option, value, least, most)) => bail!("{option}: {value} is not within {least} and {most}"),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Tokens per second of every scenario, and their ratio to the first: medians over rounds in which all take turns.
@@ -77,33 +95,60 @@ impl LoadArgs {
     }
 }
 
+/// Ratios against the variants in a batch. What touches none has no place there.
+pub fn chart(scenarios: &[Scenario], measured: &[(f64, f64)]) -> Chart {
+    let mut series: Vec<Series> = Vec::new();
+    for (scenario, &(rate, ratio)) in scenarios.iter().zip(measured) {
+        let point = Point {
+            x: scenario.touched as f64,
+            y: ratio,
+            label: format!("{rate:.0}"),
+        };
+        match series.iter_mut().find(|series| series.name == scenario.series) {
+            _ if scenario.touched == 0 || !ratio.is_finite() => {}
+            Some(series) => series.points.push(point),
+            None => series.push(Series {
+                name: scenario.series.clone(),
+                joined: true,
+                points: vec![point],
+            }),
+        }
+    }
+    Chart {
+        title: "What mixing variants in a batch costs",
+        x: "variants in the batch",
+        y: "tokens/s, of those of one materialised variant",
+        notes: &["numbers: tokens/s"],
+        scale: Scale::around(0.0, measured.iter().map(|(_, ratio)| *ratio).fold(1.0, f64::max)),
+        series,
+    }
+}
+
 pub fn run(args: EngineBenchArgs) -> Result<()> {
     args.load.check()?;
+    args.json.check()?;
+    picture::check(args.plot.as_deref())?;
     let (catalog, generation, _scratch) = open(&args.store)?;
     let scenarios = scenarios(&catalog, &generation)?;
     let measured = args.load.measure(&scenarios)?;
+    picture::save(args.plot.as_deref(), || chart(&scenarios, &measured))?;
     let rows: Vec<_> = scenarios
         .iter()
         .zip(measured)
         .map(|(scenario, (rate, ratio))| (&scenario.name, rate, ratio))
         .collect();
     let load = &args.load;
-    if args.json {
-        let row = |(name, rate, ratio): &(&String, f64, f64)| json!({"scenario": name, "tokens_per_second": rate, "ratio": ratio});
+    let row = |(name, rate, ratio): &(&String, f64, f64)| json!({"scenario": name, "tokens_per_second": rate, "ratio": ratio});
+    let report = json!({"sequences": load.sequences, "rounds": load.rounds, "scenarios": rows.iter().map(row).collect::<Vec<_>>()});
+    args.json.report(&report, || {
         println!(
-            "{}",
-            json!({"sequences": load.sequences, "rounds": load.rounds, "scenarios": rows.iter().map(row).collect::<Vec<_>>()})
+            "{} sequences, {} rounds of {} s; ratios to the first line, medians",
+            load.sequences, load.rounds, load.seconds
         );
-        return Ok(());
-    }
-    println!(
-        "{} sequences, {} rounds of {} s; ratios to the first line, medians",
-        load.sequences, load.rounds, load.seconds
-    );
-    for (name, rate, ratio) in rows {
-        println!("{rate:>9.0} tokens/s  {ratio:>5.2}  {name}");
-    }
-    Ok(())
+        for (name, rate, ratio) in &rows {
+            println!("{rate:>9.0} tokens/s  {ratio:>5.2}  {name}");
+        }
+    })
 }
 
 /// A materialised variant first: what the others are compared with.
@@ -142,6 +187,8 @@ impl<'a> Scenario<'a> {
     pub fn new(name: String, generation: &'a Generation, variants: Vec<String>) -> Self {
         Scenario {
             name,
+            series: "from their banks".to_owned(),
+            touched: variants.len(),
             generation,
             instance: generation.denoiser.clone(),
             variants,
@@ -153,12 +200,15 @@ impl<'a> Scenario<'a> {
     pub fn alone(mut self, mix: &Mix) -> Result<Self> {
         let instance = self.instance.materialise(mix)?;
         self.instance = instance.context("this network cannot be materialised")?;
+        self.series = "materialised".to_owned();
+        self.touched = mix.0.len();
         Ok(self)
     }
 
     /// As the engine chooses, with room for every one of these variants.
     fn by_cost(mut self) -> Self {
         self.materialise_bytes = (self.variants.len() + 1) * self.instance.bytes();
+        self.series = "by measured cost".to_owned();
         self
     }
 }
@@ -248,4 +298,58 @@ fn keep_busy(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::picture::tests::well_formed;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: EngineBenchArgs,
+    }
+
+    fn bench(options: &[&str]) -> Result<()> {
+        run(Line::parse_from(["bench"].iter().chain(options)).args)
+    }
+
+    #[test]
+    fn a_short_bench_is_drawn_and_written() {
+        let dir = tempfile::tempdir().expect("directory");
+        let file = |name: &str| dir.path().join(name).display().to_string();
+        let (store, plot, json) = (file("store"), file("plot.svg"), file("report.json"));
+        let load = "--rounds 1 --seconds 0.1 --sequences 2 --tokens 8 --threads 1";
+        let mut options: Vec<&str> = load.split(' ').collect();
+        options.extend(["--data-dir", &store, "--plot", &plot, "--json", &json]);
+        bench(&options).expect("bench");
+        let report: serde_json::Value = serde_json::from_slice(&std::fs::read(json).expect("file")).expect("json");
+        let scenarios = report["scenarios"].as_array().expect("scenarios");
+        assert_eq!(scenarios.len(), 8);
+        // All but the base's; a machine with no time to make a token in has no ratio either.
+        let drawn = scenarios[..6].iter().filter(|scenario| !scenario["ratio"].is_null());
+        let svg = std::fs::read_to_string(plot).expect("file");
+        well_formed(&svg, drawn.count());
+        assert!(svg.contains("variants in the batch"), "{svg}");
+    }
+
+    #[test]
+    fn impossible_loads_are_refused() {
+        for (option, value) in [
+            ("--sequences", "0"),
+            ("--sequences", "1000000"),
+            ("--rounds", "0"),
+            ("--seconds", "0"),
+            ("--seconds", "NaN"),
+            ("--seconds", "inf"),
+            ("--tokens", "0"),
+            ("--plot", "/no/such/folder/plot.svg"),
+            ("--json", "/no/such/folder/report.json"),
+        ] {
+            let refused = bench(&[option, value]).expect_err(option).to_string();
+            assert!(refused.contains(option), "{option} {value}: {refused}");
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! `choir bench memory`: the parts that the server reports, beside what the operating system sees.
 
 use super::{open, process_bytes};
+use crate::cli::json::JsonArgs;
 use crate::cli::serve::{EngineArgs, StoreArgs};
 use crate::engine::Engine;
 use anyhow::{Context, Result, bail};
@@ -14,12 +15,12 @@ pub struct MemoryArgs {
     store: StoreArgs,
     #[command(flatten)]
     engine: EngineArgs,
-    /// Print a JSON object.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    json: JsonArgs,
 }
 
 pub fn run(args: MemoryArgs) -> Result<()> {
+    args.json.check()?;
     if args.store.data_dir().is_none() {
         // Making a store leaves free memory behind in a process, as opening one does not: so another process opens it.
         let (_, _, scratch) = open(&args.store)?;
@@ -46,37 +47,24 @@ pub fn run(args: MemoryArgs) -> Result<()> {
     };
     let (all, on_device) = (of(false), of(true));
     let cache = Engine::start(args.engine.config(), generation)?.status().kv_bytes;
-    if args.json {
-        let parts: serde_json::Map<_, _> = status
-            .memory
-            .into_iter()
-            .map(|p| (p.to_string(), json!(p.bytes)))
-            .collect();
-        println!(
-            "{}",
-            json!({"parts": parts, "sum": all, "on_device": on_device, "grown": grown, "cache": cache})
-        );
-        return Ok(());
-    }
-    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-    for part in &status.memory {
-        println!("{:>9.2} MiB  {part}", mib(part.bytes));
-    }
-    if on_device > 0 {
-        println!("{:>9.2} MiB  all of these on the device", mib(on_device));
-    }
-    println!("{:>9.2} MiB  all of these on the host", mib(all));
-    match on_device {
-        0 => println!(
-            "{:>9.2} MiB  what the process grew by ({:+.1} %)",
-            mib(grown),
-            100.0 * (grown as f64 / all as f64 - 1.0)
-        ),
-        _ => println!("{:>9.2} MiB  what the process grew by, the driver included", mib(grown)),
-    }
-    println!(
-        "{:>9.2} MiB  reserved for keys and values, taken as they are used",
-        mib(cache)
-    );
-    Ok(())
+    let parts: serde_json::Map<_, _> = (status.memory.iter())
+        .map(|part| (part.to_string(), json!(part.bytes)))
+        .collect();
+    let report = json!({"parts": parts, "sum": all, "on_device": on_device, "grown": grown, "cache": cache});
+    args.json.report(&report, || {
+        let line = |bytes: u64, what: &str| println!("{:>9.2} MiB  {what}", bytes as f64 / f64::from(1 << 20));
+        for part in &status.memory {
+            line(part.bytes, &part.to_string());
+        }
+        if on_device > 0 {
+            line(on_device, "all of these on the device");
+        }
+        line(all, "all of these on the host");
+        let share = 100.0 * (grown as f64 / all as f64 - 1.0);
+        match on_device {
+            0 => line(grown, &format!("what the process grew by ({share:+.1} %)")),
+            _ => line(grown, "what the process grew by, the driver included"),
+        }
+        line(cache, "reserved for keys and values, taken as they are used");
+    })
 }

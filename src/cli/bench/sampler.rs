@@ -7,6 +7,7 @@ use super::products::{Rate, rates};
 use super::steps::{Sequence, Step, Watch};
 use super::{median, parts, steps};
 use crate::catalog::loading::give_back;
+use crate::cli::json::JsonArgs;
 use crate::model::profile::Profile;
 use crate::model::weights::Dense;
 use crate::model::{BaseWeights, Dit, DitConfig, Mix};
@@ -64,9 +65,8 @@ pub struct SamplerBenchArgs {
     /// Also say where the steps' time went.
     #[arg(long)]
     profile: bool,
-    /// Print a JSON object.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    json: JsonArgs,
 }
 
 /// What steps of one sampler take; times are medians.
@@ -106,6 +106,7 @@ pub fn run(args: SamplerBenchArgs) -> Result<()> {
     if args.steps == 0 || args.tokens < 2 || args.length == 0 || args.together == 0 {
         bail!("--steps, --length and --together must be above 0, and --tokens above 1");
     }
+    args.json.check()?;
     let threads = rayon::ThreadPoolBuilder::new().num_threads(args.threads).build()?;
     threads.install(|| measure(&args))
 }
@@ -136,16 +137,11 @@ fn measure(args: &SamplerBenchArgs) -> Result<()> {
             );
         }
     }
-    if args.json {
-        let sizes = json!({"layers": args.layers, "hidden": args.hidden, "heads": args.heads, "cond": args.cond,
+    let sizes = json!({"layers": args.layers, "hidden": args.hidden, "heads": args.heads, "cond": args.cond,
             "vocab": args.vocab, "length": args.length, "nucleus_p": args.nucleus_p});
-        let all = json!({"threads": rayon::current_num_threads(), "network": sizes, "samplers": found,
-            "gflops": products});
-        println!("{}", serde_json::to_string_pretty(&all)?);
-    } else {
-        print(args, &found, &products);
-    }
-    Ok(())
+    let report =
+        json!({"threads": rayon::current_num_threads(), "network": sizes, "samplers": found, "gflops": products});
+    args.json.report(&report, || print(args, &found, &products))
 }
 
 /// Duo's; a block sampler's segments say themselves that they are blocks and know no noise level.

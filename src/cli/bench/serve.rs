@@ -9,14 +9,14 @@ mod tests;
 
 use super::{open, process_bytes};
 use crate::cli::client::{ServerArgs, refused};
-use crate::cli::eval::picture::{Chart, Scale, svg};
-use crate::cli::eval::plot::{Point, Series};
+use crate::cli::json::JsonArgs;
+use crate::cli::picture::{self, Chart, Point, Scale, Series};
 use crate::cli::serve::{EngineArgs, StoreArgs};
 use crate::engine::{BASE, Engine};
 use crate::pb;
 use crate::pb::admin_client::AdminClient;
 use crate::server::{self, Limits};
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::Args;
 use drive::{Arrivals, Driver, Until};
 use figures::{Overload, Report, quantile};
@@ -83,9 +83,8 @@ pub struct ServeBenchArgs {
     store: StoreArgs,
     #[command(flatten)]
     engine: EngineArgs,
-    /// Print a JSON object.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    json: JsonArgs,
     /// Also draw how many requests had their first block, and their end, in which time, into this SVG file.
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
@@ -103,13 +102,13 @@ pub fn run(args: ServeBenchArgs) -> Result<()> {
     if let Some(own) = own {
         own.end(&runtime)?;
     }
-    if let Some(file) = &args.plot {
-        std::fs::write(file, svg(&chart(&report))).with_context(|| format!("writing {}", file.display()))?;
-    }
-    match args.json {
-        true => println!("{}", serde_json::to_string_pretty(&report)?),
-        false => println!("{report}"),
-    }
+    tell(&args, report)
+}
+
+/// Shows the figures, and says where they are not all.
+fn tell(args: &ServeBenchArgs, report: Report) -> Result<()> {
+    picture::save(args.plot.as_deref(), || chart(&report))?;
+    args.json.report(&report, || println!("{report}"))?;
     match report.server_gone {
         Some(said) => bail!("the server went away ({said}): the figures are of what came before"),
         None => Ok(()),
@@ -140,7 +139,8 @@ impl ServeBenchArgs {
         if self.requests == Some(0) || self.deadline_ms == Some(0) {
             bail!("--requests and --deadline-ms must be above 0");
         }
-        Ok(())
+        self.json.check()?;
+        picture::check(self.plot.as_deref())
     }
 
     /// `noisy` is an index among `variants`, and how many times as much.

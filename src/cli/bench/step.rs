@@ -3,13 +3,14 @@
 
 use super::steps::{Sequence, Step, Watch};
 use super::{median, open, parts, steps};
+use crate::cli::json::JsonArgs;
 use crate::cli::serve::StoreArgs;
 use crate::model::profile::Profile;
 use crate::model::{Denoiser, Mix, VariantId};
 use crate::sampler::{BlockSampler, BlockSettings, LastBlock, Predictor, Sampler};
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use serde_json::json;
+use serde::Serialize;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -26,9 +27,8 @@ pub struct StepArgs {
     threads: usize,
     #[command(flatten)]
     store: StoreArgs,
-    /// Print a JSON object.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    json: JsonArgs,
 }
 
 /// One way to fill the batch: sequences take turns with the mixes.
@@ -42,6 +42,7 @@ pub fn run(args: StepArgs) -> Result<()> {
     if args.sequences == 0 || args.tokens == 0 {
         bail!("--sequences and --tokens must be above 0");
     }
+    args.json.check()?;
     let (catalog, generation, _scratch) = open(&args.store)?;
     let shared = &generation.denoiser;
     let Some(block) = shared.config().block() else {
@@ -82,14 +83,30 @@ pub fn run(args: StepArgs) -> Result<()> {
         },
     ];
     let threads = rayon::ThreadPoolBuilder::new().num_threads(args.threads).build()?;
-    threads.install(|| {
-        scenarios
-            .iter()
-            .try_for_each(|scenario| measure(&args, scenario, block))
+    let measure = |scenario| measure(&args, scenario, block);
+    let found = threads.install(|| scenarios.iter().map(measure).collect::<Result<Vec<_>>>())?;
+    args.json.report(&found, || {
+        for of in &found {
+            let title = format!(
+                "{}, {} sequences: {:.3} ms a step, {:.0} tokens/s",
+                of.scenario, of.sequences, of.milliseconds, of.tokens_per_second
+            );
+            parts::print(&title, &of.parts);
+        }
     })
 }
 
-fn measure(args: &StepArgs, scenario: &Scenario, block: usize) -> Result<()> {
+/// A scenario's steps; the median of their times.
+#[derive(Debug, Serialize)]
+struct Figures {
+    scenario: String,
+    sequences: usize,
+    milliseconds: f64,
+    tokens_per_second: f64,
+    parts: Vec<parts::Row>,
+}
+
+fn measure(args: &StepArgs, scenario: &Scenario, block: usize) -> Result<Figures> {
     let config = scenario.instance.config();
     let settings = BlockSettings {
         block_size: block,
@@ -126,20 +143,11 @@ fn measure(args: &StepArgs, scenario: &Scenario, block: usize) -> Result<()> {
         .iter()
         .map(|sequence| sequence.sampler.generated().len())
         .sum();
-    let rate = tokens as f64 / steps.iter().map(time).sum::<f64>();
-    let milliseconds = 1e3 * median(steps.iter().map(time).collect());
-    let rows = parts::rows(&profile, steps.len());
-    let name = &scenario.name;
-    if args.json {
-        let all = json!({"scenario": name, "sequences": args.sequences, "milliseconds": milliseconds,
-            "tokens_per_second": rate, "parts": rows});
-        println!("{all}");
-    } else {
-        let title = format!(
-            "{name}, {} sequences: {milliseconds:.3} ms a step, {rate:.0} tokens/s",
-            args.sequences
-        );
-        parts::print(&title, &rows);
-    }
-    Ok(())
+    Ok(Figures {
+        scenario: scenario.name.clone(),
+        sequences: args.sequences,
+        milliseconds: 1e3 * median(steps.iter().map(time).collect()),
+        tokens_per_second: tokens as f64 / steps.iter().map(time).sum::<f64>(),
+        parts: parts::rows(&profile, steps.len()),
+    })
 }

@@ -1,9 +1,11 @@
 //! `choir bench variants`: whether anything but memory grows with the number of variants. Stores of several sizes are made of
 //! the fine-tunes compiled in, each again and again under seeds of its own: to a bank, those are other variants.
 
-use super::engine::{LoadArgs, Scenario};
+use super::engine::{LoadArgs, Scenario, chart};
 use super::{median, open_in};
-use crate::catalog::{AddRequest, Catalog, RemoveRequest, Source, Tuning, base};
+use crate::catalog::{AddRequest, Catalog, RemoveRequest, Source, Stage, Tuning, base};
+use crate::cli::json::JsonArgs;
+use crate::cli::picture;
 use crate::cli::scratch::Scratch;
 use crate::cli::serve::StoreArgs;
 use crate::engine::{Choice, Generation};
@@ -29,9 +31,11 @@ pub struct VariantsBenchArgs {
     load: LoadArgs,
     #[command(flatten)]
     store: StoreArgs,
-    /// Print a JSON object.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    json: JsonArgs,
+    /// Also draw tokens per second against the variants touched into this SVG file.
+    #[arg(long, value_name = "FILE.svg", conflicts_with = "no_load")]
+    plot: Option<PathBuf>,
 }
 
 /// Additions to a figure: as many as a bank of the default capacity takes, so that each figure sees the same share of empty banks.
@@ -51,6 +55,8 @@ pub fn run(args: VariantsBenchArgs) -> Result<()> {
     if args.store.base().is_some() || args.store.data_dir().is_some() {
         bail!("the stores are made of the model compiled in, in directories of their own: no --base, no --data-dir");
     }
+    args.json.check()?;
+    picture::check(args.plot.as_deref())?;
     let scratch = Scratch::new("bench-variants");
     let (stores, additions) = make(&args, scratch.path())?;
     let sizes = stores
@@ -63,15 +69,10 @@ pub fn run(args: VariantsBenchArgs) -> Result<()> {
         load(&args, &stores)?
     };
     let report = json!({"additions": additions, "stores": sizes, "scenarios": rates});
-    if args.json {
-        println!("{report}");
-    } else {
-        show(&report);
-    }
-    Ok(())
+    args.json.report(&report, || show(&report))
 }
 
-/// Makes a store grow, copies it at every size wanted, and times additions on the way.
+/// Makes a store grow, keeps it at every size wanted, and times additions on the way.
 fn make(args: &VariantsBenchArgs, dir: &Path) -> Result<(Vec<Made>, Vec<Value>)> {
     let growing = dir.join("growing");
     let (catalog, generation) = open_in(&args.store, &growing)?;
@@ -92,12 +93,12 @@ fn make(args: &VariantsBenchArgs, dir: &Path) -> Result<(Vec<Made>, Vec<Value>)>
     for info in catalog.list().iter().filter(|info| info.name != first.name) {
         catalog.remove(&info.name, RemoveRequest::default())?;
     }
-    let (mut stores, mut seconds) = (Vec::new(), Vec::new());
+    let (mut stores, mut times) = (Vec::new(), Vec::new());
     let largest = args.counts.last().copied().unwrap_or_default();
     for (number, source) in (1..largest + ADDITIONS).zip(shipped.iter().cycle()) {
         if args.counts.contains(&number) {
             let dir = dir.join(number.to_string());
-            copy(&growing, &dir)?;
+            link(&growing, &dir)?;
             stores.push(Made { variants: number, dir });
         }
         let request = AddRequest {
@@ -109,27 +110,46 @@ fn make(args: &VariantsBenchArgs, dir: &Path) -> Result<(Vec<Made>, Vec<Value>)>
             defaults: Choice::default(),
             expected_generation: None,
         };
-        let start = Instant::now();
-        catalog.add(request, |_| {})?;
-        seconds.push(start.elapsed().as_secs_f64());
+        let mut begun: Vec<(Stage, Instant)> = Vec::new();
+        catalog.add(request, |progress| begun.push((progress.stage, Instant::now())))?;
+        let ended = begun.iter().skip(1).map(|(_, begun)| *begun).chain([Instant::now()]);
+        let taken = begun
+            .iter()
+            .zip(ended)
+            .map(|((stage, begun), end)| (*stage, (end - *begun).as_secs_f64()));
+        times.push(Vec::from_iter(taken));
     }
     let additions = [1].iter().chain(&args.counts).map(|&variants| {
         // Addition i brings variant i + 2.
-        let some = seconds[variants - 1..].iter().take(ADDITIONS).copied().collect();
-        json!({"variants": variants, "seconds": median(some)})
+        let some = || times[variants - 1..].iter().take(ADDITIONS);
+        let all = some()
+            .map(|stages| stages.iter().map(|(_, seconds)| seconds).sum())
+            .collect();
+        let mut stages: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+        for (stage, seconds) in some().flatten() {
+            stages
+                .entry(format!("{stage:?}").to_lowercase())
+                .or_default()
+                .push(*seconds);
+        }
+        let stages: BTreeMap<_, _> = stages.into_iter().map(|(stage, some)| (stage, median(some))).collect();
+        json!({"variants": variants, "seconds": median(all), "stages": stages})
     });
     let additions = additions.collect();
     Ok((stores, additions))
 }
 
-fn copy(from: &Path, to: &Path) -> Result<()> {
+/// Makes `to` the store that `from` is now. A store never writes into a file that is there, so links will do; copies would still be
+/// on their way to the disk while the next additions wait for theirs to get there.
+fn link(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to)?;
     for entry in fs::read_dir(from)? {
         let entry = entry?;
         let (path, target) = (entry.path(), to.join(entry.file_name()));
-        match path.is_dir() {
-            true => copy(&path, &target)?,
-            false => fs::copy(&path, &target).map(drop)?,
+        if path.is_dir() {
+            link(&path, &target)?;
+        } else if !path.ends_with("lock") {
+            fs::hard_link(&path, &target)?;
         }
     }
     Ok(())
@@ -184,23 +204,31 @@ fn load(args: &VariantsBenchArgs, stores: &[Made]) -> Result<Vec<Value>> {
             banks.entry(bank).or_default().push(variant.name);
         }
         let banks: Vec<_> = banks.into_values().collect();
-        let scenario = |what: String, variants: Vec<String>| {
+        let scenario = |what: String, of: &str, variants: Vec<String>| {
             let name = format!("{what}, {} in the store", store.variants);
-            Scenario::new(name, generation, variants)
+            let mut scenario = Scenario::new(name, generation, variants);
+            scenario.series = format!("{of}, {} in the store", store.variants);
+            scenario
         };
         if scenarios.is_empty() {
             let single = Mix::single(generation.variants[&banks[0][0]].id);
-            scenarios.push(scenario("one variant, materialised".into(), vec![]).alone(&single)?);
+            scenarios.push(scenario("one variant, materialised".into(), "", vec![]).alone(&single)?);
         }
         for count in 1..=banks[0].len() {
-            scenarios.push(scenario(format!("{count} of one bank"), banks[0][..count].to_vec()));
+            let what = format!("{count} of one bank");
+            scenarios.push(scenario(what, "of one bank", banks[0][..count].to_vec()));
         }
         for count in [4, 16].into_iter().filter(|&count| count <= banks.len()) {
             let variants = banks[..count].iter().map(|bank| bank[0].clone()).collect();
-            scenarios.push(scenario(format!("{count} of {count} banks"), variants));
+            scenarios.push(scenario(
+                format!("{count} of {count} banks"),
+                "each of its own",
+                variants,
+            ));
         }
     }
     let measured = args.load.measure(&scenarios)?;
+    picture::save(args.plot.as_deref(), || chart(&scenarios, &measured))?;
     let row = |(scenario, (rate, ratio)): (&Scenario, _)| json!({"scenario": scenario.name, "tokens_per_second": rate, "ratio": ratio});
     Ok(scenarios.iter().zip(measured).map(row).collect())
 }
@@ -210,10 +238,15 @@ fn show(report: &Value) {
     let number = |value: &Value| value.as_f64().unwrap_or(f64::NAN);
     let mib = |value: &Value| number(value) / f64::from(1 << 20);
     for addition in of("additions") {
+        let stages = addition["stages"].as_object().into_iter().flatten();
+        let stages: Vec<_> = stages
+            .map(|(stage, some)| format!("{stage} {:.3}", number(some)))
+            .collect();
         println!(
-            "{:>9.3} s  to add one to {} variants",
+            "{:>9.3} s  to add one to {} variants: {}",
             number(&addition["seconds"]),
-            addition["variants"]
+            addition["variants"],
+            stages.join(", ")
         );
     }
     for store in of("stores") {

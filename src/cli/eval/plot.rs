@@ -1,25 +1,8 @@
 //! Recovered share against bits: what is drawn.
 
 use super::evaluate::Report;
-use super::picture::{Chart, Scale};
 use super::trial::Kept;
-
-/// Points of one kind.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Series {
-    pub name: String,
-    pub joined: bool,
-    pub points: Vec<Point>,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub struct Point {
-    /// Positive: its axis is logarithmic.
-    pub x: f64,
-    pub y: f64,
-    /// Stands beside the point.
-    pub label: String,
-}
+use crate::cli::picture::{Chart, Point, Scale, Series};
 
 /// What is left of the gain against bits. A share below 0 (worse than the base) is drawn on the lower edge.
 pub fn chart(report: &Report) -> Chart {

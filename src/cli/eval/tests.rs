@@ -2,13 +2,13 @@
 
 use super::arrangement::{Arrangement, Capacity, place};
 use super::evaluate::{Report, evaluate};
-use super::picture::{Chart, Scale};
+use super::plot;
 use super::share::{Reached, Summary, bits, recovered};
 use super::table::Tables;
 use super::tensors::Group;
 use super::trial::{Comparison, Kept, Plan};
-use super::{picture, plot};
 use crate::catalog::Forms;
+use crate::cli::picture::{self, tests::well_formed};
 use crate::ops::quantized::Form;
 use crate::superposition::Scheme;
 use clap::ValueEnum;
@@ -67,55 +67,6 @@ fn alone_in_a_bank_a_variant_keeps_its_gain() {
         &picture::svg(&chart),
         chart.series.iter().map(|series| series.points.len()).sum(),
     );
-}
-
-/// Every element is closed, in order, and there is one marker a point.
-pub fn well_formed(svg: &str, points: usize) {
-    let mut open = Vec::new();
-    for element in svg.split('<').skip(1) {
-        let (tag, _) = element.split_once('>').expect("closed");
-        assert_eq!(tag.matches('"').count() % 2, 0, "{tag}");
-        assert!(!tag.contains("NaN") && !tag.contains("inf"), "{tag}");
-        let name = tag.split_whitespace().next().expect("name");
-        match name.strip_prefix('/') {
-            Some(name) => assert_eq!(open.pop(), Some(name)),
-            None if tag.ends_with('/') => {}
-            None => open.push(name),
-        }
-    }
-    assert!(open.is_empty(), "{open:?}");
-    assert_eq!(svg.matches("class=\"point\"").count(), points);
-}
-
-#[test]
-fn the_picture_takes_extremes_and_escapes() {
-    let point = |x, y| plot::Point {
-        x,
-        y,
-        label: "<1>".into(),
-    };
-    let odd = plot::Series {
-        name: "a & b".into(),
-        joined: true,
-        points: vec![point(0.4, -3.0), point(36.0, 1.1), point(1.0, 0.95)],
-    };
-    let chart = |series| Chart {
-        title: "t",
-        x: "x",
-        y: "y < 1",
-        notes: &["note"],
-        scale: Scale::around(0.5, 1.0),
-        series,
-    };
-    let svg = picture::svg(&chart(vec![odd]));
-    well_formed(&svg, 3);
-    assert!(svg.contains("a &amp; b") && svg.contains("&lt;1&gt;") && svg.contains("y &lt; 1"));
-    well_formed(&picture::svg(&chart(Vec::new())), 0);
-    for (low, high) in [(0.0, 1.0), (0.93, 1.001), (3.1, 9.7), (2.0, 2.0), (-40.0, 300.0)] {
-        let scale = Scale::around(low, high);
-        assert!(scale.low <= low && scale.high >= high, "{scale:?}");
-        assert!(scale.high - scale.low < 1.4 * (high - low).max(1e-8), "{scale:?}");
-    }
 }
 
 #[test]

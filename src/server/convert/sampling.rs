@@ -25,9 +25,9 @@ pub fn choice(wire: Option<pb::Sampling>) -> Result<Choice, BadField> {
             profile: psi.profile.map(profile).transpose()?,
             high_fraction: psi.high_fraction,
             middle_fraction: psi.middle_fraction,
-            high: psi.high.map(kappa).transpose()?,
-            middle: psi.middle.map(kappa).transpose()?,
-            low: psi.low.map(kappa).transpose()?,
+            high: kappa("sampling.predictor.psi.high", psi.high)?,
+            middle: kappa("sampling.predictor.psi.middle", psi.middle)?,
+            low: kappa("sampling.predictor.psi.low", psi.low)?,
         },
         block_size: wire.block_size.map(|size| size as usize),
         temperature: wire.temperature,
@@ -36,13 +36,36 @@ pub fn choice(wire: Option<pb::Sampling>) -> Result<Choice, BadField> {
     })
 }
 
-/// A process that is set.
+/// Where a request has what the engine calls `field`.
+pub fn path(field: &'static str) -> &'static str {
+    match field {
+        "block_size" => "sampling.block_size",
+        "temperature" => "sampling.temperature",
+        "nucleus_p" => "sampling.nucleus_p",
+        "top_k" => "sampling.top_k",
+        "predictor" => "sampling.predictor.kind",
+        "steps" => "sampling.predictor.steps",
+        "threshold" => "sampling.predictor.threshold",
+        "eps" => "sampling.predictor.eps",
+        "noise_removal" => "sampling.predictor.noise_removal",
+        "psi" => "sampling.predictor.psi",
+        "profile_time" | "profile_alpha" => "sampling.predictor.psi.profile.at",
+        "high_fraction" => "sampling.predictor.psi.high_fraction",
+        "middle_fraction" => "sampling.predictor.psi.middle_fraction",
+        "kappa_high" => "sampling.predictor.psi.high.value",
+        "kappa_middle" => "sampling.predictor.psi.middle.value",
+        "kappa_low" => "sampling.predictor.psi.low.value",
+        other => other,
+    }
+}
+
+/// A process that is set, in an addition's header.
 pub fn process(wire: i32) -> Result<Option<Process>, BadField> {
     match pb::Process::try_from(wire) {
         Ok(pb::Process::Unspecified) => Ok(None),
         Ok(pb::Process::Absorbing) => Ok(Some(Process::Absorbing)),
         Ok(pb::Process::Uniform) => Ok(Some(Process::Uniform)),
-        Err(_) => Err(unknown("process", wire)),
+        Err(_) => Err(unknown("header.process", wire)),
     }
 }
 
@@ -80,11 +103,11 @@ fn profile(wire: pb::TimeProfile) -> Result<TimeProfile, BadField> {
     }
 }
 
-fn kappa(wire: pb::Kappa) -> Result<Kappa, BadField> {
+fn kappa(field: &'static str, wire: Option<pb::Kappa>) -> Result<Option<Kappa>, BadField> {
     use pb::KappaKind as Kind;
-    const FIELD: &str = "sampling.predictor.psi.kappa";
-    let kind = Kind::try_from(wire.kind).map_err(|_| unknown(FIELD, wire.kind))?;
-    match (kind, wire.value) {
+    let Some(wire) = wire else { return Ok(None) };
+    let kind = Kind::try_from(wire.kind).map_err(|_| unknown(field, wire.kind))?;
+    let kappa = match (kind, wire.value) {
         (Kind::PurePosterior, None) => Ok(Kappa::PurePosterior),
         (Kind::PureCorrector, None) => Ok(Kappa::PureCorrector),
         (Kind::Constant, Some(kappa)) => Ok(Kappa::Constant(kappa)),
@@ -92,9 +115,10 @@ fn kappa(wire: pb::Kappa) -> Result<Kappa, BadField> {
         (Kind::MaxCapped, Some(eta)) => Ok(Kappa::MaxCapped { eta }),
         (Kind::MaxRescale, Some(eta)) => Ok(Kappa::MaxRescale { eta }),
         (Kind::MaxRescaleOnce, Some(eta)) => Ok(Kappa::MaxRescaleOnce { eta }),
-        (Kind::Unspecified, _) => Err(BadField::new(FIELD, "its kind is not set")),
-        (_, value) => Err(BadField::new(FIELD, odd("value", value))),
-    }
+        (Kind::Unspecified, _) => Err(BadField::new(field, "its kind is not set")),
+        (_, value) => Err(BadField::new(field, odd("value", value))),
+    };
+    kappa.map(Some)
 }
 
 fn unknown(field: &'static str, number: i32) -> BadField {

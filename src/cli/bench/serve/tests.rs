@@ -62,7 +62,7 @@ fn a_closed_and_an_open_load_are_answered() {
             );
             assert!(all.tokens >= 24 && all.first_block.p50 <= all.end_to_end.p50);
             assert!(report.memory.iter().any(|(part, bytes)| part == "base" && *bytes > 0));
-            let picture = svg(&chart(&report));
+            let picture = picture::svg(&chart(&report));
             assert!(picture.contains("whole request") && picture.contains("polyline"));
         }
         let unknown = bench(&args(&["--variants", "nobody"]), address)
@@ -182,6 +182,41 @@ fn what_came_before_a_server_went_away_is_kept() {
 }
 
 #[test]
+fn a_bench_whose_server_goes_away_shows_what_it_has_and_fails() {
+    let dir = tempfile::tempdir().expect("directory");
+    let file = dir.path().join("report.json");
+    let options = ["--variants", "base", "--clients", "2", "--probe", "kjv", "--json"];
+    let args = args(&[&options[..], &[file.to_str().expect("path")]].concat());
+    let report = with_server(async |address, server| {
+        let kill = async {
+            let channel = ServerArgs::at(address.clone()).connect().await.expect("server");
+            let mut admin = AdminClient::new(channel);
+            // The probe's requests before the load are thirty.
+            while admin
+                .get_status(pb::GetStatusRequest {})
+                .await
+                .expect("status")
+                .into_inner()
+                .finished
+                < 40
+            {
+                tokio::task::yield_now().await;
+            }
+            server.abort();
+        };
+        let (report, ()) = tokio::join!(bench(&args, address.clone()), kill);
+        report.expect("report")
+    });
+    assert!(report.overall.finished >= 5, "{report}");
+    let finished = report.overall.finished;
+    let error = tell(&args, report).expect_err("not all of it").to_string();
+    assert!(error.contains("went away"), "{error}");
+    let kept: serde_json::Value = serde_json::from_slice(&std::fs::read(file).expect("file")).expect("json");
+    assert_eq!(kept["overall"]["finished"], finished);
+    assert!(kept["server_gone"].is_string(), "{kept}");
+}
+
+#[test]
 fn impossible_loads_are_refused() {
     for options in [
         ["--rate", "0"],
@@ -195,6 +230,8 @@ fn impossible_loads_are_refused() {
         ["--deadline-ms", "0"],
         ["--overload", "0"],
         ["--overload", "NaN"],
+        ["--plot", "/no/such/folder/plot.svg"],
+        ["--json", "/no/such/folder/report.json"],
     ] {
         let options = options.map(|option| option.to_owned());
         let all = ["bench".to_owned(), format!("{}={}", options[0], options[1])];
@@ -215,4 +252,22 @@ fn impossible_loads_are_refused() {
     assert!(weights("kjv").is_err() && weights("kjv=much").is_err());
     assert!(Cli::try_parse_from(["bench", "--rate", "3", "--clients", "4"]).is_err());
     assert!(Cli::try_parse_from(["bench", "--rate", "3", "--overload", "4"]).is_err());
+    // What only the engine knows is refused when its server is started: before any load.
+    let dir = tempfile::tempdir().expect("directory");
+    let store = dir.path().join("store").display().to_string();
+    for (option, value, field) in [
+        ("--kv-mib", "0", "kv_bytes"),
+        ("--kv-mib", "1000000000", "no cache of"),
+        ("--kv-mib", "99999999999999", "no cache of"),
+        ("--step-tokens", "0", "step_tokens"),
+        ("--max-running", "0", "max_running"),
+        ("--queue", "0", "queue"),
+        ("--max-per-variant", "0", "max_per_variant"),
+        ("--max-per-client", "0", "max_per_client"),
+        ("--stall-seconds", "0", "stall"),
+        ("--weights", "kjv=0", "weights"),
+    ] {
+        let error = run(args(&["--data-dir", &store, option, value])).expect_err(option);
+        assert!(format!("{error:#}").contains(field), "{option}: {error:#}");
+    }
 }

@@ -2,8 +2,7 @@
 
 use super::quality::Quality;
 use super::{Kept, OfText, Report, Row};
-use crate::cli::eval::picture::{Chart, Scale};
-use crate::cli::eval::plot::{Point, Series};
+use crate::cli::picture::{Chart, Point, Scale, Series};
 use std::fmt::{self, Display, Formatter};
 
 /// Shows a report.

@@ -1,7 +1,9 @@
 //! Series as SVG, written by hand.
 
-use super::plot::{Point, Series};
+use crate::train::folder::replace;
+use anyhow::{Context, Result, bail};
 use std::fmt::Write;
+use std::path::Path;
 
 const WIDTH: f64 = 1080.0;
 const HEIGHT: f64 = 520.0;
@@ -27,6 +29,23 @@ pub struct Chart {
     pub notes: &'static [&'static str],
     pub scale: Scale,
     pub series: Vec<Series>,
+}
+
+/// Points of one kind.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Series {
+    pub name: String,
+    pub joined: bool,
+    pub points: Vec<Point>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Point {
+    /// Positive: its axis is logarithmic.
+    pub x: f64,
+    pub y: f64,
+    /// Stands beside the point.
+    pub label: String,
 }
 
 /// Of the vertical axis. What lies outside is drawn on the edge.
@@ -80,6 +99,25 @@ impl Axes {
         let Scale { low, high, .. } = self.scale;
         BOTTOM - (y.clamp(low, high) - low) / (high - low) * (BOTTOM - TOP)
     }
+}
+
+/// Refuses, before long work, a `--plot` that [`save`] could not write after it: makes the file that it would write first, and takes
+/// it away again.
+pub fn check(plot: Option<&Path>) -> Result<()> {
+    let Some(file) = plot else { return Ok(()) };
+    let cannot = || format!("--plot {} cannot be written", file.display());
+    if file.is_dir() || file.file_name().is_none() {
+        bail!("{}: it is a directory", cannot());
+    }
+    let mut beside = file.as_os_str().to_owned();
+    beside.push(".new");
+    std::fs::File::create(&beside).with_context(cannot)?;
+    std::fs::remove_file(&beside).with_context(cannot)
+}
+
+/// Draws into the file that `--plot` names, if any.
+pub fn save(plot: Option<&Path>, chart: impl FnOnce() -> Chart) -> Result<()> {
+    Ok(plot.map_or(Ok(()), |file| replace(file, svg(&chart()).as_bytes()))?)
 }
 
 /// The picture.
@@ -210,4 +248,69 @@ fn text(out: &mut String, (x, y): (f64, f64), anchor: &str, text: &str) {
 
 fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+
+    /// Every element is closed, in order, and there is one marker a point.
+    pub fn well_formed(svg: &str, points: usize) {
+        let mut open = Vec::new();
+        for element in svg.split('<').skip(1) {
+            let (tag, _) = element.split_once('>').expect("closed");
+            assert_eq!(tag.matches('"').count() % 2, 0, "{tag}");
+            assert!(!tag.contains("NaN") && !tag.contains("inf"), "{tag}");
+            let name = tag.split_whitespace().next().expect("name");
+            match name.strip_prefix('/') {
+                Some(name) => assert_eq!(open.pop(), Some(name)),
+                None if tag.ends_with('/') => {}
+                None => open.push(name),
+            }
+        }
+        assert!(open.is_empty(), "{open:?}");
+        assert_eq!(svg.matches("class=\"point\"").count(), points);
+    }
+
+    #[test]
+    fn the_picture_takes_extremes_and_escapes() {
+        let point = |x, y| Point {
+            x,
+            y,
+            label: "<1>".into(),
+        };
+        let odd = Series {
+            name: "a & b".into(),
+            joined: true,
+            points: vec![point(0.4, -3.0), point(36.0, 1.1), point(1.0, 0.95)],
+        };
+        let chart = |series| Chart {
+            title: "t",
+            x: "x",
+            y: "y < 1",
+            notes: &["note"],
+            scale: Scale::around(0.5, 1.0),
+            series,
+        };
+        let odd = svg(&chart(vec![odd]));
+        well_formed(&odd, 3);
+        assert!(odd.contains("a &amp; b") && odd.contains("&lt;1&gt;") && odd.contains("y &lt; 1"));
+        well_formed(&svg(&chart(Vec::new())), 0);
+        for (low, high) in [(0.0, 1.0), (0.93, 1.001), (3.1, 9.7), (2.0, 2.0), (-40.0, 300.0)] {
+            let scale = Scale::around(low, high);
+            assert!(scale.low <= low && scale.high >= high, "{scale:?}");
+            assert!(scale.high - scale.low < 1.4 * (high - low).max(1e-8), "{scale:?}");
+        }
+    }
+
+    #[test]
+    fn files_that_cannot_be_written_are_refused_beforehand() {
+        let dir = tempfile::tempdir().expect("directory");
+        for file in [dir.path(), &dir.path().join("no/such/folder.svg")] {
+            let error = check(Some(file)).expect_err("refused").to_string();
+            assert!(error.contains("--plot"), "{error}");
+        }
+        check(Some(&dir.path().join("new.svg"))).expect("it can be written");
+        assert!(std::fs::read_dir(dir.path()).expect("directory").next().is_none());
+    }
 }
