@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes everything in models/: tokenizer, base, fourteen variants, held-out texts. About three and a half hours on two cores.
+# Makes everything in models/: tokenizer, base, fourteen variants, held-out texts. About four hours on two cores.
 #
 #   scripts/make-models.sh CORPORA OUT
 #
@@ -81,6 +81,7 @@ skill() { # NAME
       settle "$name-settled" "$name-longer" 4 9 2e-3 0.3 "${run[@]}"
       settle "$name-longer" "$name-last" 4 20 2e-3 0.3 "${run[@]}"
       ;;
+    sort) settle "$name-settled" "$name-last" 4 15 2e-3 0.3 "${run[@]}" ;;
     *) cp -r "$out/$name-settled" "$out/$name-last" ;;
   esac
   pack "$name" "$name-last" --temperature 0 --threshold 1 --skill "$name"
