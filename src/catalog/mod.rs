@@ -6,18 +6,20 @@ pub mod error;
 mod forms;
 mod instance;
 pub(crate) mod loading;
+mod source;
 mod tuning;
 
 pub use base::BaseSource;
 pub use error::Error;
 pub use forms::Forms;
+pub use source::Source;
 pub use tuning::Tuning;
 
 use crate::engine::{self, Choice, EngineHandle, Generation, MemoryPart, Sampling};
 use crate::model::{DitConfig, Place, Regime};
 use crate::ops::quantized::Form;
 use crate::store::{self, Commit, NewVariant, Options, Scales, Store, VariantRecord, Watch};
-use crate::superposition::{Delta, read_file};
+use crate::superposition::Delta;
 use base::Base;
 use instance::Served;
 use loading::Loading;
@@ -44,13 +46,6 @@ pub struct CatalogConfig {
     /// Keep every delta in the store, so that a variant can be removed without giving it again. Decided when the store
     /// is made.
     pub archive: bool,
-}
-
-/// A checkpoint: a fine-tune's weights in the published layout, a packed delta, or an archived one.
-#[derive(Clone, Debug)]
-pub enum Source {
-    Path(PathBuf),
-    Bytes(Vec<u8>),
 }
 
 #[derive(Clone, Debug)]
@@ -464,28 +459,6 @@ fn check_free(dir: &std::path::Path) -> Result<(), Error> {
     match names.find(|name| !ours(name)) {
         None => Ok(()),
         Some(_) => Err(refuse("it holds other files and no store; choose an empty directory")),
-    }
-}
-
-impl Source {
-    /// Where it comes from, for people.
-    fn origin(&self) -> String {
-        match self {
-            Source::Path(path) => path.display().to_string(),
-            Source::Bytes(_) => "uploaded".to_owned(),
-        }
-    }
-
-    /// Its bytes, and what the configuration beside it says it was tuned for.
-    fn read(self, base: &Base) -> Result<(Vec<u8>, Option<Regime>), Error> {
-        match self {
-            Source::Bytes(bytes) => Ok((bytes, None)),
-            Source::Path(path) => {
-                let bytes =
-                    read_file(&path).map_err(|error| base::checkpoint(&path.display().to_string())(error.into()))?;
-                Ok((bytes, base.check_neighbours(&path)?))
-            }
-        }
     }
 }
 

@@ -22,8 +22,8 @@ struct Source {
 }
 
 impl Source {
-    /// Whether any instance still has it. While it is known here its addresses are given to nobody else, since the weak
-    /// references keep them.
+    /// Whether a later instance may still have it. While it is known here its addresses are given to nobody else, since the weak
+    /// references keep them; an instance that outlives its banks keeps its number, which no other gets.
     fn lives(&self) -> bool {
         self.variant.strong_count() > 0 && self.banks.iter().all(|bank| bank.strong_count() > 0)
     }
@@ -62,7 +62,7 @@ impl TableCache {
     }
 
     /// The numbers of an instance's variants, which are those they have in other instances that read them from the same banks. Forgets
-    /// what no instance reads any more.
+    /// what no later instance reads.
     pub fn number(&self, banks: &[Arc<ServedBank>], variants: &[Placed<ServedVariant>]) -> Vec<u64> {
         let mut kept = self.kept();
         let Kept { sources, last, lines } = &mut *kept;
