@@ -117,6 +117,8 @@ impl Admission {
         let before = std::mem::replace(&mut state.generation, generation);
         state.before.retain(|old| old.strong_count() > 0);
         state.before.push(Arc::downgrade(&before));
+        let names = state.generation.clone();
+        state.ledger.keep(|name| names.variants.contains_key(name));
         before
     }
 

@@ -13,6 +13,9 @@ use super::runner::Runner;
 use super::stream::{EventStream, ROOM};
 use super::{Error, Generation, Request, Score, ScoreRequest, check};
 
+/// More threads than any machine has processors.
+const MOST_THREADS: usize = 1024;
+
 /// Settings of one engine.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
@@ -42,7 +45,7 @@ pub struct EngineConfig {
     pub max_tokens: usize,
     /// Keep what sequences leave in the cache for those that begin with the same text under the same weights.
     pub prefix_reuse: bool,
-    /// Compute threads; 0 means one for each processor.
+    /// Compute threads, 1024 at most; 0 means one for each processor.
     pub threads: usize,
     /// Bytes of materialised variants at most. With 0 every variant is read from its bank, always.
     pub materialise_bytes: usize,
@@ -171,6 +174,13 @@ impl Engine {
             return Err(Error::BadField {
                 field,
                 reason: "it is too small for anything to run".into(),
+            });
+        }
+        if config.threads > MOST_THREADS {
+            let reason = format!("at most {MOST_THREADS} are of use");
+            return Err(Error::BadField {
+                field: "threads",
+                reason,
             });
         }
         let smallest = generation.denoiser.bytes();

@@ -146,6 +146,13 @@ impl Ledger {
         *usual += FOLLOW * (part - *usual);
     }
 
+    /// Forgets what variants have had that are not served any more.
+    pub fn keep(&mut self, served: impl Fn(&str) -> bool) {
+        let stays = |name: &str| name == BASE || served(name);
+        self.service.retain(|name, _| stays(name));
+        self.usual.retain(|name, _| stays(name));
+    }
+
     /// Of the evaluations that a text of the variant can take, the part that one usually does; `None` until any was finished.
     pub fn usual(&self, variant: &str) -> Option<f64> {
         self.usual.get(variant).copied()

@@ -6,6 +6,10 @@ use crate::model::tokenizer::Tokenizer;
 
 /// What a failed decoding leaves in the place of bytes that are no character.
 const REPLACEMENT: char = '\u{FFFD}';
+/// Bytes that a character may lack its last one of.
+const UNFINISHED: usize = 3;
+/// Tokens that are context at least: more than a character has bytes.
+const CONTEXT: usize = 8;
 
 /// The text of one sequence so far.
 ///
@@ -15,10 +19,10 @@ const REPLACEMENT: char = '\u{FFFD}';
 pub struct TextStream {
     tokenizer: Arc<Tokenizer>,
     stop: Vec<String>,
-    /// The tokens that are not read to the end yet and, before them, those of one block as context: some tokenizers
-    /// decode a token differently at the beginning of a text.
+    /// The last ones, of one block or more, as context: some tokenizers decode a token differently at the beginning of a text, and
+    /// a character may have begun in them.
     tokens: Vec<u32>,
-    /// How many bytes of `tokens`, decoded, have been read.
+    /// How many bytes of `tokens`, decoded, have been read: all that are whole.
     read: usize,
     /// Read, but perhaps the beginning of a stop string.
     pending: String,
@@ -52,14 +56,11 @@ impl TextStream {
     pub fn push(&mut self, tokens: &[u32]) -> String {
         self.tokens.extend(tokens);
         let decoded = self.tokenizer.decode(&self.tokens);
-        let whole = decoded.trim_end_matches(REPLACEMENT);
         self.pending
-            .push_str(decoded.get(self.read..whole.len()).unwrap_or_default());
-        self.read = self.read.max(whole.len());
-        if whole.len() == decoded.len() && !tokens.is_empty() {
-            self.tokens.drain(..self.tokens.len() - tokens.len());
-            self.read = self.tokenizer.decode(tokens).len();
-        }
+            .push_str(decoded.get(self.read..whole(&decoded)).unwrap_or_default());
+        let context = tokens.len().max(CONTEXT);
+        self.tokens.drain(..self.tokens.len().saturating_sub(context));
+        self.read = whole(&self.tokenizer.decode(&self.tokens));
         self.release()
     }
 
@@ -103,4 +104,10 @@ impl TextStream {
         };
         self.stop.iter().filter_map(begins).max().unwrap_or(0)
     }
+}
+
+/// Length of what no later token changes: an end may be the beginning of a character.
+fn whole(decoded: &str) -> usize {
+    let shorter = |text: &str| text.strip_suffix(REPLACEMENT).map_or(text.len(), str::len);
+    (0..UNFINISHED).fold(decoded.len(), |length, _| shorter(&decoded[..length]))
 }

@@ -137,7 +137,9 @@ impl Inference for InferenceService {
         let client = convert::client(&request, self.trust_client_id)?;
         let mut request = request.into_inner();
         let mix = convert::mix(std::mem::take(&mut request.mix));
-        let defaults = self.engine.generation().defaults(&mix);
+        let generation = self.engine.generation();
+        generation.regime(&mix)?; // a variant that is not there, before what does not fit it
+        let defaults = generation.defaults(&mix);
         let sampling = convert::choice(request.sampling)?.over(defaults)?;
         let template = !request.template.is_empty();
         let (prompt, max_tokens, after) = self.given(&mut request).await?;

@@ -97,6 +97,7 @@ fn settings_that_leave_nothing_are_refused() {
     assert_eq!(field(&|c| c.kv_bytes = 1), "kv_bytes");
     assert_eq!(field(&|c| c.stall = Duration::ZERO), "stall");
     assert_eq!(field(&|c| c.unread = 3), "unread");
+    assert_eq!(field(&|c| c.threads = 1025), "threads");
     for weight in [0.0, -1.0, f64::NAN, f64::INFINITY, 1001.0] {
         assert_eq!(
             field(&|c| c.weights = BTreeMap::from([("a".to_owned(), weight)])),

@@ -2,6 +2,9 @@
 
 use choir::engine::{EngineConfig, Event, Reason, Request};
 
+use proptest::collection::vec;
+use proptest::prelude::*;
+
 use super::fake::*;
 
 /// The text pieces and the end of a request whose tokens are these.
@@ -39,6 +42,22 @@ fn bytes_that_are_no_character_do_not_stall_the_text() {
     let script = [0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, b'x', b'y'].map(u32::from);
     assert_eq!(pieces(&script, &[]).0.concat(), format!("{}xy", "\u{FFFD}".repeat(8)));
     assert_eq!(pieces(&script[..8], &[]).0.concat(), "\u{FFFD}".repeat(8));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    #[test]
+    fn any_bytes_are_the_text_that_they_are_together(
+        parts in vec(prop_oneof![
+            any::<char>().prop_map(|char| char.to_string().into_bytes()),
+            vec(any::<u8>(), 1..5),
+            (any::<char>(), 1..4usize).prop_map(|(char, bytes)| char.to_string().into_bytes().into_iter().take(bytes).collect()),
+        ], 1..24),
+    ) {
+        let bytes = parts.concat();
+        let script: Vec<u32> = bytes.iter().copied().map(u32::from).collect();
+        prop_assert_eq!(pieces(&script, &[]).0.concat(), String::from_utf8_lossy(&bytes));
+    }
 }
 
 #[test]

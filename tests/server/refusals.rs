@@ -30,6 +30,24 @@ async fn variants_that_are_not_there_are_not_found() {
             status.message().contains("variant") && status.message().len() < 2000,
             "{status}"
         );
+        // Also where it could not be asked for so.
+        let predictor = pb::Predictor {
+            kind: pb::PredictorKind::Psi.into(),
+            ..pb::Predictor::default()
+        };
+        let sampling = Some(pb::Sampling {
+            predictor: Some(predictor),
+            ..pb::Sampling::default()
+        });
+        let status = refused(
+            &client,
+            pb::GenerateRequest {
+                sampling,
+                ..request(name, 8, 1)
+            },
+        )
+        .await;
+        assert_eq!(status.code(), Code::NotFound, "{status}");
         let score = pb::ScoreRequest {
             mix: vec![part("kjv", None), part(name, None)],
             text: "x".into(),

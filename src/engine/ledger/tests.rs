@@ -175,3 +175,15 @@ fn what_texts_usually_take_follows_those_that_were_finished() {
     assert!(ledger.usual(&quick).unwrap() < 0.26);
     assert_eq!(ledger.usual("another"), None);
 }
+
+#[test]
+fn what_is_served_no_more_is_forgotten() {
+    let mut ledger = Ledger::new(BTreeMap::new());
+    for name in ["kept", "gone", BASE] {
+        ledger.made(&name.into(), 3);
+        ledger.took(&name.into(), (1, 4));
+    }
+    ledger.keep(|name| name == "kept");
+    let known = ["kept", "gone", BASE].map(|name| (ledger.service(name).generated, ledger.usual(name)));
+    assert_eq!(known, [(3, Some(0.25)), (0, None), (3, Some(0.25))]);
+}
