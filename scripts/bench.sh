@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Every figure of docs/benchmarks.md that a CPU makes, from a binary that is built already: bench.sh OUT [CHOIR [PART..]]
+# Every figure of docs/benchmarks.md that a CPU makes: bench.sh OUT [CHOIR [PART..]]
+# From a binary that is built already, but for `forms`, which cargo builds.
 #
 # For each part OUT gets PART.txt (what it printed), PART.json and PART.svg (its figures, and a drawing, where it has them) and
 # PART.log (what it said besides). A part that fails stops no other; the script then ends with 1. CHOIR defaults to
@@ -63,7 +64,9 @@ part() {
   for form in f32 bf16 q8_0 q4k; do
     part "memory-$form" 'all of|grew' json "$choir" bench memory --base-form "$form"
   done
-  RAYON_NUM_THREADS=1 CANDLE_NUM_THREADS=1 part forms time: "" cargo bench --locked --bench forms -- $(either --quick "")
+  manifest=$(dirname "$0")/../Cargo.toml
+  RAYON_NUM_THREADS=1 CANDLE_NUM_THREADS=1 part forms '^[|] ' "" cargo bench --locked --manifest-path "$manifest" --bench forms -- \
+    $(either 2304x768 "")
   [ -z "${CHOIR_EVAL:-}" ] || part eval . json,svg "$choir" eval $(either "--contexts 1 --draws 1 --prompts 2 --capacities 4/1" "")
 }
 if [ "$ran" = 0 ]; then
