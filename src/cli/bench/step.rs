@@ -128,18 +128,18 @@ fn measure(args: &StepArgs, scenario: &Scenario, block: usize) -> Result<()> {
         .sum();
     let rate = tokens as f64 / steps.iter().map(time).sum::<f64>();
     let milliseconds = 1e3 * median(steps.iter().map(time).collect());
-    let rows = parts::rows(&profile, steps.len());
+    let table = parts::Table::new(&profile, steps.len());
     let name = &scenario.name;
     if args.json {
         let all = json!({"scenario": name, "sequences": args.sequences, "milliseconds": milliseconds,
-            "tokens_per_second": rate, "parts": rows});
+            "tokens_per_second": rate, "profile": table});
         println!("{all}");
     } else {
         let title = format!(
             "{name}, {} sequences: {milliseconds:.3} ms a step, {rate:.0} tokens/s",
             args.sequences
         );
-        parts::print(&title, &rows);
+        table.print(&title);
     }
     Ok(())
 }
