@@ -1,6 +1,7 @@
 //! Attention of a batch's segments over cached pages and their own rows.
 
 use super::plan::Rows;
+use super::profile::{Split, Stopwatch};
 use super::workspace::{HeadSpace, Spares, sized};
 use super::{Segment, kv_cache::KvCache};
 use crate::ops::Rotary;
@@ -74,14 +75,14 @@ pub fn keep(qkv: &[f32], segments: &[Segment], shape: Shape, layer: usize, cache
 }
 
 /// One layer's attention: of rotated `qkv` [rows, 3 * hidden], which holds `all` the segments' rows in order, the output of
-/// the `wanted` ones into `out` [wanted rows, hidden].
+/// the `wanted` ones into `out` [wanted rows, hidden]. What products take of the time goes to `split`.
 pub fn attend(
     qkv: &[f32],
     segments: &[Segment],
     (all, wanted): (&Rows, &Rows),
     (shape, layer): (Shape, usize),
     cache: &KvCache,
-    spares: &Spares<HeadSpace>,
+    (spares, split): (&Spares<HeadSpace>, &Split),
     out: &mut [f32],
 ) {
     let hidden = shape.hidden();
@@ -104,7 +105,7 @@ pub fn attend(
                 cache,
             };
             let tokens = wanted.tokens[rows.clone()].iter().map(|token| token - first);
-            task.attend(tokens, &mut space.inner, |row, element, part| {
+            task.attend(tokens, &mut space.inner, split.stopwatch(), |row, element, part| {
                 let at = (rows.start + row) * hidden + head * shape.head_dim + element;
                 // SAFETY: a row of this segment's and elements of this head's, which lie inside `out`, as was checked; no
                 // other task has them.
@@ -134,6 +135,7 @@ impl Head<'_> {
         &self,
         tokens: impl Iterator<Item = usize>,
         space: &mut HeadSpace,
+        mut stopwatch: Stopwatch,
         mut put: impl FnMut(usize, usize, &[f32]),
     ) {
         let mut tokens = tokens.peekable();
@@ -165,10 +167,10 @@ impl Head<'_> {
                 let tile = panel::Rows {
                     data: queries,
                     stride: dim,
-                    inputs: dim,
                 };
                 let runs = || self.runs(keys, values, seen.clone());
-                attend::attend(tile, count, runs, scores, |query, element, part| {
+                let watch = |flops| stopwatch.lap(flops);
+                attend::attend(tile, count, runs, scores, watch, |query, element, part| {
                     put(row + query, element, part);
                 });
                 row += count;
@@ -214,6 +216,7 @@ impl Head<'_> {
             keys,
             values,
             seen: seen.start.max(first) - first..seen.end - first,
+            after: keys, // by the next queries
         };
         pages.chain([own])
     }

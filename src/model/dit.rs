@@ -214,14 +214,14 @@ impl Dit {
             }
             let count = rows.len();
             let attended = sized(&mut work.attended, count * hidden);
-            meter.part(Stage::Attention, 0, || {
+            meter.split(Stage::Attention, Stage::Softmax, |split| {
                 attend(
                     qkv,
                     &batch.segments,
                     (&plan.all, rows),
                     (shape, number),
                     cache,
-                    &work.heads,
+                    (&work.heads, split),
                     attended,
                 );
             });

@@ -102,8 +102,14 @@ impl KvCache {
     /// The positions in these slots of a page, as one layer's head has them.
     pub fn run(&self, page: PageId, layer: usize, head: usize, seen: Range<usize>) -> Run<'_> {
         let (start, keys, values) = self.place(page, layer, head);
-        let (keys, values) = self.data[start..start + keys + values].split_at(keys);
-        Run { keys, values, seen }
+        let (own, after) = self.data[start..].split_at(keys + values); // the next head's
+        let (keys, values) = own.split_at(keys);
+        Run {
+            keys,
+            values,
+            seen,
+            after,
+        }
     }
 
     /// Writes the keys and the values, [`count`, hidden] each, of slots of a page from `slot` on.

@@ -3,9 +3,9 @@
 //! Scores are chains of multiply-adds over a head's elements, outputs are chains over the positions in order, so results
 //! depend neither on how the positions are spread over pages nor on the other queries.
 
-use super::isa::Isa;
+use super::isa::{Isa, Work};
 use super::math;
-use super::panel::{LANES, Panel, Rows, TILE, accumulate};
+use super::panel::{LANES, Panel, Rows, Sums, TILE, accumulate};
 use std::ops::Range;
 
 /// Consecutive positions of one head.
@@ -17,6 +17,8 @@ pub struct Run<'a> {
     pub values: &'a [f32],
     /// Slots that are seen.
     pub seen: Range<usize>,
+    /// What is read after these values, in the same steps: it is asked for meanwhile.
+    pub after: &'a [f32],
 }
 
 /// Floats of `slots` keys, and of as many values, of a head.
@@ -38,104 +40,242 @@ pub const QUERIES: usize = 4 * TILE;
 /// Positions whose values stay in the nearest cache while all queries take them.
 const NEAR: usize = 128;
 
+/// Pages of which values are taken in one go.
+const PAGES: usize = 8;
+
+/// Sixteen keys, which of them are seen, and the values of the first of them, to be read later.
+struct Keys<'a> {
+    data: &'a [f32],
+    seen: Range<usize>,
+    values: *const f32,
+}
+
 impl<'a> Run<'a> {
-    /// Groups of sixteen keys that hold what is seen, and which of each group is.
-    fn groups(self, dim: usize) -> impl Iterator<Item = (&'a [f32], Range<usize>)> {
+    /// Groups of keys that hold what is seen.
+    fn keys(self, dim: usize) -> impl Iterator<Item = Keys<'a>> {
         let Range { start, end } = self.seen;
         (start / LANES..end.div_ceil(LANES)).map(move |group| {
             let first = group * LANES;
-            let seen = start.max(first) - first..end.min(first + LANES) - first;
-            (&self.keys[first * dim..][..LANES * dim], seen)
+            Keys {
+                data: &self.keys[first * dim..][..LANES * dim],
+                seen: start.max(first) - first..end.min(first + LANES) - first,
+                values: self.values.as_ptr().wrapping_add(first * dim),
+            }
         })
     }
 
-    /// Values of what is seen, up to [`NEAR`] positions at a time, from one element on, and how many positions they are of.
-    fn values(self, width: usize, element: usize) -> impl Iterator<Item = (&'a [f32], usize)> {
+    /// Values of what is seen, up to [`NEAR`] positions at a time: `N` groups of elements from one on.
+    fn values<const N: usize>(self, width: usize, element: usize) -> impl Iterator<Item = Panel<'a, N>> {
         let Range { start, end } = self.seen;
         (start..end).step_by(NEAR).map(move |first| {
-            let values = &self.values[first * width + element..];
-            (values, NEAR.min(end - first))
+            let at = |group: usize| first * width + element + group * LANES;
+            Panel {
+                groups: std::array::from_fn(|group| &self.values[at(group)..]),
+                step: width,
+                inputs: NEAR.min(end - first),
+                next: std::array::from_fn(|group| self.after.as_ptr().wrapping_add(at(group))),
+            }
         })
     }
 }
 
+/// Queries of one head, and what they have to do with the positions that they see.
+struct Attention<'a> {
+    isa: Isa,
+    /// [rows, head_dim]
+    queries: Rows<'a>,
+    rows: usize,
+    /// [rows, stride]: scores, then their exponentials.
+    scores: &'a mut [f32],
+    stride: usize,
+}
+
 /// Softmax attention of up to [`QUERIES`] queries [rows, head_dim], already scaled, over the runs' positions in order; `put`
-/// takes a row, a first element and elements of the output, each once.
+/// takes a row, a first element and elements of the output, each once. `watch` is told when a piece of the work is done and
+/// how many floating-point operations of matrix products it had.
 pub fn attend<'a, I: Iterator<Item = Run<'a>>>(
     queries: Rows,
     rows: usize,
     runs: impl Fn() -> I,
     scores: &mut Vec<f32>,
+    mut watch: impl FnMut(usize),
     mut put: impl FnMut(usize, usize, &[f32]),
 ) {
     assert!(rows <= QUERIES, "{rows} queries");
-    let (isa, dim) = (Isa::best(), queries.inputs);
+    let dim = queries.stride;
     let positions: usize = runs().map(|run| run.seen.len()).sum();
-    if scores.len() < rows * positions {
-        scores.resize(rows * positions, 0.0);
+    // Sixteen scores are written at a time, which may be more than are left.
+    let stride = positions.next_multiple_of(LANES) + LANES;
+    if scores.len() < rows * stride {
+        scores.resize(rows * stride, 0.0);
     }
-    let scores = &mut scores[..rows * positions];
-    let first_values = runs().next().map_or(std::ptr::null(), |run| run.values.as_ptr());
-    let (mut groups, mut at) = (runs().flat_map(|run| run.groups(dim)).peekable(), 0);
-    while let Some((data, seen)) = groups.next() {
-        let panel = Panel {
-            data,
-            step: LANES,
-            next: groups.peek().map_or(first_values, |(data, _)| data.as_ptr()),
+    let mut all = Attention {
+        isa: Isa::best(),
+        queries,
+        rows,
+        scores: &mut scores[..rows * stride],
+        stride,
+    };
+    let flops = 2 * rows * positions * dim;
+    watch(0);
+    all.score(runs().flat_map(|run| run.keys(dim)));
+    watch(flops);
+    let mut totals = [0f32; QUERIES];
+    all.isa.run(Exponentials {
+        scores: all.scores,
+        stride,
+        positions,
+        totals: &mut totals,
+    });
+    watch(0);
+    let mut element = 0;
+    while element < dim {
+        let mut put = |row: usize, sums: &mut [f32]| {
+            let inverse = 1.0 / totals[row];
+            sums.iter_mut().for_each(|sum| *sum *= inverse);
+            put(row, element, &sums[..sums.len().min(dim - element)]);
         };
-        for tile in (0..rows).step_by(TILE) {
-            let (queries, count) = (tile_of(queries, tile), TILE.min(rows - tile));
-            let mut sums = [[0f32; LANES]; TILE];
-            accumulate(isa, panel, queries, &mut sums[..count]);
-            for (scores, sums) in scores[tile * positions..].chunks_mut(positions).zip(&sums[..count]) {
-                scores[at..][..seen.len()].copy_from_slice(&sums[seen.clone()]);
+        let width = dim.next_multiple_of(LANES);
+        let groups = match (width - element) / LANES {
+            4.. => all.sum(runs().flat_map(|run| run.values::<4>(width, element)), &mut put),
+            2.. => all.sum(runs().flat_map(|run| run.values::<2>(width, element)), &mut put),
+            _ => all.sum(runs().flat_map(|run| run.values::<1>(width, element)), &mut put),
+        };
+        element += groups * LANES;
+    }
+    watch(flops);
+}
+
+impl Attention<'_> {
+    /// Scores of all positions.
+    fn score<'a>(&mut self, mut keys: impl Iterator<Item = Keys<'a>>) {
+        let mut at = 0;
+        while let Some(first) = keys.next() {
+            let four = [Some(first), keys.next(), keys.next(), keys.next()];
+            at = match four {
+                [Some(a), Some(b), Some(c), Some(d)] => self.score_groups([a, b, c, d], at),
+                [Some(a), Some(b), c, _] => {
+                    let at = self.score_groups([a, b], at);
+                    c.map_or(at, |c| self.score_groups([c], at))
+                }
+                [a, ..] => a.map_or(at, |a| self.score_groups([a], at)),
+            };
+        }
+    }
+
+    /// Scores of groups of keys, the first one seen being position `at`; returns the position after them.
+    fn score_groups<const N: usize>(&mut self, keys: [Keys; N], at: usize) -> usize {
+        let dim = self.queries.stride;
+        let panel = [Panel {
+            groups: keys.each_ref().map(|keys| keys.data),
+            step: LANES,
+            inputs: dim,
+            next: keys.each_ref().map(|keys| keys.values),
+        }];
+        let mut end = at;
+        for first in (0..self.rows).step_by(Panel::<N>::ROWS) {
+            let mut sums: [Sums<N>; TILE] = [[[0f32; LANES]; N]; TILE];
+            let sums = &mut sums[..Panel::<N>::ROWS.min(self.rows - first)];
+            accumulate(self.isa, &panel, self.queries.from(first, 0), sums);
+            for (scores, sums) in self.scores.chunks_mut(self.stride).skip(first).zip(sums) {
+                end = at;
+                for (sums, Keys { seen, .. }) in sums.iter().zip(&keys) {
+                    match seen.start {
+                        // What is too much is overwritten, by later groups' or as no position's.
+                        0 => scores[end..][..LANES].copy_from_slice(sums),
+                        _ => scores[end..][..seen.len()].copy_from_slice(&sums[seen.clone()]),
+                    }
+                    end += seen.len();
+                }
             }
         }
-        at += seen.len();
+        end
     }
-    isa.run(|| {
-        for scores in scores.chunks_mut(positions.max(1)) {
-            math::softmax(scores);
-        }
-    });
-    let width = dim.next_multiple_of(LANES);
-    let weights = Rows {
-        data: scores,
-        stride: positions,
-        inputs: positions,
-    };
-    for element in (0..dim).step_by(LANES) {
-        let (mut sums, mut at) = ([[0f32; LANES]; QUERIES], 0);
-        let mut values = runs().flat_map(|run| run.values(width, element)).peekable();
-        while let Some((data, inputs)) = values.next() {
-            let panel = Panel {
-                data,
-                step: width,
-                next: values.peek().map_or(data.as_ptr(), |(data, _)| data.as_ptr()),
-            };
-            for (tile, sums) in sums[..rows].chunks_mut(TILE).enumerate() {
-                let weights = tile_of(weights, tile * TILE);
-                let weights = Rows {
-                    data: &weights.data[at..],
-                    inputs,
-                    ..weights
-                };
-                accumulate(isa, panel, weights, sums);
+
+    /// Sums of values weighted with the scores, which `put` takes row by row; returns the groups of elements that they are of.
+    fn sum<'a, const N: usize>(
+        &self,
+        values: impl Iterator<Item = Panel<'a, N>>,
+        put: &mut impl FnMut(usize, &mut [f32]),
+    ) -> usize {
+        let mut sums = [[[0f32; LANES]; N]; QUERIES];
+        let sums = &mut sums[..self.rows];
+        let weights = Rows {
+            data: self.scores,
+            stride: self.stride,
+        };
+        let (mut values, mut at) = (values.peekable(), 0);
+        while values.peek().is_some() {
+            let (mut panels, mut count, mut inputs) = ([Panel::EMPTY; PAGES], 0, 0);
+            while let Some(panel) = values.next_if(|panel| count < PAGES && inputs + panel.inputs <= NEAR) {
+                inputs += panel.inputs;
+                panels[count] = panel;
+                count += 1;
+            }
+            for (tile, sums) in sums.chunks_mut(Panel::<N>::ROWS).enumerate() {
+                let weights = weights.from(tile * Panel::<N>::ROWS, at);
+                accumulate(self.isa, &panels[..count], weights, sums);
             }
             at += inputs;
         }
-        for (row, sums) in sums[..rows].iter().enumerate() {
-            put(row, element, &sums[..LANES.min(dim - element)]);
+        for (row, sums) in sums.iter_mut().enumerate() {
+            put(row, sums.as_flattened_mut());
+        }
+        N
+    }
+}
+
+/// Replaces scores by e to the power of their distance from the highest, and sums those up.
+struct Exponentials<'a> {
+    /// [rows, stride], of which positions count.
+    scores: &'a mut [f32],
+    stride: usize,
+    positions: usize,
+    /// By row.
+    totals: &'a mut [f32],
+}
+
+impl Work for Exponentials<'_> {
+    #[inline(always)]
+    fn run(self) {
+        for (scores, total) in self.scores.chunks_mut(self.stride).zip(self.totals) {
+            let groups = &mut scores.as_chunks_mut::<LANES>().0[..self.positions.div_ceil(LANES)];
+            let last = self.positions / LANES;
+            if let Some(group) = groups.get_mut(last) {
+                for (lane, score) in group.iter_mut().enumerate() {
+                    let position = last * LANES + lane < self.positions;
+                    *score = if position { *score } else { f32::NEG_INFINITY };
+                }
+            }
+            let higher = |a: f32, b: f32| if b > a { b } else { a };
+            let mut highest = [f32::NEG_INFINITY; LANES];
+            for group in &*groups {
+                highest = std::array::from_fn(|lane| higher(highest[lane], group[lane]));
+            }
+            let highest = fold(highest, higher);
+            let mut sums = [0f32; LANES];
+            for group in groups {
+                for (sum, score) in sums.iter_mut().zip(group) {
+                    *score = math::exp(*score - highest);
+                    *sum += *score;
+                }
+            }
+            *total = fold(sums, |a, b| a + b);
         }
     }
 }
 
-/// The rows from `first` on.
-fn tile_of(rows: Rows, first: usize) -> Rows {
-    Rows {
-        data: &rows.data[first * rows.stride..],
-        ..rows
+/// The lower half with the upper, until one is left.
+#[inline(always)]
+fn fold(mut lanes: [f32; LANES], of: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut half = LANES / 2;
+    while half > 0 {
+        for lane in 0..half {
+            lanes[lane] = of(lanes[lane], lanes[lane + half]);
+        }
+        half /= 2;
     }
+    lanes[0]
 }
 
 #[cfg(test)]
@@ -165,18 +305,25 @@ mod tests {
             let rows = Rows {
                 data: queries,
                 stride: dim,
-                inputs: dim,
             };
             let runs = || {
                 pages.iter().map(|(keys, values, seen)| Run {
                     keys,
                     values,
                     seen: seen.clone(),
+                    after: &[],
                 })
             };
-            attend(rows, queries.len() / dim, runs, &mut Vec::new(), |row, first, part| {
-                out[(tile * QUERIES + row) * dim + first..][..part.len()].copy_from_slice(part);
-            });
+            attend(
+                rows,
+                queries.len() / dim,
+                runs,
+                &mut Vec::new(),
+                |_| {},
+                |row, first, part| {
+                    out[(tile * QUERIES + row) * dim + first..][..part.len()].copy_from_slice(part);
+                },
+            );
         }
         out
     }

@@ -31,20 +31,20 @@ impl Isa {
         Isa::Portable
     }
 
-    /// Does `work`, compiled for wide vectors where this is a set that has them: what is inlined into it, that is.
+    /// Does `work`, with wide vectors where this is a set that has them.
     #[inline(always)]
-    pub fn run<T>(self, work: impl FnOnce() -> T) -> T {
+    pub fn run(self, work: impl Work) {
         #[cfg(target_arch = "x86_64")]
         if self == Isa::Avx512 {
             #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-            fn wide<T>(work: impl FnOnce() -> T) -> T {
-                work()
+            fn wide(work: impl Work) {
+                work.run();
             }
             // SAFETY: whoever has this value has asked the processor for its instructions.
             #[allow(unsafe_code)]
             return unsafe { wide(work) };
         }
-        work()
+        work.run();
     }
 
     /// All that this processor has, for tests that compare them.
@@ -59,4 +59,10 @@ impl Isa {
         }
         all
     }
+}
+
+/// What is compiled once more for wide vectors. Only what is inlined is, and of a closure nobody can ask that.
+pub trait Work {
+    /// To be marked `#[inline(always)]`.
+    fn run(self);
 }

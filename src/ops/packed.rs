@@ -113,26 +113,25 @@ impl Packed {
             .for_each(|(index, data)| {
                 let first = index * PANEL;
                 let width = PANEL.min(self.out - first);
-                let panel = Panel {
-                    data,
+                let next = data.as_ptr().wrapping_add(AHEAD);
+                let panel = [Panel {
+                    groups: [data, &data[LANES..]],
                     step: PANEL,
-                    next: data.as_ptr().wrapping_add(AHEAD),
-                };
+                    inputs: self.input,
+                    next: [next, next.wrapping_add(LANES)],
+                }];
                 for (tile, x) in x.chunks(TILE * self.input).enumerate() {
-                    let mut sums = [[0f32; PANEL]; TILE];
+                    let mut sums = [[[0f32; LANES]; LINES]; TILE];
                     let sums = &mut sums[..x.len() / self.input];
-                    let x = Rows {
-                        data: x,
-                        stride: self.input,
-                        inputs: self.input,
-                    };
-                    accumulate(isa, panel, x, sums);
+                    let stride = self.input;
+                    accumulate(isa, &panel, Rows { data: x, stride }, sums);
                     for (row, sums) in (tile * TILE..).zip(sums) {
+                        let sums = sums.as_flattened().as_ptr();
                         // SAFETY: row < rows and the panel's columns end at `out`, so the range lies inside y, whose
                         // length was checked; no other task writes this panel's columns.
                         #[allow(unsafe_code)]
                         unsafe {
-                            std::ptr::copy_nonoverlapping(sums.as_ptr(), columns.at(row * self.out + first), width);
+                            std::ptr::copy_nonoverlapping(sums, columns.at(row * self.out + first), width);
                         }
                     }
                 }

@@ -3,20 +3,34 @@
 
 use super::isa::Isa;
 
-/// Rows computed together: with AVX-512 two registers each, so that ten loads feed sixteen multiply-adds, whose latency
-/// they hide.
+/// Rows computed together, at most: with AVX-512 two registers each, so that ten loads feed sixteen multiply-adds, whose
+/// latency they hide.
 pub const TILE: usize = 8;
 
-/// Floats to a register of AVX-512: outputs come in ones or twos of these.
+/// Floats to a register of AVX-512: outputs come in groups of so many.
 pub const LANES: usize = 16;
 
-/// Outputs side by side: that of input k and output o lies at `k * step + o`.
+/// Some inputs of `N` groups of outputs: that of input k and output o of group n lies at `k * step + o` of `groups[n]`.
 #[derive(Clone, Copy, Debug)]
-pub struct Panel<'a> {
-    pub data: &'a [f32],
+pub struct Panel<'a, const N: usize> {
+    pub groups: [&'a [f32]; N],
     pub step: usize,
+    pub inputs: usize,
     /// Where what is wanted next begins, in the same steps: it is asked for while this is computed. Any address will do.
-    pub next: *const f32,
+    pub next: [*const f32; N],
+}
+
+impl<const N: usize> Panel<'_, N> {
+    /// Rows that keep as many sums in registers as there are, with all inputs of all groups read once.
+    pub const ROWS: usize = if N > 2 { TILE / 2 } else { TILE };
+
+    /// Of nothing.
+    pub const EMPTY: Self = Panel {
+        groups: [&[]; N],
+        step: 0,
+        inputs: 0,
+        next: [std::ptr::null(); N],
+    };
 }
 
 /// Rows of x, the first elements of `stride` each.
@@ -24,43 +38,60 @@ pub struct Panel<'a> {
 pub struct Rows<'a> {
     pub data: &'a [f32],
     pub stride: usize,
-    pub inputs: usize,
 }
 
-/// `sums[r] += x[r] W^T` for as many rows as there are sums, at most [`TILE`]; `OUTPUTS` is once or twice [`LANES`].
+impl Rows<'_> {
+    /// Without the first rows, and the first elements of each.
+    pub fn from(self, row: usize, element: usize) -> Self {
+        Rows {
+            data: &self.data[row * self.stride + element..],
+            ..self
+        }
+    }
+}
+
+/// One row's sums with the outputs of a panel.
+pub type Sums<const N: usize> = [[f32; LANES]; N];
+
+/// `sums[r] += x[r] W^T` for as many rows as there are sums, at most [`Panel::ROWS`], W being the panels one after the other
+/// along the inputs.
 #[allow(unsafe_code)]
-pub fn accumulate<const OUTPUTS: usize>(isa: Isa, panel: Panel, x: Rows, sums: &mut [[f32; OUTPUTS]]) {
-    let rows = sums.len();
-    if rows == 0 || x.inputs == 0 {
+pub fn accumulate<const N: usize>(isa: Isa, panels: &[Panel<N>], x: Rows, sums: &mut [Sums<N>]) {
+    let (rows, mut inputs) = (sums.len(), 0);
+    for panel in panels.iter().filter(|panel| panel.inputs > 0) {
+        let least = (panel.inputs - 1) * panel.step + LANES;
+        assert!(panel.groups.iter().all(|group| least <= group.len()), "panel too short");
+        inputs += panel.inputs;
+    }
+    if rows == 0 || inputs == 0 {
         return;
     }
-    assert!(
-        rows <= TILE && (OUTPUTS == LANES || OUTPUTS == 2 * LANES),
-        "{rows} rows of {OUTPUTS}"
-    );
-    assert!(
-        (x.inputs - 1) * panel.step + OUTPUTS <= panel.data.len(),
-        "panel too short"
-    );
-    assert!((rows - 1) * x.stride + x.inputs <= x.data.len(), "x too short");
+    assert!(rows <= Panel::<N>::ROWS, "{rows} rows");
+    assert!((rows - 1) * x.stride + inputs <= x.data.len(), "x too short");
     match isa {
-        Isa::Portable => portable(panel, x, sums),
+        Isa::Portable => portable(panels, x, sums),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: whoever has this value has asked the processor for its instructions; lengths were checked above.
-        Isa::Avx2 => unsafe { x86::avx2(panel, x, sums) },
+        Isa::Avx2 => unsafe { x86::avx2(panels, x, sums) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Isa::Avx512 => unsafe { x86::avx512(panel, x, sums) },
+        Isa::Avx512 => unsafe { x86::avx512(panels, x, sums) },
     }
 }
 
-fn portable<const OUTPUTS: usize>(panel: Panel, x: Rows, sums: &mut [[f32; OUTPUTS]]) {
+fn portable<const N: usize>(panels: &[Panel<N>], x: Rows, sums: &mut [Sums<N>]) {
     for (row, sums) in sums.iter_mut().enumerate() {
-        let x = &x.data[row * x.stride..][..x.inputs];
-        for (weights, x) in panel.data.chunks(panel.step).zip(x) {
-            for (sum, weight) in sums.iter_mut().zip(weights) {
-                *sum = x.mul_add(*weight, *sum);
+        let mut x = &x.data[row * x.stride..];
+        for panel in panels {
+            let (here, rest) = x.split_at(panel.inputs);
+            for (group, sums) in panel.groups.iter().zip(&mut *sums) {
+                for (weights, x) in group.chunks(panel.step.max(1)).zip(here) {
+                    for (sum, weight) in sums.iter_mut().zip(weights) {
+                        *sum = x.mul_add(*weight, *sum);
+                    }
+                }
             }
+            x = rest;
         }
     }
 }
@@ -68,24 +99,24 @@ fn portable<const OUTPUTS: usize>(panel: Panel, x: Rows, sums: &mut [[f32; OUTPU
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)]
 mod x86 {
-    use super::{LANES, Panel, Rows};
+    use super::{LANES, Panel, Rows, Sums};
     use std::arch::x86_64::*;
 
     /// # Safety
     /// As [`super::accumulate`] asserts.
     #[target_feature(enable = "avx512f")]
-    pub unsafe fn avx512<const OUTPUTS: usize>(panel: Panel, x: Rows, sums: &mut [[f32; OUTPUTS]]) {
+    pub unsafe fn avx512<const N: usize>(panels: &[Panel<N>], x: Rows, sums: &mut [Sums<N>]) {
         // SAFETY: the caller's.
         unsafe {
             match sums.len() {
-                1 => avx512_rows::<1, OUTPUTS>(panel, x, sums),
-                2 => avx512_rows::<2, OUTPUTS>(panel, x, sums),
-                3 => avx512_rows::<3, OUTPUTS>(panel, x, sums),
-                4 => avx512_rows::<4, OUTPUTS>(panel, x, sums),
-                5 => avx512_rows::<5, OUTPUTS>(panel, x, sums),
-                6 => avx512_rows::<6, OUTPUTS>(panel, x, sums),
-                7 => avx512_rows::<7, OUTPUTS>(panel, x, sums),
-                _ => avx512_rows::<8, OUTPUTS>(panel, x, sums),
+                1 => avx512_rows::<1, N>(panels, x, sums),
+                2 => avx512_rows::<2, N>(panels, x, sums),
+                3 => avx512_rows::<3, N>(panels, x, sums),
+                4 => avx512_rows::<4, N>(panels, x, sums),
+                5 => avx512_rows::<5, N>(panels, x, sums),
+                6 => avx512_rows::<6, N>(panels, x, sums),
+                7 => avx512_rows::<7, N>(panels, x, sums),
+                _ => avx512_rows::<8, N>(panels, x, sums),
             }
         }
     }
@@ -94,37 +125,36 @@ mod x86 {
     /// As [`avx512`], with `ROWS` sums.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    unsafe fn avx512_rows<const ROWS: usize, const OUTPUTS: usize>(panel: Panel, x: Rows, sums: &mut [[f32; OUTPUTS]]) {
-        let (weights, step) = (panel.data.as_ptr(), panel.step);
-        let (values, stride) = (x.data.as_ptr(), x.stride);
-        let registers = OUTPUTS / LANES;
-        let mut total = [[_mm512_setzero_ps(); 2]; ROWS];
+    unsafe fn avx512_rows<const ROWS: usize, const N: usize>(panels: &[Panel<N>], x: Rows, sums: &mut [Sums<N>]) {
+        let mut values = x.data.as_ptr();
+        let mut total = [[_mm512_setzero_ps(); N]; ROWS];
         // SAFETY: every read and write lies inside what the caller promises; what is only asked for may lie anywhere.
         unsafe {
             for (total, sums) in total.iter_mut().zip(sums.iter()) {
-                for (part, total) in total.iter_mut().take(registers).enumerate() {
-                    *total = _mm512_loadu_ps(sums.as_ptr().add(part * LANES));
+                for (total, sums) in total.iter_mut().zip(sums) {
+                    *total = _mm512_loadu_ps(sums.as_ptr());
                 }
             }
-            for k in 0..x.inputs {
-                let at = weights.add(k * step);
-                for part in 0..registers {
-                    _mm_prefetch::<_MM_HINT_T0>(panel.next.wrapping_add(k * step + part * LANES).cast());
-                }
-                let mut loaded = [_mm512_setzero_ps(); 2];
-                for (part, loaded) in loaded.iter_mut().take(registers).enumerate() {
-                    *loaded = _mm512_loadu_ps(at.add(part * LANES));
-                }
-                for (row, total) in total.iter_mut().enumerate() {
-                    let x = _mm512_set1_ps(*values.add(row * stride + k));
-                    for (total, loaded) in total.iter_mut().zip(loaded).take(registers) {
-                        *total = _mm512_fmadd_ps(x, loaded, *total);
+            for panel in panels {
+                let groups = panel.groups.map(<[f32]>::as_ptr);
+                for k in 0..panel.inputs {
+                    let at = k * panel.step;
+                    for next in panel.next {
+                        _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(at).cast());
+                    }
+                    let loaded = groups.map(|group| _mm512_loadu_ps(group.add(at)));
+                    for (row, total) in total.iter_mut().enumerate() {
+                        let x = _mm512_set1_ps(*values.add(row * x.stride + k));
+                        for (total, loaded) in total.iter_mut().zip(loaded) {
+                            *total = _mm512_fmadd_ps(x, loaded, *total);
+                        }
                     }
                 }
+                values = values.add(panel.inputs);
             }
             for (total, sums) in total.iter().zip(sums) {
-                for (part, total) in total.iter().take(registers).enumerate() {
-                    _mm512_storeu_ps(sums.as_mut_ptr().add(part * LANES), *total);
+                for (total, sums) in total.iter().zip(sums) {
+                    _mm512_storeu_ps(sums.as_mut_ptr(), *total);
                 }
             }
         }
@@ -133,21 +163,18 @@ mod x86 {
     /// # Safety
     /// As [`avx512`].
     #[target_feature(enable = "avx2,fma")]
-    pub unsafe fn avx2<const OUTPUTS: usize>(panel: Panel, x: Rows, sums: &mut [[f32; OUTPUTS]]) {
-        // Sixteen outputs and four rows of two registers: eight sums, and room for the rest of what sixteen registers must hold.
+    pub unsafe fn avx2<const N: usize>(panels: &[Panel<N>], x: Rows, sums: &mut [Sums<N>]) {
+        // One group and four rows of two registers: eight sums, and room for the rest of what sixteen registers must hold.
         for (tile, sums) in sums.chunks_mut(4).enumerate() {
-            let x = Rows {
-                data: &x.data[4 * tile * x.stride..],
-                ..x
-            };
-            for first in (0..OUTPUTS).step_by(LANES) {
+            let x = x.from(4 * tile, 0);
+            for group in 0..N {
                 // SAFETY: the caller's; these are some of its rows.
                 unsafe {
                     match sums.len() {
-                        1 => avx2_rows::<1, OUTPUTS>(panel, x, first, sums),
-                        2 => avx2_rows::<2, OUTPUTS>(panel, x, first, sums),
-                        3 => avx2_rows::<3, OUTPUTS>(panel, x, first, sums),
-                        _ => avx2_rows::<4, OUTPUTS>(panel, x, first, sums),
+                        1 => avx2_rows::<1, N>(panels, x, group, sums),
+                        2 => avx2_rows::<2, N>(panels, x, group, sums),
+                        3 => avx2_rows::<3, N>(panels, x, group, sums),
+                        _ => avx2_rows::<4, N>(panels, x, group, sums),
                     }
                 }
             }
@@ -155,36 +182,40 @@ mod x86 {
     }
 
     /// # Safety
-    /// As [`avx512`], with `ROWS` sums; of each the sixteen from `first` on, a multiple of sixteen, are added to.
+    /// As [`avx512`], with `ROWS` sums, of each of which one group's are added to.
     #[inline]
     #[target_feature(enable = "avx2,fma")]
-    unsafe fn avx2_rows<const ROWS: usize, const OUTPUTS: usize>(
-        panel: Panel,
+    unsafe fn avx2_rows<const ROWS: usize, const N: usize>(
+        panels: &[Panel<N>],
         x: Rows,
-        first: usize,
-        sums: &mut [[f32; OUTPUTS]],
+        group: usize,
+        sums: &mut [Sums<N>],
     ) {
-        let (weights, values) = (panel.data.as_ptr(), x.data.as_ptr());
+        let mut values = x.data.as_ptr();
         let mut total = [[_mm256_setzero_ps(); 2]; ROWS];
         // SAFETY: every read and write lies inside what the caller promises.
         unsafe {
             for (total, sums) in total.iter_mut().zip(sums.iter()) {
-                *total = [0, 8].map(|part| _mm256_loadu_ps(sums.as_ptr().add(first + part)));
+                *total = [0, LANES / 2].map(|part| _mm256_loadu_ps(sums[group].as_ptr().add(part)));
             }
-            for k in 0..x.inputs {
-                let at = weights.add(k * panel.step + first);
-                let loaded = [_mm256_loadu_ps(at), _mm256_loadu_ps(at.add(8))];
-                for (row, total) in total.iter_mut().enumerate() {
-                    let x = _mm256_set1_ps(*values.add(row * x.stride + k));
-                    *total = [
-                        _mm256_fmadd_ps(x, loaded[0], total[0]),
-                        _mm256_fmadd_ps(x, loaded[1], total[1]),
-                    ];
+            for panel in panels {
+                let weights = panel.groups[group].as_ptr();
+                for k in 0..panel.inputs {
+                    let at = weights.add(k * panel.step);
+                    let loaded = [0, LANES / 2].map(|part| _mm256_loadu_ps(at.add(part)));
+                    for (row, total) in total.iter_mut().enumerate() {
+                        let x = _mm256_set1_ps(*values.add(row * x.stride + k));
+                        for (total, loaded) in total.iter_mut().zip(loaded) {
+                            *total = _mm256_fmadd_ps(x, loaded, *total);
+                        }
+                    }
                 }
+                values = values.add(panel.inputs);
             }
             for (sums, total) in sums.iter_mut().zip(total) {
-                _mm256_storeu_ps(sums.as_mut_ptr().add(first), total[0]);
-                _mm256_storeu_ps(sums.as_mut_ptr().add(first + 8), total[1]);
+                for (part, total) in total.into_iter().enumerate() {
+                    _mm256_storeu_ps(sums[group].as_mut_ptr().add(part * LANES / 2), total);
+                }
             }
         }
     }
@@ -195,21 +226,26 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn agrees<const OUTPUTS: usize>(rows: usize, inputs: usize, step: usize, stride: usize, noise: &[f32]) {
-        let x = Rows {
-            data: &noise[..(rows - 1) * stride + inputs],
-            stride,
-            inputs,
-        };
-        let data = &noise[100..][..(inputs - 1) * step + OUTPUTS];
+    fn agrees<const N: usize>(rows: usize, inputs: [usize; 2], step: usize, stride: usize, noise: &[f32]) {
+        let x = Rows { data: noise, stride };
+        let next = [std::ptr::null(); N];
+        let panels = [0, 1].map(|panel| Panel {
+            groups: std::array::from_fn(|group| &noise[100 + 300 * panel + 17 * group..][..19 * step + LANES]),
+            step,
+            inputs: inputs[panel],
+            next,
+        });
         for isa in Isa::all() {
-            let mut sums = vec![[0.5f32; OUTPUTS]; rows];
-            let next = std::ptr::null();
-            accumulate(isa, Panel { data, step, next }, x, &mut sums);
+            let mut sums = vec![[[0.5f32; LANES]; N]; rows];
+            accumulate(isa, &panels, x, &mut sums);
             for (row, sums) in sums.iter().enumerate() {
-                for (output, sum) in sums.iter().enumerate() {
-                    let chain = (0..inputs).fold(0.5f32, |sum, k| {
-                        x.data[row * stride + k].mul_add(data[k * step + output], sum)
+                for (output, sum) in sums.as_flattened().iter().enumerate() {
+                    let (group, lane) = (output / LANES, output % LANES);
+                    let all = panels
+                        .iter()
+                        .flat_map(|panel| (0..panel.inputs).map(move |k| (panel, k)));
+                    let chain = all.enumerate().fold(0.5f32, |sum, (at, (panel, k))| {
+                        noise[row * stride + at].mul_add(panel.groups[group][k * step + lane], sum)
                     });
                     assert_eq!(*sum, chain, "{isa:?}");
                 }
@@ -219,11 +255,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_sum_is_one_chain(rows in 1..=TILE, inputs in 1usize..20, wider in 0usize..9, apart in 0usize..9, salt: u8) {
+        fn every_sum_is_one_chain(
+            rows in 1..=TILE, first in 0usize..20, second in 0usize..20, wider in 0usize..9, apart in 0usize..9, salt: u8,
+        ) {
             let mut stream = crate::rng::Stream::new(crate::rng::Key([salt; 32]));
             let noise: Vec<f32> = (0..1200).map(|_| stream.normal() as f32).collect();
-            agrees::<LANES>(rows, inputs, LANES + wider, inputs + apart, &noise);
-            agrees::<{ 2 * LANES }>(rows, inputs, 2 * LANES + wider, inputs + apart, &noise);
+            let (step, stride) = (LANES + wider, first + second + apart);
+            agrees::<1>(rows, [first, second], step, stride, &noise);
+            agrees::<2>(rows, [first, second], step, stride, &noise);
+            agrees::<4>(rows.min(Panel::<4>::ROWS), [first, second], step, stride, &noise);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Bias, GELU and gated residual, each one pass over the activation.
 
-use super::isa::Isa;
+use super::isa::{Isa, Work};
 use super::math;
 use super::slice::{self, PerRow, on_cpu};
 use candle_core::{Result, Tensor};
@@ -82,13 +82,25 @@ fn biased<'a>(y: &mut [f32], width: usize, line: impl Fn(usize) -> &'a [f32] + S
     y.par_chunks_mut(width * rows).enumerate().for_each(|(task, y)| {
         for (i, y) in y.chunks_mut(width).enumerate() {
             let bias = line(task * rows + i);
-            isa.run(|| {
-                for (y, b) in y.iter_mut().zip(bias) {
-                    *y = f(*y + b);
-                }
-            });
+            isa.run(Biased { y, bias, f: &f });
         }
     });
+}
+
+/// y = f(y + bias) of one row.
+struct Biased<'a, F> {
+    y: &'a mut [f32],
+    bias: &'a [f32],
+    f: &'a F,
+}
+
+impl<F: Fn(f32) -> f32> Work for Biased<'_, F> {
+    #[inline(always)]
+    fn run(self) {
+        for (y, b) in self.y.iter_mut().zip(self.bias) {
+            *y = (self.f)(*y + b);
+        }
+    }
 }
 
 /// y [rows, width] += bias: for logits, which may take more memory than all else and are not to be copied.

@@ -93,7 +93,7 @@ struct Figures {
     #[serde(skip_serializing_if = "Option::is_none")]
     against: Option<Against>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    parts: Option<Vec<parts::Row>>,
+    profile: Option<parts::Table>,
 }
 
 impl Figures {
@@ -279,7 +279,7 @@ fn figures(
         logits_bytes: steps.get(1).map_or(0, |step| step.logits),
         peak_bytes: steps.get(1).and_then(|step| step.grown),
         against: None,
-        parts: args.profile.then(|| parts::rows(&profile, steps.len())),
+        profile: args.profile.then(|| parts::Table::new(&profile, steps.len())),
     })
 }
 
@@ -339,8 +339,8 @@ fn print(args: &SamplerBenchArgs, found: &[Figures], products: &[Rate]) {
             .filter_map(|row| Some((row.title(), row.against.as_ref()?))),
     );
     for row in found {
-        if let Some(rows) = &row.parts {
-            parts::print(&row.title(), rows);
+        if let Some(profile) = &row.profile {
+            profile.print(&row.title());
         }
     }
 }

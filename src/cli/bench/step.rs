@@ -91,7 +91,7 @@ pub fn run(args: StepArgs) -> Result<()> {
                 "{}, {} sequences: {:.3} ms a step, {:.0} tokens/s",
                 of.scenario, of.sequences, of.milliseconds, of.tokens_per_second
             );
-            parts::print(&title, &of.parts);
+            of.profile.print(&title);
         }
     })
 }
@@ -103,7 +103,7 @@ struct Figures {
     sequences: usize,
     milliseconds: f64,
     tokens_per_second: f64,
-    parts: Vec<parts::Row>,
+    profile: parts::Table,
 }
 
 fn measure(args: &StepArgs, scenario: &Scenario, block: usize) -> Result<Figures> {
@@ -148,6 +148,6 @@ fn measure(args: &StepArgs, scenario: &Scenario, block: usize) -> Result<Figures
         sequences: args.sequences,
         milliseconds: 1e3 * median(steps.iter().map(time).collect()),
         tokens_per_second: tokens as f64 / steps.iter().map(time).sum::<f64>(),
-        parts: parts::rows(&profile, steps.len()),
+        profile: parts::Table::new(&profile, steps.len()),
     })
 }
