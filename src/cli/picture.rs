@@ -58,7 +58,8 @@ pub struct Scale {
 }
 
 impl Scale {
-    /// From `low` to `high`, finite and in order, with a little room and at most a dozen ticks.
+    /// From `low` to `high`, finite and in order, with a little room and at most a dozen ticks; from 0 where that room would go below it
+    /// and no figure does.
     pub fn around(low: f64, high: f64) -> Self {
         let range = (high - low).max(1e-9);
         let power = 10f64.powf((range / 10.0).log10().floor());
@@ -66,7 +67,7 @@ impl Scale {
         let step = [1.0, 2.0, 5.0].map(|times| times * power).into_iter().find(fits);
         let step = step.unwrap_or(10.0 * power);
         Self {
-            low: (low / step - 0.5).floor() * step,
+            low: ((low / step - 0.5).floor() * step).max(low.min(0.0)),
             high: high + step / 4.0,
             step,
         }
@@ -82,10 +83,11 @@ struct Axes {
 impl Axes {
     fn around(chart: &Chart) -> Self {
         let points = || chart.series.iter().flat_map(|series| &series.points);
-        let least = points().map(|p| p.x).fold(1.0, f64::min);
-        let most = points().map(|p| p.x).fold(2.0, f64::max);
+        let octaves = || points().map(|point| point.x.log2());
+        let low = octaves().reduce(f64::min).unwrap_or(0.0).floor();
+        let high = octaves().fold(low + 1.0, f64::max).ceil();
         Axes {
-            octaves: (least.log2().floor(), most.log2().ceil()),
+            octaves: (low, high),
             scale: chart.scale,
         }
     }

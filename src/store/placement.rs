@@ -27,21 +27,16 @@ impl Manifest {
     /// back with all of the other in it.
     pub(super) fn place(&self, kind: BankKind, seed: u64, coming: usize) -> BankId {
         let mut ids: Vec<BankId> = self.banks.keys().copied().filter(|id| id.kind == kind).collect();
-        let free = |ids: &[BankId]| {
-            let mut numbers = (0..).map(|number| BankId { kind, number });
-            numbers
-                .find(|id| !ids.contains(id))
-                .unwrap_or(BankId { kind, number: 0 })
-        };
+        let all = (0..).map(|number| BankId { kind, number });
+        let mut free = all.filter(|id| !self.banks.contains_key(id));
         let members = |id: &BankId| self.banks.get(id).map_or(&[][..], |bank| &bank.members);
         let needed = (ids.iter().map(|id| members(id).len()).sum::<usize>() + coming).div_ceil(self.capacity(kind));
-        while ids.len() < needed {
-            ids.push(free(&ids));
-        }
+        ids.extend(free.by_ref().take(needed.saturating_sub(ids.len())));
         let same_seed = |name: &String| self.variants.get(name).is_some_and(|member| member.seed == seed);
         let taken = |id: &BankId| (!members(id).iter().any(same_seed)).then_some(members(id).len());
         let taken: Vec<_> = ids.iter().map(taken).collect();
-        emptiest(&taken, self.capacity(kind)).map_or_else(|| free(&ids), |index| ids[index])
+        let place = emptiest(&taken, self.capacity(kind)).and_then(|index| ids.get(index).copied());
+        place.or_else(|| free.next()).unwrap_or(BankId { kind, number: 0 })
     }
 }
 
