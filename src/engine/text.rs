@@ -56,11 +56,13 @@ impl TextStream {
     pub fn push(&mut self, tokens: &[u32]) -> String {
         self.tokens.extend(tokens);
         let decoded = self.tokenizer.decode(&self.tokens);
-        self.pending
-            .push_str(decoded.get(self.read..whole(&decoded)).unwrap_or_default());
+        let whole = whole(&decoded);
+        self.pending.push_str(decoded.get(self.read..whole).unwrap_or_default());
         let context = tokens.len().max(CONTEXT);
         self.tokens.drain(..self.tokens.len().saturating_sub(context));
-        self.read = whole(&self.tokenizer.decode(&self.tokens));
+        // The context may itself begin within a character, but it ends as all of the text does.
+        let held_back = decoded.len() - whole;
+        self.read = self.tokenizer.decode(&self.tokens).len().saturating_sub(held_back);
         self.release()
     }
 

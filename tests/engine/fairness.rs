@@ -1,6 +1,7 @@
 //! Shares of variants and of priorities in a running engine.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 
 use choir::engine::{EngineConfig, EngineHandle, Error, Event, EventStream, Priority, Request};
 
@@ -11,6 +12,13 @@ use super::fake::*;
 fn submit(engine: &EngineHandle, requests: impl IntoIterator<Item = Request>) -> Vec<EventStream> {
     let submit = |request| engine.submit(request).expect("submit");
     requests.into_iter().map(submit).collect()
+}
+
+fn is_of(batch: &Batch, variant: u32) -> bool {
+    batch
+        .segments
+        .iter()
+        .any(|segment| segment.mix == Mix::single(VariantId(variant)))
 }
 
 fn passes(gate: &Gate, steps: usize) {
@@ -95,7 +103,14 @@ fn a_full_queue_has_room_for_a_variant_that_has_less_in_it() {
 
 #[test]
 fn interactive_requests_leave_the_queue_first_and_batch_is_not_starved() {
-    let (network, gate) = Fake::new(3).gated();
+    let evaluated = Arc::new(Mutex::new(Vec::new()));
+    let log = evaluated.clone();
+    let (network, gate) = Fake::new(3)
+        .fault(move |batch| {
+            log.lock().unwrap().push(is_of(batch, 1));
+            Fault::None
+        })
+        .gated();
     let limits = EngineConfig {
         max_running: 1,
         queue: 100,
@@ -113,27 +128,36 @@ fn interactive_requests_leave_the_queue_first_and_batch_is_not_starved() {
     );
     let interactive = submit(&engine, (0..40).map(|seed| to("a", 4, seed)));
     drop(gate);
-    let finished = |streams: Vec<EventStream>| -> Vec<u64> {
-        let of = |stream: EventStream| {
-            let events = events(stream);
-            outcome(&events).2.queued.as_nanos() as u64
-        };
-        streams.into_iter().map(of).collect()
-    };
-    let (interactive, batch) = (finished(interactive), finished(batch));
-    let before = |one: u64| interactive.iter().filter(|&&other| other < one).count();
-    assert!(
-        before(batch[1]) >= 5 && before(batch[2]) >= 10,
-        "interactive ones first"
+    let nfe = |stream| outcome(&events(stream)).2.nfe as usize;
+    let interactive: usize = interactive.into_iter().chain([first]).map(nfe).sum();
+    let batch: Vec<usize> = batch.into_iter().map(nfe).collect();
+    // One runs at a time: how much of the 41 interactive ones had run before each of the batch.
+    let evaluated = evaluated.lock().unwrap();
+    let of_batch: Vec<usize> = (0..evaluated.len()).filter(|&index| evaluated[index]).collect();
+    assert_eq!(
+        (evaluated.len() - of_batch.len(), of_batch.len()),
+        (interactive, batch.iter().sum())
     );
-    assert!(before(batch[3]) < 40, "but not all of them");
-    assert_eq!(outcome(&events(first)).1.len(), 4);
+    let before = |index: usize| {
+        let begun: usize = batch[..index].iter().sum();
+        41.0 * (of_batch[begun] - begun) as f64 / interactive as f64
+    };
+    let before: Vec<f64> = (0..4).map(before).collect();
+    assert!(
+        before[1] >= 5.0 && before[2] >= 10.0,
+        "interactive ones first: {before:?}"
+    );
+    assert!(before[3] < 40.0, "but not all of them: {before:?}");
 }
 
 #[test]
 fn a_lone_request_does_not_wait_for_long_steps() {
     let (network, gate) = Fake::new(4).gated();
-    let engine = start(config(), network); // sixteen rows of four tokens fill a step
+    let limits = EngineConfig {
+        step_tokens: 256, // all sixteen, at any step
+        ..config()
+    };
+    let engine = start(limits, network);
     let mut streams = submit(&engine, (0..16).map(|seed| to("a", 60, seed)));
     gate.wait();
     passes(&gate, 20);
@@ -196,20 +220,14 @@ fn a_lone_request_has_its_first_block_inside_the_step_under_way() {
 
 #[test]
 fn what_goes_wrong_inside_a_step_or_around_it_stays_there() {
-    let of = |batch: &Batch, variant| {
-        batch
-            .segments
-            .iter()
-            .any(|segment| segment.mix == Mix::single(VariantId(variant)))
-    };
     for (broken, fault) in [(1, Fault::Error), (1, Fault::Panic), (0, Fault::Error)] {
-        let fault = std::sync::Mutex::new((false, fault));
+        let fault = Mutex::new((false, fault));
         let (network, gate) = Fake::new(7)
             .fault(move |batch| {
                 let (armed, fault) = &mut *fault.lock().unwrap();
                 // Variant b's evaluations go wrong inside a step of a's, or that step does after one of b's.
-                *armed |= of(batch, 1);
-                match *armed && of(batch, broken) {
+                *armed |= is_of(batch, 1);
+                match *armed && is_of(batch, broken) {
                     true => std::mem::replace(fault, Fault::None),
                     false => Fault::None,
                 }
