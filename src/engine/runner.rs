@@ -107,33 +107,25 @@ impl Runner {
     /// Schedule, forward, sample, deliver, until the engine is drained or the device is lost.
     pub fn run(mut self, mut cache: KvCache) {
         while self.lost.is_none() && self.admit() {
-            if !self.hurry(&mut cache) {
-                let claims = self.claims();
-                self.step(&claims, self.admission.config.step_tokens, &mut cache);
-            }
+            let claims = self.claims();
+            let short = self.short(&claims);
+            self.step(&claims, short, &mut cache);
         }
     }
 
-    /// A step kept short for those whom somebody waits for, if there are any and time for it.
-    fn hurry(&mut self, cache: &mut KvCache) -> bool {
-        if self.lost.is_some() || !self.allowance.is_left() {
-            return false;
-        }
-        let claims = self.claims();
+    /// The tokens of a step that is kept short for those whom somebody waits for, if there are any and time for it.
+    fn short(&self, claims: &Claims) -> Option<usize> {
         let all = self.admission.config.step_tokens;
         let budget = short(&claims.claims, all);
-        if budget < all {
-            self.step(&claims, budget, cache);
-        }
-        budget < all
+        (self.allowance.is_left() && budget < all).then_some(budget)
     }
 
-    /// One step of about `budget` tokens.
-    fn step(&mut self, claims: &Claims, budget: usize, cache: &mut KvCache) {
-        let (begun, inside) = (Instant::now(), self.inside);
+    /// One step of about as many tokens as it may have, or as a `short` one has.
+    fn step(&mut self, claims: &Claims, short: Option<usize>, cache: &mut KvCache) {
+        let begun = self.now();
         let outer = self.away.is_empty();
         let ready = claims.ready.len() + self.away.len();
-        let groups = self.schedule(claims, budget);
+        let groups = self.schedule(claims, short.unwrap_or(self.admission.config.step_tokens));
         let members = || groups.iter().flat_map(|group| &group.members);
         let took_part = members().count();
         if outer {
@@ -151,15 +143,24 @@ impl Runner {
             }
         }
         if took_part > 0 {
-            let took = begun.elapsed().saturating_sub(self.inside - inside);
+            let took = self.since(begun);
             self.pace.record(took, ready, took_part);
-            let short = budget < self.admission.config.step_tokens && took_part < ready;
-            self.allowance.record(took, short);
+            self.allowance.record(took, short.is_some() && took_part < ready);
         }
     }
 
+    /// Now, and the time that went to steps inside others until now.
+    fn now(&self) -> (Instant, Duration) {
+        (Instant::now(), self.inside)
+    }
+
+    /// The time since then, but for steps inside.
+    fn since(&self, (begun, inside): (Instant, Duration)) -> Duration {
+        begun.elapsed().saturating_sub(self.inside - inside)
+    }
+
     fn evaluate(&mut self, mut group: Group, outer: bool, cache: &mut KvCache) {
-        let (begun, inside) = (Instant::now(), self.inside);
+        let begun = self.now();
         let mut broken = None;
         let outcome = group.forward(cache, &mut |cache| {
             if outer && broken.is_none() {
@@ -172,8 +173,7 @@ impl Runner {
         }
         match outcome {
             Ok(outcome) => {
-                let took = begun.elapsed().saturating_sub(self.inside - inside);
-                group.learn(&self.admission.materialised, took);
+                group.learn(&self.admission.materialised, self.since(begun));
                 group.sample(&outcome);
                 self.deliver(group);
             }
@@ -199,7 +199,13 @@ impl Runner {
         let admit = |next: &Sequence| next.is_waited_for() && alone(next) && room.take(next);
         let started = self.admission.callers(&placed, admit);
         self.begin(started);
-        while self.hurry(cache) {
+        while self.lost.is_none() {
+            let claims = self.claims();
+            let short = self.short(&claims);
+            if short.is_none() {
+                break;
+            }
+            self.step(&claims, short, cache);
             self.drop_over();
         }
         self.inside += begun.elapsed();
