@@ -22,6 +22,8 @@ use std::thread::{self, ThreadId};
 /// The CUDA version (1000 major + 10 minor) that a driver must speak, and the major compute capability of a device.
 const VERSION: i32 = 13_000;
 const CAPABILITY: i32 = 8;
+/// The major compute capability from which on a kernel can start while the one before runs.
+const EARLY: i32 = 9;
 
 /// One CUDA device with one stream. Calls may come from any thread; while one records, the others wait.
 pub struct Cuda(Arc<State>);
@@ -150,7 +152,7 @@ impl Cuda {
             name,
             processors: processors.unsigned_abs(),
             pool: Pool::new(device)?,
-            kernels: Kernels::load(shared.unsigned_abs())?,
+            kernels: Kernels::load(shared.unsigned_abs(), major >= EARLY)?,
             products,
             staging,
             recording: Mutex::new(None),

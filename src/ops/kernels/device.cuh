@@ -20,12 +20,35 @@ struct bf16 {
 #define DEVICE __device__ __forceinline__
 // For what is long and used in several places: code that runs once is waited for.
 #define DEVICE_CALL __device__ __noinline__
+// Kernels start while the one before still runs, where a device can do that (sm_90). After `await_before` all that kernels before
+// wrote is there, and what they read may be overwritten; until then a kernel reads only what the one before does not write. After
+// `let_next_start`, called by all blocks, the next one starts as soon as there is room: called after `await_before`, so that
+// the next one knows all but this one to be done.
+DEVICE void await_before() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+DEVICE void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 // A kernel `name` with one argument `a`, and at most `threads` threads to a block; the second form asks for registers to be
-// spared so that `blocks` of them fit on a multiprocessor.
-#define KERNEL(name, Args, threads) \
-    extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Args a)
-#define KERNEL_OF(name, Args, threads, blocks) \
+// spared so that `blocks` of them fit on a multiprocessor. The third is for those that have something to do before they wait.
+#define KERNEL(name, Args, threads) KERNEL_BODY(name, Args, threads)
+#define KERNEL_OF(name, Args, threads, blocks) KERNEL_BODY(name, Args, threads, blocks)
+#define KERNEL_EARLY(name, Args, threads, blocks) \
     extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ Args a)
+#define KERNEL_BODY(name, Args, ...)                                                                 \
+    DEVICE void name##_body(const Args &a);                                                          \
+    extern "C" __global__ void __launch_bounds__(__VA_ARGS__) name(const __grid_constant__ Args a) { \
+        await_before();                                                                              \
+        let_next_start();                                                                            \
+        name##_body(a);                                                                              \
+    }                                                                                                \
+    DEVICE void name##_body(const Args &a)
 #define SHARED __shared__
 #define DYNAMIC_SHARED(type, name)                    \
     extern __shared__ __align__(16) u8 dynamic_bytes[]; \

@@ -28,6 +28,7 @@
     }                                                                                       \
     static void name##_thread(const Args &a)
 #define KERNEL_OF(name, Args, threads, blocks) KERNEL(name, Args, threads)
+#define KERNEL_EARLY(name, Args, threads, blocks) KERNEL(name, Args, threads)
 
 struct alignas(8) uint2 { u32 x, y; };
 struct alignas(16) uint4 { u32 x, y, z, w; };
@@ -366,6 +367,9 @@ T atomic_sum(T *at, T value) {
 inline u32 atomic_add(u32 *at, u32 value) { return atomic_sum(at, value); }
 inline u64 atomic_add(u64 *at, u64 value) { return atomic_sum(at, value); }
 inline void fence() {}
+// Kernels run one after the other here.
+inline void await_before() {}
+inline void let_next_start() {}
 
 inline u32 bits_of(float x) { return host::value_of<u32>(host::words_of(x)); }
 inline float float_of(u32 x) { return host::value_of<float>(host::words_of(x)); }

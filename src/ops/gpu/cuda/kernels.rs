@@ -23,6 +23,8 @@ pub(super) struct Kernels {
     found: Mutex<HashMap<String, Kernel>>,
     /// Bytes of shared memory that a block may have when asked for.
     shared: u32,
+    /// Whether kernels may start before the one before has ended: they wait by themselves (`kernels/device.cuh`).
+    early: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -43,7 +45,7 @@ impl Kernels {
         self.shared
     }
 
-    pub(super) fn load(shared: u32) -> Result<Self> {
+    pub(super) fn load(shared: u32, early: bool) -> Result<Self> {
         let load = |(_, image): &(&str, &[u8])| {
             Module::create(|module| driver!(cuModuleLoadData(module, image.as_ptr().cast())))
         };
@@ -51,6 +53,7 @@ impl Kernels {
             modules: built::MODULES.iter().map(load).collect::<Result<_>>()?,
             found: Mutex::default(),
             shared,
+            early,
         })
     }
 
@@ -100,7 +103,7 @@ impl Kernels {
 
     pub(super) fn launch(&self, stream: sys::CUstream, launch: Launch<'_>) -> Result<()> {
         let failed = |detail: String| Fault::Failed {
-            call: "cuLaunchKernel",
+            call: "cuLaunchKernelEx",
             detail: format!("{}: {detail}", launch.kernel),
         };
         let kernel = self.get(launch.kernel, launch.shared)?;
@@ -115,17 +118,29 @@ impl Kernels {
         // A structure of numbers needs no more alignment than this.
         let mut args: Vec<u128> = launch.args.chunks(size_of::<u128>()).map(padded).collect();
         let mut pointers: [*mut c_void; 1] = [args.as_mut_ptr().cast()];
+        let mut early = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: Default::default(),
+            value: sys::CUlaunchAttributeValue {
+                programmaticStreamSerializationAllowed: 1,
+            },
+        };
         let [x, y, z] = launch.grid;
-        driver!(cuLaunchKernel(
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: launch.block,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: launch.shared,
+            hStream: stream,
+            attrs: &mut early,
+            numAttrs: self.early.into(),
+        };
+        driver!(cuLaunchKernelEx(
+            &config,
             kernel.function,
-            x,
-            y,
-            z,
-            launch.block,
-            1,
-            1,
-            launch.shared,
-            stream,
             pointers.as_mut_ptr(),
             ptr::null_mut(),
         ))
