@@ -6,7 +6,7 @@ use crate::model::batch::{Batch, Mix};
 use crate::ops::gpu::attention::{Cut, QueryTile, SegmentFacts};
 use crate::ops::gpu::draw::{DrawFacts, DrawnFacts};
 use crate::ops::gpu::pointwise::NONE;
-use crate::ops::gpu::products::{Group, PartFacts, Room, Split, TIERS};
+use crate::ops::gpu::products::{Group, PartFacts, Split, TIERS};
 use crate::ops::gpu::{Plain, bytes_of};
 use candle_core::{Result, bail};
 use std::ops::Range;
@@ -37,8 +37,8 @@ pub struct WaveShape {
 }
 
 impl WaveShape {
-    pub fn split(&self, room: Room, out: usize, input: usize) -> Split {
-        Split::banks(room, (self.tier, self.groups), (out, input))
+    pub fn split(&self, processors: u32, out: usize, input: usize) -> Split {
+        Split::banks(processors, (self.tier, self.groups), (out, input))
     }
 }
 
