@@ -90,7 +90,7 @@ fn check(rig: &Rig, random: &mut Stream, vocab: usize, rows: usize) {
     let (biases_at, mix_at, of_at) = (rig.buffer(&biases), rig.buffer(&mix), rig.buffer(&of));
     let (facts_at, sums) = (
         rig.buffer(&facts),
-        rig.empty((rows + 1) * Categorical::chunks(vocab) * 8),
+        rig.empty(Categorical::scratch(rows + 1, vocab)),
     );
     let args = Categorical {
         logits: logits_at.address(),
@@ -104,8 +104,7 @@ fn check(rig: &Rig, random: &mut Stream, vocab: usize, rows: usize) {
         pitch: vocab as u32,
         bias_stride: stride as u32,
         bias: offset as u32,
-        cached: 0,
-        unused: 0,
+        ..Categorical::default()
     };
     args.launch(rig.machine(), rows + 1).unwrap();
     let drawn = drawn.read::<DrawnFacts>(0, rows).unwrap();

@@ -207,8 +207,7 @@ impl GpuDit {
             pitch: pitch as u32,
             bias_stride: step.slots.offsets.bias_floats() as u32,
             bias: step.slots.offsets.bias(),
-            cached: 0,
-            unused: 0,
+            ..Categorical::default()
         }
         .launch(machine, wanted)
     }

@@ -96,7 +96,7 @@ impl Work {
             angles,
             shape.wanted * hidden * element,
             shape.wanted * logits_pitch(vocab) * 4,
-            shape.wanted * Categorical::chunks(vocab) * 8,
+            Categorical::scratch(shape.wanted, vocab),
             drawn_bytes(shape.wanted),
             rotated,
             products,
