@@ -25,7 +25,7 @@ pub struct Pieces {
     pub x: u64,
     /// What products read, [rows, widest].
     pub h: u64,
-    /// What products give, [rows, widest] f32.
+    /// What products give, [rows, widest], f32 at most.
     pub y: u64,
     pub q: u64,
     /// Keys and values of the batch.

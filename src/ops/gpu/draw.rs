@@ -131,7 +131,11 @@ impl Categorical {
             ..*self
         };
         // Many rows share the processors, which then have more loads under way in more and smaller blocks.
-        let threads = if rows < 2 * machine.processors() as usize { 512 } else { 256 };
+        let threads = if rows < 2 * machine.processors() as usize {
+            512
+        } else {
+            256
+        };
         let grid = [rows as u32, 1, 1];
         launch(machine, "categorical", grid, (threads, 8 * chunks), &args)?;
         launch(machine, "categorical_exact", grid, (512, 0), &args)

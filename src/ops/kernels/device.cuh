@@ -154,6 +154,12 @@ DEVICE float power_of_two(float x) {
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
+// 1 / x to a unit of the last place.
+DEVICE float reciprocal(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
 
 #else
 #include "host.h"
@@ -210,4 +216,14 @@ DEVICE float gelu(float x) {
     float inner = 0.7978846f * (x + 0.044715f * x * x * x);
     float tanh = 1.0f - 2.0f / (exponential(2.0f * inner) + 1.0f);
     return 0.5f * x * (1.0f + tanh);
+}
+// What is to be a T: to a few units of f32 where that is rounded to bfloat16 anyway, as x / (1 + e^-2u).
+template <typename T>
+DEVICE float gelu_as(float x);
+template <>
+DEVICE float gelu_as<float>(float x) { return gelu(x); }
+template <>
+DEVICE float gelu_as<bf16>(float x) {
+    const float u = x * fused(x * x, -2.0f * LOG2_E * 0.7978846f * 0.044715f, -2.0f * LOG2_E * 0.7978846f);
+    return x * reciprocal(1.0f + power_of_two(u));
 }

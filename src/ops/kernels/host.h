@@ -488,3 +488,4 @@ inline void load_transposed(u32 (&out)[4], const void *row) {
     for (u32 i = 0; i < 4; ++i) out[i] = rows.of[8 * i + 2 * t][g] | u32(rows.of[8 * i + 2 * t + 1][g]) << 16;
 }
 inline float power_of_two(float x) { return exp2f(x); }
+inline float reciprocal(float x) { return 1.0f / x; }
