@@ -220,12 +220,11 @@ impl GpuDit {
             rows: step.places.wanted,
             draws: step.places.draws,
             drawn: step.work.drawn,
-            sums: step.work.sums,
+            looks: step.work.looks,
             vocab: config.vocab_size as u32,
             pitch: pitch as u32,
             bias_stride: step.slots.offsets.bias_floats() as u32,
             bias: step.slots.offsets.bias(),
-            ..Categorical::default()
         }
         .launch(machine, wanted)
     }

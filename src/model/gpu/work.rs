@@ -4,7 +4,7 @@ use super::linear::{GpuLinear, Scratch};
 use super::pack::{Rows, Shape, drawn_bytes};
 use super::weights::{Device, padded};
 use crate::model::DitConfig;
-use crate::ops::gpu::draw::Categorical;
+use crate::ops::gpu::draw::LOOK;
 use crate::ops::gpu::products::Room;
 use crate::ops::gpu::{Buffer, Fault, Machine, Plain, bytes_of_mut};
 use std::sync::Arc;
@@ -36,7 +36,7 @@ pub struct Pieces {
     pub last: u64,
     /// [wanted, logits_pitch(vocab)] f32.
     pub logits: u64,
-    pub sums: u64,
+    pub looks: u64,
     pub drawn: u64,
     pub scratch: Scratch,
 }
@@ -96,7 +96,7 @@ impl Work {
             angles,
             shape.wanted * hidden * element,
             shape.wanted * logits_pitch(vocab) * 4,
-            Categorical::scratch(shape.wanted, vocab),
+            shape.wanted * LOOK,
             drawn_bytes(shape.wanted),
             rotated,
             products,
@@ -137,7 +137,7 @@ impl Work {
             sines: at(6),
             last: at(7),
             logits: at(8),
-            sums: at(9),
+            looks: at(9),
             drawn: at(10),
             scratch: Scratch {
                 rotated: at(11),

@@ -28,15 +28,15 @@ DEVICE u64 limit_of(const Draw &draw, const Row &row, const Look &look, Scratch 
 
 // A block to a row of logits.
 KERNEL_OF(categorical_exact, Categorical, 512, 2) {
+    DYNAMIC_SHARED(double, sums);  // of chunks
     SHARED Scratch scratch;
-    SHARED double shared[THREADS];
+    SHARED double shared[CHUNK];
     SHARED double uniforms[2];
     const Draw &draw = a.draws[blockIdx.x];
     Drawn &drawn = a.drawn[blockIdx.x];
     if (draw.tokens == 0 || !drawn.again) return;
     if (threadIdx.x == THREADS - 1) draw_uniforms(draw, uniforms);
     const Look look = a.looks[blockIdx.x];
-    double *sums = a.sums + size_t(blockIdx.x) * ((a.vocab + CHUNK - 1) / CHUNK);
     Row row = row_of(a, draw);
     row.top = finite(look.highest);
 
@@ -44,12 +44,12 @@ KERNEL_OF(categorical_exact, Categorical, 512, 2) {
     if (draw.kind == SURE) {
         const float sharpness = row.sharpness;
         row.sharpness = 1.0f;
-        const double total = total_of(row, cut_at(ALL), sums, shared);
+        const double total = total_of(row, cut_at(ALL), sums);
         certainty = total > 0.0 ? 1.0 / total : 0.0;
         row.sharpness = sharpness;
     }
     const Cut cut = cut_at(limit_of(draw, row, look, scratch));
-    const double total = total_of(row, cut, sums, shared);
+    const double total = total_of(row, cut, sums);
 
     // The same for all threads.
     u32 token = look.best;
@@ -67,7 +67,7 @@ KERNEL_OF(categorical_exact, Categorical, 512, 2) {
     } else if (branch == ANY) {
         token = u32(uniforms[0] * double(row.tokens));
     } else if (total > 0.0) {
-        token = draw_token(row, cut, sums, uniforms[0] * total, shared);
+        token = draw_token(row, cut, sums, uniforms[0] * total, total, shared);
     }
     if (threadIdx.x != 0) return;
     drawn.token = token;
