@@ -120,12 +120,18 @@ impl GpuDit {
         let (layers, page_tokens) = (config.n_blocks as u32, step.pages.page_tokens as u32);
         let (offsets, tables, y) = (&step.slots.offsets, self.tables(step), self.gives(step.shape));
         self.product(step, &layer.qkv, (work.h, work.y))?;
+        let hidden = config.hidden_dim as u32;
+        // In bf16, queries and keys are rotated where they are.
+        let [(q, q_pitch), (current, current_pitch)] = match y {
+            Dtype::F32 => [(work.q, hidden), (work.current, 2 * hidden)],
+            Dtype::Bf16 => [(work.y, 3 * hidden), (work.y + u64::from(hidden) * 2, 3 * hidden)],
+        };
         Rotary {
             qkv: work.y,
             cosines: work.cosines,
             sines: work.sines,
-            q: work.q,
-            current: work.current,
+            q,
+            current,
             cache: step.pages.address,
             slots: places.slots,
             heads,
@@ -134,11 +140,13 @@ impl GpuDit {
             layers,
             page_tokens,
             scale: 1.0 / (head_dim as f32).sqrt(),
+            q_pitch,
+            current_pitch,
         }
         .launch(machine, dtype, y, rows)?;
         Attend {
-            q: work.q,
-            current: work.current,
+            q,
+            current,
             cache: step.pages.address,
             out: work.h,
             segment: places.segment,
@@ -150,6 +158,8 @@ impl GpuDit {
             layers,
             page_tokens,
             window: config.model_length as u32,
+            q_pitch,
+            current_pitch,
         }
         .launch_tiles(machine, dtype, rows, (places.tiles, step.shape.tiles, step.shape.cut))?;
         self.product(step, &layer.out, (work.h, work.y))?;

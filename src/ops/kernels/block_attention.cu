@@ -13,7 +13,7 @@ DEVICE void block_attend(const BlockAttend &args) {
     const QueryTile tile = args.tiles[blockIdx.x];
     if (tile.segment == NONE) return;
     const Segment segment = a.segments[tile.segment];
-    const u32 hidden = a.heads * DIM, head = blockIdx.y * DIM;
+    const u32 head = blockIdx.y * DIM;
     const int g = lane_id() / 4, t = lane_id() % 4;
     const u32 stop = tile.first + 16 < segment.tokens ? tile.first + 16 : segment.tokens;  // after its last query
 
@@ -25,7 +25,7 @@ DEVICE void block_attend(const BlockAttend &args) {
         const u32 own = tile.first + g + 8 * half;
         const u32 clamped = own < stop ? own : stop - 1;
         visible(segment, clamped, a.window, begin[half], end[half]);
-        const bf16 *row = static_cast<const bf16 *>(a.q) + size_t(segment.first_row + clamped) * hidden + head;
+        const bf16 *row = static_cast<const bf16 *>(a.q) + size_t(segment.first_row + clamped) * a.q_pitch + head;
 #pragma unroll
         for (int step = 0; step < STEPS; step++) {
             q[step][half] = *reinterpret_cast<const u32 *>(row + 16 * step + 2 * t);

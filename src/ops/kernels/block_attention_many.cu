@@ -2,7 +2,7 @@
 #include "query_tiles.cuh"
 
 // Keys in shared memory at once, and those whose scores a warp has at once.
-const int CHUNK = 64, KEYS = 32;
+const int CHUNK = 64, KEYS = 64;
 
 // A block to a tile of queries (grid x) and a head (grid y).
 template <int DIM, int M>
@@ -14,7 +14,7 @@ DEVICE void block_attend_many(const BlockAttend &args) {
     const QueryTile tile = args.tiles[blockIdx.x];
     if (tile.segment == NONE) return;
     const Segment segment = a.segments[tile.segment];
-    const u32 hidden = a.heads * DIM, head = blockIdx.y * DIM;
+    const u32 head = blockIdx.y * DIM;
     const int g = lane_id() / 4, t = lane_id() % 4;
     const u32 stop = tile.first + WARPS * QUERIES < segment.tokens ? tile.first + WARPS * QUERIES : segment.tokens;
     const u32 mine = tile.first + QUERIES * warp_id();  // the warp's first
@@ -24,7 +24,7 @@ DEVICE void block_attend_many(const BlockAttend &args) {
     u32 q[M][STEPS][4];
 #pragma unroll
     for (int row = 0; row < 2 * M; row++) {
-        const bf16 *from = static_cast<const bf16 *>(a.q) + size_t(segment.first_row + token_of(row)) * hidden + head;
+        const bf16 *from = static_cast<const bf16 *>(a.q) + size_t(segment.first_row + token_of(row)) * a.q_pitch + head;
 #pragma unroll
         for (int step = 0; step < STEPS; step++) {
             q[row / 2][step][row % 2] = *reinterpret_cast<const u32 *>(from + 16 * step + 2 * t);
@@ -159,7 +159,7 @@ DEVICE void block_attend_many(const BlockAttend &args) {
     }
 }
 
-KERNEL_OF(block_attend_many_32, BlockAttend, 128, 3) { block_attend_many<32, 2>(a); }
-KERNEL_OF(block_attend_many_64, BlockAttend, 128, 3) { block_attend_many<64, 2>(a); }
+KERNEL_OF(block_attend_many_32, BlockAttend, 128, 2) { block_attend_many<32, 2>(a); }
+KERNEL_OF(block_attend_many_64, BlockAttend, 128, 2) { block_attend_many<64, 2>(a); }
 // A warp's registers have no room for twice as many sums.
 KERNEL_OF(block_attend_many_128, BlockAttend, 256, 1) { block_attend_many<128, 1>(a); }

@@ -29,14 +29,14 @@ DEVICE void fetch(const Attend &a, const Segment &segment, u32 head, u32 first, 
     // Rows of the batch lie one after the other.
     const bool own = first >= segment.first_position && first + CHUNK <= until;
     const size_t row = own ? segment.first_row + first + key - segment.first_position : 0;
-    const bf16 *at = static_cast<const bf16 *>(a.current) + row * 2 * hidden + head + column;
+    const bf16 *at = static_cast<const bf16 *>(a.current) + row * a.current_pitch + head + column;
 #pragma unroll
     for (int i = 0; i < CHUNK / APART; i++) {
         const int place = i * APART * PITCH<DIM>;
         if (own) {
             copy16_async(to + place, at);
             copy16_async(value_to + place, at + hidden);
-            at += APART * 2 * hidden;
+            at += APART * a.current_pitch;
             continue;
         }
         const u32 position = first + key + i * APART;
