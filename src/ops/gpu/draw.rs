@@ -119,9 +119,9 @@ impl Categorical {
         let sums = 8 * self.vocab.div_ceil(256); // bytes of what is kept of every 256 tokens
         // Many rows share the processors, which then have more loads under way in more and smaller blocks.
         let threads = if rows < 2 * machine.processors() as usize {
-            512
+            1024
         } else {
-            256
+            128
         };
         let grid = [rows as u32, 1, 1];
         launch(machine, "categorical", grid, (threads, sums), self)?;

@@ -8,7 +8,7 @@ const int AHEAD = 768;
 
 struct Bins {
     u32 counts[BINS + BINS / 32];  // bin b at b + b / 32, so that a warp whose lanes have 64 each reads other banks
-    float highest[16], lowest[16];
+    float highest[32], lowest[32];
 };
 
 // Bin b is of the logits about base - b / per_unit.

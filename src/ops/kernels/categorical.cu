@@ -53,7 +53,7 @@ DEVICE u32 best_of(const Row &row, const float2 *chunks, u32 count, float highes
 }
 
 // A block to a row of logits; its warps take the chunks in turn.
-KERNEL_OF(categorical, Categorical, 512, 2) {
+KERNEL(categorical, Categorical, 1024) {
     DYNAMIC_SHARED(float2, chunks);  // of each the highest logit, and the sum of its weights
     SHARED Bins bins;
     SHARED double uniforms[2];
@@ -181,6 +181,5 @@ KERNEL_OF(categorical, Categorical, 512, 2) {
     const u32 best = token == NONE ? best_of(row, chunks, count, highest) : 0;
     if (lane_id() != 0) return;
     a.drawn[blockIdx.x] = Drawn{0.0, token, token == NONE};
-    // Of chunks the highest logits lie half as far down as all do.
-    if (token == NONE) a.looks[blockIdx.x] = Look{highest, highest - 4.0f * (highest - least), edge.above, edge.below, best, 0};
+    if (token == NONE) a.looks[blockIdx.x] = Look{highest, highest - 3.0f * (highest - least), edge.above, edge.below, best, 0};
 }
