@@ -12,8 +12,9 @@ const LAYER: usize = 1;
 const PAGE: usize = 4;
 const PAGES: usize = 8;
 
-/// Segments of every kind: without a cache, after one, with a window that begins in it, of one block, padded.
-fn segments() -> [SegmentFacts; 4] {
+/// Segments of every kind: without a cache, after one, with a window that begins in it, of one block, padded; the last, without a
+/// cache, of several tiles and of so many tokens.
+fn segments(long: u32) -> [SegmentFacts; 5] {
     let segment = |first_row, tokens, first_position, block, pages, pages_start, oldest| SegmentFacts {
         first_row,
         tokens,
@@ -29,12 +30,14 @@ fn segments() -> [SegmentFacts; 4] {
         segment(7, 8, 12, 4, 0, 0, 0),
         segment(15, 6, 10, 5, 3, 4, 4),
         segment(21, 70, 6, 3, 5, 0, 2),
+        segment(91, long, 0, long, 0, 0, 0),
     ]
 }
 
 fn check<T: Number>(rig: &Rig, [heads, head_dim]: [usize; 2], window: usize, cut: Option<Cut>) {
-    let segments = segments();
-    let (rows, hidden) = (93, heads * head_dim);
+    let long = if cut == Some(Cut::Many) { 201 } else { 0 };
+    let segments = segments(long);
+    let (rows, hidden) = (93 + long as usize, heads * head_dim);
     let mut random = stream("attention");
     let of_row: Vec<u32> = (0..rows as u32)
         .map(|row| {
