@@ -1,6 +1,5 @@
 // Segments of many queries: a block has 128 of one, every warp M times sixteen of them and all keys that any of the 128 sees.
 #include "query_tiles.cuh"
-#include "wgmma.cuh"
 
 const int CHUNK = 64;  // keys in shared memory at once
 
@@ -153,74 +152,7 @@ DEVICE void block_attend_many(const BlockAttend &args) {
     for (int m = 0; m < M; m++) write<DIM>(a, task, task.first + 16 * (M * warp_id() + m), seen[m]);
 }
 
-#ifdef TENSOR_ROWS
-// The same for heads of 64 with products of four warps, whose halves of the queries take turns: while one's scores become
-// weights, the other's are multiplied.
-DEVICE void block_attend_tensor(const BlockAttend &args) {
-    const Attend &a = args.attend;
-    const int DIM = 64, M = 2, SIZE = CHUNK * DIM;
-    DYNAMIC_SHARED(u8, anywhere);
-    bf16 *shared = reinterpret_cast<bf16 *>(anywhere + (1024 - shared_place(anywhere) % 1024) % 1024);  // [2][keys | values][CHUNK][DIM]
-    Task task;
-    if (!task_of(task, args, DIM)) return;
-    Sixteen<4> own[M];
-    Seen<8> seen[M] = {};
-#pragma unroll
-    for (int m = 0; m < M; m++) {
-        own[m].load(a, task, task.first + 64 * m + 16 * warp_id());
-        seen[m].highest[0] = seen[m].highest[1] = LOWEST;
-    }
-    auto ask = [&](u32 chunk, int half) {
-        bf16 *keys = shared + half * 2 * SIZE;
-        fetch<DIM, CHUNK, 128, DIM>(a, task.segment, task.head, chunk, task.until, keys, keys + SIZE);
-    };
-    ask(task.from, 0);
-    const u32 matrices = matrix_at(shared);
-    u32 half = 0;
-    for (u32 chunk = task.from; chunk < task.until; chunk += CHUNK, half ^= 1) {
-        copies_wait<0>();
-        products_see();
-        barrier();  // this chunk is there, and the other half is free
-        if (chunk + CHUNK < task.until) ask(chunk + CHUNK, half ^ 1);
-        const u32 keys = matrices + half * (2 * SIZE * 2 >> 4), values = keys + (SIZE * 2 >> 4);
-        float scores[M][8][4];
-        u32 weights[M][4][4];
-        products_begin();
-#pragma unroll
-        for (int m = 0; m < M; m++) {
-#pragma unroll
-            for (int step = 0; step < 4; step++) {
-                if (step == 0) tensor_first(scores[m], own[m].q[step], keys);
-                if (step != 0) tensor_rows<64>(scores[m], own[m].q[step], keys + 2 * step);
-            }
-            products_commit();
-        }
-#pragma unroll
-        for (int m = 0; m < M; m++) {
-            // All but the other half's last products are done.
-            products_wait<1>();
-            products_done(scores[m]);
-            own[m].hide_unseen(scores[m], chunk, task, a.window);
-            weigh(scores[m], seen[m]);
-#pragma unroll
-            for (int pair = 0; pair < 4; pair++) pack_weights(weights[m][pair], scores[m][2 * pair], scores[m][2 * pair + 1]);
-            products_done(seen[m].sums);
-            products_begin();
-#pragma unroll
-            for (int pair = 0; pair < 4; pair++) tensor_columns(seen[m].sums, weights[m][pair], values + 128 * pair);
-            products_commit();
-        }
-        products_wait<0>();
-#pragma unroll
-        for (int m = 0; m < M; m++) products_done(seen[m].sums);
-    }
-#pragma unroll
-    for (int m = 0; m < M; m++) write<DIM>(a, task, task.first + 64 * m + 16 * warp_id(), seen[m]);
-}
-KERNEL_OF(block_attend_many_64, BlockAttend, 128, 2) { block_attend_tensor(a); }
-#else
 KERNEL_OF(block_attend_many_64, BlockAttend, 128, 2) { block_attend_many<64, 2>(a); }
-#endif
 KERNEL_OF(block_attend_many_32, BlockAttend, 128, 2) { block_attend_many<32, 2>(a); }
 // A warp's registers have no room for twice as many sums.
 KERNEL_OF(block_attend_many_128, BlockAttend, 256, 1) { block_attend_many<128, 1>(a); }

@@ -20,20 +20,19 @@ const float LOWEST = -1e30f;
 template <int DIM>
 constexpr int PITCH = DIM + 8;
 
-// Starts copies of the keys and values of CHUNK positions, by all threads of a block; zeros from position `until` on. Where rows
-// lie without a gap, the pieces of sixteen bytes of a row change places by the last bits of its number.
-template <int DIM, int CHUNK, int THREADS, int APART = PITCH<DIM>>
+// Starts copies of the keys and values of CHUNK positions, by all threads of a block; zeros from position `until` on.
+template <int DIM, int CHUNK, int THREADS>
 DEVICE void fetch(const Attend &a, const Segment &segment, u32 head, u32 first, u32 until, bf16 *keys, bf16 *values) {
-    const int PIECES = DIM / 8, TURN = THREADS / PIECES;  // keys that threads copy at once, a multiple of eight
-    const u32 hidden = a.heads * DIM, key = threadIdx.x / PIECES, piece = threadIdx.x % PIECES, column = piece * 8;
-    const u32 place = key * APART + (APART == DIM ? piece ^ key % 8 : piece) * 8;
+    const int PIECES = DIM / 8, TURN = THREADS / PIECES;  // keys that threads copy at once
+    const u32 hidden = a.heads * DIM, key = threadIdx.x / PIECES, column = threadIdx.x % PIECES * 8;
+    const u32 place = key * PITCH<DIM> + column;
     // Rows of the batch lie one after the other.
     const bool own = first >= segment.first_position && first + CHUNK <= until;
     const size_t row = own ? segment.first_row + first + key - segment.first_position : 0;
     const bf16 *at = static_cast<const bf16 *>(a.current) + row * a.current_pitch + head + column;
 #pragma unroll
     for (int i = 0; i < CHUNK / TURN; i++) {
-        bf16 *to = keys + place + i * TURN * APART, *value_to = values + place + i * TURN * APART;
+        bf16 *to = keys + place + i * TURN * PITCH<DIM>, *value_to = values + place + i * TURN * PITCH<DIM>;
         if (own) {
             copy16_async(to, at);
             copy16_async(value_to, at + hidden);

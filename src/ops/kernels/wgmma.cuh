@@ -54,30 +54,5 @@ DEVICE void tensor_rows<64>(float (&d)[8][4], const u32 (&a)[4], u32 b) {
                  : SUM4(0), SUM4(1), SUM4(2), SUM4(3), SUM4(4), SUM4(5), SUM4(6), SUM4(7)
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(described(b)));
 }
-// d = a b^T.
-#define NUMBER4(i) "=f"(d[i][0]), "=f"(d[i][1]), "=f"(d[i][2]), "=f"(d[i][3])
-DEVICE void tensor_first(float (&d)[8][4], const u32 (&a)[4], u32 b) {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
-                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-                 "{%32, %33, %34, %35}, %36, 0, 1, 1, 0;"
-                 : NUMBER4(0), NUMBER4(1), NUMBER4(2), NUMBER4(3), NUMBER4(4), NUMBER4(5), NUMBER4(6), NUMBER4(7)
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(described(b)));
-}
-#undef NUMBER4
-// The same with b by columns: its sixteen rows of 64 lie along memory.
-DEVICE void tensor_columns(float (&d)[8][4], const u32 (&a)[4], u32 b) {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
-                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-                 "{%32, %33, %34, %35}, %36, 1, 1, 1, 1;"
-                 : SUM4(0), SUM4(1), SUM4(2), SUM4(3), SUM4(4), SUM4(5), SUM4(6), SUM4(7)
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(described(b)));
-}
-// After a wait: these sums are not looked at before it.
-DEVICE void products_done(float (&d)[8][4]) {
-    asm volatile("" : SUM4(0), SUM4(1), SUM4(2), SUM4(3), SUM4(4), SUM4(5), SUM4(6), SUM4(7)::"memory");
-}
 #undef SUM4
-// What this thread has written to shared memory is seen by products after the next barrier.
-DEVICE void products_see() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-DEVICE u32 shared_place(const void *shared) { return static_cast<u32>(__cvta_generic_to_shared(shared)); }
 #endif
