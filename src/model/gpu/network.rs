@@ -5,11 +5,11 @@ use super::pack::{Places, Shape};
 use super::slots::{TableSlots, Vector};
 use super::work::{Pieces, logits_pitch};
 use super::{GpuDit, GpuLayer};
-use crate::ops::gpu::Fault;
 use crate::ops::gpu::attention::Attend;
 use crate::ops::gpu::draw::Categorical;
 use crate::ops::gpu::pointwise::{Angles, BiasGelu, GateResidual, NONE, NormModulate, Rotary, Tables};
 use crate::ops::gpu::products::GatherEmbedding;
+use crate::ops::gpu::{Dtype, Fault};
 
 /// The cache as kernels see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +27,18 @@ pub struct Step<'a> {
     pub pages: Pages,
 }
 
+/// Rows from which on memory is what a step waits for.
+const MANY: usize = 257;
+
 impl GpuDit {
+    /// What products within layers give: as narrow as what they read where many rows have nothing added to them, else f32.
+    fn gives(&self, shape: &Shape) -> Dtype {
+        if shape.rows < MANY || !shape.bare() {
+            return Dtype::F32;
+        }
+        self.base.device.dtype
+    }
+
     fn tables(&self, step: &Step) -> Tables {
         let offsets = &step.slots.offsets;
         let (lines, biases) = step.slots.addresses();
@@ -44,7 +55,13 @@ impl GpuDit {
     fn product(&self, step: &Step, linear: &GpuLinear, (x, y): (u64, u64)) -> Result<(), Fault> {
         let waves = &step.places.lists[linear.list];
         let rows = (x, y, step.shape.rows, linear.base.out);
-        linear.forward(&self.base.device, rows, waves, step.work.scratch)
+        linear.forward(
+            &self.base.device,
+            rows,
+            self.gives(step.shape),
+            waves,
+            step.work.scratch,
+        )
     }
 
     /// Everything up to the last layer's residual stream.
@@ -101,14 +118,20 @@ impl GpuDit {
         let (rows, places, work) = (step.shape.rows, step.places, step.work);
         let (heads, head_dim) = (config.n_heads as u32, config.head_dim() as u32);
         let (layers, page_tokens) = (config.n_blocks as u32, step.pages.page_tokens as u32);
-        let (offsets, tables) = (&step.slots.offsets, self.tables(step));
+        let (offsets, tables, y) = (&step.slots.offsets, self.tables(step), self.gives(step.shape));
         self.product(step, &layer.qkv, (work.h, work.y))?;
+        let hidden = config.hidden_dim as u32;
+        // In bf16, queries and keys are rotated where they are.
+        let [(q, q_pitch), (current, current_pitch)] = match y {
+            Dtype::F32 => [(work.q, hidden), (work.current, 2 * hidden)],
+            Dtype::Bf16 => [(work.y, 3 * hidden), (work.y + u64::from(hidden) * 2, 3 * hidden)],
+        };
         Rotary {
             qkv: work.y,
             cosines: work.cosines,
             sines: work.sines,
-            q: work.q,
-            current: work.current,
+            q,
+            current,
             cache: step.pages.address,
             slots: places.slots,
             heads,
@@ -117,11 +140,13 @@ impl GpuDit {
             layers,
             page_tokens,
             scale: 1.0 / (head_dim as f32).sqrt(),
+            q_pitch,
+            current_pitch,
         }
-        .launch(machine, dtype, rows)?;
+        .launch(machine, dtype, y, rows)?;
         Attend {
-            q: work.q,
-            current: work.current,
+            q,
+            current,
             cache: step.pages.address,
             out: work.h,
             segment: places.segment,
@@ -133,6 +158,8 @@ impl GpuDit {
             layers,
             page_tokens,
             window: config.model_length as u32,
+            q_pitch,
+            current_pitch,
         }
         .launch_tiles(machine, dtype, rows, (places.tiles, step.shape.tiles, step.shape.cut))?;
         self.product(step, &layer.out, (work.h, work.y))?;
@@ -148,7 +175,7 @@ impl GpuDit {
             width: config.hidden_dim as u32,
             unused: 0,
         };
-        residual.launch(machine, dtype, rows)?;
+        residual.launch(machine, dtype, y, rows)?;
         self.product(step, &layer.expand, (work.h, work.y))?;
         BiasGelu {
             y: work.y,
@@ -157,7 +184,7 @@ impl GpuDit {
             bias: offsets.bias0(number),
             width: layer.expand.base.out as u32,
         }
-        .launch(machine, dtype, rows)?;
+        .launch(machine, dtype, y, rows)?;
         self.product(step, &layer.contract, (work.h, work.y))?;
         let next = number + 1 < self.layers.len();
         let of_next = |vector| if next { offsets.line(number + 1, vector) } else { NONE };
@@ -168,7 +195,7 @@ impl GpuDit {
             shift: of_next(Vector::Shift1),
             ..residual
         }
-        .launch(machine, dtype, rows)
+        .launch(machine, dtype, y, rows)
     }
 
     /// The last norm, of the rows whose logits are wanted.
@@ -193,7 +220,8 @@ impl GpuDit {
         let (machine, wanted) = (&*self.base.device.machine, step.shape.wanted);
         let (waves, pitch) = (&step.places.lists[self.head.list], logits_pitch(config.vocab_size));
         let rows = (step.work.last, step.work.logits, wanted, pitch);
-        self.head.forward(&self.base.device, rows, waves, step.work.scratch)?;
+        self.head
+            .forward(&self.base.device, rows, Dtype::F32, waves, step.work.scratch)?;
         let (_, biases) = step.slots.addresses();
         Categorical {
             logits: step.work.logits,
@@ -202,13 +230,11 @@ impl GpuDit {
             rows: step.places.wanted,
             draws: step.places.draws,
             drawn: step.work.drawn,
-            sums: step.work.sums,
+            looks: step.work.looks,
             vocab: config.vocab_size as u32,
             pitch: pitch as u32,
             bias_stride: step.slots.offsets.bias_floats() as u32,
             bias: step.slots.offsets.bias(),
-            cached: 0,
-            unused: 0,
         }
         .launch(machine, wanted)
     }

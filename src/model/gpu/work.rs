@@ -4,7 +4,7 @@ use super::linear::{GpuLinear, Scratch};
 use super::pack::{Rows, Shape, drawn_bytes};
 use super::weights::{Device, padded};
 use crate::model::DitConfig;
-use crate::ops::gpu::draw::Categorical;
+use crate::ops::gpu::draw::LOOK;
 use crate::ops::gpu::{Buffer, Fault, Machine, Plain, bytes_of_mut};
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ pub struct Pieces {
     pub x: u64,
     /// What products read, [rows, widest].
     pub h: u64,
-    /// What products give, [rows, widest] f32.
+    /// What products give, [rows, widest], f32 at most.
     pub y: u64,
     pub q: u64,
     /// Keys and values of the batch.
@@ -35,7 +35,7 @@ pub struct Pieces {
     pub last: u64,
     /// [wanted, logits_pitch(vocab)] f32.
     pub logits: u64,
-    pub sums: u64,
+    pub looks: u64,
     pub drawn: u64,
     pub scratch: Scratch,
 }
@@ -95,7 +95,7 @@ impl Work {
             angles,
             shape.wanted * hidden * element,
             shape.wanted * logits_pitch(vocab) * 4,
-            shape.wanted * Categorical::chunks(vocab) * 8,
+            shape.wanted * LOOK,
             drawn_bytes(shape.wanted),
             rotated,
             products,
@@ -136,7 +136,7 @@ impl Work {
             sines: at(6),
             last: at(7),
             logits: at(8),
-            sums: at(9),
+            looks: at(9),
             drawn: at(10),
             scratch: Scratch {
                 rotated: at(11),

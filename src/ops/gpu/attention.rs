@@ -1,4 +1,5 @@
-//! Attention of a batch's segments over cached pages and their own rows (`kernels/attention.cu`, `kernels/block_attention.cu`).
+//! Attention of a batch's segments over cached pages and their own rows (`kernels/attention.cu`, `kernels/block_attention.cu`,
+//! `kernels/block_attention_many.cu`).
 
 use super::launch::{THREADS, launch, launch_of};
 use super::pointwise::NONE;
@@ -28,9 +29,9 @@ pub struct SegmentFacts {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Attend {
-    /// [rows, hidden], rotated and scaled.
+    /// [rows, q_pitch], rotated and scaled.
     pub q: u64,
-    /// [rows, 2, hidden]: keys and values of the batch itself.
+    /// [rows, current_pitch]: keys and values of the batch itself.
     pub current: u64,
     /// [page][layer][2][page_tokens][hidden].
     pub cache: u64,
@@ -49,6 +50,9 @@ pub struct Attend {
     pub page_tokens: u32,
     /// Tokens that a query may see.
     pub window: u32,
+    /// Elements from one row to the next.
+    pub q_pitch: u32,
+    pub current_pitch: u32,
 }
 
 /// Queries of one segment that go through attention together.
@@ -87,7 +91,7 @@ impl Cut {
     pub fn queries(self) -> usize {
         match self {
             Cut::Few => 16,
-            Cut::Many => 64,
+            Cut::Many => 128,
         }
     }
 }
@@ -117,6 +121,7 @@ impl Attend {
         let (name, threads, chunk) = match cut {
             Cut::Few if blocks < machine.processors() as usize => ("few", 256, 128),
             Cut::Few => ("some", 128, 64),
+            Cut::Many if self.head_dim == 128 => ("many", 256, 64),
             Cut::Many => ("many", 128, 64),
         };
         let shared = 2 * 2 * chunk * (self.head_dim + 8) * 2;
