@@ -105,24 +105,31 @@ impl GpuLinear {
         waves: &[Wave],
         scratch: Scratch,
     ) -> std::result::Result<(), Fault> {
-        let (out, input) = (self.base.out, self.base.input);
-        let gemm = Gemm {
+        let out = self.base.out;
+        device.machine.gemm(Gemm {
             x,
             w: self.base.data.address(),
             y,
             rows,
-            out,
-            input,
-            pitch,
-            dtype: device.dtype,
-        };
-        let machine = &*device.machine;
-        machine.gemm(Gemm {
             // Rows of zeros go along where there is room for what they give.
             out: Some(padded(out)).filter(|&all| all <= pitch).unwrap_or(out),
-            ..gemm
+            input: self.base.input,
+            pitch,
+            dtype: device.dtype,
         })?;
-        let variants = &self.variants;
+        self.add_banks(device, (x, y, pitch), waves, scratch)
+    }
+
+    /// y [rows, pitch] f32 += what banks give for the rows' parts.
+    pub fn add_banks(
+        &self,
+        device: &Device,
+        (x, y, pitch): (u64, u64, usize),
+        waves: &[Wave],
+        scratch: Scratch,
+    ) -> std::result::Result<(), Fault> {
+        let (out, input) = (self.base.out, self.base.input);
+        let (machine, variants) = (&*device.machine, &self.variants);
         for wave in waves {
             if variants.tiled {
                 if wave.shape.groups == 0 {
@@ -163,8 +170,10 @@ impl GpuLinear {
                     w: variants.banks[*bank as usize].data.address(),
                     y: scratch.products,
                     rows: parts.len(),
+                    out,
+                    input,
                     pitch: out,
-                    ..gemm
+                    dtype: device.dtype,
                 })?;
                 RotateOut {
                     products: scratch.products,

@@ -28,7 +28,7 @@ pub struct Step<'a> {
 }
 
 impl GpuDit {
-    fn tables(&self, step: &Step) -> Tables {
+    pub(super) fn tables(&self, step: &Step) -> Tables {
         let offsets = &step.slots.offsets;
         let (lines, biases) = step.slots.addresses();
         Tables {
@@ -53,7 +53,7 @@ impl GpuDit {
         let (machine, dtype) = (&*self.base.device.machine, self.base.device.dtype);
         let (rows, places, work) = (step.shape.rows, step.places, step.work);
         let (hidden, head_dim) = (config.hidden_dim as u32, config.head_dim() as u32);
-        let (offsets, tables) = (&step.slots.offsets, self.tables(step));
+        let offsets = &step.slots.offsets;
         GatherEmbedding {
             x: work.x,
             tokens: places.tokens,
@@ -78,31 +78,28 @@ impl GpuDit {
             half: head_dim / 2,
         }
         .launch(machine)?;
+        let layers = || self.layers.iter().enumerate();
+        if self.fuses_layers(step) {
+            return layers().try_for_each(|(number, layer)| self.fused_layer(step, number, layer));
+        }
         NormModulate {
             x: work.x,
             out: work.h,
             rows: 0,
-            tables,
+            tables: self.tables(step),
             gain: offsets.line(0, Vector::Gain1),
             shift: offsets.line(0, Vector::Shift1),
             width: hidden,
             unused: 0,
         }
         .launch(machine, dtype, rows)?;
-        for (number, layer) in self.layers.iter().enumerate() {
-            self.layer(step, number, layer)?;
-        }
-        Ok(())
+        layers().try_for_each(|(number, layer)| self.layer(step, number, layer))
     }
 
-    fn layer(&self, step: &Step, number: usize, layer: &GpuLayer) -> Result<(), Fault> {
-        let config = &self.base.host.config;
-        let (machine, dtype) = (&*self.base.device.machine, self.base.device.dtype);
-        let (rows, places, work) = (step.shape.rows, step.places, step.work);
-        let (heads, head_dim) = (config.n_heads as u32, config.head_dim() as u32);
-        let (layers, page_tokens) = (config.n_blocks as u32, step.pages.page_tokens as u32);
-        let (offsets, tables) = (&step.slots.offsets, self.tables(step));
-        self.product(step, &layer.qkv, (work.h, work.y))?;
+    /// Of a layer's queries and keys.
+    pub(super) fn rotary(&self, step: &Step, number: usize) -> Rotary {
+        let (config, work) = (&self.base.host.config, step.work);
+        let head_dim = config.head_dim();
         Rotary {
             qkv: work.y,
             cosines: work.cosines,
@@ -110,31 +107,48 @@ impl GpuDit {
             q: work.q,
             current: work.current,
             cache: step.pages.address,
-            slots: places.slots,
-            heads,
-            head_dim,
+            slots: step.places.slots,
+            heads: config.n_heads as u32,
+            head_dim: head_dim as u32,
             layer: number as u32,
-            layers,
-            page_tokens,
+            layers: config.n_blocks as u32,
+            page_tokens: step.pages.page_tokens as u32,
             scale: 1.0 / (head_dim as f32).sqrt(),
         }
-        .launch(machine, dtype, rows)?;
+    }
+
+    pub(super) fn attend(&self, step: &Step, number: usize) -> Result<(), Fault> {
+        let (config, places, shape) = (&self.base.host.config, step.places, step.shape);
         Attend {
-            q: work.q,
-            current: work.current,
+            q: step.work.q,
+            current: step.work.current,
             cache: step.pages.address,
-            out: work.h,
+            out: step.work.h,
             segment: places.segment,
             segments: places.segments,
             pages: places.pages,
-            heads,
-            head_dim,
+            heads: config.n_heads as u32,
+            head_dim: config.head_dim() as u32,
             layer: number as u32,
-            layers,
-            page_tokens,
+            layers: config.n_blocks as u32,
+            page_tokens: step.pages.page_tokens as u32,
             window: config.model_length as u32,
         }
-        .launch_tiles(machine, dtype, rows, (places.tiles, step.shape.tiles, step.shape.cut))?;
+        .launch_tiles(
+            &*self.base.device.machine,
+            self.base.device.dtype,
+            shape.rows,
+            (places.tiles, shape.tiles, shape.cut),
+        )
+    }
+
+    fn layer(&self, step: &Step, number: usize, layer: &GpuLayer) -> Result<(), Fault> {
+        let (machine, dtype) = (&*self.base.device.machine, self.base.device.dtype);
+        let (rows, work) = (step.shape.rows, step.work);
+        let (offsets, tables) = (&step.slots.offsets, self.tables(step));
+        self.product(step, &layer.qkv, (work.h, work.y))?;
+        self.rotary(step, number).launch(machine, dtype, rows)?;
+        self.attend(step, number)?;
         self.product(step, &layer.out, (work.h, work.y))?;
         let residual = GateResidual {
             x: work.x,
@@ -145,7 +159,7 @@ impl GpuDit {
             bias: NONE,
             gain: offsets.line(number, Vector::Gain2),
             shift: offsets.line(number, Vector::Shift2),
-            width: config.hidden_dim as u32,
+            width: self.base.host.config.hidden_dim as u32,
             unused: 0,
         };
         residual.launch(machine, dtype, rows)?;
@@ -172,7 +186,7 @@ impl GpuDit {
     }
 
     /// The last norm, of the rows whose logits are wanted.
-    pub(super) fn last_norm(&self, step: &Step) -> Result<(), Fault> {
+    fn last_norm(&self, step: &Step) -> Result<(), Fault> {
         let (gain, shift) = step.slots.offsets.last();
         NormModulate {
             x: step.work.x,
@@ -191,9 +205,17 @@ impl GpuDit {
     pub(super) fn head(&self, step: &Step) -> Result<(), Fault> {
         let config = &self.base.host.config;
         let (machine, wanted) = (&*self.base.device.machine, step.shape.wanted);
-        let (waves, pitch) = (&step.places.lists[self.head.list], logits_pitch(config.vocab_size));
-        let rows = (step.work.last, step.work.logits, wanted, pitch);
-        self.head.forward(&self.base.device, rows, waves, step.work.scratch)?;
+        let pitch = logits_pitch(config.vocab_size);
+        if self.fuses_head(step) {
+            self.fused_head(step)?;
+        } else {
+            self.last_norm(step)?;
+            let (waves, rows) = (
+                &step.places.lists[self.head.list],
+                (step.work.last, step.work.logits, wanted, pitch),
+            );
+            self.head.forward(&self.base.device, rows, waves, step.work.scratch)?;
+        }
         let (_, biases) = step.slots.addresses();
         Categorical {
             logits: step.work.logits,

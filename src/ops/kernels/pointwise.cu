@@ -1,26 +1,5 @@
 // What lies between a layer's products. The residual stream and the products are f32; what products read is T.
-//
-// Modulation tables lie in slots, one to a (mix, noise level), biases in slots of their own, one to a mix; a row picks its
-// slots, an offset picks the vector in them.
-#include "device.cuh"
-
-const float EPSILON = 1e-5f;
-
-struct Tables {
-    const float *lines;   // slots of modulation tables
-    const float *biases;  // slots of biases
-    const u32 *line;      // [rows]: the row's slot of modulation tables
-    const u32 *mix;       // [rows]: the row's slot of biases
-    u32 line_stride;      // floats to a slot
-    u32 bias_stride;
-};
-
-DEVICE const float *line_of(const Tables &t, u32 row, u32 offset) {
-    return t.lines + size_t(t.line[row]) * t.line_stride + offset;
-}
-DEVICE const float *bias_of(const Tables &t, u32 row, u32 offset) {
-    return t.biases + size_t(t.mix[row]) * t.bias_stride + offset;
-}
+#include "tables.cuh"
 
 // Four numbers of a row from number 4 `index` on; zeros past its width. `whole`: rows begin at multiples of four numbers.
 DEVICE float4 four_at(const float *row, u32 index, u32 width, bool whole) {
@@ -31,8 +10,6 @@ DEVICE float4 four_at(const float *row, u32 index, u32 width, bool whole) {
     for (int i = 0; i < 4; i++) v[i] = at + i < width ? row[at + i] : 0.0f;
     return make_float4(v[0], v[1], v[2], v[3]);
 }
-DEVICE void put_whole(float *at, float4 v) { *reinterpret_cast<float4 *>(at) = v; }
-DEVICE void put_whole(bf16 *at, float4 v) { *reinterpret_cast<uint2 *>(at) = make_uint2(pack_bf16(v.x, v.y), pack_bf16(v.z, v.w)); }
 template <typename T>
 DEVICE void put_four(T *row, u32 index, u32 width, bool whole, float4 four) {
     const u32 at = 4 * index;
@@ -223,22 +200,6 @@ KERNEL(angles, Angles, 256) {
     a.cosines[index] = float(cosine(angle));
     a.sines[index] = float(sine(angle));
 }
-
-struct Rotary {
-    const float *qkv;      // [rows, 3, heads, head_dim]
-    const float *cosines;  // [rows, head_dim / 2]
-    const float *sines;
-    void *q;               // [rows, hidden], rotated and divided by sqrt(head_dim)
-    void *current;         // [rows, 2, hidden]: keys, rotated, and values
-    void *cache;           // pages: [page][layer][2][page_tokens][hidden]
-    const u32 *slots;      // [rows]: page * page_tokens + slot of a clean row, else NONE
-    u32 heads;
-    u32 head_dim;
-    u32 layer;
-    u32 layers;
-    u32 page_tokens;
-    float scale;
-};
 
 // A block to a row (grid x) and 512 pairs (grid y), four to a thread.
 template <typename T>
