@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Instant;
 
 use choir::ops::gpu::{Dtype, Fault, Gemm, Graph, Launch, Machine, Result};
+use half::bf16;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
@@ -423,18 +424,25 @@ impl Machine for Emulated {
             input,
             pitch,
             dtype,
+            gives,
             ..
         } = gemm;
         self.check("gemm", gemm.x, rows * input * dtype.size())?;
         self.check("gemm", gemm.w, out * input * dtype.size())?;
-        self.check("gemm", gemm.y, rows * pitch * 4)?;
-        // SAFETY: checked above; nothing else refers to y meanwhile.
-        let y = unsafe { std::slice::from_raw_parts_mut(gemm.y as *mut f32, rows * pitch) };
+        self.check("gemm", gemm.y, rows * pitch * gives.size())?;
         let w: Vec<_> = (0..out).map(|i| Self::row(gemm.w, i, input, dtype)).collect();
-        y.par_chunks_mut(pitch).enumerate().for_each(|(i, y)| {
+        (0..rows).into_par_iter().for_each(|i| {
             let x = Self::row(gemm.x, i, input, dtype);
-            for (y, w) in y.iter_mut().zip(&w) {
-                *y = choir::ops::math::dot(&x, w);
+            let y = gemm.y as usize + i * pitch * gives.size();
+            for (at, w) in w.iter().enumerate() {
+                let product = choir::ops::math::dot(&x, w);
+                // SAFETY: checked above; nothing else refers to y meanwhile.
+                unsafe {
+                    match gives {
+                        Dtype::F32 => *(y as *mut f32).add(at) = product,
+                        Dtype::Bf16 => *(y as *mut bf16).add(at) = bf16::from_f32(product),
+                    }
+                }
             }
         });
         Ok(())

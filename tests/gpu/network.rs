@@ -108,6 +108,31 @@ fn variants_are_those_of_the_host() {
     }
 }
 
+/// So many rows that products give bf16.
+#[test]
+fn many_rows_of_the_base_are_those_of_the_host() {
+    for rig in Rig::all() {
+        let case = Case::load("duo-tiny");
+        let (network, host) = (
+            on_device(&rig.machine, Dtype::Bf16, &case, 0, Form::F32),
+            on_host(&case, 0, Form::F32),
+        );
+        let (shape, ids) = case.ids("a.len8.input_ids");
+        let segments = (0..40).map(|index| {
+            let tokens = &ids[index % shape[0] * shape[1]..][..shape[1] - index % 2];
+            segment(&case, tokens, 0.4)
+        });
+        let batch = Batch {
+            segments: segments.collect(),
+        };
+        let mut cache = network.cache(PAGE, 1).unwrap();
+        let ours = network.forward(&batch, &mut cache).unwrap();
+        let theirs = host.forward(&batch, &mut host.cache(PAGE, 1).unwrap()).unwrap();
+        let off = relative(&ours.data, &theirs.data);
+        assert!(off < 3e-2, "{off}");
+    }
+}
+
 #[test]
 fn materialised_weights_give_what_retrieval_on_activations_gives() {
     for rig in Rig::all() {

@@ -120,12 +120,12 @@ fn check_norm<T: Number>(rig: &Rig, width: usize) {
     }
 }
 
-fn check_gate<T: Number>(rig: &Rig, width: usize) {
+fn check_gate<T: Number, Y: Number>(rig: &Rig, width: usize) {
     let rows = 4;
     let mut random = stream("gate");
     let slots = Slots::new(&mut random, rows, width);
     let (tables, _buffers) = slots.upload(rig);
-    let (x, y): (Vec<f32>, Vec<f32>) = (normals(&mut random, rows * width), normals(&mut random, rows * width));
+    let (x, y): (Vec<f32>, Vec<Y>) = (normals(&mut random, rows * width), normals(&mut random, rows * width));
     for (bias, gain) in [
         (NONE, NONE),
         (3 * width as u32, NONE),
@@ -146,7 +146,7 @@ fn check_gate<T: Number>(rig: &Rig, width: usize) {
             width: width as u32,
             unused: 0,
         };
-        args.launch(rig.machine(), T::DTYPE, rows).unwrap();
+        args.launch(rig.machine(), T::DTYPE, Y::DTYPE, rows).unwrap();
         let (found, out) = (
             x_at.read::<f32>(0, rows * width).unwrap(),
             out.read::<T>(0, rows * width).unwrap(),
@@ -155,7 +155,7 @@ fn check_gate<T: Number>(rig: &Rig, width: usize) {
             let of = row * width..(row + 1) * width;
             let expected: Vec<f32> = (0..width)
                 .map(|i| {
-                    let y = y[of.start + i];
+                    let y = y[of.start + i].wide();
                     let y = if bias == NONE { y } else { y + slots.bias(row, 3)[i] };
                     y.mul_add(slots.line(row, 0)[i], x[of.start + i])
                 })
@@ -176,12 +176,12 @@ fn check_gate<T: Number>(rig: &Rig, width: usize) {
     }
 }
 
-fn check_gelu<T: Number>(rig: &Rig, width: usize) {
+fn check_gelu<T: Number, Y: Number>(rig: &Rig, width: usize) {
     let rows = 3;
     let mut random = stream("gelu");
     let slots = Slots::new(&mut random, rows, width);
     let (tables, _buffers) = slots.upload(rig);
-    let y: Vec<f32> = normals(&mut random, rows * width);
+    let y: Vec<Y> = normals(&mut random, rows * width);
     let (y_at, out) = (rig.buffer(&y), rig.empty(rows * width * T::DTYPE.size()));
     let args = BiasGelu {
         y: y_at.address(),
@@ -190,9 +190,13 @@ fn check_gelu<T: Number>(rig: &Rig, width: usize) {
         bias: width as u32,
         width: width as u32,
     };
-    args.launch(rig.machine(), T::DTYPE, rows).unwrap();
+    args.launch(rig.machine(), T::DTYPE, Y::DTYPE, rows).unwrap();
     for (at, found) in out.read::<T>(0, rows * width).unwrap().into_iter().enumerate() {
-        assert_eq!(found, T::of(math::gelu(y[at] + slots.bias(at / width, 1)[at % width])));
+        let expected = math::gelu(y[at].wide() + slots.bias(at / width, 1)[at % width]);
+        match T::DTYPE {
+            Dtype::F32 => assert_eq!(found.wide(), expected),
+            Dtype::Bf16 => assert!(close(found, expected.into()), "{found:?}, not {expected}"),
+        }
     }
 }
 
@@ -202,15 +206,17 @@ fn norms_gates_and_activations_are_their_definitions() {
         for width in [1, 40, 256, 768, 1030] {
             check_norm::<f32>(&rig, width);
             check_norm::<bf16>(&rig, width);
-            check_gate::<f32>(&rig, width);
-            check_gate::<bf16>(&rig, width);
-            check_gelu::<f32>(&rig, width);
-            check_gelu::<bf16>(&rig, width);
+            check_gate::<f32, f32>(&rig, width);
+            check_gate::<bf16, f32>(&rig, width);
+            check_gate::<bf16, bf16>(&rig, width);
+            check_gelu::<f32, f32>(&rig, width);
+            check_gelu::<bf16, f32>(&rig, width);
+            check_gelu::<bf16, bf16>(&rig, width);
         }
     }
 }
 
-fn check_rotary<T: Number>(rig: &Rig, [heads, head_dim]: [usize; 2]) {
+fn check_rotary<T: Number, Y: Number>(rig: &Rig, [heads, head_dim]: [usize; 2]) {
     let (positions, layers, layer, page_tokens, pages) = ([0u32, 5, 1023, 70_000], 3, 1, 4, 3);
     let (rows, hidden, half, scale) = (positions.len(), heads * head_dim, head_dim / 2, 0.37f32);
     let slots = [6u32, NONE, 11, 0];
@@ -229,7 +235,7 @@ fn check_rotary<T: Number>(rig: &Rig, [heads, head_dim]: [usize; 2]) {
     };
     angles.launch(rig.machine()).unwrap();
 
-    let qkv: Vec<f32> = normals(&mut random, rows * 3 * hidden);
+    let qkv: Vec<Y> = normals(&mut random, rows * 3 * hidden);
     let size = T::DTYPE.size();
     let cache_len = pages * layers * 2 * page_tokens * hidden;
     let (qkv_at, q, current) = (
@@ -253,7 +259,7 @@ fn check_rotary<T: Number>(rig: &Rig, [heads, head_dim]: [usize; 2]) {
         page_tokens: page_tokens as u32,
         scale,
     };
-    args.launch(rig.machine(), T::DTYPE, rows).unwrap();
+    args.launch(rig.machine(), T::DTYPE, Y::DTYPE, rows).unwrap();
 
     let (q, current) = (
         q.read::<T>(0, rows * hidden).unwrap(),
@@ -272,7 +278,7 @@ fn check_rotary<T: Number>(rig: &Rig, [heads, head_dim]: [usize; 2]) {
             };
             let rotated = |which: usize| {
                 let x = &qkv[(row * 3 + which) * hidden..][..hidden];
-                f64::from(x[i]) * angle.cos() + sign * f64::from(x[other]) * angle.sin()
+                f64::from(x[i].wide()) * angle.cos() + sign * f64::from(x[other].wide()) * angle.sin()
             };
             let expected = rotated(0) * f64::from(scale);
             assert!(
@@ -282,7 +288,7 @@ fn check_rotary<T: Number>(rig: &Rig, [heads, head_dim]: [usize; 2]) {
             );
             let (key, value) = (current[row * 2 * hidden + i], current[(row * 2 + 1) * hidden + i]);
             assert!(close(key, rotated(1)));
-            assert_eq!(value, T::of(qkv[(row * 3 + 2) * hidden + i]));
+            assert_eq!(value, T::of(qkv[(row * 3 + 2) * hidden + i].wide()));
             if slots[row] != NONE {
                 let (page, slot) = (slots[row] as usize / page_tokens, slots[row] as usize % page_tokens);
                 let at = ((page * layers + layer) * 2 * page_tokens + slot) * hidden + i;
@@ -298,8 +304,9 @@ fn check_rotary<T: Number>(rig: &Rig, [heads, head_dim]: [usize; 2]) {
 fn rotations_go_where_attention_looks() {
     for rig in Rig::all() {
         for shape in [[1, 2], [3, 10], [12, 64], [5, 128]] {
-            check_rotary::<f32>(&rig, shape);
-            check_rotary::<bf16>(&rig, shape);
+            check_rotary::<f32, f32>(&rig, shape);
+            check_rotary::<bf16, f32>(&rig, shape);
+            check_rotary::<bf16, bf16>(&rig, shape);
         }
     }
 }

@@ -7,7 +7,7 @@ use crate::model::batch::Mix;
 use crate::model::variant::Placed;
 use crate::ops::gpu::products::{BankGemm, Room, RotateIn, RotateOut};
 use crate::ops::gpu::superposition::Retrieve;
-use crate::ops::gpu::{Buffer, Fault, Gemm};
+use crate::ops::gpu::{Buffer, Dtype, Fault, Gemm};
 use candle_core::{Result, bail};
 use std::sync::Arc;
 
@@ -97,11 +97,12 @@ pub struct Scratch {
 }
 
 impl GpuLinear {
-    /// y [rows, pitch] f32 = the rows' products with x [rows, input].
+    /// y [rows, pitch] of `gives` = the rows' products with x [rows, input]; f32 where there are parts.
     pub fn forward(
         &self,
         device: &Device,
         (x, y, rows, pitch): (u64, u64, usize, usize),
+        gives: Dtype,
         waves: &[Wave],
         scratch: Scratch,
     ) -> std::result::Result<(), Fault> {
@@ -116,6 +117,7 @@ impl GpuLinear {
             input: self.base.input,
             pitch,
             dtype: device.dtype,
+            gives,
         })?;
         self.add_banks(device, (x, y, pitch), waves, scratch)
     }
@@ -174,6 +176,7 @@ impl GpuLinear {
                     input,
                     pitch: out,
                     dtype: device.dtype,
+                    gives: Dtype::F32,
                 })?;
                 RotateOut {
                     products: scratch.products,

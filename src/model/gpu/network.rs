@@ -5,11 +5,11 @@ use super::pack::{Places, Shape};
 use super::slots::{TableSlots, Vector};
 use super::work::{Pieces, logits_pitch};
 use super::{GpuDit, GpuLayer};
-use crate::ops::gpu::Fault;
 use crate::ops::gpu::attention::Attend;
 use crate::ops::gpu::draw::Categorical;
 use crate::ops::gpu::pointwise::{Angles, BiasGelu, GateResidual, NONE, NormModulate, Rotary, Tables};
 use crate::ops::gpu::products::GatherEmbedding;
+use crate::ops::gpu::{Dtype, Fault};
 
 /// The cache as kernels see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +27,18 @@ pub struct Step<'a> {
     pub pages: Pages,
 }
 
+/// Rows from which on memory is what a step waits for.
+const MANY: usize = 257;
+
 impl GpuDit {
+    /// What products within layers give: as narrow as what they read where many rows have nothing added to them, else f32.
+    fn gives(&self, shape: &Shape) -> Dtype {
+        if shape.rows < MANY || !shape.bare() {
+            return Dtype::F32;
+        }
+        self.base.device.dtype
+    }
+
     pub(super) fn tables(&self, step: &Step) -> Tables {
         let offsets = &step.slots.offsets;
         let (lines, biases) = step.slots.addresses();
@@ -44,7 +55,13 @@ impl GpuDit {
     fn product(&self, step: &Step, linear: &GpuLinear, (x, y): (u64, u64)) -> Result<(), Fault> {
         let waves = &step.places.lists[linear.list];
         let rows = (x, y, step.shape.rows, linear.base.out);
-        linear.forward(&self.base.device, rows, waves, step.work.scratch)
+        linear.forward(
+            &self.base.device,
+            rows,
+            self.gives(step.shape),
+            waves,
+            step.work.scratch,
+        )
     }
 
     /// Everything up to the last layer's residual stream.
@@ -145,9 +162,9 @@ impl GpuDit {
     fn layer(&self, step: &Step, number: usize, layer: &GpuLayer) -> Result<(), Fault> {
         let (machine, dtype) = (&*self.base.device.machine, self.base.device.dtype);
         let (rows, work) = (step.shape.rows, step.work);
-        let (offsets, tables) = (&step.slots.offsets, self.tables(step));
+        let (offsets, tables, y) = (&step.slots.offsets, self.tables(step), self.gives(step.shape));
         self.product(step, &layer.qkv, (work.h, work.y))?;
-        self.rotary(step, number).launch(machine, dtype, rows)?;
+        self.rotary(step, number).launch(machine, dtype, y, rows)?;
         self.attend(step, number)?;
         self.product(step, &layer.out, (work.h, work.y))?;
         let residual = GateResidual {
@@ -162,7 +179,7 @@ impl GpuDit {
             width: self.base.host.config.hidden_dim as u32,
             unused: 0,
         };
-        residual.launch(machine, dtype, rows)?;
+        residual.launch(machine, dtype, y, rows)?;
         self.product(step, &layer.expand, (work.h, work.y))?;
         BiasGelu {
             y: work.y,
@@ -171,7 +188,7 @@ impl GpuDit {
             bias: offsets.bias0(number),
             width: layer.expand.base.out as u32,
         }
-        .launch(machine, dtype, rows)?;
+        .launch(machine, dtype, y, rows)?;
         self.product(step, &layer.contract, (work.h, work.y))?;
         let next = number + 1 < self.layers.len();
         let of_next = |vector| if next { offsets.line(number + 1, vector) } else { NONE };
@@ -182,7 +199,7 @@ impl GpuDit {
             shift: of_next(Vector::Shift1),
             ..residual
         }
-        .launch(machine, dtype, rows)
+        .launch(machine, dtype, y, rows)
     }
 
     /// The last norm, of the rows whose logits are wanted.
@@ -214,7 +231,8 @@ impl GpuDit {
                 &step.places.lists[self.head.list],
                 (step.work.last, step.work.logits, wanted, pitch),
             );
-            self.head.forward(&self.base.device, rows, waves, step.work.scratch)?;
+            self.head
+                .forward(&self.base.device, rows, Dtype::F32, waves, step.work.scratch)?;
         }
         let (_, biases) = step.slots.addresses();
         Categorical {
@@ -229,8 +247,7 @@ impl GpuDit {
             pitch: pitch as u32,
             bias_stride: step.slots.offsets.bias_floats() as u32,
             bias: step.slots.offsets.bias(),
-            cached: 0,
-            unused: 0,
+            ..Categorical::default()
         }
         .launch(machine, wanted)
     }

@@ -63,6 +63,11 @@ impl Shape {
         self.waves.get(list).into_iter().flatten()
     }
 
+    /// Whether no row has a part.
+    pub fn bare(&self) -> bool {
+        self.waves.iter().all(Vec::is_empty)
+    }
+
     /// Whether a batch of this shape is launched alike whatever its rows hold. Mixes of variants of several banks are rare, and
     /// dense banks are asked for one by one.
     pub fn recordable(&self) -> bool {

@@ -25,7 +25,7 @@ pub struct Pieces {
     pub x: u64,
     /// What products read, [rows, widest].
     pub h: u64,
-    /// What products give, [rows, widest] f32.
+    /// What products give, [rows, widest], f32 at most.
     pub y: u64,
     pub q: u64,
     /// Keys and values of the batch.
@@ -96,7 +96,7 @@ impl Work {
             angles,
             shape.wanted * hidden * element,
             shape.wanted * logits_pitch(vocab) * 4,
-            shape.wanted * Categorical::chunks(vocab) * 8,
+            Categorical::scratch(shape.wanted, vocab),
             drawn_bytes(shape.wanted),
             rotated,
             products,

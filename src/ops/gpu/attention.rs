@@ -1,4 +1,5 @@
-//! Attention of a batch's segments over cached pages and their own rows (`kernels/attention.cu`, `kernels/block_attention.cu`).
+//! Attention of a batch's segments over cached pages and their own rows (`kernels/attention.cu`, `kernels/block_attention.cu`,
+//! `kernels/block_attention_many.cu`).
 
 use super::launch::{THREADS, launch, launch_of};
 use super::pointwise::NONE;
@@ -87,7 +88,7 @@ impl Cut {
     pub fn queries(self) -> usize {
         match self {
             Cut::Few => 16,
-            Cut::Many => 64,
+            Cut::Many => 128,
         }
     }
 }
@@ -117,6 +118,7 @@ impl Attend {
         let (name, threads, chunk) = match cut {
             Cut::Few if blocks < machine.processors() as usize => ("few", 256, 128),
             Cut::Few => ("some", 128, 64),
+            Cut::Many if self.head_dim == 128 => ("many", 256, 64),
             Cut::Many => ("many", 128, 64),
         };
         let shared = 2 * 2 * chunk * (self.head_dim + 8) * 2;

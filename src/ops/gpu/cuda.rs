@@ -316,7 +316,7 @@ impl Machine for Cuda {
             return Ok(());
         }
         if gemm.input == 0 {
-            return self.clear(gemm.y, gemm.rows * gemm.pitch * size_of::<f32>());
+            return self.clear(gemm.y, gemm.rows * gemm.pitch * gemm.gives.size());
         }
         let _turn = self.0.turn()?;
         self.0.products.gemm(gemm)

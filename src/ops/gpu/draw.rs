@@ -1,4 +1,4 @@
-//! Tokens of rows of logits, drawn on the device (`kernels/categorical.cu`).
+//! Tokens of rows of logits, drawn on the device (`kernels/categorical.cu`, `kernels/categorical_exact.cu`).
 
 use super::launch::launch;
 use super::pointwise::NONE;
@@ -73,7 +73,8 @@ impl DrawFacts {
 pub struct DrawnFacts {
     certainty: f64,
     token: u32,
-    unused: u32,
+    /// Whether one look at the row was not enough: 0 or 1.
+    pub again: u32,
 }
 
 impl From<DrawnFacts> for Drawn {
@@ -100,38 +101,44 @@ pub struct Categorical {
     pub draws: u64,
     /// [`DrawnFacts`].
     pub drawn: u64,
-    /// [rows][`chunks`] f64.
+    /// [rows][ceil(vocab / 256)] f64, where sums are kept.
     pub sums: u64,
+    /// Where looks are; set by the launch.
+    pub looks: u64,
     pub vocab: u32,
     /// From one row of logits to the next.
     pub pitch: u32,
     pub bias_stride: u32,
     /// Offset in a slot.
     pub bias: u32,
-    /// Whether rows fit into shared memory; set by the launch.
-    pub cached: u32,
-    pub unused: u32,
 }
 
-/// Bytes of shared memory that the kernel takes beside a row of logits.
-const SCRATCH: usize = 26_000;
+/// Tokens to a sum.
+const CHUNK: usize = 256;
+/// Bytes of what one look leaves for the next.
+const LOOK: usize = 24;
 
 impl Categorical {
-    /// Sums to a row of logits.
-    pub fn chunks(vocab: usize) -> usize {
-        vocab.div_ceil(256)
+    /// Bytes that `rows` rows of logits need at `sums`.
+    pub fn scratch(rows: usize, vocab: usize) -> usize {
+        rows * (8 * vocab.div_ceil(CHUNK) + LOOK)
     }
 
     pub fn launch(&self, machine: &dyn Machine, rows: usize) -> Result<()> {
-        let bytes = self.vocab as usize * size_of::<f32>();
-        // With many rows two blocks to a multiprocessor are better: while one adds up in one thread, the other works.
-        let cached = bytes + SCRATCH <= machine.shared() as usize && rows < 2 * machine.processors() as usize;
+        let chunks = self.vocab.div_ceil(CHUNK as u32);
         let args = Categorical {
-            cached: cached.into(),
+            looks: self.sums + (rows * 8) as u64 * u64::from(chunks),
             ..*self
         };
-        let shared = if cached { bytes as u32 } else { 0 };
-        launch(machine, "categorical", [rows as u32, 1, 1], (512, shared), &args)
+        // Many rows share the processors, which then have more loads under way in more and smaller blocks.
+        let threads = if rows < 2 * machine.processors() as usize {
+            512
+        } else {
+            256
+        };
+        let grid = [rows as u32, 1, 1];
+        launch(machine, "categorical", grid, (threads, 8 * chunks), &args)?;
+        launch(machine, "categorical_exact", grid, (512, 0), &args)
     }
 }
 

@@ -75,7 +75,7 @@ impl Dtype {
     }
 }
 
-/// y [rows, pitch] = x [rows, input] W[out, input]^T, all by rows; x and W of `dtype`, y in f32, what lies between `out` and
+/// y [rows, pitch] = x [rows, input] W[out, input]^T, all by rows; x and W of `dtype`, y of `gives`, what lies between `out` and
 /// `pitch` being anything. Addresses on the device.
 #[derive(Clone, Copy, Debug)]
 pub struct Gemm {
@@ -88,6 +88,8 @@ pub struct Gemm {
     /// From one row of y to the next, at least `out`.
     pub pitch: usize,
     pub dtype: Dtype,
+    /// f32, or as `dtype`.
+    pub gives: Dtype,
 }
 
 /// One launch. `args` is the kernel's one argument, a `repr(C)` structure, as bytes.

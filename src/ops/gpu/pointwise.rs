@@ -1,6 +1,6 @@
 //! What lies between a layer's products (`kernels/pointwise.cu`).
 
-use super::launch::{THREADS, launch, launch_of};
+use super::launch::{THREADS, launch};
 use super::{Dtype, Machine, Plain, Result, plain};
 
 /// Widest row of a norm.
@@ -9,20 +9,25 @@ pub const MAX_WIDTH: usize = 8192;
 pub const NONE: u32 = u32::MAX;
 
 /// Launches a kernel that has a block to a row: there is one for rows of up to 1, 4 and 8 times 1024.
-fn launch_rows<A: Plain>(
-    machine: &dyn Machine,
-    (kernel, dtype): (&str, Dtype),
-    rows: usize,
-    width: u32,
-    args: &A,
-) -> Result<()> {
+fn launch_rows<A: Plain>(machine: &dyn Machine, kernel: &str, rows: usize, width: u32, args: &A) -> Result<()> {
     let wide = match width {
         0..=1024 => 1,
         1025..=4096 => 4,
         _ => 8,
     };
-    let name = format!("{kernel}_{}_{wide}", dtype.suffix());
-    launch(machine, &name, [rows as u32, 1, 1], (THREADS, 0), args)
+    launch(
+        machine,
+        &format!("{kernel}_{wide}"),
+        [rows as u32, 1, 1],
+        (THREADS, 0),
+        args,
+    )
+}
+
+/// The name of a kernel that makes `dtype` of a product in `y`.
+fn of_product(kernel: &str, dtype: Dtype, y: Dtype) -> String {
+    let of = if y == Dtype::F32 { "" } else { "_of_bf16" };
+    format!("{kernel}_{}{of}", dtype.suffix())
 }
 
 /// Slots of modulation tables and biases, and the slots that rows use.
@@ -62,7 +67,13 @@ pub struct NormModulate {
 
 impl NormModulate {
     pub fn launch(&self, machine: &dyn Machine, dtype: Dtype, rows: usize) -> Result<()> {
-        launch_rows(machine, ("norm_modulate", dtype), rows, self.width, self)
+        launch_rows(
+            machine,
+            &format!("norm_modulate_{}", dtype.suffix()),
+            rows,
+            self.width,
+            self,
+        )
     }
 }
 
@@ -72,7 +83,7 @@ impl NormModulate {
 pub struct GateResidual {
     /// [rows, width] f32.
     pub x: u64,
-    /// [rows, width] f32.
+    /// [rows, width], f32 or bf16.
     pub y: u64,
     /// [rows, width], unless `gain` is [`NONE`].
     pub out: u64,
@@ -87,8 +98,8 @@ pub struct GateResidual {
 }
 
 impl GateResidual {
-    pub fn launch(&self, machine: &dyn Machine, dtype: Dtype, rows: usize) -> Result<()> {
-        launch_rows(machine, ("gate_residual", dtype), rows, self.width, self)
+    pub fn launch(&self, machine: &dyn Machine, dtype: Dtype, y: Dtype, rows: usize) -> Result<()> {
+        launch_rows(machine, &of_product("gate_residual", dtype, y), rows, self.width, self)
     }
 }
 
@@ -96,7 +107,7 @@ impl GateResidual {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct BiasGelu {
-    /// [rows, width] f32.
+    /// [rows, width], f32 or bf16.
     pub y: u64,
     /// [rows, width].
     pub out: u64,
@@ -106,9 +117,9 @@ pub struct BiasGelu {
 }
 
 impl BiasGelu {
-    pub fn launch(&self, machine: &dyn Machine, dtype: Dtype, rows: usize) -> Result<()> {
+    pub fn launch(&self, machine: &dyn Machine, dtype: Dtype, y: Dtype, rows: usize) -> Result<()> {
         let grid = [self.width.div_ceil(1024), rows as u32, 1];
-        launch_of(machine, ("bias_gelu", dtype), grid, (THREADS, 0), self)
+        launch(machine, &of_product("bias_gelu", dtype, y), grid, (THREADS, 0), self)
     }
 }
 
@@ -139,7 +150,7 @@ impl Angles {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Rotary {
-    /// [rows, 3, heads, head_dim] f32.
+    /// [rows, 3, heads, head_dim], f32 or bf16.
     pub qkv: u64,
     /// [rows, head_dim / 2] f32.
     pub cosines: u64,
@@ -162,10 +173,10 @@ pub struct Rotary {
 }
 
 impl Rotary {
-    pub fn launch(&self, machine: &dyn Machine, dtype: Dtype, rows: usize) -> Result<()> {
+    pub fn launch(&self, machine: &dyn Machine, dtype: Dtype, y: Dtype, rows: usize) -> Result<()> {
         let pairs = self.heads * self.head_dim / 2;
         let grid = [rows as u32, pairs.div_ceil(512), 1];
-        launch_of(machine, ("rotary", dtype), grid, (128, 0), self)
+        launch(machine, &of_product("rotary", dtype, y), grid, (128, 0), self)
     }
 }
 

@@ -1,32 +1,12 @@
-// Attention on the tensor cores, for bf16: queries in tiles of one segment over cached pages and the batch's own keys and
-// values. Weights never leave the chip: scores, their exponentials and the sums run in registers while keys and values
-// stream through shared memory.
-//
-// Where segments have few queries, all warps of a block have the same sixteen and share out the keys; where they have many,
-// every warp has sixteen of its own and all the keys.
-#include "segments.cuh"
-
-struct QueryTile {
-    u32 segment;  // NONE for a tile that pads the launch
-    u32 first;    // first token
-};
-
-struct BlockAttend {
-    Attend attend;
-    const QueryTile *tiles;  // [grid x]
-};
-
-const float LOG2_E = 1.44269504f;
-const float LOWEST = -1e30f;
+// Segments of few queries: all warps of a block have the same sixteen and share out the keys.
+#include "query_tiles.cuh"
 
 // A block to a tile of queries (grid x) and a head (grid y).
-template <int DIM, int WARPS, bool WIDE>
+template <int DIM, int WARPS>
 DEVICE void block_attend(const BlockAttend &args) {
     const Attend &a = args.attend;
-    const int MINE = WIDE ? 64 : 16;            // keys of a chunk that a warp looks at
-    const int CHUNK = WIDE ? 64 : 16 * WARPS;   // keys in shared memory at once
-    const int PITCH = DIM + 8;                  // rows lie four banks apart
-    const int TILES = MINE / 8, STEPS = DIM / 16, PIECES = DIM / 8;
+    const int CHUNK = 16 * WARPS;  // keys in shared memory at once
+    const int TILES = 2, STEPS = DIM / 16, PIECES = DIM / 8;
     const int THREADS = 32 * WARPS;
     DYNAMIC_SHARED(bf16, shared);  // [2][keys | values][CHUNK][PITCH]
 
@@ -35,16 +15,14 @@ DEVICE void block_attend(const BlockAttend &args) {
     const Segment segment = a.segments[tile.segment];
     const u32 hidden = a.heads * DIM, head = blockIdx.y * DIM;
     const int g = lane_id() / 4, t = lane_id() % 4;
-    const u32 most = WIDE ? 16 * WARPS : 16;
-    const u32 stop = tile.first + most < segment.tokens ? tile.first + most : segment.tokens;  // after its last query
+    const u32 stop = tile.first + 16 < segment.tokens ? tile.first + 16 : segment.tokens;  // after its last query
 
-    // Queries g and g + 8 of the warp's sixteen; those past the last are the last once more.
-    u32 token[2], begin[2], end[2];
+    // Queries g and g + 8; those past the last are the last once more.
+    u32 begin[2], end[2];
     u32 q[STEPS][4];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        const u32 own = tile.first + (WIDE ? 16 * warp_id() : 0) + g + 8 * half;
-        token[half] = own;
+        const u32 own = tile.first + g + 8 * half;
         const u32 clamped = own < stop ? own : stop - 1;
         visible(segment, clamped, a.window, begin[half], end[half]);
         const bf16 *row = static_cast<const bf16 *>(a.q) + size_t(segment.first_row + clamped) * hidden + head;
@@ -59,22 +37,10 @@ DEVICE void block_attend(const BlockAttend &args) {
     visible(segment, tile.first, a.window, from, unused);
     visible(segment, stop - 1, a.window, unused, until);
 
-    auto fetch = [&](u32 chunk, int half) {
-        bf16 *keys = shared + half * 2 * CHUNK * PITCH, *values = keys + CHUNK * PITCH;
-        for (int piece = threadIdx.x; piece < CHUNK * PIECES; piece += THREADS) {
-            const u32 key = piece / PIECES, column = piece % PIECES * 8, position = chunk + key;
-            bf16 *to = keys + key * PITCH + column, *value_to = values + key * PITCH + column;
-            if (position < until) {
-                size_t value;
-                const bf16 *at = key_at<bf16>(a, segment, position, value) + head + column;
-                copy16_async(to, at);
-                copy16_async(value_to, at + value);
-            } else {
-                store16(to, make_uint4(0, 0, 0, 0));
-                store16(value_to, make_uint4(0, 0, 0, 0));
-            }
-        }
-        copies_commit();
+    auto keys_at = [&](int half) { return shared + half * 2 * CHUNK * PITCH<DIM>; };
+    auto ask = [&](u32 chunk, int half) {
+        bf16 *keys = keys_at(half);
+        fetch<DIM, CHUNK, THREADS>(a, segment, head, chunk, until, keys, keys + CHUNK * PITCH<DIM>);
     };
 
     float sums[PIECES][4];
@@ -84,14 +50,14 @@ DEVICE void block_attend(const BlockAttend &args) {
         for (int j = 0; j < 4; j++) sums[i][j] = 0.0f;
     }
     float highest[2] = {LOWEST, LOWEST}, total[2] = {0.0f, 0.0f};
-    fetch(from, 0);
+    ask(from, 0);
     int half = 0;
     for (u32 chunk = from; chunk < until; chunk += CHUNK, half ^= 1) {
         copies_wait<0>();
         barrier();  // this chunk is there, and the other half is free
-        if (chunk + CHUNK < until) fetch(chunk + CHUNK, half ^ 1);
-        const int mine = WIDE ? 0 : 16 * warp_id();
-        const bf16 *keys = shared + half * 2 * CHUNK * PITCH + mine * PITCH, *values = keys + CHUNK * PITCH;
+        if (chunk + CHUNK < until) ask(chunk + CHUNK, half ^ 1);
+        const int mine = 16 * warp_id();
+        const bf16 *keys = keys_at(half) + mine * PITCH<DIM>, *values = keys + CHUNK * PITCH<DIM>;
         const u32 first = chunk + mine;
 
         float scores[TILES][4];
@@ -104,7 +70,7 @@ DEVICE void block_attend(const BlockAttend &args) {
         for (int step = 0; step < STEPS; step++) {
 #pragma unroll
             for (int column = 0; column < TILES; column++) {
-                const bf16 *at = keys + (8 * column + g) * PITCH + 16 * step + 2 * t;
+                const bf16 *at = keys + (8 * column + g) * PITCH<DIM> + 16 * step + 2 * t;
                 mma_bf16(scores[column], q[step], *reinterpret_cast<const u32 *>(at), *reinterpret_cast<const u32 *>(at + 8));
             }
         }
@@ -157,7 +123,7 @@ DEVICE void block_attend(const BlockAttend &args) {
                 // Keys 0 .. 8 and 8 .. 16 of the pair, eight columns and the next eight.
                 const int key = 16 * pair + lane_id() % 16, column = 8 * i + lane_id() / 16 * 8;
                 u32 v[4];
-                load_transposed(v, values + key * PITCH + column);
+                load_transposed(v, values + key * PITCH<DIM> + column);
                 mma_bf16(sums[i], weights, v[0], v[1]);
                 mma_bf16(sums[i + 1], weights, v[2], v[3]);
             }
@@ -167,22 +133,6 @@ DEVICE void block_attend(const BlockAttend &args) {
     for (int row = 0; row < 2; row++) {
         total[row] += shuffle_xor(total[row], 1);
         total[row] += shuffle_xor(total[row], 2);
-    }
-    auto write = [&](u32 query, u32 column, float first, float second) {
-        bf16 *out = static_cast<bf16 *>(a.out) + size_t(segment.first_row + query) * hidden + head + column;
-        *reinterpret_cast<u32 *>(out) = pack_bf16(first, second);
-    };
-    if (WIDE) {
-#pragma unroll
-        for (int row = 0; row < 2; row++) {
-            if (token[row] >= stop) continue;
-            const float inverse = total[row] > 0.0f ? 1.0f / total[row] : 0.0f;
-#pragma unroll
-            for (int i = 0; i < PIECES; i++) {
-                write(token[row], 8 * i + 2 * t, sums[i][2 * row] * inverse, sums[i][2 * row + 1] * inverse);
-            }
-        }
-        return;
     }
     // Shares of the same queries: each warp's sums, highest score and total.
     barrier();
@@ -215,17 +165,14 @@ DEVICE void block_attend(const BlockAttend &args) {
             second = fused(share, shares[(warp * 16 + query) * DIM + column + 1], second);
         }
         const float inverse = whole > 0.0f ? 1.0f / whole : 0.0f;
-        write(tile.first + query, column, first * inverse, second * inverse);
+        write_pair<DIM>(a, segment.first_row + tile.first + query, head, column, first * inverse, second * inverse);
     }
 }
 
-KERNEL(block_attend_few_32, BlockAttend, 256) { block_attend<32, 8, false>(a); }
-KERNEL(block_attend_few_64, BlockAttend, 256) { block_attend<64, 8, false>(a); }
-KERNEL(block_attend_few_128, BlockAttend, 256) { block_attend<128, 8, false>(a); }
+KERNEL(block_attend_few_32, BlockAttend, 256) { block_attend<32, 8>(a); }
+KERNEL(block_attend_few_64, BlockAttend, 256) { block_attend<64, 8>(a); }
+KERNEL(block_attend_few_128, BlockAttend, 256) { block_attend<128, 8>(a); }
 // Less shared memory, where there are blocks enough.
-KERNEL(block_attend_some_32, BlockAttend, 128) { block_attend<32, 4, false>(a); }
-KERNEL(block_attend_some_64, BlockAttend, 128) { block_attend<64, 4, false>(a); }
-KERNEL(block_attend_some_128, BlockAttend, 128) { block_attend<128, 4, false>(a); }
-KERNEL(block_attend_many_32, BlockAttend, 128) { block_attend<32, 4, true>(a); }
-KERNEL(block_attend_many_64, BlockAttend, 128) { block_attend<64, 4, true>(a); }
-KERNEL(block_attend_many_128, BlockAttend, 128) { block_attend<128, 4, true>(a); }
+KERNEL(block_attend_some_32, BlockAttend, 128) { block_attend<32, 4>(a); }
+KERNEL(block_attend_some_64, BlockAttend, 128) { block_attend<64, 4>(a); }
+KERNEL(block_attend_some_128, BlockAttend, 128) { block_attend<128, 4>(a); }

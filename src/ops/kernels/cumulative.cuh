@@ -2,7 +2,6 @@
 #pragma once
 #include "logits.cuh"
 
-const int CHUNK = 256;  // tokens to a sum
 const int LANES = 16;   // partial sums within a chunk
 
 // The sum of all weights below the limit; each chunk's goes to `sums`. The CPU's order: sixteen sums within a chunk, these one

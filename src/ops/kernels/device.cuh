@@ -74,6 +74,10 @@ DEVICE i32 rounded(double x) { return __double2int_rn(x); }
 DEVICE double cosine(double x) { return cos(x); }
 DEVICE double sine(double x) { return sin(x); }
 DEVICE float square_root(float x) { return __fsqrt_rn(x); }
+// The greater; a NaN is none.
+DEVICE float greater(float a, float b) { return fmaxf(a, b); }
+// The index of the lowest bit that is set; some is.
+DEVICE int lowest_bit(u32 bits) { return __ffs(int(bits)) - 1; }
 
 DEVICE float half_to_float(u16 bits) {
     float x;
@@ -128,7 +132,15 @@ DEVICE void mma_bf16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
 }
 
 // Four 8 x 8 matrices of 16-bit numbers in shared memory: lanes 8 i .. 8 i + 8 give the addresses of matrix i's rows, and
-// lane 4 g + t gets rows 2t and 2t + 1 of its column g: what b of mma_bf16 takes where its rows lie along memory.
+// lane 4 g + t gets columns 2t and 2t + 1 of its row g: what a of mma_bf16 takes, and b where its columns lie along memory.
+DEVICE void load_matrices(u32 (&out)[4], const void *row) {
+    u32 at = static_cast<u32>(__cvta_generic_to_shared(row));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+                 : "r"(at)
+                 : "memory");
+}
+// The same, but rows 2t and 2t + 1 of column g: what b of mma_bf16 takes where its rows lie along memory.
 DEVICE void load_transposed(u32 (&out)[4], const void *row) {
     u32 at = static_cast<u32>(__cvta_generic_to_shared(row));
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -142,11 +154,18 @@ DEVICE float power_of_two(float x) {
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
+// 1 / x to a unit of the last place.
+DEVICE float reciprocal(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
 
 #else
 #include "host.h"
 #endif
 
+const float LOG2_E = 1.44269504f;
 // An index that is none.
 const u32 NONE = 0xffffffffu;
 
@@ -197,4 +216,14 @@ DEVICE float gelu(float x) {
     float inner = 0.7978846f * (x + 0.044715f * x * x * x);
     float tanh = 1.0f - 2.0f / (exponential(2.0f * inner) + 1.0f);
     return 0.5f * x * (1.0f + tanh);
+}
+// What is to be a T: to a few units of f32 where that is rounded to bfloat16 anyway, as x / (1 + e^-2u).
+template <typename T>
+DEVICE float gelu_as(float x);
+template <>
+DEVICE float gelu_as<float>(float x) { return gelu(x); }
+template <>
+DEVICE float gelu_as<bf16>(float x) {
+    const float u = x * fused(x * x, -2.0f * LOG2_E * 0.7978846f * 0.044715f, -2.0f * LOG2_E * 0.7978846f);
+    return x * reciprocal(1.0f + power_of_two(u));
 }

@@ -122,7 +122,7 @@ struct Fibre {
 };
 
 enum Meeting : u32 { BARRIER, SHUFFLE, VOTES, PRODUCT, MATRICES };
-constexpr const char *MEETINGS[] = {"warp_barrier", "shuffle", "votes", "mma", "load_transposed"};
+constexpr const char *MEETINGS[] = {"warp_barrier", "shuffle", "votes", "mma", "matrices"};
 
 // What a lane shows the others of its warp.
 struct Words {
@@ -381,6 +381,8 @@ inline i32 rounded(double x) {
 inline double cosine(double x) { return std::cos(x); }
 inline double sine(double x) { return std::sin(x); }
 inline float square_root(float x) { return std::sqrt(x); }
+inline float greater(float a, float b) { return std::fmax(a, b); }
+inline int lowest_bit(u32 bits) { return __builtin_ctz(bits); }
 
 inline float half_to_float(u16 bits) {
     u32 sign = u32(bits & 0x8000) << 16, exponent = bits >> 10 & 31, rest = bits & 1023;
@@ -462,19 +464,28 @@ inline void mma_bf16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     }
 }
 
-// Of the four 8 x 8 matrices whose rows' addresses lanes 8 i .. 8 i + 8 give, column g, rows 2t and 2t + 1.
-inline void load_transposed(u32 (&out)[4], const void *row) {
-    host::aligned(row, "a row of a matrix at");
-    const u64 address = reinterpret_cast<u64>(row);
-    const host::Words *lanes = host::meet(host::MATRICES, {{u32(address), u32(address >> 32), 0, 0, 0, 0}});
-    u32 g = threadIdx.x % host::WARP / 4, t = threadIdx.x % 4;
-    for (u32 i = 0; i < 4; ++i) {
-        u32 halves[2];
-        for (u32 j = 0; j < 2; ++j) {
-            const host::Words &lane = lanes[8 * i + 2 * t + j];
-            halves[j] = reinterpret_cast<const u16 *>(u64(lane.word[0]) | u64(lane.word[1]) << 32)[g];
-        }
-        out[i] = halves[0] | halves[1] << 16;
+namespace host {
+// The addresses of the rows of four 8 x 8 matrices, from those of the lanes.
+struct Rows {
+    const u16 *of[WARP];
+    Rows(const void *row) {
+        aligned(row, "a row of a matrix at");
+        const u64 address = reinterpret_cast<u64>(row);
+        const Words *lanes = meet(MATRICES, {{u32(address), u32(address >> 32), 0, 0, 0, 0}});
+        for (u32 lane = 0; lane < WARP; ++lane)
+            of[lane] = reinterpret_cast<const u16 *>(u64(lanes[lane].word[0]) | u64(lanes[lane].word[1]) << 32);
     }
+};
+} // namespace host
+inline void load_matrices(u32 (&out)[4], const void *row) {
+    const host::Rows rows(row);
+    u32 g = threadIdx.x % host::WARP / 4, t = threadIdx.x % 4;
+    for (u32 i = 0; i < 4; ++i) out[i] = rows.of[8 * i + g][2 * t] | u32(rows.of[8 * i + g][2 * t + 1]) << 16;
+}
+inline void load_transposed(u32 (&out)[4], const void *row) {
+    const host::Rows rows(row);
+    u32 g = threadIdx.x % host::WARP / 4, t = threadIdx.x % 4;
+    for (u32 i = 0; i < 4; ++i) out[i] = rows.of[8 * i + 2 * t][g] | u32(rows.of[8 * i + 2 * t + 1][g]) << 16;
 }
 inline float power_of_two(float x) { return exp2f(x); }
+inline float reciprocal(float x) { return 1.0f / x; }

@@ -4,8 +4,9 @@
 
 const u64 ALL = 0xffffffffffffffffull;
 const float LOWEST = -3.40282347e38f;
-const int THREADS = 512;
-const int TURN = 8 * THREADS;  // logits that a block asks for together
+const int CHUNK = 256;  // tokens to a sum
+const int THREADS = 512;       // to a block that sums exactly
+const int TURN = 8 * THREADS;  // logits that it asks for together
 
 // "Highest logit first, equal logits by ascending id", as a number.
 DEVICE u64 rank(u32 token, float logit) {
@@ -17,16 +18,14 @@ DEVICE u64 rank(u32 token, float logit) {
 
 struct Row {
     const float *logits;
-    const float *bias;  // null where it is in the logits
+    const float *bias;
     u32 tokens;
     u32 forbidden;
     float top;
     float sharpness;
 };
 
-DEVICE float logit_at(const Row &row, u32 token) {
-    return row.bias ? row.logits[token] + row.bias[token] : row.logits[token];
-}
+DEVICE float logit_at(const Row &row, u32 token) { return row.logits[token] + row.bias[token]; }
 
 // COUNT logits, `apart` tokens from one to the next: asked for together, so that they are waited for once. NAN past the last.
 template <int COUNT>
@@ -36,18 +35,10 @@ DEVICE void logits_at(float (&logits)[COUNT], const Row &row, u32 first, u32 apa
     for (int i = 0; i < COUNT; i++) {
         const u32 token = first + i * apart;
         logits[i] = row.logits[token < row.tokens ? token : 0];
-    }
-    if (row.bias) {
-#pragma unroll
-        for (int i = 0; i < COUNT; i++) {
-            const u32 token = first + i * apart;
-            biases[i] = row.bias[token < row.tokens ? token : 0];
-        }
-#pragma unroll
-        for (int i = 0; i < COUNT; i++) logits[i] += biases[i];
+        biases[i] = row.bias[token < row.tokens ? token : 0];
     }
 #pragma unroll
-    for (int i = 0; i < COUNT; i++) logits[i] = first + i * apart < row.tokens ? logits[i] : NAN;
+    for (int i = 0; i < COUNT; i++) logits[i] = first + i * apart < row.tokens ? logits[i] + biases[i] : NAN;
 }
 
 DEVICE float weight_of(const Row &row, float logit) {

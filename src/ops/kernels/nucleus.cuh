@@ -61,6 +61,66 @@ DEVICE u64 mass_of(const Row &row, float logit, bool counting) {
     return shift >= 0 ? digits << shift : shift > -24 ? digits >> -shift : 0;
 }
 
+// Every token below a limit and its logit, by all threads.
+template <typename Use>
+DEVICE void each_kept(const Row &row, Cut cut, Use use) {
+#pragma unroll 1
+    for (u32 start = threadIdx.x; start < row.tokens; start += TURN) {
+        float logits[8];
+        logits_at(logits, row, start, THREADS);
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            const u32 token = start + i * THREADS;
+            if (token != row.forbidden && is_kept(token, logits[i], cut)) use(token, logits[i]);
+        }
+    }
+}
+
+// Puts a token on the list, as long as there is room; `count` goes on.
+DEVICE void list(const Row &row, u32 token, float logit, bool counting, Scratch &scratch) {
+    const u32 at = atomic_add(&scratch.count, 1u);
+    if (at >= LISTED) return;
+    scratch.ranks[at] = rank(token, logit);
+    scratch.masses[at] = mass_of(row, logit, counting);
+}
+
+// The rank of the listed token at which the mass crosses what is wanted, `before` being that of all better tokens; ALL where
+// there is none.
+DEVICE_CALL u64 crossing_of_list(u64 before, u64 wanted, Scratch &scratch) {
+    const u32 count = scratch.count;
+    if (threadIdx.x == 0) scratch.answer = ALL;
+    barrier();
+    for (u32 mine = threadIdx.x; mine < count; mine += THREADS) {
+        u64 better = before;
+        for (u32 other = 0; other < count; other++) {
+            better += scratch.ranks[other] < scratch.ranks[mine] ? scratch.masses[other] : 0;
+        }
+        if (better <= wanted && better + scratch.masses[mine] > wanted) scratch.answer = scratch.ranks[mine];
+    }
+    barrier();
+    return scratch.answer;
+}
+
+// The same as below for the nucleus of all tokens, where it ends between two logits; ALL where it does not, or with too many tokens.
+DEVICE_CALL u64 crossing_between(const Row &row, double amount, float above, float below, Scratch &scratch) {
+    if (threadIdx.x == 0) scratch.count = 0;
+    barrier();
+    u64 all = 0, better = 0;
+    each_kept(row, cut_at(ALL), [&](u32 token, float logit) {
+        const u64 mass = mass_of(row, logit, false);
+        all += mass;
+        if (logit > above) {
+            better += mass;
+        } else if (logit > below) {
+            list(row, token, logit, false, scratch);
+        }
+    });
+    all = sum_of_block(all, scratch);
+    better = sum_of_block(better, scratch);
+    const u64 wanted = u64(amount * double(all));
+    return scratch.count > LISTED || better > wanted ? ALL : crossing_of_list(better, wanted, scratch);
+}
+
 // The rank of the first token, best first, at which the running mass of those below `limit` exceeds what is wanted: so many
 // tokens, or that share of all mass. ALL where it never does. Tokens go into bins by their logit; the bin in which the mass
 // crosses is sorted, or searched bit by bit where it holds too many.
@@ -72,23 +132,10 @@ DEVICE_CALL u64 crossing(const Row &row, u64 limit, bool counting, double amount
         const float bin = (row.top - logit) * per_bin;
         return bin > 0.0f ? u32(bin < float(BINS - 1) ? bin : float(BINS - 1)) : 0u;
     };
-    // Every token below the limit and its logit.
-    auto each = [&](auto use) {
-#pragma unroll 1
-        for (u32 start = threadIdx.x; start < row.tokens; start += TURN) {
-            float logits[8];
-            logits_at(logits, row, start, THREADS);
-#pragma unroll
-            for (int i = 0; i < 8; i++) {
-                const u32 token = start + i * THREADS;
-                if (token != row.forbidden && is_kept(token, logits[i], cut)) use(token, logits[i]);
-            }
-        }
-    };
     barrier();
     for (int bin = threadIdx.x; bin < BINS; bin += THREADS) scratch.bins[bin] = 0;
     barrier();
-    each([&](u32, float logit) { atomic_add(&scratch.bins[bin_of(logit)], mass_of(row, logit, counting)); });
+    each_kept(row, cut, [&](u32, float logit) { atomic_add(&scratch.bins[bin_of(logit)], mass_of(row, logit, counting)); });
     barrier();
     // A warp adds up 32 bins, so that one thread looks at 32 sums and 32 bins only.
     u64 of_warp = scratch.bins[threadIdx.x];
@@ -108,39 +155,22 @@ DEVICE_CALL u64 crossing(const Row &row, u64 limit, bool counting, double amount
         scratch.bin = bin;
         scratch.before = before;
         scratch.count = 0;
-        scratch.answer = ALL;
     }
     barrier();
     const u32 bin = scratch.bin;
     const u64 before = scratch.before, wanted = scratch.wanted;
     if (bin == BINS) return ALL;
-    each([&](u32 token, float logit) {
-        if (bin_of(logit) != bin) return;
-        const u32 at = atomic_add(&scratch.count, 1u);
-        if (at < LISTED) {
-            scratch.ranks[at] = rank(token, logit);
-            scratch.masses[at] = mass_of(row, logit, counting);
-        }
+    each_kept(row, cut, [&](u32 token, float logit) {
+        if (bin_of(logit) == bin) list(row, token, logit, counting, scratch);
     });
     barrier();
-    const u32 count = scratch.count;
-    if (count <= LISTED) {
-        for (u32 mine = threadIdx.x; mine < count; mine += THREADS) {
-            u64 better = before;
-            for (u32 other = 0; other < count; other++) {
-                better += scratch.ranks[other] < scratch.ranks[mine] ? scratch.masses[other] : 0;
-            }
-            if (better <= wanted && better + scratch.masses[mine] > wanted) scratch.answer = scratch.ranks[mine];
-        }
-        barrier();
-        return scratch.answer;
-    }
+    if (scratch.count <= LISTED) return crossing_of_list(before, wanted, scratch);
     // The least rank r such that the mass up to and with r exceeds what is wanted, bit by bit from the top.
     u64 answer = 0;
     for (int bit = 63; bit >= 0; bit--) {
         const u64 probe = answer | ((1ull << bit) - 1);
         u64 mass = 0;
-        each([&](u32 token, float logit) {
+        each_kept(row, cut, [&](u32 token, float logit) {
             if (bin_of(logit) == bin && rank(token, logit) <= probe) mass += mass_of(row, logit, counting);
         });
         if (before + sum_of_block(mass, scratch) <= wanted) answer |= 1ull << bit;

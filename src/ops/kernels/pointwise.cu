@@ -1,4 +1,4 @@
-// What lies between a layer's products. The residual stream and the products are f32; what products read is T.
+// What lies between a layer's products. The residual stream is f32, what products read is T, what they give is Y.
 #include "tables.cuh"
 
 // Four numbers of a row from number 4 `index` on; zeros past its width. `whole`: rows begin at multiples of four numbers.
@@ -8,6 +8,17 @@ DEVICE float4 four_at(const float *row, u32 index, u32 width, bool whole) {
     float v[4];
 #pragma unroll
     for (int i = 0; i < 4; i++) v[i] = at + i < width ? row[at + i] : 0.0f;
+    return make_float4(v[0], v[1], v[2], v[3]);
+}
+DEVICE float4 four_at(const bf16 *row, u32 index, u32 width, bool whole) {
+    const u32 at = 4 * index;
+    if (whole && at < width) {
+        const uint2 v = *reinterpret_cast<const uint2 *>(row + at);
+        return make_float4(widen_low(v.x), widen_high(v.x), widen_low(v.y), widen_high(v.y));
+    }
+    float v[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) v[i] = at + i < width ? widen(row[at + i]) : 0.0f;
     return make_float4(v[0], v[1], v[2], v[3]);
 }
 template <typename T>
@@ -116,7 +127,7 @@ KERNEL(norm_modulate_bf16_8, NormModulate, 256) { norm_modulate<bf16, 8>(a); }
 
 struct GateResidual {
     float *x;        // [rows, width]: x += gate * (y + bias)
-    const float *y;  // [rows, width]
+    const void *y;   // [rows, width]
     void *out;       // [rows, width]: the next norm of x, unless `gain` is NONE
     Tables tables;
     u32 gate;
@@ -128,7 +139,7 @@ struct GateResidual {
 };
 
 // A block to a row of at most 1024 FOURS numbers.
-template <typename T, int FOURS>
+template <typename T, typename Y, int FOURS>
 DEVICE void gate_residual(const GateResidual &a) {
     const size_t start = size_t(blockIdx.x) * a.width;
     const bool whole = a.width % 4 == 0;
@@ -140,7 +151,7 @@ DEVICE void gate_residual(const GateResidual &a) {
         const u32 index = i * 256 + threadIdx.x;
         if (4 * index >= a.width) break;
         const float4 x = four_at(a.x + start, index, a.width, whole), g = four_at(gate, index, a.width, whole);
-        float4 y = four_at(a.y + start, index, a.width, whole);
+        float4 y = four_at(static_cast<const Y *>(a.y) + start, index, a.width, whole);
         if (bias) {
             const float4 b = four_at(bias, index, a.width, whole);
             y = make_float4(y.x + b.x, y.y + b.y, y.z + b.z, y.w + b.w);
@@ -153,35 +164,39 @@ DEVICE void gate_residual(const GateResidual &a) {
     norm_row(row, static_cast<T *>(a.out) + start, gain, shift, a.width);
 }
 
-KERNEL(gate_residual_f32_1, GateResidual, 256) { gate_residual<float, 1>(a); }
-KERNEL(gate_residual_f32_4, GateResidual, 256) { gate_residual<float, 4>(a); }
-KERNEL(gate_residual_f32_8, GateResidual, 256) { gate_residual<float, 8>(a); }
-KERNEL(gate_residual_bf16_1, GateResidual, 256) { gate_residual<bf16, 1>(a); }
-KERNEL(gate_residual_bf16_4, GateResidual, 256) { gate_residual<bf16, 4>(a); }
-KERNEL(gate_residual_bf16_8, GateResidual, 256) { gate_residual<bf16, 8>(a); }
+KERNEL(gate_residual_f32_1, GateResidual, 256) { gate_residual<float, float, 1>(a); }
+KERNEL(gate_residual_f32_4, GateResidual, 256) { gate_residual<float, float, 4>(a); }
+KERNEL(gate_residual_f32_8, GateResidual, 256) { gate_residual<float, float, 8>(a); }
+KERNEL(gate_residual_bf16_1, GateResidual, 256) { gate_residual<bf16, float, 1>(a); }
+KERNEL(gate_residual_bf16_4, GateResidual, 256) { gate_residual<bf16, float, 4>(a); }
+KERNEL(gate_residual_bf16_8, GateResidual, 256) { gate_residual<bf16, float, 8>(a); }
+KERNEL(gate_residual_bf16_of_bf16_1, GateResidual, 256) { gate_residual<bf16, bf16, 1>(a); }
+KERNEL(gate_residual_bf16_of_bf16_4, GateResidual, 256) { gate_residual<bf16, bf16, 4>(a); }
+KERNEL(gate_residual_bf16_of_bf16_8, GateResidual, 256) { gate_residual<bf16, bf16, 8>(a); }
 
 struct BiasGelu {
-    const float *y;  // [rows, width]
-    void *out;       // [rows, width]
+    const void *y;  // [rows, width]
+    void *out;      // [rows, width]
     Tables tables;
     u32 bias;
     u32 width;
 };
 
 // A block to a row (grid y) and 1024 columns (grid x).
-template <typename T>
+template <typename T, typename Y>
 DEVICE void bias_gelu(const BiasGelu &a) {
     const u32 index = blockIdx.x * 256 + threadIdx.x;
     const bool whole = a.width % 4 == 0;
     if (4 * index >= a.width) return;
-    const float4 y = four_at(a.y + size_t(blockIdx.y) * a.width, index, a.width, whole);
+    const float4 y = four_at(static_cast<const Y *>(a.y) + size_t(blockIdx.y) * a.width, index, a.width, whole);
     const float4 b = four_at(bias_of(a.tables, blockIdx.y, a.bias), index, a.width, whole);
-    const float4 out = make_float4(gelu(y.x + b.x), gelu(y.y + b.y), gelu(y.z + b.z), gelu(y.w + b.w));
+    const float4 out = make_float4(gelu_as<T>(y.x + b.x), gelu_as<T>(y.y + b.y), gelu_as<T>(y.z + b.z), gelu_as<T>(y.w + b.w));
     put_four(static_cast<T *>(a.out) + size_t(blockIdx.y) * a.width, index, a.width, whole, out);
 }
 
-KERNEL(bias_gelu_f32, BiasGelu, 256) { bias_gelu<float>(a); }
-KERNEL(bias_gelu_bf16, BiasGelu, 256) { bias_gelu<bf16>(a); }
+KERNEL(bias_gelu_f32, BiasGelu, 256) { bias_gelu<float, float>(a); }
+KERNEL(bias_gelu_bf16, BiasGelu, 256) { bias_gelu<bf16, float>(a); }
+KERNEL(bias_gelu_bf16_of_bf16, BiasGelu, 256) { bias_gelu<bf16, bf16>(a); }
 
 struct Angles {
     float *cosines;             // [rows, half]
@@ -202,10 +217,10 @@ KERNEL(angles, Angles, 256) {
 }
 
 // A block to a row (grid x) and 512 pairs (grid y), four to a thread.
-template <typename T>
+template <typename T, typename Y>
 DEVICE void rotary(const Rotary &a) {
     const u32 row = blockIdx.x, hidden = a.heads * a.head_dim, half = a.head_dim / 2, slot = a.slots[row];
-    const float *qkv = a.qkv + size_t(row) * 3 * hidden;
+    const Y *qkv = static_cast<const Y *>(a.qkv) + size_t(row) * 3 * hidden;
     T *q = static_cast<T *>(a.q) + size_t(row) * hidden, *current = static_cast<T *>(a.current) + size_t(row) * 2 * hidden;
     const size_t page = size_t(slot / a.page_tokens) * a.layers + a.layer;
     T *cached = slot == NONE ? nullptr : static_cast<T *>(a.cache) + (page * 2 * a.page_tokens + slot % a.page_tokens) * hidden;
@@ -213,9 +228,9 @@ DEVICE void rotary(const Rotary &a) {
     if (half % 4 == 0) {
         if (first >= hidden / 2) return;
         const u32 pair = first % half, low = first / half * a.head_dim + pair, high = low + half;
-        auto at = [](const float *from) { return *reinterpret_cast<const float4 *>(from); };
+        auto at = [](const auto *from) { return four_at(from, 0, 4, true); };
         const float4 c = at(a.cosines + row * half + pair), s = at(a.sines + row * half + pair);
-        auto turn = [&](const float *from, float scale, float4 &one, float4 &other) {
+        auto turn = [&](const Y *from, float scale, float4 &one, float4 &other) {
             const float4 x = at(from + low), y = at(from + high);
             one = make_float4((x.x * c.x - y.x * s.x) * scale, (x.y * c.y - y.y * s.y) * scale,
                               (x.z * c.z - y.z * s.z) * scale, (x.w * c.w - y.w * s.w) * scale);
@@ -244,11 +259,11 @@ DEVICE void rotary(const Rotary &a) {
     for (u32 i = first; i < first + 4 && i < hidden / 2; i++) {
         const u32 pair = i % half, low = i / half * a.head_dim + pair, high = low + half;
         const float cos = a.cosines[row * half + pair], sin = a.sines[row * half + pair];
-        const float q0 = qkv[low], q1 = qkv[high], k0 = qkv[hidden + low], k1 = qkv[hidden + high];
+        const float q0 = widen(qkv[low]), q1 = widen(qkv[high]), k0 = widen(qkv[hidden + low]), k1 = widen(qkv[hidden + high]);
         q[low] = narrow<T>((q0 * cos - q1 * sin) * a.scale);
         q[high] = narrow<T>((q1 * cos + q0 * sin) * a.scale);
         const T key0 = narrow<T>(k0 * cos - k1 * sin), key1 = narrow<T>(k1 * cos + k0 * sin);
-        const T value0 = narrow<T>(qkv[2 * hidden + low]), value1 = narrow<T>(qkv[2 * hidden + high]);
+        const T value0 = narrow<T>(widen(qkv[2 * hidden + low])), value1 = narrow<T>(widen(qkv[2 * hidden + high]));
         current[low] = key0;
         current[high] = key1;
         current[hidden + low] = value0;
@@ -263,5 +278,6 @@ DEVICE void rotary(const Rotary &a) {
     }
 }
 
-KERNEL(rotary_f32, Rotary, 128) { rotary<float>(a); }
-KERNEL(rotary_bf16, Rotary, 128) { rotary<bf16>(a); }
+KERNEL(rotary_f32, Rotary, 128) { rotary<float, float>(a); }
+KERNEL(rotary_bf16, Rotary, 128) { rotary<bf16, float>(a); }
+KERNEL(rotary_bf16_of_bf16, Rotary, 128) { rotary<bf16, bf16>(a); }

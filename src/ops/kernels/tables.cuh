@@ -24,7 +24,7 @@ DEVICE const float *bias_of(const Tables &t, u32 row, u32 offset) {
 }
 
 struct Rotary {
-    const float *qkv;      // [rows, 3, heads, head_dim]
+    const void *qkv;       // [rows, 3, heads, head_dim]
     const float *cosines;  // [rows, head_dim / 2]
     const float *sines;
     void *q;               // [rows, hidden], rotated and divided by sqrt(head_dim)

@@ -61,7 +61,7 @@ fn draws(bench: &Bench, [rows, vocab]: [usize; 2], mixture: bool, nucleus_p: f32
     let mix = Buffer::from(machine, &vec![0u32; rows])?;
     let of = Buffer::from(machine, &(0..rows as u32).collect::<Vec<_>>())?;
     let drawn = Buffer::new(machine, rows * size_of::<DrawnFacts>())?;
-    let sums = Buffer::new(machine, 8 * rows * Categorical::chunks(vocab))?;
+    let sums = Buffer::new(machine, Categorical::scratch(rows, vocab))?;
     bench.each(copies, |copy| {
         let launch = Categorical {
             logits: logits[copy].address(),
@@ -75,8 +75,7 @@ fn draws(bench: &Bench, [rows, vocab]: [usize; 2], mixture: bool, nucleus_p: f32
             pitch: vocab as u32,
             bias_stride: vocab as u32,
             bias: 0,
-            cached: 0,
-            unused: 0,
+            ..Categorical::default()
         };
         launch.launch(&**machine, rows)
     })

@@ -37,6 +37,7 @@ fn product(bench: &Bench, rows: usize, out: usize, input: usize) -> Result<f64, 
             input,
             pitch: out,
             dtype: Dtype::Bf16,
+            gives: Dtype::F32,
         })
     })
 }

@@ -58,10 +58,10 @@ impl Products {
                 detail: format!("{gemm:?} is too large"),
             });
         };
-        let of = match gemm.dtype {
+        let [of, gives] = [gemm.dtype, gemm.gives].map(|dtype| match dtype {
             Dtype::F32 => sys::cudaDataType::CUDA_R_32F,
             Dtype::Bf16 => sys::cudaDataType::CUDA_R_16BF,
-        };
+        });
         let (one, zero) = (1f32, 0f32);
         cublas!(cublasGemmEx(
             self.blas.0,
@@ -79,7 +79,7 @@ impl Products {
             input,
             ptr::from_ref(&zero).cast(),
             address(gemm.y),
-            sys::cudaDataType::CUDA_R_32F,
+            gives,
             pitch,
             sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, // without TF32
             sys::cublasGemmAlgo_t::CUBLAS_GEMM_DFALT,
