@@ -46,7 +46,7 @@ impl GpuDit {
         }
     }
 
-    /// Where rows have parts of banks, these come first; a norm of x then goes to `normed`.
+    /// Where rows have parts of banks, these come first. A norm that is a launch of its own goes to `normed`.
     fn launch(
         &self,
         step: &Step,
@@ -56,12 +56,8 @@ impl GpuDit {
     ) -> Result<(), Fault> {
         let (device, waves) = (&self.base.device, &step.places.lists[linear.list]);
         let (machine, rows, pitch) = (&*device.machine, product.rows as usize, product.pitch as usize);
-        if waves.is_empty() {
-            return product.launch(machine, after);
-        }
-        let mut x = product.x;
-        if product.gain != NONE {
-            x = normed;
+        let mut product = product;
+        if product.gain != NONE && !(waves.is_empty() && after.norms(rows)) {
             NormModulate {
                 x: product.x,
                 out: normed,
@@ -73,17 +69,15 @@ impl GpuDit {
                 unused: 0,
             }
             .launch(machine, device.dtype, rows)?;
+            (product.x, product.gain) = (normed, NONE);
+        }
+        if waves.is_empty() {
+            return product.launch(machine, after);
         }
         machine.clear(product.banked, rows * pitch * size_of::<f32>())?;
-        linear.add_banks(device, (x, product.banked, pitch), waves, step.work.scratch)?;
-        let parted = step.places.parted[linear.list];
-        Product {
-            x,
-            gain: NONE,
-            parted,
-            ..product
-        }
-        .launch(machine, after)
+        linear.add_banks(device, (product.x, product.banked, pitch), waves, step.work.scratch)?;
+        product.parted = step.places.parted[linear.list];
+        product.launch(machine, after)
     }
 
     pub(super) fn fused_layer(&self, step: &Step, number: usize, layer: &GpuLayer) -> Result<(), Fault> {

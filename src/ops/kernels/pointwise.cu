@@ -58,19 +58,31 @@ struct NormModulate {
     u32 unused;
 };
 
+// A thread's share of a norm's gain and shift.
+template <int FOURS>
+struct Affine {
+    float4 gains[FOURS], shifts[FOURS];
+    DEVICE Affine(const float *gain, const float *shift, u32 width) {
+#pragma unroll
+        for (int i = 0; i < FOURS; i++) {
+            const u32 index = i * 256 + threadIdx.x;
+            if (4 * index >= width) break;
+            gains[i] = four_at(gain, index, width, width % 4 == 0);
+            shifts[i] = four_at(shift, index, width, width % 4 == 0);
+        }
+    }
+};
+
 // (row - mean) / sqrt(variance + EPSILON) * gain + shift, by all of a block, each thread having its share of the row.
 template <typename T, int FOURS>
-DEVICE void norm_row(const float4 (&row)[FOURS], T *out, const float *gain, const float *shift, u32 width) {
+DEVICE void norm_row(const float4 (&row)[FOURS], T *out, const Affine<FOURS> &affine, u32 width) {
     SHARED float scratch[8];
     const bool whole = width % 4 == 0;
-    float4 gains[FOURS], shifts[FOURS];
     float sum = 0.0f;
 #pragma unroll
     for (int i = 0; i < FOURS; i++) {
         const u32 index = i * 256 + threadIdx.x;
         if (4 * index >= width) break;
-        gains[i] = four_at(gain, index, width, whole);
-        shifts[i] = four_at(shift, index, width, whole);
         sum += row[i].x + row[i].y + row[i].z + row[i].w;
     }
     const float mean = add_block(sum, scratch) / float(width);
@@ -88,10 +100,10 @@ DEVICE void norm_row(const float4 (&row)[FOURS], T *out, const float *gain, cons
     for (int i = 0; i < FOURS; i++) {
         const u32 index = i * 256 + threadIdx.x;
         if (4 * index >= width) break;
-        const float4 normed = make_float4(fused((row[i].x - mean) * inverse, gains[i].x, shifts[i].x),
-                                          fused((row[i].y - mean) * inverse, gains[i].y, shifts[i].y),
-                                          fused((row[i].z - mean) * inverse, gains[i].z, shifts[i].z),
-                                          fused((row[i].w - mean) * inverse, gains[i].w, shifts[i].w));
+        const float4 normed = make_float4(fused((row[i].x - mean) * inverse, affine.gains[i].x, affine.shifts[i].x),
+                                          fused((row[i].y - mean) * inverse, affine.gains[i].y, affine.shifts[i].y),
+                                          fused((row[i].z - mean) * inverse, affine.gains[i].z, affine.shifts[i].z),
+                                          fused((row[i].w - mean) * inverse, affine.gains[i].w, affine.shifts[i].w));
         put_four(out, index, width, whole, normed);
     }
 }
@@ -102,6 +114,10 @@ DEVICE void norm_modulate(const NormModulate &a) {
     const u32 source = a.rows ? a.rows[blockIdx.x] : blockIdx.x;
     const bool whole = a.width % 4 == 0;
     T *out = static_cast<T *>(a.out) + size_t(blockIdx.x) * a.width;
+    const u32 like = source == NONE ? 0 : source;
+    const Affine<FOURS> affine(line_of(a.tables, like, a.gain), line_of(a.tables, like, a.shift), a.width);
+    await_before();
+    let_next_start();
     float4 row[FOURS];
 #pragma unroll
     for (int i = 0; i < FOURS; i++) {
@@ -115,15 +131,15 @@ DEVICE void norm_modulate(const NormModulate &a) {
         }
     }
     if (source == NONE) return;
-    norm_row(row, out, line_of(a.tables, source, a.gain), line_of(a.tables, source, a.shift), a.width);
+    norm_row(row, out, affine, a.width);
 }
 
-KERNEL(norm_modulate_f32_1, NormModulate, 256) { norm_modulate<float, 1>(a); }
-KERNEL(norm_modulate_f32_4, NormModulate, 256) { norm_modulate<float, 4>(a); }
-KERNEL(norm_modulate_f32_8, NormModulate, 256) { norm_modulate<float, 8>(a); }
-KERNEL(norm_modulate_bf16_1, NormModulate, 256) { norm_modulate<bf16, 1>(a); }
-KERNEL(norm_modulate_bf16_4, NormModulate, 256) { norm_modulate<bf16, 4>(a); }
-KERNEL(norm_modulate_bf16_8, NormModulate, 256) { norm_modulate<bf16, 8>(a); }
+KERNEL_EARLY(norm_modulate_f32_1, NormModulate, 256, 1) { norm_modulate<float, 1>(a); }
+KERNEL_EARLY(norm_modulate_f32_4, NormModulate, 256, 1) { norm_modulate<float, 4>(a); }
+KERNEL_EARLY(norm_modulate_f32_8, NormModulate, 256, 1) { norm_modulate<float, 8>(a); }
+KERNEL_EARLY(norm_modulate_bf16_1, NormModulate, 256, 1) { norm_modulate<bf16, 1>(a); }
+KERNEL_EARLY(norm_modulate_bf16_4, NormModulate, 256, 1) { norm_modulate<bf16, 4>(a); }
+KERNEL_EARLY(norm_modulate_bf16_8, NormModulate, 256, 1) { norm_modulate<bf16, 8>(a); }
 
 struct GateResidual {
     float *x;        // [rows, width]: x += gate * (y + bias)
@@ -160,8 +176,8 @@ DEVICE void gate_residual(const GateResidual &a) {
         put_four(a.x + start, index, a.width, whole, row[i]);
     }
     if (a.gain == NONE) return;
-    const float *gain = line_of(a.tables, blockIdx.x, a.gain), *shift = line_of(a.tables, blockIdx.x, a.shift);
-    norm_row(row, static_cast<T *>(a.out) + start, gain, shift, a.width);
+    const Affine<FOURS> affine(line_of(a.tables, blockIdx.x, a.gain), line_of(a.tables, blockIdx.x, a.shift), a.width);
+    norm_row(row, static_cast<T *>(a.out) + start, affine, a.width);
 }
 
 KERNEL(gate_residual_f32_1, GateResidual, 256) { gate_residual<float, float, 1>(a); }

@@ -8,8 +8,7 @@
 
 struct Product {
     const bf16 *w;         // [out, input]
-    const void *x;         // [rows, input] bf16; where it is normed, the residual stream, [.., input] f32
-    const u32 *gathered;   // [rows]: rows of a normed x, NONE for none; null for all in order
+    const bf16 *x;         // [rows, input]
     const float *banked;   // [rows, pitch]: what banks give for rows that have parts of them
     const u32 *parted;     // [rows]: 1 for those rows; null where there are none
     void *y;               // [rows, ..]: what comes after writes it
@@ -18,8 +17,6 @@ struct Product {
     u32 out;               // a multiple of 8
     u32 input;             // a multiple of 8
     u32 pitch;
-    u32 gain;              // of the norm
-    u32 shift;
     u32 gate;
     u32 bias;              // NONE for none
     Rotary rotary;         // of queries, keys and values; its qkv is not read
@@ -118,84 +115,13 @@ struct Rotated {
     }
 };
 
-// Widest row that is normed: six times four numbers to a lane.
-const u32 NORMED = 768;
-// From one row of x in shared memory to the next: rows lie sixteen banks apart.
-DEVICE u32 normed_pitch(u32 input) { return (input + 63) / 64 * 64 + 32; }
-
-// (row - mean) / sqrt(variance + EPSILON) * gain + shift for the warp's rows, two at a time, to shared memory. `staged` are the
-// gain and the shift of slot `line`, which most rows use.
-template <int ROWS, int WARPS>
-DEVICE void norm_rows(const Product &a, bf16 *x, const float *staged, u32 line) {
-    const int FOURS = NORMED / 128;
-#pragma unroll 1
-    for (u32 first = warp_id(); first < ROWS; first += 2 * WARPS) {
-        float4 v[2][FOURS];
-        u32 from[2];
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            const u32 row = first + i * WARPS;
-            from[i] = row >= a.rows ? NONE : a.gathered ? a.gathered[row] : row;
-#pragma unroll
-            for (int j = 0; j < FOURS; j++) {
-                const u32 at = 4 * (32 * j + lane_id());
-                const bool there = from[i] != NONE && at < a.input;
-                v[i][j] = there ? four_of(static_cast<const float *>(a.x) + size_t(from[i]) * a.input + at) : zeros();
-            }
-        }
-        float sum[2], squares[2];
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            sum[i] = 0.0f;
-#pragma unroll
-            for (int j = 0; j < FOURS; j++) sum[i] += v[i][j].x + v[i][j].y + v[i][j].z + v[i][j].w;
-        }
-#pragma unroll
-        for (int i = 0; i < 2; i++) sum[i] = add_warp(sum[i]) / float(a.input);
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            squares[i] = 0.0f;
-#pragma unroll
-            for (int j = 0; j < FOURS; j++) {
-                if (4 * (32 * j + lane_id()) >= a.input) continue;
-                v[i][j] = make_float4(v[i][j].x - sum[i], v[i][j].y - sum[i], v[i][j].z - sum[i], v[i][j].w - sum[i]);
-                squares[i] = fused(v[i][j].x, v[i][j].x, fused(v[i][j].y, v[i][j].y, squares[i]));
-                squares[i] = fused(v[i][j].z, v[i][j].z, fused(v[i][j].w, v[i][j].w, squares[i]));
-            }
-        }
-#pragma unroll
-        for (int i = 0; i < 2; i++) squares[i] = 1.0f / square_root(add_warp(squares[i]) / float(a.input) + EPSILON);
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            const u32 row = first + i * WARPS;
-            if (row >= ROWS) continue;
-            const u32 own = from[i] == NONE ? line : a.tables.line[from[i]];
-            const float *gain = own == line ? staged : a.tables.lines + size_t(own) * a.tables.line_stride + a.gain;
-            const float *shift = own == line ? staged + a.input : a.tables.lines + size_t(own) * a.tables.line_stride + a.shift;
-#pragma unroll
-            for (int j = 0; j < FOURS; j++) {
-                const u32 at = 4 * (32 * j + lane_id());
-                if (at >= a.input) continue;
-                const float4 g = four_of(gain + at), s = four_of(shift + at);
-                const float inverse = squares[i];
-                const float4 normed = make_float4(fused(v[i][j].x * inverse, g.x, s.x), fused(v[i][j].y * inverse, g.y, s.y),
-                                                  fused(v[i][j].z * inverse, g.z, s.z), fused(v[i][j].w * inverse, g.w, s.w));
-                put_whole(x + row * normed_pitch(a.input) + at, from[i] == NONE ? zeros() : normed);
-            }
-        }
-    }
-}
-
 // A block to 8 TILES outputs (grid x) and all of up to 16 GROUPS rows. STEPS times 32 inputs to a warp at most.
-template <class After, bool NORM, int WARPS, int TILES, int STEPS, int GROUPS>
+template <class After, int WARPS, int TILES, int STEPS, int GROUPS>
 DEVICE void product(const Product &a) {
     const int THREADS = 32 * WARPS, ROWS = 16 * GROUPS, OUTS = 8 * TILES;
     const int SUM_PITCH = TILES % 2 ? OUTS : OUTS + 8;  // rows lie eight banks apart, or 24
     const int FOURS = OUTS / 4 / After::PARTS, ITEMS = (ROWS * FOURS + THREADS - 1) / THREADS;
-    DYNAMIC_SHARED(u8, dynamic);
-    bf16 *normed = reinterpret_cast<bf16 *>(dynamic);  // [ROWS][normed_pitch]
-    float *shares = reinterpret_cast<float *>(dynamic);  // [WARPS][ROWS][SUM_PITCH], afterwards
-    float *staged = reinterpret_cast<float *>(normed + ROWS * normed_pitch(a.input));  // gain and shift
+    DYNAMIC_SHARED(float, shares);  // [WARPS][ROWS][SUM_PITCH]
     const int g = lane_id() / 4, t = lane_id() % 4;
 
     // All weights of the block.
@@ -228,36 +154,10 @@ DEVICE void product(const Product &a) {
         banked[i] = a.parted && a.parted[row];
         items[i].early(a, row, output);
     });
-    u32 line = 0;
-    if (NORM) {
-        const u32 first = a.gathered ? a.gathered[0] : 0;
-        line = first == NONE ? 0 : a.tables.line[first];
-        for (u32 at = 4 * threadIdx.x; at < a.input; at += 4 * THREADS) {
-            put_whole(staged + at, four_of(a.tables.lines + size_t(line) * a.tables.line_stride + a.gain + at));
-            put_whole(staged + a.input + at, four_of(a.tables.lines + size_t(line) * a.tables.line_stride + a.shift + at));
-        }
-    }
     await_before();
     let_next_start();
     each([&](int i, u32 row, u32, u32 output) { items[i].late(a, row, output); });
-    if (NORM) {
-        barrier();
-        norm_rows<ROWS, WARPS>(a, normed, staged, line);
-        barrier();
-    }
-
-    const int KEPT = NORM ? GROUPS : 1, BESIDE = NORM ? GROUPS : GROUPS * STEPS > 12 ? 1 : 2;  // groups
-    float sums[KEPT][TILES][4];
-    // Output 8 tile + 2t and the next, rows g and g + 8 of a group.
-    auto share = [&](int group) {
-#pragma unroll
-        for (int tile = 0; tile < TILES; tile++) {
-            const float(&sum)[4] = sums[group % KEPT][tile];
-            float *to = shares + (warp_id() * ROWS + 16 * group + g) * SUM_PITCH + 8 * tile + 2 * t;
-            *reinterpret_cast<float2 *>(to) = make_float2(sum[0], sum[1]);
-            *reinterpret_cast<float2 *>(to + 8 * SUM_PITCH) = make_float2(sum[2], sum[3]);
-        }
-    };
+    const int BESIDE = GROUPS * STEPS > 12 ? 1 : 2;  // groups
 #pragma unroll BESIDE
     for (int group = 0; group < GROUPS; group++) {
         uint4 x[STEPS][2];
@@ -266,15 +166,15 @@ DEVICE void product(const Product &a) {
 #pragma unroll
             for (int upper = 0; upper < 2; upper++) {
                 const u32 row = 16 * group + 8 * upper + g, at = begin + 32 * step;
-                const bf16 *from = NORM ? normed + row * normed_pitch(a.input) : static_cast<const bf16 *>(a.x) + size_t(row) * a.input;
                 const bool there = step < steps && at < a.input && row < a.rows;
-                x[step][upper] = there ? load16(from + at) : make_uint4(0, 0, 0, 0);
+                x[step][upper] = there ? load16(a.x + size_t(row) * a.input + at) : make_uint4(0, 0, 0, 0);
             }
         }
+        float sums[TILES][4];
 #pragma unroll
         for (int tile = 0; tile < TILES; tile++) {
 #pragma unroll
-            for (int j = 0; j < 4; j++) sums[group % KEPT][tile][j] = 0.0f;
+            for (int j = 0; j < 4; j++) sums[tile][j] = 0.0f;
         }
         // The inputs of a lane's sixteen bytes are those of two products: any order will do where x and W have the same.
 #pragma unroll
@@ -282,16 +182,17 @@ DEVICE void product(const Product &a) {
             const u32 first[4] = {x[step][0].x, x[step][1].x, x[step][0].y, x[step][1].y};
             const u32 second[4] = {x[step][0].z, x[step][1].z, x[step][0].w, x[step][1].w};
 #pragma unroll
-            for (int tile = 0; tile < TILES; tile++) mma_bf16(sums[group % KEPT][tile], first, w[step][tile].x, w[step][tile].y);
+            for (int tile = 0; tile < TILES; tile++) mma_bf16(sums[tile], first, w[step][tile].x, w[step][tile].y);
 #pragma unroll
-            for (int tile = 0; tile < TILES; tile++) mma_bf16(sums[group % KEPT][tile], second, w[step][tile].z, w[step][tile].w);
+            for (int tile = 0; tile < TILES; tile++) mma_bf16(sums[tile], second, w[step][tile].z, w[step][tile].w);
         }
-        if (!NORM) share(group);
-    }
-    if (NORM) {
-        barrier();  // all have read x, which lay there
+        // Output 8 tile + 2t and the next, rows g and g + 8.
 #pragma unroll
-        for (int group = 0; group < GROUPS; group++) share(group);
+        for (int tile = 0; tile < TILES; tile++) {
+            float *to = shares + (warp_id() * ROWS + 16 * group + g) * SUM_PITCH + 8 * tile + 2 * t;
+            *reinterpret_cast<float2 *>(to) = make_float2(sums[tile][0], sums[tile][1]);
+            *reinterpret_cast<float2 *>(to + 8 * SUM_PITCH) = make_float2(sums[tile][2], sums[tile][3]);
+        }
     }
     barrier();
     each([&](int i, u32 row, u32 four, u32 output) {
@@ -308,21 +209,17 @@ DEVICE void product(const Product &a) {
     });
 }
 
-#define PRODUCT(name, After, norm, warps, tiles, steps, groups, blocks)    \
-    KERNEL_EARLY(product_##name, Product, 32 * warps, blocks) {             \
-        product<After, norm, warps, tiles, steps, groups>(a);              \
+#define PRODUCT(name, After, warps, tiles, steps, groups, blocks)                  \
+    KERNEL_EARLY(product_##name, Product, 32 * warps, blocks) {                 \
+        product<After, warps, tiles, steps, groups>(a);                        \
     }
-// `tiles` of what has many outputs.
-#define PRODUCTS(rows, groups, tiles)                                               \
-    PRODUCT(rotated_normed_##rows, Rotated, true, 8, 2, 3, groups, 2)           \
-    PRODUCT(rotated_##rows, Rotated, false, 8, 2, 3, groups, 2)                 \
-    PRODUCT(gelu_normed_##rows, Gelu, true, 8, tiles, 3, groups, 2)             \
-    PRODUCT(gelu_##rows, Gelu, false, 8, tiles, 3, groups, 2)                   \
-    PRODUCT(residual_##rows, Residual, false, 8, 1, 3, groups, 2)               \
-    PRODUCT(residual_wide_##rows, Residual, false, 16, 1, 6, groups, 1)         \
-    PRODUCT(keep_normed_##rows, Keep, true, 8, tiles, 3, groups, 2)             \
-    PRODUCT(keep_##rows, Keep, false, 8, tiles, 3, groups, 2)
+#define PRODUCTS(rows, groups)                                   \
+    PRODUCT(rotated_##rows, Rotated, 8, 2, 3, groups, 2)      \
+    PRODUCT(gelu_##rows, Gelu, 8, 6, 3, groups, 1)            \
+    PRODUCT(residual_##rows, Residual, 8, 1, 3, groups, 2)    \
+    PRODUCT(residual_wide_##rows, Residual, 16, 2, 6, groups, 1) \
+    PRODUCT(keep_##rows, Keep, 8, 3, 3, groups, 2)
 
-PRODUCTS(16, 1, 3)
-PRODUCTS(32, 2, 3)
-PRODUCTS(64, 4, 2)
+PRODUCTS(16, 1)
+PRODUCTS(32, 2)
+PRODUCTS(64, 4)
