@@ -60,7 +60,7 @@ fn embedded() -> Result<String, Box<dyn Error>> {
 }
 
 const KERNELS: &str = "src/ops/kernels";
-/// The devices that kernels are compiled for; the last is for those to come. No contraction of multiply and add, so that
+/// The devices that kernels are compiled for (sm_90a is what all of compute capability 9.0 are); the last is for those to come. No contraction of multiply and add, so that
 /// results are those of the host.
 const NVCC: [&str; 13] = [
     "-fatbin",
@@ -70,7 +70,7 @@ const NVCC: [&str; 13] = [
     "-gencode",
     "arch=compute_80,code=sm_80",
     "-gencode",
-    "arch=compute_90,code=sm_90",
+    "arch=compute_90a,code=sm_90a",
     "-gencode",
     "arch=compute_90,code=compute_90",
     "-I",

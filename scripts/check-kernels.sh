@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Compiles every kernel as build.rs does, for sm_80 and sm_90, and prints what each takes; ends with 1 where one does not
+# Compiles every kernel as build.rs does, for sm_80 and sm_90a, and prints what each takes; ends with 1 where one does not
 # compile, and with 0 where there is no nvcc (looked for as in build.rs), saying so.
 set -euo pipefail
 cd "$(dirname "$0")/../src/ops/kernels"
@@ -18,7 +18,8 @@ fi
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 check() {
-  "$nvcc" -fatbin -std=c++17 -O3 -fmad=false -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 \
+  "$nvcc" -fatbin -std=c++17 -O3 -fmad=false -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90a,code=sm_90a \
+    -gencode arch=compute_90,code=compute_90 \
     -I . -Xptxas -v -o "$out/$1.fatbin" "$1" >"$out/$1.log" 2>&1 || touch "$out/$1.failed"
 }
 shopt -s nullglob

@@ -1,5 +1,5 @@
 // Kernels that probe the emulation itself.
-#include "../../src/ops/kernels/device.cuh"
+#include "../../src/ops/kernels/copies.cuh"
 
 struct Pair {
     const void *in;
@@ -61,9 +61,8 @@ KERNEL(probe_sum, Pair, 256) {
     const u32 *in = static_cast<const u32 *>(a.in);
     u64 *out = static_cast<u64 *>(a.out);
     for (u64 i = blockIdx.x * blockDim.x + threadIdx.x; i < a.count; i += gridDim.x * blockDim.x) atomic_add(out, u64(in[i]));
-    fence();
     barrier();
-    if (threadIdx.x == 0 && atomic_add(reinterpret_cast<u32 *>(out + 1), 1u) == gridDim.x - 1) out[2] = gridDim.x;
+    if (threadIdx.x == 0 && arrive(reinterpret_cast<u32 *>(out + 1)) == gridDim.x - 1) out[2] = gridDim.x;
 }
 
 // d [16, 8] = a [16, 16] b [16, 8] and, a second time, onto it. All by rows, a and b in bf16, one after the other.
@@ -99,6 +98,42 @@ KERNEL(probe_copies, Pair, 32) {
     for (int i = 0; i < 3; ++i) store16(out + (3 + i) * 32 + threadIdx.x, load16_once(tile + i * 32 + threadIdx.x));
 }
 
+// out [64]: the sums of `count` pieces of 64 words, which a third warp hands to the two others, two at a time; then what all
+// of them have together.
+KERNEL(probe_handed, Pair, 96) {
+    DYNAMIC_SHARED(u32, pieces);  // [2][64], [64]
+    u64 *there = reinterpret_cast<u64 *>(pieces + 3 * 64), *free = there + 2;
+    if (threadIdx.x == 0) {
+        for (int stage = 0; stage < 2; stage++) {
+            copies_start(there + stage);
+            leaves_start(free + stage, 2);
+        }
+    }
+    barrier();
+    if (warp_id() == 2) {
+        for (u32 piece = 0; piece < a.count; piece++) {
+            const u32 stage = piece % 2, turn = piece / 2;
+            if (turn > 0) wait_for(free + stage, (turn - 1) & 1);
+            copies_begin(there + stage, 256);
+            const u32 *from = static_cast<const u32 *>(a.in) + 64 * piece;
+            copies_by_warp<4>(pieces + 64 * stage, 64, there + stage, [&](u32 quarter) { return from + 16 * quarter; });
+            copies_end(there + stage);
+        }
+        return;
+    }
+    u32 sum = 0;
+    for (u32 piece = 0; piece < a.count; piece++) {
+        wait_for(there + piece % 2, piece / 2 & 1);
+        sum += pieces[piece % 2 * 64 + 63 - threadIdx.x];
+        warp_barrier();
+        leave(free + piece % 2);
+    }
+    u32 *sums = pieces + 2 * 64;
+    sums[threadIdx.x] = sum;
+    barrier_of<64>();
+    static_cast<u32 *>(a.out)[threadIdx.x] = sum + sums[63 - threadIdx.x];
+}
+
 // Mistakes, by `count`.
 KERNEL(probe_mistake, Pair, 64) {
     u8 *out = static_cast<u8 *>(a.out);
@@ -125,7 +160,15 @@ KERNEL(probe_mistake, Pair, 64) {
         barrier();
         out[threadIdx.x] = 7;
         break;
-    case 8: out[-(1ll << 45)] = 1; // no memory at all
+    case 8: // nobody comes
+        copies_start(reinterpret_cast<u64 *>(dynamic));
+        wait_for(reinterpret_cast<const u64 *>(dynamic), 0);
+        break;
+    case 9: // one of two warps at the barrier, the other at one that is not its own
+        if (warp_id() == 0) barrier();
+        else barrier_of<32>();
+        break;
+    case 10: out[-(1ll << 45)] = 1; // no memory at all
     }
 }
 

@@ -152,6 +152,21 @@ fn copies_land_at_the_wait_that_guarantees_them() {
 }
 
 #[test]
+fn what_one_warp_copies_is_handed_to_others() {
+    for rig in Rig::orders() {
+        for count in [1usize, 2, 5] {
+            let numbers = words(64 * count);
+            let (input, out) = (rig.buffer(&numbers), rig.empty(256));
+            let args = pair(&input, &out, count as u64);
+            rig.launch("probe_handed", 1, (96, 3 * 256 + 32), &args).unwrap();
+            let sum = |at: usize| numbers.chunks(64).fold(0u32, |sum, piece| sum.wrapping_add(piece[at]));
+            let expected: Vec<u32> = (0..64).map(|at| sum(63 - at).wrapping_add(sum(at))).collect();
+            assert_eq!(out.read::<u32>(0, 64).unwrap(), expected);
+        }
+    }
+}
+
+#[test]
 fn mistakes_are_told() {
     for rig in Rig::orders() {
         let out = Buffer::zeros(&rig.machine, 64).unwrap();
@@ -184,7 +199,11 @@ fn mistakes_are_told() {
         run(7, 0).unwrap();
         expected[32..].fill(7);
         assert_eq!(out.read::<u8>(0, 64).unwrap(), expected);
-        let nowhere = run(8, 0).unwrap_err().to_string();
+        for (mistake, words) in [(8, "waits in vain"), (9, "at a barrier to which not all come")] {
+            let told = run(mistake, 64).unwrap_err().to_string();
+            assert!(told.contains(words), "{told}");
+        }
+        let nowhere = run(10, 0).unwrap_err().to_string();
         assert!(
             nowhere.contains("probe_mistake") && nowhere.contains(" touches 0x"),
             "{nowhere}"

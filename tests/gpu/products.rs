@@ -66,7 +66,19 @@ fn rotating_is_sign_by_sign() {
     }
 }
 
-/// A launch of groups of parts, some of them in several banks, with as many splits as `processors` ask for; y after it.
+/// A small device with much to do for each block, and one with many processors.
+const ROOMS: [Room; 2] = [
+    Room {
+        processors: 1,
+        shared: 99 << 10,
+    },
+    Room {
+        processors: 40,
+        shared: 164 << 10,
+    },
+];
+
+/// A launch of groups of parts, some of them in several banks, shared out as `room` asks for; y after it.
 struct Products<'a, T> {
     shape: [usize; 2],
     x: &'a [T],
@@ -75,43 +87,44 @@ struct Products<'a, T> {
     variants: &'a Variants,
     groups: &'a [Group],
     parts: &'a [PartFacts],
+    /// Whether the parts' rows of y are written: NaN is there before.
+    writes: bool,
 }
 
 impl<T: Number> Products<'_, T> {
-    fn run(&self, rig: &Rig, tier: usize, processors: u32) -> Vec<f32> {
+    fn run(&self, rig: &Rig, tier: usize, room: Room) -> Vec<f32> {
         let [out, input] = self.shape;
         let banks: Vec<_> = self.banks.iter().map(|bank| rig.buffer(&bank.tiles)).collect();
         let addresses: Vec<u64> = banks.iter().map(|bank| bank.address()).collect();
-        let room = Room {
-            processors,
-            shared: rig.machine().shared(),
-        };
         let split = Split::banks(room, (tier, self.groups.len()), (out, input));
-        let (x, y, banks) = (rig.buffer(self.x), rig.buffer(self.y), rig.buffer(&addresses));
+        let mut y = self.y.to_vec();
+        for part in self.parts.iter().filter(|_| self.writes) {
+            y[part.row as usize * out..][..out].fill(f32::NAN);
+        }
+        let (x, y, banks) = (rig.buffer(self.x), rig.buffer(&y), rig.buffer(&addresses));
         let (parts, groups) = (rig.buffer(self.parts), rig.buffer(self.groups));
         let (keys, outputs) = (rig.buffer(&self.variants.keys), rig.buffer(&self.variants.outputs));
         let (partial, counters) = (
             rig.empty(split.partial_bytes()),
             rig.buffer(&vec![0u32; split.counters()]),
         );
+        let images = rig.empty(split.image_bytes());
         let args = BankGemm {
-            x: x.address(),
+            x: images.address(),
             y: y.address(),
             banks: banks.address(),
             parts: parts.address(),
             groups: groups.address(),
-            keys: keys.address(),
             outputs: outputs.address(),
             partial: partial.address(),
             counters: counters.address(),
             out: out as u32,
             pitch: out as u32,
             input: input as u32,
-            ..BankGemm::default()
+            writes: self.writes.into(),
         };
-        let rotated = rig.empty(split.rotated_bytes(self.parts.len(), input, T::DTYPE));
-        let parts = (self.parts.len(), rotated.address());
-        args.launch(rig.machine(), T::DTYPE, split, parts).unwrap();
+        args.launch(rig.machine(), T::DTYPE, split, (x.address(), keys.address()))
+            .unwrap();
         assert!(
             counters
                 .read::<u32>(0, split.counters())
@@ -126,6 +139,9 @@ impl<T: Number> Products<'_, T> {
     fn expected(&self) -> Vec<(f64, f64)> {
         let [out, input] = self.shape;
         let mut y: Vec<_> = self.y.iter().map(|&y| (f64::from(y), f64::from(y.abs()))).collect();
+        for part in self.parts.iter().filter(|_| self.writes) {
+            y[part.row as usize * out..][..out].fill((0.0, 0.0));
+        }
         for group in self.groups {
             for part in &self.parts[group.first as usize..][..group.count as usize] {
                 let (row, variant) = (part.row as usize, part.variant as usize);
@@ -133,9 +149,10 @@ impl<T: Number> Products<'_, T> {
                     let gain = f64::from(part.weight) * self.variants.outputs[variant * out + output].to_f64();
                     for i in 0..input {
                         let (quant, step, minimum) = self.banks[group.bank as usize].parts(output, i);
-                        let [middle, step] = [8.0 * step - minimum, step].map(|x| bf16::from_f32(x).to_f64());
-                        // A number of 4 bits times one of 8, and another: exact in f64, but for sizes that do not come up.
-                        let weight = bf16::from_f64((f64::from(quant) - 8.0) * step + middle).to_f64();
+                        let step = bf16::from_f32(step).to_f32();
+                        let offset = bf16::from_f32((-16f32).mul_add(step, -minimum)).to_f64();
+                        // A number of 5 bits times one of 8, and another: exact in f64, but for sizes that do not come up.
+                        let weight = bf16::from_f64((f64::from(quant) + 16.0) * f64::from(step) + offset).to_f64();
                         let x = bf16::from_f32(self.x[row * input + i].wide() * self.variants.signs[variant].sign(i));
                         let term = gain * weight * x.to_f64();
                         y[row * out + output].0 += term;
@@ -162,7 +179,7 @@ fn parts_of_many_banks_go_through_one_launch() {
             bank,
             first,
             count,
-            unused: 0,
+            groups: 2,
         };
         let products = Products {
             shape: [out, input],
@@ -172,23 +189,25 @@ fn parts_of_many_banks_go_through_one_launch() {
             variants: &variants,
             groups: &[group(1, 0, 4), group(0, 4, 3), group(0, 0, 0)],
             parts: &parts,
+            writes: false,
         };
         let expected = products.expected();
         for rig in Rig::all().step_by(2) {
-            for processors in [1, 40] {
-                let all = TIERS.map(|tier| products.run(&rig, tier, processors));
-                for (i, (&found, &(expected, size))) in all[0].iter().zip(&expected).enumerate() {
-                    let error = (f64::from(found) - expected).abs();
-                    assert!(
-                        error <= 1e-6 * size,
-                        "{found}, not {expected}, at {i} of {out} x {input}"
-                    );
+            for room in ROOMS {
+                for tier in TIERS {
+                    let found = products.run(&rig, tier, room);
+                    for (i, (&found, &(expected, size))) in found.iter().zip(&expected).enumerate() {
+                        let error = (f64::from(found) - expected).abs();
+                        assert!(
+                            error <= 1e-6 * size,
+                            "{found}, not {expected}, at {i} of {out} x {input} in groups of {tier}"
+                        );
+                    }
                 }
-                assert!(all.iter().all(|y| *y == all[0]), "the tiers differ for {out} x {input}");
             }
         }
     }
-    for shape in [[16, 256], [130, 300], [5, 1100], [40, 777]] {
+    for shape in [[16, 256], [130, 300], [5, 1100], [40, 777], [300, 200]] {
         check::<f32>(shape);
         check::<bf16>(shape);
     }
@@ -212,11 +231,15 @@ fn full_groups_of_every_tier() {
             variants: &variants,
             groups: &[Group {
                 count: tier as u32,
+                groups: 1,
                 ..Group::default()
             }],
             parts: &parts,
+            writes: tier != 16,
         };
-        for (found, (expected, size)) in products.run(&rig, tier, 4).into_iter().zip(products.expected()) {
+        let found = ROOMS.into_iter().flat_map(|room| products.run(&rig, tier, room));
+        let expected = products.expected();
+        for (found, &(expected, size)) in found.zip(expected.iter().cycle()) {
             assert!(
                 (f64::from(found) - expected).abs() <= 1e-6 * size,
                 "{found}, not {expected}"

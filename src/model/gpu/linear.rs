@@ -139,12 +139,11 @@ impl GpuLinear {
                 }
                 let split = wave.shape.split(Room::of(machine), out, input);
                 BankGemm {
-                    x,
+                    x: scratch.rotated,
                     y,
                     banks: variants.addresses.address(),
                     parts: wave.parts,
                     groups: wave.groups,
-                    keys: variants.keys(),
                     outputs: variants.outputs(),
                     partial: scratch.partial,
                     counters: scratch.counters,
@@ -153,7 +152,7 @@ impl GpuLinear {
                     input: input as u32,
                     ..BankGemm::default()
                 }
-                .launch(machine, device.dtype, split, (wave.shape.parts, scratch.rotated))?;
+                .launch(machine, device.dtype, split, (x, variants.keys()))?;
                 continue;
             }
             for (bank, parts) in &wave.dense {

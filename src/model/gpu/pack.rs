@@ -175,17 +175,19 @@ fn wave(parts: Vec<PartFacts>, writer: &mut Writer) -> Wave {
     }
     let most = dense.iter().map(|(_, range)| range.len()).max().unwrap_or(0);
     let tier = TIERS.into_iter().find(|&tier| tier >= most).unwrap_or(TIERS[3]);
-    let groups: Vec<Group> = dense
+    let mut groups: Vec<Group> = dense
         .iter()
         .flat_map(|(bank, range)| {
             range.clone().step_by(tier).map(|first| Group {
                 bank: *bank,
                 first: first as u32,
                 count: tier.min(range.end - first) as u32,
-                unused: 0,
+                groups: 0,
             })
         })
         .collect();
+    let count = groups.len() as u32;
+    groups.iter_mut().for_each(|group| group.groups = count);
     let shape = WaveShape {
         tier,
         groups: rounded(groups.len()),

@@ -77,7 +77,7 @@ impl Work {
                 if linear.variants.tiled {
                     let split = wave.split(Room::of(&*device.machine), out, input);
                     partial = partial.max(split.partial_bytes());
-                    rotated = rotated.max(split.rotated_bytes(wave.parts, input, device.dtype));
+                    rotated = rotated.max(split.image_bytes());
                     counters = counters.max(4 * split.counters());
                 } else {
                     rotated = rotated.max(wave.parts * input * element);

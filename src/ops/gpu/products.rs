@@ -21,23 +21,22 @@ pub struct PartFacts {
 pub struct Group {
     pub bank: u32,
     pub first: u32,
-    /// 0 for a group that pads the launch.
+    /// 0 for a group that pads the launch, after all others.
     pub count: u32,
-    pub unused: u32,
+    /// How many do not pad the launch.
+    pub groups: u32,
 }
 
 /// Inputs to a super-block.
 const SUPER: usize = 256;
 /// Sizes of groups that there are kernels for.
 pub const TIERS: [usize; 4] = [8, 16, 32, 64];
-/// Size of groups from which on parts are rotated before they go through a bank.
-const ROTATED: usize = 32;
 
 /// y += the products of a launch's groups with their banks.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct BankGemm {
-    /// [rows, input].
+    /// [`Split::image_bytes`] bytes: what [`RotateRows`] makes of x.
     pub x: u64,
     /// [rows, pitch] f32.
     pub y: u64,
@@ -47,8 +46,6 @@ pub struct BankGemm {
     pub parts: u64,
     /// [`Group`]s.
     pub groups: u64,
-    /// [variants][8] u32.
-    pub keys: u64,
     /// [variants][out] bf16.
     pub outputs: u64,
     /// [`Split::partial_bytes`] bytes.
@@ -59,9 +56,8 @@ pub struct BankGemm {
     /// From one row of y to the next.
     pub pitch: u32,
     pub input: u32,
-    pub splits: u32,
-    pub supers: u32,
-    pub unused: u32,
+    /// Whether the parts' rows of y are written rather than added to.
+    pub writes: u32,
 }
 
 /// What a machine has for blocks.
@@ -85,63 +81,65 @@ impl Room {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Split {
     /// Parts to a group.
-    tier: usize,
+    rows: usize,
     groups: usize,
-    /// Warps beside each other: 32 outputs each.
+    /// Times 64 outputs to a block.
     outs: usize,
+    /// Shares of a super-block's inputs within a block.
+    slices: usize,
+    /// Super-blocks in shared memory.
+    stages: usize,
     strips: usize,
-    splits: usize,
-    /// Super-blocks to a split.
     supers: usize,
-}
-
-/// Bytes of shared memory: several super-blocks of x and of the bank, and the signs of a share where they are needed.
-fn shared(tier: usize, outs: usize, supers: usize) -> usize {
-    let stages = if tier > 32 { 3 } else { 4 };
-    let signs = if tier < ROTATED {
-        tier * (supers / 2 + 1) * 64
-    } else {
-        0
-    };
-    let tiles = 2 * outs * size_of::<Tile>();
-    stages * (tier * (SUPER + 8) * 2 + tiles) + signs
+    blocks: usize,
 }
 
 impl Split {
-    /// For `groups` groups of at most `tier` parts with banks of [out, input]: as many blocks as run side by side, as nearly as the
-    /// sizes allow.
-    pub fn banks(room: Room, (tier, groups): (usize, usize), (out, input): (usize, usize)) -> Self {
-        let processors = room.processors as usize;
-        let all = input.div_ceil(SUPER).max(1);
-        let outs = if out * groups >= 64 * processors { 4 } else { 2 };
-        let strips = out.div_ceil(32 * outs);
-        let slots = if tier >= ROTATED { processors } else { 2 * processors };
-        let fits = |supers: usize| supers == 1 || shared(tier, outs, supers) + 2048 <= room.shared as usize;
-        // In tenths of a microsecond, as measured on an H200: a super-block, a block's begin and end, and adding up shares.
-        let each = outs / 2 * (5 + tier / 8);
-        let cost = |splits: usize| {
-            let waves = (strips * groups * splits).div_ceil(slots);
-            waves * (each * all.div_ceil(splits) + 60) + if splits > 1 { 15 + tier / 4 } else { 0 }
+    /// For `groups` groups of at most `rows` parts with banks of [out, input]: as many blocks as run side by side, or as there
+    /// are units of work.
+    pub fn banks(room: Room, (rows, groups): (usize, usize), (out, input): (usize, usize)) -> Self {
+        let supers = input.div_ceil(SUPER).max(1);
+        let of = |(outs, slices, stages): (usize, usize, usize)| {
+            let strips = out.div_ceil(64 * outs);
+            Self {
+                rows,
+                groups,
+                outs,
+                slices,
+                stages,
+                strips,
+                supers,
+                // Two to a processor.
+                blocks: (groups * strips * supers).min(2 * room.processors as usize),
+            }
         };
-        let possible = (1..=all.min(16)).filter(|&splits| fits(all.div_ceil(splits)));
-        let splits = possible.min_by_key(|&splits| cost(splits)).unwrap_or(all);
-        let supers = all.div_ceil(splits);
-        Self {
-            tier,
-            groups,
-            outs,
-            strips,
-            splits: all.div_ceil(supers),
-            supers,
-        }
+        // What was fastest on an H200: where every block has several units, few rows are better off with more outputs to a block.
+        let (wide, narrow) = match rows {
+            8 | 16 => (of((2, 1, 3)), of((1, 2, 4))),
+            32 => (of((2, 1, 3)), of((1, 2, 3))),
+            _ => (of((1, 2, 2)), of((1, 2, 2))),
+        };
+        let units = groups * wide.strips * supers;
+        let fits = |split: &Self| split.shared() <= room.shared as usize;
+        let much = Some(wide).filter(|wide| units > 2 * wide.blocks && fits(wide));
+        much.unwrap_or(if fits(&narrow) { narrow } else { of((1, 1, 2)) })
+    }
+
+    /// Bytes of shared memory.
+    fn shared(&self) -> usize {
+        let stage = self.rows * 2 * SUPER + 4 * self.outs * size_of::<Tile>();
+        let rest = self.rows * size_of::<PartFacts>() + self.stages * 16 + 16;
+        self.stages * stage + (self.slices - 1) * self.outs * self.sums() + rest
+    }
+
+    /// Bytes of 64 outputs' sums.
+    fn sums(&self) -> usize {
+        self.rows * 64 * size_of::<f32>()
     }
 
     /// Bytes of partial sums.
     pub fn partial_bytes(&self) -> usize {
-        match self.splits {
-            1 => 0,
-            splits => self.groups * self.strips * splits * self.tier * 32 * self.outs * size_of::<f32>(),
-        }
+        self.blocks * 2 * self.outs * self.sums()
     }
 
     /// Counters of shares that are done.
@@ -149,45 +147,50 @@ impl Split {
         self.groups * self.strips
     }
 
-    /// Bytes of `parts` parts with their signs, which a launch needs where groups are large.
-    pub fn rotated_bytes(&self, parts: usize, input: usize, dtype: Dtype) -> usize {
-        if self.tier < ROTATED {
-            return 0;
-        }
-        parts * input * dtype.size()
+    /// Bytes of the parts' rows with their signs.
+    pub fn image_bytes(&self) -> usize {
+        self.groups * self.supers * self.rows * 2 * SUPER
     }
 }
 
 impl BankGemm {
-    /// `dtype` is x's; `parts` says how many there are; `rotated` is the address of [`Split::rotated_bytes`] bytes.
-    pub fn launch(
-        &self,
-        machine: &dyn Machine,
-        dtype: Dtype,
-        split: Split,
-        (parts, rotated): (usize, u64),
-    ) -> Result<()> {
-        let mut args = BankGemm {
-            splits: split.splits as u32,
-            supers: split.supers as u32,
-            ..*self
-        };
-        if split.tier >= ROTATED {
-            args.x = rotated;
-            RotateIn {
-                x: self.x,
-                out: rotated,
-                parts: self.parts,
-                keys: self.keys,
-                input: self.input,
-                unused: 0,
-            }
-            .launch(machine, dtype, parts)?;
+    /// `x` is the address of [rows, input] of `dtype`, `keys` of [variants][8] u32.
+    pub fn launch(&self, machine: &dyn Machine, dtype: Dtype, split: Split, (x, keys): (u64, u64)) -> Result<()> {
+        RotateRows {
+            x,
+            out: self.x,
+            parts: self.parts,
+            groups: self.groups,
+            keys,
+            input: self.input,
+            rows: split.rows as u32,
         }
-        let grid = [split.strips, split.splits, split.groups].map(|size| size as u32);
-        let bytes = shared(split.tier, split.outs, split.supers);
-        let name = format!("bank_gemm_{}_{}_{}", dtype.suffix(), split.tier, split.outs);
-        launch(machine, &name, grid, (THREADS, bytes as u32), &args)
+        .launch(machine, dtype, split.groups)?;
+        let Split { rows, outs, slices, .. } = split;
+        let name = format!("bank_gemm_{rows}_{outs}_{slices}");
+        let shape = ((128 * outs * slices + 32) as u32, split.shared() as u32);
+        launch(machine, &name, [split.blocks as u32, 1, 1], shape, self)
+    }
+}
+
+/// Rows of groups of parts, with their variants' signs, as images (`kernels/images.cuh`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+struct RotateRows {
+    x: u64,
+    out: u64,
+    parts: u64,
+    groups: u64,
+    keys: u64,
+    input: u32,
+    /// Of an image.
+    rows: u32,
+}
+
+impl RotateRows {
+    fn launch(&self, machine: &dyn Machine, dtype: Dtype, groups: usize) -> Result<()> {
+        let grid = [self.input.div_ceil(4 * 512), groups as u32 * self.rows, 1];
+        launch_of(machine, ("rotate_rows", dtype), grid, (128, 0), self)
     }
 }
 
@@ -267,4 +270,12 @@ impl GatherEmbedding {
     }
 }
 
-plain!(PartFacts, Group, BankGemm, RotateIn, RotateOut, GatherEmbedding);
+plain!(
+    PartFacts,
+    Group,
+    BankGemm,
+    RotateRows,
+    RotateIn,
+    RotateOut,
+    GatherEmbedding
+);

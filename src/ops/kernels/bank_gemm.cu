@@ -1,319 +1,339 @@
 // y += c_k (a_k l_k) ⊙ (S_b (r_k ⊙ x)) for the rows of many variants and several banks in one launch: the second product of a
-// superposed layer. It passes over a bank once: tiles and rows of x are copied to shared memory several super-blocks ahead, and
-// 4-bit weights are widened on the way from there to the tensor cores. Signs of the input side are folded in where x lies in
-// shared memory, or, where rows are many, before; gains and signs of the output side, scale and mix weight where y is added to.
+// superposed layer. It passes over a bank once: tiles and images of the rows (rotate.cu) are copied to shared memory several
+// super-blocks ahead, tiles from before the kernel before has ended, and 4-bit weights are widened on the way from there to
+// the tensor cores. Gains and signs of the output side, scale and mix weight are folded in where y is added to.
 //
-// OUTS of a block's eight warps are beside each other, 32 outputs each; the others share out the 256 inputs of a super-block with
-// them. Every sum has one order, which the sizes of the launch decide.
+// The work is a row of units, by group, strip of outputs and super-block of 256 inputs, of which every block has an equal share.
+// What lies within one strip of the outputs is added up in registers; a strip that several blocks have shares of is added up by
+// the last of them, in their order. Every sum has one order, which the sizes of the launch decide.
+#include "copies.cuh"
+#include "images.cuh"
 #include "parts.cuh"
-#include "tiles.cuh"
-
-// Parts of one bank that go through it together.
-struct Group {
-    u32 bank;
-    u32 first;  // index of its first part
-    u32 count;  // 0 for a group that pads the launch
-    u32 unused;
-};
 
 struct BankGemm {
-    const void *x;         // [rows, input], or [parts, input] with the parts' signs
+    const u8 *x;           // [groups][super-blocks] images
     float *y;              // [rows, pitch]
     const u64 *banks;      // addresses of tiles
     const Part *parts;     // no two of one row
-    const Group *groups;   // [grid z]
-    const u32 *keys;       // [variants][8], input side
+    const Group *groups;
     const bf16 *outputs;   // [variants][out]: c a l
-    float *partial;        // [grid z][grid x][splits][ROWS][outputs of a block], where there are several splits
-    u32 *counters;         // [grid z][grid x], all 0 before and after
+    float4 *partial;       // [grid x][2][OUTS][ROWS / 8][128]
+    u32 *counters;         // [groups][strips], all 0 before and after
     u32 out;
-    u32 pitch;             // from one row of y to the next, at least `out`
+    u32 pitch;             // from one row of y to the next
     u32 input;
-    u32 splits;            // grid y
-    u32 supers;            // super-blocks to a split
-    u32 unused;
+    u32 writes;            // whether the parts' rows of y are written rather than added to
 };
 
-const int WARPS = 8, THREADS = 32 * WARPS;
-const int PITCH = TILE_IN + 8;  // of x in shared memory: rows lie four banks apart
+// What a warp needs of one tile's 256 inputs to widen it.
+struct Steps {
+    uint4 levels;
+    float scale[2], scale_less[2], minimum[2], minimum_less[2];
+};
 
-// Fragments of sixteen outputs and 64 inputs, four steps of sixteen inputs, from a tile in shared memory.
-DEVICE void widen_tile(u32 (&weights)[4][4], const Tile &tile, int quarter) {
+DEVICE Steps steps_of(const Tile &tile) {
     const int g = lane_id() / 4, t = lane_id() % 4;
-    const uint4 quants = load16(&tile.quants[quarter][lane_id()]);
-    const u32 level = reinterpret_cast<const u32 *>(&tile.levels[t / 2][g])[quarter];
     const uint2 halves = *reinterpret_cast<const uint2 *>(tile.halves[g]);
-    // w = (quant - 8) · step + middle, with both rounded to bfloat16.
-    u32 step[2], middle[2];
+    Steps steps;
+    steps.levels = load16(&tile.levels[t / 2][g]);
 #pragma unroll
     for (int upper = 0; upper < 2; upper++) {
-        const u32 half = upper ? halves.y : halves.x, pair = upper ? level >> 16 : level & 0xffffu;
-        const float s = half_to_float(u16(half)) * float(pair & 0xffu);
-        const float m = 8.0f * s - half_to_float(u16(half >> 16)) * float(pair >> 8);
-        step[upper] = pack_bf16(s, s);
-        middle[upper] = pack_bf16(m, m);
+        const u32 half = upper ? halves.y : halves.x;
+        steps.scale[upper] = half_to_float(u16(half));
+        steps.scale_less[upper] = -8388608.0f * steps.scale[upper];
+        steps.minimum[upper] = half_to_float(u16(half >> 16));
+        steps.minimum_less[upper] = -8388608.0f * steps.minimum[upper];
     }
-#pragma unroll
-    for (int s = 0; s < 4; s++) {
-#pragma unroll
-        for (int p = 0; p < 4; p++) {
-            // 128 + quant as bfloat16, less 136: exact.
-            const u32 shifted = ((word_of(quants, s) >> (4 * p)) & 0x000f000fu) | 0x43004300u;
-            const u32 centred = fused_bf16x2(shifted, 0x3f803f80u, 0xc308c308u);
-            weights[s][p] = fused_bf16x2(centred, step[p % 2], middle[p % 2]);
-        }
-    }
+    return steps;
 }
 
-// Up to eight numbers as bfloat16, zeros after them.
-template <typename T>
-DEVICE uint4 narrowed8(const T *at, u32 count) {
-    float v[8];
+// w = (16 + quant) · step + offset, rounded once, with both rounded to bfloat16, twice each: of outputs g and g + 8, for 64 inputs.
+struct Scales {
+    u32 step[2], offset[2];
+};
+
+DEVICE Scales scales_of(const Steps &steps, int quarter) {
+    const u32 level = word_of(steps.levels, quarter);
+    Scales scales;
 #pragma unroll
-    for (int i = 0; i < 8; i++) v[i] = u32(i) < count ? widen(at[i]) : 0.0f;
-    return make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
+    for (int upper = 0; upper < 2; upper++) {
+        // 2^23 + byte as a float: exact, and so is what is left of the products.
+        auto level_times = [&](u32 byte, float by, float less) {
+            return fused(float_of(picked_bytes(level, 0x4b000000u, 0x7540u | byte)), by, less);
+        };
+        const float step = level_times(2 * upper, steps.scale[upper], steps.scale_less[upper]);
+        const float minimum = level_times(2 * upper + 1, steps.minimum[upper], steps.minimum_less[upper]);
+        scales.step[upper] = pack_bf16(step, step);
+        const float offset = fused(-16.0f, widen_low(scales.step[upper]), -minimum);
+        scales.offset[upper] = pack_bf16(offset, offset);
+    }
+    return scales;
+}
+
+// A fragment of sixteen outputs and sixteen inputs.
+DEVICE void widen_word(u32 (&weights)[4], u32 word, const Scales &scales) {
+#pragma unroll
+    for (int p = 0; p < 4; p++) {
+        // 16 + quant as bfloat16.
+        const u32 quant = masked_or(p == 0 ? word << 3 : word >> (4 * p - 3), 0x00780078u, 0x41804180u);
+        weights[p] = fused_bf16x2(quant, scales.step[p % 2], scales.offset[p % 2]);
+    }
 }
 
 DEVICE float4 added(float4 a, float4 b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
 
-template <typename T>
-struct IsBf16 {
-    static const bool yes = false;
-};
-template <>
-struct IsBf16<bf16> {
-    static const bool yes = true;
-};
-
-// A block to 32 OUTS outputs (grid x), a share of the inputs (grid y) and a group of up to ROWS parts (grid z). Many parts come
-// with their signs: too much of the time would go into changing them here.
-template <typename T, int ROWS, int OUTS>
+// A block has 4 OUTS SLICES warps for products, 16 outputs to a warp, 64 OUTS to a block, SLICES sharing out a super-block's inputs;
+// one more fetches what they need.
+template <int ROWS, int OUTS, int SLICES, int STAGES>
 DEVICE void bank_gemm(const BankGemm &a) {
-    const bool SIGNED = ROWS < 32;
-    const int QUARTERS = 4 * OUTS / WARPS;  // of 64 inputs, to a warp
-    const int COLUMNS = ROWS / 8;   // tiles of eight parts
-    const int PIECES = ROWS / WARPS;  // of eight inputs of x, to a thread and super-block: a warp to a part
-    const int SLICES = WARPS / OUTS, WIDTH = 32 * OUTS, SUM_PITCH = WIDTH + 4;
-    const int TILES = 2 * OUTS, TILE_PIECES = sizeof(Tile) / 16;
-    const int STAGES = ROWS > 32 ? 3 : 4, STAGE = ROWS * PITCH * 2 + TILES * sizeof(Tile);
-    DYNAMIC_SHARED(u8, dynamic);  // [STAGES] of rows of x [ROWS][PITCH] and tiles, then signs [ROWS][words]
-    u32 *signs = reinterpret_cast<u32 *>(dynamic + STAGES * STAGE);
-    SHARED Part parts[ROWS];
-    SHARED u32 last;
+    const int WARPS = 4 * OUTS * SLICES, TILES = 4 * OUTS, COLUMNS = ROWS / 8, QUARTERS = 4 / SLICES, IMAGE = ROWS * IMAGE_ROW;
+    DYNAMIC_SHARED(u8, images);  // [STAGES], then [STAGES][TILES] tiles, [SLICES - 1][OUTS][COLUMNS][128] sums and the rest
+    Tile *tiles = reinterpret_cast<Tile *>(images + STAGES * IMAGE);
+    float4 *shares = reinterpret_cast<float4 *>(tiles + STAGES * TILES);
+    Part *parts = reinterpret_cast<Part *>(shares + (SLICES - 1) * OUTS * COLUMNS * 128);
+    u64 *there = reinterpret_cast<u64 *>(parts + ROWS), *free = there + STAGES;
+    u32 *last = reinterpret_cast<u32 *>(free + STAGES);
 
-    const Group group = a.groups[blockIdx.z];
-    if (group.count == 0) return;
-    const u32 count = group.count;
-    const u32 all = (a.input + TILE_IN - 1) / TILE_IN, strips = (a.out + TILE_OUT - 1) / TILE_OUT;
-    const u32 begin = blockIdx.y * a.supers, end = begin + a.supers < all ? begin + a.supers : all;
-    const u32 supers = end - begin;
-    const int g = lane_id() / 4, t = lane_id() % 4;
-    const int slice = warp_id() / OUTS, quarter = slice * QUARTERS;
-    if (threadIdx.x < count) parts[threadIdx.x] = a.parts[group.first + threadIdx.x];
-
-    auto stage_of = [&](u32 super) { return dynamic + super % STAGES * STAGE; };
-    // Sixteen bytes of tiles at a time; past the last outputs, the last tile once more.
-    const Tile *bank = reinterpret_cast<const Tile *>(a.banks[group.bank]);
-    const int TURNS = (TILES * TILE_PIECES + THREADS - 1) / THREADS;
-    const u8 *pieces[TURNS];
-#pragma unroll
-    for (int turn = 0; turn < TURNS; turn++) {
-        const u32 piece = turn * THREADS + threadIdx.x, wanted = blockIdx.x * TILES + piece / TILE_PIECES;
-        const u32 strip = wanted < strips ? wanted : strips - 1;
-        pieces[turn] = reinterpret_cast<const u8 *>(bank + size_t(strip) * all + begin) + 16 * (piece % TILE_PIECES);
-    }
-    auto fetch_tiles = [&](u32 super) {
-        u8 *to = stage_of(super) + ROWS * PITCH * 2 + 16 * threadIdx.x;
-#pragma unroll
-        for (int turn = 0; turn < TURNS; turn++) {
-            if (turn * THREADS + threadIdx.x < TILES * TILE_PIECES) {
-                copy16_async(to + 16 * THREADS * turn, pieces[turn] + super * sizeof(Tile));
-            }
-        }
+    const u32 all = (a.input + TILE_IN - 1) / TILE_IN, rows16 = (a.out + TILE_OUT - 1) / TILE_OUT;
+    const u32 strips = (rows16 + TILES - 1) / TILES, units = a.groups[0].groups * strips * all;
+    const u32 blocks = gridDim.x < units ? gridDim.x : units;
+    if (blockIdx.x >= blocks) return;
+    const u32 begin = blockIdx.x * units / blocks, end = (blockIdx.x + 1) * units / blocks;
+    u32 super = begin % all, strip = begin / all % strips, group = begin / all / strips;
+    auto go_on = [&]() {
+        if (++super < all) return;
+        super = 0;
+        if (++strip < strips) return;
+        strip = 0;
+        group++;
     };
-    const bool direct = IsBf16<T>::yes && a.input % 8 == 0;
-    auto fetch_rows = [&](u32 super) {
-        const u32 column = (begin + super) * TILE_IN + 8 * lane_id();
-        bf16 *x = reinterpret_cast<bf16 *>(stage_of(super)) + 8 * lane_id();
-        auto at = [&](u32 row) {
-            return static_cast<const T *>(a.x) + size_t(SIGNED ? parts[row].row : group.first + row) * a.input + column;
+    if (threadIdx.x == 0) {
+        for (int stage = 0; stage < STAGES; stage++) {
+            copies_start(there + stage);
+            leaves_start(free + stage, WARPS);
+        }
+    }
+    barrier();
+
+    if (warp_id() == WARPS) {
+        const Tile *bank = nullptr;
+        auto fetch_tiles = [&](u32 stage) {
+            if (bank == nullptr || (super == 0 && strip == 0)) bank = reinterpret_cast<const Tile *>(a.banks[a.groups[group].bank]);
+            copies_begin(there + stage, IMAGE + TILES * sizeof(Tile));
+            // Past the last outputs, the last tile once more.
+            copies_by_warp<TILES>(tiles + stage * TILES, sizeof(Tile), there + stage, [&](u32 tile) {
+                const u32 wanted = strip * TILES + tile, row16 = wanted < rows16 ? wanted : rows16 - 1;
+                return bank + size_t(row16) * all + super;
+            });
         };
-        if (direct && column < a.input) {
-#pragma unroll
-            for (int i = 0; i < PIECES; i++) {
-                const u32 row = i * WARPS + warp_id();
-                if (row < count) copy16_async(x + row * PITCH, at(row));
-            }
-            return;
-        }
+        auto fetch_image = [&](u32 stage) {
+            const u8 *from = a.x + (size_t(group) * all + super) * IMAGE;
+            copies_by_warp<1>(images + stage * IMAGE, IMAGE, there + stage, [&](u32) { return from; });
+            copies_end(there + stage);
+        };
+        const u32 ready = end - begin < STAGES ? end - begin : STAGES;
+        const u32 super_first = super, strip_first = strip, group_first = group;
+        for (u32 stage = 0; stage < ready; stage++, go_on()) fetch_tiles(stage);
+        super = super_first, strip = strip_first, group = group_first;
+        await_before();
+        let_next_start();
+        for (u32 stage = 0; stage < ready; stage++, go_on()) fetch_image(stage);
+        u32 stage = 0, turn = 0;
 #pragma unroll 1
-        for (u32 row = warp_id(); row < count; row += WARPS) {
-            store16(x + row * PITCH, narrowed8(at(row), column < a.input ? a.input - column : 0));
+        for (u32 unit = begin + STAGES; unit < end; unit++, go_on()) {
+            wait_for(free + stage, turn & 1);
+            fetch_tiles(stage);
+            fetch_image(stage);
+            if (++stage == STAGES) stage = 0, turn++;
         }
-    };
-    if (!SIGNED) barrier();
-#pragma unroll 1
-    for (u32 stage = 0; stage < STAGES - 1; stage++) {
-        if (stage < supers) fetch_tiles(stage);
-        if (SIGNED && stage == 0) barrier();  // parts are there
-        if (stage < supers) fetch_rows(stage);
-        copies_commit();
-    }
-    // Signs of all inputs of this share: 512 of one part to a thread.
-    const u32 first_block = begin / 2, blocks = (end + 1) / 2 - first_block, words = 16 * blocks;
-    if (SIGNED) {
-#pragma unroll 1
-        for (u32 job = threadIdx.x; job < count * blocks; job += THREADS) {
-            const u32 part = job / blocks, block = job % blocks;
-            u32 made[16];
-            chacha8(a.keys + 8 * parts[part].variant, first_block + block, made);
-            uint4 *to = reinterpret_cast<uint4 *>(signs + part * words + 16 * block);
-#pragma unroll
-            for (int i = 0; i < 4; i++) to[i] = make_uint4(made[4 * i], made[4 * i + 1], made[4 * i + 2], made[4 * i + 3]);
-        }
-        barrier();
+        return;
     }
 
-    float sums[2][COLUMNS][4];
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
+    const int g = lane_id() / 4, t = lane_id() % 4;
+    const int team = warp_id() / 4, beside = team % OUTS, slice = team / OUTS;
+    const u32 thread = threadIdx.x % 128;
+    auto meet = []() { barrier_of<32 * WARPS>(); };
+    u32 loaded = NONE, count = 0;
+    auto load_parts = [&]() {
+        const Group of = a.groups[group];
+        if (threadIdx.x < of.count) parts[threadIdx.x] = a.parts[of.first + threadIdx.x];
+        loaded = group;
+        count = of.count;
+    };
+    load_parts();
+    meet();
+    await_before();
+    let_next_start();
+    float sums[COLUMNS][4];
+    auto clear = [&]() {
 #pragma unroll
         for (int column = 0; column < COLUMNS; column++) {
 #pragma unroll
-            for (int j = 0; j < 4; j++) sums[i][column][j] = 0.0f;
+            for (int j = 0; j < 4; j++) sums[column][j] = 0.0f;
         }
-    }
+    };
+    clear();
+    u32 segment = begin;  // the first unit of those in `sums`
+    u32 stage = 0, turn = 0;
 #pragma unroll 1
-    for (u32 super = 0; super < supers; super++) {
-        bf16 *x = reinterpret_cast<bf16 *>(stage_of(super));
-        const Tile *tiles = reinterpret_cast<const Tile *>(stage_of(super) + ROWS * PITCH * 2) + warp_id() % OUTS * 2;
-        copies_wait<STAGES - 2>();
-        if (SIGNED) {
-            // Whoever copied changes the signs.
-#pragma unroll
-            for (int i = 0; i < PIECES; i++) {
-                const u32 row = i * WARPS + warp_id();
-                if (row >= count) continue;
-                bf16 *at = x + row * PITCH + 8 * lane_id();
-                const u32 word = signs[row * words + 8 * (begin + super) - 16 * first_block + lane_id() / 4];
-                store16(at, flipped8(load16(at), word >> (8 * (lane_id() % 4))));
-            }
-        }
-        barrier();  // this super-block is there, and the stage before it is free
-        if (super + STAGES - 1 < supers) {
-            fetch_tiles(super + STAGES - 1);
-            fetch_rows(super + STAGES - 1);
-        }
-        copies_commit();
+    for (u32 unit = begin; unit < end; unit++) {
+        wait_for(there + stage, turn & 1);
+        const Image image = image_at(images + stage * IMAGE);
+        const Tile &tile = tiles[stage * TILES + 4 * beside + warp_id() % 4];
+        const Steps steps = steps_of(tile);
+        const uint4 *quants = &tile.quants[slice * QUARTERS][lane_id()];
+        uint4 next = load16(quants);
+        u32 weights[2][2][4];
 #pragma unroll
         for (int q = 0; q < QUARTERS; q++) {
-            u32 fragments[2][4][4];
-            widen_tile(fragments[0], tiles[0], quarter + q);
-            widen_tile(fragments[1], tiles[1], quarter + q);
-            // A few tiles of rows at a time, step by step, so that one product does not wait for the one before.
-            const int BESIDE = COLUMNS < 4 ? COLUMNS : 4;
+            const int quarter = slice * QUARTERS + q;
+            const uint4 now = next;
+            if (q + 1 < QUARTERS) next = load16(quants + 32 * (q + 1));
+            const Scales scales = scales_of(steps, quarter);
 #pragma unroll
-            for (int from = 0; from < COLUMNS; from += BESIDE) {
-                uint4 rows[BESIDE][2];
+            for (int half = 0; half < 2; half++) {
 #pragma unroll
-                for (int c = 0; c < BESIDE; c++) {
-                    const bf16 *at = x + (8 * (from + c) + g) * PITCH + 64 * (quarter + q) + 16 * t;
-                    rows[c][0] = load16(at);
-                    rows[c][1] = load16(at + 8);
-                }
+                for (int i = 0; i < 2; i++) widen_word(weights[half][i], word_of(now, 2 * half + i), scales);
+                products_begin();
 #pragma unroll
-                for (int s = 0; s < 4; s++) {
+                for (int i = 0; i < 2; i++) products_of<ROWS>(sums, weights[half][i], image, quarter, 2 * half + i);
+                products_commit();
+                if (q + 1 < QUARTERS || half == 0) products_wait<1>();  // the weights before these are free
+            }
+        }
+        products_wait<0>();
+        warp_barrier();
+        leave(free + stage);
+        if (++stage == STAGES) stage = 0, turn++;
+
+        const u32 group_now = group, strip_now = strip;
+        go_on();
+        if (super != 0 && unit + 1 < end) continue;
+        // All that this block has of a strip: outputs 16 warp + g + 8 (j / 2), part 8 column + 2 t + j % 2.
+        float4 total[COLUMNS];
 #pragma unroll
-                    for (int c = 0; c < BESIDE; c++) {
+        for (int column = 0; column < COLUMNS; column++) {
+            total[column] = make_float4(sums[column][0], sums[column][1], sums[column][2], sums[column][3]);
+        }
+        clear();
+        auto share_of = [&](int slice, int column) -> float4 & { return shares[((slice * OUTS + beside) * COLUMNS + column) * 128 + thread]; };
+        if (SLICES > 1) {
+            if (slice > 0) {
 #pragma unroll
-                        for (int i = 0; i < 2; i++) {
-                            const uint4 eight = rows[c][s / 2];
-                            mma_bf16(sums[i][from + c], fragments[i][s], s % 2 ? eight.z : eight.x, s % 2 ? eight.w : eight.y);
-                        }
+                for (int column = 0; column < COLUMNS; column++) share_of(slice - 1, column) = total[column];
+            }
+            meet();
+        }
+        if (slice == 0) {
+#pragma unroll
+            for (int other = 0; other < SLICES - 1; other++) {
+#pragma unroll
+                for (int column = 0; column < COLUMNS; column++) total[column] = added(total[column], share_of(other, column));
+            }
+        }
+        if (SLICES > 1) meet();
+        const u32 from = (group_now * strips + strip_now) * all, until = from + all;
+        bool mine = true;
+        if (segment > from || unit + 1 < until) {
+            auto partial_of = [&](u32 block) {
+                const bool first = block * units / blocks >= from;  // of the block's two shares
+                return a.partial + (((block * 2 + (first ? 0 : 1)) * OUTS + beside) * COLUMNS) * 128 + thread;
+            };
+            if (slice == 0) {
+                float4 *to = partial_of(blockIdx.x);
+#pragma unroll
+                for (int column = 0; column < COLUMNS; column++) to[column * 128] = total[column];
+            }
+            // Whoever comes last adds the shares of all blocks.
+            const u32 first = ((from + 1) * blocks - 1) / units, after = (until * blocks - 1) / units + 1;
+            meet();
+            if (threadIdx.x == 0) {
+                u32 *counter = a.counters + group_now * strips + strip_now;
+                *last = arrive(counter) + 1 == after - first;
+                if (*last) *counter = 0;
+            }
+            meet();
+            mine = *last;
+            if (mine && slice == 0) {
+                const float4 none = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+                const int BESIDE = COLUMNS < 8 ? 8 / COLUMNS : 1;  // shares that are asked for together
+#pragma unroll
+                for (int column = 0; column < COLUMNS; column++) total[column] = none;
+#pragma unroll 1
+                for (u32 block = first; block < after; block += BESIDE) {
+                    float4 share[BESIDE][COLUMNS];
+#pragma unroll
+                    for (int i = 0; i < BESIDE; i++) {
+                        const float4 *at = partial_of(block + i < after ? block + i : block);
+#pragma unroll
+                        for (int column = 0; column < COLUMNS; column++) share[i][column] = at[column * 128];
+                    }
+#pragma unroll
+                    for (int i = 0; i < BESIDE; i++) {
+                        if (block + i >= after) break;
+#pragma unroll
+                        for (int column = 0; column < COLUMNS; column++) total[column] = added(total[column], share[i][column]);
                     }
                 }
             }
         }
-    }
-
-    // Shares of the inputs within the block are added first: output 16 i + g + 8 (j / 2) of a warp, part 8 column + 2 t + j % 2.
-    copies_wait<0>();
-    barrier();
-    float *shares = reinterpret_cast<float *>(dynamic);  // [SLICES][ROWS][SUM_PITCH]
+        if (group_now != loaded) {
+            meet();
+            const u32 group_next = group;
+            group = group_now;
+            load_parts();
+            group = group_next;
+            meet();
+        }
+        if (mine && slice == 0) {
+            const u32 output_now = strip_now * 64 * OUTS + 64 * beside + 16 * (warp_id() % 4) + g;
+            // A few columns at a time, so that what is read of them is waited for once.
+            const int BESIDE = COLUMNS < 4 ? COLUMNS : 4;
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
+            for (int from = 0; from < COLUMNS; from += BESIDE) {
+                float gains[BESIDE][4];
 #pragma unroll
-        for (int column = 0; column < COLUMNS; column++) {
+                for (int c = 0; c < BESIDE; c++) {
 #pragma unroll
-            for (int j = 0; j < 4; j++) {
-                const int row = 8 * column + 2 * t + j % 2, output = warp_id() % OUTS * 32 + 16 * i + g + 8 * (j / 2);
-                shares[(slice * ROWS + row) * SUM_PITCH + output] = sums[i][column][j];
+                    for (int j = 0; j < 4; j++) {
+                        const u32 index = 8 * (from + c) + 2 * t + j % 2, output = output_now + 8 * (j / 2);
+                        gains[c][j] = 0.0f;
+                        if (index < count && output < a.out) gains[c][j] = widen(a.outputs[size_t(parts[index].variant) * a.out + output]);
+                    }
+                }
+#pragma unroll
+                for (int c = 0; c < BESIDE; c++) {
+                    const float values[4] = {total[from + c].x, total[from + c].y, total[from + c].z, total[from + c].w};
+#pragma unroll
+                    for (int j = 0; j < 4; j++) {
+                        const u32 index = 8 * (from + c) + 2 * t + j % 2, output = output_now + 8 * (j / 2);
+                        if (index >= count || output >= a.out) continue;
+                        // No two parts are of one row, so that nothing else is added here.
+                        float *y = a.y + size_t(parts[index].row) * a.pitch + output;
+                        const float value = parts[index].weight * gains[c][j] * values[j];
+                        if (a.writes) *y = value;
+                        else add_at(y, value);
+                    }
+                }
             }
         }
-    }
-    barrier();
-    const size_t here = size_t(blockIdx.z) * gridDim.x + blockIdx.x;
-    const u32 FOURS = WIDTH / 4;
-    float4 *partial = reinterpret_cast<float4 *>(a.partial) + here * a.splits * ROWS * FOURS;
-    auto share_of = [&](u32 row, u32 four) {
-        float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-#pragma unroll
-        for (int s = 0; s < SLICES; s++) {
-            sum = added(sum, *reinterpret_cast<const float4 *>(shares + (s * ROWS + row) * SUM_PITCH + 4 * four));
-        }
-        return sum;
-    };
-    if (a.splits > 1) {
-        for (u32 at = threadIdx.x; at < count * FOURS; at += THREADS) {
-            partial[size_t(blockIdx.y) * ROWS * FOURS + at] = share_of(at / FOURS, at % FOURS);
-        }
-        // Whoever comes last adds the shares of all blocks, in their order.
-        fence();
-        barrier();
-        if (threadIdx.x == 0) last = atomic_add(&a.counters[here], 1) + 1 == a.splits;
-        barrier();
-        if (!last) return;
-        fence();
-        if (threadIdx.x == 0) a.counters[here] = 0;
-    }
-    const bool whole = a.pitch % 4 == 0;  // what lies between the last output and the pitch may be written
-#pragma unroll 1
-    for (u32 at = threadIdx.x; at < count * FOURS; at += THREADS) {
-        const u32 row = at / FOURS, output = blockIdx.x * WIDTH + at % FOURS * 4;
-        if (output >= a.out) continue;
-        float4 share;
-        if (a.splits == 1) {
-            share = share_of(row, at % FOURS);
-        } else {
-            share = partial[at];
-#pragma unroll 4
-            for (u32 split = 1; split < a.splits; split++) share = added(share, partial[size_t(split) * ROWS * FOURS + at]);
-        }
-        const Part part = parts[row];
-        float *y = a.y + size_t(part.row) * a.pitch + output;
-        const bf16 *outputs = a.outputs + size_t(part.variant) * a.out + output;
-        const float values[4] = {share.x, share.y, share.z, share.w};
-        const float4 before = whole ? *reinterpret_cast<const float4 *>(y) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        float sum[4] = {before.x, before.y, before.z, before.w};
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            if (output + i >= a.out) continue;
-            sum[i] = fused(part.weight * widen(outputs[i]), values[i], whole ? sum[i] : y[i]);
-            if (!whole) y[i] = sum[i];
-        }
-        if (whole) *reinterpret_cast<float4 *>(y) = make_float4(sum[0], sum[1], sum[2], sum[3]);
+        segment = unit + 1;
+        warp_barrier();  // or the compiler lets no product run beside the widening of the next weights
     }
 }
 
-#define BANK_GEMM(name, type, rows, blocks)                                                             \
-    KERNEL_OF(bank_gemm_##name##_##rows##_2, BankGemm, 256, blocks) { bank_gemm<type, rows, 2>(a); } \
-    KERNEL_OF(bank_gemm_##name##_##rows##_4, BankGemm, 256, blocks) { bank_gemm<type, rows, 4>(a); }
-
-BANK_GEMM(f32, float, 8, 2)
-BANK_GEMM(f32, float, 16, 2)
-BANK_GEMM(f32, float, 32, 1)
-BANK_GEMM(f32, float, 64, 1)
-BANK_GEMM(bf16, bf16, 8, 2)
-BANK_GEMM(bf16, bf16, 16, 2)
-BANK_GEMM(bf16, bf16, 32, 1)
-BANK_GEMM(bf16, bf16, 64, 1)
+#ifndef BENCH
+#define BANK_GEMM(rows, outs, slices, stages)                                                            \
+    KERNEL_EARLY(bank_gemm_##rows##_##outs##_##slices, BankGemm, 128 * outs * slices + 32, 2) { \
+        bank_gemm<rows, outs, slices, stages>(a);                                                        \
+    }
+// Stages as products.rs has them.
+BANK_GEMM(8, 2, 1, 3)
+BANK_GEMM(16, 2, 1, 3)
+BANK_GEMM(32, 2, 1, 3)
+BANK_GEMM(8, 1, 2, 4)
+BANK_GEMM(16, 1, 2, 4)
+BANK_GEMM(32, 1, 2, 3)
+BANK_GEMM(64, 1, 2, 2)
+BANK_GEMM(64, 1, 1, 2)
+#endif

@@ -55,6 +55,9 @@ DEVICE void let_next_start() {
     type *name = reinterpret_cast<type *>(dynamic_bytes)
 
 DEVICE void barrier() { __syncthreads(); }
+// Among the block's first THREADS threads.
+template <int THREADS>
+DEVICE void barrier_of() { asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory"); }
 DEVICE void warp_barrier() { __syncwarp(); }
 template <typename T>
 DEVICE T shuffle_xor(T value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
@@ -63,8 +66,15 @@ DEVICE T shuffle(T value, int lane) { return __shfl_sync(0xffffffffu, value, lan
 DEVICE u32 votes(bool value) { return __ballot_sync(0xffffffffu, value); }
 DEVICE u32 atomic_add(u32 *at, u32 value) { return atomicAdd(at, value); }
 DEVICE u64 atomic_add(u64 *at, u64 value) { return atomicAdd(at, value); }
-// What was written before is seen by whoever sees what is written after.
-DEVICE void fence() { __threadfence(); }
+// Adds to what nobody looks at before the next kernel.
+DEVICE void add_at(float *at, float value) { atomicAdd(at, value); }
+// Adds 1, by one thread between two barriers of its block: what its block wrote before them is seen after them by the blocks
+// that arrive later. Gives what was there.
+DEVICE u32 arrive(u32 *at) {
+    u32 before;
+    asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;" : "=r"(before) : "l"(at) : "memory");
+    return before;
+}
 
 DEVICE u32 bits_of(float x) { return __float_as_uint(x); }
 DEVICE float float_of(u32 x) { return __uint_as_float(x); }
@@ -88,6 +98,14 @@ DEVICE u16 float_to_half(float x) {
     u16 bits;
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
     return bits;
+}
+// Bytes of a (0 to 3) and b (4 to 7), by the selector's nibbles from the lowest on.
+DEVICE u32 picked_bytes(u32 a, u32 b, u32 selector) { return __byte_perm(a, b, selector); }
+// a & b | c
+DEVICE u32 masked_or(u32 a, u32 b, u32 c) {
+    u32 d;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
 }
 // Two numbers rounded to bfloat16, `low` in the low half.
 DEVICE u32 pack_bf16(float low, float high) {
@@ -183,6 +201,15 @@ template <>
 DEVICE float narrow<float>(float x) { return x; }
 template <>
 DEVICE bf16 narrow<bf16>(float x) { return bf16{u16(pack_bf16(x, 0.0f))}; }
+
+template <typename T>
+struct IsBf16 {
+    static const bool yes = false;
+};
+template <>
+struct IsBf16<bf16> {
+    static const bool yes = true;
+};
 
 DEVICE float add_warp(float x) {
     for (int mask = 16; mask > 0; mask >>= 1) x += shuffle_xor(x, mask);

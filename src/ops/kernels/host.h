@@ -113,6 +113,14 @@ struct Copy {
     u32 group;
 };
 
+// By a warp, for an arrival.
+struct WarpCopy {
+    void *to;
+    const void *from;
+    u32 bytes;
+    const u64 *arrival;
+};
+
 struct Fibre {
     Context context;
     u8 *stack;
@@ -131,6 +139,7 @@ struct Words {
 
 struct Warp {
     u32 ready, waiting, at_barrier, returned; // lanes, as bits
+    u32 among; // warps that meet at the barrier it stands at
     Meeting meeting;
     u32 turn;           // where the next choice of a lane starts
     Words shown[2][WARP]; // of this meeting and, while lanes still read it, of the one before
@@ -146,6 +155,7 @@ struct Block {
     const char *kernel;
     u64 random;
     bool failed, pause;
+    std::vector<WarpCopy> copies;
 };
 
 STATE Block block = {};
@@ -238,6 +248,7 @@ inline void run_warp(u32 index) {
 inline void run_block(u32 threads, u32 shared) {
     memset(__bss_start, POISON, _end - __bss_start);
     memset(block.dynamic, POISON, shared + GUARD);
+    block.copies.clear();
     u32 order[MOST_THREADS / WARP], count = threads / WARP;
     for (u32 i = 0; i < threads; ++i) {
         Fibre &fibre = fibres[i];
@@ -253,24 +264,34 @@ inline void run_block(u32 threads, u32 shared) {
         warps[w].turn = block.call->seed ? draw() : 0;
         order[w] = w;
     }
-    for (bool any = true; any;) {
+    for (bool moved = true; moved;) {
         for (u32 w = count; block.call->seed && w > 1; --w) std::swap(order[w - 1], order[draw() % w]);
-        for (bool moved = true; moved;) {
-            moved = false;
-            for (u32 w = 0; w < count; ++w) {
-                if (warps[order[w]].ready == 0) continue;
-                run_warp(order[w]);
-                if (block.failed) return;
-                moved = true;
+        moved = false;
+        for (u32 w = 0; w < count; ++w) {
+            if (warps[order[w]].ready == 0) continue;
+            run_warp(order[w]);
+            if (block.failed) return;
+            moved = true;
+        }
+        // Barriers at which all stand who have not returned.
+        for (u32 w = 0; w < count; ++w) {
+            if (warps[w].at_barrier == 0) continue;
+            bool all = true;
+            const u32 among = warps[w].among;
+            for (u32 i = 0; i < among; ++i) {
+                const Warp &other = warps[i];
+                all &= (other.at_barrier | other.returned) == 0xffffffffu && (other.at_barrier == 0 || other.among == among);
+            }
+            if (!all) continue;
+            moved = true;
+            for (u32 i = 0; i < among; ++i) {
+                warps[i].ready = warps[i].at_barrier;
+                warps[i].at_barrier = 0;
             }
         }
-        any = false;
-        for (u32 w = 0; w < count; ++w) { // now every thread stands at the barrier or has returned
-            warps[w].ready = warps[w].at_barrier;
-            warps[w].at_barrier = 0;
-            any |= warps[w].ready != 0;
-        }
     }
+    for (u32 w = 0; w < count; ++w)
+        if (warps[w].at_barrier != 0) return say("warp %u waits at a barrier to which not all come", w);
     for (u32 i = 0; i < threads; ++i)
         if (memcmp(fibres[i].stack, &CANARY, sizeof CANARY) != 0) return say("thread %u needs too large a stack", i);
     for (size_t i = 0; i < GUARD; ++i)
@@ -336,11 +357,18 @@ inline void aligned(const void *at, const char *what) {
 
 } // namespace host
 
-inline void barrier() {
+inline void barrier_among(u32 warps) {
+    host::Warp &warp = *host::block.warp;
     u32 bit = 1u << (threadIdx.x % host::WARP);
-    host::block.warp->ready &= ~bit;
-    host::block.warp->at_barrier |= bit;
+    warp.ready &= ~bit;
+    warp.at_barrier |= bit;
+    warp.among = warps;
     host::yield();
+}
+inline void barrier() { barrier_among(blockDim.x / host::WARP); }
+template <int THREADS>
+void barrier_of() {
+    barrier_among(THREADS / host::WARP);
 }
 inline void warp_barrier() { host::meet(host::BARRIER); }
 template <typename T>
@@ -366,10 +394,21 @@ T atomic_sum(T *at, T value) {
 }
 inline u32 atomic_add(u32 *at, u32 value) { return atomic_sum(at, value); }
 inline u64 atomic_add(u64 *at, u64 value) { return atomic_sum(at, value); }
-inline void fence() {}
+inline void add_at(float *at, float value) { *at += value; }
+inline u32 arrive(u32 *at) { return atomic_add(at, 1); }
 // Kernels run one after the other here.
 inline void await_before() {}
 inline void let_next_start() {}
+
+inline u32 picked_bytes(u32 a, u32 b, u32 selector) {
+    u32 picked = 0;
+    for (u32 i = 0; i < 4; ++i) {
+        u32 index = selector >> (4 * i) & 7;
+        picked |= ((index < 4 ? a : b) >> (8 * (index % 4)) & 0xff) << (8 * i);
+    }
+    return picked;
+}
+inline u32 masked_or(u32 a, u32 b, u32 c) { return (a & b) | c; }
 
 inline u32 bits_of(float x) { return host::value_of<u32>(host::words_of(x)); }
 inline float float_of(u32 x) { return host::value_of<float>(host::words_of(x)); }
@@ -448,6 +487,55 @@ void copies_wait() {
     for (; done < fibre.copies.size() && fibre.copies[done].group + LEFT < fibre.groups; ++done)
         memcpy(fibre.copies[done].to, fibre.copies[done].from, 16);
     fibre.copies.erase(fibre.copies.begin(), fibre.copies.begin() + done);
+}
+
+// An arrival holds how many it is counted for, how many of them have come, and its turns.
+struct Arrival {
+    u16 count, come;
+    u32 turns;
+};
+inline Arrival &arrival_of(const u64 *at) { return *reinterpret_cast<Arrival *>(const_cast<u64 *>(at)); }
+inline void arrive_once(u64 *at) {
+    Arrival &arrival = arrival_of(at);
+    if (++arrival.come < arrival.count) return;
+    arrival.come = 0;
+    arrival.turns++;
+}
+inline void copies_start(u64 *at) { arrival_of(at) = {1, 0, 0}; }
+inline void leaves_start(u64 *at, u32 warps) { arrival_of(at) = {u16(warps), 0, 0}; }
+inline void leave(u64 *at) {
+    if (threadIdx.x % host::WARP == 0) arrive_once(at);
+}
+inline void copies_begin(u64 *, u32) {}
+template <int COUNT, typename F>
+void copies_by_warp(void *shared, u32 bytes, u64 *at, F from) {
+    u32 lane = threadIdx.x % host::WARP;
+    for (u32 piece = lane; piece < COUNT; piece += host::WARP) {
+        u8 *to = static_cast<u8 *>(shared) + piece * bytes;
+        const void *source = from(piece);
+        host::aligned(to, "a copy to");
+        host::aligned(source, "a copy from");
+        if (bytes % 16 != 0) host::say("a copy of %u bytes", bytes);
+        memset(to, host::POISON, bytes);
+        host::block.copies.push_back({to, source, bytes, at});
+    }
+    warp_barrier();
+}
+inline void copies_end(u64 *at) { leave(at); }
+inline void wait_for(const u64 *at, u32 parity) {
+    const Arrival &arrival = arrival_of(at);
+    for (u32 times = 0; arrival.turns % 2 == parity; times++) {
+        if (times == 1000000) host::say("thread %u waits in vain", threadIdx.x);
+        host::block.pause = true; // for other warps
+        host::block.warp->turn++; // and lanes
+        host::yield();
+    }
+    std::vector<host::WarpCopy> left;
+    for (const host::WarpCopy &copy : host::block.copies) {
+        if (copy.arrival == at) memcpy(copy.to, copy.from, copy.bytes);
+        else left.push_back(copy);
+    }
+    host::block.copies.swap(left);
 }
 
 inline void mma_bf16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {

@@ -1,4 +1,4 @@
-// What one variant has in one row of a batch.
+// What variants have in the rows of a batch.
 #pragma once
 #include "rng.cuh"
 
@@ -7,6 +7,14 @@ struct Part {
     u32 variant;
     float weight;
     u32 bank;  // index into the matrix's banks
+};
+
+// Parts of one bank that go through it together.
+struct Group {
+    u32 bank;
+    u32 first;   // index of its first part
+    u32 count;   // 0 for a group that pads the launch, after all others
+    u32 groups;  // how many do not pad the launch
 };
 
 // Changes the signs of eight bfloat16, by the low bits.

@@ -1,5 +1,6 @@
-// The transform on activations, for banks in f32 or bf16: signs of the input side before the product, gains and signs of the
+// The transform on activations: signs of the input side before the product, and, for banks in f32 or bf16, gains and signs of the
 // output side after it. Signs are made in registers from the variant's key.
+#include "images.cuh"
 #include "parts.cuh"
 
 struct RotateIn {
@@ -47,6 +48,64 @@ DEVICE void rotate_in(const RotateIn &a) {
 
 KERNEL(rotate_in_f32, RotateIn, 128) { rotate_in<float>(a); }
 KERNEL(rotate_in_bf16, RotateIn, 128) { rotate_in<bf16>(a); }
+
+struct RotateRows {
+    const void *x;        // [rows, input]
+    u8 *out;              // [groups][super-blocks] images
+    const Part *parts;
+    const Group *groups;
+    const u32 *keys;      // [variants][8], input side
+    u32 input;
+    u32 rows;             // of an image
+};
+
+// The rows of groups as images, for banks in tiles. A block to a row (grid y) and 4 * SIGNS columns, a warp to a block of signs:
+// a lane has the sixteen inputs that a lane of a tile has.
+template <typename T>
+DEVICE void rotate_rows(const RotateRows &a) {
+    const u32 row = blockIdx.y % a.rows, index = blockIdx.x * 4 + warp_id(), supers = (a.input + TILE_IN - 1) / TILE_IN;
+    const Group group = a.groups[blockIdx.y / a.rows];
+    const u32 super = 2 * index + lane_id() / 16;
+    const bool there = row < group.count && super < supers;
+    Part part;
+    u32 signs = 0;
+    if (row < group.count) {
+        part = a.parts[group.first + row];
+        signs = signs_of_lane(a.keys + 8 * part.variant, index);
+    }
+    await_before();
+    let_next_start();
+    if (!there) return;
+    const u32 column = index * SIGNS + 16 * lane_id();
+    const T *x = static_cast<const T *>(a.x) + size_t(part.row) * a.input + column;
+    u8 *image = a.out + (size_t(blockIdx.y / a.rows) * supers + super) * a.rows * IMAGE_ROW;
+    u32 pairs[8];
+    if (IsBf16<T>::yes && a.input % 16 == 0) {
+        const uint4 zero = make_uint4(0, 0, 0, 0);
+        const uint4 low = column < a.input ? load16(x) : zero, high = column < a.input ? load16(x + 8) : zero;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            pairs[i] = word_of(low, i);
+            pairs[i + 4] = word_of(high, i);
+        }
+    } else {
+#pragma unroll
+        for (u32 i = 0; i < 8; i++) {
+            const float first = column + 2 * i < a.input ? widen(x[2 * i]) : 0.0f;
+            const float second = column + 2 * i + 1 < a.input ? widen(x[2 * i + 1]) : 0.0f;
+            pairs[i] = pack_bf16(first, second);
+        }
+    }
+#pragma unroll
+    for (u32 i = 0; i < 8; i++) {
+        const u32 both = signs >> (2 * i);
+        *reinterpret_cast<u32 *>(image + image_pair(a.rows, lane_id() / 4 % 4, row, i, lane_id() % 4)) =
+            pairs[i] ^ ((both & 1) << 15 | (both & 2) << 30);
+    }
+}
+
+KERNEL_EARLY(rotate_rows_f32, RotateRows, 128, 4) { rotate_rows<float>(a); }
+KERNEL_EARLY(rotate_rows_bf16, RotateRows, 128, 4) { rotate_rows<bf16>(a); }
 
 struct RotateOut {
     const float *products;  // [parts, out]

@@ -56,7 +56,7 @@ fn product(bench: &Bench, [out, input]: [usize; 2], case: Case) -> Result<f64, F
             bank: bank as u32,
             first: (bank * case.rows) as u32,
             count: case.rows as u32,
-            unused: 0,
+            groups: case.banks as u32,
         })
         .collect();
     let tier = TIERS.into_iter().find(|&tier| tier >= case.rows).unwrap_or(TIERS[3]);
@@ -69,15 +69,14 @@ fn product(bench: &Bench, [out, input]: [usize; 2], case: Case) -> Result<f64, F
     let y = bench.noise(Dtype::F32, rows * out, 1.0)?;
     let partial = Buffer::new(machine, split.partial_bytes())?;
     let counters = Buffer::zeros(machine, 4 * split.counters())?;
-    let rotated = Buffer::new(machine, split.rotated_bytes(rows, input, Dtype::Bf16))?;
+    let images = Buffer::new(machine, split.image_bytes())?;
     bench.each(copies, |copy| {
         let launch = BankGemm {
-            x: x.address(),
+            x: images.address(),
             y: y.address(),
             banks: addresses.address() + (8 * case.banks * copy) as u64,
             parts: parts.address(),
             groups: groups.address(),
-            keys: keys.address(),
             outputs: outputs.address(),
             partial: partial.address(),
             counters: counters.address(),
@@ -86,6 +85,6 @@ fn product(bench: &Bench, [out, input]: [usize; 2], case: Case) -> Result<f64, F
             input: input as u32,
             ..BankGemm::default()
         };
-        launch.launch(&**machine, Dtype::Bf16, split, (rows, rotated.address()))
+        launch.launch(&**machine, Dtype::Bf16, split, (x.address(), keys.address()))
     })
 }
