@@ -67,7 +67,7 @@ fn close<T: Number>(found: T, expected: f64) -> bool {
 }
 
 /// In f64.
-pub fn norm(row: &[f64], gain: &[f32], shift: &[f32]) -> Vec<f64> {
+fn norm(row: &[f64], gain: &[f32], shift: &[f32]) -> Vec<f64> {
     let mean = row.iter().sum::<f64>() / row.len() as f64;
     let variance = row.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / row.len() as f64;
     let normed = row.iter().map(|x| (x - mean) / (variance + EPSILON).sqrt());
@@ -77,7 +77,7 @@ pub fn norm(row: &[f64], gain: &[f32], shift: &[f32]) -> Vec<f64> {
         .collect()
 }
 
-pub fn wide(row: &[f32]) -> Vec<f64> {
+fn wide(row: &[f32]) -> Vec<f64> {
     row.iter().map(|&x| f64::from(x)).collect()
 }
 

@@ -6,7 +6,7 @@ use choir::ops::gpu::product::{After, Product};
 use choir::ops::math;
 use half::bf16;
 
-use crate::pointwise::{Slots, norm, wide};
+use crate::pointwise::Slots;
 use crate::rig::{Number, Rig, normals, stream};
 
 /// A matrix, rows of x and all that may come before and after; `expected` are the rows' products, banks' part included.
@@ -23,28 +23,15 @@ struct Case {
     _buffers: Vec<Buffer>,
 }
 
-const GAIN: usize = 0;
-const SHIFT: usize = 1;
 const GATE: usize = 2;
 const BIAS: usize = 3;
 
 impl Case {
-    /// Where x is normed, its rows are gathered: the third is none, and they are not in order.
-    fn new(rig: &Rig, [rows, out, input]: [usize; 3], [is_normed, has_parts]: [bool; 2]) -> Self {
+    fn new(rig: &Rig, [rows, out, input]: [usize; 3], has_parts: bool) -> Self {
         let mut random = stream("fused product");
-        let slots = Slots::new(&mut random, rows + 1, out.max(input).next_multiple_of(4));
+        let slots = Slots::new(&mut random, rows, out.next_multiple_of(4));
         let w: Vec<bf16> = normals(&mut random, out * input);
-        let ready: Vec<bf16> = normals(&mut random, rows * input);
-        let stream: Vec<f32> = normals(&mut random, (rows + 1) * input);
-        let picks: Vec<u32> = (0..rows as u32)
-            .map(|row| {
-                if row == 2 {
-                    NONE
-                } else {
-                    (row * 7 + 1) % (rows as u32 + 1)
-                }
-            })
-            .collect();
+        let x: Vec<bf16> = normals(&mut random, rows * input);
         let pitch = out + 8;
         let mut banked: Vec<f32> = normals(&mut random, rows * pitch);
         let parted: Vec<u32> = (0..rows as u32).map(|row| row % 3 % 2).collect();
@@ -54,31 +41,15 @@ impl Case {
             }
         }
         let (mut expected, mut unit) = (Vec::new(), Vec::new());
-        for row in 0..rows {
-            let x: Vec<f64> = match (is_normed, picks[row]) {
-                (false, _) => ready[row * input..][..input]
-                    .iter()
-                    .map(|x| f64::from(x.wide()))
-                    .collect(),
-                (true, NONE) => vec![0.0; input],
-                (true, from) => {
-                    let from = from as usize;
-                    let x = wide(&stream[from * input..][..input]);
-                    let normed = norm(&x, &slots.line(from, GAIN)[..input], &slots.line(from, SHIFT)[..input]);
-                    normed.iter().map(|&x| f64::from(bf16::of(x as f32).wide())).collect()
-                }
-            };
+        for (row, x) in x.chunks(input).enumerate() {
             for (at, w) in w.chunks(input).enumerate() {
-                let products: Vec<f64> = x.iter().zip(w).map(|(x, w)| x * f64::from(w.wide())).collect();
+                let products = x.iter().zip(w).map(|(x, w)| f64::from(x.wide()) * f64::from(w.wide()));
                 let bank = match has_parts && parted[row] == 1 {
                     true => f64::from(banked[row * pitch + at]),
                     false => 0.0,
                 };
-                expected.push(products.iter().sum::<f64>() + bank);
-                // Where x is normed, a number of it may be rounded to the other side.
-                let largest = products.iter().fold(1.0, |most: f64, x| most.max(x.abs()));
-                let sums = products.iter().map(|x| x.abs()).sum::<f64>();
-                unit.push(2e-6 * sums + if is_normed { 0.012 * largest } else { 0.0 });
+                expected.push(products.clone().sum::<f64>() + bank);
+                unit.push(2e-6 * products.map(f64::abs).sum::<f64>());
             }
         }
         let (tables, buffers) = slots.upload(rig);
@@ -87,15 +58,9 @@ impl Case {
             buffers.push(buffer);
             buffers.last().unwrap().address()
         };
-        let offset = |which: usize| (which * slots.width) as u32;
         let product = Product {
             w: keep(rig.buffer(&w)),
-            x: keep(if is_normed {
-                rig.buffer(&stream)
-            } else {
-                rig.buffer(&ready)
-            }),
-            gathered: if is_normed { keep(rig.buffer(&picks)) } else { 0 },
+            x: keep(rig.buffer(&x)),
             banked: keep(rig.buffer(&banked)),
             parted: if has_parts { keep(rig.buffer(&parted)) } else { 0 },
             tables,
@@ -103,9 +68,7 @@ impl Case {
             out: out as u32,
             input: input as u32,
             pitch: pitch as u32,
-            gain: if is_normed { offset(GAIN) } else { NONE },
-            shift: offset(SHIFT),
-            gate: offset(GATE),
+            gate: (GATE * slots.width) as u32,
             bias: NONE,
             ..Product::default()
         };
@@ -141,8 +104,8 @@ impl Case {
     }
 }
 
-fn keep(rig: &Rig, sizes: [usize; 3], before: [bool; 2]) {
-    let case = Case::new(rig, sizes, before);
+fn keep(rig: &Rig, sizes: [usize; 3], has_parts: bool) {
+    let case = Case::new(rig, sizes, has_parts);
     let pitch = case.product.pitch as usize;
     let y = rig.buffer(&vec![5f32; case.rows * pitch]);
     let product = Product {
@@ -156,8 +119,8 @@ fn keep(rig: &Rig, sizes: [usize; 3], before: [bool; 2]) {
     case.check(&found, false, |_, _, y| y, 1.0);
 }
 
-fn gelu(rig: &Rig, sizes: [usize; 3], before: [bool; 2]) {
-    let case = Case::new(rig, sizes, before);
+fn gelu(rig: &Rig, sizes: [usize; 3], has_parts: bool) {
+    let case = Case::new(rig, sizes, has_parts);
     let y = rig.empty(case.rows * case.out * 2);
     let product = Product {
         y: y.address(),
@@ -175,7 +138,7 @@ fn gelu(rig: &Rig, sizes: [usize; 3], before: [bool; 2]) {
 }
 
 fn residual(rig: &Rig, sizes: [usize; 3], has_parts: bool, has_bias: bool) {
-    let case = Case::new(rig, sizes, [false, has_parts]);
+    let case = Case::new(rig, sizes, has_parts);
     let before: Vec<f32> = normals(&mut stream("residual"), case.rows * case.out);
     let y = rig.buffer(&before);
     let product = Product {
@@ -197,9 +160,9 @@ fn residual(rig: &Rig, sizes: [usize; 3], has_parts: bool, has_bias: bool) {
     case.check(&found, false, of, 4.0);
 }
 
-fn rotated(rig: &Rig, [rows, heads, head_dim]: [usize; 3], before: [bool; 2]) {
+fn rotated(rig: &Rig, [rows, heads, head_dim]: [usize; 3], has_parts: bool) {
     let (hidden, half) = (heads * head_dim, head_dim / 2);
-    let case = Case::new(rig, [rows, 3 * hidden, hidden], before);
+    let case = Case::new(rig, [rows, 3 * hidden, hidden], has_parts);
     let (layers, layer, page_tokens, pages) = (3, 1, 4, rows.div_ceil(4));
     let mut random = stream("rotated");
     let angles: Vec<f32> = normals(&mut random, rows * half);
@@ -268,13 +231,13 @@ fn rotated(rig: &Rig, [rows, heads, head_dim]: [usize; 3], before: [bool; 2]) {
 #[test]
 fn fused_products_are_what_their_parts_give() {
     for rig in Rig::all() {
-        for before in [[false, false], [false, true], [true, false], [true, true]] {
+        for has_parts in [false, true] {
             for sizes in [[1, 8, 8], [5, 56, 40], [16, 24, 768], [17, 72, 264], [40, 40, 128]] {
-                keep(&rig, sizes, before);
-                gelu(&rig, sizes, before);
+                keep(&rig, sizes, has_parts);
+                gelu(&rig, sizes, has_parts);
             }
             for heads in [[1, 1, 16], [16, 3, 64], [21, 1, 128], [48, 2, 32]] {
-                rotated(&rig, heads, before);
+                rotated(&rig, heads, has_parts);
             }
         }
         for sizes in [
@@ -303,17 +266,11 @@ fn a_row_does_not_depend_on_the_others() {
         let mut random = stream("alone");
         let slots = Slots::new(&mut random, 64, input);
         let (mut tables, _buffers) = slots.upload(&rig);
-        let is_normed = after == After::Gelu;
         let w = rig.buffer(&normals::<bf16>(&mut random, out * input));
-        let x: Vec<f32> = normals(&mut random, 64 * input);
-        let rounded: Vec<bf16> = x.iter().map(|&x| bf16::of(x)).collect();
+        let x: Vec<bf16> = normals(&mut random, 64 * input);
         let before: Vec<f32> = normals(&mut random, 64 * out);
         let mut answers = |first: usize, rows: usize| -> Vec<f32> {
-            let of = first * input..(first + rows) * input;
-            let x = match is_normed {
-                true => rig.buffer(&x[of]),
-                false => rig.buffer(&rounded[of]),
-            };
+            let x = rig.buffer(&x[first * input..][..rows * input]);
             let (line, mix) = (
                 rig.buffer(&slots.line[first..][..rows]),
                 rig.buffer(&slots.mix[first..][..rows]),
@@ -329,14 +286,12 @@ fn a_row_does_not_depend_on_the_others() {
                 out: out as u32,
                 input: input as u32,
                 pitch: out as u32,
-                gain: if is_normed { 0 } else { NONE },
-                shift: input as u32,
                 gate: 2 * input as u32,
                 bias: 3 * input as u32,
                 ..Product::default()
             };
             product.launch(rig.machine(), after).unwrap();
-            match is_normed {
+            match after == After::Gelu {
                 true => y
                     .read::<bf16>(0, rows * out)
                     .unwrap()

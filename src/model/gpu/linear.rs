@@ -119,20 +119,21 @@ impl GpuLinear {
             dtype: device.dtype,
             gives,
         })?;
-        self.add_banks(device, (x, y, pitch), waves, scratch)
+        self.banks(device, (x, y, pitch), (waves, false), scratch)
     }
 
-    /// y [rows, pitch] f32 += what banks give for the rows' parts.
-    pub fn add_banks(
+    /// y [rows, pitch] f32 += what banks give for the rows' parts, or = where that is said and banks are tiled: of rows that have
+    /// parts alone.
+    pub fn banks(
         &self,
         device: &Device,
         (x, y, pitch): (u64, u64, usize),
-        waves: &[Wave],
+        (waves, writes): (&[Wave], bool),
         scratch: Scratch,
     ) -> std::result::Result<(), Fault> {
         let (out, input) = (self.base.out, self.base.input);
         let (machine, variants) = (&*device.machine, &self.variants);
-        for wave in waves {
+        for (ordinal, wave) in waves.iter().enumerate() {
             if variants.tiled {
                 if wave.shape.groups == 0 {
                     continue;
@@ -150,7 +151,7 @@ impl GpuLinear {
                     out: out as u32,
                     pitch: pitch as u32,
                     input: input as u32,
-                    ..BankGemm::default()
+                    writes: (writes && ordinal == 0).into(),
                 }
                 .launch(machine, device.dtype, split, (x, variants.keys()))?;
                 continue;

@@ -70,7 +70,6 @@ impl GpuDit {
         let (machine, dtype) = (&*self.base.device.machine, self.base.device.dtype);
         let (rows, places, work) = (step.shape.rows, step.places, step.work);
         let (hidden, head_dim) = (config.hidden_dim as u32, config.head_dim() as u32);
-        let offsets = &step.slots.offsets;
         GatherEmbedding {
             x: work.x,
             tokens: places.tokens,
@@ -99,18 +98,35 @@ impl GpuDit {
         if self.fuses_layers(step) {
             return layers().try_for_each(|(number, layer)| self.fused_layer(step, number, layer));
         }
+        let first = |vector| step.slots.offsets.line(0, vector);
+        self.norm(step, work.h, (first(Vector::Gain1), first(Vector::Shift1)))?;
+        layers().try_for_each(|(number, layer)| self.layer(step, number, layer))
+    }
+
+    /// A norm of the residual stream.
+    pub(super) fn norm(&self, step: &Step, out: u64, (gain, shift): (u32, u32)) -> Result<(), Fault> {
+        self.norm_of(step, (0, step.shape.rows), out, (gain, shift))
+    }
+
+    /// The same of `rows` rows of it, which an address says; 0 for all in order.
+    fn norm_of(
+        &self,
+        step: &Step,
+        (picked, rows): (u64, usize),
+        out: u64,
+        (gain, shift): (u32, u32),
+    ) -> Result<(), Fault> {
         NormModulate {
-            x: work.x,
-            out: work.h,
-            rows: 0,
+            x: step.work.x,
+            out,
+            rows: picked,
             tables: self.tables(step),
-            gain: offsets.line(0, Vector::Gain1),
-            shift: offsets.line(0, Vector::Shift1),
-            width: hidden,
+            gain,
+            shift,
+            width: self.base.host.config.hidden_dim as u32,
             unused: 0,
         }
-        .launch(machine, dtype, rows)?;
-        layers().try_for_each(|(number, layer)| self.layer(step, number, layer))
+        .launch(&*self.base.device.machine, self.base.device.dtype, rows)
     }
 
     /// Of a layer's queries and keys.
@@ -202,31 +218,16 @@ impl GpuDit {
         .launch(machine, dtype, y, rows)
     }
 
-    /// The last norm, of the rows whose logits are wanted.
-    fn last_norm(&self, step: &Step) -> Result<(), Fault> {
-        let (gain, shift) = step.slots.offsets.last();
-        NormModulate {
-            x: step.work.x,
-            out: step.work.last,
-            rows: step.places.wanted,
-            tables: self.tables(step),
-            gain,
-            shift,
-            width: self.base.host.config.hidden_dim as u32,
-            unused: 0,
-        }
-        .launch(&*self.base.device.machine, self.base.device.dtype, step.shape.wanted)
-    }
-
     /// Logits of the wanted rows, and what is drawn from them.
     pub(super) fn head(&self, step: &Step) -> Result<(), Fault> {
         let config = &self.base.host.config;
         let (machine, wanted) = (&*self.base.device.machine, step.shape.wanted);
         let pitch = logits_pitch(config.vocab_size);
+        let picked = (step.places.wanted, wanted);
+        self.norm_of(step, picked, step.work.last, step.slots.offsets.last())?;
         if self.fuses_head(step) {
             self.fused_head(step)?;
         } else {
-            self.last_norm(step)?;
             let (waves, rows) = (
                 &step.places.lists[self.head.list],
                 (step.work.last, step.work.logits, wanted, pitch),

@@ -118,7 +118,11 @@ impl Attend {
         // Keys and values of several chunks.
         let shared = |chunk: u32, chunks: u32| chunks * 2 * chunk * (self.head_dim + 8) * 2;
         let wide = self.head_dim == 128;
-        let few = if wide { (256, shared(128, 2)) } else { (512, shared(256, 2)) };
+        let few = if wide {
+            (256, shared(128, 2))
+        } else {
+            (512, shared(256, 2))
+        };
         let fits = few.1 + 4096 <= machine.shared();
         let (name, shape) = match cut {
             Cut::Few if blocks < machine.processors() as usize && fits => ("few", few),
@@ -127,13 +131,7 @@ impl Attend {
         };
         let args = BlockAttend { attend: *self, tiles };
         let kernel = format!("block_attend_{name}_{}", self.head_dim);
-        launch(
-            machine,
-            &kernel,
-            [count as u32, self.heads, 1],
-            shape,
-            &args,
-        )
+        launch(machine, &kernel, [count as u32, self.heads, 1], shape, &args)
     }
 
     /// One warp to a query and head.
