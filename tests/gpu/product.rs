@@ -233,7 +233,9 @@ fn fused_products_are_what_their_parts_give() {
     for rig in Rig::all() {
         for has_parts in [false, true] {
             for sizes in [[1, 8, 8], [5, 56, 40], [16, 24, 768], [17, 72, 264], [40, 40, 128]] {
-                keep(&rig, sizes, has_parts);
+                if After::Keep.takes(sizes[0], sizes[1], sizes[2]) {
+                    keep(&rig, sizes, has_parts);
+                }
                 gelu(&rig, sizes, has_parts);
             }
             for heads in [[1, 1, 16], [16, 3, 64], [21, 1, 128], [48, 2, 32]] {

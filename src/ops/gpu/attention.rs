@@ -118,11 +118,7 @@ impl Attend {
         // Keys and values of several chunks.
         let shared = |chunk: u32, chunks: u32| chunks * 2 * chunk * (self.head_dim + 8) * 2;
         let wide = self.head_dim == 128;
-        let few = if wide {
-            (256, shared(128, 2))
-        } else {
-            (512, shared(256, 2))
-        };
+        let few = (256, shared(128, if wide { 2 } else { 4 }));
         let fits = few.1 + 4096 <= machine.shared();
         let (name, shape) = match cut {
             Cut::Few if blocks < machine.processors() as usize && fits => ("few", few),

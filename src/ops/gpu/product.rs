@@ -71,8 +71,8 @@ impl Product {
             After::Keep => ("keep", 8, 3),
             After::Gelu => ("gelu", 8, 6),
             After::Residual if self.input as usize > NARROW => ("residual_wide", 16, 2),
-            After::Residual => ("residual", 8, 1),
-            After::Rotated => ("rotated", 8, 2),
+            After::Residual => ("residual", 8, 2),
+            After::Rotated => ("rotated", 8, 4),
         };
         let outs = 8 * tiles;
         let sums = 4 * warps * tier * if tiles % 2 == 0 { outs + 8 } else { outs };

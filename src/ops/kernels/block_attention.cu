@@ -26,48 +26,80 @@ DEVICE void block_attend(const BlockAttend &args) {
     visible(segment, tile.first, a.window, from, unused);
     visible(segment, stop - 1, a.window, unused, until);
 
+    // Queries g and g + 8; those past the last are the last once more.
+    u32 row[2], begin[2], end[2];
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        const u32 own = tile.first + g + 8 * half, clamped = own < stop ? own : stop - 1;
+        visible(segment, clamped, a.window, begin[half], end[half]);
+        row[half] = segment.first_row + clamped;
+    }
+
     auto keys_at = [&](u32 chunk) { return shared + chunk % STAGES * 2 * CHUNK * PITCH<DIM>; };
+    // A thread copies sixteen bytes of COPIES keys of a chunk, and of their values. Pages are looked up before.
+    const int APART = THREADS / PIECES, COPIES = CHUNK / APART;
+    const u32 key = threadIdx.x / PIECES, column = threadIdx.x % PIECES * 8, before = segment.first_position;
+    auto look_up = [&](u32 chunk, u32 (&pages)[COPIES]) {
+#pragma unroll
+        for (int i = 0; i < COPIES; i++) {
+            const u32 position = from + chunk * CHUNK + key + i * APART;
+            const bool cached = position < before && position < until;
+            pages[i] = cached ? a.pages[segment.pages + (position - segment.pages_start) / a.page_tokens] : 0;
+        }
+    };
     // What lies in the cache of a chunk, and the rest of it.
-    auto ask = [&](u32 chunk, bool cached, bool own) {
-        const u32 key = threadIdx.x / PIECES, column = threadIdx.x % PIECES * 8;
+    auto ask_cached = [&](u32 chunk, const u32 (&pages)[COPIES]) {
         bf16 *to = keys_at(chunk) + key * PITCH<DIM> + column;
 #pragma unroll
-        for (int i = 0; i < CHUNK * PIECES / THREADS; i++, to += THREADS / PIECES * PITCH<DIM>) {
-            const u32 position = from + chunk * CHUNK + key + i * (THREADS / PIECES);
+        for (int i = 0; i < COPIES; i++, to += APART * PITCH<DIM>) {
+            const u32 position = from + chunk * CHUNK + key + i * APART;
+            if (position >= before || position >= until) continue;
+            const size_t page = (size_t(pages[i]) * a.layers + a.layer) * 2;
+            const u32 token = (position - segment.pages_start) % a.page_tokens;
+            const bf16 *at = static_cast<const bf16 *>(a.cache) + (page * a.page_tokens + token) * hidden + head + column;
+            copy16_async(to, at);
+            copy16_async(to + CHUNK * PITCH<DIM>, at + size_t(a.page_tokens) * hidden);
+        }
+    };
+    auto ask_own = [&](u32 chunk) {
+        bf16 *to = keys_at(chunk) + key * PITCH<DIM> + column;
+        if (from + (chunk + 1) * CHUNK <= before) return;
+#pragma unroll
+        for (int i = 0; i < COPIES; i++, to += APART * PITCH<DIM>) {
+            const u32 position = from + chunk * CHUNK + key + i * APART;
             if (position >= until) {
-                if (!own) continue;
                 store16(to, make_uint4(0, 0, 0, 0));
                 store16(to + CHUNK * PITCH<DIM>, make_uint4(0, 0, 0, 0));
-            } else if (position < segment.first_position ? cached : own) {
-                size_t value;
-                const bf16 *at = key_at<bf16>(a, segment, position, value) + head + column;
+            } else if (position >= before) {
+                const size_t own = segment.first_row + position - before;
+                const bf16 *at = static_cast<const bf16 *>(a.current) + own * 2 * hidden + head + column;
                 copy16_async(to, at);
-                copy16_async(to + CHUNK * PITCH<DIM>, at + value);
+                copy16_async(to + CHUNK * PITCH<DIM>, at + hidden);
             }
         }
     };
     const u32 chunks = (until - from + CHUNK - 1) / CHUNK;
-    for (u32 chunk = 0; chunk < STAGES && chunk < chunks; chunk++) ask(chunk, true, false);
+    u32 first_pages[STAGES][COPIES], next_pages[COPIES];
+#pragma unroll
+    for (int chunk = 0; chunk < STAGES; chunk++) look_up(chunk, first_pages[chunk]);
+#pragma unroll
+    for (int chunk = 0; chunk < STAGES; chunk++) ask_cached(chunk, first_pages[chunk]);
+    look_up(STAGES, next_pages);
     await_before();
     let_next_start();
-    for (u32 chunk = 0; chunk < STAGES; chunk++) {
-        if (chunk < chunks) ask(chunk, false, true);
+#pragma unroll
+    for (int chunk = 0; chunk < STAGES; chunk++) {
+        if (u32(chunk) < chunks) ask_own(chunk);
         copies_commit();
     }
-
-    // Queries g and g + 8; those past the last are the last once more.
-    u32 begin[2], end[2];
     u32 q[STEPS][4];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        const u32 own = tile.first + g + 8 * half;
-        const u32 clamped = own < stop ? own : stop - 1;
-        visible(segment, clamped, a.window, begin[half], end[half]);
-        const bf16 *row = static_cast<const bf16 *>(a.q) + size_t(segment.first_row + clamped) * hidden + head;
+        const bf16 *at = static_cast<const bf16 *>(a.q) + size_t(row[half]) * hidden + head + 2 * t;
 #pragma unroll
         for (int step = 0; step < STEPS; step++) {
-            q[step][half] = *reinterpret_cast<const u32 *>(row + 16 * step + 2 * t);
-            q[step][half + 2] = *reinterpret_cast<const u32 *>(row + 16 * step + 2 * t + 8);
+            q[step][half] = *reinterpret_cast<const u32 *>(at + 16 * step);
+            q[step][half + 2] = *reinterpret_cast<const u32 *>(at + 16 * step + 8);
         }
     }
 
@@ -154,7 +186,11 @@ DEVICE void block_attend(const BlockAttend &args) {
             }
         }
         barrier();  // all are done with it
-        if (chunk + STAGES < chunks) ask(chunk + STAGES, true, true);
+        if (chunk + STAGES < chunks) {
+            ask_cached(chunk + STAGES, next_pages);
+            ask_own(chunk + STAGES);
+            look_up(chunk + STAGES + 1, next_pages);
+        }
         copies_commit();
     }
 #pragma unroll
@@ -197,8 +233,8 @@ DEVICE void block_attend(const BlockAttend &args) {
     }
 }
 
-KERNEL_EARLY(block_attend_few_32, BlockAttend, 512, 1) { block_attend<32, 16, 2>(a); }
-KERNEL_EARLY(block_attend_few_64, BlockAttend, 512, 1) { block_attend<64, 16, 2>(a); }
+KERNEL_EARLY(block_attend_few_32, BlockAttend, 256, 1) { block_attend<32, 8, 4>(a); }
+KERNEL_EARLY(block_attend_few_64, BlockAttend, 256, 1) { block_attend<64, 8, 4>(a); }
 KERNEL_EARLY(block_attend_few_128, BlockAttend, 256, 1) { block_attend<128, 8, 2>(a); }
 // Less shared memory, where there are blocks enough.
 KERNEL_EARLY(block_attend_some_32, BlockAttend, 128, 2) { block_attend<32, 4, 4>(a); }

@@ -111,13 +111,13 @@ DEVICE void norm_row(const float4 (&row)[FOURS], T *out, const Affine<FOURS> &af
 // A block to a row of at most 1024 FOURS numbers.
 template <typename T, int FOURS>
 DEVICE void norm_modulate(const NormModulate &a) {
+    let_next_start();  // it takes longer to begin than this does to end
     const u32 source = a.rows ? a.rows[blockIdx.x] : blockIdx.x;
     const bool whole = a.width % 4 == 0;
     T *out = static_cast<T *>(a.out) + size_t(blockIdx.x) * a.width;
     const u32 like = source == NONE ? 0 : source;
     const Affine<FOURS> affine(line_of(a.tables, like, a.gain), line_of(a.tables, like, a.shift), a.width);
     await_before();
-    let_next_start();
     float4 row[FOURS];
 #pragma unroll
     for (int i = 0; i < FOURS; i++) {

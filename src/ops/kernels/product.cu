@@ -214,12 +214,14 @@ DEVICE void product(const Product &a) {
         product<After, warps, tiles, steps, groups>(a);                        \
     }
 #define PRODUCTS(rows, groups)                                   \
-    PRODUCT(rotated_##rows, Rotated, 8, 2, 3, groups, 2)      \
+    PRODUCT(rotated_##rows, Rotated, 8, 4, 3, groups, 2)      \
     PRODUCT(gelu_##rows, Gelu, 8, 6, 3, groups, 1)            \
-    PRODUCT(residual_##rows, Residual, 8, 1, 3, groups, 2)    \
-    PRODUCT(residual_wide_##rows, Residual, 16, 2, 6, groups, 1) \
-    PRODUCT(keep_##rows, Keep, 8, 3, 3, groups, 2)
+    PRODUCT(residual_##rows, Residual, 8, 2, 3, groups, 2)    \
+    PRODUCT(residual_wide_##rows, Residual, 16, 2, 6, groups, 1)
 
+// A quarter to a half of the processors to each, so that a kernel finds room beside the one before.
 PRODUCTS(16, 1)
 PRODUCTS(32, 2)
 PRODUCTS(64, 4)
+PRODUCT(keep_16, Keep, 8, 3, 3, 1, 2)
+PRODUCT(keep_32, Keep, 8, 3, 3, 2, 2)
