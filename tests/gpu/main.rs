@@ -9,6 +9,7 @@ mod fixtures;
 mod network;
 mod pointwise;
 mod probe;
+mod product;
 mod products;
 mod rig;
 mod superposition;

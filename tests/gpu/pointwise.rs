@@ -11,16 +11,16 @@ use crate::rig::{Number, Rig, normals, stream};
 const EPSILON: f64 = 1e-5;
 
 /// Slots of four vectors each, and rows that pick among them.
-struct Slots {
-    width: usize,
+pub struct Slots {
+    pub width: usize,
     lines: Vec<f32>,
     biases: Vec<f32>,
-    line: Vec<u32>,
-    mix: Vec<u32>,
+    pub line: Vec<u32>,
+    pub mix: Vec<u32>,
 }
 
 impl Slots {
-    fn new(random: &mut Stream, rows: usize, width: usize) -> Self {
+    pub fn new(random: &mut Stream, rows: usize, width: usize) -> Self {
         Self {
             width,
             lines: normals(random, 3 * 4 * width),
@@ -30,7 +30,7 @@ impl Slots {
         }
     }
 
-    fn upload(&self, rig: &Rig) -> (Tables, [Buffer; 4]) {
+    pub fn upload(&self, rig: &Rig) -> (Tables, [Buffer; 4]) {
         let buffers = [
             rig.buffer(&self.lines),
             rig.buffer(&self.biases),
@@ -51,11 +51,11 @@ impl Slots {
     }
 
     /// Vector `which` of a row's slot of modulation tables, and its offset.
-    fn line(&self, row: usize, which: usize) -> &[f32] {
+    pub fn line(&self, row: usize, which: usize) -> &[f32] {
         &self.lines[(self.line[row] as usize * 4 + which) * self.width..][..self.width]
     }
 
-    fn bias(&self, row: usize, which: usize) -> &[f32] {
+    pub fn bias(&self, row: usize, which: usize) -> &[f32] {
         &self.biases[(self.mix[row] as usize * 4 + which) * self.width..][..self.width]
     }
 }

@@ -106,26 +106,34 @@ impl GpuLinear {
         waves: &[Wave],
         scratch: Scratch,
     ) -> std::result::Result<(), Fault> {
-        let (out, input) = (self.base.out, self.base.input);
-        let gemm = Gemm {
+        let out = self.base.out;
+        device.machine.gemm(Gemm {
             x,
             w: self.base.data.address(),
             y,
             rows,
-            out,
-            input,
+            // Rows of zeros go along where there is room for what they give.
+            out: Some(padded(out)).filter(|&all| all <= pitch).unwrap_or(out),
+            input: self.base.input,
             pitch,
             dtype: device.dtype,
             gives,
-        };
-        let machine = &*device.machine;
-        machine.gemm(Gemm {
-            // Rows of zeros go along where there is room for what they give.
-            out: Some(padded(out)).filter(|&all| all <= pitch).unwrap_or(out),
-            ..gemm
         })?;
-        let variants = &self.variants;
-        for wave in waves {
+        self.banks(device, (x, y, pitch), (waves, false), scratch)
+    }
+
+    /// y [rows, pitch] f32 += what banks give for the rows' parts, or = where that is said and banks are tiled: of rows that have
+    /// parts alone.
+    pub fn banks(
+        &self,
+        device: &Device,
+        (x, y, pitch): (u64, u64, usize),
+        (waves, writes): (&[Wave], bool),
+        scratch: Scratch,
+    ) -> std::result::Result<(), Fault> {
+        let (out, input) = (self.base.out, self.base.input);
+        let (machine, variants) = (&*device.machine, &self.variants);
+        for (ordinal, wave) in waves.iter().enumerate() {
             if variants.tiled {
                 if wave.shape.groups == 0 {
                     continue;
@@ -144,6 +152,7 @@ impl GpuLinear {
                     out: out as u32,
                     pitch: pitch as u32,
                     input: input as u32,
+                    writes: (writes && ordinal == 0).into(),
                     ..BankGemm::default()
                 }
                 .launch(machine, device.dtype, split, scratch.rotated)?;
@@ -165,8 +174,11 @@ impl GpuLinear {
                     w: variants.banks[*bank as usize].data.address(),
                     y: scratch.products,
                     rows: parts.len(),
+                    out,
+                    input,
                     pitch: out,
-                    ..gemm
+                    dtype: device.dtype,
+                    gives: Dtype::F32,
                 })?;
                 RotateOut {
                     products: scratch.products,

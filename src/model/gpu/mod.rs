@@ -4,6 +4,7 @@
 //! The residual stream, products and logits are f32; what products and attention read is of the device's type. Rows of
 //! modulation tables are made on the host, once for every mix and noise level, and kept in slots.
 
+mod fused;
 mod linear;
 mod network;
 mod pack;
@@ -285,11 +286,10 @@ impl GpuDit {
         };
         let mut launch = || -> std::result::Result<(), Fault> {
             self.layers(&step)?;
-            if packed.shape.wanted > 0 {
-                self.last_norm(&step)?;
-                self.head(&step)?;
+            match packed.shape.wanted {
+                0 => Ok(()),
+                _ => self.head(&step),
             }
-            Ok(())
         };
         // The first time, libraries load what they need; the second time, a shape is worth recording.
         let dense = |(linear, _): (&GpuLinear, Rows)| !linear.variants.tiled && !linear.variants.banks.is_empty();

@@ -39,7 +39,7 @@ impl GpuDit {
         self.base.device.dtype
     }
 
-    fn tables(&self, step: &Step) -> Tables {
+    pub(super) fn tables(&self, step: &Step) -> Tables {
         let offsets = &step.slots.offsets;
         let (lines, biases) = step.slots.addresses();
         Tables {
@@ -70,7 +70,6 @@ impl GpuDit {
         let (machine, dtype) = (&*self.base.device.machine, self.base.device.dtype);
         let (rows, places, work) = (step.shape.rows, step.places, step.work);
         let (hidden, head_dim) = (config.hidden_dim as u32, config.head_dim() as u32);
-        let (offsets, tables) = (&step.slots.offsets, self.tables(step));
         GatherEmbedding {
             x: work.x,
             tokens: places.tokens,
@@ -95,37 +94,56 @@ impl GpuDit {
             half: head_dim / 2,
         }
         .launch(machine)?;
-        NormModulate {
-            x: work.x,
-            out: work.h,
-            rows: 0,
-            tables,
-            gain: offsets.line(0, Vector::Gain1),
-            shift: offsets.line(0, Vector::Shift1),
-            width: hidden,
-            unused: 0,
+        let layers = || self.layers.iter().enumerate();
+        if self.fuses_layers(step) {
+            return layers().try_for_each(|(number, layer)| self.fused_layer(step, number, layer));
         }
-        .launch(machine, dtype, rows)?;
-        for (number, layer) in self.layers.iter().enumerate() {
-            self.layer(step, number, layer)?;
-        }
-        Ok(())
+        let first = |vector| step.slots.offsets.line(0, vector);
+        self.norm(step, work.h, (first(Vector::Gain1), first(Vector::Shift1)))?;
+        layers().try_for_each(|(number, layer)| self.layer(step, number, layer))
     }
 
-    fn layer(&self, step: &Step, number: usize, layer: &GpuLayer) -> Result<(), Fault> {
-        let config = &self.base.host.config;
-        let (machine, dtype) = (&*self.base.device.machine, self.base.device.dtype);
-        let (rows, places, work) = (step.shape.rows, step.places, step.work);
-        let (heads, head_dim) = (config.n_heads as u32, config.head_dim() as u32);
-        let (layers, page_tokens) = (config.n_blocks as u32, step.pages.page_tokens as u32);
-        let (offsets, tables, y) = (&step.slots.offsets, self.tables(step), self.gives(step.shape));
-        self.product(step, &layer.qkv, (work.h, work.y))?;
-        let hidden = config.hidden_dim as u32;
-        // In bf16, queries and keys are rotated where they are.
-        let [(q, q_pitch), (current, current_pitch)] = match y {
+    /// A norm of the residual stream.
+    pub(super) fn norm(&self, step: &Step, out: u64, (gain, shift): (u32, u32)) -> Result<(), Fault> {
+        self.norm_of(step, (0, step.shape.rows), out, (gain, shift))
+    }
+
+    /// The same of `rows` rows of it, which an address says; 0 for all in order.
+    fn norm_of(
+        &self,
+        step: &Step,
+        (picked, rows): (u64, usize),
+        out: u64,
+        (gain, shift): (u32, u32),
+    ) -> Result<(), Fault> {
+        NormModulate {
+            x: step.work.x,
+            out,
+            rows: picked,
+            tables: self.tables(step),
+            gain,
+            shift,
+            width: self.base.host.config.hidden_dim as u32,
+            unused: 0,
+        }
+        .launch(&*self.base.device.machine, self.base.device.dtype, rows)
+    }
+
+    /// Where queries lie, and keys and values, and how far one row is from the next: in bf16, queries and keys are rotated where
+    /// they are.
+    fn heads(&self, step: &Step) -> [(u64, u32); 2] {
+        let (work, hidden) = (step.work, self.base.host.config.hidden_dim as u32);
+        match self.gives(step.shape) {
             Dtype::F32 => [(work.q, hidden), (work.current, 2 * hidden)],
             Dtype::Bf16 => [(work.y, 3 * hidden), (work.y + u64::from(hidden) * 2, 3 * hidden)],
-        };
+        }
+    }
+
+    /// Of a layer's queries and keys.
+    pub(super) fn rotary(&self, step: &Step, number: usize) -> Rotary {
+        let (config, work) = (&self.base.host.config, step.work);
+        let head_dim = config.head_dim();
+        let [(q, q_pitch), (current, current_pitch)] = self.heads(step);
         Rotary {
             qkv: work.y,
             cosines: work.cosines,
@@ -133,35 +151,53 @@ impl GpuDit {
             q,
             current,
             cache: step.pages.address,
-            slots: places.slots,
-            heads,
-            head_dim,
+            slots: step.places.slots,
+            heads: config.n_heads as u32,
+            head_dim: head_dim as u32,
             layer: number as u32,
-            layers,
-            page_tokens,
+            layers: config.n_blocks as u32,
+            page_tokens: step.pages.page_tokens as u32,
             scale: 1.0 / (head_dim as f32).sqrt(),
             q_pitch,
             current_pitch,
         }
-        .launch(machine, dtype, y, rows)?;
+    }
+
+    pub(super) fn attend(&self, step: &Step, number: usize) -> Result<(), Fault> {
+        let (config, places, shape) = (&self.base.host.config, step.places, step.shape);
+        let [(q, q_pitch), (current, current_pitch)] = self.heads(step);
         Attend {
             q,
             current,
             cache: step.pages.address,
-            out: work.h,
+            out: step.work.h,
             segment: places.segment,
             segments: places.segments,
             pages: places.pages,
-            heads,
-            head_dim,
+            heads: config.n_heads as u32,
+            head_dim: config.head_dim() as u32,
             layer: number as u32,
-            layers,
-            page_tokens,
+            layers: config.n_blocks as u32,
+            page_tokens: step.pages.page_tokens as u32,
             window: config.model_length as u32,
             q_pitch,
             current_pitch,
         }
-        .launch_tiles(machine, dtype, rows, (places.tiles, step.shape.tiles, step.shape.cut))?;
+        .launch_tiles(
+            &*self.base.device.machine,
+            self.base.device.dtype,
+            shape.rows,
+            (places.tiles, shape.tiles, shape.cut),
+        )
+    }
+
+    fn layer(&self, step: &Step, number: usize, layer: &GpuLayer) -> Result<(), Fault> {
+        let (machine, dtype) = (&*self.base.device.machine, self.base.device.dtype);
+        let (rows, work) = (step.shape.rows, step.work);
+        let (offsets, tables, y) = (&step.slots.offsets, self.tables(step), self.gives(step.shape));
+        self.product(step, &layer.qkv, (work.h, work.y))?;
+        self.rotary(step, number).launch(machine, dtype, y, rows)?;
+        self.attend(step, number)?;
         self.product(step, &layer.out, (work.h, work.y))?;
         let residual = GateResidual {
             x: work.x,
@@ -172,7 +208,7 @@ impl GpuDit {
             bias: NONE,
             gain: offsets.line(number, Vector::Gain2),
             shift: offsets.line(number, Vector::Shift2),
-            width: config.hidden_dim as u32,
+            width: self.base.host.config.hidden_dim as u32,
             unused: 0,
         };
         residual.launch(machine, dtype, y, rows)?;
@@ -198,30 +234,23 @@ impl GpuDit {
         .launch(machine, dtype, y, rows)
     }
 
-    /// The last norm, of the rows whose logits are wanted.
-    pub(super) fn last_norm(&self, step: &Step) -> Result<(), Fault> {
-        let (gain, shift) = step.slots.offsets.last();
-        NormModulate {
-            x: step.work.x,
-            out: step.work.last,
-            rows: step.places.wanted,
-            tables: self.tables(step),
-            gain,
-            shift,
-            width: self.base.host.config.hidden_dim as u32,
-            unused: 0,
-        }
-        .launch(&*self.base.device.machine, self.base.device.dtype, step.shape.wanted)
-    }
-
     /// Logits of the wanted rows, and what is drawn from them.
     pub(super) fn head(&self, step: &Step) -> Result<(), Fault> {
         let config = &self.base.host.config;
         let (machine, wanted) = (&*self.base.device.machine, step.shape.wanted);
-        let (waves, pitch) = (&step.places.lists[self.head.list], logits_pitch(config.vocab_size));
-        let rows = (step.work.last, step.work.logits, wanted, pitch);
-        self.head
-            .forward(&self.base.device, rows, Dtype::F32, waves, step.work.scratch)?;
+        let pitch = logits_pitch(config.vocab_size);
+        let picked = (step.places.wanted, wanted);
+        self.norm_of(step, picked, step.work.last, step.slots.offsets.last())?;
+        if self.fuses_head(step) {
+            self.fused_head(step)?;
+        } else {
+            let (waves, rows) = (
+                &step.places.lists[self.head.list],
+                (step.work.last, step.work.logits, wanted, pitch),
+            );
+            self.head
+                .forward(&self.base.device, rows, Dtype::F32, waves, step.work.scratch)?;
+        }
         let (_, biases) = step.slots.addresses();
         Categorical {
             logits: step.work.logits,

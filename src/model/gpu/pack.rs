@@ -104,6 +104,8 @@ pub struct Places {
     pub embedded: u64,
     pub first_embedded: u64,
     pub draws: u64,
+    /// By list: [rows] u32, 1 for rows that have parts.
+    pub parted: Vec<u64>,
     pub lists: Vec<Vec<Wave>>,
 }
 
@@ -311,6 +313,11 @@ impl Packed {
             .iter()
             .flat_map(|s| (0..s.rows.len()).map(|at| s.draws.get(at)));
         let draws: Vec<Option<&Draw>> = draws.collect();
+        let parts_of = |list: &List| match list.rows {
+            Rows::All => waves(list, &mixes),
+            Rows::Wanted => waves(list, &wanted_mixes),
+        };
+        let all_parts: Vec<Vec<Vec<PartFacts>>> = lists.iter().map(parts_of).collect();
         let places = Places {
             tokens: writer.put(tokens, rows, NONE),
             positions: writer.put(positions, rows, 0),
@@ -325,18 +332,15 @@ impl Packed {
             embedded: writer.put(embedded, embedded_count, PartFacts::default()),
             first_embedded: writer.put(first_embedded, rows + 1, last),
             draws: writer.put_draws(&draws, logit_rows, vocab),
-            lists: lists
-                .iter()
-                .map(|list| {
-                    let mixes = match list.rows {
-                        Rows::All => &mixes,
-                        Rows::Wanted => &wanted_mixes,
-                    };
-                    waves(list, mixes)
-                        .into_iter()
-                        .map(|parts| wave(parts, &mut writer))
-                        .collect()
+            parted: (lists.iter().zip(&all_parts))
+                .map(|(list, waves)| {
+                    let mut parted = vec![0u32; if list.rows == Rows::All { rows } else { logit_rows }];
+                    (waves.iter().flatten()).for_each(|part| parted[part.row as usize] = 1);
+                    writer.put(parted, 0, 0)
                 })
+                .collect(),
+            lists: (all_parts.into_iter())
+                .map(|waves| waves.into_iter().map(|parts| wave(parts, &mut writer)).collect())
                 .collect(),
         };
         let shape = Shape {
@@ -379,7 +383,10 @@ impl Places {
             &mut self.first_embedded,
             &mut self.draws,
         ];
-        places.into_iter().for_each(|place| *place += start);
+        places
+            .into_iter()
+            .chain(&mut self.parted)
+            .for_each(|place| *place += start);
         for wave in self.lists.iter_mut().flatten() {
             wave.parts += start;
             wave.groups += start;

@@ -118,22 +118,19 @@ impl Attend {
             return self.launch(machine, dtype, rows);
         }
         let blocks = count * self.heads as usize;
-        let (name, threads, chunk) = match cut {
-            Cut::Few if blocks < machine.processors() as usize => ("few", 256, 128),
-            Cut::Few => ("some", 128, 64),
-            Cut::Many if self.head_dim == 128 => ("many", 256, 64),
-            Cut::Many => ("many", 128, 64),
+        // Keys and values of several chunks.
+        let shared = |chunk: u32, chunks: u32| chunks * 2 * chunk * (self.head_dim + 8) * 2;
+        let wide = self.head_dim == 128;
+        let few = (256, shared(128, if wide { 2 } else { 4 }));
+        let fits = few.1 + 4096 <= machine.shared();
+        let (name, shape) = match cut {
+            Cut::Few if blocks < machine.processors() as usize && fits => ("few", few),
+            Cut::Few => ("some", (128, shared(64, if wide { 2 } else { 4 }))),
+            Cut::Many => ("many", (if wide { 256 } else { 128 }, shared(64, 2))),
         };
-        let shared = 2 * 2 * chunk * (self.head_dim + 8) * 2;
         let args = BlockAttend { attend: *self, tiles };
         let kernel = format!("block_attend_{name}_{}", self.head_dim);
-        launch(
-            machine,
-            &kernel,
-            [count as u32, self.heads, 1],
-            (threads, shared),
-            &args,
-        )
+        launch(machine, &kernel, [count as u32, self.heads, 1], shape, &args)
     }
 
     /// One warp to a query and head.

@@ -12,6 +12,7 @@ pub mod cuda;
 pub mod draw;
 mod launch;
 pub mod pointwise;
+pub mod product;
 pub mod products;
 pub mod superposition;
 pub mod tiles;

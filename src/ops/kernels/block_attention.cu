@@ -1,47 +1,107 @@
-// Segments of few queries: all warps of a block have the same sixteen and share out the keys.
+// Segments of few queries: all warps of a block have the same sixteen and share out the keys. What a step reads from the cache
+// is from steps before, since rows of the batch are read beside it: so the first chunks are asked for before the kernel before
+// has ended.
 #include "query_tiles.cuh"
 
 // A block to a tile of queries (grid x) and a head (grid y).
-template <int DIM, int WARPS>
+template <int DIM, int WARPS, int STAGES>
 DEVICE void block_attend(const BlockAttend &args) {
     const Attend &a = args.attend;
     const int CHUNK = 16 * WARPS;  // keys in shared memory at once
     const int TILES = 2, STEPS = DIM / 16, PIECES = DIM / 8;
     const int THREADS = 32 * WARPS;
-    DYNAMIC_SHARED(bf16, shared);  // [2][keys | values][CHUNK][PITCH]
+    DYNAMIC_SHARED(bf16, shared);  // [STAGES][keys | values][CHUNK][PITCH]
 
     const QueryTile tile = args.tiles[blockIdx.x];
-    if (tile.segment == NONE) return;
+    if (tile.segment == NONE) {
+        await_before();  // no block ends before what it follows
+        return;
+    }
     const Segment segment = a.segments[tile.segment];
-    const u32 head = blockIdx.y * DIM;
+    const u32 hidden = a.heads * DIM, head = blockIdx.y * DIM;
     const int g = lane_id() / 4, t = lane_id() % 4;
     const u32 stop = tile.first + 16 < segment.tokens ? tile.first + 16 : segment.tokens;  // after its last query
-
-    // Queries g and g + 8; those past the last are the last once more.
-    u32 begin[2], end[2];
-    u32 q[STEPS][4];
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-        const u32 own = tile.first + g + 8 * half;
-        const u32 clamped = own < stop ? own : stop - 1;
-        visible(segment, clamped, a.window, begin[half], end[half]);
-        const bf16 *row = static_cast<const bf16 *>(a.q) + size_t(segment.first_row + clamped) * a.q_pitch + head;
-#pragma unroll
-        for (int step = 0; step < STEPS; step++) {
-            q[step][half] = *reinterpret_cast<const u32 *>(row + 16 * step + 2 * t);
-            q[step][half + 2] = *reinterpret_cast<const u32 *>(row + 16 * step + 2 * t + 8);
-        }
-    }
     // Keys that any query of the tile sees.
     u32 from, until, unused;
     visible(segment, tile.first, a.window, from, unused);
     visible(segment, stop - 1, a.window, unused, until);
 
-    auto keys_at = [&](int half) { return shared + half * 2 * CHUNK * PITCH<DIM>; };
-    auto ask = [&](u32 chunk, int half) {
-        bf16 *keys = keys_at(half);
-        fetch<DIM, CHUNK, THREADS>(a, segment, head, chunk, until, keys, keys + CHUNK * PITCH<DIM>);
+    // Queries g and g + 8; those past the last are the last once more.
+    u32 row[2], begin[2], end[2];
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        const u32 own = tile.first + g + 8 * half, clamped = own < stop ? own : stop - 1;
+        visible(segment, clamped, a.window, begin[half], end[half]);
+        row[half] = segment.first_row + clamped;
+    }
+
+    auto keys_at = [&](u32 chunk) { return shared + chunk % STAGES * 2 * CHUNK * PITCH<DIM>; };
+    // A thread copies sixteen bytes of COPIES keys of a chunk, and of their values. Pages are looked up before.
+    const int APART = THREADS / PIECES, COPIES = CHUNK / APART;
+    const u32 key = threadIdx.x / PIECES, column = threadIdx.x % PIECES * 8, before = segment.first_position;
+    auto look_up = [&](u32 chunk, u32 (&pages)[COPIES]) {
+#pragma unroll
+        for (int i = 0; i < COPIES; i++) {
+            const u32 position = from + chunk * CHUNK + key + i * APART;
+            const bool cached = position < before && position < until;
+            pages[i] = cached ? a.pages[segment.pages + (position - segment.pages_start) / a.page_tokens] : 0;
+        }
     };
+    // What lies in the cache of a chunk, and the rest of it.
+    auto ask_cached = [&](u32 chunk, const u32 (&pages)[COPIES]) {
+        bf16 *to = keys_at(chunk) + key * PITCH<DIM> + column;
+#pragma unroll
+        for (int i = 0; i < COPIES; i++, to += APART * PITCH<DIM>) {
+            const u32 position = from + chunk * CHUNK + key + i * APART;
+            if (position >= before || position >= until) continue;
+            const size_t page = (size_t(pages[i]) * a.layers + a.layer) * 2;
+            const u32 token = (position - segment.pages_start) % a.page_tokens;
+            const bf16 *at = static_cast<const bf16 *>(a.cache) + (page * a.page_tokens + token) * hidden + head + column;
+            copy16_async(to, at);
+            copy16_async(to + CHUNK * PITCH<DIM>, at + size_t(a.page_tokens) * hidden);
+        }
+    };
+    auto ask_own = [&](u32 chunk) {
+        bf16 *to = keys_at(chunk) + key * PITCH<DIM> + column;
+        if (from + (chunk + 1) * CHUNK <= before) return;
+#pragma unroll
+        for (int i = 0; i < COPIES; i++, to += APART * PITCH<DIM>) {
+            const u32 position = from + chunk * CHUNK + key + i * APART;
+            if (position >= until) {
+                store16(to, make_uint4(0, 0, 0, 0));
+                store16(to + CHUNK * PITCH<DIM>, make_uint4(0, 0, 0, 0));
+            } else if (position >= before) {
+                const size_t own = segment.first_row + position - before;
+                const bf16 *at = static_cast<const bf16 *>(a.current) + own * a.current_pitch + head + column;
+                copy16_async(to, at);
+                copy16_async(to + CHUNK * PITCH<DIM>, at + hidden);
+            }
+        }
+    };
+    const u32 chunks = (until - from + CHUNK - 1) / CHUNK;
+    u32 first_pages[STAGES][COPIES], next_pages[COPIES];
+#pragma unroll
+    for (int chunk = 0; chunk < STAGES; chunk++) look_up(chunk, first_pages[chunk]);
+#pragma unroll
+    for (int chunk = 0; chunk < STAGES; chunk++) ask_cached(chunk, first_pages[chunk]);
+    look_up(STAGES, next_pages);
+    await_before();
+    let_next_start();
+#pragma unroll
+    for (int chunk = 0; chunk < STAGES; chunk++) {
+        if (u32(chunk) < chunks) ask_own(chunk);
+        copies_commit();
+    }
+    u32 q[STEPS][4];
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        const bf16 *at = static_cast<const bf16 *>(a.q) + size_t(row[half]) * a.q_pitch + head + 2 * t;
+#pragma unroll
+        for (int step = 0; step < STEPS; step++) {
+            q[step][half] = *reinterpret_cast<const u32 *>(at + 16 * step);
+            q[step][half + 2] = *reinterpret_cast<const u32 *>(at + 16 * step + 8);
+        }
+    }
 
     float sums[PIECES][4];
 #pragma unroll
@@ -50,15 +110,12 @@ DEVICE void block_attend(const BlockAttend &args) {
         for (int j = 0; j < 4; j++) sums[i][j] = 0.0f;
     }
     float highest[2] = {LOWEST, LOWEST}, total[2] = {0.0f, 0.0f};
-    ask(from, 0);
-    int half = 0;
-    for (u32 chunk = from; chunk < until; chunk += CHUNK, half ^= 1) {
-        copies_wait<0>();
-        barrier();  // this chunk is there, and the other half is free
-        if (chunk + CHUNK < until) ask(chunk + CHUNK, half ^ 1);
+    for (u32 chunk = 0; chunk < chunks; chunk++) {
+        copies_wait<STAGES - 1>();
+        barrier();  // this chunk is there
         const int mine = 16 * warp_id();
-        const bf16 *keys = keys_at(half) + mine * PITCH<DIM>, *values = keys + CHUNK * PITCH<DIM>;
-        const u32 first = chunk + mine;
+        const bf16 *keys = keys_at(chunk) + mine * PITCH<DIM>, *values = keys + CHUNK * PITCH<DIM>;
+        const u32 first = from + chunk * CHUNK + mine;
 
         float scores[TILES][4];
 #pragma unroll
@@ -128,6 +185,13 @@ DEVICE void block_attend(const BlockAttend &args) {
                 mma_bf16(sums[i + 1], weights, v[2], v[3]);
             }
         }
+        barrier();  // all are done with it
+        if (chunk + STAGES < chunks) {
+            ask_cached(chunk + STAGES, next_pages);
+            ask_own(chunk + STAGES);
+            look_up(chunk + STAGES + 1, next_pages);
+        }
+        copies_commit();
     }
 #pragma unroll
     for (int row = 0; row < 2; row++) {
@@ -135,8 +199,7 @@ DEVICE void block_attend(const BlockAttend &args) {
         total[row] += shuffle_xor(total[row], 2);
     }
     // Shares of the same queries: each warp's sums, highest score and total.
-    barrier();
-    float *shares = reinterpret_cast<float *>(shared);  // [WARPS][16][DIM]
+    float *shares = reinterpret_cast<float *>(shared);  // [WARPS][16][PITCH]
     SHARED float highests[WARPS][16], totals[WARPS][16];
 #pragma unroll
     for (int row = 0; row < 2; row++) {
@@ -147,8 +210,8 @@ DEVICE void block_attend(const BlockAttend &args) {
         }
 #pragma unroll
         for (int i = 0; i < PIECES; i++) {
-#pragma unroll
-            for (int j = 0; j < 2; j++) shares[(warp_id() * 16 + query) * DIM + 8 * i + 2 * t + j] = sums[i][2 * row + j];
+            float *to = shares + (warp_id() * 16 + query) * PITCH<DIM> + 8 * i + 2 * t;
+            *reinterpret_cast<float2 *>(to) = make_float2(sums[i][2 * row], sums[i][2 * row + 1]);
         }
     }
     barrier();
@@ -160,19 +223,20 @@ DEVICE void block_attend(const BlockAttend &args) {
         float whole = 0.0f, first = 0.0f, second = 0.0f;
         for (int warp = 0; warp < WARPS; warp++) {
             const float share = power_of_two(highests[warp][query] - above);
+            const float2 both = *reinterpret_cast<const float2 *>(shares + (warp * 16 + query) * PITCH<DIM> + column);
             whole = fused(share, totals[warp][query], whole);
-            first = fused(share, shares[(warp * 16 + query) * DIM + column], first);
-            second = fused(share, shares[(warp * 16 + query) * DIM + column + 1], second);
+            first = fused(share, both.x, first);
+            second = fused(share, both.y, second);
         }
         const float inverse = whole > 0.0f ? 1.0f / whole : 0.0f;
         write_pair<DIM>(a, segment.first_row + tile.first + query, head, column, first * inverse, second * inverse);
     }
 }
 
-KERNEL(block_attend_few_32, BlockAttend, 256) { block_attend<32, 8>(a); }
-KERNEL(block_attend_few_64, BlockAttend, 256) { block_attend<64, 8>(a); }
-KERNEL(block_attend_few_128, BlockAttend, 256) { block_attend<128, 8>(a); }
+KERNEL_EARLY(block_attend_few_32, BlockAttend, 256, 1) { block_attend<32, 8, 4>(a); }
+KERNEL_EARLY(block_attend_few_64, BlockAttend, 256, 1) { block_attend<64, 8, 4>(a); }
+KERNEL_EARLY(block_attend_few_128, BlockAttend, 256, 1) { block_attend<128, 8, 2>(a); }
 // Less shared memory, where there are blocks enough.
-KERNEL(block_attend_some_32, BlockAttend, 128) { block_attend<32, 4>(a); }
-KERNEL(block_attend_some_64, BlockAttend, 128) { block_attend<64, 4>(a); }
-KERNEL(block_attend_some_128, BlockAttend, 128) { block_attend<128, 4>(a); }
+KERNEL_EARLY(block_attend_some_32, BlockAttend, 128, 2) { block_attend<32, 4, 4>(a); }
+KERNEL_EARLY(block_attend_some_64, BlockAttend, 128, 2) { block_attend<64, 4, 4>(a); }
+KERNEL_EARLY(block_attend_some_128, BlockAttend, 128, 2) { block_attend<128, 4, 2>(a); }

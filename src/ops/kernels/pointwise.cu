@@ -1,26 +1,5 @@
 // What lies between a layer's products. The residual stream is f32, what products read is T, what they give is Y.
-//
-// Modulation tables lie in slots, one to a (mix, noise level), biases in slots of their own, one to a mix; a row picks its
-// slots, an offset picks the vector in them.
-#include "device.cuh"
-
-const float EPSILON = 1e-5f;
-
-struct Tables {
-    const float *lines;   // slots of modulation tables
-    const float *biases;  // slots of biases
-    const u32 *line;      // [rows]: the row's slot of modulation tables
-    const u32 *mix;       // [rows]: the row's slot of biases
-    u32 line_stride;      // floats to a slot
-    u32 bias_stride;
-};
-
-DEVICE const float *line_of(const Tables &t, u32 row, u32 offset) {
-    return t.lines + size_t(t.line[row]) * t.line_stride + offset;
-}
-DEVICE const float *bias_of(const Tables &t, u32 row, u32 offset) {
-    return t.biases + size_t(t.mix[row]) * t.bias_stride + offset;
-}
+#include "tables.cuh"
 
 // Four numbers of a row from number 4 `index` on; zeros past its width. `whole`: rows begin at multiples of four numbers.
 DEVICE float4 four_at(const float *row, u32 index, u32 width, bool whole) {
@@ -42,8 +21,6 @@ DEVICE float4 four_at(const bf16 *row, u32 index, u32 width, bool whole) {
     for (int i = 0; i < 4; i++) v[i] = at + i < width ? widen(row[at + i]) : 0.0f;
     return make_float4(v[0], v[1], v[2], v[3]);
 }
-DEVICE void put_whole(float *at, float4 v) { *reinterpret_cast<float4 *>(at) = v; }
-DEVICE void put_whole(bf16 *at, float4 v) { *reinterpret_cast<uint2 *>(at) = make_uint2(pack_bf16(v.x, v.y), pack_bf16(v.z, v.w)); }
 template <typename T>
 DEVICE void put_four(T *row, u32 index, u32 width, bool whole, float4 four) {
     const u32 at = 4 * index;
@@ -81,19 +58,31 @@ struct NormModulate {
     u32 unused;
 };
 
+// A thread's share of a norm's gain and shift.
+template <int FOURS>
+struct Affine {
+    float4 gains[FOURS], shifts[FOURS];
+    DEVICE Affine(const float *gain, const float *shift, u32 width) {
+#pragma unroll
+        for (int i = 0; i < FOURS; i++) {
+            const u32 index = i * 256 + threadIdx.x;
+            if (4 * index >= width) break;
+            gains[i] = four_at(gain, index, width, width % 4 == 0);
+            shifts[i] = four_at(shift, index, width, width % 4 == 0);
+        }
+    }
+};
+
 // (row - mean) / sqrt(variance + EPSILON) * gain + shift, by all of a block, each thread having its share of the row.
 template <typename T, int FOURS>
-DEVICE void norm_row(const float4 (&row)[FOURS], T *out, const float *gain, const float *shift, u32 width) {
+DEVICE void norm_row(const float4 (&row)[FOURS], T *out, const Affine<FOURS> &affine, u32 width) {
     SHARED float scratch[8];
     const bool whole = width % 4 == 0;
-    float4 gains[FOURS], shifts[FOURS];
     float sum = 0.0f;
 #pragma unroll
     for (int i = 0; i < FOURS; i++) {
         const u32 index = i * 256 + threadIdx.x;
         if (4 * index >= width) break;
-        gains[i] = four_at(gain, index, width, whole);
-        shifts[i] = four_at(shift, index, width, whole);
         sum += row[i].x + row[i].y + row[i].z + row[i].w;
     }
     const float mean = add_block(sum, scratch) / float(width);
@@ -111,10 +100,10 @@ DEVICE void norm_row(const float4 (&row)[FOURS], T *out, const float *gain, cons
     for (int i = 0; i < FOURS; i++) {
         const u32 index = i * 256 + threadIdx.x;
         if (4 * index >= width) break;
-        const float4 normed = make_float4(fused((row[i].x - mean) * inverse, gains[i].x, shifts[i].x),
-                                          fused((row[i].y - mean) * inverse, gains[i].y, shifts[i].y),
-                                          fused((row[i].z - mean) * inverse, gains[i].z, shifts[i].z),
-                                          fused((row[i].w - mean) * inverse, gains[i].w, shifts[i].w));
+        const float4 normed = make_float4(fused((row[i].x - mean) * inverse, affine.gains[i].x, affine.shifts[i].x),
+                                          fused((row[i].y - mean) * inverse, affine.gains[i].y, affine.shifts[i].y),
+                                          fused((row[i].z - mean) * inverse, affine.gains[i].z, affine.shifts[i].z),
+                                          fused((row[i].w - mean) * inverse, affine.gains[i].w, affine.shifts[i].w));
         put_four(out, index, width, whole, normed);
     }
 }
@@ -122,9 +111,13 @@ DEVICE void norm_row(const float4 (&row)[FOURS], T *out, const float *gain, cons
 // A block to a row of at most 1024 FOURS numbers.
 template <typename T, int FOURS>
 DEVICE void norm_modulate(const NormModulate &a) {
+    let_next_start();  // it takes longer to begin than this does to end
     const u32 source = a.rows ? a.rows[blockIdx.x] : blockIdx.x;
     const bool whole = a.width % 4 == 0;
     T *out = static_cast<T *>(a.out) + size_t(blockIdx.x) * a.width;
+    const u32 like = source == NONE ? 0 : source;
+    const Affine<FOURS> affine(line_of(a.tables, like, a.gain), line_of(a.tables, like, a.shift), a.width);
+    await_before();
     float4 row[FOURS];
 #pragma unroll
     for (int i = 0; i < FOURS; i++) {
@@ -138,15 +131,15 @@ DEVICE void norm_modulate(const NormModulate &a) {
         }
     }
     if (source == NONE) return;
-    norm_row(row, out, line_of(a.tables, source, a.gain), line_of(a.tables, source, a.shift), a.width);
+    norm_row(row, out, affine, a.width);
 }
 
-KERNEL(norm_modulate_f32_1, NormModulate, 256) { norm_modulate<float, 1>(a); }
-KERNEL(norm_modulate_f32_4, NormModulate, 256) { norm_modulate<float, 4>(a); }
-KERNEL(norm_modulate_f32_8, NormModulate, 256) { norm_modulate<float, 8>(a); }
-KERNEL(norm_modulate_bf16_1, NormModulate, 256) { norm_modulate<bf16, 1>(a); }
-KERNEL(norm_modulate_bf16_4, NormModulate, 256) { norm_modulate<bf16, 4>(a); }
-KERNEL(norm_modulate_bf16_8, NormModulate, 256) { norm_modulate<bf16, 8>(a); }
+KERNEL_EARLY(norm_modulate_f32_1, NormModulate, 256, 1) { norm_modulate<float, 1>(a); }
+KERNEL_EARLY(norm_modulate_f32_4, NormModulate, 256, 1) { norm_modulate<float, 4>(a); }
+KERNEL_EARLY(norm_modulate_f32_8, NormModulate, 256, 1) { norm_modulate<float, 8>(a); }
+KERNEL_EARLY(norm_modulate_bf16_1, NormModulate, 256, 1) { norm_modulate<bf16, 1>(a); }
+KERNEL_EARLY(norm_modulate_bf16_4, NormModulate, 256, 1) { norm_modulate<bf16, 4>(a); }
+KERNEL_EARLY(norm_modulate_bf16_8, NormModulate, 256, 1) { norm_modulate<bf16, 8>(a); }
 
 struct GateResidual {
     float *x;        // [rows, width]: x += gate * (y + bias)
@@ -183,8 +176,8 @@ DEVICE void gate_residual(const GateResidual &a) {
         put_four(a.x + start, index, a.width, whole, row[i]);
     }
     if (a.gain == NONE) return;
-    const float *gain = line_of(a.tables, blockIdx.x, a.gain), *shift = line_of(a.tables, blockIdx.x, a.shift);
-    norm_row(row, static_cast<T *>(a.out) + start, gain, shift, a.width);
+    const Affine<FOURS> affine(line_of(a.tables, blockIdx.x, a.gain), line_of(a.tables, blockIdx.x, a.shift), a.width);
+    norm_row(row, static_cast<T *>(a.out) + start, affine, a.width);
 }
 
 KERNEL(gate_residual_f32_1, GateResidual, 256) { gate_residual<float, float, 1>(a); }
@@ -238,24 +231,6 @@ KERNEL(angles, Angles, 256) {
     a.cosines[index] = float(cosine(angle));
     a.sines[index] = float(sine(angle));
 }
-
-struct Rotary {
-    const void *qkv;       // [rows, 3, heads, head_dim]
-    const float *cosines;  // [rows, head_dim / 2]
-    const float *sines;
-    void *q;               // [rows, q_pitch], rotated and divided by sqrt(head_dim)
-    void *current;         // [rows, current_pitch]: keys, rotated, and values; both may lie where they come from
-    void *cache;           // pages: [page][layer][2][page_tokens][hidden]
-    const u32 *slots;      // [rows]: page * page_tokens + slot of a clean row, else NONE
-    u32 heads;
-    u32 head_dim;
-    u32 layer;
-    u32 layers;
-    u32 page_tokens;
-    float scale;
-    u32 q_pitch;
-    u32 current_pitch;
-};
 
 // A block to a row (grid x) and 512 pairs (grid y), four to a thread.
 template <typename T, typename Y>

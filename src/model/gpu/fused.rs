@@ -1,0 +1,114 @@
+//! A layer of a step of few rows: what follows a product goes into its launch.
+//!
+//! What banks give goes through the same nonlinearities as the base's product, so it is there first, and the product adds it.
+
+use super::linear::GpuLinear;
+use super::network::Step;
+use super::slots::Vector;
+use super::work::logits_pitch;
+use super::{GpuDit, GpuLayer};
+use crate::ops::gpu::pointwise::NONE;
+use crate::ops::gpu::product::{After, Product};
+use crate::ops::gpu::{Dtype, Fault};
+
+impl GpuDit {
+    /// Whether there is a kernel for a product of so many rows. What dense banks give is not kept apart.
+    fn fuses(&self, step: &Step, linear: &GpuLinear, (after, rows): (After, usize)) -> bool {
+        let dense = !linear.variants.tiled && !step.places.lists[linear.list].is_empty();
+        let takes = after.takes(rows, linear.base.out, linear.base.input);
+        self.base.device.dtype == Dtype::Bf16 && takes && !dense
+    }
+
+    pub(super) fn fuses_layers(&self, step: &Step) -> bool {
+        let takes = |linear: &GpuLinear, after| self.fuses(step, linear, (after, step.shape.rows));
+        let layer = |l: &GpuLayer| {
+            let attention = takes(&l.qkv, After::Rotated) && takes(&l.out, After::Residual);
+            attention && takes(&l.expand, After::Gelu) && takes(&l.contract, After::Residual)
+        };
+        self.base.host.config.head_dim().is_multiple_of(16) && self.layers.iter().all(layer)
+    }
+
+    pub(super) fn fuses_head(&self, step: &Step) -> bool {
+        self.fuses(step, &self.head, (After::Keep, step.shape.wanted))
+    }
+
+    fn fused(
+        &self,
+        step: &Step,
+        linear: &GpuLinear,
+        after: After,
+        (x, rows): (u64, usize),
+        of: impl FnOnce(Product) -> Product,
+    ) -> Result<(), Fault> {
+        let (device, waves, out) = (
+            &self.base.device,
+            &step.places.lists[linear.list],
+            linear.base.out as u32,
+        );
+        let product = of(Product {
+            w: linear.base.data.address(),
+            x,
+            banked: step.work.y,
+            parted: if waves.is_empty() {
+                0
+            } else {
+                step.places.parted[linear.list]
+            },
+            tables: self.tables(step),
+            rows: rows as u32,
+            out,
+            input: linear.base.input as u32,
+            pitch: out,
+            bias: NONE,
+            ..Product::default()
+        });
+        let banked = (x, product.banked, product.pitch as usize);
+        linear.banks(device, banked, (waves, true), step.work.scratch)?;
+        product.launch(&*device.machine, after)
+    }
+
+    pub(super) fn fused_layer(&self, step: &Step, number: usize, layer: &GpuLayer) -> Result<(), Fault> {
+        let (rows, work, offsets) = (step.shape.rows, step.work, &step.slots.offsets);
+        let line = |vector| offsets.line(number, vector);
+        self.norm(step, work.h, (line(Vector::Gain1), line(Vector::Shift1)))?;
+        self.fused(step, &layer.qkv, After::Rotated, (work.h, rows), |product| Product {
+            rotary: self.rotary(step, number),
+            ..product
+        })?;
+        self.attend(step, number)?;
+        self.fused(step, &layer.out, After::Residual, (work.h, rows), |product| Product {
+            y: work.x,
+            gate: line(Vector::Gate1),
+            ..product
+        })?;
+        // Queries are done with, and as wide.
+        let normed = work.q;
+        self.norm(step, normed, (line(Vector::Gain2), line(Vector::Shift2)))?;
+        self.fused(step, &layer.expand, After::Gelu, (normed, rows), |product| Product {
+            y: work.h,
+            bias: offsets.bias0(number),
+            ..product
+        })?;
+        self.fused(step, &layer.contract, After::Residual, (work.h, rows), |product| {
+            Product {
+                y: work.x,
+                gate: line(Vector::Gate2),
+                bias: offsets.bias2(number),
+                ..product
+            }
+        })
+    }
+
+    /// Logits of the wanted rows, normed already.
+    pub(super) fn fused_head(&self, step: &Step) -> Result<(), Fault> {
+        let (work, pitch) = (step.work, logits_pitch(self.base.host.config.vocab_size) as u32);
+        let rows = (work.last, step.shape.wanted);
+        self.fused(step, &self.head, After::Keep, rows, |product| Product {
+            banked: work.logits,
+            y: work.logits,
+            out: pitch, // with the rows of zeros after the last
+            pitch,
+            ..product
+        })
+    }
+}
