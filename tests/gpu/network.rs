@@ -133,6 +133,24 @@ fn many_rows_of_the_base_are_those_of_the_host() {
     }
 }
 
+/// A thousand steps on a device, few in the emulation.
+#[test]
+fn steps_leave_the_memory_as_it_was() {
+    let Some(rig) = Rig::one() else { return };
+    let steps = if rig.machine().name() == "emulated" { 6 } else { 1000 };
+    let case = Case::load("bd3lm-tiny");
+    let network = on_device(&rig.machine, Dtype::Bf16, &case, 3, Form::Q4K);
+    let batches = [1, 2, 3].map(|count| all_kinds(&case, count));
+    let mut cache = network.cache(PAGE, 1).unwrap();
+    let mut step = |number: usize| {
+        network.forward(&batches[number % 3], &mut cache).unwrap();
+    };
+    (0..9).for_each(&mut step);
+    let free = rig.machine().memory().unwrap();
+    (0..steps).for_each(step);
+    assert_eq!(rig.machine().memory().unwrap(), free);
+}
+
 #[test]
 fn materialised_weights_give_what_retrieval_on_activations_gives() {
     for rig in Rig::all() {
