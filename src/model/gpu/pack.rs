@@ -7,7 +7,7 @@ use crate::ops::categorical::Draw;
 use crate::ops::gpu::attention::{Cut, QueryTile, SegmentFacts};
 use crate::ops::gpu::draw::{DrawFacts, DrawnFacts};
 use crate::ops::gpu::pointwise::NONE;
-use crate::ops::gpu::products::{Group, PartFacts, Room, Split, TIERS};
+use crate::ops::gpu::products::{Group, PartFacts, Split, TIERS};
 use crate::ops::gpu::{Plain, bytes_of};
 use candle_core::{Result, bail};
 use rayon::prelude::*;
@@ -39,8 +39,8 @@ pub struct WaveShape {
 }
 
 impl WaveShape {
-    pub fn split(&self, room: Room, out: usize, input: usize) -> Split {
-        Split::banks(room, (self.tier, self.groups), (out, input))
+    pub fn split(&self, processors: u32, out: usize, input: usize) -> Split {
+        Split::banks(processors, (self.tier, self.groups), (out, input))
     }
 }
 

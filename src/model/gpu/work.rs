@@ -5,7 +5,6 @@ use super::pack::{Rows, Shape, drawn_bytes};
 use super::weights::{Device, padded};
 use crate::model::DitConfig;
 use crate::ops::gpu::draw::LOOK;
-use crate::ops::gpu::products::Room;
 use crate::ops::gpu::{Buffer, Fault, Machine, Plain, bytes_of_mut};
 use std::sync::Arc;
 
@@ -75,7 +74,7 @@ impl Work {
             }
             for wave in shape.waves(linear.list) {
                 if linear.variants.tiled {
-                    let split = wave.split(Room::of(&*device.machine), out, input);
+                    let split = wave.split(device.machine.processors(), out, input);
                     partial = partial.max(split.partial_bytes());
                     rotated = rotated.max(split.image_bytes());
                     counters = counters.max(4 * split.counters());
