@@ -137,7 +137,16 @@ fn tokens_are_those_of_the_host() {
     let mut random = stream("draws");
     for rig in Rig::all() {
         let mut again = Vec::new();
-        for shape in [[1, 20], [2, 20], [40, 60], [256, 60], [257, 60], [1000, 60], [5000, 30]] {
+        for shape in [
+            [1, 20],
+            [2, 20],
+            [40, 60],
+            [256, 60],
+            [257, 60],
+            [1000, 60],
+            [5000, 30],
+            [5000, 5],
+        ] {
             check(&rig, &mut random, shape, &mut again);
         }
         let twice = again.iter().filter(|&&again| again == 1).count();

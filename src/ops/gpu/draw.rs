@@ -117,15 +117,12 @@ pub const LOOK: usize = 24;
 impl Categorical {
     pub fn launch(&self, machine: &dyn Machine, rows: usize) -> Result<()> {
         let sums = 8 * self.vocab.div_ceil(256); // bytes of what is kept of every 256 tokens
-        // Many rows share the processors, which then have more loads under way in more and smaller blocks.
-        let threads = if rows < 2 * machine.processors() as usize {
-            1024
-        } else {
-            128
-        };
+        // Many rows share the processors, which then have more under way in more and smaller blocks.
+        let many = rows >= 2 * machine.processors() as usize;
+        let (first, second) = if many { (128, 256) } else { (1024, 512) };
         let grid = [rows as u32, 1, 1];
-        launch(machine, "categorical", grid, (threads, sums), self)?;
-        launch(machine, "categorical_exact", grid, (512, sums), self)
+        launch(machine, "categorical", grid, (first, sums), self)?;
+        launch(machine, "categorical_exact", grid, (second, sums), self)
     }
 }
 

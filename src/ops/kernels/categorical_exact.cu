@@ -56,14 +56,14 @@ DEVICE_CALL Drawn drawn_in_order(const Draw &draw, Row row, const Look &look, co
 }
 
 // A block to a row of logits.
-KERNEL_OF(categorical_exact, Categorical, 512, 2) {
+KERNEL_OF(categorical_exact, Categorical, 32 * WARPS, 2) {
     DYNAMIC_SHARED(double, sums);  // of chunks
     SHARED Scratch scratch;
     SHARED double uniforms[2];
     const Draw &draw = a.draws[blockIdx.x];
     Drawn &drawn = a.drawn[blockIdx.x];
     if (draw.tokens == 0 || !drawn.again) return;
-    if (threadIdx.x == THREADS - 1) draw_uniforms(draw, uniforms);
+    if (threadIdx.x == blockDim.x - 1) draw_uniforms(draw, uniforms);
     barrier();
     const Look &look = a.looks[blockIdx.x];
     Row row = row_of(a, draw);

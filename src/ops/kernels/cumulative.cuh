@@ -10,7 +10,7 @@ DEVICE_CALL double total_of(const Row &row, Cut cut, double *sums) {
     const u32 chunks = (row.tokens + CHUNK - 1) / CHUNK, lane = lane_id() % LANES, half = lane_id() / LANES;
     SHARED double total;
     barrier();
-    for (u32 first = 2 * warp_id(); first < chunks; first += THREADS / LANES) {
+    for (u32 first = 2 * warp_id(); first < chunks; first += blockDim.x / LANES) {
         const u32 token = (first + half) * CHUNK + lane;
         float logits[CHUNK / LANES];
         logits_at(logits, row, token, LANES);

@@ -5,8 +5,7 @@
 const u64 ALL = 0xffffffffffffffffull;
 const float LOWEST = -3.40282347e38f;
 const int CHUNK = 256;  // tokens to a sum
-const int THREADS = 512;       // to a block that sums exactly
-const int TURN = 8 * THREADS;  // logits that it asks for together
+const int WARPS = 16;   // at most, to a block that sums exactly
 
 // "Highest logit first, equal logits by ascending id", as a number.
 DEVICE u64 rank(u32 token, float logit) {

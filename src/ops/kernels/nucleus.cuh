@@ -2,7 +2,7 @@
 #pragma once
 #include "logits.cuh"
 
-const int BINS = THREADS;  // of logits
+const int BINS = 512;      // of logits
 const int LISTED = 1024;   // tokens of a bin that are sorted
 
 struct Scratch {
@@ -12,9 +12,8 @@ struct Scratch {
         u64 masses[LISTED];
         double weights[LISTED];
     };
-    u64 wide[THREADS / 32];
-    double sums[THREADS / 32];
-    float narrow[THREADS / 32];
+    u64 wide[BINS / 32];
+    double sums[WARPS];
     u64 answer;
     u64 before;
     u64 wanted;
@@ -26,34 +25,15 @@ DEVICE u64 shuffle_wide(u64 x, int mask) {
     return u64(shuffle_xor(u32(x >> 32), mask)) << 32 | shuffle_xor(u32(x), mask);
 }
 
-// The lowest of a block's numbers, the same for all threads.
-DEVICE u64 lowest_of_block(u64 x, Scratch &scratch) {
-    for (int mask = 16; mask > 0; mask >>= 1) {
-        const u64 other = shuffle_wide(x, mask);
-        x = other < x ? other : x;
-    }
-    barrier();
-    if (lane_id() == 0) scratch.wide[warp_id()] = x;
-    barrier();
-    for (int warp = 0; warp < THREADS / 32; warp++) x = scratch.wide[warp] < x ? scratch.wide[warp] : x;
-    return x;
-}
+// The sum of a block's numbers, the same for all threads.
 DEVICE u64 sum_of_block(u64 x, Scratch &scratch) {
     for (int mask = 16; mask > 0; mask >>= 1) x += shuffle_wide(x, mask);
     barrier();
     if (lane_id() == 0) scratch.wide[warp_id()] = x;
     barrier();
     u64 sum = 0;
-    for (int warp = 0; warp < THREADS / 32; warp++) sum += scratch.wide[warp];
+    for (int warp = 0; warp < int(blockDim.x) / 32; warp++) sum += scratch.wide[warp];
     return sum;
-}
-DEVICE float highest_of_block(float x, Scratch &scratch) {
-    x = max_warp(x);
-    barrier();
-    if (lane_id() == 0) scratch.narrow[warp_id()] = x;
-    barrier();
-    for (int warp = 0; warp < THREADS / 32; warp++) x = scratch.narrow[warp] > x ? scratch.narrow[warp] : x;
-    return x;
 }
 
 // What a token counts: 1 each, or its weight in 2^-46, rounded down.
@@ -69,12 +49,12 @@ DEVICE u64 mass_of(const Row &row, float logit, bool counting) {
 template <typename Use>
 DEVICE void each_kept(const Row &row, Cut cut, Use use) {
 #pragma unroll 1
-    for (u32 start = threadIdx.x; start < row.tokens; start += TURN) {
+    for (u32 start = threadIdx.x; start < row.tokens; start += 8 * blockDim.x) {
         float logits[8];
-        logits_at(logits, row, start, THREADS);
+        logits_at(logits, row, start, blockDim.x);
 #pragma unroll
         for (int i = 0; i < 8; i++) {
-            const u32 token = start + i * THREADS;
+            const u32 token = start + i * blockDim.x;
             if (token != row.forbidden && is_kept(token, logits[i], cut)) use(token, logits[i]);
         }
     }
@@ -94,7 +74,7 @@ DEVICE_CALL u64 crossing_of_list(u64 before, u64 wanted, Scratch &scratch) {
     const u32 count = scratch.count;
     if (threadIdx.x == 0) scratch.answer = ALL;
     barrier();
-    for (u32 mine = threadIdx.x; mine < count; mine += THREADS) {
+    for (u32 mine = threadIdx.x; mine < count; mine += blockDim.x) {
         u64 better = before;
         for (u32 other = 0; other < count; other++) {
             better += scratch.ranks[other] < scratch.ranks[mine] ? scratch.masses[other] : 0;
@@ -117,14 +97,16 @@ DEVICE_CALL u64 crossing(const Row &row, u64 limit, bool counting, double amount
         return bin > 0.0f ? u32(bin < float(BINS - 1) ? bin : float(BINS - 1)) : 0u;
     };
     barrier();
-    for (int bin = threadIdx.x; bin < BINS; bin += THREADS) scratch.bins[bin] = 0;
+    for (int bin = threadIdx.x; bin < BINS; bin += blockDim.x) scratch.bins[bin] = 0;
     barrier();
     each_kept(row, cut, [&](u32, float logit) { atomic_add(&scratch.bins[bin_of(logit)], mass_of(row, logit, counting)); });
     barrier();
     // A warp adds up 32 bins, so that one thread looks at 32 sums and 32 bins only.
-    u64 of_warp = scratch.bins[threadIdx.x];
-    for (int mask = 16; mask > 0; mask >>= 1) of_warp += shuffle_wide(of_warp, mask);
-    if (lane_id() == 0) scratch.wide[warp_id()] = of_warp;
+    for (u32 group = warp_id(); group < BINS / 32; group += blockDim.x / 32) {
+        u64 of_group = scratch.bins[32 * group + lane_id()];
+        for (int mask = 16; mask > 0; mask >>= 1) of_group += shuffle_wide(of_group, mask);
+        if (lane_id() == 0) scratch.wide[group] = of_group;
+    }
     barrier();
     if (threadIdx.x == 0) {
         u64 all = 0;

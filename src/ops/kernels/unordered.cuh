@@ -14,7 +14,7 @@ DEVICE double sum_of_block(double x, Scratch &scratch) {
     if (lane_id() == 0) scratch.sums[warp_id()] = x;
     barrier();
     double sum = 0.0;
-    for (int warp = 0; warp < THREADS / 32; warp++) sum += scratch.sums[warp];
+    for (int warp = 0; warp < int(blockDim.x) / 32; warp++) sum += scratch.sums[warp];
     return sum;
 }
 
@@ -24,7 +24,7 @@ DEVICE_CALL double sums_above(const Row &row, float above, float below, double *
     if (threadIdx.x == 0) scratch.count = 0;
     barrier();
     double all = 0.0;
-    for (u32 chunk = warp_id(); chunk * CHUNK < row.tokens; chunk += THREADS / 32) {
+    for (u32 chunk = warp_id(); chunk * CHUNK < row.tokens; chunk += blockDim.x / 32) {
         const u32 first = chunk * CHUNK + lane_id();
         float logits[CHUNK / 32];
         logits_at(logits, row, first, 32);
@@ -52,9 +52,9 @@ DEVICE_CALL u64 nucleus_of_list(const Row &row, double better, double wanted, Sc
     const u32 count = scratch.count;
     if (threadIdx.x == 0) scratch.answer = ALL;
     if (count > LISTED || better > wanted) return ALL;
-    for (u32 i = threadIdx.x; i < count; i += THREADS) scratch.weights[i] = listed(row, scratch.ranks[i]);
+    for (u32 i = threadIdx.x; i < count; i += blockDim.x) scratch.weights[i] = listed(row, scratch.ranks[i]);
     barrier();
-    for (u32 mine = threadIdx.x; mine < count; mine += THREADS) {
+    for (u32 mine = threadIdx.x; mine < count; mine += blockDim.x) {
         double before = better;
         for (u32 other = 0; other < count; other++) {
             before += scratch.ranks[other] < scratch.ranks[mine] ? scratch.weights[other] : 0.0;
@@ -77,13 +77,13 @@ DEVICE_CALL u32 token_unordered(const Draw &draw, const Row &row, const Look &lo
     Cut cut = cut_at(ALL);
     if (!whole) {
         double better = 0.0;
-        for (u32 i = threadIdx.x; i < chunks; i += THREADS) better += sums[i];
+        for (u32 i = threadIdx.x; i < chunks; i += blockDim.x) better += sums[i];
         const u64 crossed = nucleus_of_list(row, sum_of_block(better, scratch), double(draw.nucleus_p) * total, scratch);
         if (crossed == ALL) return NONE;
         const u64 after = rank(look.best, look.highest) + 1;
         const u64 limit = draw.keeps_crossing ? crossed + 1 : crossed > after ? crossed : after;
         total = 0.0;
-        for (u32 chunk = threadIdx.x; chunk < chunks; chunk += THREADS) {
+        for (u32 chunk = threadIdx.x; chunk < chunks; chunk += blockDim.x) {
             double sum = sums[chunk];
             for (u32 i = 0; i < scratch.count; i++) {
                 sum += u32(scratch.ranks[i]) / CHUNK == chunk && scratch.ranks[i] < limit ? scratch.weights[i] : 0.0;
