@@ -42,7 +42,7 @@ part() {
 # shellcheck disable=SC2046
 {
   part engine tokens/s json,svg "$choir" bench engine --rounds "$(either 1 3)" --seconds "$(seconds 2)"
-  part variants 'to add one|opened|tokens/s' json,svg "$choir" bench variants --rounds "$(either 1 3)" --seconds "$(seconds 1)" \
+  part variants 'to add one|opened|tokens/s' json,svg "$choir" bench variants --rounds "$(either 1 5)" --seconds "$(seconds 1)" \
     $(either "--counts 4,16" "")
   part step 'sequences: .* ms a step' json "$choir" bench step --tokens "$(either 8 64)"
   part sampler '^(duo|[0-9]+ ×).* MiB' json "$choir" bench sampler --profile \

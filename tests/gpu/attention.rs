@@ -12,8 +12,9 @@ const LAYER: usize = 1;
 const PAGE: usize = 4;
 const PAGES: usize = 8;
 
-/// Segments of every kind: without a cache, after one, with a window that begins in it, of one block, padded.
-fn segments() -> [SegmentFacts; 4] {
+/// Segments of every kind: without a cache, after one, with a window that begins in it, of one block, padded; the last, without a
+/// cache, of several tiles and of so many tokens.
+fn segments(long: u32) -> [SegmentFacts; 5] {
     let segment = |first_row, tokens, first_position, block, pages, pages_start, oldest| SegmentFacts {
         first_row,
         tokens,
@@ -29,12 +30,14 @@ fn segments() -> [SegmentFacts; 4] {
         segment(7, 8, 12, 4, 0, 0, 0),
         segment(15, 6, 10, 5, 3, 4, 4),
         segment(21, 70, 6, 3, 5, 0, 2),
+        segment(91, long, 0, long, 0, 0, 0),
     ]
 }
 
 fn check<T: Number>(rig: &Rig, [heads, head_dim]: [usize; 2], window: usize, cut: Option<Cut>) {
-    let segments = segments();
-    let (rows, hidden) = (93, heads * head_dim);
+    let long = if cut == Some(Cut::Many) { 201 } else { 0 };
+    let segments = segments(long);
+    let (rows, hidden) = (93 + long as usize, heads * head_dim);
     let mut random = stream("attention");
     let of_row: Vec<u32> = (0..rows as u32)
         .map(|row| {
@@ -47,11 +50,13 @@ fn check<T: Number>(rig: &Rig, [heads, head_dim]: [usize; 2], window: usize, cut
     // Three pages of the second segment, two of the third, two of the last.
     let pages = [7u32, 0, 3, 1, 6, 2, 5];
     let scale = T::of((head_dim as f32).powf(-0.5)).wide();
-    let q: Vec<T> = normals::<f32>(&mut random, rows * hidden)
+    // Queries and the batch's keys lie between other things.
+    let (q_pitch, current_pitch) = (hidden + 8, 2 * hidden + 16);
+    let q: Vec<T> = normals::<f32>(&mut random, rows * q_pitch)
         .into_iter()
         .map(|x| T::of(2.0 * scale * x))
         .collect();
-    let current: Vec<T> = normals(&mut random, rows * 2 * hidden);
+    let current: Vec<T> = normals(&mut random, rows * current_pitch);
     let cache: Vec<T> = normals(&mut random, PAGES * LAYERS * 2 * PAGE * hidden);
     let (q_at, current_at, cache_at) = (rig.buffer(&q), rig.buffer(&current), rig.buffer(&cache));
     let (of_row_at, segments_at, pages_at) = (rig.buffer(&of_row), rig.buffer(&segments), rig.buffer(&pages));
@@ -70,6 +75,8 @@ fn check<T: Number>(rig: &Rig, [heads, head_dim]: [usize; 2], window: usize, cut
         layers: LAYERS as u32,
         page_tokens: PAGE as u32,
         window: window as u32,
+        q_pitch: q_pitch as u32,
+        current_pitch: current_pitch as u32,
     };
     match cut {
         None => args.launch(rig.machine(), T::DTYPE, rows).unwrap(),
@@ -107,7 +114,7 @@ fn check<T: Number>(rig: &Rig, [heads, head_dim]: [usize; 2], window: usize, cut
         let at = |position: usize, which: usize| {
             if position >= first_position {
                 let row = first_row + position - first_position;
-                return &current[(row * 2 + which) * hidden..][..hidden];
+                return &current[row * current_pitch + which * hidden..][..hidden];
             }
             let offset = position - s.pages_start as usize;
             let page = pages[s.pages as usize + offset / PAGE] as usize;
@@ -115,7 +122,7 @@ fn check<T: Number>(rig: &Rig, [heads, head_dim]: [usize; 2], window: usize, cut
         };
         for head in 0..heads {
             let of_head = head * head_dim..(head + 1) * head_dim;
-            let query = &q[row * hidden..][of_head.clone()];
+            let query = &q[row * q_pitch..][of_head.clone()];
             let product = |(a, b): (&T, &T)| f64::from(a.wide()) * f64::from(b.wide());
             let score = |position| {
                 query

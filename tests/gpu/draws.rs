@@ -1,7 +1,7 @@
 //! Tokens drawn by the kernel are those the CPU draws.
 
 use choir::ops::categorical::{Crossing, Draw, Drawn, Filter, Kind, Workspace};
-use choir::ops::gpu::draw::{Categorical, DrawFacts, DrawnFacts};
+use choir::ops::gpu::draw::{Categorical, DrawFacts, DrawnFacts, LOOK};
 use choir::ops::gpu::pointwise::NONE;
 use choir::rng::{Noise, Stream};
 
@@ -97,7 +97,7 @@ fn check(rig: &Rig, random: &mut Stream, [vocab, rows]: [usize; 2], again: &mut 
     let (drawn, logits_at) = (rig.empty((rows + 1) * 16), rig.empty((rows + 1) * vocab * 4));
     logits_at.write(0, &table).unwrap();
     let (biases_at, mix_at, of_at) = (rig.buffer(&biases), rig.buffer(&mix), rig.buffer(&of));
-    let (facts_at, sums) = (rig.buffer(&facts), rig.empty(Categorical::scratch(rows + 1, vocab)));
+    let (facts_at, looks) = (rig.buffer(&facts), rig.empty((rows + 1) * LOOK));
     let args = Categorical {
         logits: logits_at.address(),
         biases: biases_at.address(),
@@ -105,12 +105,11 @@ fn check(rig: &Rig, random: &mut Stream, [vocab, rows]: [usize; 2], again: &mut 
         rows: of_at.address(),
         draws: facts_at.address(),
         drawn: drawn.address(),
-        sums: sums.address(),
+        looks: looks.address(),
         vocab: vocab as u32,
         pitch: vocab as u32,
         bias_stride: stride as u32,
         bias: offset as u32,
-        ..Categorical::default()
     };
     args.launch(rig.machine(), rows + 1).unwrap();
     let drawn = drawn.read::<DrawnFacts>(0, rows).unwrap();

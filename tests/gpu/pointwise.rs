@@ -216,7 +216,8 @@ fn norms_gates_and_activations_are_their_definitions() {
     }
 }
 
-fn check_rotary<T: Number, Y: Number>(rig: &Rig, [heads, head_dim]: [usize; 2]) {
+/// `in_place`: queries and keys are rotated where they are.
+fn check_rotary<T: Number, Y: Number>(rig: &Rig, [heads, head_dim]: [usize; 2], in_place: bool) {
     let (positions, layers, layer, page_tokens, pages) = ([0u32, 5, 1023, 70_000], 3, 1, 4, 3);
     let (rows, hidden, half, scale) = (positions.len(), heads * head_dim, head_dim / 2, 0.37f32);
     let slots = [6u32, NONE, 11, 0];
@@ -238,18 +239,21 @@ fn check_rotary<T: Number, Y: Number>(rig: &Rig, [heads, head_dim]: [usize; 2]) 
     let qkv: Vec<Y> = normals(&mut random, rows * 3 * hidden);
     let size = T::DTYPE.size();
     let cache_len = pages * layers * 2 * page_tokens * hidden;
-    let (qkv_at, q, current) = (
-        rig.buffer(&qkv),
-        rig.empty(rows * hidden * size),
-        rig.empty(rows * 2 * hidden * size),
-    );
+    let qkv_at = rig.buffer(&qkv);
+    // What is left of a row is not written.
+    let apart = rig.buffer(&vec![T::of(5.0); rows * 4 * hidden]);
+    let (out, pitch) = if in_place {
+        (&qkv_at, 3 * hidden)
+    } else {
+        (&apart, 4 * hidden)
+    };
     let cache = rig.buffer(&vec![T::of(9.0); cache_len]);
     let args = Rotary {
         qkv: qkv_at.address(),
         cosines: cosines.address(),
         sines: sines.address(),
-        q: q.address(),
-        current: current.address(),
+        q: out.address(),
+        current: out.address() + (hidden * size) as u64,
         cache: cache.address(),
         slots: slots_at.address(),
         heads: heads as u32,
@@ -258,13 +262,12 @@ fn check_rotary<T: Number, Y: Number>(rig: &Rig, [heads, head_dim]: [usize; 2]) 
         layers: layers as u32,
         page_tokens: page_tokens as u32,
         scale,
+        q_pitch: pitch as u32,
+        current_pitch: pitch as u32,
     };
     args.launch(rig.machine(), T::DTYPE, Y::DTYPE, rows).unwrap();
 
-    let (q, current) = (
-        q.read::<T>(0, rows * hidden).unwrap(),
-        current.read::<T>(0, rows * 2 * hidden).unwrap(),
-    );
+    let out = out.read::<T>(0, rows * pitch).unwrap();
     let mut expected_cache = vec![T::of(9.0); cache_len];
     for row in 0..rows {
         for i in 0..hidden {
@@ -281,12 +284,9 @@ fn check_rotary<T: Number, Y: Number>(rig: &Rig, [heads, head_dim]: [usize; 2]) 
                 f64::from(x[i].wide()) * angle.cos() + sign * f64::from(x[other].wide()) * angle.sin()
             };
             let expected = rotated(0) * f64::from(scale);
-            assert!(
-                close(q[row * hidden + i], expected),
-                "{:?}, not {expected}",
-                q[row * hidden + i]
-            );
-            let (key, value) = (current[row * 2 * hidden + i], current[(row * 2 + 1) * hidden + i]);
+            let [query, key, value] = [0, 1, 2].map(|which| out[row * pitch + which * hidden + i]);
+            assert!(close(query, expected), "{query:?}, not {expected}");
+            assert!(in_place || out[row * pitch + 3 * hidden + i] == T::of(5.0));
             assert!(close(key, rotated(1)));
             assert_eq!(value, T::of(qkv[(row * 3 + 2) * hidden + i].wide()));
             if slots[row] != NONE {
@@ -304,9 +304,10 @@ fn check_rotary<T: Number, Y: Number>(rig: &Rig, [heads, head_dim]: [usize; 2]) 
 fn rotations_go_where_attention_looks() {
     for rig in Rig::all() {
         for shape in [[1, 2], [3, 10], [12, 64], [5, 128]] {
-            check_rotary::<f32, f32>(&rig, shape);
-            check_rotary::<bf16, f32>(&rig, shape);
-            check_rotary::<bf16, bf16>(&rig, shape);
+            check_rotary::<f32, f32>(&rig, shape, false);
+            check_rotary::<bf16, f32>(&rig, shape, false);
+            check_rotary::<bf16, bf16>(&rig, shape, false);
+            check_rotary::<bf16, bf16>(&rig, shape, true);
         }
     }
 }

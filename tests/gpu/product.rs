@@ -191,6 +191,8 @@ fn rotated(rig: &Rig, [rows, heads, head_dim]: [usize; 3], has_parts: bool) {
             layers: layers as u32,
             page_tokens: page_tokens as u32,
             scale,
+            q_pitch: hidden as u32,
+            current_pitch: 2 * hidden as u32,
         },
         ..case.product
     };

@@ -1,7 +1,7 @@
 //! The second product of a superposed layer, and the embedding.
 
 use choir::ops::gpu::pointwise::NONE;
-use choir::ops::gpu::products::{BankGemm, GatherEmbedding, Group, PartFacts, Room, RotateIn, RotateOut, Split, TIERS};
+use choir::ops::gpu::products::{BankGemm, GatherEmbedding, Group, PartFacts, RotateIn, RotateOut, Split, TIERS};
 use half::bf16;
 
 use crate::rig::{Number, Rig, Variants, normals, parts, stream};
@@ -66,19 +66,7 @@ fn rotating_is_sign_by_sign() {
     }
 }
 
-/// A small device with much to do for each block, and one with many processors.
-const ROOMS: [Room; 2] = [
-    Room {
-        processors: 1,
-        shared: 99 << 10,
-    },
-    Room {
-        processors: 40,
-        shared: 164 << 10,
-    },
-];
-
-/// A launch of groups of parts, some of them in several banks, shared out as `room` asks for; y after it.
+/// A launch of groups of parts, some of them in several banks, shared out as so many processors ask for; y after it.
 struct Products<'a, T> {
     shape: [usize; 2],
     x: &'a [T],
@@ -92,11 +80,11 @@ struct Products<'a, T> {
 }
 
 impl<T: Number> Products<'_, T> {
-    fn run(&self, rig: &Rig, tier: usize, room: Room) -> Vec<f32> {
+    fn run(&self, rig: &Rig, tier: usize, processors: u32) -> Vec<f32> {
         let [out, input] = self.shape;
         let banks: Vec<_> = self.banks.iter().map(|bank| rig.buffer(&bank.tiles)).collect();
         let addresses: Vec<u64> = banks.iter().map(|bank| bank.address()).collect();
-        let split = Split::banks(room, (tier, self.groups.len()), (out, input));
+        let split = Split::banks(processors, (tier, self.groups.len()), (out, input));
         let mut y = self.y.to_vec();
         for part in self.parts.iter().filter(|_| self.writes) {
             y[part.row as usize * out..][..out].fill(f32::NAN);
@@ -110,11 +98,12 @@ impl<T: Number> Products<'_, T> {
         );
         let images = rig.empty(split.image_bytes());
         let args = BankGemm {
-            x: images.address(),
+            x: x.address(),
             y: y.address(),
             banks: banks.address(),
             parts: parts.address(),
             groups: groups.address(),
+            keys: keys.address(),
             outputs: outputs.address(),
             partial: partial.address(),
             counters: counters.address(),
@@ -122,9 +111,9 @@ impl<T: Number> Products<'_, T> {
             pitch: out as u32,
             input: input as u32,
             writes: self.writes.into(),
+            ..BankGemm::default()
         };
-        args.launch(rig.machine(), T::DTYPE, split, (x.address(), keys.address()))
-            .unwrap();
+        args.launch(rig.machine(), T::DTYPE, split, images.address()).unwrap();
         assert!(
             counters
                 .read::<u32>(0, split.counters())
@@ -193,9 +182,9 @@ fn parts_of_many_banks_go_through_one_launch() {
         };
         let expected = products.expected();
         for rig in Rig::all().step_by(2) {
-            for room in ROOMS {
+            for processors in [1, 40] {
                 for tier in TIERS {
-                    let found = products.run(&rig, tier, room);
+                    let found = products.run(&rig, tier, processors);
                     for (i, (&found, &(expected, size))) in found.iter().zip(&expected).enumerate() {
                         let error = (f64::from(found) - expected).abs();
                         assert!(
@@ -237,7 +226,9 @@ fn full_groups_of_every_tier() {
             parts: &parts,
             writes: tier != 16,
         };
-        let found = ROOMS.into_iter().flat_map(|room| products.run(&rig, tier, room));
+        let found = [1, 40]
+            .into_iter()
+            .flat_map(|processors| products.run(&rig, tier, processors));
         let expected = products.expected();
         for (found, &(expected, size)) in found.zip(expected.iter().cycle()) {
             assert!(

@@ -5,7 +5,7 @@ use super::variant::{GpuVariant, MatrixSlots};
 use super::weights::{Device, GpuBank, GpuBase, Matrix, padded};
 use crate::model::batch::Mix;
 use crate::model::variant::Placed;
-use crate::ops::gpu::products::{BankGemm, Room, RotateIn, RotateOut};
+use crate::ops::gpu::products::{BankGemm, RotateIn, RotateOut};
 use crate::ops::gpu::superposition::Retrieve;
 use crate::ops::gpu::{Buffer, Dtype, Fault, Gemm};
 use candle_core::{Result, bail};
@@ -138,13 +138,14 @@ impl GpuLinear {
                 if wave.shape.groups == 0 {
                     continue;
                 }
-                let split = wave.shape.split(Room::of(machine), out, input);
+                let split = wave.shape.split(machine.processors(), out, input);
                 BankGemm {
-                    x: scratch.rotated,
+                    x,
                     y,
                     banks: variants.addresses.address(),
                     parts: wave.parts,
                     groups: wave.groups,
+                    keys: variants.keys(),
                     outputs: variants.outputs(),
                     partial: scratch.partial,
                     counters: scratch.counters,
@@ -152,8 +153,9 @@ impl GpuLinear {
                     pitch: pitch as u32,
                     input: input as u32,
                     writes: (writes && ordinal == 0).into(),
+                    ..BankGemm::default()
                 }
-                .launch(machine, device.dtype, split, (x, variants.keys()))?;
+                .launch(machine, device.dtype, split, scratch.rotated)?;
                 continue;
             }
             for (bank, parts) in &wave.dense {

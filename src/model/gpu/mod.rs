@@ -68,6 +68,8 @@ struct State {
     /// What steps were recorded with: the cache, the slots, the memory they work in.
     addresses: Option<(Pages, (u64, u64), Pieces)>,
     plans: HashMap<Shape, Plan>,
+    /// What batches are packed into.
+    memory: Vec<u8>,
 }
 
 /// A shape of batch that was seen before.
@@ -153,6 +155,7 @@ impl GpuDit {
                 slots: TableSlots::new(&device.machine, offsets)?,
                 addresses: None,
                 plans: HashMap::new(),
+                memory: Vec::new(),
             }),
             base,
         })
@@ -228,6 +231,7 @@ impl GpuDit {
         };
         let slots = state.slots.of(machine, &self.modulation, batch)?;
         let packed = Packed::new(
+            std::mem::take(&mut state.memory),
             batch,
             &slots,
             (&self.lists, &self.embedding.variants.placement),
@@ -248,7 +252,13 @@ impl GpuDit {
         if state.addresses.replace(addresses) != Some(addresses) || state.plans.len() >= PLANS {
             state.plans.clear();
         }
-        let State { work, slots, plans, .. } = state;
+        let State {
+            work,
+            slots,
+            plans,
+            memory,
+            ..
+        } = state;
         if !plans.contains_key(&packed.shape) {
             let plan = Plan {
                 memory: Buffer::new(machine, packed.bytes.len())?,
@@ -261,6 +271,7 @@ impl GpuDit {
             bail!("no plan for a batch")
         };
         plan.memory.write(0, &packed.bytes)?;
+        *memory = packed.bytes;
         plan.seen += 1;
         if let Some(graph) = &plan.graph {
             return Ok(graph.replay()?);

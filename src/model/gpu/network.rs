@@ -129,16 +129,25 @@ impl GpuDit {
         .launch(&*self.base.device.machine, self.base.device.dtype, rows)
     }
 
+    /// Where queries, and keys with values, lie, and how far from one row to the next: in bf16 where products left them.
+    fn rotated(&self, step: &Step) -> [(u64, u32); 2] {
+        let (work, hidden) = (step.work, self.base.host.config.hidden_dim as u32);
+        match self.gives(step.shape) {
+            Dtype::F32 => [(work.q, hidden), (work.current, 2 * hidden)],
+            Dtype::Bf16 => [(work.y, 3 * hidden), (work.y + u64::from(hidden) * 2, 3 * hidden)],
+        }
+    }
+
     /// Of a layer's queries and keys.
     pub(super) fn rotary(&self, step: &Step, number: usize) -> Rotary {
         let (config, work) = (&self.base.host.config, step.work);
-        let head_dim = config.head_dim();
+        let ([(q, q_pitch), (current, current_pitch)], head_dim) = (self.rotated(step), config.head_dim());
         Rotary {
             qkv: work.y,
             cosines: work.cosines,
             sines: work.sines,
-            q: work.q,
-            current: work.current,
+            q,
+            current,
             cache: step.pages.address,
             slots: step.places.slots,
             heads: config.n_heads as u32,
@@ -147,14 +156,17 @@ impl GpuDit {
             layers: config.n_blocks as u32,
             page_tokens: step.pages.page_tokens as u32,
             scale: 1.0 / (head_dim as f32).sqrt(),
+            q_pitch,
+            current_pitch,
         }
     }
 
     pub(super) fn attend(&self, step: &Step, number: usize) -> Result<(), Fault> {
         let (config, places, shape) = (&self.base.host.config, step.places, step.shape);
+        let [(q, q_pitch), (current, current_pitch)] = self.rotated(step);
         Attend {
-            q: step.work.q,
-            current: step.work.current,
+            q,
+            current,
             cache: step.pages.address,
             out: step.work.h,
             segment: places.segment,
@@ -166,6 +178,8 @@ impl GpuDit {
             layers: config.n_blocks as u32,
             page_tokens: step.pages.page_tokens as u32,
             window: config.model_length as u32,
+            q_pitch,
+            current_pitch,
         }
         .launch_tiles(
             &*self.base.device.machine,
@@ -243,12 +257,11 @@ impl GpuDit {
             rows: step.places.wanted,
             draws: step.places.draws,
             drawn: step.work.drawn,
-            sums: step.work.sums,
+            looks: step.work.looks,
             vocab: config.vocab_size as u32,
             pitch: pitch as u32,
             bias_stride: step.slots.offsets.bias_floats() as u32,
             bias: step.slots.offsets.bias(),
-            ..Categorical::default()
         }
         .launch(machine, wanted)
     }

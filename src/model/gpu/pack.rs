@@ -3,12 +3,14 @@
 
 use super::linear::Placement;
 use crate::model::batch::{Batch, Mix};
+use crate::ops::categorical::Draw;
 use crate::ops::gpu::attention::{Cut, QueryTile, SegmentFacts};
 use crate::ops::gpu::draw::{DrawFacts, DrawnFacts};
 use crate::ops::gpu::pointwise::NONE;
-use crate::ops::gpu::products::{Group, PartFacts, Room, Split, TIERS};
+use crate::ops::gpu::products::{Group, PartFacts, Split, TIERS};
 use crate::ops::gpu::{Plain, bytes_of};
 use candle_core::{Result, bail};
+use rayon::prelude::*;
 use std::ops::Range;
 
 /// Which rows a list of parts speaks of.
@@ -37,8 +39,8 @@ pub struct WaveShape {
 }
 
 impl WaveShape {
-    pub fn split(&self, room: Room, out: usize, input: usize) -> Split {
-        Split::banks(room, (self.tier, self.groups), (out, input))
+    pub fn split(&self, processors: u32, out: usize, input: usize) -> Split {
+        Split::banks(processors, (self.tier, self.groups), (out, input))
     }
 }
 
@@ -127,17 +129,37 @@ pub fn rounded(count: usize) -> usize {
     }
 }
 
-#[derive(Default)]
 struct Writer(Vec<u8>);
 
 impl Writer {
-    /// Appends `data` and room for as many as `count` elements; returns its offset.
+    /// Room for `count` elements at a multiple of sixteen bytes: its offset.
+    fn room<T>(&mut self, count: usize) -> usize {
+        let start = self.0.len().next_multiple_of(16);
+        self.0.resize(start + count * size_of::<T>(), 0);
+        start
+    }
+
+    /// Appends `data` and padding up to `count` elements; returns its offset.
     fn put<T: Plain>(&mut self, mut data: Vec<T>, count: usize, padding: T) -> u64 {
         data.resize(count.max(data.len()), padding);
-        self.0.resize(self.0.len().next_multiple_of(16), 0);
-        let offset = self.0.len() as u64;
+        let start = self.room::<T>(0);
         self.0.extend_from_slice(bytes_of(&data));
-        offset
+        start as u64
+    }
+
+    /// Appends a draw or none for every row, and none up to `count`; returns its offset.
+    fn put_draws(&mut self, draws: &[Option<&Draw>], count: usize, vocab: usize) -> u64 {
+        const BYTES: usize = size_of::<DrawFacts>();
+        let start = self.room::<DrawFacts>(count.max(draws.len()));
+        let (facts, _) = self.0[start..].as_chunks_mut::<BYTES>();
+        let put = |(to, draw): (&mut [u8; BYTES], &Option<&Draw>)| {
+            if let Some(draw) = draw {
+                to.copy_from_slice(bytes_of(&[DrawFacts::of(draw, vocab)]));
+            }
+        };
+        // Only of many are several threads quicker than one.
+        facts.par_iter_mut().zip(draws).with_min_len(1024).for_each(put);
+        start as u64
     }
 }
 
@@ -203,7 +225,9 @@ fn wave(parts: Vec<PartFacts>, writer: &mut Writer) -> Wave {
 
 impl Packed {
     /// `slots`: the slots of modulation tables and of biases of every segment. `embedding`: the list of the embedding's matrix.
+    /// `memory` is written to: new memory for every batch costs more than what is done with it.
     pub fn new(
+        mut memory: Vec<u8>,
         batch: &Batch,
         slots: &[(u32, u32)],
         (lists, embedding): (&[List], &Placement),
@@ -211,7 +235,7 @@ impl Packed {
     ) -> Result<Self> {
         let (mut tokens, mut positions, mut line, mut mix) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let (mut segment_of, mut cache_slots, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut segments, mut pages, mut draws) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut segments, mut pages) = (Vec::new(), Vec::new());
         let (mut mixes, mut wanted_mixes) = (Vec::new(), Vec::new());
         for (index, (segment, &(line_slot, mix_slot))) in batch.segments.iter().zip(slots).enumerate() {
             let first_row = tokens.len();
@@ -233,29 +257,22 @@ impl Packed {
                 unused: 0,
             });
             pages.extend(segment.pages.iter().map(|page| page.0));
-            for (at, &token) in segment.tokens.iter().enumerate() {
-                let position = segment.first_position + at;
-                tokens.push(token);
-                positions.push(position as u32);
-                line.push(line_slot);
-                mix.push(mix_slot);
-                segment_of.push(index as u32);
-                cache_slots.push(match at < segment.clean {
-                    true => {
-                        let offset = position - segment.pages_start;
-                        let page = segment.pages[offset / page_tokens].0 as usize;
-                        (page * page_tokens + offset % page_tokens) as u32
-                    }
-                    false => NONE,
-                });
-                mixes.push(&segment.mix);
-            }
+            let count = segment.tokens.len();
+            tokens.extend_from_slice(&segment.tokens);
+            positions.extend((segment.first_position..).take(count).map(|position| position as u32));
+            line.resize(tokens.len(), line_slot);
+            mix.resize(tokens.len(), mix_slot);
+            segment_of.resize(tokens.len(), index as u32);
+            let clean = segment.first_position..segment.first_position + segment.clean;
+            cache_slots.extend(clean.map(|position| {
+                let offset = position - segment.pages_start;
+                let page = segment.pages[offset / page_tokens].0 as usize;
+                (page * page_tokens + offset % page_tokens) as u32
+            }));
+            cache_slots.resize(tokens.len(), NONE);
+            mixes.resize(tokens.len(), &segment.mix);
             wanted.extend(segment.rows.iter().map(|&row| (first_row + row) as u32));
-            wanted_mixes.extend(segment.rows.iter().map(|_| &segment.mix));
-            match segment.draws.is_empty() {
-                true => draws.extend(segment.rows.iter().map(|_| DrawFacts::default())),
-                false => draws.extend(segment.draws.iter().map(|draw| DrawFacts::of(draw, vocab))),
-            }
+            wanted_mixes.resize(wanted.len(), &segment.mix);
         }
         let (rows, logit_rows) = (rounded(tokens.len()), rounded(wanted.len()));
         let (segment_count, page_count) = (rounded(segments.len()), rounded(pages.len()).max(64));
@@ -294,7 +311,13 @@ impl Packed {
             Rows::Wanted => waves(list, &wanted_mixes),
         };
         let all_parts: Vec<Vec<Vec<PartFacts>>> = lists.iter().map(parts_of).collect();
-        let mut writer = Writer::default();
+        memory.clear();
+        let mut writer = Writer(memory);
+        let draws = batch
+            .segments
+            .iter()
+            .flat_map(|s| (0..s.rows.len()).map(|at| s.draws.get(at)));
+        let draws: Vec<Option<&Draw>> = draws.collect();
         let places = Places {
             tokens: writer.put(tokens, rows, NONE),
             positions: writer.put(positions, rows, 0),
@@ -308,7 +331,7 @@ impl Packed {
             tiles: writer.put(tiles, tile_count, QueryTile::default()),
             embedded: writer.put(embedded, embedded_count, PartFacts::default()),
             first_embedded: writer.put(first_embedded, rows + 1, last),
-            draws: writer.put(draws, logit_rows, DrawFacts::default()),
+            draws: writer.put_draws(&draws, logit_rows, vocab),
             parted: (lists.iter().zip(&all_parts))
                 .map(|(list, waves)| {
                     let mut parted = vec![0u32; if list.rows == Rows::All { rows } else { logit_rows }];

@@ -4,8 +4,7 @@ use super::linear::{GpuLinear, Scratch};
 use super::pack::{Rows, Shape, drawn_bytes};
 use super::weights::{Device, padded};
 use crate::model::DitConfig;
-use crate::ops::gpu::draw::Categorical;
-use crate::ops::gpu::products::Room;
+use crate::ops::gpu::draw::LOOK;
 use crate::ops::gpu::{Buffer, Fault, Machine, Plain, bytes_of_mut};
 use std::sync::Arc;
 
@@ -36,7 +35,7 @@ pub struct Pieces {
     pub last: u64,
     /// [wanted, logits_pitch(vocab)] f32.
     pub logits: u64,
-    pub sums: u64,
+    pub looks: u64,
     pub drawn: u64,
     pub scratch: Scratch,
 }
@@ -75,7 +74,7 @@ impl Work {
             }
             for wave in shape.waves(linear.list) {
                 if linear.variants.tiled {
-                    let split = wave.split(Room::of(&*device.machine), out, input);
+                    let split = wave.split(device.machine.processors(), out, input);
                     partial = partial.max(split.partial_bytes());
                     rotated = rotated.max(split.image_bytes());
                     counters = counters.max(4 * split.counters());
@@ -96,7 +95,7 @@ impl Work {
             angles,
             shape.wanted * hidden * element,
             shape.wanted * logits_pitch(vocab) * 4,
-            Categorical::scratch(shape.wanted, vocab),
+            shape.wanted * LOOK,
             drawn_bytes(shape.wanted),
             rotated,
             products,
@@ -137,7 +136,7 @@ impl Work {
             sines: at(6),
             last: at(7),
             logits: at(8),
-            sums: at(9),
+            looks: at(9),
             drawn: at(10),
             scratch: Scratch {
                 rotated: at(11),

@@ -29,9 +29,9 @@ pub struct SegmentFacts {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Attend {
-    /// [rows, hidden], rotated and scaled.
+    /// [rows, q_pitch], rotated and scaled.
     pub q: u64,
-    /// [rows, 2, hidden]: keys and values of the batch itself.
+    /// [rows, current_pitch]: keys and values of the batch itself.
     pub current: u64,
     /// [page][layer][2][page_tokens][hidden].
     pub cache: u64,
@@ -50,6 +50,9 @@ pub struct Attend {
     pub page_tokens: u32,
     /// Tokens that a query may see.
     pub window: u32,
+    /// Elements from one row to the next.
+    pub q_pitch: u32,
+    pub current_pitch: u32,
 }
 
 /// Queries of one segment that go through attention together.

@@ -101,9 +101,7 @@ pub struct Categorical {
     pub draws: u64,
     /// [`DrawnFacts`].
     pub drawn: u64,
-    /// [rows][ceil(vocab / 256)] f64, where sums are kept.
-    pub sums: u64,
-    /// Where looks are; set by the launch.
+    /// [rows] of [`LOOK`] bytes: what one look leaves for the next.
     pub looks: u64,
     pub vocab: u32,
     /// From one row of logits to the next.
@@ -113,32 +111,21 @@ pub struct Categorical {
     pub bias: u32,
 }
 
-/// Tokens to a sum.
-const CHUNK: usize = 256;
 /// Bytes of what one look leaves for the next.
-const LOOK: usize = 24;
+pub const LOOK: usize = 24;
 
 impl Categorical {
-    /// Bytes that `rows` rows of logits need at `sums`.
-    pub fn scratch(rows: usize, vocab: usize) -> usize {
-        rows * (8 * vocab.div_ceil(CHUNK) + LOOK)
-    }
-
     pub fn launch(&self, machine: &dyn Machine, rows: usize) -> Result<()> {
-        let chunks = self.vocab.div_ceil(CHUNK as u32);
-        let args = Categorical {
-            looks: self.sums + (rows * 8) as u64 * u64::from(chunks),
-            ..*self
-        };
+        let sums = 8 * self.vocab.div_ceil(256); // bytes of what is kept of every 256 tokens
         // Many rows share the processors, which then have more loads under way in more and smaller blocks.
         let threads = if rows < 2 * machine.processors() as usize {
-            512
+            1024
         } else {
-            256
+            128
         };
         let grid = [rows as u32, 1, 1];
-        launch(machine, "categorical", grid, (threads, 8 * chunks), &args)?;
-        launch(machine, "categorical_exact", grid, (512, 0), &args)
+        launch(machine, "categorical", grid, (threads, sums), self)?;
+        launch(machine, "categorical_exact", grid, (512, sums), self)
     }
 }
 

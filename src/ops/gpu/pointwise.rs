@@ -155,9 +155,9 @@ pub struct Rotary {
     /// [rows, head_dim / 2] f32.
     pub cosines: u64,
     pub sines: u64,
-    /// [rows, hidden].
+    /// [rows, q_pitch], where `qkv` has them or elsewhere, as the next.
     pub q: u64,
-    /// [rows, 2, hidden].
+    /// [rows, current_pitch].
     pub current: u64,
     /// [page][layer][2][page_tokens][hidden].
     pub cache: u64,
@@ -170,6 +170,9 @@ pub struct Rotary {
     pub page_tokens: u32,
     /// What queries are multiplied with.
     pub scale: f32,
+    /// Elements from one row to the next.
+    pub q_pitch: u32,
+    pub current_pitch: u32,
 }
 
 impl Rotary {

@@ -36,7 +36,7 @@ pub const TIERS: [usize; 4] = [8, 16, 32, 64];
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct BankGemm {
-    /// [`Split::image_bytes`] bytes: what [`RotateRows`] makes of x.
+    /// [rows, input].
     pub x: u64,
     /// [rows, pitch] f32.
     pub y: u64,
@@ -46,6 +46,8 @@ pub struct BankGemm {
     pub parts: u64,
     /// [`Group`]s.
     pub groups: u64,
+    /// [variants][8] u32.
+    pub keys: u64,
     /// [variants][out] bf16.
     pub outputs: u64,
     /// [`Split::partial_bytes`] bytes.
@@ -58,23 +60,9 @@ pub struct BankGemm {
     pub input: u32,
     /// Whether the parts' rows of y are written rather than added to.
     pub writes: u32,
-}
-
-/// What a machine has for blocks.
-#[derive(Clone, Copy, Debug)]
-pub struct Room {
-    pub processors: u32,
-    /// Bytes of shared memory to a block.
-    pub shared: u32,
-}
-
-impl Room {
-    pub fn of(machine: &dyn Machine) -> Self {
-        Self {
-            processors: machine.processors(),
-            shared: machine.shared(),
-        }
-    }
+    /// What x is made of, which `launch` knows: see `kernels/bank_gemm.cu`.
+    pub kind: u32,
+    pub unused: u32,
 }
 
 /// How a product with banks is shared out among blocks.
@@ -85,8 +73,6 @@ pub struct Split {
     groups: usize,
     /// Times 64 outputs to a block.
     outs: usize,
-    /// Shares of a super-block's inputs within a block.
-    slices: usize,
     /// Super-blocks in shared memory.
     stages: usize,
     strips: usize,
@@ -95,51 +81,37 @@ pub struct Split {
 }
 
 impl Split {
-    /// For `groups` groups of at most `rows` parts with banks of [out, input]: as many blocks as run side by side, or as there
-    /// are units of work.
-    pub fn banks(room: Room, (rows, groups): (usize, usize), (out, input): (usize, usize)) -> Self {
-        let supers = input.div_ceil(SUPER).max(1);
-        let of = |(outs, slices, stages): (usize, usize, usize)| {
-            let strips = out.div_ceil(64 * outs);
-            Self {
-                rows,
-                groups,
-                outs,
-                slices,
-                stages,
-                strips,
-                supers,
-                // Two to a processor.
-                blocks: (groups * strips * supers).min(2 * room.processors as usize),
-            }
+    /// For `groups` groups of at most `rows` parts with banks of [out, input]: as many blocks as run side by side, two to a
+    /// processor, or as there are units of work.
+    pub fn banks(processors: u32, (rows, groups): (usize, usize), (out, input): (usize, usize)) -> Self {
+        // As the kernels have them; what was fastest on an H200.
+        let (outs, stages) = match rows {
+            8 | 16 => (2, 3),
+            32 => (2, 2),
+            _ => (1, 2),
         };
-        // What was fastest on an H200: where every block has several units, few rows are better off with more outputs to a block.
-        let (wide, narrow) = match rows {
-            8 | 16 => (of((2, 1, 3)), of((1, 2, 4))),
-            32 => (of((2, 1, 3)), of((1, 2, 3))),
-            _ => (of((1, 2, 2)), of((1, 2, 2))),
-        };
-        let units = groups * wide.strips * supers;
-        let fits = |split: &Self| split.shared() <= room.shared as usize;
-        let much = Some(wide).filter(|wide| units > 2 * wide.blocks && fits(wide));
-        much.unwrap_or(if fits(&narrow) { narrow } else { of((1, 1, 2)) })
+        let (strips, supers) = (out.div_ceil(64 * outs), input.div_ceil(SUPER).max(1));
+        Self {
+            rows,
+            groups,
+            outs,
+            stages,
+            strips,
+            supers,
+            blocks: (groups * strips * supers).min(2 * processors as usize),
+        }
     }
 
     /// Bytes of shared memory.
     fn shared(&self) -> usize {
         let stage = self.rows * 2 * SUPER + 4 * self.outs * size_of::<Tile>();
-        let rest = self.rows * size_of::<PartFacts>() + self.stages * 16 + 16;
-        self.stages * stage + (self.slices - 1) * self.outs * self.sums() + rest
-    }
-
-    /// Bytes of 64 outputs' sums.
-    fn sums(&self) -> usize {
-        self.rows * 64 * size_of::<f32>()
+        // Arrivals, rows with their signs.
+        self.stages * (stage + 16 + self.rows * 36) + self.rows * size_of::<PartFacts>() + 16
     }
 
     /// Bytes of partial sums.
     pub fn partial_bytes(&self) -> usize {
-        self.blocks * 2 * self.outs * self.sums()
+        self.blocks * 2 * self.outs * self.rows * 64 * size_of::<f32>()
     }
 
     /// Counters of shares that are done.
@@ -147,29 +119,45 @@ impl Split {
         self.groups * self.strips
     }
 
-    /// Bytes of the parts' rows with their signs.
+    /// Whether all that a block works on is in its shared memory from the start: it makes the images of few rows itself then.
+    fn is_small(&self) -> bool {
+        self.rows < 64 && self.groups * self.strips * self.supers <= self.stages * self.blocks
+    }
+
+    /// Bytes of the images of the parts' rows.
     pub fn image_bytes(&self) -> usize {
+        if self.is_small() {
+            return 0;
+        }
         self.groups * self.supers * self.rows * 2 * SUPER
     }
 }
 
 impl BankGemm {
-    /// `x` is the address of [rows, input] of `dtype`, `keys` of [variants][8] u32.
-    pub fn launch(&self, machine: &dyn Machine, dtype: Dtype, split: Split, (x, keys): (u64, u64)) -> Result<()> {
-        RotateRows {
-            x,
-            out: self.x,
-            parts: self.parts,
-            groups: self.groups,
-            keys,
-            input: self.input,
-            rows: split.rows as u32,
+    /// `dtype` is x's; `images` is the address of [`Split::image_bytes`] bytes.
+    pub fn launch(&self, machine: &dyn Machine, dtype: Dtype, split: Split, images: u64) -> Result<()> {
+        let mut args = *self;
+        if split.is_small() {
+            args.kind = match dtype {
+                Dtype::F32 => 1,
+                Dtype::Bf16 => 2,
+            };
+        } else {
+            args.x = images;
+            RotateRows {
+                x: self.x,
+                out: images,
+                parts: self.parts,
+                groups: self.groups,
+                keys: self.keys,
+                input: self.input,
+                rows: split.rows as u32,
+            }
+            .launch(machine, dtype, split.groups)?;
         }
-        .launch(machine, dtype, split.groups)?;
-        let Split { rows, outs, slices, .. } = split;
-        let name = format!("bank_gemm_{rows}_{outs}_{slices}");
-        let shape = ((128 * outs * slices + 32) as u32, split.shared() as u32);
-        launch(machine, &name, [split.blocks as u32, 1, 1], shape, self)
+        let name = format!("bank_gemm_{}", split.rows);
+        let shape = ((128 * split.outs + 32) as u32, split.shared() as u32);
+        launch(machine, &name, [split.blocks as u32, 1, 1], shape, &args)
     }
 }
 

@@ -17,7 +17,7 @@ DEVICE void attend(const Attend &a) {
     float highest = -1e30f, total = 0.0f;
     if (a.segment[row] != NONE) {
         const Segment segment = a.segments[a.segment[row]];
-        const T *q = static_cast<const T *>(a.q) + size_t(row) * hidden + head * a.head_dim;
+        const T *q = static_cast<const T *>(a.q) + size_t(row) * a.q_pitch + head * a.head_dim;
         u32 begin, end;
         visible(segment, row - segment.first_row, a.window, begin, end);
         for (u32 first = begin; first < end; first += 32) {

@@ -1,7 +1,7 @@
 // y += c_k (a_k l_k) ⊙ (S_b (r_k ⊙ x)) for the rows of many variants and several banks in one launch: the second product of a
-// superposed layer. It passes over a bank once: tiles and images of the rows (rotate.cu) are copied to shared memory several
-// super-blocks ahead, tiles from before the kernel before has ended, and 4-bit weights are widened on the way from there to
-// the tensor cores. Gains and signs of the output side, scale and mix weight are folded in where y is added to.
+// superposed layer. It passes over a bank once: tiles and images of the rows are copied to shared memory several super-blocks
+// ahead, tiles from before the kernel before has ended, and 4-bit weights are widened on the way from there to the tensor
+// cores. Where a block has no more than fits, it makes the images itself; else rotate.cu has made them. Gains and signs of the output side, scale and mix weight are folded in where y is added to.
 //
 // The work is a row of units, by group, strip of outputs and super-block of 256 inputs, of which every block has an equal share.
 // What lies within one strip of the outputs is added up in registers; a strip that several blocks have shares of is added up by
@@ -10,19 +10,24 @@
 #include "images.cuh"
 #include "parts.cuh"
 
+enum Rows : u32 { IMAGES = 0, ROWS_F32 = 1, ROWS_BF16 = 2 };
+
 struct BankGemm {
-    const u8 *x;           // [groups][super-blocks] images
+    const void *x;         // [groups][super-blocks] images, or [rows, input] where no block has more units than it has stages
     float *y;              // [rows, pitch]
     const u64 *banks;      // addresses of tiles
     const Part *parts;     // no two of one row
     const Group *groups;
+    const u32 *keys;       // [variants][8], input side
     const bf16 *outputs;   // [variants][out]: c a l
-    float4 *partial;       // [grid x][2][OUTS][ROWS / 8][128]
+    float4 *partial;       // [grid x][2][ROWS / 8][128 OUTS]
     u32 *counters;         // [groups][strips], all 0 before and after
     u32 out;
     u32 pitch;             // from one row of y to the next
     u32 input;
     u32 writes;            // whether the parts' rows of y are written rather than added to
+    u32 kind;              // Rows
+    u32 unused;
 };
 
 // What a warp needs of one tile's 256 inputs to widen it.
@@ -80,22 +85,27 @@ DEVICE void widen_word(u32 (&weights)[4], u32 word, const Scales &scales) {
     }
 }
 
+// A row of x beside one super-block: which one, or NONE, and its signs.
+struct RowSigns {
+    u32 row;
+    u32 words[8];
+};
+
 DEVICE float4 added(float4 a, float4 b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
 
-// A block has 4 OUTS SLICES warps for products, 16 outputs to a warp, 64 OUTS to a block, SLICES sharing out a super-block's inputs;
-// one more fetches what they need.
-template <int ROWS, int OUTS, int SLICES, int STAGES>
+// A block has 4 OUTS warps for products, 16 outputs to a warp; one more fetches what they need.
+template <int ROWS, int OUTS, int STAGES>
 DEVICE void bank_gemm(const BankGemm &a) {
-    const int WARPS = 4 * OUTS * SLICES, TILES = 4 * OUTS, COLUMNS = ROWS / 8, QUARTERS = 4 / SLICES, IMAGE = ROWS * IMAGE_ROW;
-    DYNAMIC_SHARED(u8, images);  // [STAGES], then [STAGES][TILES] tiles, [SLICES - 1][OUTS][COLUMNS][128] sums and the rest
+    const int WARPS = 4 * OUTS, COLUMNS = ROWS / 8, IMAGE = ROWS * IMAGE_ROW;
+    DYNAMIC_SHARED(u8, images);  // [STAGES], then [STAGES][WARPS] tiles and the rest
     Tile *tiles = reinterpret_cast<Tile *>(images + STAGES * IMAGE);
-    float4 *shares = reinterpret_cast<float4 *>(tiles + STAGES * TILES);
-    Part *parts = reinterpret_cast<Part *>(shares + (SLICES - 1) * OUTS * COLUMNS * 128);
+    Part *parts = reinterpret_cast<Part *>(tiles + STAGES * WARPS);
     u64 *there = reinterpret_cast<u64 *>(parts + ROWS), *free = there + STAGES;
-    u32 *last = reinterpret_cast<u32 *>(free + STAGES);
+    RowSigns(*rows)[ROWS] = reinterpret_cast<RowSigns(*)[ROWS]>(free + STAGES);  // [STAGES]
+    u32 *last = reinterpret_cast<u32 *>(rows + STAGES);
 
     const u32 all = (a.input + TILE_IN - 1) / TILE_IN, rows16 = (a.out + TILE_OUT - 1) / TILE_OUT;
-    const u32 strips = (rows16 + TILES - 1) / TILES, units = a.groups[0].groups * strips * all;
+    const u32 strips = (rows16 + WARPS - 1) / WARPS, units = a.groups[0].groups * strips * all;
     const u32 blocks = gridDim.x < units ? gridDim.x : units;
     if (blockIdx.x >= blocks) return;
     const u32 begin = blockIdx.x * units / blocks, end = (blockIdx.x + 1) * units / blocks;
@@ -119,16 +129,16 @@ DEVICE void bank_gemm(const BankGemm &a) {
         const Tile *bank = nullptr;
         auto fetch_tiles = [&](u32 stage) {
             if (bank == nullptr || (super == 0 && strip == 0)) bank = reinterpret_cast<const Tile *>(a.banks[a.groups[group].bank]);
-            copies_begin(there + stage, IMAGE + TILES * sizeof(Tile));
+            copies_begin(there + stage, (a.kind == IMAGES ? IMAGE : 0) + WARPS * sizeof(Tile));
             // Past the last outputs, the last tile once more.
-            copies_by_warp<TILES>(tiles + stage * TILES, sizeof(Tile), there + stage, [&](u32 tile) {
-                const u32 wanted = strip * TILES + tile, row16 = wanted < rows16 ? wanted : rows16 - 1;
+            copies_by_warp<WARPS>(tiles + stage * WARPS, sizeof(Tile), there + stage, [&](u32 tile) {
+                const u32 wanted = strip * WARPS + tile, row16 = wanted < rows16 ? wanted : rows16 - 1;
                 return bank + size_t(row16) * all + super;
             });
         };
         auto fetch_image = [&](u32 stage) {
-            const u8 *from = a.x + (size_t(group) * all + super) * IMAGE;
-            copies_by_warp<1>(images + stage * IMAGE, IMAGE, there + stage, [&](u32) { return from; });
+            const u8 *from = static_cast<const u8 *>(a.x) + (size_t(group) * all + super) * IMAGE;
+            if (a.kind == IMAGES) copies_by_warp<1>(images + stage * IMAGE, IMAGE, there + stage, [&](u32) { return from; });
             copies_end(there + stage);
         };
         const u32 ready = end - begin < STAGES ? end - begin : STAGES;
@@ -150,8 +160,6 @@ DEVICE void bank_gemm(const BankGemm &a) {
     }
 
     const int g = lane_id() / 4, t = lane_id() % 4;
-    const int team = warp_id() / 4, beside = team % OUTS, slice = team / OUTS;
-    const u32 thread = threadIdx.x % 128;
     auto meet = []() { barrier_of<32 * WARPS>(); };
     u32 loaded = NONE, count = 0;
     auto load_parts = [&]() {
@@ -161,9 +169,41 @@ DEVICE void bank_gemm(const BankGemm &a) {
         count = of.count;
     };
     load_parts();
+    const u32 ready = end - begin;  // units, where images are made here
+    if (a.kind != IMAGES && threadIdx.x < ready * ROWS) {
+        const u32 unit = begin + threadIdx.x / ROWS, index = threadIdx.x % ROWS;
+        const Group of = a.groups[unit / all / strips];
+        RowSigns &mine = rows[threadIdx.x / ROWS][index];
+        mine.row = NONE;
+        if (index < of.count) {
+            const Part part = a.parts[of.first + index];
+            u32 words[16];
+            chacha8(a.keys + 8 * part.variant, unit % all / 2, words);
+            mine.row = part.row;
+#pragma unroll
+            for (int i = 0; i < 8; i++) mine.words[i] = unit % all % 2 ? words[8 + i] : words[i];
+        }
+    }
     meet();
     await_before();
     let_next_start();
+    if (a.kind != IMAGES) {
+        auto put = [&](auto x) {
+            for (u32 piece = threadIdx.x; piece < ready * ROWS * 16; piece += 32 * WARPS) {
+                const u32 stage = piece / (16 * ROWS), index = piece / 16 % ROWS, quarter = piece / 4 % 4, t = piece % 4;
+                const RowSigns &of = rows[stage][index];
+                if (of.row == NONE) continue;
+                const u32 column = (begin + stage) % all * TILE_IN + 64 * quarter + 16 * t;
+                const u32 signs = of.words[2 * quarter + t / 2] >> (16 * (t % 2)), left = column < a.input ? a.input - column : 0;
+                put_inputs(images + stage * IMAGE, ROWS, index, quarter, t, x + size_t(of.row) * a.input + column, left,
+                           a.input % 16 == 0, signs);
+            }
+        };
+        if (a.kind == ROWS_BF16) put(static_cast<const bf16 *>(a.x));
+        else put(static_cast<const float *>(a.x));
+        for_tensor_cores();
+        meet();
+    }
     float sums[COLUMNS][4];
     auto clear = [&]() {
 #pragma unroll
@@ -179,16 +219,15 @@ DEVICE void bank_gemm(const BankGemm &a) {
     for (u32 unit = begin; unit < end; unit++) {
         wait_for(there + stage, turn & 1);
         const Image image = image_at(images + stage * IMAGE);
-        const Tile &tile = tiles[stage * TILES + 4 * beside + warp_id() % 4];
+        const Tile &tile = tiles[stage * WARPS + warp_id()];
         const Steps steps = steps_of(tile);
-        const uint4 *quants = &tile.quants[slice * QUARTERS][lane_id()];
+        const uint4 *quants = &tile.quants[0][lane_id()];
         uint4 next = load16(quants);
         u32 weights[2][2][4];
 #pragma unroll
-        for (int q = 0; q < QUARTERS; q++) {
-            const int quarter = slice * QUARTERS + q;
+        for (int quarter = 0; quarter < 4; quarter++) {
             const uint4 now = next;
-            if (q + 1 < QUARTERS) next = load16(quants + 32 * (q + 1));
+            if (quarter < 3) next = load16(quants + 32 * (quarter + 1));
             const Scales scales = scales_of(steps, quarter);
 #pragma unroll
             for (int half = 0; half < 2; half++) {
@@ -198,7 +237,7 @@ DEVICE void bank_gemm(const BankGemm &a) {
 #pragma unroll
                 for (int i = 0; i < 2; i++) products_of<ROWS>(sums, weights[half][i], image, quarter, 2 * half + i);
                 products_commit();
-                if (q + 1 < QUARTERS || half == 0) products_wait<1>();  // the weights before these are free
+                if (quarter < 3 || half == 0) products_wait<1>();  // the weights before these are free
             }
         }
         products_wait<0>();
@@ -216,34 +255,16 @@ DEVICE void bank_gemm(const BankGemm &a) {
             total[column] = make_float4(sums[column][0], sums[column][1], sums[column][2], sums[column][3]);
         }
         clear();
-        auto share_of = [&](int slice, int column) -> float4 & { return shares[((slice * OUTS + beside) * COLUMNS + column) * 128 + thread]; };
-        if (SLICES > 1) {
-            if (slice > 0) {
-#pragma unroll
-                for (int column = 0; column < COLUMNS; column++) share_of(slice - 1, column) = total[column];
-            }
-            meet();
-        }
-        if (slice == 0) {
-#pragma unroll
-            for (int other = 0; other < SLICES - 1; other++) {
-#pragma unroll
-                for (int column = 0; column < COLUMNS; column++) total[column] = added(total[column], share_of(other, column));
-            }
-        }
-        if (SLICES > 1) meet();
         const u32 from = (group_now * strips + strip_now) * all, until = from + all;
         bool mine = true;
         if (segment > from || unit + 1 < until) {
             auto partial_of = [&](u32 block) {
                 const bool first = block * units / blocks >= from;  // of the block's two shares
-                return a.partial + (((block * 2 + (first ? 0 : 1)) * OUTS + beside) * COLUMNS) * 128 + thread;
+                return a.partial + (block * 2 + (first ? 0 : 1)) * COLUMNS * 32 * WARPS + threadIdx.x;
             };
-            if (slice == 0) {
-                float4 *to = partial_of(blockIdx.x);
+            float4 *to = partial_of(blockIdx.x);
 #pragma unroll
-                for (int column = 0; column < COLUMNS; column++) to[column * 128] = total[column];
-            }
+            for (int column = 0; column < COLUMNS; column++) to[column * 32 * WARPS] = total[column];
             // Whoever comes last adds the shares of all blocks.
             const u32 first = ((from + 1) * blocks - 1) / units, after = (until * blocks - 1) / units + 1;
             meet();
@@ -254,7 +275,7 @@ DEVICE void bank_gemm(const BankGemm &a) {
             }
             meet();
             mine = *last;
-            if (mine && slice == 0) {
+            if (mine) {
                 const float4 none = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
                 const int BESIDE = COLUMNS < 8 ? 8 / COLUMNS : 1;  // shares that are asked for together
 #pragma unroll
@@ -266,7 +287,7 @@ DEVICE void bank_gemm(const BankGemm &a) {
                     for (int i = 0; i < BESIDE; i++) {
                         const float4 *at = partial_of(block + i < after ? block + i : block);
 #pragma unroll
-                        for (int column = 0; column < COLUMNS; column++) share[i][column] = at[column * 128];
+                        for (int column = 0; column < COLUMNS; column++) share[i][column] = at[column * 32 * WARPS];
                     }
 #pragma unroll
                     for (int i = 0; i < BESIDE; i++) {
@@ -285,8 +306,8 @@ DEVICE void bank_gemm(const BankGemm &a) {
             group = group_next;
             meet();
         }
-        if (mine && slice == 0) {
-            const u32 output_now = strip_now * 64 * OUTS + 64 * beside + 16 * (warp_id() % 4) + g;
+        if (mine) {
+            const u32 output_now = (strip_now * WARPS + warp_id()) * TILE_OUT + g;
             // A few columns at a time, so that what is read of them is waited for once.
             const int BESIDE = COLUMNS < 4 ? COLUMNS : 4;
 #pragma unroll
@@ -323,17 +344,11 @@ DEVICE void bank_gemm(const BankGemm &a) {
 }
 
 #ifndef BENCH
-#define BANK_GEMM(rows, outs, slices, stages)                                                            \
-    KERNEL_EARLY(bank_gemm_##rows##_##outs##_##slices, BankGemm, 128 * outs * slices + 32, 2) { \
-        bank_gemm<rows, outs, slices, stages>(a);                                                        \
-    }
-// Stages as products.rs has them.
-BANK_GEMM(8, 2, 1, 3)
-BANK_GEMM(16, 2, 1, 3)
-BANK_GEMM(32, 2, 1, 3)
-BANK_GEMM(8, 1, 2, 4)
-BANK_GEMM(16, 1, 2, 4)
-BANK_GEMM(32, 1, 2, 3)
-BANK_GEMM(64, 1, 2, 2)
-BANK_GEMM(64, 1, 1, 2)
+#define BANK_GEMM(rows, outs, stages) \
+    KERNEL_EARLY(bank_gemm_##rows, BankGemm, 128 * outs + 32, 2) { bank_gemm<rows, outs, stages>(a); }
+// As products.rs has them.
+BANK_GEMM(8, 2, 3)
+BANK_GEMM(16, 2, 3)
+BANK_GEMM(32, 2, 2)
+BANK_GEMM(64, 1, 2)
 #endif

@@ -1,6 +1,6 @@
 // Where a nucleus ends, from numbers of tokens by their logit.
 #pragma once
-#include "device.cuh"
+#include "place.cuh"
 
 const int BINS = 2048;
 // Bins that lie above the highest logit that was seen when they were laid out.
@@ -8,7 +8,7 @@ const int AHEAD = 768;
 
 struct Bins {
     u32 counts[BINS + BINS / 32];  // bin b at b + b / 32, so that a warp whose lanes have 64 each reads other banks
-    float highest[16], lowest[16];
+    float highest[32], lowest[32];
 };
 
 // Bin b is of the logits about base - b / per_unit.
@@ -16,20 +16,6 @@ struct Range {
     float base;
     float per_unit;
 };
-
-DEVICE float greatest_of_warp(float x) {
-    for (int mask = 16; mask > 0; mask >>= 1) x = greater(x, shuffle_xor(x, mask));
-    return x;
-}
-
-// The sum of lanes up to and with the own.
-DEVICE double add_up_to(double x) {
-    for (int apart = 1; apart < 32; apart *= 2) {
-        const double other = shuffle(x, lane_id() - apart & 31);
-        x += lane_id() >= apart ? other : 0.0;
-    }
-    return x;
-}
 
 // At least log2(above / below), of normal numbers.
 DEVICE float doublings(float above, float below) { return float(int(bits_of(above) >> 23) + 1 - int(bits_of(below) >> 23)); }
@@ -70,26 +56,37 @@ struct Edge {
     float highest, lowest;   // and certainly between these
 };
 
-// Where the mass of the best tokens crosses `wanted`, known up to `error`, by a warp. The counts are lost.
-DEVICE Edge edge_of(Bins &bins, Range range, float top, float scale, double wanted, double error) {
+// Where the mass of the best of `tokens` tokens crosses `wanted` of `total`, both known up to `error`, which is more than rounding
+// of sums, by a warp. The counts are lost. Few tokens have much of the mass, and bins tell theirs badly; so what is worse
+// counts as well, up from the last bin.
+DEVICE Edge edge_of(Bins &bins, Range range, u32 tokens, float top, float scale, float total, float wanted, float error) {
     const int each = BINS / 32, start = (each + 2) * lane_id();
-    double own = 0.0;
+    const float step = scale / range.per_unit, first = (range.base - top) * scale - step * float(each * lane_id());
+    float own = 0.0f;
+    u32 counted = 0;
     for (int i = 0; i < each; i++) {
         u32 &count = bins.counts[start + i + i / 32];
-        float mass = 0.0f;
-        if (count != 0) mass = float(count) * power_of_two((range.base - float(each * lane_id() + i) / range.per_unit - top) * scale);
+        const float mass = float(count) * power_of_two(first - step * float(i));
+        counted += count;
         count = bits_of(mass);
-        own += double(mass);
+        own += mass;
     }
-    // Weights of a bin are up to half its width off, and rounding moves a token by less than an eighth of it.
-    const double off = double(power_of_two(0.64f * scale / range.per_unit));
-    const double wants[3] = {(wanted - error) / off, wanted, (wanted + error) * off};
-    double sum = add_up_to(own) - own;
+    float sum = add_up_to(own);
+    const float all = shuffle(sum, 31);
+    sum -= own;
+    for (int mask = 16; mask > 0; mask >>= 1) counted += shuffle_xor(counted, mask);
+    // Weights of a bin are up to half its width off, and rounding moves a token by less than an eighth of it. The others weigh
+    // less than those of the last bin.
+    const float up = power_of_two(0.64f * step), down = power_of_two(-0.64f * step);
+    const float beyond = float(tokens - counted) * power_of_two((range.base - top) * scale - step * float(BINS - 2));
     u32 found[3] = {BINS, BINS, BINS};
     for (int i = 0; i < each; i++) {
-        sum += double(float_of(bins.counts[start + i + i / 32]));
+        sum += float_of(bins.counts[start + i + i / 32]);
+        const float rest = all > sum ? all - sum : 0.0f, most = total - rest * down, least = total - rest * up - beyond;
+        const float sums[3] = {(sum * up < most ? sum * up : most) + error, wanted + wanted < total ? sum : total - rest,
+                               greater(sum * down, least) - error};
         for (int j = 0; j < 3; j++) {
-            if (found[j] == BINS && sum > wants[j]) found[j] = each * lane_id() + i;
+            if (found[j] == BINS && sums[j] > wanted) found[j] = each * lane_id() + i;
         }
     }
     float places[3];

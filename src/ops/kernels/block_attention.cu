@@ -72,7 +72,7 @@ DEVICE void block_attend(const BlockAttend &args) {
                 store16(to + CHUNK * PITCH<DIM>, make_uint4(0, 0, 0, 0));
             } else if (position >= before) {
                 const size_t own = segment.first_row + position - before;
-                const bf16 *at = static_cast<const bf16 *>(a.current) + own * 2 * hidden + head + column;
+                const bf16 *at = static_cast<const bf16 *>(a.current) + own * a.current_pitch + head + column;
                 copy16_async(to, at);
                 copy16_async(to + CHUNK * PITCH<DIM>, at + hidden);
             }
@@ -95,7 +95,7 @@ DEVICE void block_attend(const BlockAttend &args) {
     u32 q[STEPS][4];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        const bf16 *at = static_cast<const bf16 *>(a.q) + size_t(row[half]) * hidden + head + 2 * t;
+        const bf16 *at = static_cast<const bf16 *>(a.q) + size_t(row[half]) * a.q_pitch + head + 2 * t;
 #pragma unroll
         for (int step = 0; step < STEPS; step++) {
             q[step][half] = *reinterpret_cast<const u32 *>(at + 16 * step);

@@ -52,36 +52,8 @@ DEVICE u32 best_of(const Row &row, const float2 *chunks, u32 count, float highes
     return row.forbidden == 0 && row.tokens > 1 ? 1 : 0;
 }
 
-struct Place {
-    u32 index;      // NONE where there is none
-    double before;  // the sum up to it
-    double number;
-};
-
-// Where the running sum of `count` numbers exceeds a target, by a warp.
-template <typename Number>
-DEVICE Place place_of(Number number, u32 count, double target) {
-    const u32 each = (count + 31) / 32, start = each * lane_id();
-    const u32 first = start < count ? start : count, end = first + each < count ? first + each : count;
-    double own = 0.0;
-    for (u32 i = first; i < end; i++) own += number(i);
-    const double through = add_up_to(own);
-    const u32 lanes = votes(target < through);
-    if (lanes == 0) return Place{NONE, 0.0, 0.0};
-    const int lane = lowest_bit(lanes);
-    Place place{first, through - own, 0.0};
-    if (lane_id() == lane) {
-        place.number = number(first);
-        while (place.index + 1 < end && target >= place.before + place.number) {
-            place.before += place.number;
-            place.number = number(++place.index);
-        }
-    }
-    return Place{shuffle(place.index, lane), shuffle(place.before, lane), shuffle(place.number, lane)};
-}
-
 // A block to a row of logits; its warps take the chunks in turn.
-KERNEL_OF(categorical, Categorical, 512, 2) {
+KERNEL(categorical, Categorical, 1024) {
     DYNAMIC_SHARED(float2, chunks);  // of each the highest logit, and the sum of its weights
     SHARED Bins bins;
     SHARED double uniforms[2];
@@ -167,7 +139,8 @@ KERNEL_OF(categorical, Categorical, 512, 2) {
         double fewest = total - error, most = total + error;
         if (binned) {
             const double wanted = double(draw.nucleus_p) * total;
-            edge = edge_of(bins, range, row.top, scale, wanted, error);
+            edge = edge_of(bins, range, row.tokens - (row.forbidden < row.tokens), row.top, scale, float(total), float(wanted),
+                           float(error + 2e-5 * total));
             fewest = wanted - error;
             most = wanted + error + double(power_of_two((edge.highest - row.top) * scale) * 1.001f);
         }
@@ -208,6 +181,5 @@ KERNEL_OF(categorical, Categorical, 512, 2) {
     const u32 best = token == NONE ? best_of(row, chunks, count, highest) : 0;
     if (lane_id() != 0) return;
     a.drawn[blockIdx.x] = Drawn{0.0, token, token == NONE};
-    // Of chunks the highest logits lie half as far down as all do.
-    if (token == NONE) a.looks[blockIdx.x] = Look{highest, highest - 4.0f * (highest - least), edge.above, edge.below, best, 0};
+    if (token == NONE) a.looks[blockIdx.x] = Look{highest, highest - 3.0f * (highest - least), edge.above, edge.below, best, 0};
 }

@@ -81,6 +81,11 @@ DEVICE float float_of(u32 x) { return __uint_as_float(x); }
 DEVICE float fused(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 // To the nearest integer, ties to even; the nearest there is where it is too large.
 DEVICE i32 rounded(double x) { return __double2int_rn(x); }
+// The bits of a number in f64.
+DEVICE double double_of(u32 high, u32 low) { return __hiloint2double(int(high), int(low)); }
+DEVICE u32 low_word(double x) { return u32(__double2loint(x)); }
+// With the sign changed by `flip`, a sign bit.
+DEVICE double with_sign(double x, u32 flip) { return __hiloint2double(__double2hiint(x) ^ int(flip), __double2loint(x)); }
 DEVICE double cosine(double x) { return cos(x); }
 DEVICE double sine(double x) { return sin(x); }
 DEVICE float square_root(float x) { return __fsqrt_rn(x); }
@@ -139,6 +144,13 @@ DEVICE void copy16_async(void *shared, const void *global) {
 DEVICE void copies_commit() { asm volatile("cp.async.commit_group;"); }
 template <int LEFT>
 DEVICE void copies_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(LEFT)); }
+
+// What this thread wrote to shared memory is seen by the tensor cores' own reads of it, after a barrier.
+DEVICE void for_tensor_cores() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
 
 // d [16, 8] += a [16, 16] b [16, 8], in the fragments of mma.sync.m16n8k16: with g = lane / 4 and t = lane % 4, a holds rows
 // g, g + 8, g, g + 8 at columns 2t, 2t, 2t + 8, 2t + 8 (and the next one), b rows 2t and 2t + 8 (and the next) of

@@ -46,7 +46,6 @@ struct Categorical {
     const u32 *rows;      // [rows]: the row of the batch that a row of logits belongs to, or NONE
     const Draw *draws;    // [rows]
     Drawn *drawn;         // [rows]
-    double *sums;         // [rows][ceil(vocab / CHUNK)]
     Look *looks;          // [rows]
     u32 vocab;
     u32 pitch;

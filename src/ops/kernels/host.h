@@ -399,6 +399,7 @@ inline u32 arrive(u32 *at) { return atomic_add(at, 1); }
 // Kernels run one after the other here.
 inline void await_before() {}
 inline void let_next_start() {}
+inline void for_tensor_cores() {}
 
 inline u32 picked_bytes(u32 a, u32 b, u32 selector) {
     u32 picked = 0;
@@ -417,6 +418,9 @@ inline i32 rounded(double x) {
     double whole = std::nearbyint(x);
     return whole >= 2147483647.0 ? 0x7fffffff : whole > -2147483648.0 ? i32(whole) : -0x7fffffff - 1;
 }
+inline double double_of(u32 high, u32 low) { return host::value_of<double>(host::words_of(u64(high) << 32 | low)); }
+inline u32 low_word(double x) { return u32(host::value_of<u64>(host::words_of(x))); }
+inline double with_sign(double x, u32 flip) { return host::value_of<double>(host::words_of(host::value_of<u64>(host::words_of(x)) ^ u64(flip) << 32)); }
 inline double cosine(double x) { return std::cos(x); }
 inline double sine(double x) { return std::sin(x); }
 inline float square_root(float x) { return std::sqrt(x); }

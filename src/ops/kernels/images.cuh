@@ -14,6 +14,33 @@ DEVICE u32 image_pair(u32 rows, u32 quarter, u32 row, u32 piece, u32 t) {
     return (quarter * rows + row) * 128 + (piece ^ (row % 8)) * 16 + 4 * t;
 }
 
+// Puts sixteen of a row's inputs, 16 `t` and next of 64 inputs `quarter`, into an image, with signs changed by the low bits of
+// `signs`. `x` is the first of them; `left` are left of the row, of which each begins at a multiple of sixteen bytes if `aligned`.
+template <typename T>
+DEVICE void put_inputs(u8 *image, u32 rows, u32 row, u32 quarter, u32 t, const T *x, u32 left, bool aligned, u32 signs) {
+    u32 pairs[8];
+    if (IsBf16<T>::yes && aligned) {
+        const uint4 zero = make_uint4(0, 0, 0, 0);
+        const uint4 low = left > 0 ? load16(x) : zero, high = left > 0 ? load16(x + 8) : zero;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            pairs[i] = word_of(low, i);
+            pairs[i + 4] = word_of(high, i);
+        }
+    } else {
+#pragma unroll
+        for (u32 i = 0; i < 8; i++) {
+            const float first = 2 * i < left ? widen(x[2 * i]) : 0.0f, second = 2 * i + 1 < left ? widen(x[2 * i + 1]) : 0.0f;
+            pairs[i] = pack_bf16(first, second);
+        }
+    }
+#pragma unroll
+    for (u32 i = 0; i < 8; i++) {
+        const u32 both = signs >> (2 * i);
+        *reinterpret_cast<u32 *>(image + image_pair(rows, quarter, row, i, t)) = pairs[i] ^ ((both & 1) << 15 | (both & 2) << 30);
+    }
+}
+
 // sums [16 outputs, ROWS] += weights [16, 16] x^T, all of a warp's, in the fragments of mma_bf16; of four warps of a block one
 // after the other, the first a multiple of four, each has sixteen outputs of its own, and all take the same `step` of sixteen of
 // an image's 64 inputs `quarter`. From `products_begin` on neither sums nor weights may be touched until `products_wait`

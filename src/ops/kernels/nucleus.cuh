@@ -3,13 +3,17 @@
 #include "logits.cuh"
 
 const int BINS = THREADS;  // of logits
-const int LISTED = 512;    // tokens of a bin that are sorted
+const int LISTED = 1024;   // tokens of a bin that are sorted
 
 struct Scratch {
     u64 bins[BINS];
     u64 ranks[LISTED];
-    u64 masses[LISTED];
+    union {
+        u64 masses[LISTED];
+        double weights[LISTED];
+    };
     u64 wide[THREADS / 32];
+    double sums[THREADS / 32];
     float narrow[THREADS / 32];
     u64 answer;
     u64 before;
@@ -99,26 +103,6 @@ DEVICE_CALL u64 crossing_of_list(u64 before, u64 wanted, Scratch &scratch) {
     }
     barrier();
     return scratch.answer;
-}
-
-// The same as below for the nucleus of all tokens, where it ends between two logits; ALL where it does not, or with too many tokens.
-DEVICE_CALL u64 crossing_between(const Row &row, double amount, float above, float below, Scratch &scratch) {
-    if (threadIdx.x == 0) scratch.count = 0;
-    barrier();
-    u64 all = 0, better = 0;
-    each_kept(row, cut_at(ALL), [&](u32 token, float logit) {
-        const u64 mass = mass_of(row, logit, false);
-        all += mass;
-        if (logit > above) {
-            better += mass;
-        } else if (logit > below) {
-            list(row, token, logit, false, scratch);
-        }
-    });
-    all = sum_of_block(all, scratch);
-    better = sum_of_block(better, scratch);
-    const u64 wanted = u64(amount * double(all));
-    return scratch.count > LISTED || better > wanted ? ALL : crossing_of_list(better, wanted, scratch);
 }
 
 // The rank of the first token, best first, at which the running mass of those below `limit` exceeds what is wanted: so many

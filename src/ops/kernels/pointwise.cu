@@ -239,7 +239,8 @@ template <typename T, typename Y>
 DEVICE void rotary(const Rotary &a) {
     const u32 row = blockIdx.x, hidden = a.heads * a.head_dim, half = a.head_dim / 2, slot = a.slots[row];
     const Y *qkv = static_cast<const Y *>(a.qkv) + size_t(row) * 3 * hidden;
-    T *q = static_cast<T *>(a.q) + size_t(row) * hidden, *current = static_cast<T *>(a.current) + size_t(row) * 2 * hidden;
+    T *q = static_cast<T *>(a.q) + size_t(row) * a.q_pitch, *current = static_cast<T *>(a.current) + size_t(row) * a.current_pitch;
+    const bool values_lie = static_cast<const void *>(current + hidden) == static_cast<const void *>(qkv + 2 * hidden);
     const size_t page = size_t(slot / a.page_tokens) * a.layers + a.layer;
     T *cached = slot == NONE ? nullptr : static_cast<T *>(a.cache) + (page * 2 * a.page_tokens + slot % a.page_tokens) * hidden;
     const u32 first = 4 * (blockIdx.y * 128 + threadIdx.x);
@@ -258,11 +259,12 @@ DEVICE void rotary(const Rotary &a) {
         float4 q0, q1, k0, k1;
         turn(qkv, a.scale, q0, q1);
         turn(qkv + hidden, 1.0f, k0, k1);
-        const float4 v0 = at(qkv + 2 * hidden + low), v1 = at(qkv + 2 * hidden + high);
         put_whole(q + low, q0);
         put_whole(q + high, q1);
         put_whole(current + low, k0);
         put_whole(current + high, k1);
+        if (values_lie && !cached) return;
+        const float4 v0 = at(qkv + 2 * hidden + low), v1 = at(qkv + 2 * hidden + high);
         put_whole(current + hidden + low, v0);
         put_whole(current + hidden + high, v1);
         if (cached) {

@@ -99,9 +99,9 @@ struct Rotated {
             high = make_float4((y.x * c.x + x.x * s.x) * scale, (y.y * c.y + x.y * s.y) * scale,
                                (y.z * c.z + x.z * s.z) * scale, (y.w * c.w + x.w * s.w) * scale);
         }
-        bf16 *to = static_cast<bf16 *>(r.q) + size_t(row) * hidden + column;
+        bf16 *to = static_cast<bf16 *>(r.q) + size_t(row) * r.q_pitch + column;
         if (which > 0) {
-            to = static_cast<bf16 *>(r.current) + (size_t(row) * 2 + which - 1) * hidden + column;
+            to = static_cast<bf16 *>(r.current) + size_t(row) * r.current_pitch + (which - 1) * hidden + column;
             if (slot != NONE) {
                 const size_t page = size_t(slot / r.page_tokens) * r.layers + r.layer;
                 const size_t token = (2 * page + which - 1) * r.page_tokens + slot % r.page_tokens;

@@ -76,32 +76,10 @@ DEVICE void rotate_rows(const RotateRows &a) {
     await_before();
     let_next_start();
     if (!there) return;
-    const u32 column = index * SIGNS + 16 * lane_id();
+    const u32 column = index * SIGNS + 16 * lane_id(), left = column < a.input ? a.input - column : 0;
     const T *x = static_cast<const T *>(a.x) + size_t(part.row) * a.input + column;
     u8 *image = a.out + (size_t(blockIdx.y / a.rows) * supers + super) * a.rows * IMAGE_ROW;
-    u32 pairs[8];
-    if (IsBf16<T>::yes && a.input % 16 == 0) {
-        const uint4 zero = make_uint4(0, 0, 0, 0);
-        const uint4 low = column < a.input ? load16(x) : zero, high = column < a.input ? load16(x + 8) : zero;
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            pairs[i] = word_of(low, i);
-            pairs[i + 4] = word_of(high, i);
-        }
-    } else {
-#pragma unroll
-        for (u32 i = 0; i < 8; i++) {
-            const float first = column + 2 * i < a.input ? widen(x[2 * i]) : 0.0f;
-            const float second = column + 2 * i + 1 < a.input ? widen(x[2 * i + 1]) : 0.0f;
-            pairs[i] = pack_bf16(first, second);
-        }
-    }
-#pragma unroll
-    for (u32 i = 0; i < 8; i++) {
-        const u32 both = signs >> (2 * i);
-        *reinterpret_cast<u32 *>(image + image_pair(a.rows, lane_id() / 4 % 4, row, i, lane_id() % 4)) =
-            pairs[i] ^ ((both & 1) << 15 | (both & 2) << 30);
-    }
+    put_inputs<T>(image, a.rows, row, lane_id() / 4 % 4, lane_id() % 4, x, left, a.input % 16 == 0, signs);
 }
 
 KERNEL_EARLY(rotate_rows_f32, RotateRows, 128, 4) { rotate_rows<float>(a); }

@@ -14,8 +14,8 @@ struct Segment {
 };
 
 struct Attend {
-    const void *q;        // [rows, hidden]
-    const void *current;  // [rows, 2, hidden]: keys and values of the batch itself
+    const void *q;        // [rows, q_pitch]
+    const void *current;  // [rows, current_pitch]: keys and values of the batch itself
     const void *cache;    // pages: [page][layer][2][page_tokens][hidden]
     void *out;            // [rows, hidden]
     const u32 *segment;   // [rows]: the row's segment; NONE for what pads the batch
@@ -27,6 +27,8 @@ struct Attend {
     u32 layers;
     u32 page_tokens;
     u32 window;
+    u32 q_pitch;
+    u32 current_pitch;
 };
 
 // The positions begin .. end that a query, token `token` of a segment, sees.
@@ -44,7 +46,7 @@ DEVICE const T *key_at(const Attend &a, const Segment &segment, u32 position, si
     const u32 hidden = a.heads * a.head_dim;
     if (position >= segment.first_position) {
         value = hidden;
-        return static_cast<const T *>(a.current) + size_t(segment.first_row + position - segment.first_position) * 2 * hidden;
+        return static_cast<const T *>(a.current) + size_t(segment.first_row + position - segment.first_position) * a.current_pitch;
     }
     const u32 offset = position - segment.pages_start;
     const size_t page = size_t(a.pages[segment.pages + offset / a.page_tokens]) * a.layers + a.layer;

@@ -27,8 +27,8 @@ struct Rotary {
     const void *qkv;       // [rows, 3, heads, head_dim]
     const float *cosines;  // [rows, head_dim / 2]
     const float *sines;
-    void *q;               // [rows, hidden], rotated and divided by sqrt(head_dim)
-    void *current;         // [rows, 2, hidden]: keys, rotated, and values
+    void *q;               // [rows, q_pitch], rotated and divided by sqrt(head_dim)
+    void *current;         // [rows, current_pitch]: keys, rotated, and values; both may lie where they come from
     void *cache;           // pages: [page][layer][2][page_tokens][hidden]
     const u32 *slots;      // [rows]: page * page_tokens + slot of a clean row, else NONE
     u32 heads;
@@ -37,6 +37,8 @@ struct Rotary {
     u32 layers;
     u32 page_tokens;
     float scale;
+    u32 q_pitch;
+    u32 current_pitch;
 };
 
 DEVICE void put_whole(float *at, float4 v) { *reinterpret_cast<float4 *>(at) = v; }

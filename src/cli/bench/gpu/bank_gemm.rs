@@ -1,7 +1,7 @@
 //! Products of rows with banks in tiles.
 
 use super::Bench;
-use crate::ops::gpu::products::{BankGemm, Group, PartFacts, Room, Split, TIERS};
+use crate::ops::gpu::products::{BankGemm, Group, PartFacts, Split, TIERS};
 use crate::ops::gpu::tiles::tile_bytes;
 use crate::ops::gpu::{Buffer, Dtype, Fault};
 use anyhow::Result;
@@ -60,7 +60,7 @@ fn product(bench: &Bench, [out, input]: [usize; 2], case: Case) -> Result<f64, F
         })
         .collect();
     let tier = TIERS.into_iter().find(|&tier| tier >= case.rows).unwrap_or(TIERS[3]);
-    let split = Split::banks(Room::of(&**machine), (tier, case.banks), (out, input));
+    let split = Split::banks(machine.processors(), (tier, case.banks), (out, input));
     let (parts, groups) = (Buffer::from(machine, &parts)?, Buffer::from(machine, &groups)?);
     let keys: Vec<u32> = (0..variants).flat_map(|_| bench.key()).collect();
     let keys = Buffer::from(machine, &keys)?;
@@ -72,11 +72,12 @@ fn product(bench: &Bench, [out, input]: [usize; 2], case: Case) -> Result<f64, F
     let images = Buffer::new(machine, split.image_bytes())?;
     bench.each(copies, |copy| {
         let launch = BankGemm {
-            x: images.address(),
+            x: x.address(),
             y: y.address(),
             banks: addresses.address() + (8 * case.banks * copy) as u64,
             parts: parts.address(),
             groups: groups.address(),
+            keys: keys.address(),
             outputs: outputs.address(),
             partial: partial.address(),
             counters: counters.address(),
@@ -85,6 +86,6 @@ fn product(bench: &Bench, [out, input]: [usize; 2], case: Case) -> Result<f64, F
             input: input as u32,
             ..BankGemm::default()
         };
-        launch.launch(&**machine, Dtype::Bf16, split, (x.address(), keys.address()))
+        launch.launch(&**machine, Dtype::Bf16, split, images.address())
     })
 }

@@ -2,7 +2,7 @@
 
 use super::Bench;
 use crate::ops::categorical::{Crossing, Draw, Filter, Kind};
-use crate::ops::gpu::draw::{Categorical, DrawFacts, DrawnFacts};
+use crate::ops::gpu::draw::{Categorical, DrawFacts, DrawnFacts, LOOK};
 use crate::ops::gpu::{Buffer, Dtype, Fault};
 use crate::rng::Noise;
 use anyhow::Result;
@@ -61,7 +61,7 @@ fn draws(bench: &Bench, [rows, vocab]: [usize; 2], mixture: bool, nucleus_p: f32
     let mix = Buffer::from(machine, &vec![0u32; rows])?;
     let of = Buffer::from(machine, &(0..rows as u32).collect::<Vec<_>>())?;
     let drawn = Buffer::new(machine, rows * size_of::<DrawnFacts>())?;
-    let sums = Buffer::new(machine, Categorical::scratch(rows, vocab))?;
+    let looks = Buffer::new(machine, rows * LOOK)?;
     bench.each(copies, |copy| {
         let launch = Categorical {
             logits: logits[copy].address(),
@@ -70,12 +70,11 @@ fn draws(bench: &Bench, [rows, vocab]: [usize; 2], mixture: bool, nucleus_p: f32
             rows: of.address(),
             draws: draws.address(),
             drawn: drawn.address(),
-            sums: sums.address(),
+            looks: looks.address(),
             vocab: vocab as u32,
             pitch: vocab as u32,
             bias_stride: vocab as u32,
             bias: 0,
-            ..Categorical::default()
         };
         launch.launch(&**machine, rows)
     })

@@ -166,13 +166,10 @@ pub fn duo(bench: &mut Bench) -> Result<()> {
         bench.meter.start(Mode::Off);
         for (nucleus_p, launches) in NUCLEI.into_iter().zip(profiles) {
             let sum: f64 = launches.iter().map(|(_, took, _)| took).sum();
-            let of = launches.iter().filter(|(name, ..)| name == "categorical");
+            let of = launches.iter().filter(|(name, ..)| name.starts_with("categorical"));
             let sampling: f64 = of.map(|(_, took, _)| took).sum();
-            // Recorded, replayed.
-            let mut warming = samplers(nucleus_p)?;
-            for _ in 0..2 {
-                take(&network, &mix, &mut warming, &mut cache)?;
-            }
+            // Recorded, and tables made of every noise level.
+            all(bench, (&network, &mix), &mut samplers(nucleus_p)?, &mut cache)?;
             let (wall, _) = all(bench, (&network, &mix), &mut samplers(nucleus_p)?, &mut cache)?;
             let figures = [
                 ("wall ms/step", median(wall.clone())),
