@@ -157,7 +157,7 @@ DEVICE void product(const Product &a) {
     await_before();
     let_next_start();
     each([&](int i, u32 row, u32, u32 output) { items[i].late(a, row, output); });
-    const int BESIDE = GROUPS * STEPS > 12 ? 1 : 2;  // groups
+    const int BESIDE = STEPS > 3 ? 1 : 2;  // groups, as registers allow
 #pragma unroll BESIDE
     for (int group = 0; group < GROUPS; group++) {
         uint4 x[STEPS][2];
