@@ -129,8 +129,9 @@ impl GpuDit {
         .launch(&*self.base.device.machine, self.base.device.dtype, rows)
     }
 
-    /// Where queries, and keys with values, lie, and how far from one row to the next: in bf16 where products left them.
-    fn rotated(&self, step: &Step) -> [(u64, u32); 2] {
+    /// Where queries lie, and keys and values, and how far one row is from the next: in bf16, queries and keys are rotated where
+    /// they are.
+    fn heads(&self, step: &Step) -> [(u64, u32); 2] {
         let (work, hidden) = (step.work, self.base.host.config.hidden_dim as u32);
         match self.gives(step.shape) {
             Dtype::F32 => [(work.q, hidden), (work.current, 2 * hidden)],
@@ -141,7 +142,8 @@ impl GpuDit {
     /// Of a layer's queries and keys.
     pub(super) fn rotary(&self, step: &Step, number: usize) -> Rotary {
         let (config, work) = (&self.base.host.config, step.work);
-        let ([(q, q_pitch), (current, current_pitch)], head_dim) = (self.rotated(step), config.head_dim());
+        let head_dim = config.head_dim();
+        let [(q, q_pitch), (current, current_pitch)] = self.heads(step);
         Rotary {
             qkv: work.y,
             cosines: work.cosines,
@@ -163,7 +165,7 @@ impl GpuDit {
 
     pub(super) fn attend(&self, step: &Step, number: usize) -> Result<(), Fault> {
         let (config, places, shape) = (&self.base.host.config, step.places, step.shape);
-        let [(q, q_pitch), (current, current_pitch)] = self.rotated(step);
+        let [(q, q_pitch), (current, current_pitch)] = self.heads(step);
         Attend {
             q,
             current,

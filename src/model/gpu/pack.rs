@@ -306,11 +306,6 @@ impl Packed {
         }
         let (embedded_count, last) = (rounded(embedded.len()), embedded.len() as u32);
 
-        let parts_of = |list: &List| match list.rows {
-            Rows::All => waves(list, &mixes),
-            Rows::Wanted => waves(list, &wanted_mixes),
-        };
-        let all_parts: Vec<Vec<Vec<PartFacts>>> = lists.iter().map(parts_of).collect();
         memory.clear();
         let mut writer = Writer(memory);
         let draws = batch
@@ -318,6 +313,11 @@ impl Packed {
             .iter()
             .flat_map(|s| (0..s.rows.len()).map(|at| s.draws.get(at)));
         let draws: Vec<Option<&Draw>> = draws.collect();
+        let parts_of = |list: &List| match list.rows {
+            Rows::All => waves(list, &mixes),
+            Rows::Wanted => waves(list, &wanted_mixes),
+        };
+        let all_parts: Vec<Vec<Vec<PartFacts>>> = lists.iter().map(parts_of).collect();
         let places = Places {
             tokens: writer.put(tokens, rows, NONE),
             positions: writer.put(positions, rows, 0),
