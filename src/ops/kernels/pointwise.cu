@@ -111,7 +111,9 @@ DEVICE void norm_row(const float4 (&row)[FOURS], T *out, const Affine<FOURS> &af
 // A block to a row of at most 1024 FOURS numbers.
 template <typename T, int FOURS>
 DEVICE void norm_modulate(const NormModulate &a) {
-    let_next_start();  // it takes longer to begin than this does to end
+    // Before the wait, since this is over before the next one has its weights. That one may not take what lies further back as
+    // done: what comes after a norm reads weights and tables before it waits, and nothing else.
+    let_next_start();
     const u32 source = a.rows ? a.rows[blockIdx.x] : blockIdx.x;
     const bool whole = a.width % 4 == 0;
     T *out = static_cast<T *>(a.out) + size_t(blockIdx.x) * a.width;

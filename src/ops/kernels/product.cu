@@ -1,9 +1,9 @@
-// A layer's products of few rows with what comes before and after them, in one launch each: y = W x, W in bfloat16 read once.
+// A layer's products of few rows with what comes after them, in one launch each: y = W x, W in bfloat16 read once.
 //
 // With few rows a launch is latency, not work. So a block asks for all its weights before it waits for the kernel before,
 // which they do not depend on: eight or sixteen warps share out the inputs, and each keeps its own weights in registers.
-// A warp reads its inputs of all rows as the tensor cores take them; the warps' sums are added in order. The order of a sum depends on
-// the size of the matrix alone, so what a row gives does not depend on the others or on their number.
+// A warp reads its inputs of all rows as the tensor cores take them; the warps' sums are added in order. The order of a sum
+// depends on the size of the matrix alone, so what a row gives does not depend on the others or on their number.
 #include "tables.cuh"
 
 struct Product {
@@ -157,7 +157,7 @@ DEVICE void product(const Product &a) {
     await_before();
     let_next_start();
     each([&](int i, u32 row, u32, u32 output) { items[i].late(a, row, output); });
-    const int BESIDE = GROUPS * STEPS > 12 ? 1 : 2;  // groups
+    const int BESIDE = STEPS > 3 ? 1 : 2;  // groups, as registers allow
 #pragma unroll BESIDE
     for (int group = 0; group < GROUPS; group++) {
         uint4 x[STEPS][2];
@@ -219,7 +219,7 @@ DEVICE void product(const Product &a) {
     PRODUCT(residual_##rows, Residual, 8, 2, 3, groups, 2)    \
     PRODUCT(residual_wide_##rows, Residual, 16, 2, 6, groups, 1)
 
-// A quarter to a half of the processors to each, so that a kernel finds room beside the one before.
+// Outputs to a block for a quarter to a half of a device's processors: a kernel then finds room beside the one before.
 PRODUCTS(16, 1)
 PRODUCTS(32, 2)
 PRODUCTS(64, 4)
