@@ -27,6 +27,8 @@ pub enum Rows {
 pub struct List {
     pub placement: Placement,
     pub rows: Rows,
+    /// Parts to a group at most: more of them read a bank less often, fewer are done sooner, which is what small banks are about.
+    pub most: usize,
 }
 
 /// The size of one launch for parts.
@@ -187,7 +189,7 @@ fn waves(list: &List, mixes: &[&Mix]) -> Vec<Vec<PartFacts>> {
     waves
 }
 
-fn wave(parts: Vec<PartFacts>, writer: &mut Writer) -> Wave {
+fn wave(parts: Vec<PartFacts>, most: usize, writer: &mut Writer) -> Wave {
     let mut dense: Vec<(u32, Range<usize>)> = Vec::new();
     for (index, part) in parts.iter().enumerate() {
         match dense.last_mut() {
@@ -195,8 +197,11 @@ fn wave(parts: Vec<PartFacts>, writer: &mut Writer) -> Wave {
             _ => dense.push((part.bank, index..index + 1)),
         }
     }
-    let most = dense.iter().map(|(_, range)| range.len()).max().unwrap_or(0);
-    let tier = TIERS.into_iter().find(|&tier| tier >= most).unwrap_or(TIERS[3]);
+    let longest = dense.iter().map(|(_, range)| range.len()).max().unwrap_or(0);
+    let tier = TIERS
+        .into_iter()
+        .find(|&tier| tier >= longest.min(most))
+        .unwrap_or(TIERS[3]);
     let mut groups: Vec<Group> = dense
         .iter()
         .flat_map(|(bank, range)| {
@@ -339,8 +344,8 @@ impl Packed {
                     writer.put(parted, 0, 0)
                 })
                 .collect(),
-            lists: (all_parts.into_iter())
-                .map(|waves| waves.into_iter().map(|parts| wave(parts, &mut writer)).collect())
+            lists: (lists.iter().zip(all_parts))
+                .map(|(list, waves)| (waves.into_iter().map(|parts| wave(parts, list.most, &mut writer))).collect())
                 .collect(),
         };
         let shape = Shape {

@@ -86,7 +86,8 @@ impl Split {
     pub fn banks(processors: u32, (rows, groups): (usize, usize), (out, input): (usize, usize)) -> Self {
         // As the kernels have them; what was fastest on an H200.
         let (outs, stages) = match rows {
-            8 | 16 => (2, 3),
+            8 => (2, 4),
+            16 => (2, 3),
             32 => (2, 2),
             _ => (1, 2),
         };

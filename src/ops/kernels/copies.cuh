@@ -58,10 +58,9 @@ DEVICE void copies_end(u64 *arrival) {
 #endif
 
 // By one thread, before a barrier.
-DEVICE void leaves_start(u64 *arrival, u32 warps) { arrivals_start(arrival, warps); }
-// By a warp all of whose lanes are done.
+DEVICE void leaves_start(u64 *arrival, u32 warps) { arrivals_start(arrival, 32 * warps); }
+// By every lane of a warp.
 DEVICE void leave(u64 *arrival) {
-    if (lane_id() != 0) return;
     asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [%0]; }" ::"r"(shared_address(arrival)) : "memory");
 }
 DEVICE void wait_for(const u64 *arrival, u32 parity) {

@@ -506,10 +506,8 @@ inline void arrive_once(u64 *at) {
     arrival.turns++;
 }
 inline void copies_start(u64 *at) { arrival_of(at) = {1, 0, 0}; }
-inline void leaves_start(u64 *at, u32 warps) { arrival_of(at) = {u16(warps), 0, 0}; }
-inline void leave(u64 *at) {
-    if (threadIdx.x % host::WARP == 0) arrive_once(at);
-}
+inline void leaves_start(u64 *at, u32 warps) { arrival_of(at) = {u16(host::WARP * warps), 0, 0}; }
+inline void leave(u64 *at) { arrive_once(at); }
 inline void copies_begin(u64 *, u32) {}
 template <int COUNT, typename F>
 void copies_by_warp(void *shared, u32 bytes, u64 *at, F from) {
@@ -525,7 +523,9 @@ void copies_by_warp(void *shared, u32 bytes, u64 *at, F from) {
     }
     warp_barrier();
 }
-inline void copies_end(u64 *at) { leave(at); }
+inline void copies_end(u64 *at) {
+    if (threadIdx.x % host::WARP == 0) arrive_once(at);
+}
 inline void wait_for(const u64 *at, u32 parity) {
     const Arrival &arrival = arrival_of(at);
     for (u32 times = 0; arrival.turns % 2 == parity; times++) {

@@ -93,36 +93,27 @@ DEVICE void retrieve_piece(const Retrieve &a, const Signs &signs, Piece piece, c
     }
 }
 
-// A block to 512 inputs (grid x) and every 128 grid-y-th outputs, sixteen outputs to a warp at a time. Lanes trade the words of a
-// tile so that the four lanes of an output have 32 inputs one after the other, whole sectors of memory.
+// A block to 512 inputs (grid x) and 128 outputs (grid y), sixteen outputs to a warp. Lanes trade the words of a tile so that the
+// four lanes of an output have 32 inputs one after the other, whole sectors of memory.
 template <typename T>
 DEVICE void retrieve_tiles(const Retrieve &a) {
     SHARED Signs signs;
-    const u32 supers = (a.input + TILE_IN - 1) / TILE_IN, strips = (a.out + TILE_OUT - 1) / TILE_OUT;
+    const u32 supers = (a.input + TILE_IN - 1) / TILE_IN, strip = blockIdx.y * 8 + warp_id();
+    const u32 halves = strip * TILE_OUT >= a.out ? 0 : supers - 2 * blockIdx.x < 2 ? supers - 2 * blockIdx.x : 2;
+    const Tile *tiles = static_cast<const Tile *>(a.bank) + size_t(strip) * supers + 2 * blockIdx.x;
     const int g = lane_id() / 4, t = lane_id() % 4;
     const bool aligned = a.input % 8 == 0;
-    u32 strip = blockIdx.y * 8 + warp_id(), half = 0;
-    auto there = [&]() { return strip < strips; };
-    auto go_on = [&]() {
-        half ^= 1;
-        if (half == 0 || 2 * blockIdx.x + half >= supers) {
-            half = 0;
-            strip += gridDim.y * 8;
-        }
-    };
     uint4 next[4];
-    auto fetch = [&]() {
-        if (!there()) return;
-        const Tile &tile = static_cast<const Tile *>(a.bank)[size_t(strip) * supers + 2 * blockIdx.x + half];
+    auto fetch = [&](u32 half) {
+        if (half >= halves) return;
 #pragma unroll
-        for (int q = 0; q < 4; q++) next[q] = load16_once(&tile.quants[q][lane_id()]);
+        for (int q = 0; q < 4; q++) next[q] = load16_once(&tiles[half].quants[q][lane_id()]);
     };
-    fetch();
+    fetch(0);
     make_signs(a, signs);
 #pragma unroll 1
-    while (there()) {
-        const u32 strip_now = strip, half_now = half;
-        const Tile &tile = static_cast<const Tile *>(a.bank)[size_t(strip) * supers + 2 * blockIdx.x + half];
+    for (u32 half = 0; half < halves; half++) {
+        const Tile &tile = tiles[half];
         const uint4 quants[4] = {next[0], next[1], next[2], next[3]};
         const uint4 levels[2] = {load16(&tile.levels[0][g]), load16(&tile.levels[1][g])};
         float scale[2], minimum[2];
@@ -131,8 +122,7 @@ DEVICE void retrieve_tiles(const Retrieve &a) {
             scale[upper] = half_to_float(tile.halves[g][2 * upper]);
             minimum[upper] = half_to_float(tile.halves[g][2 * upper + 1]);
         }
-        go_on();
-        fetch();
+        fetch(half + 1);
         // A few quarters of the base are asked for together.
         const int TOGETHER = 4 / sizeof(T);
 #pragma unroll
@@ -140,8 +130,8 @@ DEVICE void retrieve_tiles(const Retrieve &a) {
             Eight<T> base[TOGETHER][2][2];
             auto piece_of = [&](int q, int block, int upper) {
                 // This lane's eight inputs from 64 q + 32 block + 8 t on.
-                const u32 first = half_now * TILE_IN + 64 * q + 32 * block + 8 * t, column = blockIdx.x * SIGNS + first;
-                const u32 output = strip_now * TILE_OUT + g + 8 * upper;
+                const u32 first = half * TILE_IN + 64 * q + 32 * block + 8 * t, column = blockIdx.x * SIGNS + first;
+                const u32 output = strip * TILE_OUT + g + 8 * upper;
                 return Piece{output, first, column >= a.input || output >= a.out ? 0 : a.input - column};
             };
 #pragma unroll
