@@ -39,14 +39,7 @@ impl Retrieve {
             true => ("retrieve_tiles", 128),
             false => ("retrieve_dense", 64),
         };
-        let across = self.input.div_ceil(512).max(1);
-        // Blocks of tiles go on with more outputs where there are enough of them.
-        let most = if tiles {
-            (8 * machine.processors()).div_ceil(across)
-        } else {
-            u32::MAX
-        };
-        let grid = [across, self.out.div_ceil(outputs).min(most), 1];
+        let grid = [self.input.div_ceil(512), self.out.div_ceil(outputs), 1];
         launch_of(machine, (kernel, dtype), grid, (THREADS, 0), self)
     }
 }
