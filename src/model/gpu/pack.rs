@@ -159,8 +159,11 @@ impl Writer {
                 to.copy_from_slice(bytes_of(&[DrawFacts::of(draw, vocab)]));
             }
         };
-        // Only of many are several threads quicker than one.
-        facts.par_iter_mut().zip(draws).with_min_len(1024).for_each(put);
+        // Only of many are several threads quicker than one, which asking them alone would take longer than.
+        match draws.len() {
+            0..2048 => facts.iter_mut().zip(draws).for_each(put),
+            _ => facts.par_iter_mut().zip(draws).with_min_len(1024).for_each(put),
+        }
         start as u64
     }
 }
