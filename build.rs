@@ -60,8 +60,8 @@ fn embedded() -> Result<String, Box<dyn Error>> {
 }
 
 const KERNELS: &str = "src/ops/kernels";
-/// The devices that kernels are compiled for (sm_90a is what all of compute capability 9.0 are); the last is for those to come. No contraction of multiply and add, so that
-/// results are those of the host.
+/// The devices that kernels are compiled for (sm_90a is what all of compute capability 9.0 are); the last is for those to
+/// come. No contraction of multiply and add, so that results are those of the host.
 const NVCC: [&str; 13] = [
     "-fatbin",
     "-std=c++17",

@@ -91,8 +91,6 @@ struct RowSigns {
     u32 words[8];
 };
 
-DEVICE float4 added(float4 a, float4 b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
-
 // A block has 4 OUTS warps for products, 16 outputs to a warp; one more fetches what they need.
 template <int ROWS, int OUTS, int STAGES>
 DEVICE void bank_gemm(const BankGemm &a) {
@@ -162,13 +160,13 @@ DEVICE void bank_gemm(const BankGemm &a) {
     const int g = lane_id() / 4, t = lane_id() % 4;
     auto meet = []() { barrier_of<32 * WARPS>(); };
     u32 loaded = NONE, count = 0;
-    auto load_parts = [&]() {
+    auto load_parts = [&](u32 group) {
         const Group of = a.groups[group];
         if (threadIdx.x < of.count) parts[threadIdx.x] = a.parts[of.first + threadIdx.x];
         loaded = group;
         count = of.count;
     };
-    load_parts();
+    load_parts(group);
     const u32 ready = end - begin;  // units, where images are made here
     if (a.kind != IMAGES && threadIdx.x < ready * ROWS) {
         const u32 unit = begin + threadIdx.x / ROWS, index = threadIdx.x % ROWS;
@@ -299,10 +297,7 @@ DEVICE void bank_gemm(const BankGemm &a) {
         }
         if (group_now != loaded) {
             meet();
-            const u32 group_next = group;
-            group = group_now;
-            load_parts();
-            group = group_next;
+            load_parts(group_now);
             meet();
         }
         if (mine) {

@@ -6,8 +6,6 @@
 
 #ifdef __CUDACC__
 
-DEVICE u32 shared_address(const void *shared) { return static_cast<u32>(__cvta_generic_to_shared(shared)); }
-
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 
 DEVICE void arrivals_start(u64 *arrival, u32 count) {

@@ -136,9 +136,11 @@ DEVICE uint4 load16_once(const void *at) {
 }
 DEVICE void store16(void *at, uint4 value) { *reinterpret_cast<uint4 *>(at) = value; }
 
+DEVICE u32 shared_address(const void *shared) { return static_cast<u32>(__cvta_generic_to_shared(shared)); }
+
 // Sixteen bytes to shared memory, on the side; a group of copies is complete after `copies_wait<n>`, n groups being left.
 DEVICE void copy16_async(void *shared, const void *global) {
-    u32 at = static_cast<u32>(__cvta_generic_to_shared(shared));
+    u32 at = shared_address(shared);
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at), "l"(global));
 }
 DEVICE void copies_commit() { asm volatile("cp.async.commit_group;"); }
@@ -164,7 +166,7 @@ DEVICE void mma_bf16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
 // Four 8 x 8 matrices of 16-bit numbers in shared memory: lanes 8 i .. 8 i + 8 give the addresses of matrix i's rows, and
 // lane 4 g + t gets columns 2t and 2t + 1 of its row g: what a of mma_bf16 takes, and b where its columns lie along memory.
 DEVICE void load_matrices(u32 (&out)[4], const void *row) {
-    u32 at = static_cast<u32>(__cvta_generic_to_shared(row));
+    u32 at = shared_address(row);
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
                  : "r"(at)
@@ -172,7 +174,7 @@ DEVICE void load_matrices(u32 (&out)[4], const void *row) {
 }
 // The same, but rows 2t and 2t + 1 of column g: what b of mma_bf16 takes where its rows lie along memory.
 DEVICE void load_transposed(u32 (&out)[4], const void *row) {
-    u32 at = static_cast<u32>(__cvta_generic_to_shared(row));
+    u32 at = shared_address(row);
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
                  : "r"(at)
@@ -222,6 +224,8 @@ template <>
 struct IsBf16<bf16> {
     static const bool yes = true;
 };
+
+DEVICE float4 added(float4 a, float4 b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
 
 DEVICE float add_warp(float x) {
     for (int mask = 16; mask > 0; mask >>= 1) x += shuffle_xor(x, mask);

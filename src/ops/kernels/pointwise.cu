@@ -170,10 +170,7 @@ DEVICE void gate_residual(const GateResidual &a) {
         if (4 * index >= a.width) break;
         const float4 x = four_at(a.x + start, index, a.width, whole), g = four_at(gate, index, a.width, whole);
         float4 y = four_at(static_cast<const Y *>(a.y) + start, index, a.width, whole);
-        if (bias) {
-            const float4 b = four_at(bias, index, a.width, whole);
-            y = make_float4(y.x + b.x, y.y + b.y, y.z + b.z, y.w + b.w);
-        }
+        if (bias) y = added(y, four_at(bias, index, a.width, whole));
         row[i] = make_float4(fused(y.x, g.x, x.x), fused(y.y, g.y, x.y), fused(y.z, g.z, x.z), fused(y.w, g.w, x.w));
         put_four(a.x + start, index, a.width, whole, row[i]);
     }
@@ -249,16 +246,9 @@ DEVICE void rotary(const Rotary &a) {
         const u32 pair = first % half, low = first / half * a.head_dim + pair, high = low + half;
         auto at = [](const auto *from) { return four_at(from, 0, 4, true); };
         const float4 c = at(a.cosines + row * half + pair), s = at(a.sines + row * half + pair);
-        auto turn = [&](const Y *from, float scale, float4 &one, float4 &other) {
-            const float4 x = at(from + low), y = at(from + high);
-            one = make_float4((x.x * c.x - y.x * s.x) * scale, (x.y * c.y - y.y * s.y) * scale,
-                              (x.z * c.z - y.z * s.z) * scale, (x.w * c.w - y.w * s.w) * scale);
-            other = make_float4((y.x * c.x + x.x * s.x) * scale, (y.y * c.y + x.y * s.y) * scale,
-                                (y.z * c.z + x.z * s.z) * scale, (y.w * c.w + x.w * s.w) * scale);
-        };
-        float4 q0, q1, k0, k1;
-        turn(qkv, a.scale, q0, q1);
-        turn(qkv + hidden, 1.0f, k0, k1);
+        float4 q0 = at(qkv + low), q1 = at(qkv + high), k0 = at(qkv + hidden + low), k1 = at(qkv + hidden + high);
+        turn(q0, q1, c, s, a.scale);
+        turn(k0, k1, c, s, 1.0f);
         put_whole(q + low, q0);
         put_whole(q + high, q1);
         put_whole(current + low, k0);

@@ -24,7 +24,6 @@ struct Product {
 
 DEVICE float4 four_of(const float *at) { return *reinterpret_cast<const float4 *>(at); }
 DEVICE float4 zeros() { return make_float4(0.0f, 0.0f, 0.0f, 0.0f); }
-DEVICE float4 plus(float4 a, float4 b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
 
 // What comes after: an item is four outputs of a row, PARTS times. `early` reads what no kernel of this step writes, `late` what
 // is there after the wait.
@@ -48,7 +47,7 @@ struct Gelu {
     DEVICE void early(const Product &a, u32 row, u32 at) { bias = four_of(bias_of(a.tables, row, a.bias) + at); }
     DEVICE void late(const Product &, u32, u32) {}
     DEVICE void finish(const Product &a, u32 row, u32 at, const float4 (&v)[PARTS]) {
-        const float4 x = plus(v[0], bias);
+        const float4 x = added(v[0], bias);
         put_whole(static_cast<bf16 *>(a.y) + size_t(row) * a.out + at, make_float4(gelu(x.x), gelu(x.y), gelu(x.z), gelu(x.w)));
     }
 };
@@ -65,7 +64,7 @@ struct Residual {
     DEVICE static float *of(const Product &a, u32 row, u32 at) { return static_cast<float *>(a.y) + size_t(row) * a.out + at; }
     DEVICE void late(const Product &a, u32 row, u32 at) { before = four_of(of(a, row, at)); }
     DEVICE void finish(const Product &a, u32 row, u32 at, const float4 (&v)[PARTS]) {
-        const float4 x = plus(v[0], bias);
+        const float4 x = added(v[0], bias);
         put_whole(of(a, row, at), make_float4(fused(x.x, gate.x, before.x), fused(x.y, gate.y, before.y),
                                               fused(x.z, gate.z, before.z), fused(x.w, gate.w, before.w)));
     }
@@ -92,12 +91,7 @@ struct Rotated {
         const u32 hidden = r.heads * r.head_dim, half = r.head_dim / 2, which = at / hidden, column = at % hidden;
         float4 low = v[0], high = v[1];
         if (which < 2) {
-            const float scale = which == 0 ? r.scale : 1.0f;
-            const float4 c = cosines, s = sines, x = low, y = high;
-            low = make_float4((x.x * c.x - y.x * s.x) * scale, (x.y * c.y - y.y * s.y) * scale,
-                              (x.z * c.z - y.z * s.z) * scale, (x.w * c.w - y.w * s.w) * scale);
-            high = make_float4((y.x * c.x + x.x * s.x) * scale, (y.y * c.y + x.y * s.y) * scale,
-                               (y.z * c.z + x.z * s.z) * scale, (y.w * c.w + x.w * s.w) * scale);
+            turn(low, high, cosines, sines, which == 0 ? r.scale : 1.0f);
         }
         bf16 *to = static_cast<bf16 *>(r.q) + size_t(row) * r.q_pitch + column;
         if (which > 0) {
@@ -202,7 +196,7 @@ DEVICE void product(const Product &a) {
             v[part] = banked[i] ? four_of(a.banked + size_t(row) * a.pitch + output + part * (a.rotary.head_dim / 2)) : zeros();
 #pragma unroll
             for (int warp = 0; warp < WARPS; warp++) {
-                v[part] = plus(v[part], four_of(shares + (warp * ROWS + row) * SUM_PITCH + 4 * (part * FOURS + four)));
+                v[part] = added(v[part], four_of(shares + (warp * ROWS + row) * SUM_PITCH + 4 * (part * FOURS + four)));
             }
         }
         items[i].finish(a, row, output, v);

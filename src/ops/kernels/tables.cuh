@@ -41,5 +41,14 @@ struct Rotary {
     u32 current_pitch;
 };
 
+// Four numbers of the lower half of a head and their partners in the upper one, turned by their angles and scaled.
+DEVICE void turn(float4 &low, float4 &high, float4 c, float4 s, float scale) {
+    const float4 x = low, y = high;
+    low = make_float4((x.x * c.x - y.x * s.x) * scale, (x.y * c.y - y.y * s.y) * scale, (x.z * c.z - y.z * s.z) * scale,
+                      (x.w * c.w - y.w * s.w) * scale);
+    high = make_float4((y.x * c.x + x.x * s.x) * scale, (y.y * c.y + x.y * s.y) * scale, (y.z * c.z + x.z * s.z) * scale,
+                       (y.w * c.w + x.w * s.w) * scale);
+}
+
 DEVICE void put_whole(float *at, float4 v) { *reinterpret_cast<float4 *>(at) = v; }
 DEVICE void put_whole(bf16 *at, float4 v) { *reinterpret_cast<uint2 *>(at) = make_uint2(pack_bf16(v.x, v.y), pack_bf16(v.z, v.w)); }

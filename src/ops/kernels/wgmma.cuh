@@ -14,8 +14,7 @@ DEVICE void products_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" :
 // A matrix in shared memory, 128 bytes to a row, pieces of sixteen bytes swizzled within groups of eight rows, which lie 1024 bytes
 // apart: the low half of what describes it, by which one within it differs. The same for all of a warp, which tells the compiler.
 DEVICE u32 matrix_at(const void *shared) {
-    const u32 at = static_cast<u32>(__cvta_generic_to_shared(shared));
-    return shuffle(1u << 16 | (at & 0x3ffff) >> 4, 0);
+    return shuffle(1u << 16 | (shared_address(shared) & 0x3ffff) >> 4, 0);
 }
 DEVICE u64 described(u32 matrix) { return u64(1u << 30 | 1024 >> 4) << 32 | matrix; }
 
