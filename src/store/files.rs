@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 
 use super::disk::{Disk, PARTIAL};
-use super::{BankId, Error, FileRecord, Manifest};
+use super::{BankId, BankRecord, Error, FileRecord, Manifest, VariantRecord};
 use crate::superposition::{Digest, Unreadable};
 
 pub(super) const MANIFEST: &str = "manifest.json";
@@ -23,16 +23,20 @@ pub(super) fn archive(variant: &str) -> PathBuf {
     PathBuf::from(format!("variants/{variant}/delta.safetensors"))
 }
 
+fn of_bank<'a>(id: &BankId, record: &'a BankRecord) -> (PathBuf, &'a FileRecord) {
+    (bank(id, record.generation), &record.file)
+}
+
+fn of_variant<'a>(name: &str, record: &'a VariantRecord) -> impl Iterator<Item = (PathBuf, &'a FileRecord)> {
+    let archived = record.archive.as_ref().map(|file| (archive(name), file));
+    [(private(name), &record.private)].into_iter().chain(archived)
+}
+
 /// Every file that `manifest` names.
 pub(super) fn of(manifest: &Manifest) -> BTreeMap<PathBuf, &FileRecord> {
-    let banks = manifest
-        .banks
-        .iter()
-        .map(|(id, record)| (bank(id, record.generation), &record.file));
-    let variants = manifest.variants.iter().flat_map(|(name, record)| {
-        let archived = record.archive.as_ref().map(|file| (archive(name), file));
-        [(private(name), &record.private)].into_iter().chain(archived)
-    });
+    let banks = manifest.banks.iter().map(|(id, record)| of_bank(id, record));
+    let variants = manifest.variants.iter();
+    let variants = variants.flat_map(|(name, record)| of_variant(name, record));
     banks.chain(variants).collect()
 }
 
@@ -77,35 +81,48 @@ pub(super) fn clear(disk: &mut Disk, manifest: &Manifest) {
     let directories = [disk.list(Path::new("banks")), disk.list(Path::new("variants"))].concat();
     let files = directories.iter().flat_map(|directory| disk.list(directory));
     let stray: Vec<_> = files.filter(|file| !named.contains_key(file)).collect();
-    remove(disk, &stray, &directories, &named);
+    let in_use: BTreeSet<_> = named.keys().filter_map(|path| path.parent()).collect();
+    let unused = directories
+        .iter()
+        .filter(|directory| !in_use.contains(directory.as_path()));
+    remove(disk, &stray, unused);
     let partial = PathBuf::from(format!("{MANIFEST}{PARTIAL}"));
     if disk.root().join(&partial).exists() {
-        remove(disk, &[partial], &[], &named);
+        remove(disk, &[partial], []);
     }
 }
 
 /// Removes what `before` names and `manifest` does not, without a look at anything else: what a commit replaces costs the same in
 /// a store of any size.
 pub(super) fn clear_replaced(disk: &mut Disk, before: &Manifest, manifest: &Manifest) {
-    let named = of(manifest);
-    let replaced: Vec<_> = of(before)
-        .into_keys()
-        .filter(|path| !named.contains_key(path))
-        .collect();
-    let directories: BTreeSet<_> = replaced
-        .iter()
-        .filter_map(|path| path.parent())
-        .map(Path::to_owned)
-        .collect();
-    remove(disk, &replaced, &Vec::from_iter(directories), &named);
+    let written = |id| manifest.banks.get(id).map(|bank: &BankRecord| bank.generation);
+    let banks = before.banks.iter();
+    let banks = banks.filter(|(id, record)| written(id) != Some(record.generation));
+    let variants = before.variants.iter();
+    let variants = variants.filter(|(name, _)| !manifest.variants.contains_key(*name));
+    let (mut files, mut unused) = (Vec::new(), BTreeSet::new());
+    for (id, record) in banks {
+        let (file, _) = of_bank(id, record);
+        if written(id).is_none() {
+            unused.extend(file.parent().map(Path::to_owned));
+        }
+        files.push(file);
+    }
+    for (file, _) in variants.flat_map(|(name, record)| of_variant(name, record)) {
+        unused.extend(file.parent().map(Path::to_owned));
+        files.push(file);
+    }
+    remove(disk, &files, &unused);
 }
 
-/// Removes files, then those of the directories in which nothing is `named`.
-fn remove(disk: &mut Disk, files: &[PathBuf], directories: &[PathBuf], named: &BTreeMap<PathBuf, &FileRecord>) {
-    let in_use: BTreeSet<_> = named.keys().filter_map(|path| path.parent()).collect();
+/// Removes files, then directories, which are to be empty then.
+fn remove<'a>(disk: &mut Disk, files: &[PathBuf], directories: impl IntoIterator<Item = &'a PathBuf>) {
     let mut removals: Vec<_> = files.iter().map(|file| disk.remove_file(file)).collect();
-    let unused = directories.iter().filter(|directory| !in_use.contains(&***directory));
-    removals.extend(unused.map(|directory| disk.remove_directory(directory)));
+    removals.extend(
+        directories
+            .into_iter()
+            .map(|directory| disk.remove_directory(directory)),
+    );
     for error in removals.into_iter().filter_map(Result::err) {
         tracing::warn!(%error, "a file that is no longer used stays in the store");
     }

@@ -3,7 +3,8 @@
 
 use super::engine::{LoadArgs, Scenario, chart};
 use super::{median, open_in};
-use crate::catalog::{AddRequest, Catalog, RemoveRequest, Source, Stage, Tuning, base};
+use crate::catalog::base::{self, Shipped};
+use crate::catalog::{AddRequest, Catalog, RemoveRequest, Source, Stage, Tuning};
 use crate::cli::json::JsonArgs;
 use crate::cli::picture;
 use crate::cli::scratch::Scratch;
@@ -38,8 +39,9 @@ pub struct VariantsBenchArgs {
     plot: Option<PathBuf>,
 }
 
-/// Additions to a figure: as many as a bank of the default capacity takes, so that each figure sees the same share of empty banks.
-const ADDITIONS: usize = 4;
+/// Additions to a figure: several times as many as a bank of the default capacity takes, so that each figure sees the same share of
+/// empty banks.
+const ADDITIONS: usize = 16;
 
 /// A store of some size.
 struct Made {
@@ -58,7 +60,10 @@ pub fn run(args: VariantsBenchArgs) -> Result<()> {
     args.json.check()?;
     picture::check(args.plot.as_deref())?;
     let scratch = Scratch::new("bench-variants");
-    let (stores, additions) = make(&args, scratch.path())?;
+    let mut stores = make(&args, scratch.path())?;
+    let additions = additions(&args, &stores)?;
+    let one = stores.remove(0);
+    fs::remove_dir_all(&one.dir)?;
     let sizes = stores
         .iter()
         .map(|store| size(&args, store))
@@ -72,71 +77,91 @@ pub fn run(args: VariantsBenchArgs) -> Result<()> {
     args.json.report(&report, || show(&report))
 }
 
-/// Makes a store grow, keeps it at every size wanted, and times additions on the way.
-fn make(args: &VariantsBenchArgs, dir: &Path) -> Result<(Vec<Made>, Vec<Value>)> {
+/// Makes a store grow, and keeps it at one variant and at every size wanted.
+fn make(args: &VariantsBenchArgs, dir: &Path) -> Result<Vec<Made>> {
     let growing = dir.join("growing");
     let (catalog, generation) = open_in(&args.store, &growing)?;
-    let regime = generation.denoiser.config().regime();
+    let sources = shipped_like(&generation)?;
     drop(generation);
-    let alike: Vec<_> = catalog
-        .list()
-        .into_iter()
-        .filter(|info| info.regime == regime)
-        .collect();
-    let shipped: Vec<_> = base::shipped()?
-        .into_iter()
-        .filter(|s| alike.iter().any(|info| info.name == s.name))
-        .collect();
-    let (Some(first), false) = (alike.first(), shipped.is_empty()) else {
-        bail!("no variant like the base is compiled in");
-    };
-    for info in catalog.list().iter().filter(|info| info.name != first.name) {
+    for info in catalog.list().iter().filter(|info| info.name != sources[0].name) {
         catalog.remove(&info.name, RemoveRequest::default())?;
     }
-    let (mut stores, mut times) = (Vec::new(), Vec::new());
+    let mut stores = Vec::new();
     let largest = args.counts.last().copied().unwrap_or_default();
-    for (number, source) in (1..largest + ADDITIONS).zip(shipped.iter().cycle()) {
-        if args.counts.contains(&number) {
-            let dir = dir.join(number.to_string());
+    for variants in 1..=largest {
+        if variants == 1 || args.counts.contains(&variants) {
+            let dir = dir.join(variants.to_string());
             link(&growing, &dir)?;
-            stores.push(Made { variants: number, dir });
+            stores.push(Made { variants, dir });
         }
-        let request = AddRequest {
-            name: format!("synthetic-{number:04}"),
-            seed: Some(number as u64),
-            source: Source::Bytes(source.packed.to_vec()),
-            scale: None,
-            tuning: Tuning::default(),
-            defaults: Choice::default(),
-            expected_generation: None,
-        };
-        let mut begun: Vec<(Stage, Instant)> = Vec::new();
-        catalog.add(request, |progress| begun.push((progress.stage, Instant::now())))?;
-        let ended = begun.iter().skip(1).map(|(_, begun)| *begun).chain([Instant::now()]);
-        let taken = begun
-            .iter()
-            .zip(ended)
-            .map(|((stage, begun), end)| (*stage, (end - *begun).as_secs_f64()));
-        times.push(Vec::from_iter(taken));
+        if variants < largest {
+            catalog.add(synthetic(&sources, variants), |_| ())?;
+        }
     }
-    let additions = [1].iter().chain(&args.counts).map(|&variants| {
-        // Addition i brings variant i + 2.
-        let some = || times[variants - 1..].iter().take(ADDITIONS);
-        let all = some()
+    Ok(stores)
+}
+
+/// The variants compiled in that were tuned for what the base was.
+fn shipped_like(generation: &Generation) -> Result<Vec<Shipped>> {
+    let config = generation.denoiser.config();
+    let mut alike = base::shipped()?;
+    alike.retain(|shipped| shipped.regime(config).is_ok_and(|regime| regime == config.regime()));
+    if alike.is_empty() {
+        bail!("no variant like the base is compiled in");
+    }
+    Ok(alike)
+}
+
+/// The `number`th of the made-up variants.
+fn synthetic(sources: &[Shipped], number: usize) -> AddRequest {
+    AddRequest {
+        name: format!("synthetic-{number:04}"),
+        seed: Some(number as u64),
+        source: Source::Bytes(sources[number % sources.len()].packed.to_vec()),
+        scale: None,
+        tuning: Tuning::default(),
+        defaults: Choice::default(),
+        expected_generation: None,
+    }
+}
+
+/// Times additions to every one of the stores, which stay as they are. In turn: a disk that has been written to for a while is
+/// slower, whichever store it holds.
+fn additions(args: &VariantsBenchArgs, stores: &[Made]) -> Result<Vec<Value>> {
+    let mut grown = Vec::new();
+    for store in stores {
+        let dir = store.dir.with_extension("grown");
+        link(&store.dir, &dir)?;
+        let (catalog, generation) = open_in(&args.store, &dir)?;
+        grown.push((catalog, shipped_like(&generation)?, Vec::new(), dir));
+    }
+    for round in 0..ADDITIONS {
+        for (store, (catalog, sources, times, _)) in stores.iter().zip(&mut grown) {
+            let mut begun: Vec<(Stage, Instant)> = Vec::new();
+            let request = synthetic(sources, store.variants + round);
+            catalog.add(request, |progress| begun.push((progress.stage, Instant::now())))?;
+            let ended = begun.iter().skip(1).map(|(_, begun)| *begun).chain([Instant::now()]);
+            let taken = (begun.iter().zip(ended)).map(|((stage, begun), end)| (*stage, (end - *begun).as_secs_f64()));
+            times.push(Vec::from_iter(taken));
+        }
+    }
+    let mut report = Vec::new();
+    for (store, (catalog, _, times, dir)) in stores.iter().zip(grown) {
+        drop(catalog);
+        fs::remove_dir_all(dir)?;
+        let all = times
+            .iter()
             .map(|stages| stages.iter().map(|(_, seconds)| seconds).sum())
             .collect();
         let mut stages: BTreeMap<String, Vec<f64>> = BTreeMap::new();
-        for (stage, seconds) in some().flatten() {
-            stages
-                .entry(format!("{stage:?}").to_lowercase())
-                .or_default()
-                .push(*seconds);
+        for (stage, seconds) in times.iter().flatten() {
+            let stage = format!("{stage:?}").to_lowercase();
+            stages.entry(stage).or_default().push(*seconds);
         }
         let stages: BTreeMap<_, _> = stages.into_iter().map(|(stage, some)| (stage, median(some))).collect();
-        json!({"variants": variants, "seconds": median(all), "stages": stages})
-    });
-    let additions = additions.collect();
-    Ok((stores, additions))
+        report.push(json!({"variants": store.variants, "seconds": median(all), "stages": stages}));
+    }
+    Ok(report)
 }
 
 /// Makes `to` the store that `from` is now. A store never writes into a file that is there, so links will do; copies would still be
