@@ -48,7 +48,7 @@ pub struct EvalArgs {
     #[arg(long, value_delimiter = ',', default_value = "1,2,4,4/1,4/2,5,10")]
     capacities: Vec<Capacity>,
     /// Forms that banks are served in: f32, bf16, q8_0, q4_0, q4k, q2k. The last is the default's and the comparisons'.
-    #[arg(long, value_delimiter = ',', default_value = "f32,q8_0,q4k")]
+    #[arg(long, value_delimiter = ',', default_value = "f32,q8_0,q4k,q2k")]
     forms: Vec<Form>,
     /// The form of the output head's banks [default: as --forms, and with the last of these as a store serves them].
     #[arg(long)]
@@ -178,7 +178,7 @@ impl EvalArgs {
 
     /// What the service's banks are in, and its heads where that is said.
     fn served(&self) -> (Form, Option<Form>) {
-        (self.forms.last().copied().unwrap_or(Form::Q4K), self.head_form)
+        (self.forms.last().copied().unwrap_or(Form::Q2K), self.head_form)
     }
 
     fn wants(&self, named: Named) -> bool {

@@ -54,9 +54,9 @@ pub struct StoreArgs {
     /// Variants to a bank of the output head, when the store is made [default: 1].
     #[arg(long)]
     head_capacity: Option<usize>,
-    /// How banks are kept in memory: q4k, q4_0, q2k, q8_0, bf16 or f32. On a device q4k, q4_0 and q2k are one form of 4.6 bits, and
+    /// How banks are kept in memory: q2k, q4k, q4_0, q8_0, bf16 or f32. On a device the first three are one form of 4.6 bits, and
     /// the others mean the base's.
-    #[arg(long, default_value = "q4k")]
+    #[arg(long, default_value = "q2k")]
     bank_form: Form,
     /// The same for the output head's banks [default: q2k where the store has one variant to a bank of the head, else as
     /// --bank-form].
@@ -75,6 +75,9 @@ pub struct EngineArgs {
     /// Compute threads [default: one for each processor].
     #[arg(long)]
     threads: Option<usize>,
+    /// Keep every compute thread on a processor of its own: for a machine, or a part of one, that does nothing else.
+    #[arg(long)]
+    pin_threads: bool,
     /// Sequences that share the steps at most.
     #[arg(long, default_value_t = EngineConfig::default().max_running)]
     max_running: usize,
@@ -182,6 +185,7 @@ impl EngineArgs {
             max_tokens: self.max_tokens,
             prefix_reuse: !self.no_prefix_reuse,
             threads: self.threads.unwrap_or(0),
+            pinned: self.pin_threads,
             ..EngineConfig::default()
         }
     }

@@ -11,7 +11,7 @@ use super::ledger::{LEAST_WEIGHT, MOST_WEIGHT, Service};
 use super::materialised::Materialised;
 use super::runner::Runner;
 use super::stream::{EventStream, ROOM};
-use super::{Error, Generation, Request, Score, ScoreRequest, check};
+use super::{Error, Generation, Request, Score, ScoreRequest, check, threads};
 
 /// More threads than any machine has processors.
 const MOST_THREADS: usize = 1024;
@@ -47,6 +47,8 @@ pub struct EngineConfig {
     pub prefix_reuse: bool,
     /// Compute threads, 1024 at most; 0 means one for each processor.
     pub threads: usize,
+    /// Keep each of them on a processor of its own.
+    pub pinned: bool,
     /// Bytes of materialised variants at most. With 0 every variant is read from its bank, always.
     pub materialise_bytes: usize,
 }
@@ -68,6 +70,7 @@ impl Default for EngineConfig {
             max_tokens: 16_384,
             prefix_reuse: true,
             threads: 0,
+            pinned: false,
             materialise_bytes: 0,
         }
     }
@@ -202,11 +205,7 @@ impl Engine {
         let not_started = |detail: String| Error::NotStarted { detail };
         let cache = (generation.denoiser.cache(config.page_tokens, pages))
             .map_err(|error| not_started(format!("no cache of {pages} pages: {error}")))?;
-        let threads = rayon::ThreadPoolBuilder::new()
-            .num_threads(config.threads)
-            .thread_name(|index| format!("choir-compute-{index}"))
-            .build()
-            .map_err(|error| not_started(error.to_string()))?;
+        let threads = threads::pool(config.threads, config.pinned)?;
         let (materialised, maker) = Materialised::new(config.materialise_bytes, config.step_tokens);
         if config.materialise_bytes > 0 {
             maker.start().map_err(|error| not_started(error.to_string()))?;

@@ -24,6 +24,7 @@ mod sequence;
 mod step;
 pub mod stream;
 mod text;
+mod threads;
 
 pub use check::sampling as check_sampling;
 pub use choice::{Choice, PredictorKind, PsiChoice};

@@ -47,6 +47,9 @@ pub struct LoadArgs {
     /// Compute threads [default: one for each processor].
     #[arg(long)]
     threads: Option<usize>,
+    /// Keep every one of them on a processor of its own.
+    #[arg(long)]
+    pin_threads: bool,
 }
 
 /// One way to fill the batch.
@@ -228,6 +231,7 @@ fn rate(args: &LoadArgs, scenario: &Scenario) -> Result<f64> {
         max_running: args.sequences,
         queue: args.sequences,
         threads: args.threads.unwrap_or(0),
+        pinned: args.pin_threads,
         materialise_bytes: scenario.materialise_bytes,
         ..EngineConfig::default()
     };

@@ -114,7 +114,7 @@ impl Plan {
             }
         };
         // The last form, the smallest, is the one that the others are compared in.
-        let last = forms.last().copied().unwrap_or(Form::Q4K);
+        let last = forms.last().copied().unwrap_or(Form::Q2K);
         let served = |capacity: Capacity| Forms::new(last, head, capacity.head);
         add(Kept::Choir, Capacity::of_store(), served(Capacity::of_store()));
         for capacity in all {
