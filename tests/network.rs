@@ -3,11 +3,11 @@
 mod fixtures;
 
 use candle_core::Device;
-use choir::model::{SoftTokens, TrainBatch, Trainable};
+use choir::model::{Differentiable, SoftTokens, TrainBatch, Trainable};
 use fixtures::{Case, close};
 
 fn trainable(case: &Case) -> Trainable {
-    Trainable::from_tensors(case.config.clone(), &case.weights, &Device::Cpu).expect("weights")
+    Trainable::from_tensors(case.config.clone(), &case.weights).expect("weights")
 }
 
 fn whole(case: &Case, ids: Vec<u32>, batch: usize, block: Option<usize>, sigma: Vec<f32>) -> Vec<f32> {

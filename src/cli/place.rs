@@ -1,11 +1,12 @@
 //! Where a command runs the network.
 
 use crate::model::Place;
-use crate::ops::gpu::Dtype;
+use crate::ops::gpu::{Dtype, Machine};
 use crate::ops::quantized::Form;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use std::str::FromStr;
+use std::sync::Arc;
 
 /// Where the network runs and what its base is made of there.
 #[derive(Args, Clone, Debug)]
@@ -18,10 +19,24 @@ pub struct PlaceArgs {
     base_form: Option<BaseForm>,
 }
 
+/// `cpu`, `cuda` or `cuda:N`.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Named {
+pub enum Named {
     Cpu,
     Cuda(usize),
+}
+
+impl Named {
+    /// The device; none for the CPU.
+    pub fn machine(self) -> Result<Option<Arc<dyn Machine>>> {
+        let Named::Cuda(ordinal) = self else {
+            return Ok(None);
+        };
+        match Place::cuda(ordinal, Dtype::F32).context("--device")? {
+            Place::Device(device) => Ok(Some(device.machine)),
+            Place::Host(_) => Ok(None),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]

@@ -1,5 +1,6 @@
 //! `choir train`: a tokenizer, a base, variants of it.
 
+use crate::cli::place::Named;
 use crate::model::{DitConfig, Trainable};
 use crate::train::course::Course;
 use crate::train::data::{Document, TextSource, held_out_contexts, read_documents};
@@ -11,7 +12,6 @@ use crate::train::run::{Anchor, Budget, Report, Run, Score, Settings, Source, Va
 use crate::train::skills::Skill;
 use crate::train::{checkpoint, tokenizer};
 use anyhow::{Context, Result, bail};
-use candle_core::Device;
 use clap::{Args, Subcommand, ValueEnum};
 use progress::Progress;
 use std::path::{Path, PathBuf};
@@ -51,12 +51,6 @@ enum Kind {
     Bd3lm,
     /// Masked diffusion over the whole context (MDLM).
     Mdlm,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum DeviceKind {
-    Cpu,
-    Cuda,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
@@ -118,8 +112,9 @@ struct RunArgs {
     /// Threads to train with [default: all cores].
     #[arg(long)]
     threads: Option<usize>,
-    #[arg(long, value_enum, default_value = "cpu")]
-    device: DeviceKind,
+    /// Where the layers run: cpu, cuda, or cuda:N for the driver's device number N. Needs a build with --features cuda.
+    #[arg(long, default_value = "cpu")]
+    device: Named,
     /// Go on from the checkpoint in the output folder, if there is one.
     #[arg(long)]
     resume: bool,
@@ -180,7 +175,7 @@ pub fn run(args: TrainArgs) -> Result<()> {
 }
 
 fn run_base(args: BaseArgs) -> Result<()> {
-    let device = args.run.prepare()?;
+    args.run.prepare()?;
     let json = std::fs::read_to_string(&args.tokenizer).with_context(|| args.tokenizer.display().to_string())?;
     let pieces = tokenizer::from_json(&json)?;
     let blockwise = matches!(args.objective, Kind::Bd3lm);
@@ -200,7 +195,7 @@ fn run_base(args: BaseArgs) -> Result<()> {
     config.check()?;
     let documents = read_documents(&args.text)?;
     let clip = args.run.clip((0.1, 1.0));
-    let model = Trainable::random(config.clone(), args.run.seed, &device)?;
+    let model = Trainable::random(config.clone(), args.run.seed)?;
     open_gates(&model)?;
     let folder = Folder {
         config,
@@ -291,6 +286,7 @@ fn train(
         save_every: 60.0,
         report_every: args.report_every,
         validate_every: 1.0 / f64::from(args.validations.max(1)),
+        machine: args.device.machine()?,
     };
     let progress = Progress::new(args.json);
     let mut report = |news: Report| progress.show(news);
@@ -356,17 +352,14 @@ impl RunArgs {
         (self.mask_min.unwrap_or(default.0), self.mask_max.unwrap_or(default.1))
     }
 
-    /// Sets the number of threads and picks the device.
-    fn prepare(&self) -> Result<Device> {
+    /// Sets the number of threads.
+    fn prepare(&self) -> Result<()> {
         if let Some(threads) = self.threads {
             rayon::ThreadPoolBuilder::new()
                 .num_threads(threads)
                 .build_global()
                 .context("--threads")?;
         }
-        match self.device {
-            DeviceKind::Cpu => Ok(Device::Cpu),
-            DeviceKind::Cuda => Device::new_cuda(0).context("--device cuda"),
-        }
+        Ok(())
     }
 }

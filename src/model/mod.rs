@@ -25,5 +25,5 @@ pub use config::{DitConfig, Process, Regime};
 pub use dit::Dit;
 pub use place::Place;
 pub use train_batch::{SoftTokens, TrainBatch};
-pub use trainable::Trainable;
+pub use trainable::{Differentiable, Trainable};
 pub use weights::{BaseWeights, ServedBank, VariantWeights};

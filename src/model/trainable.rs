@@ -7,14 +7,27 @@ use super::DitConfig;
 use super::conditioning::{Tables, tables};
 use super::train_batch::{SoftTokens, TrainBatch};
 use crate::ops::{self, Pattern, PerRow};
-use candle_core::{Device, Result, Tensor, Var, bail};
+use candle_core::{DType, Device, Result, Tensor, Var, bail};
 use std::collections::BTreeMap;
+
+/// What evaluates weights that change, and their gradient.
+pub trait Differentiable {
+    /// Logits [rows, vocab] at the wanted positions.
+    fn forward(&self, input: &TrainBatch) -> Result<Tensor>;
+
+    /// Runs forward, asks `loss` for a loss and its gradient with respect to the logits, and returns the
+    /// loss and the gradient of every weight.
+    fn gradients<L>(
+        &self,
+        input: &TrainBatch,
+        loss: impl FnOnce(&Tensor) -> Result<(L, Tensor)>,
+    ) -> Result<(L, BTreeMap<String, Tensor>)>;
+}
 
 /// Weights under their internal names (the published ones without `backbone.`).
 pub struct Trainable {
     config: DitConfig,
     vars: BTreeMap<String, Var>,
-    device: Device,
 }
 
 /// What the backward pass needs of one layer.
@@ -31,13 +44,19 @@ struct LayerState {
     contracted: Tensor,
 }
 
-struct State {
-    read: SoftTokens,
-    tables: Tables,
+/// What a batch is to the network, but for its rows.
+pub(super) struct Reading {
+    pub tokens: SoftTokens,
+    pub tables: Tables,
     /// Modulation line of every row; `None` while there is one line.
-    full: Option<Vec<u32>>,
-    noisy: Option<Vec<u32>>,
-    wanted: Option<Vec<u32>>,
+    pub full: Option<Vec<u32>>,
+    /// The same of the noisy tokens, and of the wanted ones.
+    pub noisy: Option<Vec<u32>>,
+    pub wanted: Option<Vec<u32>>,
+}
+
+struct State {
+    reading: Reading,
     layers: Vec<LayerState>,
     last: Tensor,
     normed: Tensor,
@@ -50,7 +69,7 @@ fn linear(x: &Tensor, w: &Tensor) -> Result<Tensor> {
 
 impl Trainable {
     /// Fresh weights as the papers' code draws them: uniform in +-1/sqrt(in), adaLN and the head zero.
-    pub fn random(config: DitConfig, seed: u64, device: &Device) -> Result<Self> {
+    pub fn random(config: DitConfig, seed: u64) -> Result<Self> {
         let mut tensors = BTreeMap::new();
         for (name, shape) in config.tensors() {
             let count: usize = shape.iter().product();
@@ -78,31 +97,23 @@ impl Trainable {
             };
             tensors.insert(name, (shape, data));
         }
-        Self::from_tensors(config, &tensors, device)
+        Self::from_tensors(config, &tensors)
     }
 
     /// Weights given by internal name; an error names the first that is missing or misshapen.
-    pub fn from_tensors(
-        config: DitConfig,
-        tensors: &BTreeMap<String, (Vec<usize>, Vec<f32>)>,
-        device: &Device,
-    ) -> Result<Self> {
+    pub fn from_tensors(config: DitConfig, tensors: &BTreeMap<String, (Vec<usize>, Vec<f32>)>) -> Result<Self> {
         let mut vars = BTreeMap::new();
         for (name, shape) in config.tensors() {
             match tensors.get(&name) {
                 Some((found, data)) if *found == shape => {
-                    let tensor = Tensor::from_slice(data, shape, device)?;
+                    let tensor = Tensor::from_slice(data, shape, &Device::Cpu)?;
                     vars.insert(name, Var::from_tensor(&tensor)?);
                 }
                 Some((found, _)) => bail!("tensor {name} has shape {found:?}, not {shape:?}"),
                 None => bail!("tensor {name} is missing"),
             }
         }
-        Ok(Self {
-            config,
-            vars,
-            device: device.clone(),
-        })
+        Ok(Self { config, vars })
     }
 
     /// A second network with weights of its own, now equal.
@@ -111,7 +122,6 @@ impl Trainable {
         Ok(Self {
             config: self.config.clone(),
             vars: self.vars.iter().map(copied).collect::<Result<_>>()?,
-            device: self.device.clone(),
         })
     }
 
@@ -123,7 +133,7 @@ impl Trainable {
         &self.vars
     }
 
-    fn var(&self, name: &str) -> Result<&Tensor> {
+    pub(super) fn var(&self, name: &str) -> Result<&Tensor> {
         match self.vars.get(name) {
             Some(var) => Ok(var.as_tensor()),
             None => bail!("tensor {name} is missing"),
@@ -134,24 +144,7 @@ impl Trainable {
         Ok(self.var(&format!("blocks.{layer}.{name}.weight"))?.detach())
     }
 
-    /// Logits [rows, vocab] at the wanted positions.
-    pub fn forward(&self, input: &TrainBatch) -> Result<Tensor> {
-        Ok(self.run(input)?.0)
-    }
-
-    /// Runs forward, asks `loss` for a loss and its gradient with respect to the logits, and returns the
-    /// loss and the gradient of every weight. Source of the layout: the published DiT.
-    pub fn gradients<L>(
-        &self,
-        input: &TrainBatch,
-        loss: impl FnOnce(&Tensor) -> Result<(L, Tensor)>,
-    ) -> Result<(L, BTreeMap<String, Tensor>)> {
-        let (logits, state) = self.run(input)?;
-        let (value, gradient) = loss(&logits)?;
-        Ok((value, self.backward(input, state, gradient)?))
-    }
-
-    fn pattern(&self, input: &TrainBatch, last: bool) -> Pattern {
+    pub(super) fn pattern(&self, input: &TrainBatch, last: bool) -> Pattern {
         let (heads, dim, length) = (self.config.n_heads, self.config.head_dim(), input.length);
         match (input.block, &input.x0) {
             (None, _) => Pattern::bidirectional(heads, dim, length),
@@ -160,13 +153,13 @@ impl Trainable {
         }
     }
 
-    fn run(&self, input: &TrainBatch) -> Result<(Tensor, State)> {
+    /// Checks a batch, and makes its modulation tables: differentiable in the weights that they come from.
+    pub(super) fn read(&self, input: &TrainBatch) -> Result<Reading> {
         let (batch, length) = (input.batch, input.length);
         if input.xt.len() != batch * length || input.x0.as_ref().is_some_and(|x| x.len() != batch * length) {
             bail!("tokens do not fill {batch} sequences of {length}")
         }
         let doubled = input.x0.is_some();
-        let read = input.read();
         let (mut sigma, mut full, mut noisy, mut wanted) = (vec![0.0], None, None, None);
         if self.config.time_conditioned() {
             let clean = input.sigma.len() as u32;
@@ -189,8 +182,25 @@ impl Trainable {
             noisy = Some(lines);
             sigma = [&input.sigma[..], &[0.0]].concat();
         }
-        let tables = tables(&self.config, |name| self.var(name).cloned(), &sigma, &self.device)?;
+        Ok(Reading {
+            tokens: input.read(),
+            tables: tables(&self.config, |name| self.var(name).cloned(), &sigma, &Device::Cpu)?,
+            full,
+            noisy,
+            wanted,
+        })
+    }
 
+    fn run(&self, input: &TrainBatch) -> Result<(Tensor, State)> {
+        let (batch, length, doubled) = (input.batch, input.length, input.x0.is_some());
+        let reading = self.read(input)?;
+        let Reading {
+            tokens: read,
+            tables,
+            full,
+            noisy,
+            wanted,
+        } = &reading;
         let table = self.var("vocab_embed.embedding")?;
         let mut x = ops::embedding_mix(table, read.choices, &read.tokens, &read.weights)?;
         let mut layers = Vec::with_capacity(self.config.n_blocks);
@@ -237,11 +247,7 @@ impl Trainable {
         Ok((
             logits,
             State {
-                read,
-                tables,
-                full,
-                noisy,
-                wanted,
+                reading,
                 layers,
                 last,
                 normed,
@@ -251,15 +257,18 @@ impl Trainable {
 
     fn backward(&self, input: &TrainBatch, state: State, gradient: Tensor) -> Result<BTreeMap<String, Tensor>> {
         let State {
-            read,
-            tables,
-            full,
-            noisy,
-            wanted,
+            reading,
             mut layers,
             last,
             normed,
         } = state;
+        let Reading {
+            tokens: read,
+            tables,
+            full,
+            noisy,
+            wanted,
+        } = reading;
         let mut found = BTreeMap::new();
         // Pairs (table, its gradient) to hand to candle in the end.
         let mut small = vec![(tables.bias.clone(), ops::column_sums(&gradient)?)];
@@ -271,7 +280,7 @@ impl Trainable {
         let shape = Tensor::zeros(
             (input.batch * input.length, self.config.hidden_dim),
             d.dtype(),
-            &self.device,
+            &Device::Cpu,
         )?;
         let mut dx = ops::embedding_backward(&shape, &input.rows, &d)?;
 
@@ -326,8 +335,18 @@ impl Trainable {
             ops::embedding::embedding_mix_backward(&table, read.choices, &read.tokens, &read.weights, &dx)?,
         );
 
-        let mut surrogate = Tensor::zeros((), dx.dtype(), &self.device)?;
-        for (table, gradient) in small {
+        self.through_tables(small, &mut found)?;
+        Ok(found)
+    }
+
+    /// Adds the gradients of the weights that modulation tables come from, given those of the tables.
+    pub(super) fn through_tables(
+        &self,
+        tables: Vec<(Tensor, Tensor)>,
+        found: &mut BTreeMap<String, Tensor>,
+    ) -> Result<()> {
+        let mut surrogate = Tensor::zeros((), DType::F32, &Device::Cpu)?;
+        for (table, gradient) in tables {
             surrogate = (surrogate + (table * gradient)?.sum_all()?)?;
         }
         let mut rest = surrogate.backward()?;
@@ -336,7 +355,24 @@ impl Trainable {
                 found.insert(name.clone(), gradient);
             }
         }
-        Ok(found)
+        Ok(())
+    }
+}
+
+impl Differentiable for Trainable {
+    fn forward(&self, input: &TrainBatch) -> Result<Tensor> {
+        Ok(self.run(input)?.0)
+    }
+
+    /// Source of the layout: the published DiT.
+    fn gradients<L>(
+        &self,
+        input: &TrainBatch,
+        loss: impl FnOnce(&Tensor) -> Result<(L, Tensor)>,
+    ) -> Result<(L, BTreeMap<String, Tensor>)> {
+        let (logits, state) = self.run(input)?;
+        let (value, gradient) = loss(&logits)?;
+        Ok((value, self.backward(input, state, gradient)?))
     }
 }
 

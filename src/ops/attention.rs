@@ -6,9 +6,10 @@
 use super::gemm::{View, product};
 use super::math;
 use super::rotary::Rotary;
-use super::slice::{self, on_cpu};
+use super::slice;
 use candle_core::{DType, Device, Result, Tensor};
 use rayon::prelude::*;
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 /// Queries that see the same keys: rows of a sequence, and up to two ranges of its rows.
@@ -92,6 +93,45 @@ impl Pattern {
         self.queries
     }
 
+    /// Rows of a sequence.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// The angles of a sequence's rows.
+    pub fn rotary(&self) -> &Rotary {
+        &self.rotary
+    }
+
+    /// The queries in pieces of at most `most`, and the two ranges of keys that each sees.
+    pub fn query_chunks(&self, most: usize) -> Vec<(Range<usize>, [Range<usize>; 2])> {
+        let pieces = self.spans.iter().flat_map(|span| {
+            let pieces = cut(span.queries.clone(), most);
+            pieces.map(|piece| (piece, span.keys.clone()))
+        });
+        pieces.collect()
+    }
+
+    /// The keys in pieces of at most `most`, and the ranges of queries that see each; keys that none sees are left out.
+    pub fn key_chunks(&self, most: usize) -> Vec<(Range<usize>, Vec<Range<usize>>)> {
+        let ends = self.spans.iter().flat_map(|span| &span.keys);
+        let edges: BTreeSet<usize> = ends.flat_map(|keys| [keys.start, keys.end]).collect();
+        let edges = Vec::from_iter(edges);
+        let alike = edges.windows(2).map(|pair| pair[0]..pair[1]);
+        let pieces = alike.flat_map(|keys| {
+            let sees = |span: &&Span| span.keys.iter().any(|seen| seen.contains(&keys.start));
+            let queries: Vec<_> = self
+                .spans
+                .iter()
+                .filter(sees)
+                .map(|span| span.queries.clone())
+                .collect();
+            let pieces = cut(keys, most).filter(|_| !queries.is_empty()).collect::<Vec<_>>();
+            pieces.into_iter().map(move |piece| (piece, queries.clone()))
+        });
+        pieces.collect()
+    }
+
     /// The mask as 0 (seen) and -inf: [queries, rows].
     pub fn mask(&self, device: &Device) -> Result<Tensor> {
         let mut mask = vec![f32::NEG_INFINITY; self.queries * self.rows];
@@ -115,6 +155,12 @@ impl Pattern {
             .unwrap_or(0);
         (queries, keys)
     }
+}
+
+/// A range in pieces of at most `most`.
+fn cut(range: Range<usize>, most: usize) -> impl Iterator<Item = Range<usize>> {
+    let end = range.end;
+    range.step_by(most).map(move |start| start..(start + most).min(end))
 }
 
 /// One head of one sequence, gathered: [rows, head_dim] each, queries and keys rotated, queries scaled.
@@ -188,9 +234,6 @@ fn sizes(qkv: &Tensor, pattern: &Pattern) -> Result<(usize, usize)> {
 
 /// qkv [sequences * rows, 3 * hidden] (q, k, v side by side, heads inside each) -> [sequences * queries, hidden].
 pub fn attention(qkv: &Tensor, pattern: &Pattern) -> Result<Tensor> {
-    if !on_cpu(qkv) {
-        return attention_slow(qkv, pattern);
-    }
     let (sequences, hidden) = sizes(qkv, pattern)?;
     let dim = hidden / pattern.heads;
     let input = slice::f32(qkv)?;
@@ -225,12 +268,6 @@ pub fn attention(qkv: &Tensor, pattern: &Pattern) -> Result<Tensor> {
 
 /// The gradient of qkv, given that of the attention's output; the weights are computed again.
 pub fn attention_backward(qkv: &Tensor, pattern: &Pattern, gradient: &Tensor) -> Result<Tensor> {
-    if !on_cpu(qkv) {
-        let leaf = candle_core::Var::from_tensor(qkv)?;
-        let inner = (attention_slow(leaf.as_tensor(), pattern)? * gradient)?.sum_all()?;
-        let mut gradients = inner.backward()?;
-        return gradients.remove(leaf.as_tensor()).map_or_else(|| qkv.zeros_like(), Ok);
-    }
     let (sequences, hidden) = sizes(qkv, pattern)?;
     let dim = hidden / pattern.heads;
     let scale = 1.0 / (dim as f32).sqrt();

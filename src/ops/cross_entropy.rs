@@ -1,7 +1,7 @@
 //! Cross-entropy of each row of logits against its target, with one token that can never occur.
 
 use super::math;
-use super::slice::{self, on_cpu};
+use super::slice;
 use candle_core::{D, Result, Tensor, bail};
 use rayon::prelude::*;
 
@@ -20,9 +20,6 @@ fn check(logits: &Tensor, targets: &[u32], forbid: Option<u32>) -> Result<(usize
 /// parameterisation). logits [rows, vocab] -> [rows].
 pub fn cross_entropy(logits: &Tensor, targets: &[u32], forbid: Option<u32>) -> Result<Tensor> {
     let (_, vocab) = check(logits, targets, forbid)?;
-    if !on_cpu(logits) {
-        return cross_entropy_slow(logits, targets, forbid);
-    }
     let input = slice::f32(logits)?;
     let nll: Vec<f32> = input
         .par_chunks(vocab)
@@ -67,15 +64,6 @@ pub fn cross_entropy_backward(
     let (rows, vocab) = check(logits, targets, forbid)?;
     if weights.len() != rows {
         bail!("{} weights for {rows} rows", weights.len())
-    }
-    if !on_cpu(logits) {
-        let masked = forbidden(logits, forbid)?;
-        let shifted = masked.broadcast_sub(&masked.max_keepdim(1)?)?.exp()?;
-        let softmax = shifted.broadcast_div(&shifted.sum_keepdim(1)?)?;
-        let index = Tensor::new(targets, logits.device())?.unsqueeze(1)?;
-        let ones = Tensor::ones((rows, 1), logits.dtype(), logits.device())?;
-        let onehot = logits.zeros_like()?.scatter_add(&index, &ones, 1)?;
-        return (softmax - onehot)?.broadcast_mul(&Tensor::new(weights, logits.device())?.unsqueeze(1)?);
     }
     let input = slice::f32(logits)?;
     let mut out = input.to_vec();

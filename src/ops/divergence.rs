@@ -1,8 +1,8 @@
 //! How far each row of logits is from another network's, and the gradient of that.
 
 use super::math;
-use super::slice::{self, on_cpu};
-use candle_core::{D, Result, Tensor, Var, bail};
+use super::slice;
+use candle_core::{D, Result, Tensor, bail};
 use rayon::prelude::*;
 
 /// Which of the two distributions the Kullback-Leibler divergence is an expectation under.
@@ -35,15 +35,6 @@ pub fn divergence_backward(
     let (rows, width) = student.dims2()?;
     if weights.len() != rows {
         bail!("{} weights for {rows} rows", weights.len())
-    }
-    if !on_cpu(student) {
-        let student = Var::from_tensor(&student.detach())?;
-        let losses = divergence_slow(&student, teacher, tokens, kind)?;
-        let weighted = (&losses * Tensor::new(weights, student.device())?)?.sum_all()?;
-        let Some(gradient) = weighted.backward()?.remove(&student) else {
-            bail!("the logits have no gradient")
-        };
-        return Ok((losses.to_vec1()?, gradient));
     }
     let (own, theirs) = (slice::f32(student)?, slice::f32(teacher)?);
     let mut out = own.to_vec();

@@ -1,6 +1,6 @@
 //! Rows of a table by token, mixtures of rows, and the gradient of the table.
 
-use super::slice::{self, on_cpu};
+use super::slice;
 use candle_core::{Result, Tensor, bail};
 
 /// table [vocab, width], ids -> [ids, width].
@@ -8,9 +8,6 @@ pub fn embedding(table: &Tensor, ids: &[u32]) -> Result<Tensor> {
     let (vocab, width) = table.dims2()?;
     if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
         bail!("token {id} is outside the vocabulary of {vocab}")
-    }
-    if !on_cpu(table) {
-        return table.index_select(&Tensor::new(ids, table.device())?, 0);
     }
     let rows = slice::f32(table)?;
     let mut out = Vec::with_capacity(ids.len() * width);
@@ -23,11 +20,6 @@ pub fn embedding(table: &Tensor, ids: &[u32]) -> Result<Tensor> {
 /// The gradient of the table [vocab, width] from that of the rows.
 pub fn embedding_backward(table: &Tensor, ids: &[u32], gradient: &Tensor) -> Result<Tensor> {
     let (vocab, width) = table.dims2()?;
-    if !on_cpu(table) {
-        return table
-            .zeros_like()?
-            .index_add(&Tensor::new(ids, table.device())?, gradient, 0);
-    }
     let upstream = slice::f32(gradient)?;
     let mut out = vec![0f32; vocab * width];
     for (&id, row) in ids.iter().zip(upstream.chunks(width)) {
@@ -56,9 +48,6 @@ fn check(table: &Tensor, choices: usize, tokens: &[u32], weights: &[f32]) -> Res
 /// table [vocab, width], tokens and weights [rows * choices] -> [rows, width]: sums of weighted rows of the table.
 pub fn embedding_mix(table: &Tensor, choices: usize, tokens: &[u32], weights: &[f32]) -> Result<Tensor> {
     check(table, choices, tokens, weights)?;
-    if !on_cpu(table) {
-        return embedding_mix_slow(table, choices, tokens, weights);
-    }
     let (lines, width) = (slice::f32(table)?, table.dim(1)?);
     let mut out = vec![0f32; tokens.len() / choices * width];
     let mixtures = tokens.chunks(choices).zip(weights.chunks(choices));
@@ -89,14 +78,6 @@ pub fn embedding_mix_backward(
 ) -> Result<Tensor> {
     check(table, choices, tokens, weights)?;
     let (vocab, width) = table.dims2()?;
-    if !on_cpu(table) {
-        let rows: Vec<u32> = (0..tokens.len()).map(|at| (at / choices) as u32).collect();
-        let spread = gradient.index_select(&Tensor::new(&rows[..], table.device())?, 0)?;
-        let weighted = spread.broadcast_mul(&Tensor::new(weights, table.device())?.unsqueeze(1)?)?;
-        return table
-            .zeros_like()?
-            .index_add(&Tensor::new(tokens, table.device())?, &weighted, 0);
-    }
     let upstream = slice::f32(gradient)?;
     let mut out = vec![0f32; vocab * width];
     let mixtures = tokens.chunks(choices).zip(weights.chunks(choices));

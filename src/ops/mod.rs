@@ -34,7 +34,7 @@ pub use pointwise::{
     gate_residual_backward,
 };
 pub use rotary::Rotary;
-pub use slice::{PerRow, on_cpu};
+pub use slice::PerRow;
 pub use uniform_nelbo::{UniformTerm, uniform_nelbo, uniform_nelbo_backward};
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! The DiT's `modulate(layer_norm(x) * weight)` is this with gain = weight * (1 + scale).
 
 use super::math;
-use super::slice::{self, PerRow, on_cpu};
+use super::slice::{self, PerRow};
 use candle_core::{D, Result, Tensor};
 use rayon::prelude::*;
 
@@ -37,9 +37,6 @@ fn modulated(x: &[f32], gain: &[f32], shift: &[f32], out: &mut [f32]) {
 
 /// x [rows, width]; gain and shift: tables [lines, width] with the same index. Returns [rows, width].
 pub fn norm_modulate(x: &Tensor, gain: PerRow, shift: PerRow) -> Result<Tensor> {
-    if !on_cpu(x) {
-        return norm_modulate_slow(x, gain, shift);
-    }
     let (rows, width) = x.dims2()?;
     let (input, gains, shifts) = (slice::f32(x)?, slice::f32(gain.table)?, slice::f32(shift.table)?);
     let (gains, shifts): (&[f32], &[f32]) = (&gains, &shifts);
@@ -122,14 +119,6 @@ fn normalised_slow(x: &Tensor) -> Result<(Tensor, Tensor)> {
 
 /// Gradients of (x, gain table, shift table), given that of the result.
 pub fn norm_modulate_backward(x: &Tensor, gain: PerRow, gradient: &Tensor) -> Result<(Tensor, Tensor, Tensor)> {
-    if !on_cpu(x) {
-        let (normal, inverse) = normalised_slow(x)?;
-        let inner = gradient.broadcast_mul(&gain.spread()?)?;
-        let along = (&inner * &normal)?.mean_keepdim(D::Minus1)?;
-        let centred = inner.broadcast_sub(&inner.mean_keepdim(D::Minus1)?)?;
-        let dx = (centred - normal.broadcast_mul(&along)?)?.broadcast_mul(&inverse)?;
-        return Ok((dx, gain.gather(&(gradient * normal)?)?, gain.gather(gradient)?));
-    }
     let (rows, width) = x.dims2()?;
     let lines = gain.table.dim(0)?;
     let (input, gains, upstream) = (slice::f32(x)?, slice::f32(gain.table)?, slice::f32(gradient)?);

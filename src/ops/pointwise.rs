@@ -2,7 +2,7 @@
 
 use super::isa::{Isa, Work};
 use super::math;
-use super::slice::{self, PerRow, on_cpu};
+use super::slice::{self, PerRow};
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
@@ -56,9 +56,6 @@ fn map_rows_summing(
 
 /// y + bias. y [rows, width].
 pub fn add_bias(y: &Tensor, bias: PerRow) -> Result<Tensor> {
-    if !on_cpu(y) {
-        return y.broadcast_add(&bias.spread()?);
-    }
     let (rows, width) = y.dims2()?;
     let (input, biases) = (slice::f32(y)?, slice::f32(bias.table)?);
     let (input, biases): (&[f32], &[f32]) = (&input, &biases);
@@ -115,9 +112,6 @@ pub fn bias_gelu_in_place<'a>(y: &mut [f32], width: usize, line: impl Fn(usize) 
 
 /// Sums of the columns of a gradient [rows, width]: the gradient [1, width] of a bias all rows share.
 pub fn column_sums(gradient: &Tensor) -> Result<Tensor> {
-    if !on_cpu(gradient) {
-        return gradient.sum_keepdim(0);
-    }
     let (rows, width) = gradient.dims2()?;
     let upstream = slice::f32(gradient)?;
     let upstream: &[f32] = &upstream;
@@ -139,9 +133,6 @@ pub fn column_sums(gradient: &Tensor) -> Result<Tensor> {
 
 /// gelu(y + bias), tanh form. y [rows, width].
 pub fn bias_gelu(y: &Tensor, bias: PerRow) -> Result<Tensor> {
-    if !on_cpu(y) {
-        return y.broadcast_add(&bias.spread()?)?.gelu();
-    }
     let (rows, width) = y.dims2()?;
     let (input, biases) = (slice::f32(y)?, slice::f32(bias.table)?);
     let (input, biases): (&[f32], &[f32]) = (&input, &biases);
@@ -158,16 +149,6 @@ pub fn bias_gelu(y: &Tensor, bias: PerRow) -> Result<Tensor> {
 
 /// Gradients of (y, bias table) of [`bias_gelu`].
 pub fn bias_gelu_backward(y: &Tensor, bias: PerRow, gradient: &Tensor) -> Result<(Tensor, Tensor)> {
-    if !on_cpu(y) {
-        let x = y.broadcast_add(&bias.spread()?)?;
-        let scale = (2.0 / std::f64::consts::PI).sqrt();
-        let t = ((&x + (x.powf(3.0)? * 0.044715)?)? * scale)?.tanh()?;
-        let inner = ((x.sqr()? * (3.0 * 0.044715))? + 1.0)?;
-        let slope = (((&t + 1.0)? * 0.5)? + (((&x * (1.0 - t.sqr()?)?)? * inner)? * (0.5 * scale))?)?;
-        let dy = (gradient * slope)?;
-        let dbias = bias.gather(&dy)?;
-        return Ok((dy, dbias));
-    }
     let (rows, width) = y.dims2()?;
     let lines = bias.table.dim(0)?;
     let (input, biases, upstream) = (slice::f32(y)?, slice::f32(bias.table)?, slice::f32(gradient)?);
@@ -190,10 +171,6 @@ pub fn bias_gelu_backward(y: &Tensor, bias: PerRow, gradient: &Tensor) -> Result
 
 /// x + gate * (y + bias). x, y [rows, width]; the bias may be absent.
 pub fn gate_residual(x: &Tensor, y: &Tensor, gate: PerRow, bias: Option<PerRow>) -> Result<Tensor> {
-    if !on_cpu(x) {
-        let y = bias.map_or(Ok(y.clone()), |bias| y.broadcast_add(&bias.spread()?))?;
-        return x + y.broadcast_mul(&gate.spread()?)?;
-    }
     let (rows, width) = x.dims2()?;
     let biases = bias.map(|bias| slice::f32(bias.table)).transpose()?;
     let (x, y, gates) = (slice::f32(x)?, slice::f32(y)?, slice::f32(gate.table)?);
@@ -231,12 +208,6 @@ pub fn gate_residual_backward(
     bias: Option<&Tensor>,
     gradient: &Tensor,
 ) -> Result<(Tensor, Tensor, Option<Tensor>)> {
-    if !on_cpu(y) {
-        let biased = bias.map_or(Ok(y.clone()), |bias| y.broadcast_add(bias))?;
-        let dy = gradient.broadcast_mul(&gate.spread()?)?;
-        let dbias = bias.map(|_| dy.sum_keepdim(0)).transpose()?;
-        return Ok((dy, gate.gather(&(gradient * biased)?)?, dbias));
-    }
     let (rows, width) = y.dims2()?;
     let lines = gate.table.dim(0)?;
     let zeros = vec![0f32; width];

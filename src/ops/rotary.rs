@@ -48,6 +48,11 @@ impl Rotary {
         }
     }
 
+    /// Cosines and sines, [lines, head_dim / 2] each.
+    pub fn values(&self) -> (&[f32], &[f32]) {
+        (&self.cos, &self.sin)
+    }
+
     /// Bytes held.
     pub fn bytes(&self) -> usize {
         size_of_val(&self.cos[..]) + size_of_val(&self.sin[..])

@@ -4,11 +4,6 @@ use candle_core::{CpuStorage, Device, Result, Storage, StorageRef, Tensor, bail}
 use half::slice::HalfFloatSliceExt;
 use std::ops::Deref;
 
-/// Whether the fused CPU side applies.
-pub fn on_cpu(tensor: &Tensor) -> bool {
-    matches!(tensor.device(), Device::Cpu)
-}
-
 /// A borrowed contiguous f32 CPU tensor.
 pub struct F32<'a> {
     storage: StorageRef<'a>,
@@ -105,15 +100,5 @@ impl<'a> PerRow<'a> {
             None => self.table.narrow(0, 0, 1),
             Some(index) => self.table.index_select(&Tensor::new(index, self.table.device())?, 0),
         }
-    }
-
-    /// Sums per-row gradients [rows, width] into a gradient of the table, for the slow twins.
-    pub fn gather(&self, gradient: &Tensor) -> Result<Tensor> {
-        let zeros = self.table.zeros_like()?;
-        let index = match self.index {
-            None => Tensor::zeros(gradient.dim(0)?, candle_core::DType::U32, gradient.device())?,
-            Some(index) => Tensor::new(index, gradient.device())?,
-        };
-        zeros.index_add(&index, gradient, 0)
     }
 }

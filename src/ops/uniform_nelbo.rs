@@ -1,8 +1,8 @@
 //! The uniform process's NELBO of each row of logits, and its gradient.
 
 use super::math;
-use super::slice::{self, on_cpu};
-use candle_core::{D, Device, Result, Tensor, Var, bail};
+use super::slice;
+use candle_core::{D, Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
 /// One position of a text that the uniform process has noised.
@@ -48,9 +48,6 @@ fn check(logits: &Tensor, tokens: usize, terms: &[UniformTerm]) -> Result<()> {
 /// -alpha' / (V alpha) [V/x̄θ(x_t) - V/x̄(x_t) + sum over j of x̄(j)/x̄(x_t) ln (x̄θ(x_t) x̄(j) / (x̄θ(j) x̄(x_t)))].
 pub fn uniform_nelbo(logits: &Tensor, tokens: usize, terms: &[UniformTerm]) -> Result<Vec<f32>> {
     check(logits, tokens, terms)?;
-    if !on_cpu(logits) {
-        return uniform_nelbo_slow(logits, tokens, terms)?.to_vec1();
-    }
     let (input, width) = (slice::f32(logits)?, logits.dim(1)?);
     let rows = input.par_chunks(width).zip(terms);
     let losses = rows.map_init(
@@ -74,15 +71,6 @@ pub fn uniform_nelbo_backward(
     check(logits, tokens, terms)?;
     if weights.len() != terms.len() {
         bail!("{} weights for {} rows", weights.len(), terms.len())
-    }
-    if !on_cpu(logits) {
-        let logits = Var::from_tensor(&logits.detach())?;
-        let losses = uniform_nelbo_slow(&logits, tokens, terms)?;
-        let weighted = (&losses * Tensor::new(weights, logits.device())?)?.sum_all()?;
-        let Some(gradient) = weighted.backward()?.remove(&logits) else {
-            bail!("the logits have no gradient")
-        };
-        return Ok((losses.to_vec1()?, gradient));
     }
     let (rows, width) = logits.dims2()?;
     let mut out = slice::f32(logits)?.to_vec();

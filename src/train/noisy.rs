@@ -1,6 +1,6 @@
 //! A corrupted batch: what the network reads, how its answers count, and the gradient of that.
 
-use crate::model::{TrainBatch, Trainable};
+use crate::model::{Differentiable, TrainBatch};
 use crate::ops::{self, Divergence, UniformTerm};
 use crate::sampler::schedule::LogLinear;
 use candle_core::{Result, Tensor, bail};
@@ -64,7 +64,7 @@ impl Noisy {
     }
 
     /// The loss at every row, in nats; an error where it takes a teacher.
-    pub fn losses(&self, model: &Trainable) -> Result<Vec<f32>> {
+    pub fn losses(&self, model: &impl Differentiable) -> Result<Vec<f32>> {
         if self.targets.is_empty() {
             return Ok(Vec::new());
         }
@@ -87,7 +87,11 @@ impl Noisy {
     }
 
     /// The loss in nats per token, and its gradient by weight; `teacher` for [`Loss::Consistency`].
-    pub fn gradients(&self, model: &Trainable, teacher: Option<&Trainable>) -> Result<(f64, BTreeMap<String, Tensor>)> {
+    pub fn gradients<M: Differentiable>(
+        &self,
+        model: &M,
+        teacher: Option<&M>,
+    ) -> Result<(f64, BTreeMap<String, Tensor>)> {
         let share: Vec<f32> = self.weights.iter().map(|&w| w / self.tokens as f32).collect();
         model.gradients(&self.input, |logits| {
             let (losses, gradient) = match self.loss {

@@ -283,7 +283,6 @@ fn values(tensor: &Tensor) -> Result<Vec<f32>> {
 mod tests {
     use super::*;
     use crate::model::DitConfig;
-    use candle_core::Device;
 
     fn config() -> DitConfig {
         DitConfig {
@@ -309,7 +308,7 @@ mod tests {
 
     /// A model whose matrices' first rows differ from the base's.
     fn variant() -> (Trainable, Tensors, Optimizer) {
-        let model = Trainable::random(config(), 1, &Device::Cpu).unwrap();
+        let model = Trainable::random(config(), 1).unwrap();
         let base = weights(&model);
         let mut optimizer = Optimizer::new(
             &model,

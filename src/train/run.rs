@@ -8,12 +8,15 @@ use super::objective::Objective;
 use super::optimizer::{AdamW, Optimizer};
 use super::packing::SkillSource;
 use super::{Error, checkpoint, validation};
-use crate::model::{DitConfig, Trainable};
+use crate::model::gpu::GpuTrainer;
+use crate::model::{Differentiable, DitConfig, Trainable};
+use crate::ops::gpu::Machine;
 use crate::rng::{Key, Stream};
 use crate::superposition::{Digest, NamedTensor, NamedTensors};
 use candle_core::Tensor;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long a run lasts. The learning rate follows the part of it that is over.
@@ -49,6 +52,8 @@ pub struct Settings {
     pub report_every: f64,
     /// How often to validate, as a share of the budget.
     pub validate_every: f64,
+    /// Where the layers run; on the host if `None`.
+    pub machine: Option<Arc<dyn Machine>>,
 }
 
 /// What a variant is trained away from.
@@ -87,7 +92,7 @@ pub struct Validation {
 
 impl Validation {
     /// Scores a model, which has had `step` steps.
-    pub fn score(&self, model: &Trainable, objective: &Objective, step: u64) -> Result<Score, Error> {
+    pub fn score(&self, model: &impl Differentiable, objective: &Objective, step: u64) -> Result<Score, Error> {
         let nats_per_token = validation::nelbo(model, objective, &self.contexts, self.draws, 0)?;
         let tokens = self.contexts.importance.iter().filter(|&&w| w > 0.0).count() as f64;
         let exact = match self.exact {
@@ -150,6 +155,8 @@ pub struct Run<'a> {
     seconds: f64,
     /// One thread each.
     pools: Vec<rayon::ThreadPool>,
+    /// For the model and for its teacher, where layers run on a device.
+    trainers: Option<[GpuTrainer; 2]>,
     report: &'a mut dyn FnMut(Report),
 }
 
@@ -175,6 +182,8 @@ impl<'a> Run<'a> {
         let pools = (0..rayon::current_num_threads())
             .map(|_| one())
             .collect::<Result<_, _>>()?;
+        let trainers = settings.machine.clone();
+        let trainers = trainers.map(|machine| [GpuTrainer::new(machine.clone()), GpuTrainer::new(machine)]);
         let mut optimizer = Optimizer::new(&model, settings.optimizer)?;
         if let Some(base) = &settings.base {
             optimizer.anchor(&base.tensors);
@@ -194,6 +203,7 @@ impl<'a> Run<'a> {
             lessons,
             seconds,
             pools,
+            trainers,
             report,
         })
     }
@@ -286,10 +296,15 @@ impl<'a> Run<'a> {
         Ok((loss, norm))
     }
 
-    /// The loss, and the gradients of the batch's parts. Every part has a thread of its own from beginning to end,
-    /// which wastes less of it than threads that meet in every operation.
+    /// The loss, and the gradients of the batch's parts: of one on a device. On the host every part has a thread of its own from
+    /// beginning to end, which wastes less of it than threads that meet in every operation.
     fn gradients(&self, noisy: Noisy) -> Result<(f64, Vec<BTreeMap<String, Tensor>>), Error> {
         let (model, teacher) = (&self.model, self.lessons.teacher().map(|teacher| &teacher.model));
+        if let Some([for_model, for_teacher]) = self.trainers.as_ref().filter(|_| !noisy.targets.is_empty()) {
+            let teacher = teacher.map(|teacher| for_teacher.of(teacher));
+            let (loss, gradients) = noisy.gradients(&for_model.of(model), teacher.as_ref())?;
+            return Ok((loss, vec![gradients]));
+        }
         let parts: Vec<Noisy> = noisy
             .split(self.pools.len())
             .into_iter()
@@ -317,7 +332,11 @@ impl<'a> Run<'a> {
         let Some(validation) = &self.validation else {
             return Ok(None);
         };
-        let score = validation.score(&self.model, &self.settings.objective, self.optimizer.step)?;
+        let (objective, step) = (&self.settings.objective, self.optimizer.step);
+        let score = match &self.trainers {
+            Some([trainer, _]) => validation.score(&trainer.of(&self.model), objective, step)?,
+            None => validation.score(&self.model, objective, step)?,
+        };
         (self.report)(Report::Validated(score));
         Ok(Some(score))
     }

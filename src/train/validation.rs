@@ -3,7 +3,7 @@
 use super::data::Contexts;
 use super::noisy::Noisy;
 use super::objective::{Corruption, Objective, early};
-use crate::model::{TrainBatch, Trainable};
+use crate::model::{Differentiable, TrainBatch};
 use crate::rng::{Key, Stream};
 use candle_core::{Result, bail};
 
@@ -11,7 +11,13 @@ use candle_core::{Result, bail};
 const BATCH: usize = 16;
 
 /// The NELBO in nats per scored token, over the whole range of t; `seed` fixes every draw.
-pub fn nelbo(model: &Trainable, objective: &Objective, contexts: &Contexts, draws: usize, seed: u64) -> Result<f64> {
+pub fn nelbo(
+    model: &impl Differentiable,
+    objective: &Objective,
+    contexts: &Contexts,
+    draws: usize,
+    seed: u64,
+) -> Result<f64> {
     let mut stream = Stream::new(Key::derive(&[b"choir/validation/1", &seed.to_le_bytes()]));
     let mut times = Times(stream.uniform());
     let (mut sum, mut tokens) = (0.0, 0.0);
@@ -79,7 +85,7 @@ fn count_and_mask(
 /// How many contexts' scored tokens come back exactly when they are decoded greedily, block after
 /// block, the surest position first. The end of a context that follows the answer is masked as well. An error for the
 /// uniform process, which decides nothing for good.
-pub fn exact_matches(model: &Trainable, objective: &Objective, contexts: &Contexts) -> Result<usize> {
+pub fn exact_matches(model: &impl Differentiable, objective: &Objective, contexts: &Contexts) -> Result<usize> {
     let Corruption::Mask(mask) = objective.corruption else {
         bail!("the uniform process has no mask to decode from")
     };
@@ -91,7 +97,7 @@ pub fn exact_matches(model: &Trainable, objective: &Objective, contexts: &Contex
     Ok(right)
 }
 
-fn decode(model: &Trainable, objective: &Objective, mask: u32, part: &Contexts) -> Result<usize> {
+fn decode(model: &impl Differentiable, objective: &Objective, mask: u32, part: &Contexts) -> Result<usize> {
     let (length, unit) = (part.length, objective.unit(part.length));
     let mut tokens = part.tokens.clone();
     let mut open = vec![false; tokens.len()];

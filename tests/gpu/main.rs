@@ -14,3 +14,4 @@ mod products;
 mod rig;
 mod superposition;
 mod tiles;
+mod train;

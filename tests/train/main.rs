@@ -8,7 +8,6 @@ mod operator;
 mod tiny;
 mod uniform;
 
-use candle_core::Device;
 use choir::model::Trainable;
 use choir::rng::{Key, Stream};
 use choir::train::data::Contexts;
@@ -24,7 +23,7 @@ fn the_objectives_match_the_reference() {
         ("mdlm-tiny", "g.loss_per_token.mdlm_loss_scale_False"),
     ] {
         let case = Case::load(folder);
-        let model = Trainable::from_tensors(case.config.clone(), &case.weights, &Device::Cpu).expect("weights");
+        let model = Trainable::from_tensors(case.config.clone(), &case.weights).expect("weights");
         let objective = Objective::new(&case.config, (1e-3, 1.0)).expect("objective");
         let (shape, x0) = case.ids("g.x0");
         let (xt, (t_shape, t)) = (case.ids("g.xt").1, case.floats("g.t"));
@@ -52,7 +51,7 @@ fn the_objectives_match_the_reference() {
 #[test]
 fn the_two_estimates_of_the_nelbo_agree() {
     let case = Case::load("bd3lm-tiny");
-    let model = Trainable::from_tensors(case.config.clone(), &case.weights, &Device::Cpu).expect("weights");
+    let model = Trainable::from_tensors(case.config.clone(), &case.weights).expect("weights");
     let objective = Objective::new(&case.config, (1e-3, 1.0)).expect("objective");
     let (shape, x0) = case.ids("g.x0");
     let mut contexts = Contexts::new(shape[1]);

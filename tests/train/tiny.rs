@@ -1,6 +1,5 @@
 //! Short runs of a tiny network.
 
-use candle_core::Device;
 use choir::model::{DitConfig, Trainable};
 use choir::ops::Divergence;
 use choir::rng::{Key, Stream};
@@ -64,8 +63,8 @@ impl Tiny {
 
     fn model(&self) -> Trainable {
         match &self.weights {
-            Some(weights) => Trainable::from_tensors(self.config.clone(), weights, &Device::Cpu),
-            None => Trainable::random(self.config.clone(), 3, &Device::Cpu),
+            Some(weights) => Trainable::from_tensors(self.config.clone(), weights),
+            None => Trainable::random(self.config.clone(), 3),
         }
         .expect("model")
     }
@@ -86,6 +85,7 @@ impl Tiny {
             save_every: 0.0,
             report_every: 0.0,
             validate_every: 1.0,
+            machine: None,
         }
     }
 

@@ -101,7 +101,7 @@ fn the_bound_is_tight_where_the_prediction_is_exact() {
 #[test]
 fn the_loss_of_the_network_is_the_references() {
     let case = Case::load("duo-tiny");
-    let model = Trainable::from_tensors(case.config.clone(), &case.weights, &Device::Cpu).expect("weights");
+    let model = Trainable::from_tensors(case.config.clone(), &case.weights).expect("weights");
     let (shape, x0) = case.ids("nll.x0");
     let noisy = Noisy {
         input: TrainBatch {
@@ -192,7 +192,7 @@ fn knowing_nothing_costs_the_logarithm_of_the_vocabulary() {
     for block in [None, Some(8)] {
         let config = case.config.uniform(block);
         let objective = Objective::new(&config, (1e-3, 1.0)).expect("objective");
-        let model = Trainable::from_tensors(config, &weights, &Device::Cpu).expect("weights");
+        let model = Trainable::from_tensors(config, &weights).expect("weights");
         let nelbo = validation::nelbo(&model, &objective, &contexts, 4, 1).expect("nelbo");
         assert!((nelbo - 97f64.ln()).abs() < 0.15, "{nelbo}");
     }
@@ -211,7 +211,7 @@ fn a_distillation_step_brings_the_student_to_its_teacher() {
     for (block, divergence) in [(None, Divergence::Backward), (Some(8), Divergence::Forward)] {
         let config = case.config.uniform(block);
         let objective = Objective::new(&config, (1e-3, 1.0)).expect("objective");
-        let teacher = Trainable::from_tensors(config, &case.weights, &Device::Cpu).expect("weights");
+        let teacher = Trainable::from_tensors(config, &case.weights).expect("weights");
         let student = teacher.copy().expect("copy");
         let mut optimizer = Optimizer::new(&student, AdamW::default()).expect("optimizer");
         let mut stream = Stream::new(Key::derive(&[b"distillation"]));

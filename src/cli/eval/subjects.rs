@@ -10,7 +10,6 @@ use crate::train::packing::SkillSource;
 use crate::train::run::{Score, Validation};
 use crate::train::{objective, tokenizer};
 use anyhow::{Context, Result, anyhow, bail};
-use candle_core::Device;
 
 /// How much is measured.
 #[derive(Clone, Copy, Debug)]
@@ -137,7 +136,7 @@ impl Subjects {
     /// Measures weights on a variant's held-out data, always with the same noise, so that differences are paired; by the
     /// bound of the variant's own process, whosever weights they are.
     pub fn score(&self, variant: &Subject, weights: &Tensors, test: &Validation) -> Result<Score> {
-        let model = Trainable::from_tensors(variant.config.clone(), weights, &Device::Cpu)?;
+        let model = Trainable::from_tensors(variant.config.clone(), weights)?;
         Ok(test.score(&model, &objective(&variant.config)?, 0)?)
     }
 }

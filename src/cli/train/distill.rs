@@ -47,7 +47,7 @@ pub struct DistillArgs {
 
 /// Runs `choir train distill`.
 pub fn run(args: DistillArgs) -> Result<()> {
-    let device = args.run.prepare()?;
+    args.run.prepare()?;
     [&args.base, &args.teacher]
         .into_iter()
         .try_for_each(|folder| args.run.spare(folder))?;
@@ -61,7 +61,7 @@ pub fn run(args: DistillArgs) -> Result<()> {
         },
     });
     folder.clip = args.run.clip(folder.clip);
-    let model = Trainable::from_tensors(folder.config.clone(), &folder.tensors, &device)?;
+    let model = Trainable::from_tensors(folder.config.clone(), &folder.tensors)?;
     let anchor = Anchor {
         tensors: base.tensors,
         members: args.interference,

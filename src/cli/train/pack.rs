@@ -14,7 +14,6 @@ use crate::train::run::Score;
 use crate::train::skills::Skill;
 use crate::train::tokenizer;
 use anyhow::{Context, Result};
-use candle_core::Device;
 use clap::Args;
 use std::path::PathBuf;
 
@@ -100,7 +99,7 @@ fn remarks(args: &PackArgs) -> Result<Remarks> {
 }
 
 fn score(folder: &Folder, subject: &Subject) -> Result<Score> {
-    let model = Trainable::from_tensors(folder.config.clone(), &folder.tensors, &Device::Cpu)?;
+    let model = Trainable::from_tensors(folder.config.clone(), &folder.tensors)?;
     let objective = Objective::new(&folder.config, folder.clip)?;
     let pieces = tokenizer::from_json(&folder.tokenizer)?;
     Ok(subject

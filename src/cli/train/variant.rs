@@ -59,7 +59,7 @@ pub struct VariantArgs {
 
 /// Runs `choir train variant`.
 pub fn run(args: VariantArgs) -> Result<()> {
-    let device = args.run.prepare()?;
+    args.run.prepare()?;
     args.run.spare(&args.base)?;
     let base = Folder::read(&args.base)?;
     let first = match &args.start {
@@ -72,7 +72,7 @@ pub fn run(args: VariantArgs) -> Result<()> {
         (Process::Uniform, Process::Uniform) => first.clip,
         (Process::Absorbing, _) => base.clip,
     };
-    let model = Trainable::from_tensors(config.clone(), &first.tensors, &device)?;
+    let model = Trainable::from_tensors(config.clone(), &first.tensors)?;
     let subject = args.subject.read()?;
     let curriculum = Curriculum {
         share: args.curriculum,

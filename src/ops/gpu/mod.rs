@@ -16,6 +16,7 @@ pub mod product;
 pub mod products;
 pub mod superposition;
 pub mod tiles;
+pub mod train;
 
 /// What can go wrong on a device.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

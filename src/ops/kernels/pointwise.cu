@@ -1,4 +1,5 @@
 // What lies between a layer's products. The residual stream is f32, what products read is T, what they give is Y.
+#include "block.cuh"
 #include "tables.cuh"
 
 // Four numbers of a row from number 4 `index` on; zeros past its width. `whole`: rows begin at multiples of four numbers.
@@ -33,18 +34,6 @@ DEVICE void put_four(T *row, u32 index, u32 width, bool whole, float4 four) {
     for (int i = 0; i < 4; i++) {
         if (at + i < width) row[at + i] = narrow<T>(v[i]);
     }
-}
-
-// Sum over a block of 256 threads, the same for all of them.
-DEVICE float add_block(float x, float *scratch) {
-    x = add_warp(x);
-    barrier();
-    if (lane_id() == 0) scratch[warp_id()] = x;
-    barrier();
-    float sum = 0.0f;
-#pragma unroll
-    for (int warp = 0; warp < 8; warp++) sum += scratch[warp];
-    return sum;
 }
 
 struct NormModulate {

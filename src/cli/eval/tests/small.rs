@@ -7,7 +7,6 @@ use crate::superposition::{Delta, NamedTensor, NamedTensors};
 use crate::train::data::Contexts;
 use crate::train::objective::Objective;
 use crate::train::run::{Validation, open_gates};
-use candle_core::Device;
 
 pub fn config() -> DitConfig {
     DitConfig {
@@ -65,7 +64,7 @@ fn fine_tuned(config: &DitConfig, stride: u32, steps: usize) -> NamedTensors {
 }
 
 fn random(config: &DitConfig) -> Trainable {
-    let model = Trainable::random(config.clone(), 5, &Device::Cpu).expect("model");
+    let model = Trainable::random(config.clone(), 5).expect("model");
     open_gates(&model).expect("gates");
     model
 }

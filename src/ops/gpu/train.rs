@@ -1,0 +1,277 @@
+//! What training launches besides what serving does (`kernels/train.cu`, `kernels/train_attention.cu`). Everything is f32.
+
+use super::launch::{THREADS, launch};
+use super::pointwise::Tables;
+use super::{Machine, Result, plain};
+
+/// [rows, columns] the other way round.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Transpose {
+    pub x: u64,
+    /// [columns, rows].
+    pub out: u64,
+    pub rows: u32,
+    pub columns: u32,
+}
+
+impl Transpose {
+    pub fn launch(&self, machine: &dyn Machine) -> Result<()> {
+        let grid = [self.columns.div_ceil(32), self.rows.div_ceil(32), 1];
+        launch(machine, "transpose", grid, (THREADS, 0), self)
+    }
+}
+
+/// Some rows of x, or some rows of `out` from all of x.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PickRows {
+    pub x: u64,
+    pub out: u64,
+    /// [picked] u32.
+    pub rows: u64,
+    pub width: u32,
+    /// 0: row i of `out` is row `rows[i]` of x; 1: row `rows[i]` of `out` is row i of x.
+    pub back: u32,
+}
+
+impl PickRows {
+    pub fn launch(&self, machine: &dyn Machine, picked: usize) -> Result<()> {
+        launch(machine, "pick_rows", [picked as u32, 1, 1], (THREADS, 0), self)
+    }
+}
+
+/// The gradient of a norm.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NormBackward {
+    /// [rows, width], as all below.
+    pub x: u64,
+    pub dy: u64,
+    /// Added to.
+    pub dx: u64,
+    /// What sums up to the gain's gradient.
+    pub along: u64,
+    pub tables: Tables,
+    /// Offset of the vector in a slot, as below.
+    pub gain: u32,
+    pub width: u32,
+}
+
+impl NormBackward {
+    pub fn launch(&self, machine: &dyn Machine, rows: usize) -> Result<()> {
+        launch(machine, "norm_backward", [rows as u32, 1, 1], (THREADS, 0), self)
+    }
+}
+
+/// The gradient of x + gate * (y + bias).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct GateBackward {
+    /// [rows, width], as all below.
+    pub dx: u64,
+    pub y: u64,
+    pub dy: u64,
+    /// What sums up to the gate's gradient.
+    pub along: u64,
+    pub tables: Tables,
+    pub gate: u32,
+    /// [`NONE`](super::pointwise::NONE) for none.
+    pub bias: u32,
+    pub width: u32,
+    pub unused: u32,
+}
+
+impl GateBackward {
+    pub fn launch(&self, machine: &dyn Machine, rows: usize) -> Result<()> {
+        launch(machine, "gate_backward", [rows as u32, 1, 1], (THREADS, 0), self)
+    }
+}
+
+/// The gradient of gelu(y + bias), where it lies.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct GeluBackward {
+    /// [rows, width].
+    pub y: u64,
+    /// [rows, width].
+    pub dy: u64,
+    pub tables: Tables,
+    pub bias: u32,
+    pub width: u32,
+}
+
+impl GeluBackward {
+    pub fn launch(&self, machine: &dyn Machine, rows: usize) -> Result<()> {
+        launch(machine, "gelu_backward", [rows as u32, 1, 1], (THREADS, 0), self)
+    }
+}
+
+/// Sums of groups of rows, each in its order.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SumRows {
+    /// [rows, width].
+    pub x: u64,
+    /// [groups, width].
+    pub out: u64,
+    /// The groups' rows, u32; 0 for all in order.
+    pub order: u64,
+    /// [groups + 1] u32: where each group begins.
+    pub starts: u64,
+    pub width: u32,
+    pub unused: u32,
+}
+
+impl SumRows {
+    pub fn launch(&self, machine: &dyn Machine, groups: usize) -> Result<()> {
+        let grid = [self.width.div_ceil(256), groups as u32, 1];
+        launch(machine, "sum_rows", grid, (THREADS, 0), self)
+    }
+}
+
+/// The rotary embedding of queries and keys, or its transpose.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TurnHeads {
+    /// [rows, 3, heads, head_dim].
+    pub qkv: u64,
+    /// [positions, head_dim / 2].
+    pub cosines: u64,
+    pub sines: u64,
+    /// Rows of a sequence.
+    pub positions: u32,
+    pub heads: u32,
+    pub head_dim: u32,
+    /// 1: the transpose.
+    pub back: u32,
+    /// What queries are multiplied with.
+    pub scale: f32,
+    pub unused: u32,
+}
+
+impl TurnHeads {
+    pub fn launch(&self, machine: &dyn Machine, rows: usize) -> Result<()> {
+        launch(machine, "turn_heads", [rows as u32, 1, 1], (THREADS, 0), self)
+    }
+}
+
+/// Queries or keys to a block, and to a tile in its shared memory.
+pub const CHUNK: usize = 8;
+const TILE: u32 = 32;
+
+/// Up to [`CHUNK`] queries that see the same keys, which are two ranges; all are rows of a sequence.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueryChunk {
+    pub first: u32,
+    pub count: u32,
+    pub begin: [u32; 2],
+    pub end: [u32; 2],
+    pub unused: [u32; 2],
+}
+
+/// Up to [`CHUNK`] keys that the same queries see, which are a range of a list.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KeyChunk {
+    pub first: u32,
+    pub count: u32,
+    pub begin: u32,
+    pub end: u32,
+}
+
+/// What attention has of a batch.
+#[derive(Clone, Copy, Debug)]
+pub struct Heads {
+    pub sequences: usize,
+    pub heads: usize,
+    pub head_dim: usize,
+}
+
+impl Heads {
+    fn launch<A: super::Plain>(
+        self,
+        machine: &dyn Machine,
+        kernel: &str,
+        chunks: usize,
+        (staged, own): (u32, u32),
+        args: &A,
+    ) -> Result<()> {
+        let grid = [chunks as u32, self.heads as u32, self.sequences as u32];
+        let dim = self.head_dim as u32;
+        let shared = size_of::<f32>() as u32 * (staged * TILE * (dim + 1) + own * CHUNK as u32 * dim);
+        launch(machine, kernel, grid, (32 * CHUNK as u32, shared), args)
+    }
+}
+
+/// Attention of whole sequences.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TrainAttend {
+    /// [sequences * rows, 3, heads, head_dim], turned and scaled.
+    pub qkv: u64,
+    /// [sequences * queries, heads, head_dim].
+    pub out: u64,
+    /// [sequences * queries, heads]: what the gradient needs of the weights.
+    pub peaks: u64,
+    pub shares: u64,
+    /// [`QueryChunk`]s.
+    pub chunks: u64,
+    pub rows: u32,
+    pub queries: u32,
+    pub heads: u32,
+    pub head_dim: u32,
+}
+
+impl TrainAttend {
+    pub fn launch(&self, machine: &dyn Machine, of: Heads, chunks: usize) -> Result<()> {
+        of.launch(machine, "train_attend", chunks, (2, 1), self)
+    }
+}
+
+/// The gradient of attention.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TrainAttendBackward {
+    /// As [`TrainAttend`] has them.
+    pub qkv: u64,
+    pub out: u64,
+    /// [sequences * queries, heads, head_dim].
+    pub dout: u64,
+    pub peaks: u64,
+    pub shares: u64,
+    /// [sequences * queries, heads], to work in.
+    pub along: u64,
+    /// [sequences * rows, 3, heads, head_dim], still turned and scaled; queries and keys of which there are no chunks stay as they are.
+    pub dqkv: u64,
+    pub chunks: u64,
+    /// [`KeyChunk`]s and their list.
+    pub key_chunks: u64,
+    pub seeing: u64,
+    pub rows: u32,
+    pub queries: u32,
+    pub heads: u32,
+    pub head_dim: u32,
+}
+
+impl TrainAttendBackward {
+    pub fn launch(&self, machine: &dyn Machine, of: Heads, chunks: usize, key_chunks: usize) -> Result<()> {
+        of.launch(machine, "train_attend_queries", chunks, (2, 2), self)?;
+        of.launch(machine, "train_attend_keys", key_chunks, (2, 2), self)
+    }
+}
+
+plain!(
+    Transpose,
+    PickRows,
+    NormBackward,
+    GateBackward,
+    GeluBackward,
+    SumRows,
+    TurnHeads,
+    QueryChunk,
+    KeyChunk,
+    TrainAttend,
+    TrainAttendBackward,
+);
