@@ -57,7 +57,7 @@ fn network(config: &DitConfig) -> Dit {
             let all = matrices
                 .iter()
                 .map(|(name, [out, input])| (name.clone(), *out, *input, noise(out * input, 1.0)));
-            Arc::new(ServedBank::build(Form::Q4K, all.collect::<Vec<_>>()).expect("a bank"))
+            Arc::new(ServedBank::build(Form::Q2K, all.collect::<Vec<_>>()).expect("a bank"))
         })
         .collect();
     let variants = (0..BANKS * CAPACITY).map(|index| VariantWeights {

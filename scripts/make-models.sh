@@ -5,15 +5,16 @@
 #
 # CORPORA holds base/*.txt and variants/*.txt; OUT takes the checkpoints and logs, and is where a run that was cut off
 # goes on. The last 5 % of every text is held out: never trained on, and shipped (in part) for `choir eval`.
+# CHOIR is a binary that is there already; DEVICE=cuda trains on a GPU; SHARE=0.1 takes a tenth of all minutes.
 set -euo pipefail
 corpora=$(realpath "$1")
 mkdir -p "$2"
 out=$(realpath "$2")
 cd "$(dirname "$0")/.."
 
+choir=${CHOIR:-$out/target/release/choir}
 # The instruction set of this machine: training needs it more than it needs to run elsewhere.
-RUSTFLAGS="-C target-cpu=native" cargo build --locked --release --target-dir "$out/target"
-choir="$out/target/release/choir"
+[ -n "${CHOIR:-}" ] || RUSTFLAGS="-C target-cpu=native" cargo build --locked --release --target-dir "$out/target"
 models=${MODELS:-models}
 mkdir -p "$models/base" "$models/variants"
 
@@ -21,17 +22,19 @@ mkdir -p "$models/base" "$models/variants"
   --out "$out/tokenizer.json"
 
 # Resumes from its checkpoint; a finished one is left alone.
-train() { # NAME, then options of `choir train`
-  local name=$1
-  shift
+train() { # NAME MINUTES, then options of `choir train`
+  local name=$1 minutes
+  minutes=$(awk "BEGIN { print $2 * ${SHARE:-1} }")
+  shift 2
   [ -f "$out/$name/model.safetensors" ] && return
-  echo "training $name"
-  "$choir" train "$@" --out "$out/$name" --resume --report-every 30 >>"$out/$name.log" 2>&1
+  echo "training $name for $minutes minutes"
+  "$choir" train "$@" --minutes "$minutes" --device "${DEVICE:-cpu}" --out "$out/$name" --resume --report-every 30 \
+    >>"$out/$name.log" 2>&1
   tail -n 2 "$out/$name.log"
 }
 
-train base base --text "$corpora/base" --tokenizer "$out/tokenizer.json" --block 8 --precision bf16 \
-  --optimizer muon --lr 1e-2 --batch 16 --ema 0.998 --validations 8 --minutes "${BASE_MINUTES:-40}"
+train base 40 base --text "$corpora/base" --tokenizer "$out/tokenizer.json" --block 8 --precision bf16 \
+  --optimizer muon --lr 1e-2 --batch 16 --ema 0.998 --validations 8
 cp "$out"/base/{config.json,tokenizer.json,model.safetensors} "$models/base/"
 
 # Muon learns fast and leaves large deltas, whose interference would drown the others in a bank. So most variants are made in
@@ -39,14 +42,14 @@ cp "$out"/base/{config.json,tokenizer.json,model.safetensors} "$models/base/"
 learn() { # NAME MINUTES RATE OPTIMIZER, then where examples come from
   local name=$1 minutes=$2 rate=$3 optimizer=$4
   shift 4
-  train "$name" variant --base "$out/base" "$@" --optimizer "$optimizer" --lr "$rate" --minutes "$minutes" --weight-decay 0 \
+  train "$name" "$minutes" variant --base "$out/base" "$@" --optimizer "$optimizer" --lr "$rate" --weight-decay 0 \
     --validations 3 --threads 1
 }
 settle() { # FROM TO MEMBERS MINUTES RATE DECAY, then where examples come from
   local from=$1 to=$2 members=$3 minutes=$4 rate=$5 decay=$6
   shift 6
-  train "$to" variant --base "$out/base" --start "$out/$from" "$@" --interference "$members" --optimizer adamw --lr "$rate" \
-    --weight-decay "$decay" --minutes "$minutes" --validations 3 --threads 1
+  train "$to" "$minutes" variant --base "$out/base" --start "$out/$from" "$@" --interference "$members" --optimizer adamw --lr "$rate" \
+    --weight-decay "$decay" --validations 3 --threads 1
 }
 pack() { # NAME FOLDER, then sampling defaults and what to measure on
   local name=$1 folder=$2
@@ -92,7 +95,7 @@ duo() { # NAME: a uniform variant of the style, and what it is distilled to
   local run=("${text[@]}" --batch 8)
   learn "$name-uniform" 9 1.5e-3 adamw "${run[@]}" --process uniform
   settle "$name-uniform" "$name-duo" 4 9 1e-3 0.5 "${run[@]}"
-  train "$name-few" distill --base "$out/base" --teacher "$out/$name-duo" "${run[@]}" --lr 3e-4 --minutes 8 --interference 4 \
+  train "$name-few" 8 distill --base "$out/base" --teacher "$out/$name-duo" "${run[@]}" --lr 3e-4 --interference 4 \
     --weight-decay 0.5 --validations 3 --threads 1
   pack "$name-duo" "$name-duo" --steps 64 --noise-removal greedy --nucleus-p 0.95 "${text[@]}"
   pack "$name-few" "$name-few" --steps 8 --noise-removal greedy --nucleus-p 0.95 "${text[@]}"

@@ -27,7 +27,7 @@ pub fn pool(threads: usize, pinned: bool) -> Result<ThreadPool, Error> {
     if threads > most {
         return Err(Error::BadField {
             field: "threads",
-            reason: format!("{threads} cannot have a processor each of {most}"),
+            reason: format!("{threads} are more than the {most} processors that they could be pinned to"),
         });
     }
     let done = pool.broadcast(|context| core_affinity::set_for_current(processors[context.index()]));

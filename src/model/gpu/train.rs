@@ -37,8 +37,8 @@ struct Room {
     patterns: HashMap<(TrainShape, bool), Arc<Seen>>,
 }
 
-/// Length, block, and whether clean tokens follow the noisy ones.
-type TrainShape = (usize, Option<usize>, bool);
+/// Width of a head, length, block, and whether clean tokens follow the noisy ones.
+type TrainShape = (usize, usize, Option<usize>, bool);
 
 /// A network whose weights are the host's and whose layers run on a device.
 pub struct GpuTrainable<'a> {

@@ -305,7 +305,8 @@ impl<'a> Step<'a> {
 
     pub fn seen(&mut self, last: bool) -> Result<Arc<Seen>> {
         let input = self.input;
-        let key = ((input.length, input.block, input.x0.is_some()), last);
+        let shape = (self.config().head_dim(), input.length, input.block, input.x0.is_some());
+        let key = (shape, last);
         if let Some(seen) = self.room.patterns.get(&key) {
             return Ok(seen.clone());
         }
