@@ -48,7 +48,7 @@ learn() { # NAME MINUTES RATE OPTIMIZER, then where examples come from
 settle() { # FROM TO MEMBERS MINUTES RATE DECAY, then where examples come from
   local from=$1 to=$2 members=$3 minutes=$4 rate=$5 decay=$6
   shift 6
-  train "$to" "$minutes" variant --base "$out/base" --start "$out/$from" "$@" --interference "$members" --optimizer adamw --lr "$rate" \
+  train "$to" "$minutes" variant --base "$out/base" --start "$out/$from" "$@" --interference "$members/$((members / 2))" --optimizer adamw --lr "$rate" \
     --weight-decay "$decay" --validations 3 --threads 1
 }
 pack() { # NAME FOLDER, then sampling defaults and what to measure on
@@ -95,7 +95,7 @@ duo() { # NAME: a uniform variant of the style, and what it is distilled to
   local run=("${text[@]}" --batch 8)
   learn "$name-uniform" 9 1.5e-3 adamw "${run[@]}" --process uniform
   settle "$name-uniform" "$name-duo" 4 9 1e-3 0.5 "${run[@]}"
-  train "$name-few" 8 distill --base "$out/base" --teacher "$out/$name-duo" "${run[@]}" --lr 3e-4 --interference 4 \
+  train "$name-few" 8 distill --base "$out/base" --teacher "$out/$name-duo" "${run[@]}" --lr 3e-4 --interference 4/2 \
     --weight-decay 0.5 --validations 3 --threads 1
   pack "$name-duo" "$name-duo" --steps 64 --noise-removal greedy --nucleus-p 0.95 "${text[@]}"
   pack "$name-few" "$name-few" --steps 8 --noise-removal greedy --nucleus-p 0.95 "${text[@]}"

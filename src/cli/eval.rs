@@ -3,9 +3,9 @@
 use super::json::JsonArgs;
 use super::picture;
 use super::place::PlaceArgs;
+use crate::cli::capacity::Capacity;
 use crate::ops::quantized::Form;
 use anyhow::{Result, bail};
-use arrangement::Capacity;
 use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
 use evaluate::evaluate;

@@ -1,6 +1,7 @@
 //! The command line: one binary for those who serve, those who ask, and those who measure.
 
 pub mod bench;
+mod capacity;
 mod client;
 mod eval;
 mod generate;

@@ -2,6 +2,7 @@
 
 use super::folder::Tensors;
 use super::muon;
+use super::run::Members;
 use crate::model::Trainable;
 use crate::rng::Key;
 use crate::superposition::HEAD;
@@ -101,16 +102,15 @@ impl Optimizer {
         self.anchors = matrices.map(|(name, (_, data))| (name.clone(), data.clone())).collect();
     }
 
-    /// Writes into the network what a variant's weights would be when read back from a bank of `members`: every row of
-    /// a matrix with random signs added, `sqrt(members - 1)` times as large as the row's delta. The head's banks are half as
-    /// full. Call [`put_weights`](Self::put_weights), or [`update`](Self::update), which reckons with it, to take it off.
-    pub fn put_interference(&self, model: &Trainable, members: usize, key: Key) -> Result<()> {
+    /// Writes into the network what a variant's weights would be when read back from banks of so many `members`: every row of
+    /// a matrix with random signs added, `sqrt(members - 1)` times as large as the row's delta. Call [`put_weights`](Self::put_weights), or [`update`](Self::update), which reckons with it, to take it off.
+    pub fn put_interference(&self, model: &Trainable, members: Members, key: Key) -> Result<()> {
         let jobs: Vec<_> = self.slots.iter().collect();
         jobs.into_par_iter().try_for_each(|(name, slot)| {
             let (Some(base), Some(var)) = (self.anchors.get(name), model.vars().get(name)) else {
                 return Ok(());
             };
-            let members = if name == HEAD { members.div_ceil(2) } else { members };
+            let members = if name == HEAD { members.head } else { members.body };
             let size = (members.saturating_sub(1) as f32).sqrt();
             let mut signs = vec![0; slot.weight.len().div_ceil(32)];
             Key::derive(&[b"choir/train/interference/1", &key.0, name.as_bytes()]).words(0, &mut signs);
@@ -354,7 +354,9 @@ mod tests {
             .collect();
         // The loss is the inner product of `slope` and what the network sees.
         let loss = |optimizer: &Optimizer| -> f64 {
-            optimizer.put_interference(&model, 4, key).unwrap();
+            optimizer
+                .put_interference(&model, Members { body: 4, head: 2 }, key)
+                .unwrap();
             let seen = weights(&model)[name].1.clone();
             seen.iter().zip(&slope).map(|(a, b)| f64::from(a * b)).sum()
         };
@@ -379,7 +381,8 @@ mod tests {
     #[test]
     fn interference_is_as_large_as_that_of_the_other_variants() {
         let (model, base, optimizer) = variant();
-        let noise = |members: usize, name: &str| -> Vec<f32> {
+        let noise = |body: usize, name: &str| -> Vec<f32> {
+            let members = Members { body, head: 2 };
             optimizer.put_interference(&model, members, Key([7; 32])).unwrap();
             let noisy = weights(&model)[name].1.clone();
             noisy
@@ -395,7 +398,7 @@ mod tests {
         assert!(row[8..].iter().all(|x| *x == 0.0), "a row without a delta has no noise");
         assert!(
             (rms(&noise(4, HEAD)[..8]) - 0.25).abs() < 1e-5,
-            "the head's banks are half as full"
+            "the head's banks have members of their own"
         );
         assert!(noise(1, "blocks.0.mlp.0.weight").iter().all(|x| *x == 0.0));
         optimizer.put_weights(&model).unwrap();

@@ -60,8 +60,19 @@ pub struct Settings {
 #[derive(Clone, Debug)]
 pub struct Anchor {
     pub tensors: Tensors,
-    /// Train under the interference of a bank of so many; 1 for none.
-    pub members: usize,
+    pub members: Members,
+}
+
+/// Variants to the banks under whose interference is trained; 1 for none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Members {
+    pub body: usize,
+    /// Of the output head.
+    pub head: usize,
+}
+
+impl Members {
+    pub const ALONE: Self = Members { body: 1, head: 1 };
 }
 
 impl Anchor {
@@ -285,7 +296,7 @@ impl<'a> Run<'a> {
         let noisy = self
             .lessons
             .batch(&s.objective, &contexts, progress, &self.optimizer, &mut stream)?;
-        if let Some(base) = s.base.as_ref().filter(|base| base.members > 1) {
+        if let Some(base) = s.base.as_ref().filter(|base| base.members != Members::ALONE) {
             self.optimizer.put_interference(&self.model, base.members, key)?;
         }
         let (loss, gradients) = self.gradients(noisy)?;
@@ -363,7 +374,7 @@ impl Settings {
             Budget::Steps(steps) => steps as f64,
             Budget::Seconds(seconds) => seconds,
         };
-        let members = self.base.as_ref().map_or(1, |base| base.members);
+        let members = self.base.as_ref().map_or(Members::ALONE, |base| base.members);
         let odd = [
             ("batch", batch == 0, format!("{batch} contexts to a step")),
             ("length", length < 2, format!("{length} tokens to a context")),
@@ -397,7 +408,11 @@ impl Settings {
                 !(0.0..1.0).contains(&ema),
                 format!("{ema} is not within 0 and 1"),
             ),
-            ("interference", members == 0, "a bank of none".into()),
+            (
+                "interference",
+                members.body == 0 || members.head == 0,
+                "a bank of none".into(),
+            ),
         ];
         match odd.into_iter().find(|(_, odd, _)| *odd) {
             Some((field, _, reason)) => Err(Error::Setting { field, reason }),

@@ -13,7 +13,7 @@ use choir::train::folder::Tensors;
 use choir::train::noisy::Noisy;
 use choir::train::objective::{Corruption, Objective};
 use choir::train::optimizer::AdamW;
-use choir::train::run::{Anchor, Budget, Run, Settings, Source};
+use choir::train::run::{Anchor, Budget, Members, Run, Settings, Source};
 use choir::train::tokenizer;
 
 use crate::fixtures::Case;
@@ -179,7 +179,7 @@ fn a_run_on_a_device_learns_what_it_learns_on_the_host() {
             optimizer: AdamW::default(),
             base: Some(Anchor {
                 tensors: tensors.clone(),
-                members: 4,
+                members: Members { body: 4, head: 2 },
             }),
             seed: 1,
             checkpoint: None,

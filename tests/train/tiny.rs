@@ -10,7 +10,7 @@ use choir::train::distill::Distillation;
 use choir::train::folder::{Folder, Precision, Tensors};
 use choir::train::objective::Objective;
 use choir::train::optimizer::AdamW;
-use choir::train::run::{Anchor, Budget, Report, Run, Settings, Source, Validation};
+use choir::train::run::{Anchor, Budget, Members, Report, Run, Settings, Source, Validation};
 use choir::train::{Error, checkpoint, tokenizer};
 use std::path::PathBuf;
 
@@ -79,7 +79,10 @@ impl Tiny {
             rate: 1e-2,
             warm_up: 2,
             optimizer: AdamW::default(),
-            base: self.weights.clone().map(|tensors| Anchor { tensors, members: 4 }),
+            base: self.weights.clone().map(|tensors| Anchor {
+                tensors,
+                members: Members { body: 4, head: 2 },
+            }),
             seed: self.seed,
             checkpoint,
             save_every: 0.0,
@@ -311,7 +314,7 @@ fn settings_that_no_run_can_have_are_refused() {
     assert_eq!(
         refused(&|s| s.base = Some(Anchor {
             tensors: tensors.clone(),
-            members: 0
+            members: Members { body: 4, head: 0 }
         })),
         "interference"
     );

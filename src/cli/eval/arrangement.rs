@@ -3,60 +3,12 @@
 use super::share;
 use super::subjects::{Subject, Subjects};
 use crate::catalog::Forms;
+use crate::cli::capacity::Capacity;
 use crate::ops::quantized::Served;
-use crate::store::{Options, emptiest};
+use crate::store::emptiest;
 use crate::superposition::{Bank, HEAD, Private, Retrieval, Scheme};
 use anyhow::Result;
-use serde::Serialize;
 use std::collections::BTreeMap;
-use std::fmt;
-use std::str::FromStr;
-
-/// Variants to a bank.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Capacity {
-    pub body: usize,
-    pub head: usize,
-}
-
-impl Capacity {
-    pub fn same(capacity: usize) -> Self {
-        let (body, head) = (capacity, capacity);
-        Self { body, head }
-    }
-
-    /// What a store is made with.
-    pub fn of_store() -> Self {
-        let options = Options::default();
-        Self {
-            body: options.bank_capacity,
-            head: options.head_capacity,
-        }
-    }
-}
-
-impl fmt::Display for Capacity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.body == self.head {
-            true => write!(f, "{}", self.body),
-            false => write!(f, "{}/{}", self.body, self.head),
-        }
-    }
-}
-
-impl FromStr for Capacity {
-    type Err = String;
-
-    /// `BODY/HEAD`, or one number for both.
-    fn from_str(text: &str) -> std::result::Result<Self, String> {
-        let (body, head) = text.split_once('/').unwrap_or((text, text));
-        let number = |text: &str| text.parse().ok().filter(|number| (1..=10_000).contains(number));
-        match (number(body), number(head)) {
-            (Some(body), Some(head)) => Ok(Self { body, head }),
-            _ => Err("it is a number from 1 to 10000, or two of them, as in 4/2".to_owned()),
-        }
-    }
-}
 
 /// Each variant's bank as a store places them that are all added at once, and the number of banks.
 pub fn place(seeds: &[u64], capacity: usize) -> (Vec<usize>, usize) {

@@ -1,6 +1,6 @@
 //! A small network, from held-out text to report and picture.
 
-use super::arrangement::{Arrangement, Capacity, place};
+use super::arrangement::{Arrangement, place};
 use super::evaluate::{Report, evaluate};
 use super::plot;
 use super::share::{Reached, Summary, bits, recovered};
@@ -8,6 +8,7 @@ use super::table::Tables;
 use super::tensors::Group;
 use super::trial::{Comparison, Kept, Plan};
 use crate::catalog::Forms;
+use crate::cli::capacity::Capacity;
 use crate::cli::picture::{self, tests::well_formed};
 use crate::ops::quantized::Form;
 use crate::superposition::Scheme;

@@ -1,7 +1,7 @@
 //! The ways to keep variants that are measured.
 
-use super::arrangement::Capacity;
 use crate::catalog::Forms;
+use crate::cli::capacity::Capacity;
 use crate::ops::quantized::Form;
 use crate::superposition::Scheme;
 use clap::ValueEnum;

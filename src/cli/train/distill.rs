@@ -1,6 +1,7 @@
 //! `choir train distill`: a few-step variant from a uniform one.
 
 use super::{RunArgs, SubjectArgs, train};
+use crate::cli::capacity::Capacity;
 use crate::model::Trainable;
 use crate::ops::Divergence;
 use crate::train::course::Course;
@@ -38,9 +39,10 @@ pub struct DistillArgs {
     /// How student and teacher are compared.
     #[arg(long, value_enum, default_value = "backward")]
     divergence: Measure,
-    /// Train under the interference of a bank of this many variants, so that what is learned survives it.
-    #[arg(long, default_value_t = 1)]
-    interference: usize,
+    /// Train under the interference of banks of so many variants (or body's/head's, as in 4/1, which a store's are), so that what is
+    /// learned survives it.
+    #[arg(long, default_value = "1")]
+    interference: Capacity,
     #[command(flatten)]
     run: RunArgs,
 }
@@ -64,7 +66,7 @@ pub fn run(args: DistillArgs) -> Result<()> {
     let model = Trainable::from_tensors(folder.config.clone(), &folder.tensors)?;
     let anchor = Anchor {
         tensors: base.tensors,
-        members: args.interference,
+        members: args.interference.members(),
     };
     train(&args.run, folder, model, args.subject.read()?, course, Some(anchor))
 }

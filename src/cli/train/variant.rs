@@ -1,6 +1,7 @@
 //! `choir train variant`: a fine-tune of a base, of its process or of the uniform one.
 
 use super::{RunArgs, SubjectArgs, train};
+use crate::cli::capacity::Capacity;
 use crate::model::{DitConfig, Process, Trainable};
 use crate::train::course::Course;
 use crate::train::curriculum::Curriculum;
@@ -38,9 +39,10 @@ pub struct VariantArgs {
     /// Uniform process: blocks of so many tokens, each with the clean ones before it.
     #[arg(long)]
     block: Option<usize>,
-    /// Train under the interference of a bank of this many variants, so that what is learned survives it.
-    #[arg(long, default_value_t = 1)]
-    interference: usize,
+    /// Train under the interference of banks of so many variants (or body's/head's, as in 4/1, which a store's are), so that what is
+    /// learned survives it.
+    #[arg(long, default_value = "1")]
+    interference: Capacity,
     /// Uniform process: the share of the run, from its beginning, that reads mixtures of tokens (the Gaussian curriculum).
     #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
     curriculum: f64,
@@ -85,7 +87,7 @@ pub fn run(args: VariantArgs) -> Result<()> {
     };
     let anchor = Anchor {
         tensors: base.tensors,
-        members: args.interference,
+        members: args.interference.members(),
     };
     let folder = Folder {
         config,

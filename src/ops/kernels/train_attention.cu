@@ -66,6 +66,18 @@ DEVICE u32 key_row(const QueryChunk &chunk, u32 index) {
 }
 DEVICE u32 keys_of(const QueryChunk &chunk) { return chunk.end[0] - chunk.begin[0] + chunk.end[1] - chunk.begin[1]; }
 
+// Keys from number `first` on of those that a chunk sees, and their values, to shared memory by all of the block, which has done
+// with what was there; gives how many. `heads` is the sequence's first row at a head.
+DEVICE u32 stage_keys(float *keys, float *values, const float *heads, const QueryChunk &chunk, u32 first, u32 dim, u32 hidden) {
+    const u32 left = keys_of(chunk) - first, count = left < TILE ? left : TILE;
+    auto row = [&](u32 i) { return heads + size_t(key_row(chunk, first + i)) * 3 * hidden; };
+    barrier();
+    stage(keys, dim + 1, count, dim, [&](u32 i) { return row(i) + hidden; });
+    stage(values, dim + 1, count, dim, [&](u32 i) { return row(i) + 2 * hidden; });
+    barrier();
+    return count;
+}
+
 // A block to a chunk (grid x) of a head (grid y) of a sequence (grid z).
 KERNEL_OF(train_attend, TrainAttend, 32 * WARPS, 2) {
     DYNAMIC_SHARED(float, shared);
@@ -76,12 +88,7 @@ KERNEL_OF(train_attend, TrainAttend, 32 * WARPS, 2) {
     stage(query, dim, chunk.count, dim, [&](u32 i) { return heads + size_t(chunk.first + i) * 3 * hidden; });
     float sum[PIECES] = {}, highest = -1e30f, total = 0.0f;
     for (u32 first = 0, all = keys_of(chunk); first < all; first += TILE) {
-        const u32 count = all - first < TILE ? all - first : TILE;
-        auto row = [&](u32 i) { return heads + size_t(key_row(chunk, first + i)) * 3 * hidden; };
-        barrier();
-        stage(keys, pitch, count, dim, [&](u32 i) { return row(i) + hidden; });
-        stage(values, pitch, count, dim, [&](u32 i) { return row(i) + 2 * hidden; });
-        barrier();
+        const u32 count = stage_keys(keys, values, heads, chunk, first, dim, hidden);
         if (u32(warp_id()) >= chunk.count) continue;
         const bool mine = u32(lane_id()) < count;
         const float score = mine ? inner_product(query + warp_id() * dim, keys + lane_id() * pitch, dim) : -1e30f;
@@ -137,12 +144,7 @@ KERNEL_OF(train_attend_queries, TrainAttendBackward, 32 * WARPS, 2) {
     for (u32 i = lane_id(); i < dim; i += 32) along = fused(a.dout[at * dim + i], a.out[at * dim + i], along);
     along = add_warp(along);
     for (u32 first = 0, all = keys_of(chunk); first < all; first += TILE) {
-        const u32 count = all - first < TILE ? all - first : TILE;
-        auto row = [&](u32 i) { return heads + size_t(key_row(chunk, first + i)) * 3 * hidden; };
-        barrier();
-        stage(keys, pitch, count, dim, [&](u32 i) { return row(i) + hidden; });
-        stage(values, pitch, count, dim, [&](u32 i) { return row(i) + 2 * hidden; });
-        barrier();
+        const u32 count = stage_keys(keys, values, heads, chunk, first, dim, hidden);
         if (!works) continue;
         float slope = 0.0f;
         if (u32(lane_id()) < count) {
