@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# `choir bench gpu` part by part, from a binary that is built already: gpu-bench.sh CHOIR LOGS [PART..]
+# `choir bench gpu` part by part, and training beside the CPU's (`train`), from a binary that is built already:
+# gpu-bench.sh CHOIR LOGS [PART..]
 # Every part gets its own process and CHOIR_PART_SECONDS (default 90) at most; what it printed and its figures as JSON go
 # into LOGS. Ends with 1 where a part failed.
 set -uo pipefail
@@ -7,13 +8,26 @@ choir=${1:?the choir binary} logs=${2:?a folder for logs}
 shift 2
 mkdir -p "$logs"
 source "$(dirname "$0")/gpu-libraries.sh"
-[ "$#" -gt 0 ] || set -- copy gemm retrieve accumulate bank-gemm sampling step-small latency duo step-4b
+[ "$#" -gt 0 ] || set -- copy gemm retrieve accumulate bank-gemm sampling step-small latency duo step-4b train
+device=${CHOIR_DEVICE:-cuda:0} models=$(dirname "$0")/../models
+
+within_limit() { timeout "${CHOIR_PART_SECONDS:-90}" "$choir" "$@"; }
+run() {
+  if [ "$1" != train ]; then
+    within_limit bench gpu --only "$1" --device "$device" --seconds "${CHOIR_SECONDS:-0.1}" --json "$logs/$1.json"
+    return
+  fi
+  for where in cpu "$device"; do
+    echo "a base like the compiled-in one, on $where:"
+    within_limit train base --text "$models/held-out" --tokenizer "$models/base/tokenizer.json" --block 8 --batch 16 \
+      --minutes 0.2 --report-every 4 --validations 1 --device "$where" --out "$logs/trained-on-$where" || return
+  done
+}
 
 failed=0
 for part in "$@"; do
   status=0 start=$SECONDS
-  timeout "${CHOIR_PART_SECONDS:-90}" "$choir" bench gpu --only "$part" --device "${CHOIR_DEVICE:-cuda:0}" \
-    --seconds "${CHOIR_SECONDS:-0.1}" --json "$logs/$part.json" >"$logs/$part.log" 2>&1 || status=$?
+  run "$part" >"$logs/$part.log" 2>&1 || status=$?
   cat "$logs/$part.log"
   echo "== $part: status $status, $((SECONDS - start)) s"
   [ "$status" = 0 ] || failed=1
