@@ -223,10 +223,11 @@ fn load(args: &VariantsBenchArgs, stores: &[Made]) -> Result<Vec<Value>> {
         .collect::<Result<Vec<(Catalog, Generation)>>>()?;
     let mut scenarios: Vec<Scenario> = Vec::new();
     for ((catalog, generation), store) in opened.iter().zip(stores) {
-        let mut banks: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        // By number, so that the first banks are the same ones in every store: their members do not change as it grows.
+        let mut banks: BTreeMap<(usize, String), Vec<String>> = BTreeMap::new();
         for variant in catalog.list() {
             let bank = variant.banks.into_iter().next().unwrap_or_default();
-            banks.entry(bank).or_default().push(variant.name);
+            banks.entry((bank.len(), bank)).or_default().push(variant.name);
         }
         let banks: Vec<_> = banks.into_values().collect();
         let scenario = |what: String, of: &str, variants: Vec<String>| {
