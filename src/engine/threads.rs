@@ -37,12 +37,11 @@ pub fn pool(threads: usize, pinned: bool) -> Result<ThreadPool, Error> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::*;
     use std::collections::BTreeSet;
 
-    #[cfg(target_os = "linux")]
     #[test]
     fn pinned_threads_have_a_processor_each_and_no_more_than_there_are() {
         let all = core_affinity::get_core_ids().expect("processors").len();
