@@ -257,18 +257,18 @@ impl Trainable {
 
     fn backward(&self, input: &TrainBatch, state: State, gradient: Tensor) -> Result<BTreeMap<String, Tensor>> {
         let State {
-            reading,
+            reading:
+                Reading {
+                    tokens: read,
+                    tables,
+                    full,
+                    noisy,
+                    wanted,
+                },
             mut layers,
             last,
             normed,
         } = state;
-        let Reading {
-            tokens: read,
-            tables,
-            full,
-            noisy,
-            wanted,
-        } = reading;
         let mut found = BTreeMap::new();
         // Pairs (table, its gradient) to hand to candle in the end.
         let mut small = vec![(tables.bias.clone(), ops::column_sums(&gradient)?)];
