@@ -14,7 +14,7 @@ const LINES: usize = 258;
 /// Slots of biases at first.
 const MIXES: usize = 16;
 
-/// Where vectors lie in a slot, in floats.
+/// Where vectors lie in a slot, in floats; widths are those that they are filled up to.
 #[derive(Clone, Copy, Debug)]
 pub struct Offsets {
     hidden: usize,
@@ -34,13 +34,28 @@ pub enum Vector {
     Gate2,
 }
 
+/// Vectors begin at multiples of sixteen bytes.
+fn padded(width: usize) -> usize {
+    width.next_multiple_of(4)
+}
+
+/// Vectors side by side, each filled up with zeros.
+pub fn side_by_side<'a>(vectors: impl IntoIterator<Item = &'a [f32]>) -> Vec<f32> {
+    let mut all = Vec::new();
+    for vector in vectors {
+        all.extend_from_slice(vector);
+        all.resize(padded(all.len()), 0.0);
+    }
+    all
+}
+
 impl Offsets {
     pub fn new(hidden: usize, expanded: usize, layers: usize, vocab: usize) -> Self {
         Self {
-            hidden,
-            expanded,
+            hidden: padded(hidden),
+            expanded: padded(expanded),
             layers,
-            vocab,
+            vocab: padded(vocab),
         }
     }
 
@@ -72,25 +87,18 @@ impl Offsets {
     }
 
     pub fn bias_floats(&self) -> usize {
-        // Slots begin at multiples of sixteen bytes where vectors do.
-        (self.bias() as usize + self.vocab).next_multiple_of(4)
+        self.bias() as usize + self.vocab
     }
 
     fn line_of(&self, tables: &Line) -> Vec<f32> {
         let layers = tables.layers.iter();
         let vectors = layers.flat_map(|t| [&t.gain1, &t.shift1, &t.gate1, &t.gain2, &t.shift2, &t.gate2]);
-        vectors
-            .chain([&tables.gain, &tables.shift])
-            .flat_map(|vector| vector.iter().copied())
-            .collect()
+        side_by_side(vectors.chain([&tables.gain, &tables.shift]).map(|vector| &**vector))
     }
 
     fn biases_of(&self, tables: &Line) -> Vec<f32> {
         let vectors = tables.layers.iter().flat_map(|t| [&t.bias0, &t.bias2]);
-        vectors
-            .chain([&tables.bias])
-            .flat_map(|vector| vector.iter().copied())
-            .collect()
+        side_by_side(vectors.chain([&tables.bias]).map(|vector| &**vector))
     }
 }
 
@@ -196,5 +204,24 @@ impl TableSlots {
             slots.push((line, bias));
         }
         Ok(slots)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vectors_of_any_width_begin_at_multiples_of_sixteen_bytes() {
+        let offsets = Offsets::new(6, 25, 3, 31);
+        let lines = (0..3).flat_map(|layer| [Vector::Gain1, Vector::Gate2].map(|vector| offsets.line(layer, vector)));
+        let biases = (0..3).flat_map(|layer| [offsets.bias0(layer), offsets.bias2(layer)]);
+        let (gain, shift) = offsets.last();
+        let ends = [offsets.line_floats(), offsets.bias_floats()].map(|floats| floats as u32);
+        let all = lines.chain(biases).chain([gain, shift, offsets.bias()]).chain(ends);
+        assert!(all.into_iter().all(|offset| offset.is_multiple_of(4)));
+        let vectors: [&[f32]; 3] = [&[1.0], &[2.0; 4], &[3.0; 5]];
+        let filled = [&[1.0, 0.0, 0.0, 0.0][..], &[2.0; 4], &[3.0; 5], &[0.0; 3]].concat();
+        assert_eq!(side_by_side(vectors), filled);
     }
 }

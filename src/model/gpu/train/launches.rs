@@ -3,6 +3,7 @@
 use super::memory::Seen;
 use super::{FLOAT, Layer, Step};
 use crate::model::conditioning::Tables;
+use crate::model::gpu::slots::side_by_side;
 use crate::ops::gpu::pointwise::{self, GateResidual, NONE, NormModulate};
 use crate::ops::gpu::train::{
     GateBackward, Heads, NormBackward, PickRows, SumRows, TrainAttend, TrainAttendBackward, Transpose, TurnHeads,
@@ -33,6 +34,22 @@ pub struct Groups {
     count: usize,
     of_lines: u64,
     lines: usize,
+}
+
+/// Modulation tables line by line, and biases, as [`Offsets`](crate::model::gpu::slots::Offsets) says.
+fn packed(tables: &Tables) -> Result<(Vec<f32>, Vec<f32>)> {
+    let layers = tables.layers.iter();
+    let vectors = layers.flat_map(|t| [&t.gain1, &t.shift1, &t.gate1, &t.gain2, &t.shift2, &t.gate2]);
+    let vectors = vectors.chain([&tables.gain, &tables.shift]);
+    let vectors = vectors.map(slice::f32).collect::<Result<Vec<_>>>()?;
+    let (lines, hidden) = tables.gain.dims2()?;
+    let lines = (0..lines).flat_map(|line| vectors.iter().map(move |all| &all[line * hidden..][..hidden]));
+    let biases = tables.layers.iter().flat_map(|t| [&t.bias0, &t.bias2]);
+    let biases = biases
+        .chain([&tables.bias])
+        .map(slice::f32)
+        .collect::<Result<Vec<_>>>()?;
+    Ok((side_by_side(lines), side_by_side(biases.iter().map(|bias| &**bias))))
 }
 
 impl<'a> Step<'a> {
@@ -66,20 +83,7 @@ impl<'a> Step<'a> {
     }
 
     pub fn put_tables(&mut self) -> Result<()> {
-        let Tables {
-            layers,
-            gain,
-            shift,
-            bias,
-        } = &self.reading.tables;
-        let vectors = layers
-            .iter()
-            .flat_map(|t| [&t.gain1, &t.shift1, &t.gate1, &t.gain2, &t.shift2, &t.gate2]);
-        let vectors: Vec<&Tensor> = vectors.chain([gain, shift]).collect();
-        let lines = Tensor::cat(&vectors, 1)?;
-        let biases: Vec<&Tensor> = layers.iter().flat_map(|t| [&t.bias0, &t.bias2]).chain([bias]).collect();
-        let biases = Tensor::cat(&biases, 1)?;
-        let (lines, biases) = (slice::f32(&lines)?.to_vec(), slice::f32(&biases)?.to_vec());
+        let (lines, biases) = packed(&self.reading.tables)?;
         self.lines = self.put(&lines)?;
         self.biases = self.put(&biases)?;
         Ok(())
