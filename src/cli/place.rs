@@ -13,7 +13,7 @@ use std::sync::Arc;
 pub struct PlaceArgs {
     /// Where the network runs: cpu, cuda, or cuda:N for the driver's device number N. Needs a build with --features cuda.
     #[arg(long, default_value = "cpu")]
-    device: Named,
+    device: DeviceName,
     /// What the base's matrices are kept in [default: f32 on the CPU, bf16 on a device, which has these two].
     #[arg(long, value_enum)]
     base_form: Option<BaseForm>,
@@ -21,15 +21,15 @@ pub struct PlaceArgs {
 
 /// `cpu`, `cuda` or `cuda:N`.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Named {
+pub enum DeviceName {
     Cpu,
     Cuda(usize),
 }
 
-impl Named {
+impl DeviceName {
     /// The device; none for the CPU.
     pub fn machine(self) -> Result<Option<Arc<dyn Machine>>> {
-        let Named::Cuda(ordinal) = self else {
+        let DeviceName::Cuda(ordinal) = self else {
             return Ok(None);
         };
         match Place::cuda(ordinal, Dtype::F32).context("--device")? {
@@ -49,17 +49,17 @@ enum BaseForm {
     Q4K,
 }
 
-impl FromStr for Named {
+impl FromStr for DeviceName {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
         let ordinal = match name {
-            "cpu" => return Ok(Named::Cpu),
+            "cpu" => return Ok(DeviceName::Cpu),
             "cuda" => Some(0),
             _ => name.strip_prefix("cuda:").and_then(|number| number.parse().ok()),
         };
         ordinal
-            .map(Named::Cuda)
+            .map(DeviceName::Cuda)
             .ok_or_else(|| "one of cpu, cuda, cuda:N".to_owned())
     }
 }
@@ -68,7 +68,7 @@ impl PlaceArgs {
     /// Opens the device.
     pub fn open(&self) -> Result<Place> {
         let ordinal = match self.device {
-            Named::Cpu => {
+            DeviceName::Cpu => {
                 return Ok(Place::Host(match self.base_form {
                     None | Some(BaseForm::F32) => Form::F32,
                     Some(BaseForm::Bf16) => Form::Bf16,
@@ -76,7 +76,7 @@ impl PlaceArgs {
                     Some(BaseForm::Q4K) => Form::Q4K,
                 }));
             }
-            Named::Cuda(ordinal) => ordinal,
+            DeviceName::Cuda(ordinal) => ordinal,
         };
         let dtype = match self.base_form {
             Some(BaseForm::F32) => Dtype::F32,
@@ -98,11 +98,11 @@ mod tests {
 
     #[test]
     fn names_of_devices_are_read() {
-        assert_eq!("cpu".parse(), Ok(Named::Cpu));
-        assert_eq!("cuda".parse(), Ok(Named::Cuda(0)));
-        assert_eq!("cuda:3".parse(), Ok(Named::Cuda(3)));
+        assert_eq!("cpu".parse(), Ok(DeviceName::Cpu));
+        assert_eq!("cuda".parse(), Ok(DeviceName::Cuda(0)));
+        assert_eq!("cuda:3".parse(), Ok(DeviceName::Cuda(3)));
         for bad in ["", "gpu", "cuda:", "cuda:-1", "cuda:x", "cuda3", "CPU"] {
-            assert!(bad.parse::<Named>().is_err(), "{bad}");
+            assert!(bad.parse::<DeviceName>().is_err(), "{bad}");
         }
     }
 

@@ -1,6 +1,6 @@
 //! `choir train`: a tokenizer, a base, variants of it.
 
-use crate::cli::place::Named;
+use crate::cli::place::DeviceName;
 use crate::model::{DitConfig, Trainable};
 use crate::train::course::Course;
 use crate::train::data::{Document, TextSource, held_out_contexts, read_documents};
@@ -114,7 +114,7 @@ struct RunArgs {
     threads: Option<usize>,
     /// Where the layers run: cpu, cuda, or cuda:N for the driver's device number N. Needs a build with --features cuda.
     #[arg(long, default_value = "cpu")]
-    device: Named,
+    device: DeviceName,
     /// Go on from the checkpoint in the output folder, if there is one.
     #[arg(long)]
     resume: bool,

@@ -56,8 +56,23 @@ impl Tables {
     }
 }
 
+impl<T> Tables<T> {
+    /// All but the biases, as they lie side by side on a device.
+    pub fn modulations(&self) -> impl Iterator<Item = &T> {
+        let layers = self.layers.iter();
+        let layers = layers.flat_map(|t| [&t.gain1, &t.shift1, &t.gate1, &t.gain2, &t.shift2, &t.gate2]);
+        layers.chain([&self.gain, &self.shift])
+    }
+
+    /// The biases, likewise.
+    pub fn biases(&self) -> impl Iterator<Item = &T> {
+        let layers = self.layers.iter().flat_map(|t| [&t.bias0, &t.bias2]);
+        layers.chain([&self.bias])
+    }
+}
+
 impl Line {
-    fn biases(&mut self) -> impl Iterator<Item = &mut Arc<[f32]>> {
+    fn biases_mut(&mut self) -> impl Iterator<Item = &mut Arc<[f32]>> {
         let layers = self.layers.iter_mut();
         layers
             .flat_map(|t| [&mut t.bias0, &mut t.bias2])
@@ -67,7 +82,7 @@ impl Line {
     /// Takes another line's biases for its own, which are equal; returns the bytes that this spares.
     pub fn share_biases(&mut self, other: &Line) -> usize {
         let mut other = other.clone();
-        let pairs = self.biases().zip(other.biases());
+        let pairs = self.biases_mut().zip(other.biases_mut());
         pairs
             .map(|(bias, shared)| {
                 *bias = shared.clone();
@@ -78,12 +93,7 @@ impl Line {
 
     /// Bytes of its numbers.
     pub fn bytes(&self) -> usize {
-        let layers = self.layers.iter().flat_map(|t| {
-            [
-                &t.gain1, &t.shift1, &t.gate1, &t.gain2, &t.shift2, &t.gate2, &t.bias0, &t.bias2,
-            ]
-        });
-        let all = layers.chain([&self.gain, &self.shift, &self.bias]);
+        let all = self.modulations().chain(self.biases());
         all.map(|numbers| size_of_val(&numbers[..])).sum()
     }
 }

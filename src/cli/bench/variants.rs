@@ -60,8 +60,8 @@ pub fn run(args: VariantsBenchArgs) -> Result<()> {
     args.json.check()?;
     picture::check(args.plot.as_deref())?;
     let scratch = Scratch::new("bench-variants");
-    let mut stores = make(&args, scratch.path())?;
-    let additions = additions(&args, &stores)?;
+    let (sources, mut stores) = make(&args, scratch.path())?;
+    let additions = additions(&args, &sources, &stores)?;
     let one = stores.remove(0);
     fs::remove_dir_all(&one.dir)?;
     let sizes = stores
@@ -77,8 +77,8 @@ pub fn run(args: VariantsBenchArgs) -> Result<()> {
     args.json.report(&report, || show(&report))
 }
 
-/// Makes a store grow, and keeps it at one variant and at every size wanted.
-fn make(args: &VariantsBenchArgs, dir: &Path) -> Result<Vec<Made>> {
+/// Makes a store grow, and keeps it at one variant and at every size wanted; also gives what its variants are made of.
+fn make(args: &VariantsBenchArgs, dir: &Path) -> Result<(Vec<Shipped>, Vec<Made>)> {
     let growing = dir.join("growing");
     let (catalog, generation) = open_in(&args.store, &growing)?;
     let sources = shipped_like(&generation)?;
@@ -98,7 +98,7 @@ fn make(args: &VariantsBenchArgs, dir: &Path) -> Result<Vec<Made>> {
             catalog.add(synthetic(&sources, variants), |_| ())?;
         }
     }
-    Ok(stores)
+    Ok((sources, stores))
 }
 
 /// The variants compiled in that were tuned for what the base was.
@@ -127,16 +127,16 @@ fn synthetic(sources: &[Shipped], number: usize) -> AddRequest {
 
 /// Times additions to every one of the stores, which stay as they are. In turn: a disk that has been written to for a while is
 /// slower, whichever store it holds.
-fn additions(args: &VariantsBenchArgs, stores: &[Made]) -> Result<Vec<Value>> {
+fn additions(args: &VariantsBenchArgs, sources: &[Shipped], stores: &[Made]) -> Result<Vec<Value>> {
     let mut grown = Vec::new();
     for store in stores {
         let dir = store.dir.with_extension("grown");
         link(&store.dir, &dir)?;
-        let (catalog, generation) = open_in(&args.store, &dir)?;
-        grown.push((catalog, shipped_like(&generation)?, Vec::new(), dir));
+        let (catalog, _) = open_in(&args.store, &dir)?;
+        grown.push((catalog, Vec::new(), dir));
     }
     for round in 0..ADDITIONS {
-        for (store, (catalog, sources, times, _)) in stores.iter().zip(&mut grown) {
+        for (store, (catalog, times, _)) in stores.iter().zip(&mut grown) {
             let mut begun: Vec<(Stage, Instant)> = Vec::new();
             let request = synthetic(sources, store.variants + round);
             catalog.add(request, |progress| begun.push((progress.stage, Instant::now())))?;
@@ -146,7 +146,7 @@ fn additions(args: &VariantsBenchArgs, stores: &[Made]) -> Result<Vec<Value>> {
         }
     }
     let mut report = Vec::new();
-    for (store, (catalog, _, times, dir)) in stores.iter().zip(grown) {
+    for (store, (catalog, times, dir)) in stores.iter().zip(grown) {
         drop(catalog);
         fs::remove_dir_all(dir)?;
         let all = times

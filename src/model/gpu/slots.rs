@@ -2,7 +2,6 @@
 
 use crate::model::batch::MixKey;
 use crate::model::batch::{Batch, Mix};
-use crate::model::conditioning::Line;
 use crate::model::modulation::Modulation;
 use crate::ops::gpu::{Buffer, Machine};
 use candle_core::Result;
@@ -35,7 +34,7 @@ pub enum Vector {
 }
 
 /// Vectors begin at multiples of sixteen bytes.
-fn padded(width: usize) -> usize {
+fn filled_up(width: usize) -> usize {
     width.next_multiple_of(4)
 }
 
@@ -44,7 +43,7 @@ pub fn side_by_side<'a>(vectors: impl IntoIterator<Item = &'a [f32]>) -> Vec<f32
     let mut all = Vec::new();
     for vector in vectors {
         all.extend_from_slice(vector);
-        all.resize(padded(all.len()), 0.0);
+        all.resize(filled_up(all.len()), 0.0);
     }
     all
 }
@@ -52,10 +51,10 @@ pub fn side_by_side<'a>(vectors: impl IntoIterator<Item = &'a [f32]>) -> Vec<f32
 impl Offsets {
     pub fn new(hidden: usize, expanded: usize, layers: usize, vocab: usize) -> Self {
         Self {
-            hidden: padded(hidden),
-            expanded: padded(expanded),
+            hidden: filled_up(hidden),
+            expanded: filled_up(expanded),
             layers,
-            vocab: padded(vocab),
+            vocab: filled_up(vocab),
         }
     }
 
@@ -88,17 +87,6 @@ impl Offsets {
 
     pub fn bias_floats(&self) -> usize {
         self.bias() as usize + self.vocab
-    }
-
-    fn line_of(&self, tables: &Line) -> Vec<f32> {
-        let layers = tables.layers.iter();
-        let vectors = layers.flat_map(|t| [&t.gain1, &t.shift1, &t.gate1, &t.gain2, &t.shift2, &t.gate2]);
-        side_by_side(vectors.chain([&tables.gain, &tables.shift]).map(|vector| &**vector))
-    }
-
-    fn biases_of(&self, tables: &Line) -> Vec<f32> {
-        let vectors = tables.layers.iter().flat_map(|t| [&t.bias0, &t.bias2]);
-        side_by_side(vectors.chain([&tables.bias]).map(|vector| &**vector))
     }
 }
 
@@ -192,15 +180,18 @@ impl TableSlots {
         mixes.dedup();
         self.lines.reserve(machine, &lines)?;
         self.mixes.reserve(machine, &mixes)?;
-        let offsets = self.offsets;
         let mut slots = Vec::with_capacity(wanted.len());
         for (mix_key, bits, mix, sigma) in wanted {
             let line = self.lines.get(&(mix_key.clone(), bits), || {
-                Ok(offsets.line_of(&*modulation.tables(mix, sigma)?))
+                Ok(side_by_side(
+                    modulation.tables(mix, sigma)?.modulations().map(|vector| &**vector),
+                ))
             })?;
-            let bias = self
-                .mixes
-                .get(&mix_key, || Ok(offsets.biases_of(&*modulation.tables(mix, sigma)?)))?;
+            let bias = self.mixes.get(&mix_key, || {
+                Ok(side_by_side(
+                    modulation.tables(mix, sigma)?.biases().map(|vector| &**vector),
+                ))
+            })?;
             slots.push((line, bias));
         }
         Ok(slots)

@@ -191,13 +191,7 @@ impl<'a> Step<'a> {
         for layer in 0..config.n_blocks {
             let last = layer + 1 == config.n_blocks;
             let seen = self.seen(last)?;
-            let [qkv, out, expand, contract] = layer_products(layer);
-            let [qkv, out, expand, contract] = [
-                self.weight(&qkv)?,
-                self.weight(&out)?,
-                self.weight(&expand)?,
-                self.weight(&contract)?,
-            ];
+            let [qkv, out, expand, contract] = self.layer_weights(&layer_products(layer))?;
             let at = |vector| offsets.line(layer, vector);
             let normed = self.norm(x, &full, (at(Vector::Gain1), at(Vector::Shift1)))?;
             let qkv = self.product(normed, qkv, [all_rows, 3 * hidden, hidden])?;
@@ -299,13 +293,8 @@ impl<'a> Step<'a> {
             };
             let is_last = index + 1 == config.n_blocks;
             let (rows, t) = (if is_last { &noisy } else { &full }, &of.layers[index]);
-            let names @ [qkv, out, expand, contract] = &layer_products(index);
-            let [qkv, out, expand, contract] = [
-                self.weight(qkv)?,
-                self.weight(out)?,
-                self.weight(expand)?,
-                self.weight(contract)?,
-            ];
+            let names = layer_products(index);
+            let [qkv, out, expand, contract] = self.layer_weights(&names)?;
             let at = |vector| offsets.line(index, vector);
 
             let gate = (at(Vector::Gate2), offsets.bias2(index));
@@ -340,7 +329,7 @@ impl<'a> Step<'a> {
             }
             let (dgain, dshift) = self.norm_backward((layer.x, dy, dx), &full, at(Vector::Gain1))?;
             tables.extend([(t.gain1.clone(), dgain), (t.shift1.clone(), dshift)]);
-            matrices.extend(names.clone().into_iter().zip([dweight, dout, dexpand, dcontract]));
+            matrices.extend(names.into_iter().zip([dweight, dout, dexpand, dcontract]));
         }
 
         let mut found = BTreeMap::new();

@@ -38,17 +38,10 @@ pub struct Groups {
 
 /// Modulation tables line by line, and biases, as [`Offsets`](crate::model::gpu::slots::Offsets) says.
 fn packed(tables: &Tables) -> Result<(Vec<f32>, Vec<f32>)> {
-    let layers = tables.layers.iter();
-    let vectors = layers.flat_map(|t| [&t.gain1, &t.shift1, &t.gate1, &t.gain2, &t.shift2, &t.gate2]);
-    let vectors = vectors.chain([&tables.gain, &tables.shift]);
-    let vectors = vectors.map(slice::f32).collect::<Result<Vec<_>>>()?;
+    let vectors = tables.modulations().map(slice::f32).collect::<Result<Vec<_>>>()?;
     let (lines, hidden) = tables.gain.dims2()?;
     let lines = (0..lines).flat_map(|line| vectors.iter().map(move |all| &all[line * hidden..][..hidden]));
-    let biases = tables.layers.iter().flat_map(|t| [&t.bias0, &t.bias2]);
-    let biases = biases
-        .chain([&tables.bias])
-        .map(slice::f32)
-        .collect::<Result<Vec<_>>>()?;
+    let biases = tables.biases().map(slice::f32).collect::<Result<Vec<_>>>()?;
     Ok((side_by_side(lines), side_by_side(biases.iter().map(|bias| &**bias))))
 }
 
@@ -172,6 +165,17 @@ impl<'a> Step<'a> {
             Some(weight) => Ok(weight.address()),
             None => bail!("matrix {name} is missing"),
         }
+    }
+
+    /// Those of a layer: queries, keys and values; attention's output; the wide and the narrow half of the MLP.
+    pub fn layer_weights(&self, names: &[String; 4]) -> Result<[u64; 4]> {
+        let [qkv, out, expand, contract] = names;
+        Ok([
+            self.weight(qkv)?,
+            self.weight(out)?,
+            self.weight(expand)?,
+            self.weight(contract)?,
+        ])
     }
 
     /// x [rows, input] W [out, input]^T.
