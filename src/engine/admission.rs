@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::caps::{Caps, Full};
 use super::error::Capped;
 use super::handle::VariantLoad;
-use super::ledger::{BASE, Ledger, Order, Tenant};
+use super::ledger::{BASE, Ledger, Order, Tenant, Work};
 use super::materialised::Materialised;
 use super::pace::{Ahead, Measured, TRUSTED};
 use super::scheduler::{Place, victim};
@@ -33,7 +33,7 @@ struct State {
     generation: Arc<Generation>,
     /// Those that were in force before, while they last.
     before: Vec<Weak<Generation>>,
-    waiting: VecDeque<Sequence>,
+    waiting: VecDeque<Box<Sequence>>,
     ledger: Ledger,
     /// What the model thread last reported.
     status: Status,
@@ -45,20 +45,12 @@ struct State {
     stopped: bool,
 }
 
-/// A running sequence, as the door sees it.
-#[derive(Clone, Debug)]
-pub struct Work {
-    pub tenant: Tenant,
-    /// Evaluations still to be made, usually.
-    pub evaluations: u64,
-}
-
 /// What the model thread takes from the queue.
 #[derive(Default)]
 pub struct Arrivals {
-    pub started: Vec<Sequence>,
+    pub started: Vec<Box<Sequence>>,
     /// Waited too long, or their clients left.
-    pub given_up: Vec<(Sequence, Error)>,
+    pub given_up: Vec<(Box<Sequence>, Error)>,
     /// There was no room for somebody who could start.
     pub crowded: bool,
 }
@@ -124,7 +116,7 @@ impl Admission {
 
     /// Lets a checked sequence wait and returns its id, or says why it may not. In a full queue it may take the place of another
     /// whose variant has more there.
-    pub fn wait(&self, mut sequence: Sequence, client: Option<Arc<str>>, now: Instant) -> Result<u64, Error> {
+    pub fn wait(&self, mut sequence: Box<Sequence>, client: Option<Arc<str>>, now: Instant) -> Result<u64, Error> {
         let (mut dead, mut displaced) = (VecDeque::new(), None);
         let mut state = self.state();
         if state.stopped {
@@ -134,7 +126,7 @@ impl Admission {
             return Err(Error::Draining);
         }
         if state.waiting.len() >= self.config.queue {
-            (dead, state.waiting) = state.waiting.drain(..).partition(Sequence::client_left);
+            (dead, state.waiting) = state.waiting.drain(..).partition(|one| one.client_left());
             state.left += dead.len() as u64;
         }
         let waiting = state.waiting.len();
@@ -153,7 +145,7 @@ impl Admission {
                 full.clone()
             })?)
         };
-        match self.caps.permit(&sequence.tenant.variant, client) {
+        match self.caps.permit(&sequence.tenant.payer.name, client) {
             Ok(permit) => sequence.permit = Some(permit),
             Err(Full { capped, count, limit }) => {
                 let refused = &mut state.status.refused;
@@ -182,7 +174,7 @@ impl Admission {
         sequence.id = id;
         state.waiting.push_back(sequence);
         drop(state);
-        drop::<VecDeque<Sequence>>(dead); // a lease may go with them, so outside the lock
+        drop::<VecDeque<Box<Sequence>>>(dead); // a lease may go with them, so outside the lock
         if let Some(mut displaced) = displaced {
             displaced.tell(full);
         }
@@ -192,7 +184,7 @@ impl Admission {
     }
 
     /// Lets a sequence that ran wait again, before all others and whether or not the queue is full.
-    pub fn put_back(&self, sequence: Sequence) {
+    pub fn put_back(&self, sequence: Box<Sequence>) {
         self.state().waiting.push_front(sequence);
     }
 
@@ -237,7 +229,7 @@ impl Admission {
 
     /// The sequences that may start now, beside those that are running: in the order of their variants' shares, while `room` has some
     /// for the next. Waits for one while there is nothing else to do; `None` once the model thread should end.
-    pub fn arrivals(&self, running: &[Sequence], mut room: impl FnMut(&Sequence) -> bool) -> Option<Arrivals> {
+    pub fn arrivals(&self, running: &[Box<Sequence>], mut room: impl FnMut(&Sequence) -> bool) -> Option<Arrivals> {
         let mut arrivals = Arrivals::default();
         let placed: Vec<_> = running.iter().map(|sequence| &sequence.tenant).collect();
         let mut state = self.state();
@@ -246,7 +238,7 @@ impl Admission {
             let now = Instant::now();
             state.give_up(now, self.config.stall, &mut arrivals.given_up);
             arrivals.crowded = state.start(&placed, &mut room, &mut arrivals.started);
-            let busy = |sequence: &Sequence| sequence.has_room() || sequence.client_left();
+            let busy = |sequence: &Box<Sequence>| sequence.has_room() || sequence.client_left();
             if !arrivals.started.is_empty() || !arrivals.given_up.is_empty() || running.iter().any(busy) {
                 return Some(arrivals);
             }
@@ -281,7 +273,7 @@ impl Admission {
     }
 
     /// As [`arrivals`](Self::arrivals), of those only that may start beside `placed` now, in the middle of a step.
-    pub fn callers(&self, placed: &[&Tenant], mut room: impl FnMut(&Sequence) -> bool) -> Vec<Sequence> {
+    pub fn callers(&self, placed: &[&Tenant], mut room: impl FnMut(&Sequence) -> bool) -> Vec<Box<Sequence>> {
         let mut started = Vec::new();
         self.state().start(placed, &mut room, &mut started);
         started
@@ -314,7 +306,7 @@ impl Admission {
     }
 
     /// The model thread has ended, since the device is `lost` where that is why: whoever still waits will not be served.
-    pub fn stop(&self, lost: Option<String>) -> Vec<Sequence> {
+    pub fn stop(&self, lost: Option<String>) -> Vec<Box<Sequence>> {
         let mut state = self.state();
         state.stopped = true;
         state.status.lost = lost;
@@ -353,13 +345,12 @@ impl State {
     /// Who leaves a full queue for another: of the variant with the most waiting by weight the one that came last, where it has
     /// more than the other's would with one more; a batch request before any other for an interactive one. Whoever has begun stays.
     fn displaced_by(&self, tenant: &Tenant) -> Option<usize> {
-        let mut counts: BTreeMap<(Priority, &str), usize> = BTreeMap::new();
-        for one in &self.waiting {
-            *counts.entry((one.tenant.priority, &one.tenant.variant)).or_default() += 1;
-        }
+        let waiting = self.waiting.iter().map(|one| (&one.tenant, |_: Option<f64>| 0));
+        let counts = self.ledger.work(waiting);
         let crowding = |other: &Tenant, more: usize| {
-            let count = counts.get(&(other.priority, &*other.variant)).copied().unwrap_or(0) + more;
-            (other.priority, count as f64 / self.ledger.weight(&other.variant))
+            let own = counts.iter().find(|work| work.is_of(other));
+            let count = own.map_or(0, |work| work.sequences) + more;
+            (other.priority, count as f64 / self.ledger.weight(&other.payer))
         };
         let more = |a: &(Priority, f64), b: &(Priority, f64)| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1));
         let candidates = self.waiting.iter().enumerate().filter(|(_, one)| one.started.is_none());
@@ -373,35 +364,22 @@ impl State {
         let (deadline, measured) = (sequence.deadline?, self.measured?);
         let left = deadline.saturating_duration_since(now);
         let tenant = &sequence.tenant;
-        let (mut all, mut own, mut weights) = (
-            0,
-            0,
-            BTreeMap::from([(&tenant.variant, self.ledger.weight(&tenant.variant))]),
-        );
-        let usual = |one: &Sequence| one.usual_evaluations_left(self.ledger.usual(&one.tenant.variant));
-        let waiting = self.waiting.iter().map(|one| (&one.tenant, usual(one)));
-        let running = self.running.iter().map(|work| (&work.tenant, work.evaluations));
-        for (other, evaluations) in waiting.chain(running) {
-            weights
-                .entry(&other.variant)
-                .or_insert_with(|| self.ledger.weight(&other.variant));
-            if other.priority <= tenant.priority {
-                all += evaluations;
-                own += if other.variant == tenant.variant {
-                    evaluations
-                } else {
-                    0
-                };
-            }
-        }
+        let waiting = (self.waiting.iter()).map(|one| (&one.tenant, |usual| one.usual_evaluations_left(usual)));
+        let waiting = self.ledger.work(waiting);
+        let others = || waiting.iter().chain(&self.running);
+        let before = || others().filter(|work| work.priority <= tenant.priority);
+        let sum = |of: &mut dyn Iterator<Item = &Work>| of.map(|work| work.evaluations).sum();
+        let payers = others().map(|work| &work.payer).chain([&tenant.payer]);
+        let running = self.running.iter().map(|work| work.sequences).sum::<usize>();
         let ahead = Ahead {
-            all,
-            own,
+            all: sum(&mut before()),
+            own: sum(&mut before().filter(|work| Arc::ptr_eq(&work.payer, &tenant.payer))),
             places: config.max_running,
-            share: self.ledger.weight(&tenant.variant) / weights.values().sum::<f64>(),
-            free: self.waiting.len() + self.running.len() < config.max_running,
+            share: self.ledger.weight(&tenant.payer) / self.ledger.weights(payers),
+            free: self.waiting.len() + running < config.max_running,
         };
-        let needed = ahead.finished_after(usual(sequence), measured);
+        let usual = self.ledger.usual(&tenant.payer);
+        let needed = ahead.finished_after(sequence.usual_evaluations_left(usual), measured);
         let over = needed.saturating_sub(left.mul_f64(TRUSTED));
         (!over.is_zero()).then(|| Error::Overloaded {
             needed,
@@ -411,7 +389,7 @@ impl State {
     }
 
     /// Takes those from the queue that nobody waits for any more, or not long enough.
-    fn give_up(&mut self, now: Instant, stall: Duration, given_up: &mut Vec<(Sequence, Error)>) {
+    fn give_up(&mut self, now: Instant, stall: Duration, given_up: &mut Vec<(Box<Sequence>, Error)>) {
         let best = self.measured.map(|measured| measured.best);
         for mut sequence in std::mem::take(&mut self.waiting) {
             match sequence.over(now, best, stall) {
@@ -433,7 +411,7 @@ impl State {
         &mut self,
         running: &[&Tenant],
         room: &mut impl FnMut(&Sequence) -> bool,
-        started: &mut Vec<Sequence>,
+        started: &mut Vec<Box<Sequence>>,
     ) -> bool {
         let waiting = self.waiting.iter().map(|sequence| &sequence.tenant);
         self.ledger.settle(running.iter().copied().chain(waiting));
@@ -442,7 +420,7 @@ impl State {
         }
         let mut order = Order::new(&self.ledger, running.iter().copied());
         while let Some(index) = order.next(self.ready()) {
-            if !self.waiting.get(index).is_some_and(&mut *room) {
+            if !self.waiting.get(index).is_some_and(|next| room(next)) {
                 return true;
             }
             if let Some(next) = self.waiting.remove(index) {
@@ -458,14 +436,16 @@ impl State {
         let mut variants: BTreeMap<String, VariantLoad> =
             served.map(|name| (name.to_owned(), VariantLoad::default())).collect();
         for sequence in &self.waiting {
-            variants.entry(sequence.tenant.variant.to_string()).or_default().waiting += 1;
+            variants
+                .entry(sequence.tenant.payer.name.to_string())
+                .or_default()
+                .waiting += 1;
         }
         for work in &self.running {
-            variants.entry(work.tenant.variant.to_string()).or_default().running += 1;
+            variants.entry(work.payer.name.to_string()).or_default().running += work.sequences;
         }
         for (name, load) in &mut variants {
-            load.weight = self.ledger.weight(name);
-            load.service = self.ledger.service(name);
+            (load.weight, load.service) = self.ledger.standing(name);
         }
         variants
     }

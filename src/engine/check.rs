@@ -1,20 +1,20 @@
 //! From a request to a sequence that may wait: everything a client can get wrong is refused here.
 
 use std::hash::{BuildHasher, RandomState};
-use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::admission::Admission;
 use super::choice::wrong_process;
-use super::ledger::Tenant;
+use super::ledger::{BASE, Tenant};
 use super::pages;
 use super::request::Priority;
 use super::score::Scorer;
 use super::sequence::{Scoring, Sequence, Text, Work};
 use super::stream;
 use super::text::TextStream;
-use super::{EngineConfig, Error, Event, Generation, Predictor, Request, Sampling, Score, ScoreRequest};
+use super::{EngineConfig, Error, Event, Predictor, Request, Sampling, Score, ScoreRequest};
 use crate::model::{DitConfig, Process, Regime};
 use crate::sampler::{self, BlockSampler, BlockSettings, LastBlock, Sampler, UniformSampler, UniformSettings};
 
@@ -25,11 +25,8 @@ pub const MAX_STOP_BYTES: usize = 256;
 pub const MAX_STOP_IDS: usize = 256;
 
 /// A sequence for text, and the receiving end of its events.
-pub fn text(
-    config: &EngineConfig,
-    lease: Arc<Generation>,
-    request: Request,
-) -> Result<(Sequence, mpsc::Receiver<Event>), Error> {
+pub fn text(admission: &Admission, request: Request) -> Result<(Sequence, mpsc::Receiver<Event>), Error> {
+    let (config, lease) = (&admission.config, admission.generation());
     let (mix, regime) = (lease.mix(&request.mix)?, lease.regime(&request.mix)?);
     let seed = request.seed.unwrap_or_else(fresh_seed);
     let fixed = request.prompt.len() + request.after.iter().flatten().count();
@@ -77,12 +74,7 @@ pub fn text(
         true => holes,
         false => 1,
     };
-    let tenant = Tenant {
-        variant: lease.payer(&request.mix),
-        banks: lease.banks(&mix).into(),
-        priority: request.priority,
-        cost: block_size,
-    };
+    let tenant = tenant(admission, &request.mix, request.priority, block_size, lease.banks(&mix));
     let (sender, events) = stream::channel(config.unread);
     let work = Work::Text(Box::new(Text {
         sampler,
@@ -101,10 +93,10 @@ pub fn text(
 
 /// A sequence for a score, and the receiving end of its reply.
 pub fn score(
-    config: &EngineConfig,
-    lease: Arc<Generation>,
+    admission: &Admission,
     request: ScoreRequest,
 ) -> Result<(Sequence, oneshot::Receiver<Result<Score, Error>>), Error> {
+    let (config, lease) = (&admission.config, admission.generation());
     let (mix, regime) = (lease.mix(&request.mix)?, lease.regime(&request.mix)?);
     let seed = request.seed.unwrap_or_else(fresh_seed);
     let (written, limit) = (
@@ -120,12 +112,8 @@ pub fn score(
     let scorer = Scorer::new(network, regime, tokens, given, request.samples, chunk, seed)?;
     // Clean blocks are written while copies of the chunk before them are still evaluated.
     let span = network.model_length + 2 * chunk;
-    let tenant = Tenant {
-        variant: lease.payer(&request.mix),
-        banks: lease.banks(&mix).into(),
-        priority: Priority::Batch,
-        cost: regime.block.unwrap_or(written),
-    };
+    let cost = regime.block.unwrap_or(written);
+    let tenant = tenant(admission, &request.mix, Priority::Batch, cost, lease.banks(&mix));
     let (sender, reply) = oneshot::channel();
     let work = Work::Score(Box::new(Scoring {
         scorer,
@@ -136,6 +124,18 @@ pub fn score(
     let pages_needed = pages::needed(written, span, config.page_tokens);
     let sequence = Sequence::new(lease, tenant, (mix, regime), seed, request.deadline, pages_needed, work);
     Ok((sequence, reply))
+}
+
+/// A mix takes of its heaviest variant's share, so that mixes do not add to the shares.
+fn tenant(admission: &Admission, mix: &[(String, f32)], priority: Priority, cost: usize, banks: Vec<usize>) -> Tenant {
+    let heaviest = mix.iter().max_by(|a, b| a.1.total_cmp(&b.1));
+    let name = heaviest.map_or(BASE, |(name, _)| name);
+    Tenant {
+        payer: admission.ledger(|ledger| ledger.payer(name)),
+        priority,
+        cost,
+        banks: banks.into(),
+    }
 }
 
 /// Refuses what has no time left, and what could never start.

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::ledger::BASE;
 use super::{Error, Sampling};
 use crate::model::tokenizer::Tokenizer;
 use crate::model::{Denoiser, Mix, Process, Regime, VariantId};
@@ -47,12 +46,6 @@ impl std::fmt::Display for MemoryPart {
 }
 
 impl Generation {
-    /// Whose share of the engine a mix takes of: its heaviest variant's, so that mixes do not add to the shares.
-    pub fn payer(&self, mix: &[(String, f32)]) -> Arc<str> {
-        let heaviest = mix.iter().max_by(|a, b| a.1.total_cmp(&b.1));
-        heaviest.map_or(BASE, |(name, _)| name).into()
-    }
-
     /// The banks that rows of a mix read.
     pub fn banks(&self, mix: &Mix) -> Vec<usize> {
         let banks = mix.0.iter().flat_map(|(variant, _)| self.denoiser.banks(*variant));

@@ -250,9 +250,9 @@ impl EngineHandle {
     pub fn submit(&self, request: Request) -> Result<EventStream, Error> {
         let admission = &self.door.admission;
         let (client, now) = (request.client.clone(), Instant::now());
-        let (sequence, events) = check::text(&admission.config, admission.generation(), request)?;
+        let (sequence, events) = check::text(admission, request)?;
         check::can_start(&sequence, admission.pages_total, now)?;
-        let request_id = admission.wait(sequence, client, now)?;
+        let request_id = admission.wait(Box::new(sequence), client, now)?;
         Ok(EventStream::new(request_id, events, admission.clone()))
     }
 
@@ -261,9 +261,9 @@ impl EngineHandle {
     pub fn score(&self, request: ScoreRequest) -> Result<ScoreReply, Error> {
         let admission = &self.door.admission;
         let (client, now) = (request.client.clone(), Instant::now());
-        let (sequence, reply) = check::score(&admission.config, admission.generation(), request)?;
+        let (sequence, reply) = check::score(admission, request)?;
         check::can_start(&sequence, admission.pages_total, now)?;
-        admission.wait(sequence, client, now)?;
+        admission.wait(Box::new(sequence), client, now)?;
         Ok(reply)
     }
 

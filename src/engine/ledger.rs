@@ -3,17 +3,24 @@
 //! Virtual-token counters after Sheng et al., "Fairness in Serving Large Language Models" (arXiv 2401.00588): a counter grows by
 //! the tokens evaluated over the weight, the lowest comes first, and whoever was idle begins at the lowest of those that were not.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::request::Priority;
 use super::scheduler::Account;
 
+/// Whom the ledger knows: a variant, or the [`BASE`]. All that is asked of it is found without looking for its name.
+#[derive(Debug)]
+pub struct Payer {
+    pub name: Arc<str>,
+    slot: usize,
+}
+
 /// Where a request belongs, and what it costs.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Tenant {
-    /// Whose share it takes of: its variant, the heaviest one of a mix, or [`BASE`].
-    pub variant: Arc<str>,
+    /// Whose share it takes of: its variant, or the heaviest one of a mix.
+    pub payer: Arc<Payer>,
     pub priority: Priority,
     /// Tokens of a usual evaluation.
     pub cost: usize,
@@ -22,15 +29,18 @@ pub struct Tenant {
 }
 
 impl Tenant {
-    fn key(&self) -> (Priority, Arc<str>) {
-        (self.priority, self.variant.clone())
+    /// Dense over payers and priorities.
+    fn key(&self) -> usize {
+        PRIORITIES * self.payer.slot + self.priority as usize
     }
 
     /// Whether both take of one share.
     pub fn shares_with(&self, other: &Tenant) -> bool {
-        self.priority == other.priority && self.variant == other.variant
+        self.key() == other.key()
     }
 }
+
+const PRIORITIES: usize = 2;
 
 /// What the base is called among variants; none has this name.
 pub const BASE: &str = "base";
@@ -50,136 +60,263 @@ pub struct Service {
     pub generated: u64,
 }
 
-/// Virtual tokens by key, and whether there was work when it was last asked.
-#[derive(Debug)]
-struct Counters<K> {
-    of: BTreeMap<K, (f64, bool)>,
+/// Virtual tokens by key.
+#[derive(Debug, Default)]
+struct Counters {
+    of: Vec<Counter>,
+    /// Those that say more than the floor, or had work when it was last asked.
+    known: Vec<usize>,
     floor: f64,
 }
 
-impl<K: Ord> Counters<K> {
-    fn new() -> Self {
-        let (of, floor) = (BTreeMap::new(), 0.0);
-        Counters { of, floor }
+#[derive(Clone, Debug, Default)]
+struct Counter {
+    /// The floor, where it is not known.
+    tokens: f64,
+    known: bool,
+    /// Whether there was work when it was last asked.
+    was: bool,
+    active: bool,
+}
+
+impl Counters {
+    fn entry(&mut self, key: usize) -> &mut Counter {
+        if key >= self.of.len() {
+            self.of.resize(key + 1, Counter::default());
+        }
+        let counter = &mut self.of[key];
+        if !counter.known {
+            (counter.tokens, counter.known) = (self.floor, true);
+            self.known.push(key);
+        }
+        counter
     }
 
     /// Lifts those that were idle. `active` is whoever has work; counters that say no more than the floor are forgotten.
-    fn settle(&mut self, active: impl Iterator<Item = K>) {
-        let active: BTreeSet<K> = active.collect();
+    fn settle(&mut self, active: impl Iterator<Item = usize>) {
+        active.for_each(|key| self.entry(key).active = true);
         let lowest = |all: bool| {
-            let of = self
-                .of
-                .iter()
-                .filter(|(key, (_, was))| *was && (all || active.contains(key)));
-            of.map(|(_, (counter, _))| *counter).min_by(f64::total_cmp)
+            let known = self.known.iter().map(|&key| &self.of[key]);
+            let of = known.filter(|counter| counter.was && (all || counter.active));
+            of.map(|counter| counter.tokens).min_by(f64::total_cmp)
         };
         let floor = lowest(false).or_else(|| lowest(true)).unwrap_or(0.0).max(self.floor);
         self.floor = floor;
-        self.of.retain(|key, (counter, was)| {
-            *was = active.contains(key);
-            *counter = if *was { counter.max(floor) } else { *counter };
-            *was || *counter > floor
+        self.known.retain(|&key| {
+            let counter = &mut self.of[key];
+            counter.was = std::mem::take(&mut counter.active);
+            if counter.was {
+                counter.tokens = counter.tokens.max(floor);
+            }
+            counter.known = counter.was || counter.tokens > floor;
+            counter.known
         });
-        for key in active {
-            self.of.entry(key).or_insert((floor, true));
+    }
+
+    fn charge(&mut self, key: usize, tokens: f64) {
+        let is_new = !self.of.get(key).is_some_and(|counter| counter.known);
+        let counter = self.entry(key);
+        counter.tokens += tokens;
+        counter.was |= is_new;
+    }
+
+    fn get(&self, key: usize) -> f64 {
+        let known = self.of.get(key).filter(|counter| counter.known);
+        known.map_or(self.floor, |counter| counter.tokens)
+    }
+
+    fn forget(&mut self, key: usize) {
+        self.known.retain(|&known| known != key);
+        if let Some(counter) = self.of.get_mut(key) {
+            *counter = Counter::default();
         }
-    }
-
-    fn charge(&mut self, key: K, tokens: f64) {
-        self.of.entry(key).or_insert((self.floor, true)).0 += tokens;
-    }
-
-    fn get(&self, key: &K) -> f64 {
-        self.of.get(key).map_or(self.floor, |(counter, _)| *counter)
     }
 }
 
-/// Every variant's counter and service. Those of variants without work and without debt take no room, but for their [`Service`].
+/// Every variant's counter and service.
 #[derive(Debug)]
 pub struct Ledger {
     weights: BTreeMap<String, f64>,
+    slots: Vec<Slot>,
+    by_name: BTreeMap<Arc<str>, usize>,
+    /// Slots that nobody has.
+    free: Vec<usize>,
     /// Within each priority, so that what was left over and used is not held against what somebody waits for.
-    variants: Counters<(Priority, Arc<str>)>,
-    priorities: Counters<Priority>,
-    service: BTreeMap<Arc<str>, Service>,
-    /// Of the evaluations that its texts could take at most, the part that they usually do.
-    usual: BTreeMap<Arc<str>, f64>,
+    variants: Counters,
+    priorities: Counters,
+}
+
+#[derive(Debug)]
+struct Slot {
+    payer: Arc<Payer>,
+    weight: f64,
+    service: Service,
+    /// Of the evaluations that its texts could take at most, the part that they usually do; `None` until any was finished.
+    usual: Option<f64>,
 }
 
 /// How much that part follows the last text.
 const FOLLOW: f64 = 1.0 / 8.0;
+
+/// What is under way of one payer and priority.
+#[derive(Clone, Debug)]
+pub struct Work {
+    pub payer: Arc<Payer>,
+    pub priority: Priority,
+    pub sequences: usize,
+    /// Evaluations still to be made, usually.
+    pub evaluations: u64,
+}
+
+impl Work {
+    pub fn is_of(&self, tenant: &Tenant) -> bool {
+        self.priority == tenant.priority && Arc::ptr_eq(&self.payer, &tenant.payer)
+    }
+}
 
 impl Ledger {
     /// Variants without a weight have 1.
     pub fn new(weights: BTreeMap<String, f64>) -> Self {
         Ledger {
             weights,
-            variants: Counters::new(),
-            priorities: Counters::new(),
-            service: BTreeMap::new(),
-            usual: BTreeMap::new(),
+            slots: Vec::new(),
+            by_name: BTreeMap::new(),
+            free: Vec::new(),
+            variants: Counters::default(),
+            priorities: Counters::default(),
         }
+    }
+
+    /// The payer of this name.
+    pub fn payer(&mut self, name: &str) -> Arc<Payer> {
+        if let Some(&slot) = self.by_name.get(name) {
+            return self.slots[slot].payer.clone();
+        }
+        let slot = self.free.pop().unwrap_or(self.slots.len());
+        let name: Arc<str> = name.into();
+        let payer = Arc::new(Payer {
+            name: name.clone(),
+            slot,
+        });
+        let new = Slot {
+            payer: payer.clone(),
+            weight: self.given_weight(&name),
+            service: Service::default(),
+            usual: None,
+        };
+        match self.slots.get_mut(slot) {
+            Some(free) => *free = new,
+            None => self.slots.push(new),
+        }
+        self.by_name.insert(name, slot);
+        payer
+    }
+
+    /// Keys of all payers.
+    fn keys(&self) -> usize {
+        PRIORITIES * self.slots.len()
     }
 
     /// To be told before every decision who has work, waiting or running.
     pub fn settle<'a>(&mut self, active: impl Iterator<Item = &'a Tenant> + Clone) {
         self.variants.settle(active.clone().map(Tenant::key));
-        self.priorities.settle(active.map(|tenant| tenant.priority));
+        self.priorities.settle(active.map(|tenant| tenant.priority as usize));
     }
 
     pub fn charge(&mut self, tenant: &Tenant, tokens: usize) {
         let cost = tokens as f64;
-        let weight = self.weight(&tenant.variant);
-        self.variants.charge(tenant.key(), cost / weight);
-        self.priorities.charge(tenant.priority, cost / part(tenant.priority));
-        self.service.entry(tenant.variant.clone()).or_default().evaluated += tokens as u64;
+        let slot = &mut self.slots[tenant.payer.slot];
+        slot.service.evaluated += tokens as u64;
+        self.variants.charge(tenant.key(), cost / slot.weight);
+        let priority = tenant.priority;
+        self.priorities.charge(priority as usize, cost / part(priority));
     }
 
-    pub fn made(&mut self, variant: &Arc<str>, tokens: usize) {
-        self.service.entry(variant.clone()).or_default().generated += tokens as u64;
+    pub fn made(&mut self, payer: &Payer, tokens: usize) {
+        self.slots[payer.slot].service.generated += tokens as u64;
     }
 
     /// A text of the variant took so many evaluations, of so many that it could have.
-    pub fn took(&mut self, variant: &Arc<str>, (evaluations, most): (u32, u32)) {
+    pub fn took(&mut self, payer: &Payer, (evaluations, most): (u32, u32)) {
         let part = (f64::from(evaluations) / f64::from(most.max(1))).min(1.0);
-        let usual = self.usual.entry(variant.clone()).or_insert(part);
+        let usual = self.slots[payer.slot].usual.get_or_insert(part);
         *usual += FOLLOW * (part - *usual);
     }
 
-    /// Forgets what variants have had that are not served any more.
+    /// Forgets variants that are not served any more and that no request is of.
     pub fn keep(&mut self, served: impl Fn(&str) -> bool) {
-        let stays = |name: &str| name == BASE || served(name);
-        self.service.retain(|name, _| stays(name));
-        self.usual.retain(|name, _| stays(name));
+        let slots = &self.slots;
+        let gone = self.by_name.extract_if(.., |name, slot| {
+            **name != *BASE && !served(name) && Arc::strong_count(&slots[*slot].payer) == 1
+        });
+        for (_, slot) in gone {
+            (0..PRIORITIES).for_each(|priority| self.variants.forget(PRIORITIES * slot + priority));
+            self.free.push(slot);
+        }
     }
 
     /// Of the evaluations that a text of the variant can take, the part that one usually does; `None` until any was finished.
-    pub fn usual(&self, variant: &str) -> Option<f64> {
-        self.usual.get(variant).copied()
+    pub fn usual(&self, payer: &Payer) -> Option<f64> {
+        self.slots[payer.slot].usual
     }
 
-    pub fn weight(&self, variant: &str) -> f64 {
+    pub fn weight(&self, payer: &Payer) -> f64 {
+        self.slots[payer.slot].weight
+    }
+
+    /// The weight of a variant and what it has had, whether or not it is known.
+    pub fn standing(&self, variant: &str) -> (f64, Service) {
+        match self.by_name.get(variant) {
+            Some(&slot) => (self.slots[slot].weight, self.slots[slot].service),
+            None => (self.given_weight(variant), Service::default()),
+        }
+    }
+
+    fn given_weight(&self, variant: &str) -> f64 {
         self.weights.get(variant).copied().unwrap_or(1.0)
     }
 
-    pub fn service(&self, variant: &str) -> Service {
-        self.service.get(variant).copied().unwrap_or_default()
+    /// The weights of all these payers together, each counted once.
+    pub fn weights<'a>(&self, payers: impl Iterator<Item = &'a Arc<Payer>>) -> f64 {
+        let mut counted = vec![false; self.slots.len()];
+        let new = payers.filter(|payer| !std::mem::replace(&mut counted[payer.slot], true));
+        new.map(|payer| self.weight(payer)).sum()
     }
 
     /// The accounts of these, and which one each has.
     pub fn accounts<'a>(&self, tenants: impl Iterator<Item = &'a Tenant>) -> (Vec<usize>, Vec<Account>) {
-        let (mut accounts, mut numbers) = (Vec::new(), BTreeMap::new());
+        let (mut accounts, mut numbers) = (Vec::new(), vec![None; self.keys()]);
         let account = |tenant: &'a Tenant| {
-            *numbers.entry(tenant.key()).or_insert_with(|| {
+            *numbers[tenant.key()].get_or_insert_with(|| {
                 accounts.push(Account {
-                    counter: self.variants.get(&tenant.key()),
-                    weight: self.weight(&tenant.variant),
+                    counter: self.variants.get(tenant.key()),
+                    weight: self.weight(&tenant.payer),
                     banks: tenant.banks.clone(),
                 });
                 accounts.len() - 1
             })
         };
         (tenants.map(account).collect(), accounts)
+    }
+
+    /// What these have under way, of one payer and priority together; each says how much that is where its texts usually take
+    /// this part of what they could.
+    pub fn work<'a>(&self, sequences: impl Iterator<Item = (&'a Tenant, impl Fn(Option<f64>) -> u64)>) -> Vec<Work> {
+        let (mut work, mut numbers) = (Vec::<Work>::new(), vec![None; self.keys()]);
+        for (tenant, evaluations) in sequences {
+            let number = *numbers[tenant.key()].get_or_insert_with(|| {
+                work.push(Work {
+                    payer: tenant.payer.clone(),
+                    priority: tenant.priority,
+                    sequences: 0,
+                    evaluations: 0,
+                });
+                work.len() - 1
+            });
+            work[number].sequences += 1;
+            work[number].evaluations += evaluations(self.usual(&tenant.payer));
+        }
+        work
     }
 }
 
@@ -199,17 +336,17 @@ const LOOKAHEAD: f64 = 32.0;
 #[derive(Debug)]
 pub struct Order<'a> {
     ledger: &'a Ledger,
-    /// Virtual tokens ahead.
-    variants: BTreeMap<(Priority, Arc<str>), f64>,
-    priorities: BTreeMap<Priority, f64>,
+    /// Virtual tokens ahead, by key.
+    variants: Vec<f64>,
+    priorities: [f64; PRIORITIES],
 }
 
 impl<'a> Order<'a> {
     pub fn new<'b>(ledger: &'a Ledger, running: impl Iterator<Item = &'b Tenant>) -> Self {
         let mut order = Order {
             ledger,
-            variants: BTreeMap::new(),
-            priorities: BTreeMap::new(),
+            variants: vec![0.0; ledger.keys()],
+            priorities: [0.0; PRIORITIES],
         };
         running.for_each(|tenant| order.start(tenant));
         order
@@ -218,9 +355,8 @@ impl<'a> Order<'a> {
     /// Counts one that starts.
     pub fn start(&mut self, tenant: &Tenant) {
         let ahead = LOOKAHEAD * tenant.cost as f64;
-        let weight = self.ledger.weight(&tenant.variant);
-        *self.variants.entry(tenant.key()).or_default() += ahead / weight;
-        *self.priorities.entry(tenant.priority).or_default() += ahead / part(tenant.priority);
+        self.variants[tenant.key()] += ahead / self.ledger.weight(&tenant.payer);
+        self.priorities[tenant.priority as usize] += ahead / part(tenant.priority);
     }
 
     /// Who is to start among those that wait, given in the order they came.
@@ -229,13 +365,12 @@ impl<'a> Order<'a> {
     /// service; then who came first.
     pub fn next<'b, I>(&self, waiting: impl Iterator<Item = (I, &'b Tenant)>) -> Option<I> {
         let key = |tenant: &Tenant| {
-            let (priority, key) = (tenant.priority, tenant.key());
-            let ahead = self.priorities.get(&priority).copied().unwrap_or_default();
-            let variant_ahead = self.variants.get(&key).copied().unwrap_or_default();
-            let (had, variant_had) = (self.ledger.priorities.get(&priority), self.ledger.variants.get(&key));
-            (had + ahead, priority, variant_had + variant_ahead)
+            let (key, priority) = (tenant.key(), tenant.priority as usize);
+            let had = self.ledger.priorities.get(priority) + self.priorities[priority];
+            let variant_had = self.ledger.variants.get(key) + self.variants[key];
+            (had, priority, variant_had)
         };
-        let less = |a: &(f64, Priority, f64), b: &(f64, Priority, f64)| {
+        let less = |a: &(f64, usize, f64), b: &(f64, usize, f64)| {
             (a.0.total_cmp(&b.0)).then(a.1.cmp(&b.1)).then(a.2.total_cmp(&b.2))
         };
         let keys = waiting.map(|(index, tenant)| (index, key(tenant)));

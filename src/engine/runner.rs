@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Error;
-use super::admission::{Admission, Work};
+use super::admission::Admission;
 use super::ledger::Tenant;
 use super::pace::{Allowance, Pace};
 use super::pages::Pool;
@@ -20,7 +20,7 @@ pub struct Runner {
     admission: Arc<Admission>,
     pool: Pool,
     /// In the order in which they started. Those of the step under way are not among them.
-    running: Vec<Sequence>,
+    running: Vec<Box<Sequence>>,
     /// Those of the step under way, where others may have steps of their own inside it.
     away: Vec<Away>,
     /// Steps so far.
@@ -254,7 +254,7 @@ impl Runner {
         }
     }
 
-    fn begin(&mut self, started: Vec<Sequence>) {
+    fn begin(&mut self, started: Vec<Box<Sequence>>) {
         let now = Instant::now();
         for mut sequence in started {
             self.tally.reused += sequence.start(&mut self.pool, self.step, now) as u64;
@@ -343,18 +343,22 @@ impl Runner {
             };
             match segments {
                 Some(segments) => {
-                    let tokens = segments.iter().map(|segment| segment.tokens.len()).sum();
-                    self.admission.ledger(|ledger| ledger.charge(&sequence.tenant, tokens));
                     chosen.push((sequence, segments));
                 }
                 None => self.preempt(sequence),
             }
         }
+        self.admission.ledger(|ledger| {
+            for (sequence, segments) in &chosen {
+                let tokens = segments.iter().map(|segment| segment.tokens.len()).sum();
+                ledger.charge(&sequence.tenant, tokens);
+            }
+        });
         Group::of(chosen, &self.admission.materialised)
     }
 
     /// Takes a sequence's pages and lets it wait again, before all others.
-    fn preempt(&mut self, mut sequence: Sequence) {
+    fn preempt(&mut self, mut sequence: Box<Sequence>) {
         self.tally.preempted += 1;
         sequence.give_up_pages(&mut self.pool);
         self.admission.put_back(sequence);
@@ -373,16 +377,15 @@ impl Runner {
             member.sequence.note(&mut self.pool);
             let (tokens, ended) = member.sequence.deliver(member.after, now);
             self.tally.tokens += tokens as u64;
+            let payer = &member.sequence.tenant.payer;
             if tokens > 0 {
-                self.admission
-                    .ledger(|ledger| ledger.made(&member.sequence.tenant.variant, tokens));
+                self.admission.ledger(|ledger| ledger.made(payer, tokens));
             }
             if ended {
                 self.tally.finished += 1;
                 self.tally.took(member.sequence.computed(now));
                 if let Some(made) = member.sequence.evaluations_made() {
-                    let variant = &member.sequence.tenant.variant;
-                    self.admission.ledger(|ledger| ledger.took(variant, made));
+                    self.admission.ledger(|ledger| ledger.took(payer, made));
                 }
                 member.sequence.end(&mut self.pool);
             } else if leaves {
@@ -412,7 +415,7 @@ impl Runner {
         }
     }
 
-    fn give_up(&mut self, sequence: Sequence, error: Error) {
+    fn give_up(&mut self, sequence: Box<Sequence>, error: Error) {
         match error {
             Error::Cancelled => self.tally.cancelled += 1,
             Error::DeadlinePassed { .. } | Error::DeadlineOutOfReach { .. } => self.tally.late += 1,
@@ -430,14 +433,11 @@ impl Runner {
     fn report(&self) {
         let (step, tally, paused) = (self.step, self.tally, self.paused());
         let (pages_used, pages_idle) = (self.pool.used(), self.pool.idle());
-        let running: Vec<Work> = self.admission.ledger(|ledger| {
-            let work = |sequence: &Sequence| Work {
-                tenant: sequence.tenant.clone(),
-                evaluations: sequence.usual_evaluations_left(ledger.usual(&sequence.tenant.variant)),
-            };
-            self.running.iter().map(work).collect()
+        let running = self.admission.ledger(|ledger| {
+            let sequences = self.running.iter();
+            ledger.work(sequences.map(|one| (&one.tenant, |usual| one.usual_evaluations_left(usual))))
         });
-        let count = running.len();
+        let count = self.running.len();
         self.admission.report(running, self.pace.measured(), |status| {
             status.running = count;
             status.paused = paused;

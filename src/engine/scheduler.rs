@@ -1,7 +1,7 @@
 //! Who takes part in the next step, and who makes room for another. Knows neither tensors nor tokens, only how many each would
 //! bring.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::ledger::BATCH_PART;
@@ -68,18 +68,19 @@ pub fn choose(claims: &[Claim], accounts: &[Account], budget: usize, now: u64) -
     let batch = (0..claims.len()).any(|index| of(Priority::Batch)(&index));
     let kept_back = if batch { budget / BATCH_PART } else { 0 };
     let mut left = budget - kept_back;
-    let mut banks = BTreeSet::new();
+    let most_banks = accounts.iter().flat_map(|account| account.banks.iter()).max();
+    let mut read = vec![false; most_banks.map_or(0, |bank| bank + 1)];
     let (mut shares, mut misfits) = (Vec::with_capacity(claims.len()), Vec::new());
     for priority in [Priority::Interactive, Priority::Batch] {
-        let mut order: Vec<usize> = (0..claims.len()).filter(of(priority)).collect();
-        order.sort_by_key(|&index| (claims[index].turn(), claims[index].served)); // stable: ties by arrival
-        let mut queues: BTreeMap<usize, VecDeque<usize>> = BTreeMap::new();
-        for index in order {
-            queues.entry(claims[index].account).or_default().push_back(index);
-        }
+        let mut queues = queues(claims, (0..claims.len()).filter(of(priority)));
         let mut first = true;
-        while let Some(account) = lowest(&queues, claims, accounts, &counters, &banks) {
-            let Some(index) = queues.get_mut(&account).and_then(VecDeque::pop_front) else {
+        while let Some(at) = lowest(&queues, accounts, &counters, &read) {
+            let account = queues[at].account;
+            let index = queues[at].claims.pop_front();
+            if queues[at].claims.is_empty() {
+                queues.remove(at);
+            }
+            let Some((_, _, index)) = index else {
                 break;
             };
             let Claim { tokens, elastic, .. } = claims[index];
@@ -89,7 +90,7 @@ pub fn choose(claims: &[Claim], accounts: &[Account], budget: usize, now: u64) -
             }
             let tokens = if elastic { tokens.max(left) } else { tokens };
             left = left.saturating_sub(tokens);
-            banks.extend(accounts[account].banks.iter());
+            accounts[account].banks.iter().for_each(|&bank| read[bank] = true);
             counters[account] += tokens as f64 / accounts[account].weight;
             shares.push(Share { index, tokens });
             first = false;
@@ -149,26 +150,46 @@ pub fn short(claims: &[Claim], budget: usize) -> usize {
     }
 }
 
-/// The account whose first claim comes next; `banks` are those that the step reads so far.
-fn lowest(
-    queues: &BTreeMap<usize, VecDeque<usize>>,
-    claims: &[Claim],
-    accounts: &[Account],
-    counters: &[f64],
-    banks: &BTreeSet<usize>,
-) -> Option<usize> {
-    let key = |(&account, queue): (&usize, &VecDeque<usize>)| Some((account, &claims[*queue.front()?]));
-    let firsts = || queues.iter().filter_map(key);
-    let turn = firsts().map(|(_, first)| first.turn()).min()?;
-    let in_turn = || firsts().filter(|(_, first)| first.turn() == turn);
-    let least = in_turn().map(|(account, _)| counters[account]).min_by(f64::total_cmp)?;
-    let added = |account: usize| {
-        let own = accounts[account].banks.iter();
-        own.filter(|bank| !banks.contains(bank)).count()
-    };
+/// One account's claims, in their order: turn, when last served, index. Never empty.
+struct Queue {
+    account: usize,
+    claims: VecDeque<(u8, u64, usize)>,
+}
+
+/// By account.
+fn queues(claims: &[Claim], of: impl Iterator<Item = usize>) -> Vec<Queue> {
+    let accounts = claims.iter().map(|claim| claim.account + 1).max().unwrap_or(0);
+    let mut queues: Vec<Queue> = (0..accounts)
+        .map(|account| Queue {
+            account,
+            claims: VecDeque::new(),
+        })
+        .collect();
+    for index in of {
+        let claim = &claims[index];
+        queues[claim.account]
+            .claims
+            .push_back((claim.turn(), claim.served, index));
+    }
+    queues.retain_mut(|queue| {
+        queue.claims.make_contiguous().sort_unstable(); // of equals who came first
+        !queue.claims.is_empty()
+    });
+    queues
+}
+
+/// Whose first claim comes next, among `queues`; `read` are the banks that the step reads so far.
+fn lowest(queues: &[Queue], accounts: &[Account], counters: &[f64], read: &[bool]) -> Option<usize> {
+    let turn = |queue: &Queue| queue.claims.front().map_or(u8::MAX, |first| first.0);
+    let next = queues.iter().map(turn).min()?;
+    let in_turn = || (queues.iter().enumerate()).filter(|(_, queue)| turn(queue) == next);
+    let counter = |(_, queue): &(usize, &Queue)| counters[queue.account];
+    let least = in_turn().map(|queue| counter(&queue)).min_by(f64::total_cmp)?;
+    let added = |account: usize| accounts[account].banks.iter().filter(|&&bank| !read[bank]).count();
     in_turn()
-        .filter(|(account, _)| counters[*account] <= least + ABOUT)
-        .map(|(account, _)| (added(account), counters[account], account))
+        .map(|queue| (counter(&queue), queue))
+        .filter(|(counter, _)| *counter <= least + ABOUT)
+        .map(|(counter, (at, queue))| (added(queue.account), counter, at))
         .min_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)))
         .map(|key| key.2)
 }

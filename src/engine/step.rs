@@ -25,7 +25,7 @@ pub struct Group {
 }
 
 pub struct Member {
-    pub sequence: Sequence,
+    pub sequence: Box<Sequence>,
     /// What is its own of a step's tokens and of its rows of logits; one of the two is empty.
     drawn: Range<usize>,
     logits: Range<usize>,
@@ -52,7 +52,7 @@ impl Failure {
 
 impl Group {
     /// One group for each generation among the sequences, and one more for each materialised mix.
-    pub fn of(chosen: Vec<(Sequence, Vec<Segment>)>, materialised: &Materialised) -> Vec<Group> {
+    pub fn of(chosen: Vec<(Box<Sequence>, Vec<Segment>)>, materialised: &Materialised) -> Vec<Group> {
         let rows = |segments: &[Segment]| segments.iter().map(|segment| segment.tokens.len()).sum();
         let work: Vec<_> = chosen
             .iter()
@@ -66,7 +66,7 @@ impl Group {
         groups
     }
 
-    fn join(groups: &mut Vec<Group>, single: Option<Arc<Single>>, sequence: Sequence, segments: Vec<Segment>) {
+    fn join(groups: &mut Vec<Group>, single: Option<Arc<Single>>, sequence: Box<Sequence>, segments: Vec<Segment>) {
         let same = |group: &Group| {
             Arc::ptr_eq(&group.lease, &sequence.lease)
                 && group.single.as_ref().map(Arc::as_ptr) == single.as_ref().map(Arc::as_ptr)
@@ -148,13 +148,17 @@ impl Group {
     }
 
     /// Gives every sequence what is its own of the outcome. What scores does so here, and depends on its own rows only, so
-    /// sequences may do so side by side.
+    /// sequences may do so side by side; for drawn tokens alone other threads are not worth waking.
     pub fn sample(&mut self, outcome: &Outcome) {
-        self.members.par_iter_mut().for_each(|member| {
+        let sample = |member: &mut Member| {
             let rows: Vec<&[f32]> = (member.logits.clone()).map(|row| outcome.logits.row(row)).collect();
             let drawn = &outcome.drawn[member.drawn.clone()];
             member.after = member.sequence.accept(drawn, &rows);
-        });
+        };
+        match outcome.logits.data.is_empty() {
+            true => self.members.iter_mut().for_each(sample),
+            false => self.members.par_iter_mut().for_each(sample),
+        }
     }
 }
 

@@ -3,9 +3,9 @@
 use super::*;
 use proptest::prelude::*;
 
-fn tenant(variant: &str, priority: Priority, cost: usize) -> Tenant {
+fn tenant(ledger: &mut Ledger, variant: &str, priority: Priority, cost: usize) -> Tenant {
     Tenant {
-        variant: variant.into(),
+        payer: ledger.payer(variant),
         priority,
         cost,
         banks: [].into(),
@@ -13,11 +13,11 @@ fn tenant(variant: &str, priority: Priority, cost: usize) -> Tenant {
 }
 
 fn counter(ledger: &Ledger, tenant: &Tenant) -> f64 {
-    ledger.variants.get(&tenant.key())
+    ledger.variants.get(tenant.key())
 }
 
-fn interactive(variant: &str) -> Tenant {
-    tenant(variant, Priority::Interactive, 4)
+fn interactive(ledger: &mut Ledger, variant: &str) -> Tenant {
+    tenant(ledger, variant, Priority::Interactive, 4)
 }
 
 /// One step of `places` sequences: those that are free go to whoever is next, all that run are served, those done leave.
@@ -62,23 +62,25 @@ impl Engine {
     }
 
     fn evaluated(&self, variant: &str) -> f64 {
-        self.ledger.service(variant).evaluated as f64
+        self.ledger.standing(variant).1.evaluated as f64
     }
 }
 
 #[test]
 fn places_that_become_free_at_once_are_shared() {
     let mut engine = Engine::new(6, &[]);
-    engine.waiting.extend((0..20).map(|_| (interactive("noisy"), 50)));
-    engine.waiting.extend((0..20).map(|_| (interactive("quiet"), 50)));
+    let [noisy, quiet] = ["noisy", "quiet"].map(|name| interactive(&mut engine.ledger, name));
+    for tenant in [noisy, quiet.clone()] {
+        engine.waiting.extend(std::iter::repeat_n((tenant, 50), 20));
+    }
     let started = engine.step();
-    assert_eq!(started.iter().filter(|tenant| &*tenant.variant == "quiet").count(), 3);
+    assert_eq!(started.iter().filter(|tenant| tenant.shares_with(&quiet)).count(), 3);
 }
 
 #[test]
 fn whoever_was_idle_has_no_credit_and_keeps_its_debt() {
     let mut ledger = Ledger::new(BTreeMap::new());
-    let (a, b) = (interactive("a"), interactive("b"));
+    let [a, b] = ["a", "b"].map(|name| interactive(&mut ledger, name));
     ledger.settle([&a].into_iter());
     ledger.charge(&a, 1000);
     ledger.settle([&a, &b].into_iter());
@@ -96,8 +98,8 @@ fn whoever_was_idle_has_no_credit_and_keeps_its_debt() {
     ledger.charge(&a, 900);
     ledger.settle([&a].into_iter());
     assert_eq!(counter(&ledger, &b), 2000.0);
-    assert_eq!(ledger.variants.of.len(), 1, "what the floor says is forgotten");
-    assert_eq!(ledger.service("a").evaluated, 2000);
+    assert_eq!(ledger.variants.known.len(), 1, "what the floor says is forgotten");
+    assert_eq!(ledger.standing("a").1.evaluated, 2000);
 }
 
 #[test]
@@ -105,10 +107,17 @@ fn batch_takes_what_is_left_and_its_part_where_nothing_is() {
     for places in [1, 4, 16] {
         let mut engine = Engine::new(places, &[]);
         let (mut had, mut batch_had) = (0, 0);
+        let both = [
+            interactive(&mut engine.ledger, "a"),
+            tenant(&mut engine.ledger, "b", Priority::Batch, 4),
+        ];
         for step in 0..4000 {
-            for wanted in [interactive("a"), tenant("b", Priority::Batch, 4)] {
-                let waits = engine.waiting.iter().filter(|(tenant, _)| *tenant == wanted).count();
-                engine.waiting.extend(std::iter::repeat_n((wanted, 10), 20 - waits));
+            for wanted in &both {
+                let waits = engine.waiting.iter().filter(|(tenant, _)| tenant.shares_with(wanted));
+                let missing = 20 - waits.count();
+                engine
+                    .waiting
+                    .extend(std::iter::repeat_n((wanted.clone(), 10), missing));
             }
             let started = engine.step();
             assert!(step > 0 || started[0].priority == Priority::Interactive);
@@ -125,9 +134,8 @@ fn batch_takes_what_is_left_and_its_part_where_nothing_is() {
         );
     }
     let mut engine = Engine::new(4, &[]);
-    engine
-        .waiting
-        .extend((0..9).map(|_| (tenant("b", Priority::Batch, 4), 10)));
+    let batch = tenant(&mut engine.ledger, "b", Priority::Batch, 4);
+    engine.waiting.extend(std::iter::repeat_n((batch, 10), 9));
     assert_eq!(engine.step().len(), 4, "alone it has all");
 }
 
@@ -144,13 +152,14 @@ proptest! {
         let names: Vec<String> = (0..weights.len()).map(|index| format!("v{index}")).collect();
         let pairs: Vec<(&str, f64)> = names.iter().map(String::as_str).zip(weights.iter().copied()).collect();
         let mut engine = Engine::new(places, &pairs);
+        let ledger = &mut engine.ledger;
+        let shape = |(name, (steps, cost)): (&String, &(usize, usize))| (tenant(ledger, name, Priority::Interactive, *cost), *steps);
+        let requests: Vec<(Tenant, usize)> = names.iter().zip(&shapes).map(shape).collect();
         for _ in 0..3000 {
-            for (index, name) in names.iter().enumerate() {
-                let (steps, cost) = shapes[index];
+            for (index, request) in requests.iter().enumerate() {
                 let wanted = if index == 0 { 10 * places } else { places };
-                let waits = engine.waiting.iter().filter(|(tenant, _)| *tenant.variant == **name).count();
-                let more = std::iter::repeat_n((tenant(name, Priority::Interactive, cost), steps), wanted - waits);
-                engine.waiting.extend(more);
+                let waits = engine.waiting.iter().filter(|(tenant, _)| tenant.shares_with(&request.0)).count();
+                engine.waiting.extend(std::iter::repeat_n(request.clone(), wanted - waits));
             }
             engine.step();
         }
@@ -163,7 +172,7 @@ proptest! {
 #[test]
 fn what_texts_usually_take_follows_those_that_were_finished() {
     let mut ledger = Ledger::new(BTreeMap::new());
-    let quick: Arc<str> = "quick".into();
+    let [quick, another] = ["quick", "another"].map(|name| ledger.payer(name));
     assert_eq!(ledger.usual(&quick), None);
     ledger.took(&quick, (80, 40));
     assert_eq!(ledger.usual(&quick), Some(1.0), "more than all is all");
@@ -173,17 +182,55 @@ fn what_texts_usually_take_follows_those_that_were_finished() {
         assert!((0.25..before).contains(&ledger.usual(&quick).unwrap()));
     }
     assert!(ledger.usual(&quick).unwrap() < 0.26);
-    assert_eq!(ledger.usual("another"), None);
+    assert_eq!(ledger.usual(&another), None);
 }
 
 #[test]
-fn what_is_served_no_more_is_forgotten() {
-    let mut ledger = Ledger::new(BTreeMap::new());
+fn what_is_served_no_more_and_has_no_requests_is_forgotten_and_its_slot_is_anothers() {
+    let mut ledger = Ledger::new(BTreeMap::from([("new".to_owned(), 3.0)]));
     for name in ["kept", "gone", BASE] {
-        ledger.made(&name.into(), 3);
-        ledger.took(&name.into(), (1, 4));
+        let one = interactive(&mut ledger, name);
+        ledger.made(&one.payer, 3);
+        ledger.took(&one.payer, (1, 4));
+        ledger.charge(&one, 1000);
     }
+    let leased = interactive(&mut ledger, "leased");
+    ledger.charge(&leased, 1000);
+    ledger.settle(std::iter::once(&leased));
     ledger.keep(|name| name == "kept");
-    let known = ["kept", "gone", BASE].map(|name| (ledger.service(name).generated, ledger.usual(name)));
-    assert_eq!(known, [(3, Some(0.25)), (0, None), (3, Some(0.25))]);
+    let had = |ledger: &Ledger, name: &str| ledger.standing(name).1.evaluated;
+    let known = ["kept", "gone", BASE, "leased"].map(|name| had(&ledger, name));
+    assert_eq!(known, [1000, 0, 1000, 1000]);
+    let new = interactive(&mut ledger, "new");
+    assert_eq!(ledger.slots.len(), 4);
+    assert_eq!((ledger.usual(&new.payer), had(&ledger, "new")), (None, 0));
+    assert_eq!(
+        (ledger.weight(&new.payer), counter(&ledger, &new)),
+        (3.0, 1000.0),
+        "no debt"
+    );
+    assert_eq!(ledger.standing("nobody").0, 1.0);
+    drop(leased);
+    ledger.keep(|name| name == "kept");
+    assert_eq!(had(&ledger, "leased"), 0);
+}
+
+#[test]
+fn work_is_summed_by_variant_and_priority() {
+    let mut ledger = Ledger::new(BTreeMap::from([("a".to_owned(), 2.0)]));
+    let a = interactive(&mut ledger, "a");
+    let (batch, b) = (
+        tenant(&mut ledger, "a", Priority::Batch, 4),
+        interactive(&mut ledger, "b"),
+    );
+    ledger.took(&a.payer, (1, 2));
+    let evaluations = |usual: Option<f64>| usual.map_or(7, |part| (10.0 * part) as u64);
+    let work = ledger.work([&a, &b, &batch, &a].into_iter().map(|tenant| (tenant, evaluations)));
+    let of = |tenant: &Tenant| {
+        let work = work.iter().find(|work| work.is_of(tenant)).unwrap();
+        (work.sequences, work.evaluations)
+    };
+    assert_eq!((of(&a), of(&batch), of(&b), work.len()), ((2, 10), (1, 5), (1, 7), 3));
+    let payers: Vec<Arc<Payer>> = work.iter().map(|work| work.payer.clone()).collect();
+    assert_eq!(ledger.weights(payers.iter()), 3.0, "each once");
 }
