@@ -127,6 +127,7 @@ fn between(sequences: usize, step_tokens: usize) -> (f64, f64) {
         max_running: sequences,
         queue: sequences,
         step_tokens,
+        kv_bytes: 512 << 20, // for all of them
         ..EngineConfig::default()
     };
     let engine = Engine::start(config, generation).expect("an engine");

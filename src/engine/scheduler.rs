@@ -1,7 +1,6 @@
 //! Who takes part in the next step, and who makes room for another. Knows neither tensors nor tokens, only how many each would
 //! bring.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::ledger::BATCH_PART;
@@ -63,7 +62,6 @@ const ABOUT: f64 = 32.0;
 /// about as low, who adds fewest banks to the step), and of a variant who was served longest ago. The first one of each priority always fits. So a long prefill and many denoising rows take
 /// turns, nobody starves, and no claim is left out that would have fitted into what is left.
 pub fn choose(claims: &[Claim], accounts: &[Account], budget: usize, now: u64) -> Step {
-    let mut counters: Vec<f64> = accounts.iter().map(|account| account.counter).collect();
     let of = |priority| move |&index: &usize| claims[index].priority == priority;
     let batch = (0..claims.len()).any(|index| of(Priority::Batch)(&index));
     let kept_back = if batch { budget / BATCH_PART } else { 0 };
@@ -72,16 +70,24 @@ pub fn choose(claims: &[Claim], accounts: &[Account], budget: usize, now: u64) -
     let mut read = vec![false; most_banks.map_or(0, |bank| bank + 1)];
     let (mut shares, mut misfits) = (Vec::with_capacity(claims.len()), Vec::new());
     for priority in [Priority::Interactive, Priority::Batch] {
-        let mut queues = queues(claims, (0..claims.len()).filter(of(priority)));
-        let mut first = true;
-        while let Some(at) = lowest(&queues, accounts, &counters, &read) {
-            let account = queues[at].account;
-            let index = queues[at].claims.pop_front();
-            if queues[at].claims.is_empty() {
-                queues.remove(at);
-            }
-            let Some((_, _, index)) = index else {
+        let of_this = || (0..claims.len()).filter(of(priority));
+        let mut queues = queues(claims, accounts, of_this());
+        let smallest = of_this().map(|index| claims[index].tokens).min().unwrap_or(0);
+        let later = if priority == Priority::Interactive {
+            kept_back
+        } else {
+            0
+        };
+        let (mut first, before) = (true, misfits.len());
+        while let Some(at) = lowest(&queues, &read) {
+            if misfits.len() > before && left + later < smallest {
+                // Nothing fits any more, now or later: whose turn it would have been does not matter.
+                misfits.extend(queues.iter().flat_map(Queue::indices));
                 break;
+            }
+            let Some(index) = queues[at].pop() else {
+                queues.remove(at);
+                continue;
             };
             let Claim { tokens, elastic, .. } = claims[index];
             if tokens > left && !first {
@@ -90,16 +96,12 @@ pub fn choose(claims: &[Claim], accounts: &[Account], budget: usize, now: u64) -
             }
             let tokens = if elastic { tokens.max(left) } else { tokens };
             left = left.saturating_sub(tokens);
-            accounts[account].banks.iter().for_each(|&bank| read[bank] = true);
-            counters[account] += tokens as f64 / accounts[account].weight;
+            queues[at].pay(tokens);
+            queues[at].account.banks.iter().for_each(|&bank| read[bank] = true);
             shares.push(Share { index, tokens });
             first = false;
         }
-        left += if priority == Priority::Interactive {
-            kept_back
-        } else {
-            0
-        };
+        left += later;
     }
     // Batch claims may have used less than was kept back for them.
     misfits.retain(|&index| {
@@ -150,46 +152,62 @@ pub fn short(claims: &[Claim], budget: usize) -> usize {
     }
 }
 
-/// One account's claims, in their order: turn, when last served, index. Never empty.
-struct Queue {
-    account: usize,
-    claims: VecDeque<(u8, u64, usize)>,
+/// One account's claims, in their order.
+struct Queue<'a> {
+    account: &'a Account,
+    /// The account's, with what it gets in this step.
+    counter: f64,
+    /// Turn, when last served, index: the next one last.
+    claims: Vec<(u8, u64, usize)>,
 }
 
-/// By account.
-fn queues(claims: &[Claim], of: impl Iterator<Item = usize>) -> Vec<Queue> {
-    let accounts = claims.iter().map(|claim| claim.account + 1).max().unwrap_or(0);
-    let mut queues: Vec<Queue> = (0..accounts)
-        .map(|account| Queue {
-            account,
-            claims: VecDeque::new(),
-        })
-        .collect();
+impl Queue<'_> {
+    /// The next claim's; after all others' where there is none.
+    fn turn(&self) -> u8 {
+        self.claims.last().map_or(u8::MAX, |claim| claim.0)
+    }
+
+    fn pop(&mut self) -> Option<usize> {
+        self.claims.pop().map(|claim| claim.2)
+    }
+
+    fn indices(&self) -> impl Iterator<Item = usize> {
+        self.claims.iter().map(|claim| claim.2)
+    }
+
+    fn pay(&mut self, tokens: usize) {
+        self.counter += tokens as f64 / self.account.weight;
+    }
+}
+
+/// By account, but for those without a claim.
+fn queues<'a>(claims: &[Claim], accounts: &'a [Account], of: impl Iterator<Item = usize>) -> Vec<Queue<'a>> {
+    let queue = |account: &'a Account| Queue {
+        account,
+        counter: account.counter,
+        claims: Vec::new(),
+    };
+    let mut queues: Vec<Queue> = accounts.iter().map(queue).collect();
     for index in of {
         let claim = &claims[index];
-        queues[claim.account]
-            .claims
-            .push_back((claim.turn(), claim.served, index));
+        queues[claim.account].claims.push((claim.turn(), claim.served, index));
     }
     queues.retain_mut(|queue| {
-        queue.claims.make_contiguous().sort_unstable(); // of equals who came first
+        queue.claims.sort_unstable_by(|a, b| b.cmp(a)); // of equals who came first
         !queue.claims.is_empty()
     });
     queues
 }
 
-/// Whose first claim comes next, among `queues`; `read` are the banks that the step reads so far.
-fn lowest(queues: &[Queue], accounts: &[Account], counters: &[f64], read: &[bool]) -> Option<usize> {
-    let turn = |queue: &Queue| queue.claims.front().map_or(u8::MAX, |first| first.0);
-    let next = queues.iter().map(turn).min()?;
-    let in_turn = || (queues.iter().enumerate()).filter(|(_, queue)| turn(queue) == next);
-    let counter = |(_, queue): &(usize, &Queue)| counters[queue.account];
-    let least = in_turn().map(|queue| counter(&queue)).min_by(f64::total_cmp)?;
-    let added = |account: usize| accounts[account].banks.iter().filter(|&&bank| !read[bank]).count();
+/// Whose next claim comes next, among `queues`; `read` are the banks that the step reads so far.
+fn lowest(queues: &[Queue], read: &[bool]) -> Option<usize> {
+    let turn = queues.iter().map(Queue::turn).min()?;
+    let in_turn = || (queues.iter().enumerate()).filter(|(_, queue)| queue.turn() == turn);
+    let least = in_turn().map(|(_, queue)| queue.counter).fold(f64::INFINITY, f64::min);
+    let added = |queue: &Queue| queue.account.banks.iter().filter(|&&bank| !read[bank]).count();
     in_turn()
-        .map(|queue| (counter(&queue), queue))
-        .filter(|(counter, _)| *counter <= least + ABOUT)
-        .map(|(counter, (at, queue))| (added(queue.account), counter, at))
+        .filter(|(_, queue)| queue.counter <= least + ABOUT)
+        .map(|(at, queue)| (added(queue), queue.counter, at))
         .min_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)))
         .map(|key| key.2)
 }
