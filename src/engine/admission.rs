@@ -12,7 +12,7 @@ use super::ledger::{BASE, Ledger, Order, Tenant, Work};
 use super::materialised::Materialised;
 use super::pace::{Ahead, Measured, TRUSTED};
 use super::scheduler::{Place, victim};
-use super::sequence::Sequence;
+use super::sequence::{BoxedSequence, Sequence};
 use super::{EngineConfig, Error, Generation, Priority, Status};
 use crate::model::kv_cache::KvCache;
 
@@ -33,7 +33,7 @@ struct State {
     generation: Arc<Generation>,
     /// Those that were in force before, while they last.
     before: Vec<Weak<Generation>>,
-    waiting: VecDeque<Box<Sequence>>,
+    waiting: VecDeque<BoxedSequence>,
     ledger: Ledger,
     /// What the model thread last reported.
     status: Status,
@@ -48,9 +48,9 @@ struct State {
 /// What the model thread takes from the queue.
 #[derive(Default)]
 pub struct Arrivals {
-    pub started: Vec<Box<Sequence>>,
+    pub started: Vec<BoxedSequence>,
     /// Waited too long, or their clients left.
-    pub given_up: Vec<(Box<Sequence>, Error)>,
+    pub given_up: Vec<(BoxedSequence, Error)>,
     /// There was no room for somebody who could start.
     pub crowded: bool,
 }
@@ -116,7 +116,7 @@ impl Admission {
 
     /// Lets a checked sequence wait and returns its id, or says why it may not. In a full queue it may take the place of another
     /// whose variant has more there.
-    pub fn wait(&self, mut sequence: Box<Sequence>, client: Option<Arc<str>>, now: Instant) -> Result<u64, Error> {
+    pub fn wait(&self, mut sequence: BoxedSequence, client: Option<Arc<str>>, now: Instant) -> Result<u64, Error> {
         let (mut dead, mut displaced) = (VecDeque::new(), None);
         let mut state = self.state();
         if state.stopped {
@@ -174,7 +174,7 @@ impl Admission {
         sequence.id = id;
         state.waiting.push_back(sequence);
         drop(state);
-        drop::<VecDeque<Box<Sequence>>>(dead); // a lease may go with them, so outside the lock
+        drop::<VecDeque<BoxedSequence>>(dead); // a lease may go with them, so outside the lock
         if let Some(mut displaced) = displaced {
             displaced.tell(full);
         }
@@ -184,7 +184,7 @@ impl Admission {
     }
 
     /// Lets a sequence that ran wait again, before all others and whether or not the queue is full.
-    pub fn put_back(&self, sequence: Box<Sequence>) {
+    pub fn put_back(&self, sequence: BoxedSequence) {
         self.state().waiting.push_front(sequence);
     }
 
@@ -229,7 +229,7 @@ impl Admission {
 
     /// The sequences that may start now, beside those that are running: in the order of their variants' shares, while `room` has some
     /// for the next. Waits for one while there is nothing else to do; `None` once the model thread should end.
-    pub fn arrivals(&self, running: &[Box<Sequence>], mut room: impl FnMut(&Sequence) -> bool) -> Option<Arrivals> {
+    pub fn arrivals(&self, running: &[BoxedSequence], mut room: impl FnMut(&Sequence) -> bool) -> Option<Arrivals> {
         let mut arrivals = Arrivals::default();
         let placed: Vec<_> = running.iter().map(|sequence| &sequence.tenant).collect();
         let mut state = self.state();
@@ -238,7 +238,7 @@ impl Admission {
             let now = Instant::now();
             state.give_up(now, self.config.stall, &mut arrivals.given_up);
             arrivals.crowded = state.start(&placed, &mut room, &mut arrivals.started);
-            let busy = |sequence: &Box<Sequence>| sequence.has_room() || sequence.client_left();
+            let busy = |sequence: &BoxedSequence| sequence.has_room() || sequence.client_left();
             if !arrivals.started.is_empty() || !arrivals.given_up.is_empty() || running.iter().any(busy) {
                 return Some(arrivals);
             }
@@ -273,7 +273,7 @@ impl Admission {
     }
 
     /// As [`arrivals`](Self::arrivals), of those only that may start beside `placed` now, in the middle of a step.
-    pub fn callers(&self, placed: &[&Tenant], mut room: impl FnMut(&Sequence) -> bool) -> Vec<Box<Sequence>> {
+    pub fn callers(&self, placed: &[&Tenant], mut room: impl FnMut(&Sequence) -> bool) -> Vec<BoxedSequence> {
         let mut started = Vec::new();
         self.state().start(placed, &mut room, &mut started);
         started
@@ -306,7 +306,7 @@ impl Admission {
     }
 
     /// The model thread has ended, since the device is `lost` where that is why: whoever still waits will not be served.
-    pub fn stop(&self, lost: Option<String>) -> Vec<Box<Sequence>> {
+    pub fn stop(&self, lost: Option<String>) -> Vec<BoxedSequence> {
         let mut state = self.state();
         state.stopped = true;
         state.status.lost = lost;
@@ -389,7 +389,7 @@ impl State {
     }
 
     /// Takes those from the queue that nobody waits for any more, or not long enough.
-    fn give_up(&mut self, now: Instant, stall: Duration, given_up: &mut Vec<(Box<Sequence>, Error)>) {
+    fn give_up(&mut self, now: Instant, stall: Duration, given_up: &mut Vec<(BoxedSequence, Error)>) {
         let best = self.measured.map(|measured| measured.best);
         for mut sequence in std::mem::take(&mut self.waiting) {
             match sequence.over(now, best, stall) {
@@ -411,7 +411,7 @@ impl State {
         &mut self,
         running: &[&Tenant],
         room: &mut impl FnMut(&Sequence) -> bool,
-        started: &mut Vec<Box<Sequence>>,
+        started: &mut Vec<BoxedSequence>,
     ) -> bool {
         let waiting = self.waiting.iter().map(|sequence| &sequence.tenant);
         self.ledger.settle(running.iter().copied().chain(waiting));

@@ -11,7 +11,7 @@ use super::ledger::Tenant;
 use super::pace::{Allowance, Pace};
 use super::pages::Pool;
 use super::scheduler::{Account, Claim, Step, choose, short};
-use super::sequence::Sequence;
+use super::sequence::{BoxedSequence, Sequence};
 use super::step::{Failure, Group, Member};
 use crate::model::kv_cache::KvCache;
 
@@ -20,7 +20,7 @@ pub struct Runner {
     admission: Arc<Admission>,
     pool: Pool,
     /// In the order in which they started. Those of the step under way are not among them.
-    running: Vec<Box<Sequence>>,
+    running: Vec<BoxedSequence>,
     /// Those of the step under way, where others may have steps of their own inside it.
     away: Vec<Away>,
     /// Steps so far.
@@ -254,7 +254,7 @@ impl Runner {
         }
     }
 
-    fn begin(&mut self, started: Vec<Box<Sequence>>) {
+    fn begin(&mut self, started: Vec<BoxedSequence>) {
         let now = Instant::now();
         for mut sequence in started {
             self.tally.reused += sequence.start(&mut self.pool, self.step, now) as u64;
@@ -358,7 +358,7 @@ impl Runner {
     }
 
     /// Takes a sequence's pages and lets it wait again, before all others.
-    fn preempt(&mut self, mut sequence: Box<Sequence>) {
+    fn preempt(&mut self, mut sequence: BoxedSequence) {
         self.tally.preempted += 1;
         sequence.give_up_pages(&mut self.pool);
         self.admission.put_back(sequence);
@@ -415,7 +415,7 @@ impl Runner {
         }
     }
 
-    fn give_up(&mut self, sequence: Box<Sequence>, error: Error) {
+    fn give_up(&mut self, sequence: BoxedSequence, error: Error) {
         match error {
             Error::Cancelled => self.tally.cancelled += 1,
             Error::DeadlinePassed { .. } | Error::DeadlineOutOfReach { .. } => self.tally.late += 1,

@@ -44,6 +44,9 @@ pub struct Sequence {
     pub work: Work,
 }
 
+/// A sequence that lies still while it goes from list to list, several times in a step.
+pub type BoxedSequence = Box<Sequence>;
+
 /// What a sequence computes.
 pub enum Work {
     Text(Box<Text>),

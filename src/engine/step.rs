@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::Generation;
 use super::materialised::{Materialised, Single};
-use super::sequence::{After, Sequence};
+use super::sequence::{After, BoxedSequence};
 use crate::model::kv_cache::KvCache;
 use crate::model::{Batch, Between, Denoiser, Mix, Outcome, Segment};
 use crate::ops::gpu::Fault;
@@ -25,7 +25,7 @@ pub struct Group {
 }
 
 pub struct Member {
-    pub sequence: Box<Sequence>,
+    pub sequence: BoxedSequence,
     /// What is its own of a step's tokens and of its rows of logits; one of the two is empty.
     drawn: Range<usize>,
     logits: Range<usize>,
@@ -52,7 +52,7 @@ impl Failure {
 
 impl Group {
     /// One group for each generation among the sequences, and one more for each materialised mix.
-    pub fn of(chosen: Vec<(Box<Sequence>, Vec<Segment>)>, materialised: &Materialised) -> Vec<Group> {
+    pub fn of(chosen: Vec<(BoxedSequence, Vec<Segment>)>, materialised: &Materialised) -> Vec<Group> {
         let rows = |segments: &[Segment]| segments.iter().map(|segment| segment.tokens.len()).sum();
         let work: Vec<_> = chosen
             .iter()
@@ -66,7 +66,7 @@ impl Group {
         groups
     }
 
-    fn join(groups: &mut Vec<Group>, single: Option<Arc<Single>>, sequence: Box<Sequence>, segments: Vec<Segment>) {
+    fn join(groups: &mut Vec<Group>, single: Option<Arc<Single>>, sequence: BoxedSequence, segments: Vec<Segment>) {
         let same = |group: &Group| {
             Arc::ptr_eq(&group.lease, &sequence.lease)
                 && group.single.as_ref().map(Arc::as_ptr) == single.as_ref().map(Arc::as_ptr)

@@ -5,7 +5,7 @@ use super::{median, open};
 use crate::cli::json::JsonArgs;
 use crate::cli::picture::{self, Chart, Point, Scale, Series};
 use crate::cli::serve::StoreArgs;
-use crate::engine::{Engine, EngineConfig, EngineHandle, Generation, Priority, Request, Sampling};
+use crate::engine::{Engine, EngineConfig, EngineHandle, Event, Generation, Priority, Request, Sampling};
 use crate::model::{Denoiser, Mix};
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -13,7 +13,6 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 #[derive(Args, Debug)]
@@ -44,6 +43,9 @@ pub struct LoadArgs {
     /// Tokens to a request.
     #[arg(long, default_value_t = 128)]
     tokens: usize,
+    /// Tokens in one step at most.
+    #[arg(long, default_value_t = EngineConfig::default().step_tokens)]
+    step_tokens: usize,
     /// Compute threads [default: one for each processor].
     #[arg(long)]
     threads: Option<usize>,
@@ -75,6 +77,7 @@ impl LoadArgs {
             ("--rounds", self.rounds as f64, 1.0, 1e6),
             ("--seconds", self.seconds, 1e-3, 86_400.0),
             ("--tokens", self.tokens as f64, 1.0, 16_384.0),
+            ("--step-tokens", self.step_tokens as f64, 1.0, 1e6),
         ];
         match limits
             .iter()
@@ -227,59 +230,67 @@ fn rate(args: &LoadArgs, scenario: &Scenario) -> Result<f64> {
         variants: like.variants.clone(),
         memory: Vec::new(),
     };
+    let prompt = (like.tokenizer).encode("It was in the morning, and nobody had yet said a word.");
+    let defaults = EngineConfig::default();
+    // Room for all of them, with a block more than is wanted.
+    let pages = (prompt.len() + args.tokens).div_ceil(defaults.page_tokens) + 2;
+    let kv_bytes = args.sequences * pages * scenario.instance.page_bytes(defaults.page_tokens);
     let config = EngineConfig {
         max_running: args.sequences,
         queue: args.sequences,
         threads: args.threads.unwrap_or(0),
         pinned: args.pin_threads,
         materialise_bytes: scenario.materialise_bytes,
-        ..EngineConfig::default()
+        step_tokens: args.step_tokens,
+        kv_bytes: kv_bytes.max(defaults.kv_bytes),
+        ..defaults
     };
     let engine = Engine::start(config, generation)?;
-    let prompt: Vec<u32> = like
-        .tokenizer
-        .encode("It was in the morning, and nobody had yet said a word.");
-    let over = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..args.sequences)
-            .map(|worker| {
-                let (engine, prompt, over) = (&engine, &prompt, &over);
-                let mix = match scenario.variants.len() {
-                    0 => Vec::new(),
-                    count => vec![(scenario.variants[worker % count].clone(), 1.0)],
-                };
-                scope.spawn(move || keep_busy(engine, prompt, mix, args.tokens, worker as u64, over))
-            })
-            .collect();
-        std::thread::sleep(Duration::from_secs_f64(args.seconds / 4.0));
-        let (start, before) = (Instant::now(), engine.status().tokens_generated);
-        std::thread::sleep(Duration::from_secs_f64(args.seconds));
-        let tokens = engine.status().tokens_generated - before;
-        let rate = tokens as f64 / start.elapsed().as_secs_f64();
-        over.store(true, Ordering::Relaxed);
-        for worker in workers {
-            match worker.join() {
-                Ok(done) => done?,
-                Err(_) => bail!("a worker failed"),
+    let clients = tokio::runtime::Runtime::new()?;
+    let clients_of = |client: usize| {
+        let mix = match scenario.variants.len() {
+            0 => Vec::new(),
+            count => vec![(scenario.variants[client % count].clone(), 1.0)],
+        };
+        clients.spawn(keep_busy(
+            engine.clone(),
+            prompt.clone(),
+            mix,
+            args.tokens,
+            client as u64,
+        ))
+    };
+    let busy: Vec<_> = (0..args.sequences).map(clients_of).collect();
+    std::thread::sleep(Duration::from_secs_f64(args.seconds / 4.0));
+    let (start, before) = (Instant::now(), engine.status().tokens_generated);
+    std::thread::sleep(Duration::from_secs_f64(args.seconds));
+    let tokens = engine.status().tokens_generated - before;
+    let rate = tokens as f64 / start.elapsed().as_secs_f64();
+    busy.iter().for_each(|client| client.abort());
+    clients.block_on(async {
+        engine.drain().await; // or what is left would take of the next one's time
+        for client in busy {
+            if let Ok(error) = client.await {
+                return Err(error);
             }
         }
         Ok(rate)
     })
 }
 
-/// One request after the other until `over`.
-fn keep_busy(
-    engine: &EngineHandle,
-    prompt: &[u32],
+/// One request after the other, as the service's clients: until it is aborted, or one of them fails.
+async fn keep_busy(
+    engine: EngineHandle,
+    prompt: Vec<u32>,
     mix: Vec<(String, f32)>,
     max_tokens: usize,
     seed: u64,
-    over: &AtomicBool,
-) -> Result<()> {
-    for round in 0.. {
+) -> anyhow::Error {
+    let mut round = 0;
+    loop {
         let request = Request {
             mix: mix.clone(),
-            prompt: prompt.to_vec(),
+            prompt: prompt.clone(),
             max_tokens,
             after: Vec::new(),
             sampling: Sampling::default(),
@@ -291,17 +302,17 @@ fn keep_busy(
             priority: Priority::default(),
             client: None,
         };
-        let mut events = engine.submit(request)?;
-        while let Some(event) = events.blocking_recv() {
-            if let crate::engine::Event::Failed(error) = event {
-                return Err(error.into());
-            }
-            if over.load(Ordering::Relaxed) {
-                return Ok(());
+        let mut events = match engine.submit(request) {
+            Ok(events) => events,
+            Err(error) => return error.into(),
+        };
+        while let Some(event) = events.recv().await {
+            if let Event::Failed(error) = event {
+                return error.into();
             }
         }
+        round += 1;
     }
-    Ok(())
 }
 
 #[cfg(test)]
