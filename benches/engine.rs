@@ -1,17 +1,20 @@
-//! What the engine takes beside the network: one that takes no time measures how long it is left alone between two steps.
+//! What a step takes beside the device: the engine's loop between two steps, and a device's network on the host within one. The
+//! model compiled in, on a machine that does nothing at all.
+//!
 //! Readers are tasks of a runtime, as the service's are.
 
-use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use choir::engine::{Engine, EngineConfig, EngineHandle, Event, Generation, Priority, Request, Sampling, VariantFacts};
+use choir::catalog::{BaseSource, Catalog, CatalogConfig};
+use choir::engine::{Engine, EngineConfig, EngineHandle, Event, Generation, Priority, Request, Sampling};
+use choir::model::gpu::Device;
 use choir::model::kv_cache::KvCache;
-use choir::model::tokenizer::Tokenizer;
-use choir::model::{Batch, Between, Denoiser, DitConfig, Logits, Outcome, VariantId};
-use choir::ops::categorical::Drawn;
+use choir::model::{Batch, Between, Denoiser, DitConfig, Logits, Outcome, Place, VariantId};
+use choir::ops::gpu::{Dtype, Gemm, Graph, Launch, Machine, Result};
+use choir::ops::quantized::Form;
 
-const VARIANTS: u32 = 16;
 /// Tokens of a text.
 const TOKENS: usize = 128;
 /// Steps that are not counted, and those that are.
@@ -21,90 +24,173 @@ const STEPS: usize = 3000;
 const CASES: [(usize, usize); 5] = [(1, 512), (16, 512), (64, 4096), (256, 512), (256, 4096)];
 const ROUNDS: usize = 5;
 
-struct Timeless {
-    config: DitConfig,
-    times: Mutex<Times>,
+/// Takes what it is given, and gives back words that are tokens.
+#[derive(Debug, Default)]
+struct Idle {
+    end: AtomicU64,
+    uploaded: Mutex<Vec<u8>>,
+}
+
+struct Replay;
+
+impl Graph for Replay {
+    fn replay(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl Machine for Idle {
+    fn name(&self) -> String {
+        "idle".into()
+    }
+
+    fn processors(&self) -> u32 {
+        132
+    }
+
+    fn shared(&self) -> u32 {
+        227 << 10
+    }
+
+    fn memory(&self) -> Result<(usize, usize)> {
+        Ok((64 << 30, 64 << 30))
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<u64> {
+        let bytes = bytes.next_multiple_of(256) as u64;
+        Ok(256 + self.end.fetch_add(bytes, Ordering::Relaxed))
+    }
+
+    fn free(&self, _: u64, _: usize) {}
+
+    fn upload(&self, _: u64, data: &[u8]) -> Result<()> {
+        let mut uploaded = self.uploaded.lock().expect("memory");
+        uploaded.clear();
+        uploaded.extend_from_slice(data);
+        Ok(())
+    }
+
+    fn download(&self, _: u64, data: &mut [u8]) -> Result<()> {
+        let (words, _) = data.as_chunks_mut::<4>();
+        let tokens = (300..1000u32).cycle().map(u32::to_le_bytes);
+        words.iter_mut().zip(tokens).for_each(|(word, token)| *word = token);
+        Ok(())
+    }
+
+    fn copy(&self, _: u64, _: u64, _: usize) -> Result<()> {
+        Ok(())
+    }
+
+    fn clear(&self, _: u64, _: usize) -> Result<()> {
+        Ok(())
+    }
+
+    fn launch(&self, _: Launch<'_>) -> Result<()> {
+        Ok(())
+    }
+
+    fn gemm(&self, _: Gemm) -> Result<()> {
+        Ok(())
+    }
+
+    fn record(&self, _: &mut dyn FnMut() -> Result<()>) -> Result<Option<Box<dyn Graph>>> {
+        Ok(Some(Box::new(Replay)))
+    }
+
+    fn synchronise(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn time(&self, _: &mut dyn FnMut() -> Result<()>) -> Result<f32> {
+        Ok(0.0)
+    }
+}
+
+/// Looks at the clock before and after every step.
+struct Watched {
+    network: Arc<dyn Denoiser>,
+    steps: Mutex<Steps>,
 }
 
 #[derive(Default)]
-struct Times {
+struct Steps {
     left: Option<Instant>,
-    /// From the end of one step to the beginning of the next, and the sequences of that.
-    between: Vec<(Duration, usize)>,
+    done: Vec<Step>,
 }
 
-impl Denoiser for Timeless {
+#[derive(Clone, Copy)]
+struct Step {
+    between: Duration,
+    within: Duration,
+    sequences: usize,
+}
+
+impl Denoiser for Watched {
     fn config(&self) -> &DitConfig {
-        &self.config
+        self.network.config()
     }
 
-    fn forward(&self, _: &Batch, _: &mut KvCache) -> candle_core::Result<Logits> {
-        candle_core::bail!("it knows no logits")
+    fn page_bytes(&self, page_tokens: usize) -> usize {
+        self.network.page_bytes(page_tokens)
     }
 
-    fn step(&self, batch: &Batch, _: &mut KvCache, _: &mut Between) -> candle_core::Result<Outcome> {
-        let mut times = self.times.lock().expect("times");
-        if let Some(left) = times.left {
-            times.between.push((left.elapsed(), batch.segments.len()));
+    fn cache(&self, page_tokens: usize, pages: usize) -> candle_core::Result<KvCache> {
+        self.network.cache(page_tokens, pages)
+    }
+
+    fn banks(&self, variant: VariantId) -> &[usize] {
+        self.network.banks(variant)
+    }
+
+    fn forward(&self, batch: &Batch, cache: &mut KvCache) -> candle_core::Result<Logits> {
+        self.network.forward(batch, cache)
+    }
+
+    fn step(&self, batch: &Batch, cache: &mut KvCache, between: &mut Between) -> candle_core::Result<Outcome> {
+        let begun = Instant::now();
+        let outcome = self.network.step(batch, cache, between)?;
+        let mut steps = self.steps.lock().expect("steps");
+        if let Some(left) = steps.left {
+            steps.done.push(Step {
+                between: begun - left,
+                within: begun.elapsed(),
+                sequences: batch.segments.len(),
+            });
         }
-        let drawn = |row: usize| Drawn {
-            token: 300 + (row % 700) as u32,
-            certainty: 0.0,
-        };
-        let outcome = Outcome {
-            logits: Logits {
-                vocab: self.config.vocab_size,
-                data: Vec::new(),
-            },
-            drawn: (0..batch.drawn_rows()).map(drawn).collect(),
-        };
-        times.left = Some(Instant::now());
+        steps.left = Some(Instant::now());
         Ok(outcome)
     }
 }
 
-fn generation() -> (Generation, Arc<Timeless>) {
-    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/base");
-    let read = |name: &str| std::fs::read(base.join(name)).expect(name);
-    let config: DitConfig = serde_json::from_slice(&read("config.json")).expect("a configuration");
-    let facts = |number: u32| VariantFacts {
-        id: VariantId(number),
-        regime: config.regime(),
-        defaults: Sampling::default(),
+/// The model compiled in, on an idle machine.
+fn open(data_dir: &std::path::Path) -> (Catalog, Generation) {
+    let config = CatalogConfig {
+        data_dir: data_dir.to_owned(),
+        base: BaseSource::Embedded,
+        bank_capacity: None,
+        head_capacity: None,
+        place: Place::Device(Device {
+            machine: Arc::new(Idle::default()),
+            dtype: Dtype::Bf16,
+        }),
+        bank_form: Form::Q4K,
+        head_form: None,
+        archive: false,
     };
-    let variants = (0..VARIANTS)
-        .map(|number| (name(number as usize), facts(number)))
-        .collect();
-    let network = Arc::new(Timeless {
-        config,
-        times: Mutex::default(),
-    });
-    let generation = Generation {
-        number: 1,
-        denoiser: network.clone(),
-        tokenizer: Arc::new(Tokenizer::from_bytes(&read("tokenizer.json")).expect("a tokenizer")),
-        defaults: Sampling::default(),
-        variants,
-        memory: Vec::new(),
-    };
-    (generation, network)
-}
-
-fn name(number: usize) -> String {
-    format!("variant-{}", number % VARIANTS as usize)
+    Catalog::open(config, |_| ()).expect("a catalog")
 }
 
 /// One request after the other.
-async fn keep_busy(engine: EngineHandle, client: usize) {
+async fn keep_busy(engine: EngineHandle, variant: String, seed: u64) {
     let request = Request {
-        mix: vec![(name(client), 1.0)],
+        mix: vec![(variant, 1.0)],
         prompt: (300..320).collect(),
         max_tokens: TOKENS,
         after: Vec::new(),
         sampling: Sampling::default(),
         stop: Vec::new(),
         stop_ids: Vec::new(),
-        seed: Some(client as u64),
+        seed: Some(seed),
         steps_wanted: false,
         deadline: None,
         priority: Priority::default(),
@@ -120,9 +206,21 @@ async fn keep_busy(engine: EngineHandle, client: usize) {
     }
 }
 
-/// Seconds between two steps, and sequences of a step: medians.
-fn between(sequences: usize, step_tokens: usize) -> (f64, f64) {
-    let (generation, network) = generation();
+/// Medians of a step: microseconds before it and within it, and its sequences.
+fn measure(like: &Generation, sequences: usize, step_tokens: usize) -> [f64; 3] {
+    let regime = like.denoiser.config().regime();
+    let network = Arc::new(Watched {
+        network: like.denoiser.clone(),
+        steps: Mutex::default(),
+    });
+    let generation = Generation {
+        number: like.number,
+        denoiser: network.clone(),
+        tokenizer: like.tokenizer.clone(),
+        defaults: like.defaults.clone(),
+        variants: like.variants.clone(),
+        memory: Vec::new(),
+    };
     let config = EngineConfig {
         max_running: sequences,
         queue: sequences,
@@ -131,36 +229,46 @@ fn between(sequences: usize, step_tokens: usize) -> (f64, f64) {
         ..EngineConfig::default()
     };
     let engine = Engine::start(config, generation).expect("an engine");
+    let variants = like.variants.iter().filter(|(_, facts)| facts.regime == regime);
+    let names: Vec<&String> = variants.map(|(name, _)| name).collect();
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     for client in 0..sequences {
-        runtime.spawn(keep_busy(engine.clone(), client));
+        let variant = names[client % names.len()].clone();
+        runtime.spawn(keep_busy(engine.clone(), variant, client as u64));
     }
-    let measured = loop {
+    let steps = loop {
         std::thread::sleep(Duration::from_millis(20));
-        let mut times = network.times.lock().expect("times");
-        if times.between.len() >= WARM_UP + STEPS {
-            break times.between.split_off(WARM_UP);
+        let mut steps = network.steps.lock().expect("steps");
+        if steps.done.len() >= WARM_UP + STEPS {
+            break steps.done.split_off(WARM_UP);
         }
     };
     drop(runtime); // and its tasks, the clients
-    let median = |of: fn(&(Duration, usize)) -> f64| {
-        let mut values: Vec<f64> = measured.iter().map(of).collect();
+    let micros = |time: Duration| 1e6 * time.as_secs_f64();
+    let median = |of: &dyn Fn(&Step) -> f64| {
+        let mut values: Vec<f64> = steps.iter().map(of).collect();
         values.sort_by(f64::total_cmp);
         values[values.len() / 2]
     };
-    (median(|step| step.0.as_secs_f64()), median(|step| step.1 as f64))
+    [
+        median(&|step| micros(step.between)),
+        median(&|step| micros(step.within)),
+        median(&|step| step.sequences as f64),
+    ]
 }
 
 fn main() {
-    println!("sequences  step tokens  in a step  microseconds beside the network: a step, and a sequence of it");
+    let directory = tempfile::tempdir().expect("a directory");
+    let (_catalog, generation) = open(directory.path());
+    println!("microseconds of a step, by sequences that run and tokens that a step may have");
+    println!("running  tokens  in a step  engine  network  both, for each in a step");
     for (sequences, step_tokens) in CASES {
-        let mut rounds: Vec<(f64, f64)> = (0..ROUNDS).map(|_| between(sequences, step_tokens)).collect();
-        rounds.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let (seconds, took_part) = rounds[ROUNDS / 2];
-        let micros = 1e6 * seconds;
-        println!(
-            "{sequences:>9}  {step_tokens:>11}  {took_part:>9}  {micros:>9.1}  {:>6.2}",
-            micros / took_part
-        );
+        let mut rounds: Vec<_> = (0..ROUNDS)
+            .map(|_| measure(&generation, sequences, step_tokens))
+            .collect();
+        rounds.sort_by(|a, b| (a[0] + a[1]).total_cmp(&(b[0] + b[1])));
+        let [between, within, took_part] = rounds[ROUNDS / 2];
+        let each = (between + within) / took_part;
+        println!("{sequences:>7}  {step_tokens:>6}  {took_part:>9}  {between:>6.1}  {within:>7.1}  {each:>8.2}");
     }
 }
