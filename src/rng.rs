@@ -49,17 +49,30 @@ impl Noise {
         self.0
     }
 
-    /// A uniform number in the open interval (0, 1), with 52 random bits.
-    ///
-    /// The ChaCha block `step * 2^32 + position` belongs to this step and position alone;
-    /// `draw < DRAWS` picks two of its words.
-    pub fn uniform(&self, step: u32, position: u32, draw: u32) -> f64 {
-        debug_assert!(draw < DRAWS);
-        let block = (u64::from(step) << 32) | u64::from(position);
+    /// The draws of a step and a position: the ChaCha block `step * 2^32 + position`, which belongs to them alone.
+    pub fn at(&self, step: u32, position: u32) -> Draws {
+        let (block, mut words) = ((u64::from(step) << 32) | u64::from(position), [0; 16]);
         let mut stream = ChaCha8Rng::from_seed(self.0.0);
-        stream.set_word_pos(u128::from(block) * 16 + u128::from(draw) * 2);
-        let low = u64::from(stream.next_u32());
-        open_unit(u64::from(stream.next_u32()) << 32 | low)
+        stream.set_word_pos(u128::from(block) * 16);
+        words.fill_with(|| stream.next_u32());
+        Draws(words)
+    }
+
+    /// One of those draws.
+    pub fn uniform(&self, step: u32, position: u32, draw: u32) -> f64 {
+        self.at(step, position).uniform(draw)
+    }
+}
+
+/// The draws of one step and position.
+#[derive(Clone, Copy, Debug)]
+pub struct Draws([u32; 2 * DRAWS as usize]);
+
+impl Draws {
+    /// A uniform number in the open interval (0, 1), with 52 random bits; `draw < DRAWS` picks two words.
+    pub fn uniform(&self, draw: u32) -> f64 {
+        let [low, high] = [0, 1].map(|half| u64::from(self.0[2 * draw as usize + half]));
+        open_unit(high << 32 | low)
     }
 }
 

@@ -71,9 +71,9 @@ impl Clock {
         match self.predictor {
             Predictor::FirstHitting => {
                 self.step = self.step.wrapping_add(1);
-                let start = block.start as u32;
-                self.time = first_hit(self.time, masked.len(), noise.uniform(self.step, start, draws::TIME));
-                let place = noise.uniform(self.step, start, draws::PLACE) * masked.len() as f64;
+                let drawn = noise.at(self.step, block.start as u32);
+                self.time = first_hit(self.time, masked.len(), drawn.uniform(draws::TIME));
+                let place = drawn.uniform(draws::PLACE) * masked.len() as f64;
                 chosen.extend(masked.get(place as usize));
             }
             Predictor::Ancestral { steps } => {
