@@ -8,7 +8,7 @@ use crate::pb::add_variant_header::Source;
 use crate::pb::add_variant_request::Part;
 use crate::pb::add_variant_response::Event;
 use crate::pb::admin_client::AdminClient;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
@@ -202,6 +202,9 @@ async fn add(mut args: AddArgs) -> Result<()> {
         block_size: args.block_size,
         time_conditioning: args.time_conditioning,
     };
+    // What the message calls its chunks is, to who typed a command, the file.
+    let (uploaded, path) = ("chunk: uploaded: ", format!("{}: ", args.file.display()));
+    let refused = |status| anyhow!("{}", refused(status).to_string().replacen(uploaded, &path, 1));
     let mut client = AdminClient::new(args.shared.server.connect().await?);
     let (sender, receiver) = mpsc::channel(4);
     tokio::spawn(send(sender, header, file));

@@ -1,0 +1,186 @@
+//! The one binary, as somebody at two terminals has it: a server of the model compiled in, and commands that ask it.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+const CHOIR: &str = env!("CARGO_BIN_EXE_choir");
+
+/// `choir serve` on a port of its own, with a store of its own.
+struct Server {
+    process: Child,
+    address: String,
+    _store: TempDir,
+}
+
+impl Server {
+    fn start() -> Self {
+        let store = tempfile::tempdir().expect("a directory");
+        let mut process = Command::new(CHOIR)
+            .args(["serve", "--listen", "127.0.0.1:0", "--threads", "1", "--data-dir"])
+            .arg(store.path().join("store"))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("a server");
+        let mut line = String::new();
+        let mut said = BufReader::new(process.stdout.take().expect("its words"));
+        said.read_line(&mut line).expect("a line");
+        let (_, address) = line.trim_end().rsplit_once(" on ").expect("an address");
+        Server {
+            process,
+            address: address.to_owned(),
+            _store: store,
+        }
+    }
+
+    fn ask(&self, words: &[&str]) -> Output {
+        choir(Command::new(CHOIR).args(words).env("CHOIR_SERVER", &self.address))
+    }
+
+    /// What it says on standard output; it must succeed.
+    fn told(&self, words: &[&str]) -> String {
+        let output = self.ask(words);
+        assert!(output.status.success(), "{words:?}: {}", text(&output.stderr));
+        text(&output.stdout)
+    }
+
+    /// The one line in which it says what is wrong.
+    fn refused(&self, words: &[&str]) -> String {
+        one_line(&self.ask(words), 1)
+    }
+
+    fn json(&self, words: &[&str]) -> Value {
+        serde_json::from_str(&self.told(&[words, &["--json"]].concat())).expect("json")
+    }
+
+    fn names(&self) -> Vec<String> {
+        let list = self.json(&["variants", "list"]);
+        let name = |one: &Value| one["name"].as_str().expect("a name").to_owned();
+        list.as_array().expect("variants").iter().map(name).collect()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn choir(command: &mut Command) -> Output {
+    command.stdin(Stdio::null()).output().expect("a command")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).expect("text")
+}
+
+fn one_line(output: &Output, code: i32) -> String {
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{said}");
+    assert!(output.stdout.is_empty() && said.lines().count() == 1, "{said}");
+    said
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn delta(name: &str) -> PathBuf {
+    root().join(format!("models/variants/{name}.safetensors"))
+}
+
+#[test]
+fn a_variant_leaves_and_comes_back_and_says_the_same() {
+    let server = Server::start();
+    let prompt = ["generate", "In the beginning", "-v", "kjv", "--seed", "7", "-n", "24"];
+    let (said, names) = (server.told(&prompt), server.names());
+    assert!(!said.trim().is_empty());
+    let before = server.json(&["variants", "show", "kjv"]);
+    assert_eq!(server.json(&["variants", "remove", "kjv"])["removed"], "kjv");
+    assert!(server.refused(&prompt).contains("\"kjv\""));
+    assert_eq!(server.names().len() + 1, names.len());
+    let (file, seed) = (delta("kjv").display().to_string(), before["seed"].to_string());
+    server.told(&["variants", "add", "kjv", &file, "--seed", &seed]);
+    assert_eq!(server.names(), names);
+    let after = server.json(&["variants", "show", "kjv"]);
+    for fact in ["seed", "banks", "delta_digest", "cosine", "sampling"] {
+        assert_eq!(before[fact], after[fact], "{fact}");
+    }
+    assert_eq!(server.told(&prompt), said);
+    assert!(server.json(&["score", &said, "-v", "kjv"])["nats_per_token"].as_f64() > Some(0.0));
+}
+
+#[test]
+fn mistakes_are_told_in_one_line_that_names_them() {
+    let server = Server::start();
+    let path = |name: &str| root().join(name).display().to_string();
+    let (readme, kjv) = (path("README.md"), delta("kjv").display().to_string());
+    let folder = path("models");
+    let cases: [(&[&str], &[&str]); 9] = [
+        (&["generate", "hello", "-v", "nobody"], &["NotFound", "\"nobody\""]),
+        (&["generate", ""], &["InvalidArgument", "prompt"]),
+        (&["generate", "hello", "--temperature", "NaN"], &["temperature"]),
+        (&["score", ""], &["InvalidArgument", "text"]),
+        (&["variants", "add", "kjv", &kjv], &["AlreadyExists", "kjv"]),
+        (
+            &["variants", "add", "new", &readme],
+            &["InvalidArgument", &readme, "not a safetensors file"],
+        ),
+        (&["variants", "add", "new", &folder], &[&folder, "directory"]),
+        (&["variants", "add", "a/b", &kjv], &["InvalidArgument", "\"a/b\""]),
+        (&["variants", "remove", "nobody"], &["NotFound", "\"nobody\""]),
+    ];
+    for (words, expected) in cases {
+        let said = server.refused(words);
+        assert!(said.starts_with("choir: "), "{said}");
+        expected
+            .iter()
+            .for_each(|part| assert!(said.contains(part), "{words:?}: {said}"));
+    }
+    assert!(!server.names().contains(&"new".to_owned()));
+    let taken = Command::new(CHOIR)
+        .args(["serve", "--listen", &server.address])
+        .output();
+    assert!(one_line(&taken.expect("a command"), 1).contains(&server.address));
+}
+
+#[test]
+fn what_cannot_be_parsed_ends_with_two_and_nobody_to_ask_with_one() {
+    let wrong = choir(Command::new(CHOIR).args(["generate", "hello", "--no-such-option"]));
+    assert_eq!(wrong.status.code(), Some(2));
+    // A port that was free a moment ago.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = free.local_addr().expect("an address").to_string();
+    drop(free);
+    let alone = choir(Command::new(CHOIR).args(["status", "--server", &address]));
+    assert!(one_line(&alone, 1).contains("choir serve"));
+    let open = choir(Command::new(CHOIR).args(["serve", "--listen", "0.0.0.0:0"]));
+    assert!(one_line(&open, 1).contains("--insecure-bind"));
+}
+
+/// As `systemctl stop` does.
+#[test]
+#[allow(unsafe_code, reason = "one call of the system")]
+fn asked_to_end_it_finishes_what_it_has_and_ends_well() {
+    let mut server = Server::start();
+    let asking = Command::new(CHOIR)
+        .args(["generate", "It was", "-n", "400", "--json"])
+        .env("CHOIR_SERVER", &server.address)
+        .stdout(Stdio::piped())
+        .spawn();
+    let mut asking = asking.expect("a client");
+    let mut events = BufReader::new(asking.stdout.take().expect("its words")).lines();
+    let begun = events.next().expect("an event").expect("a line");
+    assert!(begun.contains("started"), "{begun}");
+    // SAFETY: it is a child that has not been waited for.
+    unsafe { libc::kill(server.process.id() as i32, libc::SIGTERM) };
+    let last = events.last().expect("events").expect("a line");
+    assert!(last.contains("finished"), "{last}");
+    assert!(asking.wait().expect("a client").success());
+    assert_eq!(server.process.wait().expect("a server").code(), Some(0));
+}
