@@ -11,7 +11,7 @@ use choir::catalog::{BaseSource, Catalog, CatalogConfig};
 use choir::engine::{Engine, EngineConfig, EngineHandle, Event, Generation, Priority, Request, Sampling};
 use choir::model::gpu::Device;
 use choir::model::kv_cache::KvCache;
-use choir::model::{Batch, Between, Denoiser, DitConfig, Logits, Outcome, Place, VariantId};
+use choir::model::{Batch, Between, Denoiser, DitConfig, Logits, Outcome, Place, Process, VariantId};
 use choir::ops::gpu::{Dtype, Gemm, Graph, Launch, Machine, Result};
 use choir::ops::quantized::Form;
 
@@ -22,6 +22,8 @@ const WARM_UP: usize = 500;
 const STEPS: usize = 3000;
 /// (sequences, tokens of a step at most): all of them in every step, or some.
 const CASES: [(usize, usize); 5] = [(1, 512), (16, 512), (64, 4096), (256, 512), (256, 4096)];
+/// The same of whole sequences of the uniform process, all of whose tokens are drawn in every step.
+const WHOLE: [(usize, usize); 2] = [(1, 512), (16, 4096)];
 const ROUNDS: usize = 5;
 
 /// Takes what it is given, and gives back words that are tokens.
@@ -181,13 +183,13 @@ fn open(data_dir: &std::path::Path) -> (Catalog, Generation) {
 }
 
 /// One request after the other.
-async fn keep_busy(engine: EngineHandle, variant: String, seed: u64) {
+async fn keep_busy(engine: EngineHandle, variant: String, sampling: Sampling, seed: u64) {
     let request = Request {
         mix: vec![(variant, 1.0)],
         prompt: (300..320).collect(),
         max_tokens: TOKENS,
         after: Vec::new(),
-        sampling: Sampling::default(),
+        sampling,
         stop: Vec::new(),
         stop_ids: Vec::new(),
         seed: Some(seed),
@@ -207,8 +209,7 @@ async fn keep_busy(engine: EngineHandle, variant: String, seed: u64) {
 }
 
 /// Medians of a step: microseconds before it and within it, and its sequences.
-fn measure(like: &Generation, sequences: usize, step_tokens: usize) -> [f64; 3] {
-    let regime = like.denoiser.config().regime();
+fn measure(like: &Generation, process: Process, (sequences, step_tokens): (usize, usize)) -> [f64; 3] {
     let network = Arc::new(Watched {
         network: like.denoiser.clone(),
         steps: Mutex::default(),
@@ -229,12 +230,15 @@ fn measure(like: &Generation, sequences: usize, step_tokens: usize) -> [f64; 3] 
         ..EngineConfig::default()
     };
     let engine = Engine::start(config, generation).expect("an engine");
-    let variants = like.variants.iter().filter(|(_, facts)| facts.regime == regime);
+    let variants = like
+        .variants
+        .iter()
+        .filter(|(_, facts)| facts.regime.process == process);
     let names: Vec<&String> = variants.map(|(name, _)| name).collect();
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     for client in 0..sequences {
         let variant = names[client % names.len()].clone();
-        runtime.spawn(keep_busy(engine.clone(), variant, client as u64));
+        runtime.spawn(keep_busy(engine.clone(), variant, Sampling::of(process), client as u64));
     }
     let steps = loop {
         std::thread::sleep(Duration::from_millis(20));
@@ -262,13 +266,13 @@ fn main() {
     let (_catalog, generation) = open(directory.path());
     println!("microseconds of a step, by sequences that run and tokens that a step may have");
     println!("running  tokens  in a step  engine  network  both, for each in a step");
-    for (sequences, step_tokens) in CASES {
-        let mut rounds: Vec<_> = (0..ROUNDS)
-            .map(|_| measure(&generation, sequences, step_tokens))
-            .collect();
+    let blocks = CASES.map(|case| (Process::Absorbing, case));
+    let whole = WHOLE.map(|case| (Process::Uniform, case));
+    for (process, case) in blocks.into_iter().chain(whole) {
+        let mut rounds: Vec<_> = (0..ROUNDS).map(|_| measure(&generation, process, case)).collect();
         rounds.sort_by(|a, b| (a[0] + a[1]).total_cmp(&(b[0] + b[1])));
         let [between, within, took_part] = rounds[ROUNDS / 2];
-        let each = (between + within) / took_part;
+        let ((sequences, step_tokens), each) = (case, (between + within) / took_part);
         println!("{sequences:>7}  {step_tokens:>6}  {took_part:>9}  {between:>6.1}  {within:>7.1}  {each:>8.2}");
     }
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// Bytes of tables, and how many are kept whatever their size: the grids of two sequences of 128 steps. Past both all are
 /// forgotten, and made again where they are needed.
-const BYTES: usize = 32 << 20;
+pub const BYTES: usize = 32 << 20;
 const LEAST: usize = 258;
 
 /// A variant as it is read from its banks. Another membership of a bank is another bank.

@@ -343,3 +343,34 @@ fn a_recorded_step_serves_every_batch_of_its_shape() {
         recording.forward(&larger, &mut cache).unwrap();
     }
 }
+
+/// More noise levels than there are slots at first: there is room for all of them, once each has come.
+#[test]
+fn noise_levels_of_many_sequences_keep_their_tables() {
+    let Some(rig) = Rig::one() else { return };
+    let case = Case::load("duo-tiny");
+    let network = on_device(&rig.machine, Dtype::F32, &case, 2, Form::F32);
+    let host = on_host(&case, 2, Form::F32);
+    let mut host_cache = host.cache(PAGE, 1).unwrap();
+    let mut cache = network.cache(PAGE, 1).unwrap();
+    let levels = |part: u32| Batch {
+        segments: (100 * part..100 * (part + 1))
+            .map(|level| Segment {
+                mix: Mix::single(VariantId(level % 2)),
+                rows: vec![0],
+                ..segment(&case, &[1 + level % 5], 0.01 * level as f32)
+            })
+            .collect(),
+    };
+    let before = network.table_bytes();
+    let mut all = |part| network.forward(&levels(part), &mut cache).unwrap().data;
+    let first: Vec<_> = (0..6).map(&mut all).collect();
+    let grown = network.table_bytes();
+    assert!(grown > before);
+    for (part, first) in (0..).zip(&first) {
+        assert_eq!(&all(part), first, "part {part}");
+        let host = host.forward(&levels(part), &mut host_cache).unwrap();
+        assert!(relative(first, &host.data) < 1e-3, "part {part}");
+    }
+    assert_eq!(network.table_bytes(), grown);
+}

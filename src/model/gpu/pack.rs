@@ -168,28 +168,45 @@ impl Writer {
     }
 }
 
-/// The parts of rows with these mixes, in waves.
-fn waves(list: &List, mixes: &[&Mix]) -> Vec<Vec<PartFacts>> {
-    let mut waves: Vec<Vec<PartFacts>> = Vec::new();
-    for (row, mix) in mixes.iter().enumerate() {
-        let placed = mix.0.iter().filter_map(|&(variant, weight)| {
-            let (slot, bank) = (*list.placement.get(variant.0 as usize)?)?;
-            Some(PartFacts {
-                row: row as u32,
-                variant: slot,
-                weight,
-                bank,
-            })
-        });
-        for (ordinal, part) in placed.enumerate() {
+/// Rows one after the other that have one mix.
+struct Run<'a> {
+    rows: Range<u32>,
+    mix: &'a Mix,
+}
+
+/// The parts that any row of a mix has; whose row they are is left open.
+fn parts(placement: &Placement, mix: &Mix) -> impl Iterator<Item = PartFacts> {
+    mix.0.iter().filter_map(|&(variant, weight)| {
+        let (slot, bank) = (*placement.get(variant.0 as usize)?)?;
+        Some(PartFacts {
+            row: NONE,
+            variant: slot,
+            weight,
+            bank,
+        })
+    })
+}
+
+/// The parts of all rows, in waves; of a wave bank by bank, and by row within a bank.
+fn waves(list: &List, runs: &[Run]) -> Vec<Vec<PartFacts>> {
+    let mut waves: Vec<Vec<(PartFacts, &Range<u32>)>> = Vec::new();
+    for Run { rows, mix } in runs.iter().filter(|run| !run.rows.is_empty()) {
+        for (ordinal, part) in parts(&list.placement, mix).enumerate() {
             match waves.get_mut(ordinal) {
-                Some(wave) => wave.push(part),
-                None => waves.push(vec![part]),
+                Some(wave) => wave.push((part, rows)),
+                None => waves.push(vec![(part, rows)]),
             }
         }
     }
-    waves.iter_mut().for_each(|wave| wave.sort_by_key(|part| part.bank)); // stable: by row within a bank
-    waves
+    let by_rows = |mut wave: Vec<(PartFacts, &Range<u32>)>| {
+        wave.sort_by_key(|(part, _)| part.bank); // stable
+        let mut parts = Vec::with_capacity(wave.iter().map(|(_, rows)| rows.len()).sum());
+        for (part, rows) in wave {
+            parts.extend(rows.clone().map(|row| PartFacts { row, ..part }));
+        }
+        parts
+    };
+    waves.into_iter().map(by_rows).collect()
 }
 
 fn wave(parts: Vec<PartFacts>, most: usize, writer: &mut Writer) -> Wave {
@@ -244,7 +261,7 @@ impl Packed {
         let (mut tokens, mut positions, mut line, mut mix) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let (mut segment_of, mut cache_slots, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
         let (mut segments, mut pages) = (Vec::new(), Vec::new());
-        let (mut mixes, mut wanted_mixes) = (Vec::new(), Vec::new());
+        let (mut runs, mut wanted_runs) = (Vec::new(), Vec::new());
         for (index, (segment, &(line_slot, mix_slot))) in batch.segments.iter().zip(slots).enumerate() {
             let first_row = tokens.len();
             if let Some(token) = segment.tokens.iter().find(|&&token| token as usize >= vocab) {
@@ -278,9 +295,14 @@ impl Packed {
                 (page * page_tokens + offset % page_tokens) as u32
             }));
             cache_slots.resize(tokens.len(), NONE);
-            mixes.resize(tokens.len(), &segment.mix);
+            let first_wanted = wanted.len();
             wanted.extend(segment.rows.iter().map(|&row| (first_row + row) as u32));
-            wanted_mixes.resize(wanted.len(), &segment.mix);
+            let run = |first: usize, end: usize| Run {
+                rows: first as u32..end as u32,
+                mix: &segment.mix,
+            };
+            runs.push(run(first_row, tokens.len()));
+            wanted_runs.push(run(first_wanted, wanted.len()));
         }
         let (rows, logit_rows) = (rounded(tokens.len()), rounded(wanted.len()));
         let (segment_count, page_count) = (rounded(segments.len()), rounded(pages.len()).max(64));
@@ -300,17 +322,12 @@ impl Packed {
 
         let mut first_embedded = vec![0u32];
         let mut embedded: Vec<PartFacts> = Vec::new();
-        for (row, mix) in mixes.iter().enumerate() {
-            embedded.extend(mix.0.iter().filter_map(|&(variant, weight)| {
-                let (slot, bank) = (*embedding.get(variant.0 as usize)?)?;
-                Some(PartFacts {
-                    row: row as u32,
-                    variant: slot,
-                    weight,
-                    bank,
-                })
-            }));
-            first_embedded.push(embedded.len() as u32);
+        for Run { rows, mix } in &runs {
+            let all: Vec<PartFacts> = parts(embedding, mix).collect();
+            for row in rows.clone() {
+                embedded.extend(all.iter().map(|&part| PartFacts { row, ..part }));
+                first_embedded.push(embedded.len() as u32);
+            }
         }
         let (embedded_count, last) = (rounded(embedded.len()), embedded.len() as u32);
 
@@ -322,8 +339,8 @@ impl Packed {
             .flat_map(|s| (0..s.rows.len()).map(|at| s.draws.get(at)));
         let draws: Vec<Option<&Draw>> = draws.collect();
         let parts_of = |list: &List| match list.rows {
-            Rows::All => waves(list, &mixes),
-            Rows::Wanted => waves(list, &wanted_mixes),
+            Rows::All => waves(list, &runs),
+            Rows::Wanted => waves(list, &wanted_runs),
         };
         let all_parts: Vec<Vec<Vec<PartFacts>>> = lists.iter().map(parts_of).collect();
         let places = Places {

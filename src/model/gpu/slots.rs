@@ -3,6 +3,7 @@
 use crate::model::batch::MixKey;
 use crate::model::batch::{Batch, Mix};
 use crate::model::modulation::Modulation;
+use crate::model::tables::BYTES;
 use crate::ops::gpu::{Buffer, Machine};
 use candle_core::Result;
 use std::collections::HashMap;
@@ -110,10 +111,22 @@ impl<K: std::hash::Hash + Eq + Clone> Slots<K> {
         })
     }
 
-    /// Makes room for these keys.
+    /// Makes room for these keys: more of it while that is little, else that of all others.
     fn reserve(&mut self, machine: &Arc<dyn Machine>, keys: &[K]) -> Result<()> {
         let new = keys.iter().filter(|key| !self.kept.contains_key(*key)).count();
-        if self.kept.len() + new <= self.capacity {
+        let (wanted, bytes) = (self.kept.len() + new, self.floats * size_of::<f32>());
+        if wanted <= self.capacity {
+            return Ok(());
+        }
+        let little = BYTES / bytes;
+        if wanted <= little
+            && let Ok(more) = Self::new(machine, self.floats, wanted.next_power_of_two().min(little))
+        {
+            let kept = std::mem::take(&mut self.kept);
+            if !kept.is_empty() {
+                machine.copy(more.memory.address(), self.memory.address(), kept.len() * bytes)?;
+            }
+            *self = Self { kept, ..more };
             return Ok(());
         }
         self.kept.clear();
