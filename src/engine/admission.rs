@@ -345,11 +345,9 @@ impl State {
     /// Who leaves a full queue for another: of the variant with the most waiting by weight the one that came last, where it has
     /// more than the other's would with one more; a batch request before any other for an interactive one. Whoever has begun stays.
     fn displaced_by(&self, tenant: &Tenant) -> Option<usize> {
-        let waiting = self.waiting.iter().map(|one| (&one.tenant, |_: Option<f64>| 0));
-        let counts = self.ledger.work(waiting);
+        let waiting = self.ledger.count(self.waiting.iter().map(|one| &one.tenant));
         let crowding = |other: &Tenant, more: usize| {
-            let own = counts.iter().find(|work| work.is_of(other));
-            let count = own.map_or(0, |work| work.sequences) + more;
+            let count = waiting(other) + more;
             (other.priority, count as f64 / self.ledger.weight(&other.payer))
         };
         let more = |a: &(Priority, f64), b: &(Priority, f64)| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1));

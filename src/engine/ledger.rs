@@ -168,12 +168,6 @@ pub struct Work {
     pub evaluations: u64,
 }
 
-impl Work {
-    pub fn is_of(&self, tenant: &Tenant) -> bool {
-        self.priority == tenant.priority && Arc::ptr_eq(&self.payer, &tenant.payer)
-    }
-}
-
 impl Ledger {
     /// Variants without a weight have 1.
     pub fn new(weights: BTreeMap<String, f64>) -> Self {
@@ -243,11 +237,18 @@ impl Ledger {
         *usual += FOLLOW * (part - *usual);
     }
 
-    /// Forgets variants that are not served any more and that no request is of.
+    /// Forgets what variants have had that are not served any more, and those of whom there is no request.
     pub fn keep(&mut self, served: impl Fn(&str) -> bool) {
-        let slots = &self.slots;
+        let slots = &mut self.slots;
         let gone = self.by_name.extract_if(.., |name, slot| {
-            **name != *BASE && !served(name) && Arc::strong_count(&slots[*slot].payer) == 1
+            let Slot {
+                payer, service, usual, ..
+            } = &mut slots[*slot];
+            let stays = **name == *BASE || served(name);
+            if !stays {
+                (*service, *usual) = (Service::default(), None);
+            }
+            !stays && Arc::strong_count(payer) == 1
         });
         for (_, slot) in gone {
             (0..PRIORITIES).for_each(|priority| self.variants.forget(PRIORITIES * slot + priority));
@@ -297,6 +298,13 @@ impl Ledger {
             })
         };
         (tenants.map(account).collect(), accounts)
+    }
+
+    /// How many of these are of a tenant's payer and priority.
+    pub fn count<'a>(&self, tenants: impl Iterator<Item = &'a Tenant>) -> impl Fn(&Tenant) -> usize {
+        let mut counts = vec![0; self.keys()];
+        tenants.for_each(|tenant| counts[tenant.key()] += 1);
+        move |tenant| counts[tenant.key()]
     }
 
     /// What these have under way, of one payer and priority together; each says how much that is where its texts usually take
