@@ -1,6 +1,7 @@
 //! From sigma and the small tensors to modulation tables: one line per noise level.
 
 use super::DitConfig;
+use crate::ops::gemm::{self, View};
 use crate::ops::slice;
 use candle_core::{Device, Result, Tensor};
 use std::sync::Arc;
@@ -111,6 +112,16 @@ pub fn timestep_features(sigma: &[f32], frequencies: usize, device: &Device) -> 
     Tensor::from_vec(data, (sigma.len(), frequencies), device)
 }
 
+/// x W^T of x [lines, in] and W [out, in], both f32 on the host, on this thread.
+fn product(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    let (lines, (out, input)) = (x.dim(0)?, weight.dims2()?);
+    let mut y = vec![0.0; lines * out];
+    let (x, weight) = (slice::f32(x)?, slice::f32(weight)?);
+    let (x, weight) = (View::rows(&x, input), View::rows(&weight, input));
+    gemm::product((lines, out, input), &mut y, out, false, x, weight.t());
+    slice::tensor(y, lines, out)
+}
+
 /// Builds the tables for these noise levels from the tensors that `get` returns by internal name;
 /// differentiable in them. Conventions of the published DiT: c = SiLU(sigma_map(sigma)), no second
 /// SiLU before adaLN; six chunks shift, scale, gate (attention), shift, scale, gate (MLP).
@@ -121,8 +132,13 @@ pub fn tables(
     device: &Device,
 ) -> Result<Tables> {
     let affine = |x: &Tensor, name: &str| -> Result<Tensor> {
-        x.matmul(&get(&format!("{name}.weight"))?.t()?)?
-            .broadcast_add(&get(&format!("{name}.bias"))?)
+        let weight = get(&format!("{name}.weight"))?;
+        // candle's product asks the system for its processors every time, which takes longer the more there are.
+        let product = match weight.track_op() || x.track_op() {
+            true => x.matmul(&weight.t()?)?,
+            false => product(x, &weight)?,
+        };
+        product.broadcast_add(&get(&format!("{name}.bias"))?)
     };
     let features = timestep_features(sigma, config.frequency_dim(), device)?;
     let c = affine(&affine(&features, "sigma_map.mlp.0")?.silu()?, "sigma_map.mlp.2")?.silu()?;
