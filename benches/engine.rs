@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use choir::catalog::{BaseSource, Catalog, CatalogConfig};
-use choir::engine::{Engine, EngineConfig, EngineHandle, Event, Generation, Priority, Request, Sampling};
+use choir::engine::{Engine, EngineConfig, EngineHandle, Event, Generation, Request, Sampling};
 use choir::model::gpu::Device;
 use choir::model::kv_cache::KvCache;
 use choir::model::{Batch, Between, Denoiser, DitConfig, Logits, Outcome, Place, Process, VariantId};
@@ -186,17 +186,8 @@ fn open(data_dir: &std::path::Path) -> (Catalog, Generation) {
 async fn keep_busy(engine: EngineHandle, variant: String, sampling: Sampling, seed: u64) {
     let request = Request {
         mix: vec![(variant, 1.0)],
-        prompt: (300..320).collect(),
-        max_tokens: TOKENS,
-        after: Vec::new(),
-        sampling,
-        stop: Vec::new(),
-        stop_ids: Vec::new(),
         seed: Some(seed),
-        steps_wanted: false,
-        deadline: None,
-        priority: Priority::default(),
-        client: None,
+        ..Request::new((300..320).collect(), TOKENS, sampling)
     };
     loop {
         let mut events = engine.submit(request.clone()).expect("a place");

@@ -155,20 +155,7 @@ pub fn can_start(sequence: &Sequence, pages_total: usize, now: Instant) -> Resul
 
 /// Refuses sampling settings that no request to a variant of this network could have.
 pub fn sampling(network: &DitConfig, regime: Regime, sampling: &Sampling) -> Result<(), Error> {
-    let request = Request {
-        mix: Vec::new(),
-        prompt: vec![0],
-        max_tokens: 1,
-        after: Vec::new(),
-        sampling: sampling.clone(),
-        stop: Vec::new(),
-        stop_ids: Vec::new(),
-        seed: None,
-        steps_wanted: false,
-        deadline: None,
-        priority: Priority::default(),
-        client: None,
-    };
+    let request = Request::new(vec![0], 1, sampling.clone());
     sampler(&EngineConfig::default(), network, regime, None, &request, 0).map(drop)
 }
 

@@ -36,6 +36,26 @@ pub struct Request {
     pub client: Option<Arc<str>>,
 }
 
+impl Request {
+    /// A text of the base to continue, of which nothing else is asked.
+    pub fn new(prompt: Vec<u32>, max_tokens: usize, sampling: Sampling) -> Self {
+        Request {
+            mix: Vec::new(),
+            prompt,
+            max_tokens,
+            after: Vec::new(),
+            sampling,
+            stop: Vec::new(),
+            stop_ids: Vec::new(),
+            seed: None,
+            steps_wanted: false,
+            deadline: None,
+            priority: Priority::default(),
+            client: None,
+        }
+    }
+}
+
 /// Who comes first where there is not room for all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Priority {

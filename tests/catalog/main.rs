@@ -10,9 +10,7 @@ mod starts;
 mod tiny;
 
 use choir::catalog::{AddRequest, BaseSource, Catalog, CatalogConfig, Error, Source, Tuning, VariantInfo};
-use choir::engine::{
-    Choice, Engine, EngineConfig, EngineHandle, Event, EventStream, Generation, Priority, Request, Sampling,
-};
+use choir::engine::{Choice, Engine, EngineConfig, EngineHandle, Event, EventStream, Generation, Request, Sampling};
 use choir::model::{self, DitConfig};
 use choir::ops::quantized::Form;
 use choir::train::folder::{Precision, Tensors};
@@ -110,17 +108,8 @@ fn add(catalog: &Catalog, name: &str, seed: u64) -> Result<VariantInfo, Error> {
 fn request(variant: Option<&str>, max_tokens: usize) -> Request {
     Request {
         mix: variant.iter().map(|name| ((*name).to_owned(), 1.0)).collect(),
-        prompt: vec![1, 2, 3],
-        max_tokens,
-        after: Vec::new(),
-        sampling: Sampling::default(),
-        stop: Vec::new(),
-        stop_ids: Vec::new(),
         seed: Some(5),
-        steps_wanted: false,
-        deadline: None,
-        priority: Priority::default(),
-        client: None,
+        ..Request::new(vec![1, 2, 3], max_tokens, Sampling::default())
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 
 use choir::engine::{
-    Engine, EngineConfig, EngineHandle, Event, EventStream, Generation, Priority, Request, Sampling, Status, Summary,
+    Engine, EngineConfig, EngineHandle, Event, EventStream, Generation, Request, Sampling, Status, Summary,
     VariantFacts,
 };
 use choir::model::kv_cache::KvCache;
@@ -376,18 +376,8 @@ pub fn start(config: EngineConfig, network: impl Denoiser + 'static) -> EngineHa
 
 pub fn request(prompt: &str, max_tokens: usize, seed: u64) -> Request {
     Request {
-        mix: Vec::new(),
-        prompt: tokens(prompt),
-        max_tokens,
-        after: Vec::new(),
-        sampling: Sampling::default(),
-        stop: Vec::new(),
-        stop_ids: Vec::new(),
         seed: Some(seed),
-        steps_wanted: false,
-        deadline: None,
-        priority: Priority::default(),
-        client: None,
+        ..Request::new(tokens(prompt), max_tokens, Sampling::default())
     }
 }
 

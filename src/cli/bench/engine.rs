@@ -5,7 +5,7 @@ use super::{median, open};
 use crate::cli::json::JsonArgs;
 use crate::cli::picture::{self, Chart, Point, Scale, Series};
 use crate::cli::serve::StoreArgs;
-use crate::engine::{Engine, EngineConfig, EngineHandle, Event, Generation, Priority, Request, Sampling};
+use crate::engine::{Engine, EngineConfig, EngineHandle, Event, Generation, Request, Sampling};
 use crate::model::{Denoiser, Mix};
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -290,17 +290,8 @@ async fn keep_busy(
     loop {
         let request = Request {
             mix: mix.clone(),
-            prompt: prompt.clone(),
-            max_tokens,
-            after: Vec::new(),
-            sampling: Sampling::default(),
-            stop: Vec::new(),
-            stop_ids: Vec::new(),
             seed: Some(seed << 32 | round),
-            steps_wanted: false,
-            deadline: None,
-            priority: Priority::default(),
-            client: None,
+            ..Request::new(prompt.clone(), max_tokens, Sampling::default())
         };
         let mut events = match engine.submit(request) {
             Ok(events) => events,

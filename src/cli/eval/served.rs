@@ -5,7 +5,7 @@
 use super::engines::{IN_FLIGHT, Service, lone};
 use super::share::{Reached, Summary, bits};
 use super::subjects::Subjects;
-use crate::engine::{EngineHandle, Event, MemoryPart, Priority, Request, Sampling, ScoreRequest};
+use crate::engine::{EngineHandle, Event, MemoryPart, Request, Sampling, ScoreRequest};
 use crate::model::Place;
 use crate::ops::quantized::Form;
 use crate::train::data::Contexts;
@@ -148,17 +148,8 @@ fn exact(
         let ask = |(tokens, given): &(Vec<u32>, usize)| {
             engine.submit(Request {
                 mix: mix.to_vec(),
-                prompt: tokens[..*given].to_vec(),
-                max_tokens: tokens.len() - given,
-                after: Vec::new(),
-                sampling: sampling.clone(),
-                stop: Vec::new(),
-                stop_ids: Vec::new(),
                 seed: Some(0),
-                steps_wanted: false,
-                deadline: None,
-                priority: Priority::default(),
-                client: None,
+                ..Request::new(tokens[..*given].to_vec(), tokens.len() - given, sampling.clone())
             })
         };
         let streams = part.iter().map(ask).collect::<Result<Vec<_>, _>>()?;

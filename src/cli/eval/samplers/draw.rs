@@ -1,7 +1,7 @@
 //! Samples from an engine.
 
 use crate::cli::eval::engines::IN_FLIGHT;
-use crate::engine::{EngineHandle, Event, Priority, Request, Sampling};
+use crate::engine::{EngineHandle, Event, Request, Sampling};
 use anyhow::{Result, bail};
 use std::time::Instant;
 
@@ -34,17 +34,8 @@ pub fn draw(engine: &EngineHandle, mix: &[(String, f32)], sampling: &Sampling, w
         let ask = |index: usize| {
             engine.submit(Request {
                 mix: mix.to_vec(),
-                prompt: vec![wanted.first],
-                max_tokens: wanted.length,
-                after: Vec::new(),
-                sampling: sampling.clone(),
-                stop: Vec::new(),
-                stop_ids: Vec::new(),
                 seed: Some(wanted.seed.wrapping_add(index as u64)),
-                steps_wanted: false,
-                deadline: None,
-                priority: Priority::default(),
-                client: None,
+                ..Request::new(vec![wanted.first], wanted.length, sampling.clone())
             })
         };
         for mut stream in part.map(ask).collect::<Result<Vec<_>, _>>()? {
