@@ -7,12 +7,17 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, error::Error, fs, thread};
 
-const FILES: [&str; 2] = ["proto/choir/v1/inference.proto", "proto/choir/v1/admin.proto"];
+const FILES: [&str; 2] = [
+    "proto/choir/v1/inference.proto",
+    "proto/choir/v1/admin.proto",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     // tonic-prost-build prints none for a descriptor set.
     println!("cargo:rerun-if-changed=build.rs");
-    FILES.iter().for_each(|file| println!("cargo:rerun-if-changed={file}"));
+    FILES
+        .iter()
+        .for_each(|file| println!("cargo:rerun-if-changed={file}"));
     let descriptors = protox::compile(FILES, ["proto"])?;
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("no OUT_DIR")?);
     fs::write(out.join("choir.v1.bin"), descriptors.encode_to_vec())?;
@@ -29,7 +34,9 @@ fn main() -> Result<(), Box<dyn Error>> {
 /// Rust code that includes the files of `models/`, wherever the package lies when it is compiled.
 fn embedded() -> Result<String, Box<dyn Error>> {
     println!("cargo:rerun-if-changed=models");
-    let include = |file: &str| format!(r#"include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/models/{file}"))"#);
+    let include = |file: &str| {
+        format!(r#"include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/models/{file}"))"#)
+    };
     let mut code = String::new();
     for (name, file) in [
         ("CONFIG", "base/config.json"),
@@ -39,15 +46,25 @@ fn embedded() -> Result<String, Box<dyn Error>> {
     ] {
         writeln!(code, "pub const {name}: &[u8] = {};", include(file))?;
     }
-    for (name, folder, extension) in [("VARIANTS", "variants", "safetensors"), ("HELD_OUT", "held-out", "txt")] {
+    for (name, folder, extension) in [
+        ("VARIANTS", "variants", "safetensors"),
+        ("HELD_OUT", "held-out", "txt"),
+    ] {
         let mut files: Vec<PathBuf> = fs::read_dir(Path::new("models").join(folder))?
             .map(|entry| entry.map(|entry| entry.path()))
             .collect::<Result<_, _>>()?;
         files.retain(|file| file.extension().is_some_and(|found| found == extension));
         files.sort();
-        writeln!(code, "/// Names and contents.\npub const {name}: &[(&str, &[u8])] = &[")?;
+        writeln!(
+            code,
+            "/// Names and contents.\npub const {name}: &[(&str, &[u8])] = &["
+        )?;
         for file in files {
-            let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            let name = file
+                .file_stem()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
             writeln!(
                 code,
                 "    ({name:?}, {}),",
@@ -91,8 +108,15 @@ fn kernels(out: &Path) -> Result<String, Box<dyn Error>> {
     files.sort();
     let nvcc = nvcc()?;
     let compile = |file: &PathBuf| {
-        let made = out.join(file.file_name().unwrap_or_default()).with_extension("fatbin");
-        let done = Command::new(&nvcc).args(NVCC).arg("-o").arg(&made).arg(file).output();
+        let made = out
+            .join(file.file_name().unwrap_or_default())
+            .with_extension("fatbin");
+        let done = Command::new(&nvcc)
+            .args(NVCC)
+            .arg("-o")
+            .arg(&made)
+            .arg(file)
+            .output();
         let done = done.map_err(|error| format!("{} did not start: {error}", nvcc.display()))?;
         let said = String::from_utf8_lossy(&done.stderr).into_owned();
         eprint!("{said}");
@@ -103,18 +127,26 @@ fn kernels(out: &Path) -> Result<String, Box<dyn Error>> {
         .and_then(|jobs| jobs.parse().ok())
         .unwrap_or(1)
         .max(1);
-    let mut code = "/// Aligned as the driver likes it.\n#[repr(C, align(16))]\nstruct Image<T: ?Sized>(T);\n\
+    let mut code =
+        "/// Aligned as the driver likes it.\n#[repr(C, align(16))]\nstruct Image<T: ?Sized>(T);\n\
                     /// Names and fat binaries.\npub static MODULES: &[(&str, &[u8])] = &[\n"
-        .to_owned();
+            .to_owned();
     for files in files.chunks(jobs) {
         let made: Vec<_> = thread::scope(|scope| {
-            let running: Vec<_> = files.iter().map(|file| scope.spawn(|| compile(file))).collect();
+            let running: Vec<_> = files
+                .iter()
+                .map(|file| scope.spawn(|| compile(file)))
+                .collect();
             running.into_iter().map(|one| one.join()).collect()
         });
         for (file, made) in files.iter().zip(made) {
             let made = made.map_err(|_| "a thread ended early")?;
             let made = made.map_err(|said| format!("nvcc refuses {}:\n{said}", file.display()))?;
-            let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            let name = file
+                .file_stem()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
             writeln!(code, "    ({name:?}, &Image(*include_bytes!({made:?})).0),")?;
         }
     }

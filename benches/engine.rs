@@ -11,7 +11,9 @@ use choir::catalog::{BaseSource, Catalog, CatalogConfig};
 use choir::engine::{Engine, EngineConfig, EngineHandle, Event, Generation, Request, Sampling};
 use choir::model::gpu::Device;
 use choir::model::kv_cache::KvCache;
-use choir::model::{Batch, Between, Denoiser, DitConfig, Logits, Outcome, Place, Process, VariantId};
+use choir::model::{
+    Batch, Between, Denoiser, DitConfig, Logits, Outcome, Place, Process, VariantId,
+};
 use choir::ops::gpu::{Dtype, Gemm, Graph, Launch, Machine, Result};
 use choir::ops::quantized::Form;
 
@@ -75,7 +77,10 @@ impl Machine for Idle {
     fn download(&self, _: u64, data: &mut [u8]) -> Result<()> {
         let (words, _) = data.as_chunks_mut::<4>();
         let tokens = (300..1000u32).cycle().map(u32::to_le_bytes);
-        words.iter_mut().zip(tokens).for_each(|(word, token)| *word = token);
+        words
+            .iter_mut()
+            .zip(tokens)
+            .for_each(|(word, token)| *word = token);
         Ok(())
     }
 
@@ -148,7 +153,12 @@ impl Denoiser for Watched {
         self.network.forward(batch, cache)
     }
 
-    fn step(&self, batch: &Batch, cache: &mut KvCache, between: &mut Between) -> candle_core::Result<Outcome> {
+    fn step(
+        &self,
+        batch: &Batch,
+        cache: &mut KvCache,
+        between: &mut Between,
+    ) -> candle_core::Result<Outcome> {
         let begun = Instant::now();
         let outcome = self.network.step(batch, cache, between)?;
         let mut steps = self.steps.lock().expect("steps");
@@ -200,7 +210,11 @@ async fn keep_busy(engine: EngineHandle, variant: String, sampling: Sampling, se
 }
 
 /// Medians of a step: microseconds before it and within it, and its sequences.
-fn measure(like: &Generation, process: Process, (sequences, step_tokens): (usize, usize)) -> [f64; 3] {
+fn measure(
+    like: &Generation,
+    process: Process,
+    (sequences, step_tokens): (usize, usize),
+) -> [f64; 3] {
     let network = Arc::new(Watched {
         network: like.denoiser.clone(),
         steps: Mutex::default(),
@@ -229,7 +243,12 @@ fn measure(like: &Generation, process: Process, (sequences, step_tokens): (usize
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     for client in 0..sequences {
         let variant = names[client % names.len()].clone();
-        runtime.spawn(keep_busy(engine.clone(), variant, Sampling::of(process), client as u64));
+        runtime.spawn(keep_busy(
+            engine.clone(),
+            variant,
+            Sampling::of(process),
+            client as u64,
+        ));
     }
     let steps = loop {
         std::thread::sleep(Duration::from_millis(20));
@@ -260,10 +279,14 @@ fn main() {
     let blocks = CASES.map(|case| (Process::Absorbing, case));
     let whole = WHOLE.map(|case| (Process::Uniform, case));
     for (process, case) in blocks.into_iter().chain(whole) {
-        let mut rounds: Vec<_> = (0..ROUNDS).map(|_| measure(&generation, process, case)).collect();
+        let mut rounds: Vec<_> = (0..ROUNDS)
+            .map(|_| measure(&generation, process, case))
+            .collect();
         rounds.sort_by(|a, b| (a[0] + a[1]).total_cmp(&(b[0] + b[1])));
         let [between, within, took_part] = rounds[ROUNDS / 2];
         let ((sequences, step_tokens), each) = (case, (between + within) / took_part);
-        println!("{sequences:>7}  {step_tokens:>6}  {took_part:>9}  {between:>6.1}  {within:>7.1}  {each:>8.2}");
+        println!(
+            "{sequences:>7}  {step_tokens:>6}  {took_part:>9}  {between:>6.1}  {within:>7.1}  {each:>8.2}"
+        );
     }
 }

@@ -16,7 +16,10 @@ const ROWS: [usize; 5] = [1, 4, 16, 64, 256];
 const ROUNDS: usize = 7;
 
 fn main() {
-    let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    let wanted: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|arg| !arg.starts_with('-'))
+        .collect();
     // In a thread of the pool, as the engine is: a call from outside waits for one to wake up.
     rayon::scope(|_| measure(&wanted));
 }
@@ -31,13 +34,18 @@ fn measure(wanted: &[String]) {
         let mut contenders: Vec<(String, Product)> = Vec::new();
         for form in Form::ALL {
             let matrix = Served::new(&weights, out, input, form).expect("matrix");
-            let product = move |x: &[f32], rows: usize, y: &mut [f32]| matrix.product(x, rows, y).expect("product");
+            let product = move |x: &[f32], rows: usize, y: &mut [f32]| {
+                matrix.product(x, rows, y).expect("product")
+            };
             contenders.push((form.to_string(), Box::new(product)));
         }
         let dense = Tensor::from_slice(&weights, (out, input), &Device::Cpu).expect("tensor");
-        let tensor = move |x: &[f32], rows: usize| Tensor::from_slice(x, (rows, input), &Device::Cpu).expect("x");
+        let tensor = move |x: &[f32], rows: usize| {
+            Tensor::from_slice(x, (rows, input), &Device::Cpu).expect("x")
+        };
         for form in [GgmlDType::Q8_0, GgmlDType::Q4K, GgmlDType::Q2K] {
-            let matrix = QMatMul::from_qtensor(QTensor::quantize(&dense, form).expect("blocks")).expect("matrix");
+            let matrix = QMatMul::from_qtensor(QTensor::quantize(&dense, form).expect("blocks"))
+                .expect("matrix");
             let product = move |x: &[f32], rows: usize, _y: &mut [f32]| {
                 matrix.forward(&tensor(x, rows)).expect("product");
             };
@@ -49,12 +57,18 @@ fn measure(wanted: &[String]) {
         };
         contenders.push(("candle F32".to_owned(), Box::new(product)));
 
-        println!("\n| {shape} | {} |", ROWS.map(|rows| rows.to_string()).join(" | "));
+        println!(
+            "\n| {shape} | {} |",
+            ROWS.map(|rows| rows.to_string()).join(" | ")
+        );
         println!("|---{}|", "|---".repeat(ROWS.len()));
         let (names, products): (Vec<String>, Vec<Product>) = contenders.into_iter().unzip();
         let mut lines: Vec<String> = names.iter().map(|name| format!("| {name}")).collect();
         for rows in ROWS {
-            for (line, rate) in lines.iter_mut().zip(rates(&products, (out, input, rows), ROUNDS)) {
+            for (line, rate) in lines
+                .iter_mut()
+                .zip(rates(&products, (out, input, rows), ROUNDS))
+            {
                 *line += &format!(" | {rate:.0}");
             }
         }

@@ -33,11 +33,18 @@ struct Weights {
 }
 
 /// What a crate has: y [rows, out], with rows `stride` apart, of x [rows, in].
-type Gemm = unsafe fn(shape: [usize; 3], x: *const f32, weights: Weights, y: *mut f32, stride: isize);
+type Gemm =
+    unsafe fn(shape: [usize; 3], x: *const f32, weights: Weights, y: *mut f32, stride: isize);
 
 /// # Safety
 /// The pointers reach as far as the shape and the strides say.
-unsafe fn gemm([rows, out, input]: [usize; 3], x: *const f32, w: Weights, y: *mut f32, stride: isize) {
+unsafe fn gemm(
+    [rows, out, input]: [usize; 3],
+    x: *const f32,
+    w: Weights,
+    y: *mut f32,
+    stride: isize,
+) {
     let (none, k) = (gemm::Parallelism::None, input as isize);
     // SAFETY: the caller's.
     unsafe {
@@ -50,7 +57,13 @@ unsafe fn gemm([rows, out, input]: [usize; 3], x: *const f32, w: Weights, y: *mu
 
 /// # Safety
 /// As [`gemm`].
-unsafe fn matrixmultiply([rows, out, input]: [usize; 3], x: *const f32, w: Weights, y: *mut f32, stride: isize) {
+unsafe fn matrixmultiply(
+    [rows, out, input]: [usize; 3],
+    x: *const f32,
+    w: Weights,
+    y: *mut f32,
+    stride: isize,
+) {
     let k = input as isize;
     // SAFETY: the caller's.
     unsafe {
@@ -62,7 +75,13 @@ unsafe fn matrixmultiply([rows, out, input]: [usize; 3], x: *const f32, w: Weigh
 /// # Safety
 /// As [`gemm`].
 #[cfg(target_arch = "x86_64")]
-unsafe fn faer([rows, out, input]: [usize; 3], x: *const f32, w: Weights, y: *mut f32, stride: isize) {
+unsafe fn faer(
+    [rows, out, input]: [usize; 3],
+    x: *const f32,
+    w: Weights,
+    y: *mut f32,
+    stride: isize,
+) {
     use private_gemm_x86::{Accum, DType, DstKind, IType, InstrSet, gemm};
     use std::ptr::null;
     let k = input as isize;
@@ -114,17 +133,20 @@ fn product<'a>(
         };
         let shared = Shared(all, y.as_mut_ptr());
         let share = out.div_ceil(threads);
-        (0..threads).into_par_iter().with_max_len(1).for_each(|task| {
-            let Shared(all, y) = { &shared };
-            let first = task * share;
-            let own = Weights {
-                data: all.data.wrapping_add(first * output),
-                ..*all
-            };
-            let shape = [rows, share.min(out - first), input];
-            // SAFETY: the outputs from `first` on of matrices whose sizes were checked.
-            unsafe { gemm(shape, x.as_ptr(), own, y.wrapping_add(first), out as isize) };
-        });
+        (0..threads)
+            .into_par_iter()
+            .with_max_len(1)
+            .for_each(|task| {
+                let Shared(all, y) = { &shared };
+                let first = task * share;
+                let own = Weights {
+                    data: all.data.wrapping_add(first * output),
+                    ..*all
+                };
+                let shape = [rows, share.min(out - first), input];
+                // SAFETY: the outputs from `first` on of matrices whose sizes were checked.
+                unsafe { gemm(shape, x.as_ptr(), own, y.wrapping_add(first), out as isize) };
+            });
     })
 }
 
@@ -134,7 +156,9 @@ fn read(weights: &[f32]) -> f32 {
         let (lines, _) = part.as_chunks::<64>();
         let mut sums = [0f32; 64];
         for line in lines {
-            sums.iter_mut().zip(line).for_each(|(sum, weight)| *sum += weight);
+            sums.iter_mut()
+                .zip(line)
+                .for_each(|(sum, weight)| *sum += weight);
         }
         sums.iter().sum::<f32>()
     });
@@ -142,7 +166,10 @@ fn read(weights: &[f32]) -> f32 {
 }
 
 fn main() {
-    let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    let wanted: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|arg| !arg.starts_with('-'))
+        .collect();
     for threads in [1, 2] {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
@@ -164,7 +191,13 @@ fn measure(wanted: &[String], threads: usize) {
         let mut products: Vec<Product> = vec![
             Box::new(|_, _, _| {
                 let share = weights.len().div_ceil(threads);
-                std::hint::black_box(weights.par_chunks(share).with_max_len(1).map(read).sum::<f32>());
+                std::hint::black_box(
+                    weights
+                        .par_chunks(share)
+                        .with_max_len(1)
+                        .map(read)
+                        .sum::<f32>(),
+                );
             }),
             Box::new(|x, rows, y| packed.product(x, rows, y)),
         ];
@@ -181,11 +214,20 @@ fn measure(wanted: &[String], threads: usize) {
         let mut lines: Vec<String> = names.map(|name| format!("| {name}")).collect();
         for rows in ROWS {
             let rates = rates(&products, (out, input, rows), ROUNDS);
-            let rates: Vec<f64> = rates.into_iter().map(|rate| rate * threads as f64).collect();
+            let rates: Vec<f64> = rates
+                .into_iter()
+                .map(|rate| rate * threads as f64)
+                .collect();
             let (roof, ours) = (rates[0], rates[1]);
-            let crates: Vec<f64> = rates[2..].chunks(2).map(|both| both[0].max(both[1])).collect();
+            let crates: Vec<f64> = rates[2..]
+                .chunks(2)
+                .map(|both| both[0].max(both[1]))
+                .collect();
             let best = crates.iter().copied().fold(0.0, f64::max);
-            let cells = [ours].into_iter().chain(crates).map(|rate| format!("{rate:.0}"));
+            let cells = [ours]
+                .into_iter()
+                .chain(crates)
+                .map(|rate| format!("{rate:.0}"));
             // A row's two operations for each of a weight's four bytes.
             let reading = match rows {
                 1 | 4 => format!("{:.2} of {:.0} GB/s", ours / roof, 2.0 * roof / rows as f64),

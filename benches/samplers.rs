@@ -3,7 +3,8 @@
 use choir::rng::{Key, Stream};
 use choir::sampler::{BlockSampler, BlockSettings, LastBlock};
 use choir::sampler::{
-    Crossing, Filter, Predictor, Sampler, UniformPredictor, UniformSampler, UniformSettings, Workspace,
+    Crossing, Filter, Predictor, Sampler, UniformPredictor, UniformSampler, UniformSettings,
+    Workspace,
 };
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use std::time::Duration;
@@ -16,7 +17,9 @@ const LENGTH: usize = 64;
 /// Logits as flat as an untrained network's, or with a few tokens far above the rest.
 fn logits(rows: usize, spread: f64) -> Vec<f32> {
     let mut stream = Stream::new(Key::derive(&[b"bench"]));
-    (0..rows * VOCAB).map(|_| (spread * stream.normal()) as f32).collect()
+    (0..rows * VOCAB)
+        .map(|_| (spread * stream.normal()) as f32)
+        .collect()
 }
 
 fn rows(criterion: &mut Criterion) {
@@ -88,7 +91,10 @@ fn steps(criterion: &mut Criterion) {
         last_block: LastBlock::Whole,
     };
     let samplers = [
-        ("uniform", UniformSampler::new(uniform, &[], 1).map(Sampler::Uniform)),
+        (
+            "uniform",
+            UniformSampler::new(uniform, &[], 1).map(Sampler::Uniform),
+        ),
         (
             "absorbing, half a block",
             BlockSampler::new(block, &[], 1).map(Sampler::Block),

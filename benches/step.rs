@@ -3,7 +3,8 @@
 //! one bank and of four banks.
 
 use choir::model::{
-    BaseWeights, Batch, Denoiser, Dit, DitConfig, Mix, PageId, Segment, ServedBank, VariantId, VariantWeights,
+    BaseWeights, Batch, Denoiser, Dit, DitConfig, Mix, PageId, Segment, ServedBank, VariantId,
+    VariantWeights,
 };
 use choir::ops::quantized::Form;
 use choir::rng::{Key, Stream};
@@ -88,7 +89,9 @@ fn batch(variants: &[u32]) -> Batch {
         clean: 0,
         rows: vec![index % BLOCK],
         draws: Vec::new(),
-        pages: (0..PAGES).map(|page| PageId(page + index as u32 * PAGES)).collect(),
+        pages: (0..PAGES)
+            .map(|page| PageId(page + index as u32 * PAGES))
+            .collect(),
         pages_start: 0,
     };
     Batch {
@@ -97,10 +100,15 @@ fn batch(variants: &[u32]) -> Batch {
 }
 
 fn steps(criterion: &mut Criterion) {
-    let sizes = [("tiny", config(64, 2, 256)), ("compiled-in", config(256, 3, 1024))];
+    let sizes = [
+        ("tiny", config(64, 2, 256)),
+        ("compiled-in", config(256, 3, 1024)),
+    ];
     for (name, config) in sizes {
         let network = network(&config);
-        let mut cache = network.cache(16, SEQUENCES * PAGES as usize).expect("a cache");
+        let mut cache = network
+            .cache(16, SEQUENCES * PAGES as usize)
+            .expect("a cache");
         let mut group = criterion.benchmark_group(format!("step, {name}"));
         group.warm_up_time(Duration::from_millis(300));
         group.measurement_time(Duration::from_secs(1));

@@ -51,7 +51,9 @@ fn transforms(criterion: &mut Criterion) {
         bencher.iter(|| transform.input.apply(&mut row))
     });
     group.throughput(Throughput::Elements(matrix.len() as u64));
-    group.bench_function("matrix", |bencher| bencher.iter(|| transform.apply(&mut matrix)));
+    group.bench_function("matrix", |bencher| {
+        bencher.iter(|| transform.apply(&mut matrix))
+    });
     group.finish();
 }
 
@@ -82,7 +84,13 @@ fn superposition(criterion: &mut Criterion) {
     group.warm_up_time(Duration::from_millis(200));
     group.measurement_time(Duration::from_secs(1));
     group.sample_size(20);
-    let served = Served::new(&bank.dense(NAME).expect("held"), SHAPE[0], SHAPE[1], Form::Q4K).expect("a matrix");
+    let served = Served::new(
+        &bank.dense(NAME).expect("held"),
+        SHAPE[0],
+        SHAPE[1],
+        Form::Q4K,
+    )
+    .expect("a matrix");
     let input = Signs::new(SEED, NAME, Side::Input, SHAPE[1]);
     let output: Vec<bf16> = gains.iter().map(|gain| bf16::from_f32(*gain)).collect();
     for rows in [1, 4, 16, 64] {
@@ -94,7 +102,9 @@ fn superposition(criterion: &mut Criterion) {
             weight: 1.0,
         };
         let banks = [(&served, (0..rows).map(part).collect())];
-        group.throughput(Throughput::Elements((2 * rows * SHAPE[0] * SHAPE[1]) as u64)); // floating-point operations
+        group.throughput(Throughput::Elements(
+            (2 * rows * SHAPE[0] * SHAPE[1]) as u64,
+        )); // floating-point operations
         group.bench_function(BenchmarkId::from_parameter(rows), |bencher| {
             bencher.iter(|| add_rotated(&banks, &x, &mut y));
         });

@@ -19,7 +19,9 @@ const UNREAD: u8 = 141;
 
 /// Whether standard output is a pipe that nobody reads any more.
 fn unread(error: &anyhow::Error) -> bool {
-    let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>());
+    let mut causes = error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<std::io::Error>());
     causes.any(|cause| cause.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
@@ -27,7 +29,10 @@ fn unread(error: &anyhow::Error) -> bool {
 fn end_with_the_reader() {
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        let said = panic.payload().downcast_ref::<String>().map_or("", String::as_str);
+        let said = panic
+            .payload()
+            .downcast_ref::<String>()
+            .map_or("", String::as_str);
         if said.starts_with("failed printing to stdout") && said.contains("Broken pipe") {
             std::process::exit(UNREAD.into());
         }

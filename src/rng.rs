@@ -41,7 +41,10 @@ pub const DRAWS: u32 = 8;
 
 impl Noise {
     pub fn new(request_seed: u64) -> Self {
-        Noise(Key::derive(&[b"choir/noise/1", &request_seed.to_le_bytes()]))
+        Noise(Key::derive(&[
+            b"choir/noise/1",
+            &request_seed.to_le_bytes(),
+        ]))
     }
 
     /// The key whose words the noise is made of, for devices that make it themselves.

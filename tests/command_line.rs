@@ -20,7 +20,14 @@ impl Server {
     fn start() -> Self {
         let store = tempfile::tempdir().expect("a directory");
         let mut process = Command::new(CHOIR)
-            .args(["serve", "--listen", "127.0.0.1:0", "--threads", "1", "--data-dir"])
+            .args([
+                "serve",
+                "--listen",
+                "127.0.0.1:0",
+                "--threads",
+                "1",
+                "--data-dir",
+            ])
             .arg(store.path().join("store"))
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -38,13 +45,21 @@ impl Server {
     }
 
     fn ask(&self, words: &[&str]) -> Output {
-        choir(Command::new(CHOIR).args(words).env("CHOIR_SERVER", &self.address))
+        choir(
+            Command::new(CHOIR)
+                .args(words)
+                .env("CHOIR_SERVER", &self.address),
+        )
     }
 
     /// What it says on standard output; it must succeed.
     fn told(&self, words: &[&str]) -> String {
         let output = self.ask(words);
-        assert!(output.status.success(), "{words:?}: {}", text(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{words:?}: {}",
+            text(&output.stderr)
+        );
         text(&output.stdout)
     }
 
@@ -60,7 +75,11 @@ impl Server {
     fn names(&self) -> Vec<String> {
         let list = self.json(&["variants", "list"]);
         let name = |one: &Value| one["name"].as_str().expect("a name").to_owned();
-        list.as_array().expect("variants").iter().map(name).collect()
+        list.as_array()
+            .expect("variants")
+            .iter()
+            .map(name)
+            .collect()
     }
 }
 
@@ -82,7 +101,10 @@ fn text(bytes: &[u8]) -> String {
 fn one_line(output: &Output, code: i32) -> String {
     let said = text(&output.stderr);
     assert_eq!(output.status.code(), Some(code), "{said}");
-    assert!(output.stdout.is_empty() && said.lines().count() == 1, "{said}");
+    assert!(
+        output.stdout.is_empty() && said.lines().count() == 1,
+        "{said}"
+    );
     said
 }
 
@@ -97,14 +119,29 @@ fn delta(name: &str) -> PathBuf {
 #[test]
 fn a_variant_leaves_and_comes_back_and_says_the_same() {
     let server = Server::start();
-    let prompt = ["generate", "In the beginning", "-v", "kjv", "--seed", "7", "-n", "24"];
+    let prompt = [
+        "generate",
+        "In the beginning",
+        "-v",
+        "kjv",
+        "--seed",
+        "7",
+        "-n",
+        "24",
+    ];
     let (said, names) = (server.told(&prompt), server.names());
     assert!(!said.trim().is_empty());
     let before = server.json(&["variants", "show", "kjv"]);
-    assert_eq!(server.json(&["variants", "remove", "kjv"])["removed"], "kjv");
+    assert_eq!(
+        server.json(&["variants", "remove", "kjv"])["removed"],
+        "kjv"
+    );
     assert!(server.refused(&prompt).contains("\"kjv\""));
     assert_eq!(server.names().len() + 1, names.len());
-    let (file, seed) = (delta("kjv").display().to_string(), before["seed"].to_string());
+    let (file, seed) = (
+        delta("kjv").display().to_string(),
+        before["seed"].to_string(),
+    );
     server.told(&["variants", "add", "kjv", &file, "--seed", &seed]);
     assert_eq!(server.names(), names);
     let after = server.json(&["variants", "show", "kjv"]);
@@ -122,18 +159,33 @@ fn mistakes_are_told_in_one_line_that_names_them() {
     let (readme, kjv) = (path("README.md"), delta("kjv").display().to_string());
     let folder = path("models");
     let cases: [(&[&str], &[&str]); 9] = [
-        (&["generate", "hello", "-v", "nobody"], &["NotFound", "\"nobody\""]),
+        (
+            &["generate", "hello", "-v", "nobody"],
+            &["NotFound", "\"nobody\""],
+        ),
         (&["generate", ""], &["InvalidArgument", "prompt"]),
-        (&["generate", "hello", "--temperature", "NaN"], &["temperature"]),
+        (
+            &["generate", "hello", "--temperature", "NaN"],
+            &["temperature"],
+        ),
         (&["score", ""], &["InvalidArgument", "text"]),
         (&["variants", "add", "kjv", &kjv], &["AlreadyExists", "kjv"]),
         (
             &["variants", "add", "new", &readme],
             &["InvalidArgument", &readme, "not a safetensors file"],
         ),
-        (&["variants", "add", "new", &folder], &[&folder, "directory"]),
-        (&["variants", "add", "a/b", &kjv], &["InvalidArgument", "\"a/b\""]),
-        (&["variants", "remove", "nobody"], &["NotFound", "\"nobody\""]),
+        (
+            &["variants", "add", "new", &folder],
+            &[&folder, "directory"],
+        ),
+        (
+            &["variants", "add", "a/b", &kjv],
+            &["InvalidArgument", "\"a/b\""],
+        ),
+        (
+            &["variants", "remove", "nobody"],
+            &["NotFound", "\"nobody\""],
+        ),
     ];
     for (words, expected) in cases {
         let said = server.refused(words);

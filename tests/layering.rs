@@ -43,7 +43,10 @@ const NAMELESS: [&str; 4] = ["utils", "common", "helpers", "types"];
 
 /// Every Rust file below `dir`.
 fn files(dir: &str) -> Vec<PathBuf> {
-    let (mut found, mut left) = (Vec::new(), vec![Path::new(env!("CARGO_MANIFEST_DIR")).join(dir)]);
+    let (mut found, mut left) = (
+        Vec::new(),
+        vec![Path::new(env!("CARGO_MANIFEST_DIR")).join(dir)],
+    );
     while let Some(dir) = left.pop() {
         let entries = fs::read_dir(&dir).into_iter().flatten().flatten();
         for path in entries.map(|entry| entry.path()) {
@@ -95,7 +98,9 @@ fn paths(tokens: &[String], prefix: &str, found: &mut Vec<String>) {
                 }
             }
         }
-        [name, colons, rest @ ..] if colons == "::" => paths(rest, &format!("{prefix}{name}::"), found),
+        [name, colons, rest @ ..] if colons == "::" => {
+            paths(rest, &format!("{prefix}{name}::"), found)
+        }
         [name, ..] => found.push(format!("{prefix}{name}")),
         [] => {}
     }
@@ -130,7 +135,10 @@ fn layer(name: &str) -> Option<usize> {
 fn module(file: &Path) -> Vec<String> {
     let inside = file.strip_prefix(Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
     let inside = inside.expect("below src").with_extension("");
-    let mut parts: Vec<_> = inside.iter().map(|part| part.to_string_lossy().into_owned()).collect();
+    let mut parts: Vec<_> = inside
+        .iter()
+        .map(|part| part.to_string_lossy().into_owned())
+        .collect();
     parts.pop_if(|last| last == "mod");
     parts
 }
@@ -140,7 +148,9 @@ fn modules_use_only_modules_below_them() {
     let mut seen = 0;
     for file in files("src") {
         let module = module(&file);
-        let Some(own) = layer(&module[0]) else { continue };
+        let Some(own) = layer(&module[0]) else {
+            continue;
+        };
         let source = fs::read_to_string(&file).expect("source");
         for path in inner_paths(&tokens(&source), module.len()) {
             let mut parts = path.split("::");
@@ -150,7 +160,10 @@ fn modules_use_only_modules_below_them() {
             assert!(own <= other, "{reason}, which is above it");
             assert!(!NEVER.contains(&(ORDER[own], name)), "{reason}");
             let schedule = parts.next().is_none_or(|part| part == "schedule");
-            assert!(module[0] != "train" || name != "sampler" || schedule, "{reason}");
+            assert!(
+                module[0] != "train" || name != "sampler" || schedule,
+                "{reason}"
+            );
             seen += usize::from(own != other);
         }
     }
@@ -175,7 +188,9 @@ fn crates_stay_where_they_belong() {
                 file.display()
             );
         }
-        let wire = tokens.windows(3).any(|three| three == ["crate", "::", "pb"]);
+        let wire = tokens
+            .windows(3)
+            .any(|three| three == ["crate", "::", "pb"]);
         assert!(
             !wire || ["server", "cli"].contains(&module[0].as_str()),
             "{} uses pb",
@@ -190,11 +205,17 @@ fn files_are_short_and_named_for_what_they_hold() {
         let lines = fs::read_to_string(&file).expect("source").lines().count();
         assert!(lines <= LONGEST, "{} has {lines} lines", file.display());
         let stem = file.file_stem().unwrap_or_default().to_string_lossy();
-        assert!(!NAMELESS.contains(&stem.as_ref()), "{} says nothing", file.display());
+        assert!(
+            !NAMELESS.contains(&stem.as_ref()),
+            "{} says nothing",
+            file.display()
+        );
     }
     for dir in NAMELESS {
         assert!(
-            files("src").iter().all(|file| !file.iter().any(|part| part == dir)),
+            files("src")
+                .iter()
+                .all(|file| !file.iter().any(|part| part == dir)),
             "{dir} says nothing"
         );
     }

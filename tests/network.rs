@@ -10,7 +10,13 @@ fn trainable(case: &Case) -> Trainable {
     Trainable::from_tensors(case.config.clone(), &case.weights).expect("weights")
 }
 
-fn whole(case: &Case, ids: Vec<u32>, batch: usize, block: Option<usize>, sigma: Vec<f32>) -> Vec<f32> {
+fn whole(
+    case: &Case,
+    ids: Vec<u32>,
+    batch: usize,
+    block: Option<usize>,
+    sigma: Vec<f32>,
+) -> Vec<f32> {
     let length = ids.len() / batch;
     let rows = (0..(batch * length) as u32).collect();
     let input = TrainBatch {
@@ -33,7 +39,13 @@ fn whole_sequences_match_the_reference() {
         let case = Case::load(folder);
         for name in case.names("a.", ".input_ids") {
             let (shape, ids) = case.ids(&format!("{name}.input_ids"));
-            let ours = whole(&case, ids, shape[0], case.config.block(), vec![0.0; shape[0]]);
+            let ours = whole(
+                &case,
+                ids,
+                shape[0],
+                case.config.block(),
+                vec![0.0; shape[0]],
+            );
             close(
                 &ours,
                 &case.floats(&format!("{name}.logits")).1,
@@ -48,10 +60,18 @@ fn whole_sequences_match_the_reference() {
 fn time_conditioned_sequences_match_the_reference() {
     let case = Case::load("duo-tiny");
     for name in case.names("a.", ".sigma") {
-        let (shape, ids) = case.ids(&format!("{}.input_ids", name.rsplit_once('.').expect("a.len.t").0));
+        let (shape, ids) = case.ids(&format!(
+            "{}.input_ids",
+            name.rsplit_once('.').expect("a.len.t").0
+        ));
         let sigma = case.floats(&format!("{name}.sigma")).1;
         let ours = whole(&case, ids, shape[0], None, sigma);
-        close(&ours, &case.floats(&format!("{name}.logits")).1, 2e-4, &name);
+        close(
+            &ours,
+            &case.floats(&format!("{name}.logits")).1,
+            2e-4,
+            &name,
+        );
     }
 }
 
@@ -96,7 +116,12 @@ fn a_noisy_block_reads_the_clean_ones_before_it_at_sigma_zero() {
         let logits = trainable(&case).forward(&input).expect("forward");
         logits.flatten_all().and_then(|l| l.to_vec1()).expect("f32")
     };
-    let together = run(xt.clone(), Some(x0.clone()), sigma.clone(), (0..12).collect());
+    let together = run(
+        xt.clone(),
+        Some(x0.clone()),
+        sigma.clone(),
+        (0..12).collect(),
+    );
     for block in 0..3 {
         let (start, end) = (4 * block, 4 * block + 4);
         let read = [&x0[..start], &xt[start..end]].concat();
@@ -143,7 +168,9 @@ fn gradients_match_finite_differences() {
             soft: choices.map(|choices| SoftTokens {
                 choices,
                 tokens: (0..choices).flat_map(|_| ids(5)).collect(),
-                weights: (0..choices * 2 * length).map(|i| (i % 4) as f32 / 3.0).collect(),
+                weights: (0..choices * 2 * length)
+                    .map(|i| (i % 4) as f32 / 3.0)
+                    .collect(),
             }),
             rows,
         };
@@ -158,7 +185,13 @@ fn gradients_match_finite_differences() {
         };
         let (_, gradients) = model
             .gradients(&input, |logits| {
-                choir::ops::cross_entropy_backward(logits, &targets, case.config.mask_id(), &weights).map(|g| ((), g))
+                choir::ops::cross_entropy_backward(
+                    logits,
+                    &targets,
+                    case.config.mask_id(),
+                    &weights,
+                )
+                .map(|g| ((), g))
             })
             .expect("gradients");
         for (name, var) in model.vars() {
@@ -168,7 +201,11 @@ fn gradients_match_finite_differences() {
                 .expect("gradient");
             let value: Vec<f32> = var.flatten_all().and_then(|g| g.to_vec1()).expect("value");
             // Along the gradient itself: the slope is its squared norm.
-            let norm = gradient.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
+            let norm = gradient
+                .iter()
+                .map(|g| f64::from(*g).powi(2))
+                .sum::<f64>()
+                .sqrt();
             if norm < 1e-6 {
                 continue;
             }
@@ -180,12 +217,15 @@ fn gradients_match_finite_differences() {
                     .zip(&gradient)
                     .map(|(v, g)| v + (sign * step * f64::from(*g) / norm) as f32)
                     .collect();
-                let tensor = candle_core::Tensor::from_vec(moved, var.shape(), &Device::Cpu).expect("tensor");
+                let tensor = candle_core::Tensor::from_vec(moved, var.shape(), &Device::Cpu)
+                    .expect("tensor");
                 var.set(&tensor).expect("set");
                 slope += sign * loss(&model) / (2.0 * step);
             }
-            var.set(&candle_core::Tensor::from_vec(value, var.shape(), &Device::Cpu).expect("tensor"))
-                .expect("set");
+            var.set(
+                &candle_core::Tensor::from_vec(value, var.shape(), &Device::Cpu).expect("tensor"),
+            )
+            .expect("set");
             assert!(
                 (slope - norm).abs() <= 0.03 * norm + 2e-3,
                 "{folder} {name}: slope {slope}, gradient norm {norm}"

@@ -58,9 +58,13 @@ fn a_step_draws_where_it_is_told_and_gives_back_the_other_rows() {
     let all = network.forward(&batch, &mut cache).expect("forward");
     let outcome = network.step(&batch, &mut cache, &mut |_| ()).expect("step");
     let vocab = case.config.vocab_size;
-    assert_eq!(outcome.logits.data, all.data[length * vocab..2 * length * vocab]);
+    assert_eq!(
+        outcome.logits.data,
+        all.data[length * vocab..2 * length * vocab]
+    );
     let rows = (0..length).chain(2 * length..3 * length);
-    let expected = rows.map(|row| draw(row % length).apply(all.row(row), &mut Workspace::default()));
+    let expected =
+        rows.map(|row| draw(row % length).apply(all.row(row), &mut Workspace::default()));
     assert_eq!(outcome.drawn, expected.collect::<Vec<_>>());
 
     batch.segments[0].draws.pop();
@@ -93,18 +97,27 @@ fn evaluations_inside_another_change_nothing() {
     };
     let pages = block.div_ceil(PAGE) as u32;
     let (outer, inner) = (batch(0, 1, 3), batch(pages, 2, 2));
-    let evaluate = |batch: &Batch, cache: &mut KvCache| network.forward(batch, cache).expect("forward").data;
+    let evaluate =
+        |batch: &Batch, cache: &mut KvCache| network.forward(batch, cache).expect("forward").data;
     let kept = |cache: &KvCache| -> Vec<_> {
         let slots = (0..2 * pages).flat_map(|page| (0..PAGE).map(move |slot| (PageId(page), slot)));
-        let read = |(page, slot)| (0..case.config.n_blocks).map(move |layer| cache.read(page, layer, slot));
+        let read = |(page, slot)| {
+            (0..case.config.n_blocks).map(move |layer| cache.read(page, layer, slot))
+        };
         slots.flat_map(read).collect()
     };
     let mut cache = network.cache(PAGE, 2 * pages as usize).expect("cache");
-    let alone = (evaluate(&outer, &mut cache), evaluate(&inner, &mut cache), kept(&cache));
+    let alone = (
+        evaluate(&outer, &mut cache),
+        evaluate(&inner, &mut cache),
+        kept(&cache),
+    );
 
     let mut cache = network.cache(PAGE, 2 * pages as usize).expect("cache");
     let mut inside = Vec::new();
-    let logits = network.interruptible(&outer, &mut cache, &mut |cache| inside.push(evaluate(&inner, cache)));
+    let logits = network.interruptible(&outer, &mut cache, &mut |cache| {
+        inside.push(evaluate(&inner, cache))
+    });
     assert_eq!(logits.expect("forward").data, alone.0);
     assert!(inside.len() > 2 * case.config.n_blocks);
     assert!(inside.iter().all(|logits| *logits == alone.1));
@@ -152,9 +165,19 @@ fn a_finished_block_and_the_next_can_share_one_evaluation() {
         ..segment(&case, &ids[cut..], 0.0)
     };
     let logits = network
-        .forward(&Batch { segments: vec![fused] }, &mut cache)
+        .forward(
+            &Batch {
+                segments: vec![fused],
+            },
+            &mut cache,
+        )
         .expect("fused");
-    close(&logits.data, &whole.data[cut * whole.vocab..], 1e-5, "fused");
+    close(
+        &logits.data,
+        &whole.data[cut * whole.vocab..],
+        1e-5,
+        "fused",
+    );
 }
 
 /// Variants with random deltas of a fine-tune's size, two to a bank.
@@ -181,7 +204,11 @@ fn retrieval_on_the_activations_equals_materialised_weights() {
             .enumerate()
             .map(|(i, mix)| Segment {
                 mix,
-                ..segment(&case, &ids[i % shape[0] * shape[1]..][..shape[1]], 0.1 * i as f32)
+                ..segment(
+                    &case,
+                    &ids[i % shape[0] * shape[1]..][..shape[1]],
+                    0.1 * i as f32,
+                )
             })
             .collect();
         let together = network
@@ -206,7 +233,11 @@ fn retrieval_on_the_activations_equals_materialised_weights() {
                     &mut cache,
                 )
                 .expect("alone");
-            assert_eq!(ours, &alone.data[..], "the batch changed the logits of {mix:?}");
+            assert_eq!(
+                ours,
+                &alone.data[..],
+                "the batch changed the logits of {mix:?}"
+            );
             let single = network.materialise(&mix).expect("materialised");
             let plain = Segment {
                 mix: Mix::base(),
@@ -223,9 +254,17 @@ fn retrieval_on_the_activations_equals_materialised_weights() {
             close(ours, &theirs.data, 1e-4, &format!("{folder} {mix:?}"));
             if mix != Mix::base() {
                 let base = base_alone
-                    .forward(&Batch { segments: vec![plain] }, &mut cache)
+                    .forward(
+                        &Batch {
+                            segments: vec![plain],
+                        },
+                        &mut cache,
+                    )
                     .expect("base");
-                let moved = ours.iter().zip(&base.data).any(|(a, b)| (a - b).abs() > 1e-2);
+                let moved = ours
+                    .iter()
+                    .zip(&base.data)
+                    .any(|(a, b)| (a - b).abs() > 1e-2);
                 assert!(moved, "{mix:?} does not differ from the base");
             }
         }
@@ -248,7 +287,11 @@ fn near_and_not_of_the_batch(case: &Case, network: &Dit, exact: &Dit, tolerance:
     let exact = exact.forward(&batch, &mut cache).expect("exact");
     close(&ours.data, &exact.data, tolerance, what);
     assert_ne!(ours.data, exact.data, "{what} is no rounding at all");
-    for (segment, together) in batch.segments.into_iter().zip(ours.data.chunks(shape[1] * ours.vocab)) {
+    for (segment, together) in batch
+        .segments
+        .into_iter()
+        .zip(ours.data.chunks(shape[1] * ours.vocab))
+    {
         let batch = Batch {
             segments: vec![segment],
         };
@@ -283,13 +326,21 @@ fn so_do_bases_in_few_bits_and_what_is_materialised_has_their_form() {
         let tolerance = 4.0 * tolerance; // the weights are larger than any delta
         let base = BaseWeights::in_form(case.config.clone(), &case.weights, form).expect("weights");
         let network = with_variants(Arc::new(base), &case, 3, Form::F32);
-        near_and_not_of_the_batch(&case, &network, &exact, tolerance, &format!("base in {form}"));
+        near_and_not_of_the_batch(
+            &case,
+            &network,
+            &exact,
+            tolerance,
+            &format!("base in {form}"),
+        );
         let (shape, ids) = case.ids("a.len8.input_ids");
         let (mut cache, whole) = (
             KvCache::new(&case.config, PAGE, 0),
             segment(&case, &ids[..shape[1]], 0.0),
         );
-        let batch = Batch { segments: vec![whole] };
+        let batch = Batch {
+            segments: vec![whole],
+        };
         let mut logits = |network: &Dit| network.forward(&batch, &mut cache).expect("forward").data;
         let again = network.materialise(&Mix::default()).expect("materialised");
         if form == Form::Q8_0 {
@@ -311,8 +362,9 @@ fn a_base_in_bf16_is_a_bf16_checkpoint_in_half_the_bytes() {
     let mut case = Case::load("duo-tiny");
     let values = case.weights.values_mut().flat_map(|(_, data)| data);
     values.for_each(|value| *value = bf16::from_f32(*value).to_f32());
-    let [exact, halved] = [Form::F32, Form::Bf16]
-        .map(|form| Arc::new(BaseWeights::in_form(case.config.clone(), &case.weights, form).expect("weights")));
+    let [exact, halved] = [Form::F32, Form::Bf16].map(|form| {
+        Arc::new(BaseWeights::in_form(case.config.clone(), &case.weights, form).expect("weights"))
+    });
     let bytes = |(name, shape): (String, Vec<usize>)| match shape[..] {
         [out, input] if is_product(&name) => out.next_multiple_of(64) * input * 2,
         [out, input] => out * input * 2,

@@ -35,7 +35,9 @@ fn a_step_like_the_last_one_allocates_its_logits_only() {
     let base = Arc::new(BaseWeights::new(case.config.clone(), &case.weights).expect("weights"));
     let network = Dit::new(base, &[], Vec::new()).expect("network");
     let mut cache = network.cache(16, 0).expect("cache");
-    let tokens: Vec<u32> = (0..case.config.model_length as u32).map(|token| token % 7).collect();
+    let tokens: Vec<u32> = (0..case.config.model_length as u32)
+        .map(|token| token % 7)
+        .collect();
     let batch = Batch {
         segments: vec![segment(&case, &tokens, 0.0); 8],
     };
@@ -46,7 +48,8 @@ fn a_step_like_the_last_one_allocates_its_logits_only() {
         used.push(MEMORY.0.load(Ordering::Relaxed) - before - size_of_val(&logits.data[..]));
     }
     // What is left are keys of tables, by segment, and what threads need to take turns.
-    let activations = batch.segments.len() * tokens.len() * case.config.hidden_dim * size_of::<f32>();
+    let activations =
+        batch.segments.len() * tokens.len() * case.config.hidden_dim * size_of::<f32>();
     assert!(used[0] > 10 * activations, "{used:?} do not count");
     assert!(
         used[1..].iter().all(|used| *used < activations),

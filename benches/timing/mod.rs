@@ -16,7 +16,10 @@ pub fn noise(count: usize) -> Vec<f32> {
 /// Seconds that this process has taken, over all threads.
 #[allow(unsafe_code, reason = "one call of the system")]
 fn taken() -> f64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: it writes to `time` only.
     unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
     time.tv_sec as f64 + 1e-9 * time.tv_nsec as f64
@@ -33,7 +36,11 @@ fn seconds(mut work: impl FnMut()) -> f64 {
 }
 
 /// 10^9 multiply-adds, counted twice, to a second of each product of `rows` rows: medians of rounds in which all take turns.
-pub fn rates(products: &[Product], (out, input, rows): (usize, usize, usize), rounds: usize) -> Vec<f64> {
+pub fn rates(
+    products: &[Product],
+    (out, input, rows): (usize, usize, usize),
+    rounds: usize,
+) -> Vec<f64> {
     let (x, mut y) = (noise(rows * input), vec![0f32; rows * out]);
     let mut times = vec![Vec::new(); products.len()];
     for _ in 0..rounds {

@@ -71,8 +71,14 @@ pub fn shipped() -> Result<Vec<Shipped>, Error> {
     embedded::VARIANTS
         .iter()
         .map(|(name, packed)| {
-            let about = about.remove(*name).ok_or_else(|| reason(&format!("no {name:?}")))?;
-            Ok(Shipped { name, about, packed })
+            let about = about
+                .remove(*name)
+                .ok_or_else(|| reason(&format!("no {name:?}")))?;
+            Ok(Shipped {
+                name,
+                about,
+                packed,
+            })
         })
         .collect()
 }
@@ -93,7 +99,8 @@ impl BaseSource {
             })),
             BaseSource::Folder(folder) => {
                 let path = folder.join(file);
-                let bytes = std::fs::read(&path).map_err(|error| self.refuse(format!("{}: {error}", path.display())));
+                let bytes = std::fs::read(&path)
+                    .map_err(|error| self.refuse(format!("{}: {error}", path.display())));
                 bytes.map(Cow::Owned)
             }
         }
@@ -110,7 +117,9 @@ impl BaseSource {
     pub fn config(&self) -> Result<DitConfig, Error> {
         let config: DitConfig = serde_json::from_slice(&self.read("config.json")?)
             .map_err(|error| self.refuse(format!("config.json: {error}")))?;
-        config.check().map_err(|error| self.refuse(place::message(&error)))?;
+        config
+            .check()
+            .map_err(|error| self.refuse(place::message(&error)))?;
         Ok(config)
     }
 
@@ -121,7 +130,8 @@ impl BaseSource {
 
     /// The tokenizer's file as text.
     pub fn tokenizer_json(&self) -> Result<String, Error> {
-        String::from_utf8(self.read("tokenizer.json")?.into_owned()).map_err(|error| self.refuse(error))
+        String::from_utf8(self.read("tokenizer.json")?.into_owned())
+            .map_err(|error| self.refuse(error))
     }
 
     /// The weights by internal name.
@@ -177,7 +187,9 @@ impl Base {
         let tensors = self.source.tensors()?;
         match tensors.digest() == self.facts.digest {
             true => Ok(tensors),
-            false => Err(self.source.refuse("its weights have changed since they were loaded")),
+            false => Err(self
+                .source
+                .refuse("its weights have changed since they were loaded")),
         }
     }
 
@@ -197,17 +209,20 @@ impl Base {
         let Some(bytes) = beside("config.json") else {
             return Ok(None);
         };
-        let config: DitConfig = serde_json::from_slice(&bytes).map_err(|error| Error::Checkpoint {
-            origin: checkpoint.display().to_string(),
-            source: Unreadable::Malformed {
-                detail: format!("the config.json beside it: {error}"),
-            }
-            .into(),
-        })?;
+        let config: DitConfig =
+            serde_json::from_slice(&bytes).map_err(|error| Error::Checkpoint {
+                origin: checkpoint.display().to_string(),
+                source: Unreadable::Malformed {
+                    detail: format!("the config.json beside it: {error}"),
+                }
+                .into(),
+            })?;
         let (ours, theirs) = (self.weights.config(), config.regime());
         let field = match theirs.process {
             _ if config.check().is_err() => "config.json",
-            Process::Absorbing if theirs != ours.regime() => tuning::differing(theirs, ours.regime()),
+            Process::Absorbing if theirs != ours.regime() => {
+                tuning::differing(theirs, ours.regime())
+            }
             _ if config.n_heads != ours.n_heads => "n_heads",
             Process::Uniform if config.tokens() != ours.tokens() => "states",
             _ => return Ok(Some(theirs)),

@@ -9,8 +9,12 @@ use crate::store::{self, SamplerDefaults, VariantRecord};
 pub fn to_store(sampling: &Sampling, regime: Regime) -> SamplerDefaults {
     SamplerDefaults {
         predictor: match sampling.predictor {
-            Predictor::Absorbing(sampler::Predictor::FirstHitting) => store::Predictor::FirstHitting,
-            Predictor::Absorbing(sampler::Predictor::Ancestral { steps }) => store::Predictor::Ancestral { steps },
+            Predictor::Absorbing(sampler::Predictor::FirstHitting) => {
+                store::Predictor::FirstHitting
+            }
+            Predictor::Absorbing(sampler::Predictor::Ancestral { steps }) => {
+                store::Predictor::Ancestral { steps }
+            }
             Predictor::Absorbing(sampler::Predictor::Confidence { threshold }) => {
                 store::Predictor::Confidence { threshold }
             }
@@ -40,7 +44,9 @@ pub fn from_store(defaults: &SamplerDefaults) -> Sampling {
         predictor: match defaults.predictor {
             store::Predictor::FirstHitting => sampler::Predictor::FirstHitting.into(),
             store::Predictor::Ancestral { steps } => sampler::Predictor::Ancestral { steps }.into(),
-            store::Predictor::Confidence { threshold } => sampler::Predictor::Confidence { threshold }.into(),
+            store::Predictor::Confidence { threshold } => {
+                sampler::Predictor::Confidence { threshold }.into()
+            }
             store::Predictor::Uniform(uniform) => UniformPredictor {
                 steps: uniform.steps,
                 eps: uniform.eps,
@@ -65,7 +71,11 @@ pub(super) fn regime(record: &VariantRecord, network: &DitConfig) -> Regime {
 }
 
 /// The same, of a process and defaults that are not in a manifest yet.
-pub(super) fn recorded(process: store::Process, defaults: &SamplerDefaults, network: &DitConfig) -> Regime {
+pub(super) fn recorded(
+    process: store::Process,
+    defaults: &SamplerDefaults,
+    network: &DitConfig,
+) -> Regime {
     match process {
         store::Process::Absorbing => network.regime(),
         store::Process::Uniform => Regime {

@@ -48,7 +48,10 @@ impl Served {
             |record| record.private.bytes,
             |name, record| {
                 let recipe = (record.private.clone(), record.seed, record.scales.clone());
-                let kept = before.variants.get(name).filter(|(made_of, _)| *made_of == recipe);
+                let kept = before
+                    .variants
+                    .get(name)
+                    .filter(|(made_of, _)| *made_of == recipe);
                 let variant = match kept {
                     Some((_, variant)) => variant.clone(),
                     None => serve_variant(store, base, name, record)?,
@@ -93,7 +96,12 @@ fn each<K: Ord + Clone + Send + Sync, R: Sync, T: Send>(
     Ok(made)
 }
 
-fn serve_variant(store: &Store, base: &Base, name: &str, record: &VariantRecord) -> Result<Variant, Error> {
+fn serve_variant(
+    store: &Store,
+    base: &Base,
+    name: &str,
+    record: &VariantRecord,
+) -> Result<Variant, Error> {
     let mut private = store.load_private(name)?;
     // The network knows one scale a variant; those that differ by tensor are multiplied into the gains.
     for (tensor, gains) in &mut private.gains {
@@ -107,7 +115,9 @@ fn serve_variant(store: &Store, base: &Base, name: &str, record: &VariantRecord)
         gains: private.gains,
         vectors: private.vectors,
     };
-    base.weights.variant(&weights).map_err(|error| not_built(store, &error))
+    base.weights
+        .variant(&weights)
+        .map_err(|error| not_built(store, &error))
 }
 
 fn serve(store: &Store, base: &Base, id: &BankId, forms: Forms) -> Result<Bank, Error> {
@@ -143,17 +153,29 @@ fn not_built(store: &Store, error: &candle_core::Error) -> Error {
 }
 
 /// The model instance of the store's current generation, and what it serves; what of `before` has not changed is shared.
-pub(super) fn build(store: &Store, base: &Base, forms: Forms, before: &Served) -> Result<(Generation, Served), Error> {
+pub(super) fn build(
+    store: &Store,
+    base: &Base,
+    forms: Forms,
+    before: &Served,
+) -> Result<(Generation, Served), Error> {
     let config = base.weights.config();
     let served = Served::of(store, base, forms, before)?;
     let manifest = store.manifest();
     let index: BTreeMap<BankId, usize> = served.banks.keys().copied().zip(0..).collect();
     let (mut placed, mut variants) = (Vec::new(), BTreeMap::new());
-    for (number, ((name, record), (_, variant))) in (0..).zip(manifest.variants.iter().zip(served.variants.values())) {
-        let banks = record.banks.iter().filter_map(|id| index.get(id).copied()).collect();
+    for (number, ((name, record), (_, variant))) in
+        (0..).zip(manifest.variants.iter().zip(served.variants.values()))
+    {
+        let banks = record
+            .banks
+            .iter()
+            .filter_map(|id| index.get(id).copied())
+            .collect();
         placed.push((variant, banks));
         let regime = defaults::regime(record, config);
-        tuning::check(regime, config).map_err(|error| unserved(store, format!("{name}: {error}")))?;
+        tuning::check(regime, config)
+            .map_err(|error| unserved(store, format!("{name}: {error}")))?;
         let facts = VariantFacts {
             id: VariantId(number),
             regime,

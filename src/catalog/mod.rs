@@ -168,7 +168,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Catalog {
     /// Opens or makes the store and builds the model instance of its generation. A new store of the embedded base
     /// starts with the variants compiled in.
-    pub fn open(config: CatalogConfig, progress: impl FnMut(Progress)) -> Result<(Catalog, Generation), Error> {
+    pub fn open(
+        config: CatalogConfig,
+        progress: impl FnMut(Progress),
+    ) -> Result<(Catalog, Generation), Error> {
         Catalog::open_watched(config, None, progress)
     }
 
@@ -197,8 +200,12 @@ impl Catalog {
             store
         } else {
             let options = Options {
-                bank_capacity: config.bank_capacity.unwrap_or(Options::default().bank_capacity),
-                head_capacity: config.head_capacity.unwrap_or(Options::default().head_capacity),
+                bank_capacity: config
+                    .bank_capacity
+                    .unwrap_or(Options::default().bank_capacity),
+                head_capacity: config
+                    .head_capacity
+                    .unwrap_or(Options::default().head_capacity),
                 archive: config.archive,
             };
             check_free(dir)?;
@@ -208,7 +215,9 @@ impl Catalog {
         if store.manifest().generation == 0 && matches!(config.base, BaseSource::Embedded) {
             progress(Progress::at(Stage::Comparing));
             let variants = shipped_variants(&base)?;
-            store.add_all(variants, None, &mut |stage| progress(Progress::at(stage.into())))?;
+            store.add_all(variants, None, &mut |stage| {
+                progress(Progress::at(stage.into()))
+            })?;
         }
         progress(Progress::at(Stage::Publishing));
         let head_capacity = store.manifest().options.head_capacity;
@@ -236,7 +245,11 @@ impl Catalog {
     ///
     /// # Errors
     /// Nothing has changed.
-    pub fn add(&self, request: AddRequest, mut progress: impl FnMut(Progress)) -> Result<VariantInfo, Error> {
+    pub fn add(
+        &self,
+        request: AddRequest,
+        mut progress: impl FnMut(Progress),
+    ) -> Result<VariantInfo, Error> {
         let _loading = Loading::begin();
         let mut tell = |stage| progress(Progress::at(stage));
         let AddRequest {
@@ -295,7 +308,13 @@ impl Catalog {
         let given = given.transpose()?;
         let mut changing = lock(&self.changing);
         let commit = self.change(&mut changing, |store, accept| {
-            store.remove_if(name, given, request.expected_generation, &mut |_| {}, accept)
+            store.remove_if(
+                name,
+                given,
+                request.expected_generation,
+                &mut |_| {},
+                accept,
+            )
         })?;
         Ok(commit.generation)
     }
@@ -306,7 +325,11 @@ impl Catalog {
         changing: &mut Changing,
         commit: impl FnOnce(&mut Store, &mut Accept) -> Result<Commit, Error>,
     ) -> Result<Commit, Error> {
-        let Changing { store, current, engine } = changing;
+        let Changing {
+            store,
+            current,
+            engine,
+        } = changing;
         let mut built = None;
         let commit = commit(store, &mut |store| {
             let (generation, next) = instance::build(store, &self.base, self.forms, current)?;
@@ -375,7 +398,9 @@ impl Snapshot {
 }
 
 fn info(name: &str, record: &VariantRecord, network: &DitConfig) -> VariantInfo {
-    let measured = |pick: fn(&store::Quality) -> f32| record.quality.as_ref().map_or(f64::NAN, |q| pick(q).into());
+    let measured = |pick: fn(&store::Quality) -> f32| {
+        record.quality.as_ref().map_or(f64::NAN, |q| pick(q).into())
+    };
     VariantInfo {
         name: name.to_owned(),
         seed: record.seed,
@@ -396,7 +421,11 @@ fn info(name: &str, record: &VariantRecord, network: &DitConfig) -> VariantInfo 
 fn shipped_variants(base: &Base) -> Result<Vec<NewVariant>, Error> {
     let tensors = base.tensors()?;
     let config = base.weights.config();
-    let variant = |base::Shipped { name, about, packed }| {
+    let variant = |base::Shipped {
+                       name,
+                       about,
+                       packed,
+                   }| {
         let said = Said::of(name, packed, None, config)?;
         let regime = Tuning::default().regime(&said, config)?;
         let sampling = sampling(&said, regime, &Choice::default(), config)?;
@@ -414,7 +443,12 @@ fn shipped_variants(base: &Base) -> Result<Vec<NewVariant>, Error> {
 }
 
 /// A variant's sampling defaults: what is chosen, else what its file says, else what is usual for its process.
-fn sampling(said: &Said, regime: Regime, chosen: &Choice, network: &DitConfig) -> Result<Sampling, Error> {
+fn sampling(
+    said: &Said,
+    regime: Regime,
+    chosen: &Choice,
+    network: &DitConfig,
+) -> Result<Sampling, Error> {
     let usual = match &said.defaults {
         Some(recorded) => defaults::from_store(recorded),
         None => Sampling::of(regime.process),
@@ -430,7 +464,11 @@ fn sampling(said: &Said, regime: Regime, chosen: &Choice, network: &DitConfig) -
 }
 
 /// A store keeps the capacity it was made with.
-fn check_capacity(field: &'static str, asked: Option<usize>, made_with: usize) -> Result<(), Error> {
+fn check_capacity(
+    field: &'static str,
+    asked: Option<usize>,
+    made_with: usize,
+) -> Result<(), Error> {
     match asked.filter(|asked| *asked != made_with) {
         None => Ok(()),
         Some(asked) => Err(Error::BadField {
@@ -455,10 +493,14 @@ fn check_free(dir: &std::path::Path) -> Result<(), Error> {
         .flatten()
         .map(|entry| entry.file_name());
     // What a first start that was cut off leaves.
-    let ours = |name: &std::ffi::OsStr| name == "lock" || name.to_string_lossy().starts_with("manifest.json");
+    let ours = |name: &std::ffi::OsStr| {
+        name == "lock" || name.to_string_lossy().starts_with("manifest.json")
+    };
     match names.find(|name| !ours(name)) {
         None => Ok(()),
-        Some(_) => Err(refuse("it holds other files and no store; choose an empty directory")),
+        Some(_) => Err(refuse(
+            "it holds other files and no store; choose an empty directory",
+        )),
     }
 }
 

@@ -27,7 +27,8 @@ impl Source {
         match self {
             Source::Bytes(bytes) => Ok((bytes, None)),
             Source::Path(path) => {
-                let bytes = read_file(&path).map_err(|error| checkpoint(&path.display().to_string())(error.into()))?;
+                let bytes = read_file(&path)
+                    .map_err(|error| checkpoint(&path.display().to_string())(error.into()))?;
                 Ok((bytes, base.check_neighbours(&path)?))
             }
         }

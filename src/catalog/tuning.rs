@@ -32,8 +32,14 @@ impl Said {
     ///
     /// # Errors
     /// Metadata that cannot be read, or that the configuration contradicts.
-    pub fn of(origin: &str, bytes: &[u8], beside: Option<Regime>, network: &DitConfig) -> Result<Said, Error> {
-        let remarks = Remarks::read(bytes).map_err(|error| base::checkpoint(origin)(error.into()))?;
+    pub fn of(
+        origin: &str,
+        bytes: &[u8],
+        beside: Option<Regime>,
+        network: &DitConfig,
+    ) -> Result<Said, Error> {
+        let remarks =
+            Remarks::read(bytes).map_err(|error| base::checkpoint(origin)(error.into()))?;
         let process: Option<store::Process> = parse(origin, "process", remarks.process)?;
         let defaults: Option<SamplerDefaults> = parse(origin, "defaults", remarks.defaults)?;
         let inside = defaults.map(|defaults| {
@@ -43,7 +49,9 @@ impl Said {
         let process = process.map(process_from_store);
         let field = match (inside, beside) {
             (Some(inside), Some(beside)) if inside != beside => differing(inside, beside),
-            (None, Some(beside)) if process.is_some_and(|process| process != beside.process) => "model_type",
+            (None, Some(beside)) if process.is_some_and(|process| process != beside.process) => {
+                "model_type"
+            }
             _ => {
                 return Ok(Said {
                     process,
@@ -59,7 +67,11 @@ impl Said {
     }
 }
 
-fn parse<T: serde::de::DeserializeOwned>(origin: &str, key: &str, text: Option<String>) -> Result<Option<T>, Error> {
+fn parse<T: serde::de::DeserializeOwned>(
+    origin: &str,
+    key: &str,
+    text: Option<String>,
+) -> Result<Option<T>, Error> {
     let parsed = text.map(|text| serde_json::from_str(&text)).transpose();
     parsed.map_err(|error| {
         let detail = format!("{key} in its metadata: {error}");
@@ -128,10 +140,14 @@ pub(super) fn check(regime: Regime, network: &DitConfig) -> Result<(), Error> {
             "process",
             "the base has no mask, so no variant of it can be absorbing".into(),
         ),
-        (Process::Uniform, Some(block)) if !(1..=MAX_BLOCK).contains(&block) || !length.is_multiple_of(block) => bad(
-            "block_size",
-            format!("the context of {length} is not whole blocks of {block}"),
-        ),
+        (Process::Uniform, Some(block))
+            if !(1..=MAX_BLOCK).contains(&block) || !length.is_multiple_of(block) =>
+        {
+            bad(
+                "block_size",
+                format!("the context of {length} is not whole blocks of {block}"),
+            )
+        }
         _ => Ok(()),
     }
 }

@@ -80,7 +80,8 @@ fn open_in(args: &StoreArgs, dir: &Path) -> Result<(Catalog, Generation)> {
 
 /// A figure of this process in /proc/self/status, in bytes.
 fn process_bytes(field: &str) -> Result<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").context("only Linux says what a process takes")?;
+    let status = std::fs::read_to_string("/proc/self/status")
+        .context("only Linux says what a process takes")?;
     let found = status
         .lines()
         .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));

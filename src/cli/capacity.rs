@@ -50,7 +50,11 @@ impl FromStr for Capacity {
     /// `BODY/HEAD`, or one number for both.
     fn from_str(text: &str) -> std::result::Result<Self, String> {
         let (body, head) = text.split_once('/').unwrap_or((text, text));
-        let number = |text: &str| text.parse().ok().filter(|number| (1..=10_000).contains(number));
+        let number = |text: &str| {
+            text.parse()
+                .ok()
+                .filter(|number| (1..=10_000).contains(number))
+        };
         match (number(body), number(head)) {
             (Some(body), Some(head)) => Ok(Self { body, head }),
             _ => Err("it is a number from 1 to 10000, or two of them, as in 4/2".to_owned()),

@@ -23,7 +23,8 @@ impl ServerArgs {
             true => self.server.clone(),
             false => format!("http://{}", self.server),
         };
-        let endpoint = Channel::from_shared(address).map_err(|error| anyhow!("--server {}: {error}", self.server))?;
+        let endpoint = Channel::from_shared(address)
+            .map_err(|error| anyhow!("--server {}: {error}", self.server))?;
         endpoint.connect().await.map_err(|error| {
             anyhow!(
                 "no server answers at {}: {} (is `choir serve` running?)",
@@ -70,7 +71,9 @@ impl std::str::FromStr for Weighted {
         match text.split_once('=') {
             None => Ok(Weighted(text.to_owned(), None)),
             Some((name, weight)) => {
-                let weight = weight.parse().map_err(|_| format!("{weight:?} is no number"))?;
+                let weight = weight
+                    .parse()
+                    .map_err(|_| format!("{weight:?} is no number"))?;
                 Ok(Weighted(name.to_owned(), Some(weight)))
             }
         }

@@ -153,7 +153,12 @@ pub fn run(args: EvalArgs) -> Result<()> {
 }
 
 fn run_samplers(args: &EvalArgs) -> Result<()> {
-    let report = samplers::measure(&args.samplers, &args.variants, &args.place.open()?, args.served())?;
+    let report = samplers::measure(
+        &args.samplers,
+        &args.variants,
+        &args.place.open()?,
+        args.served(),
+    )?;
     picture::save(args.plot.as_deref(), || samplers::show::chart(&report))?;
     args.json
         .report(&report, || print!("{}", samplers::show::Table(&report)))
@@ -178,7 +183,10 @@ impl EvalArgs {
 
     /// What the service's banks are in, and its heads where that is said.
     fn served(&self) -> (Form, Option<Form>) {
-        (self.forms.last().copied().unwrap_or(Form::Q2K), self.head_form)
+        (
+            self.forms.last().copied().unwrap_or(Form::Q2K),
+            self.head_form,
+        )
     }
 
     fn wants(&self, named: Named) -> bool {

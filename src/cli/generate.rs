@@ -89,7 +89,9 @@ pub fn run(args: GenerateArgs) -> Result<()> {
     let prompt = match args.prompt.as_deref() {
         Some("-") => {
             let mut text = String::new();
-            std::io::stdin().read_to_string(&mut text).context("standard input")?;
+            std::io::stdin()
+                .read_to_string(&mut text)
+                .context("standard input")?;
             text
         }
         text => text.unwrap_or_default().to_owned(),
@@ -104,7 +106,10 @@ pub fn run(args: GenerateArgs) -> Result<()> {
         seed: args.seed,
         want_steps: args.show_steps,
         suffix: args.suffix.clone(),
-        template: args.template.clone().map_or(Vec::new(), |template| template.0),
+        template: args
+            .template
+            .clone()
+            .map_or(Vec::new(), |template| template.0),
         priority: match args.batch {
             true => pb::Priority::Batch,
             false => pb::Priority::Interactive,
@@ -113,10 +118,16 @@ pub fn run(args: GenerateArgs) -> Result<()> {
     };
     block_on(async {
         let mut client = InferenceClient::new(args.server.connect().await?);
-        let mut events = client.generate(request).await.map_err(refused)?.into_inner();
+        let mut events = client
+            .generate(request)
+            .await
+            .map_err(refused)?
+            .into_inner();
         let mut started = None;
         while let Some(response) = events.message().await.map_err(refused)? {
-            let Some(event) = response.event else { continue };
+            let Some(event) = response.event else {
+                continue;
+            };
             if args.json {
                 println!("{}", as_json(&event));
                 if let Event::Finished(_) = event {

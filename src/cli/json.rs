@@ -44,7 +44,9 @@ impl JsonArgs {
     }
 
     fn file(&self) -> Option<&Path> {
-        self.json.as_deref().filter(|file| *file != Path::new(PRINTED))
+        self.json
+            .as_deref()
+            .filter(|file| *file != Path::new(PRINTED))
     }
 }
 
@@ -86,9 +88,12 @@ mod tests {
             args.report(&[1, 2], || said = true).expect("report");
             assert_eq!((said, file.exists()), (told, written), "{line:?}");
         }
-        let found: Vec<u8> = serde_json::from_slice(&std::fs::read(&file).expect("file")).expect("json");
+        let found: Vec<u8> =
+            serde_json::from_slice(&std::fs::read(&file).expect("file")).expect("json");
         assert_eq!(found, [1, 2]);
-        let error = args(&["--json", "/no/such/folder/file"]).check().expect_err("refused");
+        let error = args(&["--json", "/no/such/folder/file"])
+            .check()
+            .expect_err("refused");
         assert!(error.to_string().contains("--json"), "{error}");
     }
 }

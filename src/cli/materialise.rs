@@ -20,8 +20,13 @@ impl MaterialiseArgs {
     /// Bytes of materialised variants, at most. `base` is the base's form on the CPU, and absent on a device.
     pub fn bytes(&self, base: Option<Form>) -> Result<usize> {
         match self.deterministic {
-            false if self.materialise_mib > 0 && !matches!(base, None | Some(Form::F32 | Form::Bf16)) => {
-                bail!("--materialise-mib needs a base in f32 or bf16: one in fewer bits would be rounded a second time")
+            false
+                if self.materialise_mib > 0
+                    && !matches!(base, None | Some(Form::F32 | Form::Bf16)) =>
+            {
+                bail!(
+                    "--materialise-mib needs a base in f32 or bf16: one in fewer bits would be rounded a second time"
+                )
             }
             true if self.materialise_mib > 0 => {
                 bail!(
@@ -29,11 +34,16 @@ impl MaterialiseArgs {
                 )
             }
             true if base.is_none() => {
-                bail!("--deterministic holds on the CPU only: on a device texts depend on the batch's shape")
+                bail!(
+                    "--deterministic holds on the CPU only: on a device texts depend on the batch's shape"
+                )
             }
             _ => match self.materialise_mib.checked_mul(1 << 20) {
                 Some(bytes) => Ok(bytes),
-                None => bail!("--materialise-mib {} is more than there can be", self.materialise_mib),
+                None => bail!(
+                    "--materialise-mib {} is more than there can be",
+                    self.materialise_mib
+                ),
             },
         }
     }
@@ -51,7 +61,12 @@ mod tests {
         };
         let f32 = Some(Form::F32);
         assert_eq!(args(0, true).bytes(f32).expect("as by default"), 0);
-        assert_eq!(args(0, false).bytes(Some(Form::Q4K)).expect("as by default"), 0);
+        assert_eq!(
+            args(0, false)
+                .bytes(Some(Form::Q4K))
+                .expect("as by default"),
+            0
+        );
         assert_eq!(args(3, false).bytes(None).expect("three"), 3 << 20);
         for (bad, base, named) in [
             (args(1, true), f32, "--materialise-mib"),

@@ -64,7 +64,10 @@ impl Scale {
         let range = (high - low).max(1e-9);
         let power = 10f64.powf((range / 10.0).log10().floor());
         let fits = |step: &f64| range / step <= 10.0;
-        let step = [1.0, 2.0, 5.0].map(|times| times * power).into_iter().find(fits);
+        let step = [1.0, 2.0, 5.0]
+            .map(|times| times * power)
+            .into_iter()
+            .find(fits);
         let step = step.unwrap_or(10.0 * power);
         Self {
             low: ((low / step - 0.5).floor() * step).max(low.min(0.0)),
@@ -137,8 +140,20 @@ pub fn svg(chart: &Chart) -> String {
     for (index, series) in chart.series.iter().enumerate() {
         let colour = COLOURS[index % COLOURS.len()];
         draw(&mut out, &axes, index, colour, series);
-        marker(&mut out, "legend", index, colour, (RIGHT + 24.0, entry(index)), "");
-        text(&mut out, (RIGHT + 38.0, entry(index) + 4.5), "start", &series.name);
+        marker(
+            &mut out,
+            "legend",
+            index,
+            colour,
+            (RIGHT + 24.0, entry(index)),
+            "",
+        );
+        text(
+            &mut out,
+            (RIGHT + 38.0, entry(index) + 4.5),
+            "start",
+            &series.name,
+        );
     }
     for (index, note) in (chart.series.len()..).zip(chart.notes) {
         text(&mut out, (RIGHT + 16.0, entry(index) + 4.5), "start", note);
@@ -173,9 +188,19 @@ fn frame(out: &mut String, axes: &Axes, chart: &Chart) {
         text(out, (axes.x(x), BOTTOM + 20.0), "middle", &x.to_string());
     }
     for &y in &ticks {
-        text(out, (LEFT - 9.0, axes.y(y) + 4.5), "end", &format!("{y:.2}"));
+        text(
+            out,
+            (LEFT - 9.0, axes.y(y) + 4.5),
+            "end",
+            &format!("{y:.2}"),
+        );
     }
-    text(out, ((LEFT + RIGHT) / 2.0, BOTTOM + 44.0), "middle", chart.x);
+    text(
+        out,
+        ((LEFT + RIGHT) / 2.0, BOTTOM + 44.0),
+        "middle",
+        chart.x,
+    );
     let y = (TOP + BOTTOM) / 2.0;
     let title = escaped(chart.y);
     let _ = writeln!(
@@ -212,7 +237,14 @@ fn draw(out: &mut String, axes: &Axes, index: usize, colour: &str, series: &Seri
 }
 
 /// A circle, square, triangle or diamond.
-fn marker(out: &mut String, class: &str, index: usize, colour: &str, (x, y): (f64, f64), title: &str) {
+fn marker(
+    out: &mut String,
+    class: &str,
+    index: usize,
+    colour: &str,
+    (x, y): (f64, f64),
+    title: &str,
+) {
     let corners: &[(f64, f64)] = match index % 4 {
         0 => &[
             (-2.0, -4.5),
@@ -249,7 +281,9 @@ fn text(out: &mut String, (x, y): (f64, f64), anchor: &str, text: &str) {
 }
 
 fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
 }
 
 #[cfg(test)]
@@ -298,10 +332,19 @@ pub mod tests {
         well_formed(&odd, 3);
         assert!(odd.contains("a &amp; b") && odd.contains("&lt;1&gt;") && odd.contains("y &lt; 1"));
         well_formed(&svg(&chart(Vec::new())), 0);
-        for (low, high) in [(0.0, 1.0), (0.93, 1.001), (3.1, 9.7), (2.0, 2.0), (-40.0, 300.0)] {
+        for (low, high) in [
+            (0.0, 1.0),
+            (0.93, 1.001),
+            (3.1, 9.7),
+            (2.0, 2.0),
+            (-40.0, 300.0),
+        ] {
             let scale = Scale::around(low, high);
             assert!(scale.low <= low && scale.high >= high, "{scale:?}");
-            assert!(scale.high - scale.low < 1.4 * (high - low).max(1e-8), "{scale:?}");
+            assert!(
+                scale.high - scale.low < 1.4 * (high - low).max(1e-8),
+                "{scale:?}"
+            );
         }
     }
 
@@ -313,6 +356,11 @@ pub mod tests {
             assert!(error.contains("--plot"), "{error}");
         }
         check(Some(&dir.path().join("new.svg"))).expect("it can be written");
-        assert!(std::fs::read_dir(dir.path()).expect("directory").next().is_none());
+        assert!(
+            std::fs::read_dir(dir.path())
+                .expect("directory")
+                .next()
+                .is_none()
+        );
     }
 }

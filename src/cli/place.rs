@@ -56,7 +56,9 @@ impl FromStr for DeviceName {
         let ordinal = match name {
             "cpu" => return Ok(DeviceName::Cpu),
             "cuda" => Some(0),
-            _ => name.strip_prefix("cuda:").and_then(|number| number.parse().ok()),
+            _ => name
+                .strip_prefix("cuda:")
+                .and_then(|number| number.parse().ok()),
         };
         ordinal
             .map(DeviceName::Cuda)
@@ -81,7 +83,9 @@ impl PlaceArgs {
         let dtype = match self.base_form {
             Some(BaseForm::F32) => Dtype::F32,
             Some(BaseForm::Bf16) | None => Dtype::Bf16,
-            Some(BaseForm::Q8_0 | BaseForm::Q4K) => bail!("--base-form: a device keeps its base in bf16 or f32"),
+            Some(BaseForm::Q8_0 | BaseForm::Q4K) => {
+                bail!("--base-form: a device keeps its base in bf16 or f32")
+            }
         };
         Place::cuda(ordinal, dtype).context("--device")
     }
@@ -116,7 +120,10 @@ mod tests {
             (Some(BaseForm::Q4K), Form::Q4K),
         ] {
             let place = open("cpu", form).expect("the CPU has every form");
-            assert!(matches!(place, Place::Host(form) if form == expected), "{place}");
+            assert!(
+                matches!(place, Place::Host(form) if form == expected),
+                "{place}"
+            );
         }
         for form in [BaseForm::Q8_0, BaseForm::Q4K] {
             let refused = open("cuda", Some(form)).expect_err("no such form on a device");

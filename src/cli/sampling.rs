@@ -125,11 +125,14 @@ pub fn line(sampling: &pb::Sampling) -> String {
     let predictor = sampling.predictor.unwrap_or_default();
     let name = |name: &str, prefix: &str| name.trim_start_matches(prefix).to_lowercase();
     let mut line = name(predictor.kind().as_str_name(), "PREDICTOR_KIND_");
-    let removal = Some(predictor.noise_removal()).filter(|removal| *removal != pb::NoiseRemoval::Unspecified);
+    let removal =
+        Some(predictor.noise_removal()).filter(|removal| *removal != pb::NoiseRemoval::Unspecified);
     let psi = predictor.psi.unwrap_or_default();
     let kappa = |kappa: Option<pb::Kappa>| {
         kappa.map(|kappa| {
-            let value = kappa.value.map_or(String::new(), |value| format!(" {value}"));
+            let value = kappa
+                .value
+                .map_or(String::new(), |value| format!(" {value}"));
             name(kappa.kind().as_str_name(), "KAPPA_KIND_") + &value
         })
     };

@@ -35,11 +35,15 @@ pub struct ScoreArgs {
 
 pub fn run(args: ScoreArgs) -> Result<()> {
     let text = match (&args.text, &args.file) {
-        (_, Some(file)) => std::fs::read_to_string(file).with_context(|| file.display().to_string())?,
+        (_, Some(file)) => {
+            std::fs::read_to_string(file).with_context(|| file.display().to_string())?
+        }
         (Some(text), None) if text != "-" => text.clone(),
         _ => {
             let mut text = String::new();
-            std::io::stdin().read_to_string(&mut text).context("standard input")?;
+            std::io::stdin()
+                .read_to_string(&mut text)
+                .context("standard input")?;
             text
         }
     };

@@ -133,8 +133,12 @@ impl std::str::FromStr for VariantWeight {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (name, weight) = text.split_once('=').ok_or("it is NAME=WEIGHT, as in kjv=2")?;
-        let weight = weight.parse().map_err(|_| format!("{weight:?} is no number"))?;
+        let (name, weight) = text
+            .split_once('=')
+            .ok_or("it is NAME=WEIGHT, as in kjv=2")?;
+        let weight = weight
+            .parse()
+            .map_err(|_| format!("{weight:?} is no number"))?;
         let name = name.to_owned();
         Ok(VariantWeight { name, weight })
     }
@@ -155,7 +159,10 @@ impl StoreArgs {
     pub fn config(&self) -> Result<CatalogConfig> {
         Ok(CatalogConfig {
             data_dir: self.data_dir.clone().map_or_else(default_data_dir, Ok)?,
-            base: self.base.clone().map_or(BaseSource::Embedded, BaseSource::Folder),
+            base: self
+                .base
+                .clone()
+                .map_or(BaseSource::Embedded, BaseSource::Folder),
             bank_capacity: self.bank_capacity,
             head_capacity: self.head_capacity,
             place: self.place.open()?,
@@ -198,7 +205,8 @@ fn default_data_dir() -> Result<PathBuf> {
             .map(PathBuf::from)
             .filter(|path| path.is_absolute())
     };
-    let home = absolute("XDG_DATA_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/share")));
+    let home = absolute("XDG_DATA_HOME")
+        .or_else(|| absolute("HOME").map(|home| home.join(".local/share")));
     match home {
         Some(home) => Ok(home.join("choir").join("store")),
         None => bail!("there is no home directory to keep the store in; give --data-dir"),
@@ -207,7 +215,9 @@ fn default_data_dir() -> Result<PathBuf> {
 
 pub fn run(args: ServeArgs) -> Result<()> {
     telemetry::init();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
     // Listen first: a taken port is a mistake to hear of before the model is loaded.
     let listener = runtime.block_on(server::bind(args.listen, args.insecure_bind))?;
     let config = args.store.config()?;
@@ -244,7 +254,10 @@ pub fn run(args: ServeArgs) -> Result<()> {
         data_dir.display(),
     );
     runtime.block_on(async {
-        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let (mut terminate, mut interrupt) = (
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::interrupt())?,
+        );
         let asked = async move {
             tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
             tokio::spawn(async move {

@@ -35,14 +35,23 @@ pub fn run(args: StatusArgs) -> Result<()> {
 }
 
 fn show(status: &pb::GetStatusResponse) {
-    let state = if status.draining { "draining" } else { "serving" };
+    let state = if status.draining {
+        "draining"
+    } else {
+        "serving"
+    };
     println!(
         "choir {}, {state}: generation {}, {} variants in {} banks",
         status.version, status.generation, status.variants, status.banks
     );
     println!(
         "{} of {} sequences running, {} of {} waiting, {} of {} cache pages in use",
-        status.running, status.max_running, status.waiting, status.queue_limit, status.pages_used, status.pages_total
+        status.running,
+        status.max_running,
+        status.waiting,
+        status.queue_limit,
+        status.pages_used,
+        status.pages_total
     );
     println!(
         "{} pages kept for texts that begin alike, {} tokens found there; {} times a sequence gave its pages up",
@@ -78,7 +87,12 @@ fn show(status: &pb::GetStatusResponse) {
     {
         println!(
             "{:>9} {:>7} {:>7} {:>12} {:>12}  {}",
-            load.weight, load.waiting, load.running, load.tokens_evaluated, load.tokens_generated, load.name
+            load.weight,
+            load.waiting,
+            load.running,
+            load.tokens_evaluated,
+            load.tokens_generated,
+            load.name
         );
     }
     let all: u64 = status.memory.iter().map(|part| part.bytes).sum();
@@ -87,12 +101,20 @@ fn show(status: &pb::GetStatusResponse) {
         bytes: all,
     };
     for part in status.memory.iter().chain([&total]) {
-        println!("{:>9.2} MiB  {}", part.bytes as f64 / f64::from(1 << 20), part.part);
+        println!(
+            "{:>9.2} MiB  {}",
+            part.bytes as f64 / f64::from(1 << 20),
+            part.part
+        );
     }
 }
 
 fn as_json(status: &pb::GetStatusResponse) -> serde_json::Value {
-    let memory: serde_json::Map<_, _> = status.memory.iter().map(|p| (p.part.clone(), json!(p.bytes))).collect();
+    let memory: serde_json::Map<_, _> = status
+        .memory
+        .iter()
+        .map(|p| (p.part.clone(), json!(p.bytes)))
+        .collect();
     let refused = status.refused.unwrap_or_default();
     let load = |load: &pb::VariantLoad| {
         let figures = json!({

@@ -8,7 +8,9 @@ use crate::train::folder::{Folder, Precision, round_to_bf16};
 use crate::train::objective::{Corruption, Objective};
 use crate::train::optimizer::AdamW;
 use crate::train::packing::SkillSource;
-use crate::train::run::{Anchor, Budget, Report, Run, Score, Settings, Source, Validation, open_gates};
+use crate::train::run::{
+    Anchor, Budget, Report, Run, Score, Settings, Source, Validation, open_gates,
+};
 use crate::train::skills::Skill;
 use crate::train::{checkpoint, tokenizer};
 use anyhow::{Context, Result, bail};
@@ -176,7 +178,8 @@ pub fn run(args: TrainArgs) -> Result<()> {
 
 fn run_base(args: BaseArgs) -> Result<()> {
     args.run.prepare()?;
-    let json = std::fs::read_to_string(&args.tokenizer).with_context(|| args.tokenizer.display().to_string())?;
+    let json = std::fs::read_to_string(&args.tokenizer)
+        .with_context(|| args.tokenizer.display().to_string())?;
     let pieces = tokenizer::from_json(&json)?;
     let blockwise = matches!(args.objective, Kind::Bd3lm);
     let config = DitConfig {
@@ -203,7 +206,14 @@ fn run_base(args: BaseArgs) -> Result<()> {
         tokenizer: json,
         clip,
     };
-    train(&args.run, folder, model, Subject::Text(documents), Course::Plain, None)
+    train(
+        &args.run,
+        folder,
+        model,
+        Subject::Text(documents),
+        Course::Plain,
+        None,
+    )
 }
 
 enum Subject {
@@ -213,13 +223,19 @@ enum Subject {
 
 impl Subject {
     /// What a model of this subject is measured on.
-    fn validation(&self, objective: &Objective, pieces: &tokenizers::Tokenizer, context: usize) -> Result<Validation> {
+    fn validation(
+        &self,
+        objective: &Objective,
+        pieces: &tokenizers::Tokenizer,
+        context: usize,
+    ) -> Result<Validation> {
         let masked = matches!(objective.corruption, Corruption::Mask(_));
         let draws = if masked { 2 } else { 4 };
         Ok(match self {
             Subject::Text(documents) => {
                 let held_out: Vec<&str> = documents.iter().map(|d| d.held_out.as_str()).collect();
-                let (contexts, bytes) = held_out_contexts(&held_out, pieces, context, objective.unit(16), 48)?;
+                let (contexts, bytes) =
+                    held_out_contexts(&held_out, pieces, context, objective.unit(16), 48)?;
                 Validation {
                     contexts,
                     bytes,
@@ -228,7 +244,8 @@ impl Subject {
                 }
             }
             Subject::Skill(skill) => {
-                let contexts = SkillSource::new(*skill, pieces.clone())?.held_out(200, objective.unit(context))?;
+                let contexts = SkillSource::new(*skill, pieces.clone())?
+                    .held_out(200, objective.unit(context))?;
                 Validation {
                     contexts,
                     bytes: 0,
@@ -290,7 +307,15 @@ fn train(
     };
     let progress = Progress::new(args.json);
     let mut report = |news: Report| progress.show(news);
-    let (tensors, score) = Run::new(model, settings, source, Some(validation), args.resume, &mut report)?.finish()?;
+    let (tensors, score) = Run::new(
+        model,
+        settings,
+        source,
+        Some(validation),
+        args.resume,
+        &mut report,
+    )?
+    .finish()?;
     progress.close();
     folder.tensors = tensors;
     let precision = match args.precision {
@@ -342,14 +367,19 @@ impl RunArgs {
     /// Refuses to write over a folder that the run reads.
     fn spare(&self, read: &Path) -> Result<()> {
         match (read.canonicalize(), self.out.canonicalize()) {
-            (Ok(read), Ok(out)) if read == out => bail!("--out: {} is read by this run", read.display()),
+            (Ok(read), Ok(out)) if read == out => {
+                bail!("--out: {} is read by this run", read.display())
+            }
             _ => Ok(()),
         }
     }
 
     /// The clipped schedule, `default` where it is not given.
     fn clip(&self, default: (f64, f64)) -> (f64, f64) {
-        (self.mask_min.unwrap_or(default.0), self.mask_max.unwrap_or(default.1))
+        (
+            self.mask_min.unwrap_or(default.0),
+            self.mask_max.unwrap_or(default.1),
+        )
     }
 
     /// Sets the number of threads.

@@ -141,13 +141,13 @@ fn follow_config(args: &mut AddArgs) -> Result<()> {
     let Ok(bytes) = std::fs::read(&beside) else {
         return Ok(());
     };
-    let config: DitConfig = serde_json::from_slice(&bytes).with_context(|| beside.display().to_string())?;
+    let config: DitConfig =
+        serde_json::from_slice(&bytes).with_context(|| beside.display().to_string())?;
     let regime = config.regime();
     let block = regime.block.map(|block| block as u32);
     let said = match (regime.process, args.process) {
-        (model::Process::Uniform, Some(Process::Absorbing)) | (model::Process::Absorbing, Some(Process::Uniform)) => {
-            Some("--process")
-        }
+        (model::Process::Uniform, Some(Process::Absorbing))
+        | (model::Process::Absorbing, Some(Process::Uniform)) => Some("--process"),
         (model::Process::Absorbing, _) => return Ok(()),
         _ if args.block_size.is_some() && args.block_size != block => Some("--block-size"),
         _ if args
@@ -204,7 +204,12 @@ async fn add(mut args: AddArgs) -> Result<()> {
     };
     // What the message calls its chunks is, to who typed a command, the file.
     let (uploaded, path) = ("chunk: uploaded: ", format!("{}: ", args.file.display()));
-    let refused = |status| anyhow!("{}", refused(status).to_string().replacen(uploaded, &path, 1));
+    let refused = |status| {
+        anyhow!(
+            "{}",
+            refused(status).to_string().replacen(uploaded, &path, 1)
+        )
+    };
     let mut client = AdminClient::new(args.shared.server.connect().await?);
     let (sender, receiver) = mpsc::channel(4);
     tokio::spawn(send(sender, header, file));
@@ -239,7 +244,11 @@ async fn add(mut args: AddArgs) -> Result<()> {
 }
 
 /// Sends the header, then the file where there is one. Where the server has stopped listening it has said why.
-async fn send(sender: mpsc::Sender<pb::AddVariantRequest>, header: pb::AddVariantHeader, file: Option<File>) {
+async fn send(
+    sender: mpsc::Sender<pb::AddVariantRequest>,
+    header: pb::AddVariantHeader,
+    file: Option<File>,
+) {
     let part = |part| pb::AddVariantRequest { part: Some(part) };
     if sender.send(part(Part::Header(header))).await.is_err() {
         return;
@@ -280,7 +289,10 @@ async fn remove(args: RemoveArgs) -> Result<()> {
         .into_inner()
         .generation;
     match args.shared.json {
-        true => println!("{}", json!({"removed": args.name, "generation": generation})),
+        true => println!(
+            "{}",
+            json!({"removed": args.name, "generation": generation})
+        ),
         false => println!("removed {}; generation {generation}", args.name),
     }
     Ok(())
@@ -325,7 +337,12 @@ async fn list(args: ListArgs) -> Result<()> {
 async fn show(args: ShowArgs) -> Result<()> {
     let mut client = AdminClient::new(args.server.connect().await?);
     let request = pb::GetVariantRequest { name: args.name };
-    let variant = client.get_variant(request).await.map_err(refused)?.into_inner().variant;
+    let variant = client
+        .get_variant(request)
+        .await
+        .map_err(refused)?
+        .into_inner()
+        .variant;
     print(&variant.unwrap_or_default(), args.json);
     Ok(())
 }
@@ -338,7 +355,10 @@ fn print(variant: &pb::Variant, json: bool) {
     println!("{}", variant.name);
     println!("  source    {}", variant.source);
     println!("  banks     {}", variant.banks.join(" "));
-    println!("  seed      {:#018x}, scale {}", variant.seed, variant.scale);
+    println!(
+        "  seed      {:#018x}, scale {}",
+        variant.seed, variant.scale
+    );
     println!(
         "  quality   cosine {}, relative error {}",
         number(variant.cosine),
@@ -411,23 +431,37 @@ mod tests {
         let file = dir.path().join("model.safetensors").display().to_string();
         let follow = |options: &[&str]| {
             let words = ["add", "new", &file];
-            let mut args = Cli::try_parse_from(words.iter().chain(options)).expect("options").args;
+            let mut args = Cli::try_parse_from(words.iter().chain(options))
+                .expect("options")
+                .args;
             follow_config(&mut args).map(|()| {
-                let uniform = args.process.map(|process| matches!(process, Process::Uniform));
+                let uniform = args
+                    .process
+                    .map(|process| matches!(process, Process::Uniform));
                 (uniform, args.block_size, args.time_conditioning)
             })
         };
-        let write = |config: &str| std::fs::write(dir.path().join("config.json"), config).expect("write");
+        let write =
+            |config: &str| std::fs::write(dir.path().join("config.json"), config).expect("write");
         assert_eq!(follow(&[]).expect("no configuration"), (None, None, None));
-        let sizes =
-            r#""vocab_size": 9, "model_length": 8, "hidden_dim": 8, "cond_dim": 4, "n_blocks": 1, "n_heads": 2"#;
+        let sizes = r#""vocab_size": 9, "model_length": 8, "hidden_dim": 8, "cond_dim": 4, "n_blocks": 1, "n_heads": 2"#;
         write(&format!(
             r#"{{"model_type": "duo", {sizes}, "block_size": 4, "cross_attn": true}}"#
         ));
-        assert_eq!(follow(&[]).expect("blocks"), (Some(true), Some(4), Some(true)));
-        for option in ["--process=absorbing", "--block-size=2", "--time-conditioning=false"] {
+        assert_eq!(
+            follow(&[]).expect("blocks"),
+            (Some(true), Some(4), Some(true))
+        );
+        for option in [
+            "--process=absorbing",
+            "--block-size=2",
+            "--time-conditioning=false",
+        ] {
             let error = follow(&[option]).expect_err("refused").to_string();
-            assert!(option.starts_with(error.split(':').next().expect("field")), "{error}");
+            assert!(
+                option.starts_with(error.split(':').next().expect("field")),
+                "{error}"
+            );
         }
         write(&format!(
             r#"{{"model_type": "bd3lm", {sizes}, "block_size": 4, "cross_attn": true}}"#

@@ -60,7 +60,12 @@ const SOONEST: Duration = Duration::from_millis(50);
 const LATEST: Duration = Duration::from_secs(60);
 
 impl Admission {
-    pub fn new(config: EngineConfig, cache: &KvCache, generation: Generation, materialised: Arc<Materialised>) -> Self {
+    pub fn new(
+        config: EngineConfig,
+        cache: &KvCache,
+        generation: Generation,
+        materialised: Arc<Materialised>,
+    ) -> Self {
         let pages_total = cache.pages();
         let status = Status {
             queue_limit: config.queue,
@@ -116,7 +121,12 @@ impl Admission {
 
     /// Lets a checked sequence wait and returns its id, or says why it may not. In a full queue it may take the place of another
     /// whose variant has more there.
-    pub fn wait(&self, mut sequence: BoxedSequence, client: Option<Arc<str>>, now: Instant) -> Result<u64, Error> {
+    pub fn wait(
+        &self,
+        mut sequence: BoxedSequence,
+        client: Option<Arc<str>>,
+        now: Instant,
+    ) -> Result<u64, Error> {
         let (mut dead, mut displaced) = (VecDeque::new(), None);
         let mut state = self.state();
         if state.stopped {
@@ -131,7 +141,11 @@ impl Admission {
         }
         let waiting = state.waiting.len();
         let rounds = (waiting as f64 / self.config.max_running as f64).max(1.0);
-        let retry_after = state.status.typical_compute.mul_f64(rounds).clamp(SOONEST, LATEST);
+        let retry_after = state
+            .status
+            .typical_compute
+            .mul_f64(rounds)
+            .clamp(SOONEST, LATEST);
         let full = Error::QueueFull {
             waiting,
             limit: self.config.queue,
@@ -147,7 +161,11 @@ impl Admission {
         };
         match self.caps.permit(&sequence.tenant.payer.name, client) {
             Ok(permit) => sequence.permit = Some(permit),
-            Err(Full { capped, count, limit }) => {
+            Err(Full {
+                capped,
+                count,
+                limit,
+            }) => {
                 let refused = &mut state.status.refused;
                 match capped {
                     Capped::Variant(_) => refused.variant += 1,
@@ -200,7 +218,9 @@ impl Admission {
         for (tenant, &account) in waiting().zip(&accounts_of) {
             wanted[account] += usize::from(tenant.priority == Priority::Interactive);
         }
-        let starts = waiting().map(|_| u64::MAX).chain(running.iter().map(|(id, _)| *id));
+        let starts = waiting()
+            .map(|_| u64::MAX)
+            .chain(running.iter().map(|(id, _)| *id));
         let place = |((tenant, &account), started): ((&Tenant, &usize), u64)| Place {
             account,
             priority: tenant.priority,
@@ -223,13 +243,18 @@ impl Admission {
         // Not where it would be the next one itself.
         let others = placed().enumerate().filter(|(index, _)| *index != victim);
         let after = Order::new(&state.ledger, others.map(|(_, tenant)| tenant));
-        let all = std::iter::once((None, running.get(victim)?.1)).chain(waiting().map(|tenant| (Some(()), tenant)));
+        let all = std::iter::once((None, running.get(victim)?.1))
+            .chain(waiting().map(|tenant| (Some(()), tenant)));
         after.next(all)?.map(|()| victim)
     }
 
     /// The sequences that may start now, beside those that are running: in the order of their variants' shares, while `room` has some
     /// for the next. Waits for one while there is nothing else to do; `None` once the model thread should end.
-    pub fn arrivals(&self, running: &[BoxedSequence], mut room: impl FnMut(&Sequence) -> bool) -> Option<Arrivals> {
+    pub fn arrivals(
+        &self,
+        running: &[BoxedSequence],
+        mut room: impl FnMut(&Sequence) -> bool,
+    ) -> Option<Arrivals> {
         let mut arrivals = Arrivals::default();
         let placed: Vec<_> = running.iter().map(|sequence| &sequence.tenant).collect();
         let mut state = self.state();
@@ -239,7 +264,10 @@ impl Admission {
             state.give_up(now, self.config.stall, &mut arrivals.given_up);
             arrivals.crowded = state.start(&placed, &mut room, &mut arrivals.started);
             let busy = |sequence: &BoxedSequence| sequence.has_room() || sequence.client_left();
-            if !arrivals.started.is_empty() || !arrivals.given_up.is_empty() || running.iter().any(busy) {
+            if !arrivals.started.is_empty()
+                || !arrivals.given_up.is_empty()
+                || running.iter().any(busy)
+            {
                 return Some(arrivals);
             }
             if arrivals.crowded && !running.is_empty() {
@@ -254,7 +282,10 @@ impl Admission {
                 .chain(&state.waiting)
                 .filter_map(|s| s.ends(self.config.stall));
             state = match ends.min() {
-                None => self.arrival.wait(state).unwrap_or_else(PoisonError::into_inner),
+                None => self
+                    .arrival
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner),
                 Some(end) => {
                     let rest = end.saturating_duration_since(now);
                     let woken = self.arrival.wait_timeout(state, rest);
@@ -273,7 +304,11 @@ impl Admission {
     }
 
     /// As [`arrivals`](Self::arrivals), of those only that may start beside `placed` now, in the middle of a step.
-    pub fn callers(&self, placed: &[&Tenant], mut room: impl FnMut(&Sequence) -> bool) -> Vec<BoxedSequence> {
+    pub fn callers(
+        &self,
+        placed: &[&Tenant],
+        mut room: impl FnMut(&Sequence) -> bool,
+    ) -> Vec<BoxedSequence> {
         let mut started = Vec::new();
         self.state().start(placed, &mut room, &mut started);
         started
@@ -315,7 +350,12 @@ impl Admission {
     }
 
     /// Lets the model thread write down how it stands.
-    pub fn report(&self, running: Vec<Work>, measured: Option<Measured>, write: impl FnOnce(&mut Status)) {
+    pub fn report(
+        &self,
+        running: Vec<Work>,
+        measured: Option<Measured>,
+        write: impl FnOnce(&mut Status),
+    ) {
         let mut state = self.state();
         state.running = running;
         state.measured = measured;
@@ -324,7 +364,11 @@ impl Admission {
 
     pub fn status(&self) -> Status {
         let state = self.state();
-        let old = state.before.iter().map(Weak::strong_count).filter(|&leases| leases > 0);
+        let old = state
+            .before
+            .iter()
+            .map(Weak::strong_count)
+            .filter(|&leases| leases > 0);
         let leases = old.clone().sum::<usize>() + Arc::strong_count(&state.generation) - 1;
         Status {
             generation: state.generation.number,
@@ -333,7 +377,12 @@ impl Admission {
             streams: self.streams.load(Ordering::Relaxed),
             generations: 1 + old.count(),
             leases,
-            paused: state.status.paused + state.waiting.iter().filter(|one| one.paused.is_some()).count(),
+            paused: state.status.paused
+                + state
+                    .waiting
+                    .iter()
+                    .filter(|one| one.paused.is_some())
+                    .count(),
             variants: state.variants(),
             cancelled: state.status.cancelled + state.left,
             ..state.status.clone()
@@ -345,13 +394,23 @@ impl State {
     /// Who leaves a full queue for another: of the variant with the most waiting by weight the one that came last, where it has
     /// more than the other's would with one more; a batch request before any other for an interactive one. Whoever has begun stays.
     fn displaced_by(&self, tenant: &Tenant) -> Option<usize> {
-        let waiting = self.ledger.count(self.waiting.iter().map(|one| &one.tenant));
+        let waiting = self
+            .ledger
+            .count(self.waiting.iter().map(|one| &one.tenant));
         let crowding = |other: &Tenant, more: usize| {
             let count = waiting(other) + more;
-            (other.priority, count as f64 / self.ledger.weight(&other.payer))
+            (
+                other.priority,
+                count as f64 / self.ledger.weight(&other.payer),
+            )
         };
-        let more = |a: &(Priority, f64), b: &(Priority, f64)| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1));
-        let candidates = self.waiting.iter().enumerate().filter(|(_, one)| one.started.is_none());
+        let more =
+            |a: &(Priority, f64), b: &(Priority, f64)| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1));
+        let candidates = self
+            .waiting
+            .iter()
+            .enumerate()
+            .filter(|(_, one)| one.started.is_none());
         let crowded = candidates.map(|(index, one)| (index, crowding(&one.tenant, 0)));
         let (index, most) = crowded.max_by(|a, b| more(&a.1, &b.1))?; // the last of equals
         more(&most, &crowding(tenant, 1)).is_gt().then_some(index)
@@ -362,13 +421,18 @@ impl State {
         let (deadline, measured) = (sequence.deadline?, self.measured?);
         let left = deadline.saturating_duration_since(now);
         let tenant = &sequence.tenant;
-        let waiting = (self.waiting.iter()).map(|one| (&one.tenant, |usual| one.usual_evaluations_left(usual)));
+        let waiting = (self.waiting.iter())
+            .map(|one| (&one.tenant, |usual| one.usual_evaluations_left(usual)));
         let waiting = self.ledger.work(waiting);
         let others = || waiting.iter().chain(&self.running);
         let before = || others().filter(|work| work.priority <= tenant.priority);
         let sum = |of: &mut dyn Iterator<Item = &Work>| of.map(|work| work.evaluations).sum();
         let payers = others().map(|work| &work.payer).chain([&tenant.payer]);
-        let running = self.running.iter().map(|work| work.sequences).sum::<usize>();
+        let running = self
+            .running
+            .iter()
+            .map(|work| work.sequences)
+            .sum::<usize>();
         let ahead = Ahead {
             all: sum(&mut before()),
             own: sum(&mut before().filter(|work| Arc::ptr_eq(&work.payer, &tenant.payer))),
@@ -387,7 +451,12 @@ impl State {
     }
 
     /// Takes those from the queue that nobody waits for any more, or not long enough.
-    fn give_up(&mut self, now: Instant, stall: Duration, given_up: &mut Vec<(BoxedSequence, Error)>) {
+    fn give_up(
+        &mut self,
+        now: Instant,
+        stall: Duration,
+        given_up: &mut Vec<(BoxedSequence, Error)>,
+    ) {
         let best = self.measured.map(|measured| measured.best);
         for mut sequence in std::mem::take(&mut self.waiting) {
             match sequence.over(now, best, stall) {
@@ -430,9 +499,15 @@ impl State {
     }
 
     fn variants(&self) -> BTreeMap<String, VariantLoad> {
-        let served = self.generation.variants.keys().map(String::as_str).chain([BASE]);
-        let mut variants: BTreeMap<String, VariantLoad> =
-            served.map(|name| (name.to_owned(), VariantLoad::default())).collect();
+        let served = self
+            .generation
+            .variants
+            .keys()
+            .map(String::as_str)
+            .chain([BASE]);
+        let mut variants: BTreeMap<String, VariantLoad> = served
+            .map(|name| (name.to_owned(), VariantLoad::default()))
+            .collect();
         for sequence in &self.waiting {
             variants
                 .entry(sequence.tenant.payer.name.to_string())
@@ -440,7 +515,10 @@ impl State {
                 .waiting += 1;
         }
         for work in &self.running {
-            variants.entry(work.payer.name.to_string()).or_default().running += work.sequences;
+            variants
+                .entry(work.payer.name.to_string())
+                .or_default()
+                .running += work.sequences;
         }
         for (name, load) in &mut variants {
             (load.weight, load.service) = self.ledger.standing(name);

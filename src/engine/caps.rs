@@ -49,9 +49,17 @@ impl Caps {
     }
 
     /// Lets one more in, of a client where it is known.
-    pub fn permit(self: &Arc<Self>, variant: &Arc<str>, client: Option<Arc<str>>) -> Result<Permit, Full> {
-        let variant = self.per_variant.map(|limit| (Key::Variant(variant.clone()), limit));
-        let client = self.per_client.and_then(|limit| Some((Key::Client(client?), limit)));
+    pub fn permit(
+        self: &Arc<Self>,
+        variant: &Arc<str>,
+        client: Option<Arc<str>>,
+    ) -> Result<Permit, Full> {
+        let variant = self
+            .per_variant
+            .map(|limit| (Key::Variant(variant.clone()), limit));
+        let client = self
+            .per_client
+            .and_then(|limit| Some((Key::Client(client?), limit)));
         let mut counts = self.counts();
         for (key, limit) in [&variant, &client].into_iter().flatten() {
             let count = counts.get(key).copied().unwrap_or(0);
@@ -61,10 +69,18 @@ impl Caps {
                     Key::Client(_) => Capped::Client,
                 };
                 let limit = *limit;
-                return Err(Full { capped, count, limit });
+                return Err(Full {
+                    capped,
+                    count,
+                    limit,
+                });
             }
         }
-        let keys: Vec<Key> = [variant, client].into_iter().flatten().map(|(key, _)| key).collect();
+        let keys: Vec<Key> = [variant, client]
+            .into_iter()
+            .flatten()
+            .map(|(key, _)| key)
+            .collect();
         for key in &keys {
             *counts.entry(key.clone()).or_default() += 1;
         }
@@ -105,14 +121,26 @@ mod tests {
             caps.permit(&a, Some(one.clone())).unwrap(),
             caps.permit(&a, None).unwrap(),
         ];
-        assert_eq!(caps.permit(&a, None).unwrap_err(), full(Capped::Variant("a".into()), 2));
+        assert_eq!(
+            caps.permit(&a, None).unwrap_err(),
+            full(Capped::Variant("a".into()), 2)
+        );
         held.extend([1, 2].map(|_| caps.permit(&b, Some(one.clone())).unwrap()));
         let c: Arc<str> = "c".into();
-        assert_eq!(caps.permit(&c, Some(one.clone())).unwrap_err(), full(Capped::Client, 3));
+        assert_eq!(
+            caps.permit(&c, Some(one.clone())).unwrap_err(),
+            full(Capped::Client, 3)
+        );
         held.remove(0);
         held.push(caps.permit(&c, Some(one)).unwrap());
         drop(held);
         assert!(caps.counts().is_empty());
-        assert!(Caps::new(None, None).permit(&a, Some(b)).unwrap().keys.is_empty());
+        assert!(
+            Caps::new(None, None)
+                .permit(&a, Some(b))
+                .unwrap()
+                .keys
+                .is_empty()
+        );
     }
 }

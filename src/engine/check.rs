@@ -16,7 +16,9 @@ use super::stream;
 use super::text::TextStream;
 use super::{EngineConfig, Error, Event, Predictor, Request, Sampling, Score, ScoreRequest};
 use crate::model::{DitConfig, Process, Regime};
-use crate::sampler::{self, BlockSampler, BlockSettings, LastBlock, Sampler, UniformSampler, UniformSettings};
+use crate::sampler::{
+    self, BlockSampler, BlockSettings, LastBlock, Sampler, UniformSampler, UniformSettings,
+};
 
 /// Most stop strings of a request, and bytes of each.
 pub const MAX_STOPS: usize = 16;
@@ -25,7 +27,10 @@ pub const MAX_STOP_BYTES: usize = 256;
 pub const MAX_STOP_IDS: usize = 256;
 
 /// A sequence for text, and the receiving end of its events.
-pub fn text(admission: &Admission, request: Request) -> Result<(Sequence, mpsc::Receiver<Event>), Error> {
+pub fn text(
+    admission: &Admission,
+    request: Request,
+) -> Result<(Sequence, mpsc::Receiver<Event>), Error> {
     let (config, lease) = (&admission.config, admission.generation());
     let (mix, regime) = (lease.mix(&request.mix)?, lease.regime(&request.mix)?);
     let seed = request.seed.unwrap_or_else(fresh_seed);
@@ -49,7 +54,8 @@ pub fn text(admission: &Admission, request: Request) -> Result<(Sequence, mpsc::
         return Err(bad("max_tokens", reason));
     }
     let holes = request.max_tokens + more;
-    if request.stop.len() > MAX_STOPS || request.stop.iter().any(|stop| stop.len() > MAX_STOP_BYTES) {
+    if request.stop.len() > MAX_STOPS || request.stop.iter().any(|stop| stop.len() > MAX_STOP_BYTES)
+    {
         return Err(bad(
             "stop",
             format!("at most {MAX_STOPS} strings of at most {MAX_STOP_BYTES} bytes"),
@@ -63,7 +69,14 @@ pub fn text(admission: &Admission, request: Request) -> Result<(Sequence, mpsc::
     }
     let network = lease.denoiser.config();
     let total = fixed + holes;
-    let sampler = sampler(config, network, regime, lease.tokenizer.end_of_text(), &request, seed)?;
+    let sampler = sampler(
+        config,
+        network,
+        regime,
+        lease.tokenizer.end_of_text(),
+        &request,
+        seed,
+    )?;
     let block_size = regime.block.unwrap_or(total);
 
     // The last block is never written to the cache.
@@ -74,7 +87,13 @@ pub fn text(admission: &Admission, request: Request) -> Result<(Sequence, mpsc::
         true => holes,
         false => 1,
     };
-    let tenant = tenant(admission, &request.mix, request.priority, block_size, lease.banks(&mix));
+    let tenant = tenant(
+        admission,
+        &request.mix,
+        request.priority,
+        block_size,
+        lease.banks(&mix),
+    );
     let (sender, events) = stream::channel(config.unread);
     let work = Work::Text(Box::new(Text {
         sampler,
@@ -87,7 +106,15 @@ pub fn text(admission: &Admission, request: Request) -> Result<(Sequence, mpsc::
         events: sender,
     }));
     let pages_needed = pages::needed(written, span, config.page_tokens);
-    let sequence = Sequence::new(lease, tenant, (mix, regime), seed, request.deadline, pages_needed, work);
+    let sequence = Sequence::new(
+        lease,
+        tenant,
+        (mix, regime),
+        seed,
+        request.deadline,
+        pages_needed,
+        work,
+    );
     Ok((sequence, events))
 }
 
@@ -104,7 +131,10 @@ pub fn score(
         config.max_prompt.saturating_add(config.max_tokens),
     );
     if written > limit {
-        return Err(Error::PromptTooLong { tokens: written, limit });
+        return Err(Error::PromptTooLong {
+            tokens: written,
+            limit,
+        });
     }
     let network = lease.denoiser.config();
     let chunk = prefill_chunk(config, regime.block.unwrap_or(1));
@@ -113,7 +143,13 @@ pub fn score(
     // Clean blocks are written while copies of the chunk before them are still evaluated.
     let span = network.model_length + 2 * chunk;
     let cost = regime.block.unwrap_or(written);
-    let tenant = tenant(admission, &request.mix, Priority::Batch, cost, lease.banks(&mix));
+    let tenant = tenant(
+        admission,
+        &request.mix,
+        Priority::Batch,
+        cost,
+        lease.banks(&mix),
+    );
     let (sender, reply) = oneshot::channel();
     let work = Work::Score(Box::new(Scoring {
         scorer,
@@ -122,12 +158,26 @@ pub fn score(
         nats_per_token: None,
     }));
     let pages_needed = pages::needed(written, span, config.page_tokens);
-    let sequence = Sequence::new(lease, tenant, (mix, regime), seed, request.deadline, pages_needed, work);
+    let sequence = Sequence::new(
+        lease,
+        tenant,
+        (mix, regime),
+        seed,
+        request.deadline,
+        pages_needed,
+        work,
+    );
     Ok((sequence, reply))
 }
 
 /// A mix takes of its heaviest variant's share, so that mixes do not add to the shares.
-fn tenant(admission: &Admission, mix: &[(String, f32)], priority: Priority, cost: usize, banks: Vec<usize>) -> Tenant {
+fn tenant(
+    admission: &Admission,
+    mix: &[(String, f32)],
+    priority: Priority,
+    cost: usize,
+    banks: Vec<usize>,
+) -> Tenant {
     let heaviest = mix.iter().max_by(|a, b| a.1.total_cmp(&b.1));
     let name = heaviest.map_or(BASE, |(name, _)| name);
     Tenant {
@@ -170,7 +220,11 @@ fn sampler(
     let (prompt, after) = (&request.prompt, &request.after);
     let total = prompt.len() + request.max_tokens + after.len();
     if regime.block.is_none() && total > network.model_length {
-        let field = if after.is_empty() { "max_tokens" } else { "template" };
+        let field = if after.is_empty() {
+            "max_tokens"
+        } else {
+            "template"
+        };
         let reason = format!(
             "given and new tokens are {total}, and at most {} fit",
             network.model_length
@@ -262,7 +316,9 @@ fn least_evaluations(predictor: Predictor, tokens: usize, block_size: usize) -> 
 fn most_evaluations(predictor: Predictor, tokens: usize, block_size: usize) -> u32 {
     let blocks = tokens.div_ceil(block_size);
     let evaluations = match predictor {
-        Predictor::Absorbing(sampler::Predictor::Ancestral { steps }) => tokens.min(blocks * steps as usize),
+        Predictor::Absorbing(sampler::Predictor::Ancestral { steps }) => {
+            tokens.min(blocks * steps as usize)
+        }
         Predictor::Absorbing(_) => tokens,
         Predictor::Uniform(predictor) => blocks * (predictor.steps as usize + 1),
     };

@@ -89,12 +89,14 @@ impl Choice {
             Some(PredictorKind::FirstHitting) => FirstHitting,
             Some(PredictorKind::Ancestral) => {
                 let steps = self.steps.or(default_steps);
-                let steps = steps.ok_or_else(|| bad("steps", "the ancestral predictor needs them"))?;
+                let steps =
+                    steps.ok_or_else(|| bad("steps", "the ancestral predictor needs them"))?;
                 Ancestral { steps }
             }
             Some(PredictorKind::Confidence) => {
                 let threshold = self.threshold.or(default_threshold);
-                let threshold = threshold.ok_or_else(|| bad("threshold", "the confidence predictor needs it"))?;
+                let threshold = threshold
+                    .ok_or_else(|| bad("threshold", "the confidence predictor needs it"))?;
                 Confidence { threshold }
             }
         };
@@ -110,8 +112,12 @@ impl Choice {
     fn uniform(&self, default: UniformPredictor) -> Result<Predictor, Error> {
         let chosen = self.psi;
         let psi = match self.kind {
-            Some(PredictorKind::FirstHitting) => return Err(wrong_process("first-hitting", Process::Uniform)),
-            Some(PredictorKind::Confidence) => return Err(wrong_process("confidence", Process::Uniform)),
+            Some(PredictorKind::FirstHitting) => {
+                return Err(wrong_process("first-hitting", Process::Uniform));
+            }
+            Some(PredictorKind::Confidence) => {
+                return Err(wrong_process("confidence", Process::Uniform));
+            }
             Some(PredictorKind::Ancestral) if chosen != PsiChoice::default() => {
                 return Err(bad("psi", "the ancestral predictor has no such settings"));
             }
@@ -119,7 +125,9 @@ impl Choice {
             Some(PredictorKind::Psi) | None => Psi {
                 profile: chosen.profile.unwrap_or(default.psi.profile),
                 high_fraction: chosen.high_fraction.unwrap_or(default.psi.high_fraction),
-                middle_fraction: chosen.middle_fraction.unwrap_or(default.psi.middle_fraction),
+                middle_fraction: chosen
+                    .middle_fraction
+                    .unwrap_or(default.psi.middle_fraction),
                 high: chosen.high.unwrap_or(default.psi.high),
                 middle: chosen.middle.unwrap_or(default.psi.middle),
                 low: chosen.low.unwrap_or(default.psi.low),
@@ -144,7 +152,9 @@ pub(super) fn wrong_process(predictor: &str, process: Process) -> Error {
         Process::Absorbing => {
             "is of the uniform process; this variant's is absorbing: first-hitting, ancestral or confidence"
         }
-        Process::Uniform => "is of the absorbing process; this variant's is uniform: ancestral or psi",
+        Process::Uniform => {
+            "is of the absorbing process; this variant's is uniform: ancestral or psi"
+        }
     };
     bad("predictor", format!("{predictor} {reason}"))
 }

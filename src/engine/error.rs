@@ -29,7 +29,9 @@ pub enum Error {
         retry_after: Duration,
     },
     /// At the door: with what is ahead of it, the request would not be finished before its deadline.
-    #[error("it would take about {needed:?} with what is ahead of it, and its deadline is in {left:?}")]
+    #[error(
+        "it would take about {needed:?} with what is ahead of it, and its deadline is in {left:?}"
+    )]
     Overloaded {
         needed: Duration,
         left: Duration,

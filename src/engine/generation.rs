@@ -48,8 +48,15 @@ impl std::fmt::Display for MemoryPart {
 impl Generation {
     /// The banks that rows of a mix read.
     pub fn banks(&self, mix: &Mix) -> Vec<usize> {
-        let banks = mix.0.iter().flat_map(|(variant, _)| self.denoiser.banks(*variant));
-        banks.copied().collect::<BTreeSet<usize>>().into_iter().collect()
+        let banks = mix
+            .0
+            .iter()
+            .flat_map(|(variant, _)| self.denoiser.banks(*variant));
+        banks
+            .copied()
+            .collect::<BTreeSet<usize>>()
+            .into_iter()
+            .collect()
     }
 
     /// Sampling defaults for a mix: those of its heaviest variant, the base's for the empty mix.
@@ -70,15 +77,22 @@ impl Generation {
                 Some((other, first)) if first != regime => {
                     let what = |regime: Regime| match (regime.process, regime.block) {
                         (Process::Absorbing, _) => "the absorbing process".to_owned(),
-                        (Process::Uniform, Some(block)) => format!("the uniform process in blocks of {block}"),
-                        (Process::Uniform, None) => "the uniform process over whole sequences".to_owned(),
+                        (Process::Uniform, Some(block)) => {
+                            format!("the uniform process in blocks of {block}")
+                        }
+                        (Process::Uniform, None) => {
+                            "the uniform process over whole sequences".to_owned()
+                        }
                     };
                     let reason = format!(
                         "{other:?} was tuned for {} and {name:?} for {}",
                         what(first),
                         what(regime)
                     );
-                    return Err(Error::BadField { field: "mix", reason });
+                    return Err(Error::BadField {
+                        field: "mix",
+                        reason,
+                    });
                 }
                 _ => shared = Some((name, regime)),
             }
@@ -95,8 +109,12 @@ impl Generation {
                 .get(name)
                 .ok_or_else(|| Error::UnknownVariant { name: name.clone() })?;
             if !weight.is_finite() || weight.abs() > MAX_WEIGHT {
-                let reason = format!("the weight of {name:?} is {weight}, not within {MAX_WEIGHT} of 0");
-                return Err(Error::BadField { field: "mix", reason });
+                let reason =
+                    format!("the weight of {name:?} is {weight}, not within {MAX_WEIGHT} of 0");
+                return Err(Error::BadField {
+                    field: "mix",
+                    reason,
+                });
             }
             parts.push((facts.id, *weight));
         }

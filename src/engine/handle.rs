@@ -195,7 +195,9 @@ impl Engine {
         }
         let odd = |(_, weight): &(&String, &f64)| !(LEAST_WEIGHT..=MOST_WEIGHT).contains(*weight);
         if let Some((name, weight)) = config.weights.iter().find(odd) {
-            let reason = format!("that of {name:?} is {weight}, not within {LEAST_WEIGHT} and {MOST_WEIGHT}");
+            let reason = format!(
+                "that of {name:?} is {weight}, not within {LEAST_WEIGHT} and {MOST_WEIGHT}"
+            );
             return Err(Error::BadField {
                 field: "weights",
                 reason,
@@ -208,7 +210,9 @@ impl Engine {
         let threads = threads::pool(config.threads, config.pinned)?;
         let (materialised, maker) = Materialised::new(config.materialise_bytes, config.step_tokens);
         if config.materialise_bytes > 0 {
-            maker.start().map_err(|error| not_started(error.to_string()))?;
+            maker
+                .start()
+                .map_err(|error| not_started(error.to_string()))?;
         }
         let admission = Arc::new(Admission::new(config, &cache, generation, materialised));
         let runner = Runner::new(admission.clone(), &cache);

@@ -100,7 +100,10 @@ impl Counters {
             let of = known.filter(|counter| counter.was && (all || counter.active));
             of.map(|counter| counter.tokens).min_by(f64::total_cmp)
         };
-        let floor = lowest(false).or_else(|| lowest(true)).unwrap_or(0.0).max(self.floor);
+        let floor = lowest(false)
+            .or_else(|| lowest(true))
+            .unwrap_or(0.0)
+            .max(self.floor);
         self.floor = floor;
         self.known.retain(|&key| {
             let counter = &mut self.of[key];
@@ -214,7 +217,8 @@ impl Ledger {
     /// To be told before every decision who has work, waiting or running.
     pub fn settle<'a>(&mut self, active: impl Iterator<Item = &'a Tenant> + Clone) {
         self.variants.settle(active.clone().map(Tenant::key));
-        self.priorities.settle(active.map(|tenant| tenant.priority as usize));
+        self.priorities
+            .settle(active.map(|tenant| tenant.priority as usize));
     }
 
     pub fn charge(&mut self, tenant: &Tenant, tokens: usize) {
@@ -223,7 +227,8 @@ impl Ledger {
         slot.service.evaluated += tokens as u64;
         self.variants.charge(tenant.key(), cost / slot.weight);
         let priority = tenant.priority;
-        self.priorities.charge(priority as usize, cost / part(priority));
+        self.priorities
+            .charge(priority as usize, cost / part(priority));
     }
 
     pub fn made(&mut self, payer: &Payer, tokens: usize) {
@@ -242,7 +247,10 @@ impl Ledger {
         let slots = &mut self.slots;
         let gone = self.by_name.extract_if(.., |name, slot| {
             let Slot {
-                payer, service, usual, ..
+                payer,
+                service,
+                usual,
+                ..
             } = &mut slots[*slot];
             let stays = **name == *BASE || served(name);
             if !stays {
@@ -285,7 +293,10 @@ impl Ledger {
     }
 
     /// The accounts of these, and which one each has.
-    pub fn accounts<'a>(&self, tenants: impl Iterator<Item = &'a Tenant>) -> (Vec<usize>, Vec<Account>) {
+    pub fn accounts<'a>(
+        &self,
+        tenants: impl Iterator<Item = &'a Tenant>,
+    ) -> (Vec<usize>, Vec<Account>) {
         let (mut accounts, mut numbers) = (Vec::new(), vec![None; self.keys()]);
         let account = |tenant: &'a Tenant| {
             *numbers[tenant.key()].get_or_insert_with(|| {
@@ -301,7 +312,10 @@ impl Ledger {
     }
 
     /// How many of these are of a tenant's payer and priority.
-    pub fn count<'a>(&self, tenants: impl Iterator<Item = &'a Tenant>) -> impl Fn(&Tenant) -> usize {
+    pub fn count<'a>(
+        &self,
+        tenants: impl Iterator<Item = &'a Tenant>,
+    ) -> impl Fn(&Tenant) -> usize {
         let mut counts = vec![0; self.keys()];
         tenants.for_each(|tenant| counts[tenant.key()] += 1);
         move |tenant| counts[tenant.key()]
@@ -309,7 +323,10 @@ impl Ledger {
 
     /// What these have under way, of one payer and priority together; each says how much that is where its texts usually take
     /// this part of what they could.
-    pub fn work<'a>(&self, sequences: impl Iterator<Item = (&'a Tenant, impl Fn(Option<f64>) -> u64)>) -> Vec<Work> {
+    pub fn work<'a>(
+        &self,
+        sequences: impl Iterator<Item = (&'a Tenant, impl Fn(Option<f64>) -> u64)>,
+    ) -> Vec<Work> {
         let (mut work, mut numbers) = (Vec::<Work>::new(), vec![None; self.keys()]);
         for (tenant, evaluations) in sequences {
             let number = *numbers[tenant.key()].get_or_insert_with(|| {
@@ -379,7 +396,9 @@ impl<'a> Order<'a> {
             (had, priority, variant_had)
         };
         let less = |a: &(f64, usize, f64), b: &(f64, usize, f64)| {
-            (a.0.total_cmp(&b.0)).then(a.1.cmp(&b.1)).then(a.2.total_cmp(&b.2))
+            (a.0.total_cmp(&b.0))
+                .then(a.1.cmp(&b.1))
+                .then(a.2.total_cmp(&b.2))
         };
         let keys = waiting.map(|(index, tenant)| (index, key(tenant)));
         keys.min_by(|a, b| less(&a.1, &b.1)).map(|(index, _)| index) // the first of equals

@@ -32,5 +32,7 @@ pub use error::{Capped, Error};
 pub use generation::{Generation, MemoryPart, VariantFacts};
 pub use handle::{Engine, EngineConfig, EngineHandle, Refused, ScoreReply, Status, VariantLoad};
 pub use ledger::{BASE, Service};
-pub use request::{Event, Predictor, Priority, Reason, Request, Revealed, Sampling, Score, ScoreRequest, Summary};
+pub use request::{
+    Event, Predictor, Priority, Reason, Request, Revealed, Sampling, Score, ScoreRequest, Summary,
+};
 pub use stream::EventStream;

@@ -44,7 +44,11 @@ impl Pace {
 
     /// `None` until enough is known.
     pub fn measured(&self) -> Option<Measured> {
-        let best = self.recent.iter().min().filter(|_| self.recent.len() == WINDOW)?;
+        let best = self
+            .recent
+            .iter()
+            .min()
+            .filter(|_| self.recent.len() == WINDOW)?;
         Some(Measured {
             best: *best,
             usual: Duration::from_secs_f64(self.usual),
@@ -174,6 +178,12 @@ mod tests {
             ms(200),
             "a quiet variant does not wait"
         );
-        assert_eq!(after(Ahead { free: true, ..ahead }), ms(200));
+        assert_eq!(
+            after(Ahead {
+                free: true,
+                ..ahead
+            }),
+            ms(200)
+        );
     }
 }

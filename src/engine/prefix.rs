@@ -46,7 +46,11 @@ pub struct Prefixes {
 
 impl Owner<'_> {
     fn key(&self) -> RootKey {
-        (Arc::as_ptr(self.generation).addr(), self.mix.key(), self.block)
+        (
+            Arc::as_ptr(self.generation).addr(),
+            self.mix.key(),
+            self.block,
+        )
     }
 
     /// The tokens that, beyond those before it, decide what stands in page `index`; `None` where `text` does not reach so far.
@@ -62,7 +66,12 @@ impl Prefixes {
     }
 
     /// The pages that hold the beginning of `text`, as many as are known and end with a block, and the last one's node.
-    pub fn find(&self, owner: Owner, text: &[u32], page_tokens: usize) -> (Vec<PageId>, Option<NodeId>) {
+    pub fn find(
+        &self,
+        owner: Owner,
+        text: &[u32],
+        page_tokens: usize,
+    ) -> (Vec<PageId>, Option<NodeId>) {
         let (mut pages, mut ended) = (Vec::new(), (0, None));
         let mut at = self.roots.get(&owner.key()).map(|(_, node)| *node);
         while let Some(node) = at {
@@ -103,7 +112,9 @@ impl Prefixes {
         });
         self.children.insert((above, edge), node);
         self.of_page.insert(page, node);
-        self.nodes.entry(above).and_modify(|above| _ = above.below.insert(node));
+        self.nodes
+            .entry(above)
+            .and_modify(|above| _ = above.below.insert(node));
         Some(node)
     }
 
@@ -112,7 +123,10 @@ impl Prefixes {
         let Some(&node) = self.of_page.get(&page) else {
             return Vec::new();
         };
-        let above = self.nodes.get(&node).and_then(|node| Some(node.above.as_ref()?.0));
+        let above = self
+            .nodes
+            .get(&node)
+            .and_then(|node| Some(node.above.as_ref()?.0));
         let forgotten = self.remove(node);
         if let Some(above) = above
             && let Some(left) = self.nodes.get_mut(&above)
@@ -135,7 +149,9 @@ impl Prefixes {
             gone.extend((!alive).then_some(*node));
             alive
         });
-        gone.into_iter().flat_map(|node| self.remove(node)).collect()
+        gone.into_iter()
+            .flat_map(|node| self.remove(node))
+            .collect()
     }
 
     fn root(&mut self, owner: Owner) -> NodeId {
@@ -147,7 +163,8 @@ impl Prefixes {
             above: None,
             below: HashSet::new(),
         });
-        self.roots.insert(owner.key(), (Arc::downgrade(owner.generation), node));
+        self.roots
+            .insert(owner.key(), (Arc::downgrade(owner.generation), node));
         node
     }
 

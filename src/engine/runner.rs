@@ -62,7 +62,9 @@ struct Room {
 
 impl Room {
     fn take(&mut self, next: &Sequence) -> bool {
-        let pages = self.pages.checked_sub(next.pages_to_start(self.page_tokens));
+        let pages = self
+            .pages
+            .checked_sub(next.pages_to_start(self.page_tokens));
         let fits = pages.filter(|_| self.places > 0);
         self.pages = fits.unwrap_or(self.pages);
         self.places -= usize::from(fits.is_some());
@@ -88,7 +90,11 @@ struct Tally {
 
 impl Runner {
     pub fn new(admission: Arc<Admission>, cache: &KvCache) -> Self {
-        let pool = Pool::new(cache.pages(), cache.page_tokens(), admission.config.prefix_reuse);
+        let pool = Pool::new(
+            cache.pages(),
+            cache.page_tokens(),
+            admission.config.prefix_reuse,
+        );
         Runner {
             admission,
             pool,
@@ -145,7 +151,8 @@ impl Runner {
         if took_part > 0 {
             let took = self.since(begun);
             self.pace.record(took, ready, took_part);
-            self.allowance.record(took, short.is_some() && took_part < ready);
+            self.allowance
+                .record(took, short.is_some() && took_part < ready);
         }
     }
 
@@ -194,7 +201,9 @@ impl Runner {
         self.make_room();
         let mut room = self.room();
         let running = self.running.iter().map(|sequence| &sequence.tenant);
-        let placed: Vec<_> = running.chain(self.away.iter().map(|away| &away.tenant)).collect();
+        let placed: Vec<_> = running
+            .chain(self.away.iter().map(|away| &away.tenant))
+            .collect();
         let alone = |next: &Sequence| !placed.iter().any(|tenant| tenant.shares_with(&next.tenant));
         let admit = |next: &Sequence| next.is_waited_for() && alone(next) && room.take(next);
         let started = self.admission.callers(&placed, admit);
@@ -214,7 +223,10 @@ impl Runner {
     /// Drops sequences that nobody waits for.
     fn drop_over(&mut self) {
         let now = Instant::now();
-        let (best, stall) = (self.pace.measured().map(|pace| pace.best), self.admission.config.stall);
+        let (best, stall) = (
+            self.pace.measured().map(|pace| pace.best),
+            self.admission.config.stall,
+        );
         for mut sequence in std::mem::take(&mut self.running) {
             match sequence.over(now, best, stall) {
                 None => self.running.push(sequence),
@@ -225,9 +237,14 @@ impl Runner {
 
     /// Has one of those that have places make room for the next that waits, where all are taken and not as they should be shared.
     fn make_room(&mut self) {
-        let running = self.running.iter().map(|sequence| (sequence.id, &sequence.tenant));
+        let running = self
+            .running
+            .iter()
+            .map(|sequence| (sequence.id, &sequence.tenant));
         let away = self.away.iter().filter(|away| !away.leaves);
-        let placed: Vec<_> = running.chain(away.map(|away| (away.id, &away.tenant))).collect();
+        let placed: Vec<_> = running
+            .chain(away.map(|away| (away.id, &away.tenant)))
+            .collect();
         if placed.len() < self.admission.config.max_running {
             return;
         }
@@ -281,7 +298,10 @@ impl Runner {
         }
         self.make_room();
         let mut room = self.room();
-        let Some(arrivals) = self.admission.arrivals(&self.running, |next| room.take(next)) else {
+        let Some(arrivals) = self
+            .admission
+            .arrivals(&self.running, |next| room.take(next))
+        else {
             return false;
         };
         self.crowded = arrivals.crowded;
@@ -302,7 +322,9 @@ impl Runner {
         let (accounts_of, accounts) = self.admission.ledger(|ledger| ledger.accounts(tenants));
         let mut alone = vec![0; accounts.len()];
         accounts_of.iter().for_each(|&account| alone[account] += 1);
-        let claim = |(&index, &account): (&usize, &usize)| self.running[index].claim(account, alone[account] == 1);
+        let claim = |(&index, &account): (&usize, &usize)| {
+            self.running[index].claim(account, alone[account] == 1)
+        };
         let claims = ready.iter().zip(&accounts_of).map(claim).collect();
         Claims {
             ready,
@@ -315,7 +337,10 @@ impl Runner {
     /// first one always goes on.
     fn schedule(&mut self, of: &Claims, budget: usize) -> Vec<Group> {
         self.step += u64::from(!of.ready.is_empty());
-        let Step { shares, passed_over } = choose(&of.claims, &of.accounts, budget, self.step);
+        let Step {
+            shares,
+            passed_over,
+        } = choose(&of.claims, &of.accounts, budget, self.step);
         let mut tokens = vec![0; self.running.len()];
         for share in shares {
             tokens[of.ready[share.index]] = share.tokens;
@@ -324,7 +349,10 @@ impl Runner {
             self.running[index].passed_over = passed_over.contains(&claim);
         }
         let mut chosen = Vec::new();
-        let mut left: VecDeque<_> = std::mem::take(&mut self.running).into_iter().zip(tokens).collect();
+        let mut left: VecDeque<_> = std::mem::take(&mut self.running)
+            .into_iter()
+            .zip(tokens)
+            .collect();
         while let Some((mut sequence, tokens)) = left.pop_front() {
             if tokens == 0 {
                 self.running.push(sequence);
@@ -427,7 +455,10 @@ impl Runner {
 
     /// Sequences that wait for their readers.
     fn paused(&self) -> usize {
-        self.running.iter().filter(|sequence| sequence.paused.is_some()).count()
+        self.running
+            .iter()
+            .filter(|sequence| sequence.paused.is_some())
+            .count()
     }
 
     fn report(&self) {
@@ -435,30 +466,36 @@ impl Runner {
         let (pages_used, pages_idle) = (self.pool.used(), self.pool.idle());
         let running = self.admission.ledger(|ledger| {
             let sequences = self.running.iter();
-            ledger.work(sequences.map(|one| (&one.tenant, |usual| one.usual_evaluations_left(usual))))
+            ledger
+                .work(sequences.map(|one| (&one.tenant, |usual| one.usual_evaluations_left(usual))))
         });
         let count = self.running.len();
-        self.admission.report(running, self.pace.measured(), |status| {
-            status.running = count;
-            status.paused = paused;
-            status.late = tally.late;
-            status.stalled = tally.stalled;
-            (status.pages_used, status.pages_idle) = (pages_used, pages_idle);
-            (status.preempted, status.tokens_reused) = (tally.preempted, tally.reused);
-            status.steps = step;
-            status.tokens_generated = tally.tokens;
-            status.finished = tally.finished;
-            status.cancelled = tally.cancelled;
-            status.failed = tally.failed;
-            status.typical_compute = tally.typical_compute;
-        });
+        self.admission
+            .report(running, self.pace.measured(), |status| {
+                status.running = count;
+                status.paused = paused;
+                status.late = tally.late;
+                status.stalled = tally.stalled;
+                (status.pages_used, status.pages_idle) = (pages_used, pages_idle);
+                (status.preempted, status.tokens_reused) = (tally.preempted, tally.reused);
+                status.steps = step;
+                status.tokens_generated = tally.tokens;
+                status.finished = tally.finished;
+                status.cancelled = tally.cancelled;
+                status.failed = tally.failed;
+                status.typical_compute = tally.typical_compute;
+            });
     }
 }
 
 impl Tally {
     /// Follows the time that recent requests took.
     fn took(&mut self, time: Duration) {
-        let before = if self.finished > 1 { self.typical_compute } else { time };
+        let before = if self.finished > 1 {
+            self.typical_compute
+        } else {
+            time
+        };
         self.typical_compute = before.mul_f64(0.8) + time.mul_f64(0.2);
     }
 }

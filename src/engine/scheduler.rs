@@ -66,13 +66,19 @@ pub fn choose(claims: &[Claim], accounts: &[Account], budget: usize, now: u64) -
     let batch = (0..claims.len()).any(|index| of(Priority::Batch)(&index));
     let kept_back = if batch { budget / BATCH_PART } else { 0 };
     let mut left = budget - kept_back;
-    let most_banks = accounts.iter().flat_map(|account| account.banks.iter()).max();
+    let most_banks = accounts
+        .iter()
+        .flat_map(|account| account.banks.iter())
+        .max();
     let mut read = vec![false; most_banks.map_or(0, |bank| bank + 1)];
     let (mut shares, mut misfits) = (Vec::with_capacity(claims.len()), Vec::new());
     for priority in [Priority::Interactive, Priority::Batch] {
         let of_this = || (0..claims.len()).filter(of(priority));
         let mut queues = queues(claims, accounts, of_this());
-        let smallest = of_this().map(|index| claims[index].tokens).min().unwrap_or(0);
+        let smallest = of_this()
+            .map(|index| claims[index].tokens)
+            .min()
+            .unwrap_or(0);
         let later = if priority == Priority::Interactive {
             kept_back
         } else {
@@ -89,7 +95,9 @@ pub fn choose(claims: &[Claim], accounts: &[Account], budget: usize, now: u64) -
                 queues.remove(at);
                 continue;
             };
-            let Claim { tokens, elastic, .. } = claims[index];
+            let Claim {
+                tokens, elastic, ..
+            } = claims[index];
             if tokens > left && !first {
                 misfits.push(index);
                 continue;
@@ -97,7 +105,11 @@ pub fn choose(claims: &[Claim], accounts: &[Account], budget: usize, now: u64) -
             let tokens = if elastic { tokens.max(left) } else { tokens };
             left = left.saturating_sub(tokens);
             queues[at].pay(tokens);
-            queues[at].account.banks.iter().for_each(|&bank| read[bank] = true);
+            queues[at]
+                .account
+                .banks
+                .iter()
+                .for_each(|&bank| read[bank] = true);
             shares.push(Share { index, tokens });
             first = false;
         }
@@ -181,7 +193,11 @@ impl Queue<'_> {
 }
 
 /// By account, but for those without a claim.
-fn queues<'a>(claims: &[Claim], accounts: &'a [Account], of: impl Iterator<Item = usize>) -> Vec<Queue<'a>> {
+fn queues<'a>(
+    claims: &[Claim],
+    accounts: &'a [Account],
+    of: impl Iterator<Item = usize>,
+) -> Vec<Queue<'a>> {
     let queue = |account: &'a Account| Queue {
         account,
         counter: account.counter,
@@ -190,7 +206,9 @@ fn queues<'a>(claims: &[Claim], accounts: &'a [Account], of: impl Iterator<Item 
     let mut queues: Vec<Queue> = accounts.iter().map(queue).collect();
     for index in of {
         let claim = &claims[index];
-        queues[claim.account].claims.push((claim.turn(), claim.served, index));
+        queues[claim.account]
+            .claims
+            .push((claim.turn(), claim.served, index));
     }
     queues.retain_mut(|queue| {
         queue.claims.sort_unstable_by(|a, b| b.cmp(a)); // of equals who came first
@@ -203,8 +221,17 @@ fn queues<'a>(claims: &[Claim], accounts: &'a [Account], of: impl Iterator<Item 
 fn lowest(queues: &[Queue], read: &[bool]) -> Option<usize> {
     let turn = queues.iter().map(Queue::turn).min()?;
     let in_turn = || (queues.iter().enumerate()).filter(|(_, queue)| queue.turn() == turn);
-    let least = in_turn().map(|(_, queue)| queue.counter).fold(f64::INFINITY, f64::min);
-    let added = |queue: &Queue| queue.account.banks.iter().filter(|&&bank| !read[bank]).count();
+    let least = in_turn()
+        .map(|(_, queue)| queue.counter)
+        .fold(f64::INFINITY, f64::min);
+    let added = |queue: &Queue| {
+        queue
+            .account
+            .banks
+            .iter()
+            .filter(|&&bank| !read[bank])
+            .count()
+    };
     in_turn()
         .filter(|(_, queue)| queue.counter <= least + ABOUT)
         .map(|(at, queue)| (added(queue), queue.counter, at))
@@ -227,7 +254,13 @@ pub struct Place {
 /// Only an interactive request has others make room for it: batch sequences beyond their part of the places; else, where its
 /// variant has fewer places than its fair share, interactive sequences of the variant that is furthest above its own. The latest one
 /// goes, which loses least. `waiting` says how many interactive requests of each account want a place.
-pub fn victim(running: &[Place], next: Place, waiting: &[usize], accounts: &[Account], places: usize) -> Option<usize> {
+pub fn victim(
+    running: &[Place],
+    next: Place,
+    waiting: &[usize],
+    accounts: &[Account],
+    places: usize,
+) -> Option<usize> {
     if next.priority != Priority::Interactive || running.len() < places {
         return None;
     }
@@ -247,7 +280,11 @@ pub fn victim(running: &[Place], next: Place, waiting: &[usize], accounts: &[Acc
         .iter()
         .filter(of(Priority::Interactive))
         .for_each(|place| has[place.account] += 1);
-    let wants: Vec<usize> = has.iter().zip(waiting).map(|(has, waiting)| has + waiting).collect();
+    let wants: Vec<usize> = has
+        .iter()
+        .zip(waiting)
+        .map(|(has, waiting)| has + waiting)
+        .collect();
     let fair = fair_shares(&wants, accounts, places.saturating_sub(batch));
     if (has[next.account] + 1) as f64 > fair[next.account] {
         return None;

@@ -99,15 +99,25 @@ impl Scorer {
             return bad("tokens", "there are none".into());
         }
         if let Some(token) = tokens.iter().find(|&&token| token as usize >= states) {
-            return bad("tokens", format!("token {token} is none of the vocabulary's {states}"));
+            return bad(
+                "tokens",
+                format!("token {token} is none of the vocabulary's {states}"),
+            );
         }
         if !(1..=MAX_SAMPLES).contains(&samples) {
-            return bad("samples", format!("{samples} is not within 1 and {MAX_SAMPLES}"));
+            return bad(
+                "samples",
+                format!("{samples} is not within 1 and {MAX_SAMPLES}"),
+            );
         }
         if regime.block.is_none() && tokens.len() > config.model_length {
             return bad(
                 "tokens",
-                format!("{} of them, and at most {} fit", tokens.len(), config.model_length),
+                format!(
+                    "{} of them, and at most {} fit",
+                    tokens.len(),
+                    config.model_length
+                ),
             );
         }
         let block_size = regime.block.unwrap_or(tokens.len());
@@ -194,7 +204,9 @@ impl Scorer {
             let text = &self.tokens[evaluation.first_position..];
             let (time, factor) = factors.next().copied().unwrap_or_default();
             let count = |&row: &usize| {
-                let Some(logits) = rows.next() else { return 0.0 };
+                let Some(logits) = rows.next() else {
+                    return 0.0;
+                };
                 match self.law {
                     Law::Absorbing { mask_id } => nats(logits, text[row], mask_id),
                     Law::Uniform { tokens } => {
@@ -223,7 +235,10 @@ impl Scorer {
         // One offset for the block's samples spreads them evenly over 1 ..= scored, or over the times.
         let offset = self.noise.uniform(0, block as u32, COUNT);
         let share = (sample as f64 + offset) / self.samples as f64;
-        let draw = |row: usize, draw| self.noise.uniform(sample as u32, (block + row) as u32, draw);
+        let draw = |row: usize, draw| {
+            self.noise
+                .uniform(sample as u32, (block + row) as u32, draw)
+        };
         let mut rows: Vec<usize> = (first..length).collect();
         let mut tokens = self.tokens[block..block + length].to_vec();
         let (t, factor, sigma) = match self.law {
@@ -250,7 +265,11 @@ impl Scorer {
             tokens,
             clean: 0,
             rows,
-            sigma: if self.time_conditioned { sigma as f32 } else { 0.0 },
+            sigma: if self.time_conditioned {
+                sigma as f32
+            } else {
+                0.0
+            },
         });
         self.factors.push((t, factor / self.samples as f64));
         self.sample += 1;

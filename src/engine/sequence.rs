@@ -140,8 +140,14 @@ impl Sequence {
     /// Evaluations still to be made, at least.
     pub fn evaluations_left(&self) -> u64 {
         match &self.work {
-            Work::Text(text) => u64::from(text.evaluations.saturating_sub(text.sampler.nfe()).max(1)),
-            Work::Score(scoring) => scoring.scorer.tokens_left().div_ceil(scoring.step_tokens).max(1) as u64,
+            Work::Text(text) => {
+                u64::from(text.evaluations.saturating_sub(text.sampler.nfe()).max(1))
+            }
+            Work::Score(scoring) => scoring
+                .scorer
+                .tokens_left()
+                .div_ceil(scoring.step_tokens)
+                .max(1) as u64,
         }
     }
 
@@ -269,7 +275,10 @@ impl Sequence {
         let (draws, evaluations) = match &mut self.work {
             Work::Text(text) => {
                 text.sampler.next();
-                (text.sampler.draws(), std::slice::from_ref(text.sampler.next()))
+                (
+                    text.sampler.draws(),
+                    std::slice::from_ref(text.sampler.next()),
+                )
             }
             Work::Score(scoring) => (Vec::new(), scoring.scorer.next(tokens)),
         };
@@ -411,7 +420,11 @@ impl Text {
             _ if self.stream.stopped() => Some(Reason::Stop),
             After::End(reason) => {
                 text += &self.stream.finish();
-                Some(if self.stream.stopped() { Reason::Stop } else { reason })
+                Some(if self.stream.stopped() {
+                    Reason::Stop
+                } else {
+                    reason
+                })
             }
             _ => None,
         };
@@ -419,7 +432,8 @@ impl Text {
             self.events.send(Event::Block { text, tokens });
         }
         if let Some(reason) = reason {
-            let (prompt_tokens, generated_tokens, nfe) = (self.prompt_tokens, self.delivered, self.sampler.nfe());
+            let (prompt_tokens, generated_tokens, nfe) =
+                (self.prompt_tokens, self.delivered, self.sampler.nfe());
             self.events.send(Event::Finished(Summary {
                 reason,
                 prompt_tokens,

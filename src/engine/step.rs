@@ -52,7 +52,10 @@ impl Failure {
 
 impl Group {
     /// One group for each generation among the sequences, and one more for each materialised mix.
-    pub fn of(chosen: Vec<(BoxedSequence, Vec<Segment>)>, materialised: &Materialised) -> Vec<Group> {
+    pub fn of(
+        chosen: Vec<(BoxedSequence, Vec<Segment>)>,
+        materialised: &Materialised,
+    ) -> Vec<Group> {
         let rows = |segments: &[Segment]| segments.iter().map(|segment| segment.tokens.len()).sum();
         let work: Vec<_> = chosen
             .iter()
@@ -66,7 +69,12 @@ impl Group {
         groups
     }
 
-    fn join(groups: &mut Vec<Group>, single: Option<Arc<Single>>, sequence: BoxedSequence, segments: Vec<Segment>) {
+    fn join(
+        groups: &mut Vec<Group>,
+        single: Option<Arc<Single>>,
+        sequence: BoxedSequence,
+        segments: Vec<Segment>,
+    ) {
         let same = |group: &Group| {
             Arc::ptr_eq(&group.lease, &sequence.lease)
                 && group.single.as_ref().map(Arc::as_ptr) == single.as_ref().map(Arc::as_ptr)
@@ -107,10 +115,19 @@ impl Group {
             return self.evaluate(&*self.lease.denoiser, &self.batch, cache, between);
         };
         let mut batch = self.batch.clone();
-        batch.segments.iter_mut().for_each(|segment| segment.mix = Mix::base());
+        batch
+            .segments
+            .iter_mut()
+            .for_each(|segment| segment.mix = Mix::base());
         match self.evaluate(&*single.denoiser, &batch, cache, between) {
-            Err(Failure { detail, lost: false }) => {
-                tracing::warn!(detail, "a materialised variant failed; it is read from its bank again");
+            Err(Failure {
+                detail,
+                lost: false,
+            }) => {
+                tracing::warn!(
+                    detail,
+                    "a materialised variant failed; it is read from its bank again"
+                );
                 single.give_up();
                 self.evaluate(&*self.lease.denoiser, &self.batch, cache, between)
             }
@@ -142,7 +159,9 @@ impl Group {
         shape.map_err(Failure::of_step)?;
         if outcome.drawn.len() != drawn {
             let found = outcome.drawn.len();
-            return Err(Failure::of_step(format!("{found} tokens drawn instead of {drawn}")));
+            return Err(Failure::of_step(format!(
+                "{found} tokens drawn instead of {drawn}"
+            )));
         }
         Ok(outcome)
     }
@@ -151,7 +170,9 @@ impl Group {
     /// sequences may do so side by side; for drawn tokens alone other threads are not worth waking.
     pub fn sample(&mut self, outcome: &Outcome) {
         let sample = |member: &mut Member| {
-            let rows: Vec<&[f32]> = (member.logits.clone()).map(|row| outcome.logits.row(row)).collect();
+            let rows: Vec<&[f32]> = (member.logits.clone())
+                .map(|row| outcome.logits.row(row))
+                .collect();
             let drawn = &outcome.drawn[member.drawn.clone()];
             member.after = member.sequence.accept(drawn, &rows);
         };

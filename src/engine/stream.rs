@@ -49,7 +49,11 @@ pub struct EventStream {
 }
 
 impl EventStream {
-    pub(super) fn new(request_id: u64, events: mpsc::Receiver<Event>, admission: Arc<Admission>) -> Self {
+    pub(super) fn new(
+        request_id: u64,
+        events: mpsc::Receiver<Event>,
+        admission: Arc<Admission>,
+    ) -> Self {
         admission.stream_opened();
         EventStream {
             request_id,

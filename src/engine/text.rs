@@ -57,19 +57,26 @@ impl TextStream {
         self.tokens.extend(tokens);
         let decoded = self.tokenizer.decode(&self.tokens);
         let whole = whole(&decoded);
-        self.pending.push_str(decoded.get(self.read..whole).unwrap_or_default());
+        self.pending
+            .push_str(decoded.get(self.read..whole).unwrap_or_default());
         let context = tokens.len().max(CONTEXT);
-        self.tokens.drain(..self.tokens.len().saturating_sub(context));
+        self.tokens
+            .drain(..self.tokens.len().saturating_sub(context));
         // The context may itself begin within a character, but it ends as all of the text does.
         let held_back = decoded.len() - whole;
-        self.read = self.tokenizer.decode(&self.tokens).len().saturating_sub(held_back);
+        self.read = self
+            .tokenizer
+            .decode(&self.tokens)
+            .len()
+            .saturating_sub(held_back);
         self.release()
     }
 
     /// The rest of the text, at its end.
     pub fn finish(&mut self) -> String {
         let decoded = self.tokenizer.decode(&self.tokens);
-        self.pending.push_str(decoded.get(self.read..).unwrap_or_default());
+        self.pending
+            .push_str(decoded.get(self.read..).unwrap_or_default());
         self.read = decoded.len();
         let text = self.release();
         if self.stopped {
@@ -98,7 +105,8 @@ impl TextStream {
     fn doubtful(&self) -> usize {
         let begins = |stop: &String| {
             let longest = stop.len().min(self.pending.len() + 1) - 1;
-            let ends_with = |&bytes: &usize| self.pending.as_bytes().ends_with(&stop.as_bytes()[..bytes]);
+            let ends_with =
+                |&bytes: &usize| self.pending.as_bytes().ends_with(&stop.as_bytes()[..bytes]);
             (1..=longest)
                 .rev()
                 .filter(|&bytes| stop.is_char_boundary(bytes))

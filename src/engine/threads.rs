@@ -22,18 +22,25 @@ pub fn pool(threads: usize, pinned: bool) -> Result<ThreadPool, Error> {
     let processors = core_affinity::get_core_ids().unwrap_or_default();
     let (threads, most) = (pool.current_num_threads(), processors.len());
     if most == 0 {
-        return Err(not_started("the system does not say which processors there are".into()));
+        return Err(not_started(
+            "the system does not say which processors there are".into(),
+        ));
     }
     if threads > most {
         return Err(Error::BadField {
             field: "threads",
-            reason: format!("{threads} are more than the {most} processors that they could be pinned to"),
+            reason: format!(
+                "{threads} are more than the {most} processors that they could be pinned to"
+            ),
         });
     }
-    let done = pool.broadcast(|context| core_affinity::set_for_current(processors[context.index()]));
+    let done =
+        pool.broadcast(|context| core_affinity::set_for_current(processors[context.index()]));
     match done.iter().all(|pinned| *pinned) {
         true => Ok(pool),
-        false => Err(not_started("the system does not let threads be pinned".into())),
+        false => Err(not_started(
+            "the system does not let threads be pinned".into(),
+        )),
     }
 }
 
@@ -55,6 +62,15 @@ mod tests {
         let different = BTreeSet::from_iter(pinned.iter().map(|ids| ids[0].id));
         assert_eq!(different.len(), all);
         let error = pool(all + 1, true).expect_err("one too many");
-        assert!(matches!(error, Error::BadField { field: "threads", .. }), "{error}");
+        assert!(
+            matches!(
+                error,
+                Error::BadField {
+                    field: "threads",
+                    ..
+                }
+            ),
+            "{error}"
+        );
     }
 }

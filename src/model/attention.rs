@@ -29,7 +29,11 @@ impl Shape {
     /// Queries of a segment (indices into its tokens) that see the same keys, and those keys' absolute positions.
     /// The rule stands at [`Segment`].
     fn spans(self, segment: &Segment) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
-        let (first, count, pages_start) = (segment.first_position, segment.tokens.len(), segment.pages_start);
+        let (first, count, pages_start) = (
+            segment.first_position,
+            segment.tokens.len(),
+            segment.pages_start,
+        );
         let block = segment.block.unwrap_or(count).max(1);
         (0..count).step_by(block).map(move |start| {
             let queries = start..(start + block).min(count);
@@ -44,7 +48,10 @@ impl Shape {
 pub fn rotate(qkv: &mut [f32], shape: Shape, rotary: &Rotary) {
     let hidden = shape.hidden();
     let scale = 1.0 / (shape.head_dim as f32).sqrt();
-    let rows = qkv.par_chunks_mut(3 * hidden).enumerate().with_min_len(TILE);
+    let rows = qkv
+        .par_chunks_mut(3 * hidden)
+        .enumerate()
+        .with_min_len(TILE);
     rows.for_each(|(row, qkv)| {
         let (queries, rest) = qkv.split_at_mut(hidden);
         for head in queries.chunks_mut(shape.head_dim) {
@@ -66,7 +73,12 @@ pub fn keep(qkv: &[f32], segments: &[Segment], shape: Shape, layer: usize, cache
             let offset = segment.first_position + token - segment.pages_start;
             let (page, slot) = (segment.pages[offset / page_tokens], offset % page_tokens);
             let count = (page_tokens - slot).min(segment.clean - token);
-            let side = |number: usize| View::rows(&qkv[(first + token) * 3 * hidden + number * hidden..], 3 * hidden);
+            let side = |number: usize| {
+                View::rows(
+                    &qkv[(first + token) * 3 * hidden + number * hidden..],
+                    3 * hidden,
+                )
+            };
             cache.write(page, layer, slot, count, side(1), side(2));
             token += count;
         }
@@ -86,7 +98,12 @@ pub fn attend(
     out: &mut [f32],
 ) {
     let hidden = shape.hidden();
-    assert_eq!(out.len(), wanted.len() * hidden, "{} rows of {hidden}", wanted.len());
+    assert_eq!(
+        out.len(),
+        wanted.len() * hidden,
+        "{} rows of {hidden}",
+        wanted.len()
+    );
     let columns = Columns::of(out);
     // A task is one head of one segment: enough of them even for one sequence, and results independent of the rest.
     let tasks = (0..segments.len() * shape.heads).into_par_iter();
@@ -104,16 +121,23 @@ pub fn attend(
                 layer,
                 cache,
             };
-            let tokens = wanted.tokens[rows.clone()].iter().map(|token| token - first);
-            task.attend(tokens, &mut space.inner, split.stopwatch(), |row, element, part| {
-                let at = (rows.start + row) * hidden + head * shape.head_dim + element;
-                // SAFETY: a row of this segment's and elements of this head's, which lie inside `out`, as was checked; no
-                // other task has them.
-                #[allow(unsafe_code)]
-                unsafe {
-                    std::ptr::copy_nonoverlapping(part.as_ptr(), columns.at(at), part.len());
-                }
-            });
+            let tokens = wanted.tokens[rows.clone()]
+                .iter()
+                .map(|token| token - first);
+            task.attend(
+                tokens,
+                &mut space.inner,
+                split.stopwatch(),
+                |row, element, part| {
+                    let at = (rows.start + row) * hidden + head * shape.head_dim + element;
+                    // SAFETY: a row of this segment's and elements of this head's, which lie inside `out`, as was checked; no
+                    // other task has them.
+                    #[allow(unsafe_code)]
+                    unsafe {
+                        std::ptr::copy_nonoverlapping(part.as_ptr(), columns.at(at), part.len());
+                    }
+                },
+            );
         },
     );
 }
@@ -189,7 +213,10 @@ impl Head<'_> {
         let (dim, count) = (self.shape.head_dim, self.segment.tokens.len());
         let sizes = attend::sizes(count, dim);
         let (keys, values) = (sized(keys, sizes.0), sized(values, sizes.1));
-        for (token, value) in values.chunks_exact_mut(dim.next_multiple_of(LANES)).enumerate() {
+        for (token, value) in values
+            .chunks_exact_mut(dim.next_multiple_of(LANES))
+            .enumerate()
+        {
             value[..dim].copy_from_slice(&self.side(token, 2)[..dim]);
             let elements = keys[attend::key_at(token, dim)..].iter_mut().step_by(LANES);
             elements
@@ -199,7 +226,12 @@ impl Head<'_> {
     }
 
     /// Positions `seen` in order: cached pages, then the segment's own.
-    fn runs<'a>(&'a self, keys: &'a [f32], values: &'a [f32], seen: Range<usize>) -> impl Iterator<Item = Run<'a>> {
+    fn runs<'a>(
+        &'a self,
+        keys: &'a [f32],
+        values: &'a [f32],
+        seen: Range<usize>,
+    ) -> impl Iterator<Item = Run<'a>> {
         let (first, size) = (self.segment.first_position, self.cache.page_tokens());
         let start = self.segment.pages_start;
         let cached = seen.start.min(first)..seen.end.min(first);
@@ -210,7 +242,8 @@ impl Head<'_> {
         let pages = pages.map(move |page| {
             let begin = start + page * size;
             let slots = cached.start.max(begin) - begin..cached.end.min(begin + size) - begin;
-            self.cache.run(self.segment.pages[page], self.layer, self.head, slots)
+            self.cache
+                .run(self.segment.pages[page], self.layer, self.head, slots)
         });
         let own = Run {
             keys,

@@ -168,18 +168,33 @@ pub trait Denoiser: Send + Sync {
     fn forward(&self, batch: &Batch, cache: &mut KvCache) -> candle_core::Result<Logits>;
 
     /// Evaluates `batch` as [`forward`](Self::forward) does; where it can, it calls `between` every few products.
-    fn interruptible(&self, batch: &Batch, cache: &mut KvCache, _between: &mut Between) -> candle_core::Result<Logits> {
+    fn interruptible(
+        &self,
+        batch: &Batch,
+        cache: &mut KvCache,
+        _between: &mut Between,
+    ) -> candle_core::Result<Logits> {
         self.forward(batch, cache)
     }
 
     /// Evaluates `batch` as [`forward`](Self::forward) does, and adds to `profile` what its parts took where they are known.
-    fn profiled(&self, batch: &Batch, cache: &mut KvCache, profile: &mut Profile) -> candle_core::Result<Logits> {
+    fn profiled(
+        &self,
+        batch: &Batch,
+        cache: &mut KvCache,
+        profile: &mut Profile,
+    ) -> candle_core::Result<Logits> {
         let _ = profile;
         self.forward(batch, cache)
     }
 
     /// Evaluates `batch` as [`interruptible`](Self::interruptible) does, and draws from the rows of segments that say how.
-    fn step(&self, batch: &Batch, cache: &mut KvCache, between: &mut Between) -> candle_core::Result<Outcome> {
+    fn step(
+        &self,
+        batch: &Batch,
+        cache: &mut KvCache,
+        between: &mut Between,
+    ) -> candle_core::Result<Outcome> {
         let logits = self.interruptible(batch, cache, between)?;
         logits.check(batch.logit_rows(), self.config().vocab_size)?;
         let (outcome, spent) = logits.draw(batch);

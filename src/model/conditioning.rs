@@ -61,7 +61,8 @@ impl<T> Tables<T> {
     /// All but the biases, as they lie side by side on a device.
     pub fn modulations(&self) -> impl Iterator<Item = &T> {
         let layers = self.layers.iter();
-        let layers = layers.flat_map(|t| [&t.gain1, &t.shift1, &t.gate1, &t.gain2, &t.shift2, &t.gate2]);
+        let layers =
+            layers.flat_map(|t| [&t.gain1, &t.shift1, &t.gate1, &t.gain2, &t.shift2, &t.gate2]);
         layers.chain([&self.gain, &self.shift])
     }
 
@@ -141,7 +142,11 @@ pub fn tables(
         product.broadcast_add(&get(&format!("{name}.bias"))?)
     };
     let features = timestep_features(sigma, config.frequency_dim(), device)?;
-    let c = affine(&affine(&features, "sigma_map.mlp.0")?.silu()?, "sigma_map.mlp.2")?.silu()?;
+    let c = affine(
+        &affine(&features, "sigma_map.mlp.0")?.silu()?,
+        "sigma_map.mlp.2",
+    )?
+    .silu()?;
     let gain = |norm: &str, scale: &Tensor| -> Result<Tensor> {
         (scale + 1.0)?
             .broadcast_mul(&get(&format!("{norm}.weight"))?)?

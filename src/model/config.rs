@@ -89,7 +89,10 @@ impl DitConfig {
                 .block_size
                 .is_none_or(|block| !self.model_length.is_multiple_of(block))
         {
-            candle_core::bail!("config.json: model_length {} is not whole blocks", self.model_length)
+            candle_core::bail!(
+                "config.json: model_length {} is not whole blocks",
+                self.model_length
+            )
         }
         Ok(())
     }
@@ -127,7 +130,8 @@ impl DitConfig {
     }
 
     pub fn time_conditioned(&self) -> bool {
-        self.time_conditioning.unwrap_or(self.process() == Process::Uniform)
+        self.time_conditioning
+            .unwrap_or(self.process() == Process::Uniform)
     }
 
     /// How the network itself is run.
@@ -141,7 +145,11 @@ impl DitConfig {
 
     /// Block size of a block-causal checkpoint; `None` where attention is bidirectional over the whole sequence.
     pub fn block(&self) -> Option<usize> {
-        if self.cross_attn { self.block_size } else { None }
+        if self.cross_attn {
+            self.block_size
+        } else {
+            None
+        }
     }
 
     /// The mask token: the last row of the vocabulary, in the absorbing process only.
@@ -169,7 +177,10 @@ impl DitConfig {
         let (h, c, v) = (self.hidden_dim, self.cond_dim, self.vocab_size);
         let mut all = vec![
             ("vocab_embed.embedding".to_owned(), vec![v, h]),
-            ("sigma_map.mlp.0.weight".to_owned(), vec![c, self.frequency_dim()]),
+            (
+                "sigma_map.mlp.0.weight".to_owned(),
+                vec![c, self.frequency_dim()],
+            ),
             ("sigma_map.mlp.0.bias".to_owned(), vec![c]),
             ("sigma_map.mlp.2.weight".to_owned(), vec![c, c]),
             ("sigma_map.mlp.2.bias".to_owned(), vec![c]),
@@ -193,7 +204,10 @@ impl DitConfig {
             ("output_layer.norm_final.weight".to_owned(), vec![h]),
             ("output_layer.linear.weight".to_owned(), vec![v, h]),
             ("output_layer.linear.bias".to_owned(), vec![v]),
-            ("output_layer.adaLN_modulation.weight".to_owned(), vec![2 * h, c]),
+            (
+                "output_layer.adaLN_modulation.weight".to_owned(),
+                vec![2 * h, c],
+            ),
             ("output_layer.adaLN_modulation.bias".to_owned(), vec![2 * h]),
         ]);
         all

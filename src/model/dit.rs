@@ -36,7 +36,11 @@ pub struct Dit {
 
 impl Dit {
     /// An instance of `base` with `variants`, whose [`VariantId`] is their index, read from `banks`.
-    pub fn new(base: Arc<BaseWeights>, banks: &[Arc<ServedBank>], variants: Vec<VariantWeights>) -> Result<Self> {
+    pub fn new(
+        base: Arc<BaseWeights>,
+        banks: &[Arc<ServedBank>],
+        variants: Vec<VariantWeights>,
+    ) -> Result<Self> {
         let place = |weights: VariantWeights| {
             Ok(Placed {
                 own: Arc::new(ServedVariant::new(&weights, base.config.tensors())?),
@@ -48,7 +52,11 @@ impl Dit {
     }
 
     /// As [`Dit::new`], of variants that other instances may share.
-    pub fn of(base: Arc<BaseWeights>, banks: &[Arc<ServedBank>], variants: Vec<Placed<ServedVariant>>) -> Result<Self> {
+    pub fn of(
+        base: Arc<BaseWeights>,
+        banks: &[Arc<ServedBank>],
+        variants: Vec<Placed<ServedVariant>>,
+    ) -> Result<Self> {
         let config = &base.config;
         let linear = |name: &str| -> Result<SuperposedLinear> {
             Ok(SuperposedLinear {
@@ -182,9 +190,14 @@ impl Dit {
             head_dim: config.head_dim(),
             window: config.model_length,
         };
-        let first_positions = batch.segments.iter().map(|s| (s.first_position, s.tokens.len()));
+        let first_positions = batch
+            .segments
+            .iter()
+            .map(|s| (s.first_position, s.tokens.len()));
         let positions = first_positions.flat_map(|(first, count)| first..first + count);
-        meter.part(Stage::Rotary, 0, || self.rotary.pick(positions, &mut work.rotary));
+        meter.part(Stage::Rotary, 0, || {
+            self.rotary.pick(positions, &mut work.rotary)
+        });
 
         let count = rows.len();
         let mut x = sized(&mut work.x, count * hidden);
@@ -210,7 +223,10 @@ impl Dit {
                 for (to, &from) in rows.tokens.iter().enumerate() {
                     x.copy_within(from * hidden..(from + 1) * hidden, to * hidden);
                 }
-                (x, normed) = (&mut x[..rows.len() * hidden], &mut normed[..rows.len() * hidden]);
+                (x, normed) = (
+                    &mut x[..rows.len() * hidden],
+                    &mut normed[..rows.len() * hidden],
+                );
             }
             let count = rows.len();
             let attended = sized(&mut work.attended, count * hidden);
@@ -242,7 +258,9 @@ impl Dit {
             let wide = sized(&mut work.wide, count * 4 * hidden);
             product(meter, Stage::Expand, &layer.expand, normed, rows, wide)?;
             meter.part(Stage::Gelu, 0, || {
-                ops::bias_gelu_in_place(wide, 4 * hidden, |row| &plan.line(rows, row).layers[number].bias0);
+                ops::bias_gelu_in_place(wide, 4 * hidden, |row| {
+                    &plan.line(rows, row).layers[number].bias0
+                });
             });
             product(meter, Stage::Contract, &layer.contract, wide, rows, narrow)?;
             meter.part(Stage::Norm, 0, || {
@@ -250,7 +268,9 @@ impl Dit {
                     let line = plan.line(rows, row);
                     let t = &line.layers[number];
                     let next = line.layers.get(number + 1);
-                    let (gain, shift) = next.map_or((&line.gain, &line.shift), |next| (&next.gain1, &next.shift1));
+                    let (gain, shift) = next.map_or((&line.gain, &line.shift), |next| {
+                        (&next.gain1, &next.shift1)
+                    });
                     Residual {
                         gate: &t.gate2,
                         bias: Some(&t.bias2),
@@ -280,7 +300,9 @@ fn product(
 ) -> Result<()> {
     let (out, input) = linear.base.shape();
     let flops = |rows: usize| 2 * rows * out * input;
-    meter.part(stage, flops(rows.len()), || linear.base.product(x, rows.len(), y))?;
+    meter.part(stage, flops(rows.len()), || {
+        linear.base.product(x, rows.len(), y)
+    })?;
     if rows.parts.is_empty() {
         return Ok(());
     }
@@ -296,17 +318,33 @@ pub(super) fn check(batch: &Batch, cache: &KvCache) -> Result<()> {
             (0, 0) => 0,
             (clean, first) => (first + clean).saturating_sub(segment.pages_start),
         };
-        if segment.pages.len() * cache.page_tokens() < needed || segment.clean > segment.tokens.len() {
-            bail!("{} pages do not hold {needed} positions", segment.pages.len())
+        if segment.pages.len() * cache.page_tokens() < needed
+            || segment.clean > segment.tokens.len()
+        {
+            bail!(
+                "{} pages do not hold {needed} positions",
+                segment.pages.len()
+            )
         }
-        if segment.pages.iter().any(|page| page.0 as usize >= cache.pages()) {
+        if segment
+            .pages
+            .iter()
+            .any(|page| page.0 as usize >= cache.pages())
+        {
             bail!("a page outside the cache of {}", cache.pages())
         }
         if segment.rows.iter().any(|&row| row >= segment.tokens.len()) {
-            bail!("a row outside the segment's {} tokens", segment.tokens.len())
+            bail!(
+                "a row outside the segment's {} tokens",
+                segment.tokens.len()
+            )
         }
         if ![0, segment.rows.len()].contains(&segment.draws.len()) {
-            bail!("{} draws for {} rows", segment.draws.len(), segment.rows.len())
+            bail!(
+                "{} draws for {} rows",
+                segment.draws.len(),
+                segment.rows.len()
+            )
         }
     }
     Ok(())
@@ -333,11 +371,21 @@ impl Denoiser for Dit {
         self.evaluate(batch, cache, &mut (), &mut |_| ())
     }
 
-    fn interruptible(&self, batch: &Batch, cache: &mut KvCache, between: &mut Between) -> Result<Logits> {
+    fn interruptible(
+        &self,
+        batch: &Batch,
+        cache: &mut KvCache,
+        between: &mut Between,
+    ) -> Result<Logits> {
         self.evaluate(batch, cache, &mut (), between)
     }
 
-    fn profiled(&self, batch: &Batch, cache: &mut KvCache, profile: &mut Profile) -> Result<Logits> {
+    fn profiled(
+        &self,
+        batch: &Batch,
+        cache: &mut KvCache,
+        profile: &mut Profile,
+    ) -> Result<Logits> {
         self.evaluate(batch, cache, profile, &mut |_| ())
     }
 }

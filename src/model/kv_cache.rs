@@ -65,7 +65,12 @@ impl KvCache {
     }
 
     /// A cache on a device, where only kernels read and write it.
-    pub fn device(device: &Device, config: &DitConfig, page_tokens: usize, pages: usize) -> Result<Self> {
+    pub fn device(
+        device: &Device,
+        config: &DitConfig,
+        page_tokens: usize,
+        pages: usize,
+    ) -> Result<Self> {
         let bytes = pages * Self::device_page_bytes(device, config, page_tokens);
         let buffer = Buffer::zeros(&device.machine, bytes)?;
         Ok(Self {
@@ -113,7 +118,15 @@ impl KvCache {
     }
 
     /// Writes the keys and the values, [`count`, hidden] each, of slots of a page from `slot` on.
-    pub fn write(&mut self, page: PageId, layer: usize, slot: usize, count: usize, keys: View, values: View) {
+    pub fn write(
+        &mut self,
+        page: PageId,
+        layer: usize,
+        slot: usize,
+        count: usize,
+        keys: View,
+        values: View,
+    ) {
         let (dim, width) = (self.head_dim, self.head_dim.next_multiple_of(LANES));
         for head in 0..self.heads {
             let (start, middle, _) = self.place(page, layer, head);

@@ -68,21 +68,39 @@ pub struct Superposed {
 
 impl Superposed {
     /// Tensor `name` of `variants`, whose [`VariantId`] is their index, in those of `banks` that hold it.
-    pub fn of(name: &str, banks: &[Arc<ServedBank>], variants: &[Placed<ServedVariant>]) -> Result<Self> {
-        let banks: Vec<_> = banks.iter().map(|bank| bank.tensors.get(name).cloned()).collect();
+    pub fn of(
+        name: &str,
+        banks: &[Arc<ServedBank>],
+        variants: &[Placed<ServedVariant>],
+    ) -> Result<Self> {
+        let banks: Vec<_> = banks
+            .iter()
+            .map(|bank| bank.tensors.get(name).cloned())
+            .collect();
         let rotation = |(index, variant): (usize, &Placed<ServedVariant>)| {
             let Some(rotation) = variant.own.rotations.get(name) else {
                 return Ok(None);
             };
             let shape = (rotation.output.len(), rotation.input.len());
-            let mut held = (variant.banks.iter()).filter_map(|&bank| Some((bank, banks.get(bank)?.as_ref()?)));
+            let mut held =
+                (variant.banks.iter()).filter_map(|&bank| Some((bank, banks.get(bank)?.as_ref()?)));
             match held.next() {
-                Some((bank, served)) if served.shape() == shape => Ok(Some((bank, rotation.clone()))),
-                Some(_) => bail!("a bank holds {name} in another shape than {} x {}", shape.0, shape.1),
+                Some((bank, served)) if served.shape() == shape => {
+                    Ok(Some((bank, rotation.clone())))
+                }
+                Some(_) => bail!(
+                    "a bank holds {name} in another shape than {} x {}",
+                    shape.0,
+                    shape.1
+                ),
                 None => bail!("variant {index} lies in no bank that holds {name}"),
             }
         };
-        let rotations = variants.iter().enumerate().map(rotation).collect::<Result<_>>()?;
+        let rotations = variants
+            .iter()
+            .enumerate()
+            .map(rotation)
+            .collect::<Result<_>>()?;
         Ok(Superposed { banks, rotations })
     }
 
@@ -92,7 +110,9 @@ impl Superposed {
             bail!("no variant {} in this instance", variant.0)
         };
         let placed = rotation.as_ref();
-        Ok(placed.and_then(|(bank, rotation)| Some((*bank, self.banks.get(*bank)?.as_deref()?, &**rotation))))
+        Ok(placed.and_then(|(bank, rotation)| {
+            Some((*bank, self.banks.get(*bank)?.as_deref()?, &**rotation))
+        }))
     }
 
     /// Adds the parts' retrieved products to y [rows, out], given x [rows, in].
@@ -104,7 +124,10 @@ impl Superposed {
             };
             let mut rotated = Vec::with_capacity(parts.len());
             for part in parts {
-                if let Some((_, _, rotation)) = self.rotation(part.variant)?.filter(|(home, ..)| home == bank) {
+                if let Some((_, _, rotation)) = self
+                    .rotation(part.variant)?
+                    .filter(|(home, ..)| home == bank)
+                {
                     rotated.push(Rotated {
                         row: part.row,
                         input: &rotation.input,
@@ -119,7 +142,13 @@ impl Superposed {
     }
 
     /// Adds `weight` times row `index` of the variant's retrieved delta to `target` [in].
-    pub fn add_row(&self, variant: VariantId, weight: f32, index: usize, target: &mut [f32]) -> Result<()> {
+    pub fn add_row(
+        &self,
+        variant: VariantId,
+        weight: f32,
+        index: usize,
+        target: &mut [f32],
+    ) -> Result<()> {
         if let Some((_, bank, rotation)) = self.rotation(variant)? {
             let mut row = vec![0f32; target.len()];
             bank.row(index, &mut row);
@@ -133,7 +162,13 @@ impl Superposed {
     }
 
     /// Adds `weight` times the variant's whole retrieved delta to `target` [out, in].
-    pub fn add_matrix(&self, variant: VariantId, weight: f32, input: usize, target: &mut [f32]) -> Result<()> {
+    pub fn add_matrix(
+        &self,
+        variant: VariantId,
+        weight: f32,
+        input: usize,
+        target: &mut [f32],
+    ) -> Result<()> {
         target
             .par_chunks_mut(input)
             .enumerate()
@@ -156,7 +191,8 @@ impl SuperposedLinear {
         let rows = weights.par_chunks_mut(input).enumerate();
         rows.for_each(|(row, target)| self.base.row(row, target));
         for &(variant, weight) in &mix.0 {
-            self.variants.add_matrix(variant, weight, input, &mut weights)?;
+            self.variants
+                .add_matrix(variant, weight, input, &mut weights)?;
         }
         Served::new(&weights, out, input, self.base.form())
     }

@@ -47,7 +47,13 @@ impl Modulation {
     }
 
     /// Adds `weight` times row `index` of the variant's retrieved delta of a matrix to `target`.
-    pub fn add_row(&self, name: &str, part: (VariantId, f32), index: usize, target: &mut [f32]) -> Result<()> {
+    pub fn add_row(
+        &self,
+        name: &str,
+        part: (VariantId, f32),
+        index: usize,
+        target: &mut [f32],
+    ) -> Result<()> {
         match self.plain.get(name) {
             Some(superposed) => superposed.add_row(part.0, part.1, index, target),
             None => bail!("tensor {name} is missing"),
@@ -76,7 +82,10 @@ impl Modulation {
             let Some(placed) = self.variants.get(variant.0 as usize) else {
                 bail!("no variant {} in this instance", variant.0)
             };
-            for (value, delta) in data.iter_mut().zip(placed.own.vectors.get(name).into_iter().flatten()) {
+            for (value, delta) in data
+                .iter_mut()
+                .zip(placed.own.vectors.get(name).into_iter().flatten())
+            {
                 *value = weight.mul_add(delta.to_f32(), *value);
             }
         }
@@ -87,7 +96,12 @@ impl Modulation {
     pub fn retrieve_all(&self, mix: &Mix) -> Result<BTreeMap<String, Tensor>> {
         let tensors = self.base.plain.iter();
         tensors
-            .map(|(name, base)| Ok((name.clone(), self.retrieve(name, mix)?.to_dtype(base.dtype())?)))
+            .map(|(name, base)| {
+                Ok((
+                    name.clone(),
+                    self.retrieve(name, mix)?.to_dtype(base.dtype())?,
+                ))
+            })
             .collect()
     }
 

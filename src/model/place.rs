@@ -101,8 +101,12 @@ impl Base {
     /// Takes every tensor that the configuration names; an error names the first missing or misshapen one.
     pub fn new(place: &Place, config: DitConfig, tensors: &Dense) -> Result<Self> {
         Ok(match place {
-            Place::Host(form) => Base::Host(Arc::new(BaseWeights::in_form(config, tensors, *form)?)),
-            Place::Device(device) => Base::Device(Arc::new(GpuBase::new(device.clone(), config, tensors)?)),
+            Place::Host(form) => {
+                Base::Host(Arc::new(BaseWeights::in_form(config, tensors, *form)?))
+            }
+            Place::Device(device) => {
+                Base::Device(Arc::new(GpuBase::new(device.clone(), config, tensors)?))
+            }
         })
     }
 
@@ -139,14 +143,19 @@ impl Base {
     ) -> Result<Bank> {
         Ok(match self {
             Base::Host(_) => Bank::Host(Arc::new(ServedBank::build(form, tensors)?)),
-            Base::Device(base) => Bank::Device(Arc::new(GpuBank::build(&base.device, form, tensors)?)),
+            Base::Device(base) => {
+                Bank::Device(Arc::new(GpuBank::build(&base.device, form, tensors)?))
+            }
         })
     }
 
     /// What a variant keeps for itself, beside this base.
     pub fn variant(&self, weights: &VariantWeights) -> Result<Variant> {
         Ok(match self {
-            Base::Host(base) => Variant::Host(Arc::new(ServedVariant::new(weights, base.config.tensors())?)),
+            Base::Host(base) => Variant::Host(Arc::new(ServedVariant::new(
+                weights,
+                base.config.tensors(),
+            )?)),
             Base::Device(base) => Variant::Device(Arc::new(GpuVariant::new(base, weights)?)),
         })
     }
@@ -158,7 +167,8 @@ impl Base {
         banks: impl IntoIterator<Item = &'a Bank>,
         variants: impl IntoIterator<Item = (&'a Variant, Vec<usize>)>,
     ) -> Result<Instance> {
-        let elsewhere = || candle_core::Error::Msg("a bank or a variant lies elsewhere than its base".into());
+        let elsewhere =
+            || candle_core::Error::Msg("a bank or a variant lies elsewhere than its base".into());
         let (banks, variants) = (banks.into_iter(), variants.into_iter());
         Ok(match self {
             Base::Host(base) => {
@@ -201,7 +211,10 @@ impl Base {
                     banks.collect::<Result<Vec<_>>>()?,
                     variants.collect::<Result<Vec<_>>>()?,
                 );
-                let host = variants.iter().map(|variant| variant.own.host.bytes()).sum();
+                let host = variants
+                    .iter()
+                    .map(|variant| variant.own.host.bytes())
+                    .sum();
                 let dit = GpuDit::of(base.clone(), &banks, variants)?;
                 Instance {
                     variants: Bytes {

@@ -30,13 +30,26 @@ impl Rows {
     }
 
     /// Adds a segment's, whose mix's variants lie in the banks `homes`.
-    fn push(&mut self, tokens: impl Iterator<Item = usize>, line: usize, mix: &Mix, homes: &[&[usize]]) {
+    fn push(
+        &mut self,
+        tokens: impl Iterator<Item = usize>,
+        line: usize,
+        mix: &Mix,
+        homes: &[&[usize]],
+    ) {
         for token in tokens {
             let row = self.tokens.len();
             self.tokens.push(token);
             self.lines.push(line);
             for (&(variant, weight), homes) in mix.0.iter().zip(homes) {
-                self.parts.push(Part { row, variant, weight }, homes);
+                self.parts.push(
+                    Part {
+                        row,
+                        variant,
+                        weight,
+                    },
+                    homes,
+                );
             }
         }
         self.starts.push(self.tokens.len());
@@ -64,7 +77,10 @@ impl Plan {
         let mut first = 0;
         for segment in &batch.segments {
             let line = modulation.tables(&segment.mix, segment.sigma)?;
-            let known = self.lines.iter().position(|known| Arc::ptr_eq(known, &line));
+            let known = self
+                .lines
+                .iter()
+                .position(|known| Arc::ptr_eq(known, &line));
             let line = known.unwrap_or_else(|| {
                 self.lines.push(line);
                 self.lines.len() - 1

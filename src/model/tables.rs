@@ -63,23 +63,33 @@ impl TableCache {
 
     /// The numbers of an instance's variants, which are those they have in other instances that read them from the same banks. Forgets
     /// what no later instance reads.
-    pub fn number(&self, banks: &[Arc<ServedBank>], variants: &[Placed<ServedVariant>]) -> Vec<u64> {
+    pub fn number(
+        &self,
+        banks: &[Arc<ServedBank>],
+        variants: &[Placed<ServedVariant>],
+    ) -> Vec<u64> {
         let mut kept = self.kept();
-        let Kept { sources, last, lines } = &mut *kept;
+        let Kept {
+            sources,
+            last,
+            lines,
+        } = &mut *kept;
         sources.retain(|_, source| source.lives());
         let living: HashSet<u64> = sources.values().map(|source| source.number).collect();
         lines.retain(|(mix, _), _| mix.iter().all(|(number, _)| living.contains(number)));
         let numbers = variants.iter().map(|Placed { own, banks: homes }| {
             let homes: Vec<_> = homes.iter().filter_map(|&bank| banks.get(bank)).collect();
             let addresses = homes.iter().map(|bank| Arc::as_ptr(bank).addr()).collect();
-            let source = sources.entry((Arc::as_ptr(own).addr(), addresses)).or_insert_with(|| {
-                *last += 1;
-                Source {
-                    number: *last,
-                    variant: Arc::downgrade(own),
-                    banks: homes.iter().map(|&bank| Arc::downgrade(bank)).collect(),
-                }
-            });
+            let source = sources
+                .entry((Arc::as_ptr(own).addr(), addresses))
+                .or_insert_with(|| {
+                    *last += 1;
+                    Source {
+                        number: *last,
+                        variant: Arc::downgrade(own),
+                        banks: homes.iter().map(|&bank| Arc::downgrade(bank)).collect(),
+                    }
+                });
             source.number
         });
         numbers.collect()
@@ -133,7 +143,8 @@ mod tests {
     use std::collections::BTreeMap;
 
     fn line(width: usize, bias: usize) -> Line {
-        let (own, bias): (Arc<[f32]>, Arc<[f32]>) = (vec![0.0; width].into(), vec![0.0; bias].into());
+        let (own, bias): (Arc<[f32]>, Arc<[f32]>) =
+            (vec![0.0; width].into(), vec![0.0; bias].into());
         Line {
             layers: vec![LayerTables {
                 gain1: own.clone(),
@@ -188,7 +199,12 @@ mod tests {
         let (banks, a, b) = ([bank(), bank()], variant(&[0]), variant(&[1]));
         let (first, second) = (Mix::single(VariantId(0)), Mix::single(VariantId(1)));
         let before = cache.number(&banks, &[a.clone(), b.clone()]);
-        for (mix, sigma) in [(&Mix::base(), 0.0), (&first, 0.0), (&first, 1.0), (&second, 0.0)] {
+        for (mix, sigma) in [
+            (&Mix::base(), 0.0),
+            (&first, 0.0),
+            (&first, 1.0),
+            (&second, 0.0),
+        ] {
             assert!(!kept(&cache, &before, mix, sigma));
             assert!(kept(&cache, &before, mix, sigma));
         }
@@ -198,11 +214,17 @@ mod tests {
         assert!(kept(&cache, &after, &Mix::base(), 0.0));
         assert!(kept(&cache, &after, &second, 1.0), "the first of before");
         assert!(!kept(&cache, &after, &first, 0.0), "its bank is another");
-        assert!(kept(&cache, &before, &second, 0.0), "the old instance still runs");
+        assert!(
+            kept(&cache, &before, &second, 0.0),
+            "the old instance still runs"
+        );
         let all = cache.bytes();
         drop((banks, b));
         let numbers = cache.number(&after_banks, &[a]);
-        assert!(cache.bytes() < all, "what nobody reads any more is forgotten");
+        assert!(
+            cache.bytes() < all,
+            "what nobody reads any more is forgotten"
+        );
         assert!(kept(&cache, &numbers, &first, 1.0) && kept(&cache, &numbers, &Mix::base(), 0.0));
     }
 
@@ -219,10 +241,15 @@ mod tests {
         let mut most = 0;
         for sigma in 0..600 {
             cache
-                .get(&[], &Mix::base(), sigma as f32, || Ok::<_, ()>(line(large, 10)))
+                .get(&[], &Mix::base(), sigma as f32, || {
+                    Ok::<_, ()>(line(large, 10))
+                })
                 .expect("a line");
             most = most.max(cache.bytes());
         }
-        assert!(most > BYTES && most <= LEAST * line(large, 10).bytes(), "{most}");
+        assert!(
+            most > BYTES && most <= LEAST * line(large, 10).bytes(),
+            "{most}"
+        );
     }
 }

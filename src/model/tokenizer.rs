@@ -16,7 +16,8 @@ pub struct Tokenizer {
 
 impl Tokenizer {
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, TokenizerError> {
-        let inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| TokenizerError(error.to_string()))?;
+        let inner = tokenizers::Tokenizer::from_bytes(bytes)
+            .map_err(|error| TokenizerError(error.to_string()))?;
         let digest = Sha256::digest(bytes).into();
         Ok(Self { inner, digest })
     }

@@ -39,7 +39,8 @@ impl SoftTokens {
         for &token in tokens {
             self.tokens.extend(std::iter::repeat_n(token, self.choices));
             self.weights.push(1.0);
-            self.weights.extend(std::iter::repeat_n(0.0, self.choices - 1));
+            self.weights
+                .extend(std::iter::repeat_n(0.0, self.choices - 1));
         }
     }
 

@@ -101,7 +101,10 @@ impl Trainable {
     }
 
     /// Weights given by internal name; an error names the first that is missing or misshapen.
-    pub fn from_tensors(config: DitConfig, tensors: &BTreeMap<String, (Vec<usize>, Vec<f32>)>) -> Result<Self> {
+    pub fn from_tensors(
+        config: DitConfig,
+        tensors: &BTreeMap<String, (Vec<usize>, Vec<f32>)>,
+    ) -> Result<Self> {
         let mut vars = BTreeMap::new();
         for (name, shape) in config.tensors() {
             match tensors.get(&name) {
@@ -118,7 +121,9 @@ impl Trainable {
 
     /// A second network with weights of its own, now equal.
     pub fn copy(&self) -> Result<Self> {
-        let copied = |(name, var): (&String, &Var)| Ok((name.clone(), Var::from_tensor(&var.as_tensor().copy()?)?));
+        let copied = |(name, var): (&String, &Var)| {
+            Ok((name.clone(), Var::from_tensor(&var.as_tensor().copy()?)?))
+        };
         Ok(Self {
             config: self.config.clone(),
             vars: self.vars.iter().map(copied).collect::<Result<_>>()?,
@@ -156,7 +161,9 @@ impl Trainable {
     /// Checks a batch, and makes its modulation tables: differentiable in the weights that they come from.
     pub(super) fn read(&self, input: &TrainBatch) -> Result<Reading> {
         let (batch, length) = (input.batch, input.length);
-        if input.xt.len() != batch * length || input.x0.as_ref().is_some_and(|x| x.len() != batch * length) {
+        if input.xt.len() != batch * length
+            || input.x0.as_ref().is_some_and(|x| x.len() != batch * length)
+        {
             bail!("tokens do not fill {batch} sequences of {length}")
         }
         let doubled = input.x0.is_some();
@@ -169,7 +176,9 @@ impl Trainable {
                     input.unit()
                 )
             }
-            let lines: Vec<u32> = (0..batch * length).map(|row| input.noise_line(row) as u32).collect();
+            let lines: Vec<u32> = (0..batch * length)
+                .map(|row| input.noise_line(row) as u32)
+                .collect();
             let pick = |&row: &u32| lines.get(row as usize).copied().unwrap_or(clean);
             wanted = Some(input.rows.iter().map(pick).collect::<Vec<_>>());
             full = Some(match doubled {
@@ -184,7 +193,12 @@ impl Trainable {
         }
         Ok(Reading {
             tokens: input.read(),
-            tables: tables(&self.config, |name| self.var(name).cloned(), &sigma, &Device::Cpu)?,
+            tables: tables(
+                &self.config,
+                |name| self.var(name).cloned(),
+                &sigma,
+                &Device::Cpu,
+            )?,
             full,
             noisy,
             wanted,
@@ -208,7 +222,11 @@ impl Trainable {
             let last = layer + 1 == self.config.n_blocks;
             let t = &tables.layers[layer];
             let line = full.as_deref();
-            let normed = ops::norm_modulate(&x, PerRow::new(&t.gain1, line), PerRow::new(&t.shift1, line))?;
+            let normed = ops::norm_modulate(
+                &x,
+                PerRow::new(&t.gain1, line),
+                PerRow::new(&t.shift1, line),
+            )?;
             let qkv = linear(&normed, &self.weight(layer, "attn_qkv")?)?;
             let attended = ops::attention(&qkv, &self.pattern(input, last))?;
             let projected = linear(&attended, &self.weight(layer, "attn_out")?)?;
@@ -218,13 +236,23 @@ impl Trainable {
             } else {
                 (x.clone(), line)
             };
-            let middle = ops::gate_residual(&residual, &projected, PerRow::new(&t.gate1, line), None)?;
-            let normed_middle = ops::norm_modulate(&middle, PerRow::new(&t.gain2, line), PerRow::new(&t.shift2, line))?;
+            let middle =
+                ops::gate_residual(&residual, &projected, PerRow::new(&t.gate1, line), None)?;
+            let normed_middle = ops::norm_modulate(
+                &middle,
+                PerRow::new(&t.gain2, line),
+                PerRow::new(&t.shift2, line),
+            )?;
             let expanded = linear(&normed_middle, &self.weight(layer, "mlp.0")?)?;
             let activated = ops::bias_gelu(&expanded, PerRow::new(&t.bias0, None))?;
             let contracted = linear(&activated, &self.weight(layer, "mlp.2")?)?;
             let bias = PerRow::new(&t.bias2, None);
-            let out = ops::gate_residual(&middle, &contracted, PerRow::new(&t.gate2, line), Some(bias))?;
+            let out = ops::gate_residual(
+                &middle,
+                &contracted,
+                PerRow::new(&t.gate2, line),
+                Some(bias),
+            )?;
             let before = std::mem::replace(&mut x, out);
             layers.push(LayerState {
                 x: before,
@@ -241,7 +269,11 @@ impl Trainable {
         }
         let last = ops::embedding(&x, &input.rows)?;
         let line = wanted.as_deref();
-        let normed = ops::norm_modulate(&last, PerRow::new(&tables.gain, line), PerRow::new(&tables.shift, line))?;
+        let normed = ops::norm_modulate(
+            &last,
+            PerRow::new(&tables.gain, line),
+            PerRow::new(&tables.shift, line),
+        )?;
         let head = self.var("output_layer.linear.weight")?.detach();
         let logits = ops::add_bias(&linear(&normed, &head)?, PerRow::new(&tables.bias, None))?;
         Ok((
@@ -255,7 +287,12 @@ impl Trainable {
         ))
     }
 
-    fn backward(&self, input: &TrainBatch, state: State, gradient: Tensor) -> Result<BTreeMap<String, Tensor>> {
+    fn backward(
+        &self,
+        input: &TrainBatch,
+        state: State,
+        gradient: Tensor,
+    ) -> Result<BTreeMap<String, Tensor>> {
         let State {
             reading:
                 Reading {
@@ -273,9 +310,13 @@ impl Trainable {
         // Pairs (table, its gradient) to hand to candle in the end.
         let mut small = vec![(tables.bias.clone(), ops::column_sums(&gradient)?)];
 
-        found.insert("output_layer.linear.weight".to_owned(), gradient.t()?.matmul(&normed)?);
+        found.insert(
+            "output_layer.linear.weight".to_owned(),
+            gradient.t()?.matmul(&normed)?,
+        );
         let d = gradient.matmul(&self.var("output_layer.linear.weight")?.detach())?;
-        let (d, dgain, dshift) = ops::norm_modulate_backward(&last, PerRow::new(&tables.gain, wanted.as_deref()), &d)?;
+        let (d, dgain, dshift) =
+            ops::norm_modulate_backward(&last, PerRow::new(&tables.gain, wanted.as_deref()), &d)?;
         small.extend([(tables.gain.clone(), dgain), (tables.shift.clone(), dshift)]);
         let shape = Tensor::zeros(
             (input.batch * input.length, self.config.hidden_dim),
@@ -291,28 +332,42 @@ impl Trainable {
             let is_last = layer + 1 == self.config.n_blocks;
             let halved = is_last && input.x0.is_some();
             let t = &tables.layers[layer];
-            let line = if halved { noisy.as_deref() } else { full.as_deref() };
+            let line = if halved {
+                noisy.as_deref()
+            } else {
+                full.as_deref()
+            };
             let mut keep = |name: &str, dy: &Tensor, x: &Tensor| -> Result<()> {
                 found.insert(format!("blocks.{layer}.{name}.weight"), dy.t()?.matmul(x)?);
                 Ok(())
             };
 
-            let (dy, dgate, dbias) =
-                ops::gate_residual_backward(&s.contracted, PerRow::new(&t.gate2, line), Some(&t.bias2), &dx)?;
+            let (dy, dgate, dbias) = ops::gate_residual_backward(
+                &s.contracted,
+                PerRow::new(&t.gate2, line),
+                Some(&t.bias2),
+                &dx,
+            )?;
             small.push((t.gate2.clone(), dgate));
             small.extend(dbias.map(|dbias| (t.bias2.clone(), dbias)));
             keep("mlp.2", &dy, &s.activated)?;
             let dy = dy.matmul(&self.weight(layer, "mlp.2")?)?;
-            let (dy, dbias) = ops::bias_gelu_backward(&s.expanded, PerRow::new(&t.bias0, None), &dy)?;
+            let (dy, dbias) =
+                ops::bias_gelu_backward(&s.expanded, PerRow::new(&t.bias0, None), &dy)?;
             small.push((t.bias0.clone(), dbias));
             keep("mlp.0", &dy, &s.normed_middle)?;
             let dy = dy.matmul(&self.weight(layer, "mlp.0")?)?;
-            let (dy, dgain, dshift) = ops::norm_modulate_backward(&s.middle, PerRow::new(&t.gain2, line), &dy)?;
+            let (dy, dgain, dshift) =
+                ops::norm_modulate_backward(&s.middle, PerRow::new(&t.gain2, line), &dy)?;
             small.extend([(t.gain2.clone(), dgain), (t.shift2.clone(), dshift)]);
             let dmiddle = (dx + dy)?;
 
-            let (dy, dgate, _) =
-                ops::gate_residual_backward(&s.projected, PerRow::new(&t.gate1, line), None, &dmiddle)?;
+            let (dy, dgate, _) = ops::gate_residual_backward(
+                &s.projected,
+                PerRow::new(&t.gate1, line),
+                None,
+                &dmiddle,
+            )?;
             small.push((t.gate1.clone(), dgate));
             keep("attn_out", &dy, &s.attended)?;
             let dy = dy.matmul(&self.weight(layer, "attn_out")?)?;
@@ -320,7 +375,8 @@ impl Trainable {
             keep("attn_qkv", &dy, &s.normed)?;
             let dy = dy.matmul(&self.weight(layer, "attn_qkv")?)?;
             let line = full.as_deref();
-            let (dy, dgain, dshift) = ops::norm_modulate_backward(&s.x, PerRow::new(&t.gain1, line), &dy)?;
+            let (dy, dgain, dshift) =
+                ops::norm_modulate_backward(&s.x, PerRow::new(&t.gain1, line), &dy)?;
             small.extend([(t.gain1.clone(), dgain), (t.shift1.clone(), dshift)]);
             let dresidual = if halved {
                 with_clean_zeros(&dmiddle, input.batch, input.length)?
@@ -332,7 +388,13 @@ impl Trainable {
         let table = self.var("vocab_embed.embedding")?.detach();
         found.insert(
             "vocab_embed.embedding".to_owned(),
-            ops::embedding::embedding_mix_backward(&table, read.choices, &read.tokens, &read.weights, &dx)?,
+            ops::embedding::embedding_mix_backward(
+                &table,
+                read.choices,
+                &read.tokens,
+                &read.weights,
+                &dx,
+            )?,
         );
 
         self.through_tables(small, &mut found)?;

@@ -69,19 +69,29 @@ impl ServedVariant {
     ///
     /// # Errors
     /// Where a matrix has other than one gain a row.
-    pub fn new(weights: &VariantWeights, tensors: impl IntoIterator<Item = (String, Vec<usize>)>) -> Result<Self> {
+    pub fn new(
+        weights: &VariantWeights,
+        tensors: impl IntoIterator<Item = (String, Vec<usize>)>,
+    ) -> Result<Self> {
         let rounded = |values: &Vec<f32>| values.iter().copied().map(bf16::from_f32).collect();
         let vectors = weights.vectors.iter();
         Ok(Self {
             rotations: rotations(weights, tensors)?,
-            vectors: vectors.map(|(name, values)| (name.clone(), rounded(values))).collect(),
+            vectors: vectors
+                .map(|(name, values)| (name.clone(), rounded(values)))
+                .collect(),
         })
     }
 
     /// Bytes held.
     pub fn bytes(&self) -> usize {
         let vectors = self.vectors.values().map(|vector| size_of_val(&vector[..]));
-        vectors.sum::<usize>() + self.rotations.values().map(|rotation| rotation.bytes()).sum::<usize>()
+        vectors.sum::<usize>()
+            + self
+                .rotations
+                .values()
+                .map(|rotation| rotation.bytes())
+                .sum::<usize>()
     }
 }
 

@@ -21,7 +21,8 @@ pub const HEAD: &str = "output_layer.linear.weight";
 
 /// A layer's matrices: queries, keys and values; attention's output; the wide and the narrow half of the MLP.
 pub fn layer_products(layer: usize) -> [String; 4] {
-    ["attn_qkv", "attn_out", "mlp.0", "mlp.2"].map(|matrix| format!("blocks.{layer}.{matrix}.weight"))
+    ["attn_qkv", "attn_out", "mlp.0", "mlp.2"]
+        .map(|matrix| format!("blocks.{layer}.{matrix}.weight"))
 }
 
 /// The base: shared by all generations.
@@ -47,11 +48,20 @@ impl BaseWeights {
     }
 
     /// The same checks, but holds nothing of the tensors that lie `elsewhere`.
-    pub fn without(config: DitConfig, tensors: &Dense, elsewhere: impl Fn(&str) -> bool) -> Result<Self> {
+    pub fn without(
+        config: DitConfig,
+        tensors: &Dense,
+        elsewhere: impl Fn(&str) -> bool,
+    ) -> Result<Self> {
         Self::build(config, tensors, Form::F32, elsewhere)
     }
 
-    fn build(config: DitConfig, tensors: &Dense, form: Form, elsewhere: impl Fn(&str) -> bool) -> Result<Self> {
+    fn build(
+        config: DitConfig,
+        tensors: &Dense,
+        form: Form,
+        elsewhere: impl Fn(&str) -> bool,
+    ) -> Result<Self> {
         config.check()?;
         let (mut products, mut plain) = (BTreeMap::new(), BTreeMap::new());
         for (name, shape) in config.tensors() {
@@ -84,7 +94,12 @@ impl BaseWeights {
     pub fn bytes(&self) -> usize {
         let bytes = |tensor: &Tensor| tensor.elem_count() * tensor.dtype().size_in_bytes();
         let plain: usize = self.plain.values().map(bytes).sum();
-        plain + self.products.values().map(|product| product.bytes()).sum::<usize>()
+        plain
+            + self
+                .products
+                .values()
+                .map(|product| product.bytes())
+                .sum::<usize>()
     }
 
     pub(super) fn product(&self, name: &str) -> Result<&Arc<Served>> {
@@ -110,10 +125,15 @@ pub struct ServedBank {
 
 impl ServedBank {
     /// Brings every matrix (name, rows, columns, S_b by rows) to `form`.
-    pub fn build(form: Form, tensors: impl IntoIterator<Item = (String, usize, usize, Vec<f32>)>) -> Result<Self> {
+    pub fn build(
+        form: Form,
+        tensors: impl IntoIterator<Item = (String, usize, usize, Vec<f32>)>,
+    ) -> Result<Self> {
         let tensors = tensors
             .into_iter()
-            .map(|(name, out, input, data)| Ok((name, Arc::new(Served::new(&data, out, input, form)?))))
+            .map(|(name, out, input, data)| {
+                Ok((name, Arc::new(Served::new(&data, out, input, form)?)))
+            })
             .collect::<Result<_>>()?;
         Ok(Self { tensors })
     }

@@ -77,6 +77,10 @@ pub struct Borrowed<'a, T: Default> {
 impl<T: Default> Drop for Borrowed<'_, T> {
     fn drop(&mut self) {
         let inner = std::mem::take(&mut self.inner);
-        self.of.0.lock().unwrap_or_else(PoisonError::into_inner).push(inner);
+        self.of
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(inner);
     }
 }

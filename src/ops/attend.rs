@@ -65,7 +65,11 @@ impl<'a> Run<'a> {
     }
 
     /// Values of what is seen, up to [`NEAR`] positions at a time: `N` groups of elements from one on.
-    fn values<const N: usize>(self, width: usize, element: usize) -> impl Iterator<Item = Panel<'a, N>> {
+    fn values<const N: usize>(
+        self,
+        width: usize,
+        element: usize,
+    ) -> impl Iterator<Item = Panel<'a, N>> {
         let Range { start, end } = self.seen;
         (start..end).step_by(NEAR).map(move |first| {
             let at = |group: usize| first * width + element + group * LANES;
@@ -137,9 +141,18 @@ pub fn attend<'a, I: Iterator<Item = Run<'a>>>(
         };
         let width = dim.next_multiple_of(LANES);
         let groups = match (width - element) / LANES {
-            4.. => all.sum(runs().flat_map(|run| run.values::<4>(width, element)), &mut put),
-            2.. => all.sum(runs().flat_map(|run| run.values::<2>(width, element)), &mut put),
-            _ => all.sum(runs().flat_map(|run| run.values::<1>(width, element)), &mut put),
+            4.. => all.sum(
+                runs().flat_map(|run| run.values::<4>(width, element)),
+                &mut put,
+            ),
+            2.. => all.sum(
+                runs().flat_map(|run| run.values::<2>(width, element)),
+                &mut put,
+            ),
+            _ => all.sum(
+                runs().flat_map(|run| run.values::<1>(width, element)),
+                &mut put,
+            ),
         };
         element += groups * LANES;
     }
@@ -207,7 +220,9 @@ impl Attention<'_> {
         let (mut values, mut at) = (values.peekable(), 0);
         while values.peek().is_some() {
             let (mut panels, mut count, mut inputs) = ([Panel::EMPTY; PAGES], 0, 0);
-            while let Some(panel) = values.next_if(|panel| count < PAGES && inputs + panel.inputs <= NEAR) {
+            while let Some(panel) =
+                values.next_if(|panel| count < PAGES && inputs + panel.inputs <= NEAR)
+            {
                 inputs += panel.inputs;
                 panels[count] = panel;
                 count += 1;
@@ -284,7 +299,14 @@ mod tests {
     use proptest::prelude::*;
 
     /// The attention of `queries` over positions cut into runs at `cuts`, each run in a page that begins `lead` slots earlier.
-    fn attended(queries: &[f32], dim: usize, keys: &[f32], values: &[f32], cuts: &[usize], lead: usize) -> Vec<f32> {
+    fn attended(
+        queries: &[f32],
+        dim: usize,
+        keys: &[f32],
+        values: &[f32],
+        cuts: &[usize],
+        lead: usize,
+    ) -> Vec<f32> {
         let pages: Vec<(Vec<f32>, Vec<f32>, Range<usize>)> = (cuts.windows(2))
             .map(|cut| {
                 let count = cut[1] - cut[0];
@@ -294,7 +316,8 @@ mod tests {
                     let position = cut[0] + slot;
                     for d in 0..dim {
                         page_keys[key_at(lead + slot, dim) + d * LANES] = keys[position * dim + d];
-                        page_values[(lead + slot) * dim.next_multiple_of(LANES) + d] = values[position * dim + d];
+                        page_values[(lead + slot) * dim.next_multiple_of(LANES) + d] =
+                            values[position * dim + d];
                     }
                 }
                 (page_keys, page_values, lead..lead + count)

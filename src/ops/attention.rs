@@ -61,7 +61,13 @@ impl Pattern {
     /// BD3-LM's training mask over [x_t, x_0] (2 * length rows): a noisy block sees itself and the clean blocks
     /// before it; clean rows are block-causal. With `noisy_only`, only the first half is computed: what
     /// the last layer needs.
-    pub fn block_diffusion(heads: usize, head_dim: usize, length: usize, block: usize, noisy_only: bool) -> Self {
+    pub fn block_diffusion(
+        heads: usize,
+        head_dim: usize,
+        length: usize,
+        block: usize,
+        noisy_only: bool,
+    ) -> Self {
         let mut spans = Vec::new();
         for start in (0..length).step_by(block) {
             let end = (start + block).min(length);
@@ -126,8 +132,12 @@ impl Pattern {
                 .filter(sees)
                 .map(|span| span.queries.clone())
                 .collect();
-            let pieces = cut(keys, most).filter(|_| !queries.is_empty()).collect::<Vec<_>>();
-            pieces.into_iter().map(move |piece| (piece, queries.clone()))
+            let pieces = cut(keys, most)
+                .filter(|_| !queries.is_empty())
+                .collect::<Vec<_>>();
+            pieces
+                .into_iter()
+                .map(move |piece| (piece, queries.clone()))
         });
         pieces.collect()
     }
@@ -146,7 +156,12 @@ impl Pattern {
     }
 
     fn widest(&self) -> (usize, usize) {
-        let queries = self.spans.iter().map(|s| s.queries.len()).max().unwrap_or(0);
+        let queries = self
+            .spans
+            .iter()
+            .map(|s| s.queries.len())
+            .max()
+            .unwrap_or(0);
         let keys = self
             .spans
             .iter()
@@ -160,7 +175,9 @@ impl Pattern {
 /// A range in pieces of at most `most`.
 fn cut(range: Range<usize>, most: usize) -> impl Iterator<Item = Range<usize>> {
     let end = range.end;
-    range.step_by(most).map(move |start| start..(start + most).min(end))
+    range
+        .step_by(most)
+        .map(move |start| start..(start + most).min(end))
 }
 
 /// One head of one sequence, gathered: [rows, head_dim] each, queries and keys rotated, queries scaled.
@@ -214,7 +231,14 @@ impl Head {
             }
             let lhs = View::rows(&self.q[span.queries.start * dim..], dim);
             let rhs = View::rows(&self.k[range.start * dim..], dim).t();
-            product((m, range.len(), dim), &mut self.scores[column..], keys, false, lhs, rhs);
+            product(
+                (m, range.len(), dim),
+                &mut self.scores[column..],
+                keys,
+                false,
+                lhs,
+                rhs,
+            );
             column += range.len();
         }
         for row in self.scores[..m * keys].chunks_mut(keys) {
@@ -278,12 +302,16 @@ pub fn attention_backward(qkv: &Tensor, pattern: &Pattern, gradient: &Tensor) ->
         .enumerate()
         .for_each(|(sequence, out)| {
             let qkv = &input[sequence * pattern.rows * 3 * hidden..][..pattern.rows * 3 * hidden];
-            let upstream = &upstream[sequence * pattern.queries * hidden..][..pattern.queries * hidden];
+            let upstream =
+                &upstream[sequence * pattern.queries * hidden..][..pattern.queries * hidden];
             let mut one = Head::new(pattern, dim);
             let mut slopes = one.scores.clone();
             for head in 0..pattern.heads {
                 one.load(pattern, qkv, head);
-                let (mut dq, mut dk) = (vec![0f32; pattern.rows * dim], vec![0f32; pattern.rows * dim]);
+                let (mut dq, mut dk) = (
+                    vec![0f32; pattern.rows * dim],
+                    vec![0f32; pattern.rows * dim],
+                );
                 for span in &pattern.spans {
                     let (m, keys) = (span.queries.len(), one.weights(span));
                     let above = View {
@@ -299,7 +327,14 @@ pub fn attention_backward(qkv: &Tensor, pattern: &Pattern, gradient: &Tensor) ->
                             column: 1,
                         };
                         let dv = &mut out[range.start * 3 * hidden + 2 * hidden + head * dim..];
-                        product((range.len(), dim, m), dv, 3 * hidden, true, weights.t(), above);
+                        product(
+                            (range.len(), dim, m),
+                            dv,
+                            3 * hidden,
+                            true,
+                            weights.t(),
+                            above,
+                        );
                         let values = View::rows(&one.v[range.start * dim..], dim);
                         product(
                             (m, range.len(), dim),
@@ -311,7 +346,10 @@ pub fn attention_backward(qkv: &Tensor, pattern: &Pattern, gradient: &Tensor) ->
                         );
                         column += range.len();
                     }
-                    for (slope, weight) in slopes[..m * keys].chunks_mut(keys).zip(one.scores.chunks(keys)) {
+                    for (slope, weight) in slopes[..m * keys]
+                        .chunks_mut(keys)
+                        .zip(one.scores.chunks(keys))
+                    {
                         let mean = math::dot(slope, weight);
                         for (s, w) in slope.iter_mut().zip(weight) {
                             *s = w * (*s - mean);
@@ -376,14 +414,18 @@ pub fn attention_slow(qkv: &Tensor, pattern: &Pattern) -> Result<Tensor> {
         let second = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
         Tensor::cat(&[first, second], 3)
     };
-    let q = rotate(qkv.get(0)?)?.narrow(2, 0, pattern.queries)?.contiguous()?;
+    let q = rotate(qkv.get(0)?)?
+        .narrow(2, 0, pattern.queries)?
+        .contiguous()?;
     let k = rotate(qkv.get(1)?)?;
     let v = qkv.get(2)?.contiguous()?;
     let scores = (q.matmul(&k.t()?)? * (1.0 / (dim as f64).sqrt()))?;
     let scores = scores
         .broadcast_add(&pattern.mask(qkv.device())?)?
         .to_dtype(DType::F32)?;
-    let shifted = scores.broadcast_sub(&scores.max_keepdim(3)?.detach())?.exp()?;
+    let shifted = scores
+        .broadcast_sub(&scores.max_keepdim(3)?.detach())?
+        .exp()?;
     let weights = shifted.broadcast_div(&shifted.sum_keepdim(3)?)?;
     weights
         .matmul(&v)?

@@ -10,7 +10,10 @@ fn check(logits: &Tensor, targets: &[u32], forbid: Option<u32>) -> Result<(usize
     if targets.len() != rows {
         bail!("{} targets for {rows} rows", targets.len())
     }
-    match targets.iter().find(|&&t| t as usize >= vocab || Some(t) == forbid) {
+    match targets
+        .iter()
+        .find(|&&t| t as usize >= vocab || Some(t) == forbid)
+    {
         Some(target) => bail!("target {target} cannot occur"),
         None => Ok((rows, vocab)),
     }

@@ -17,7 +17,10 @@ pub enum Divergence {
 fn check(student: &Tensor, teacher: &Tensor, tokens: usize) -> Result<()> {
     let (rows, width) = student.dims2()?;
     if teacher.dims() != student.dims() || !(1..=width).contains(&tokens) {
-        bail!("{tokens} tokens of logits [{rows}, {width}] and {:?}", teacher.dims())
+        bail!(
+            "{tokens} tokens of logits [{rows}, {width}] and {:?}",
+            teacher.dims()
+        )
     }
     Ok(())
 }
@@ -56,7 +59,11 @@ pub fn divergence_backward(
                 Divergence::Forward => &*q,
                 Divergence::Backward => &*p,
             };
-            let mean: f32 = under.iter().enumerate().map(|(at, under)| under * log_ratio(at)).sum();
+            let mean: f32 = under
+                .iter()
+                .enumerate()
+                .map(|(at, under)| under * log_ratio(at))
+                .sum();
             for at in 0..tokens {
                 p[at] = weight
                     * match kind {
@@ -75,7 +82,12 @@ pub fn divergence_backward(
 }
 
 /// The slow twin's divergence: [rows].
-pub fn divergence_slow(student: &Tensor, teacher: &Tensor, tokens: usize, kind: Divergence) -> Result<Tensor> {
+pub fn divergence_slow(
+    student: &Tensor,
+    teacher: &Tensor,
+    tokens: usize,
+    kind: Divergence,
+) -> Result<Tensor> {
     let log_softmax = |logits: &Tensor| -> Result<Tensor> {
         let logits = logits.narrow(1, 0, tokens)?;
         logits.broadcast_sub(&logits.log_sum_exp(D::Minus1)?.unsqueeze(1)?)

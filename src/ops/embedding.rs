@@ -46,26 +46,44 @@ fn check(table: &Tensor, choices: usize, tokens: &[u32], weights: &[f32]) -> Res
 }
 
 /// table [vocab, width], tokens and weights [rows * choices] -> [rows, width]: sums of weighted rows of the table.
-pub fn embedding_mix(table: &Tensor, choices: usize, tokens: &[u32], weights: &[f32]) -> Result<Tensor> {
+pub fn embedding_mix(
+    table: &Tensor,
+    choices: usize,
+    tokens: &[u32],
+    weights: &[f32],
+) -> Result<Tensor> {
     check(table, choices, tokens, weights)?;
     let (lines, width) = (slice::f32(table)?, table.dim(1)?);
     let mut out = vec![0f32; tokens.len() / choices * width];
     let mixtures = tokens.chunks(choices).zip(weights.chunks(choices));
     for (out, (tokens, weights)) in out.chunks_mut(width).zip(mixtures) {
-        for (&token, &weight) in tokens.iter().zip(weights).filter(|(_, weight)| **weight != 0.0) {
+        for (&token, &weight) in tokens
+            .iter()
+            .zip(weights)
+            .filter(|(_, weight)| **weight != 0.0)
+        {
             let line = &lines[token as usize * width..][..width];
-            out.iter_mut().zip(line).for_each(|(sum, x)| *sum += weight * x);
+            out.iter_mut()
+                .zip(line)
+                .for_each(|(sum, x)| *sum += weight * x);
         }
     }
     slice::tensor(out, tokens.len() / choices, width)
 }
 
 /// The slow twin.
-pub fn embedding_mix_slow(table: &Tensor, choices: usize, tokens: &[u32], weights: &[f32]) -> Result<Tensor> {
+pub fn embedding_mix_slow(
+    table: &Tensor,
+    choices: usize,
+    tokens: &[u32],
+    weights: &[f32],
+) -> Result<Tensor> {
     let width = table.dim(1)?;
     let lines = table.index_select(&Tensor::new(tokens, table.device())?, 0)?;
     let weighted = lines.broadcast_mul(&Tensor::new(weights, table.device())?.unsqueeze(1)?)?;
-    weighted.reshape((tokens.len() / choices, choices, width))?.sum(1)
+    weighted
+        .reshape((tokens.len() / choices, choices, width))?
+        .sum(1)
 }
 
 /// The gradient of the table [vocab, width] from that of the mixtures [rows, width].
@@ -82,9 +100,15 @@ pub fn embedding_mix_backward(
     let mut out = vec![0f32; vocab * width];
     let mixtures = tokens.chunks(choices).zip(weights.chunks(choices));
     for (row, (tokens, weights)) in upstream.chunks(width).zip(mixtures) {
-        for (&token, &weight) in tokens.iter().zip(weights).filter(|(_, weight)| **weight != 0.0) {
+        for (&token, &weight) in tokens
+            .iter()
+            .zip(weights)
+            .filter(|(_, weight)| **weight != 0.0)
+        {
             let line = &mut out[token as usize * width..][..width];
-            line.iter_mut().zip(row).for_each(|(sum, g)| *sum += weight * g);
+            line.iter_mut()
+                .zip(row)
+                .for_each(|(sum, g)| *sum += weight * g);
         }
     }
     slice::tensor(out, vocab, width)

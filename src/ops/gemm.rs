@@ -30,15 +30,33 @@ impl<'a> View<'a> {
 
 /// out [m, n] = (or +=, with `add`) lhs [m, k] * rhs [k, n]; `out` has rows of `stride` elements.
 #[allow(unsafe_code)]
-pub fn product(shape: (usize, usize, usize), out: &mut [f32], stride: usize, add: bool, lhs: View, rhs: View) {
+pub fn product(
+    shape: (usize, usize, usize),
+    out: &mut [f32],
+    stride: usize,
+    add: bool,
+    lhs: View,
+    rhs: View,
+) {
     let (m, n, k) = shape;
     if m == 0 || n == 0 {
         return;
     }
-    let last = |view: View, rows: usize, columns: usize| (rows - 1) * view.row + (columns - 1) * view.column;
-    assert!(stride >= n && (m - 1) * stride + n <= out.len(), "output too short");
-    assert!(k == 0 || last(lhs, m, k) < lhs.data.len(), "left side too short");
-    assert!(k == 0 || last(rhs, k, n) < rhs.data.len(), "right side too short");
+    let last = |view: View, rows: usize, columns: usize| {
+        (rows - 1) * view.row + (columns - 1) * view.column
+    };
+    assert!(
+        stride >= n && (m - 1) * stride + n <= out.len(),
+        "output too short"
+    );
+    assert!(
+        k == 0 || last(lhs, m, k) < lhs.data.len(),
+        "left side too short"
+    );
+    assert!(
+        k == 0 || last(rhs, k, n) < rhs.data.len(),
+        "right side too short"
+    );
     // SAFETY: the three assertions bound every address that the strides can reach; `out` is borrowed
     // mutably and so overlaps neither input.
     unsafe {

@@ -18,8 +18,10 @@ impl Isa {
     pub fn best() -> Isa {
         #[cfg(target_arch = "x86_64")]
         {
-            let bytes = is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vnni");
-            let floats = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq");
+            let bytes =
+                is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vnni");
+            let floats =
+                is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq");
             if bytes && floats && is_x86_feature_detected!("avx512vl") {
                 return Isa::Avx512;
             }

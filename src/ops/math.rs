@@ -76,7 +76,12 @@ pub fn sum(x: &[f32]) -> f32 {
 pub fn dot(x: &[f32], y: &[f32]) -> f32 {
     let mut lanes = [0f32; 8];
     let (a, b) = (x.chunks_exact(8), y.chunks_exact(8));
-    let rest: f32 = a.remainder().iter().zip(b.remainder()).map(|(p, q)| p * q).sum();
+    let rest: f32 = a
+        .remainder()
+        .iter()
+        .zip(b.remainder())
+        .map(|(p, q)| p * q)
+        .sum();
     for (p, q) in a.zip(b) {
         for lane in 0..8 {
             lanes[lane] = p[lane].mul_add(q[lane], lanes[lane]);
@@ -115,7 +120,10 @@ mod tests {
             );
             let wide = f64::from(x);
             let u = (2.0 / std::f64::consts::PI).sqrt() * (wide + 0.044715 * wide.powi(3));
-            assert!((f64::from(gelu(x)) - 0.5 * wide * (1.0 + u.tanh())).abs() <= 1e-6 * (1.0 + wide.abs()));
+            assert!(
+                (f64::from(gelu(x)) - 0.5 * wide * (1.0 + u.tanh())).abs()
+                    <= 1e-6 * (1.0 + wide.abs())
+            );
             let step = 1e-3f32;
             let slope = (gelu(x + step) - gelu(x - step)) / (2.0 * step);
             assert!(

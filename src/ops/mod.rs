@@ -30,8 +30,8 @@ pub use divergence::{Divergence, divergence_backward};
 pub use embedding::{embedding, embedding_backward, embedding_mix, embedding_mix_backward};
 pub use norm::{norm_modulate, norm_modulate_backward, norm_modulate_into, residual_norm};
 pub use pointwise::{
-    add_bias, add_bias_in_place, bias_gelu, bias_gelu_backward, bias_gelu_in_place, column_sums, gate_residual,
-    gate_residual_backward,
+    add_bias, add_bias_in_place, bias_gelu, bias_gelu_backward, bias_gelu_in_place, column_sums,
+    gate_residual, gate_residual_backward,
 };
 pub use rotary::Rotary;
 pub use slice::PerRow;

@@ -16,7 +16,11 @@ fn statistics(x: &[f32]) -> (f32, f32) {
     let mean = math::sum(x) / x.len() as f32;
     let mut lanes = [0f32; 8];
     let chunks = x.chunks_exact(8);
-    let rest: f32 = chunks.remainder().iter().map(|v| (v - mean) * (v - mean)).sum();
+    let rest: f32 = chunks
+        .remainder()
+        .iter()
+        .map(|v| (v - mean) * (v - mean))
+        .sum();
     for chunk in chunks {
         for lane in 0..8 {
             let centred = chunk[lane] - mean;
@@ -38,7 +42,11 @@ fn modulated(x: &[f32], gain: &[f32], shift: &[f32], out: &mut [f32]) {
 /// x [rows, width]; gain and shift: tables [lines, width] with the same index. Returns [rows, width].
 pub fn norm_modulate(x: &Tensor, gain: PerRow, shift: PerRow) -> Result<Tensor> {
     let (rows, width) = x.dims2()?;
-    let (input, gains, shifts) = (slice::f32(x)?, slice::f32(gain.table)?, slice::f32(shift.table)?);
+    let (input, gains, shifts) = (
+        slice::f32(x)?,
+        slice::f32(gain.table)?,
+        slice::f32(shift.table)?,
+    );
     let (gains, shifts): (&[f32], &[f32]) = (&gains, &shifts);
     let mut out = vec![0f32; rows * width];
     norm_modulate_into(&input, &mut out, width, |row| {
@@ -57,7 +65,9 @@ pub fn norm_modulate_into<'a>(
     width: usize,
     line: impl Fn(usize) -> (&'a [f32], &'a [f32]) + Sync,
 ) {
-    let tasks = out.par_chunks_mut(width * ROWS).zip(x.par_chunks(width * ROWS));
+    let tasks = out
+        .par_chunks_mut(width * ROWS)
+        .zip(x.par_chunks(width * ROWS));
     tasks.enumerate().for_each(|(task, (out, x))| {
         for (i, (out, x)) in out.chunks_mut(width).zip(x.chunks(width)).enumerate() {
             let (gain, shift) = line(task * ROWS + i);
@@ -84,10 +94,15 @@ pub fn residual_norm<'a>(
     width: usize,
     line: impl Fn(usize) -> Residual<'a> + Sync,
 ) {
-    let tasks = x.par_chunks_mut(width * ROWS).zip(y.par_chunks(width * ROWS));
+    let tasks = x
+        .par_chunks_mut(width * ROWS)
+        .zip(y.par_chunks(width * ROWS));
     let tasks = tasks.zip(out.par_chunks_mut(width * ROWS)).enumerate();
     tasks.for_each(|(task, ((x, y), out))| {
-        let rows = x.chunks_mut(width).zip(y.chunks(width)).zip(out.chunks_mut(width));
+        let rows = x
+            .chunks_mut(width)
+            .zip(y.chunks(width))
+            .zip(out.chunks_mut(width));
         for (i, ((x, y), out)) in rows.enumerate() {
             let Residual {
                 gate,
@@ -118,10 +133,18 @@ fn normalised_slow(x: &Tensor) -> Result<(Tensor, Tensor)> {
 }
 
 /// Gradients of (x, gain table, shift table), given that of the result.
-pub fn norm_modulate_backward(x: &Tensor, gain: PerRow, gradient: &Tensor) -> Result<(Tensor, Tensor, Tensor)> {
+pub fn norm_modulate_backward(
+    x: &Tensor,
+    gain: PerRow,
+    gradient: &Tensor,
+) -> Result<(Tensor, Tensor, Tensor)> {
     let (rows, width) = x.dims2()?;
     let lines = gain.table.dim(0)?;
-    let (input, gains, upstream) = (slice::f32(x)?, slice::f32(gain.table)?, slice::f32(gradient)?);
+    let (input, gains, upstream) = (
+        slice::f32(x)?,
+        slice::f32(gain.table)?,
+        slice::f32(gradient)?,
+    );
     let (input, gains, upstream): (&[f32], &[f32], &[f32]) = (&input, &gains, &upstream);
     let mut dx = vec![0f32; rows * width];
     // One partial table per task; the tasks are few and large.
@@ -135,7 +158,10 @@ pub fn norm_modulate_backward(x: &Tensor, gain: PerRow, gradient: &Tensor) -> Re
             let (dgain, dshift) = sums.split_at_mut(lines * width);
             for (i, dx) in dx.chunks_mut(width).enumerate() {
                 let row = task * per_task + i;
-                let (x, g) = (&input[row * width..][..width], &upstream[row * width..][..width]);
+                let (x, g) = (
+                    &input[row * width..][..width],
+                    &upstream[row * width..][..width],
+                );
                 let (mean, inverse) = statistics(x);
                 let line = gain.line(row) * width;
                 let gain = &gains[line..][..width];

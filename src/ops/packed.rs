@@ -131,7 +131,11 @@ impl Packed {
                         // length was checked; no other task writes this panel's columns.
                         #[allow(unsafe_code)]
                         unsafe {
-                            std::ptr::copy_nonoverlapping(sums, columns.at(row * self.out + first), width);
+                            std::ptr::copy_nonoverlapping(
+                                sums,
+                                columns.at(row * self.out + first),
+                                width,
+                            );
                         }
                     }
                 }

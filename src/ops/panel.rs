@@ -60,14 +60,20 @@ pub fn accumulate<const N: usize>(isa: Isa, panels: &[Panel<N>], x: Rows, sums: 
     let (rows, mut inputs) = (sums.len(), 0);
     for panel in panels.iter().filter(|panel| panel.inputs > 0) {
         let least = (panel.inputs - 1) * panel.step + LANES;
-        assert!(panel.groups.iter().all(|group| least <= group.len()), "panel too short");
+        assert!(
+            panel.groups.iter().all(|group| least <= group.len()),
+            "panel too short"
+        );
         inputs += panel.inputs;
     }
     if rows == 0 || inputs == 0 {
         return;
     }
     assert!(rows <= Panel::<N>::ROWS, "{rows} rows");
-    assert!((rows - 1) * x.stride + inputs <= x.data.len(), "x too short");
+    assert!(
+        (rows - 1) * x.stride + inputs <= x.data.len(),
+        "x too short"
+    );
     match isa {
         Isa::Portable => portable(panels, x, sums),
         #[cfg(target_arch = "x86_64")]
@@ -125,7 +131,11 @@ mod x86 {
     /// As [`avx512`], with `ROWS` sums.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    unsafe fn avx512_rows<const ROWS: usize, const N: usize>(panels: &[Panel<N>], x: Rows, sums: &mut [Sums<N>]) {
+    unsafe fn avx512_rows<const ROWS: usize, const N: usize>(
+        panels: &[Panel<N>],
+        x: Rows,
+        sums: &mut [Sums<N>],
+    ) {
         let mut values = x.data.as_ptr();
         let mut total = [[_mm512_setzero_ps(); N]; ROWS];
         // SAFETY: every read and write lies inside what the caller promises; what is only asked for may lie anywhere.
@@ -226,11 +236,22 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn agrees<const N: usize>(rows: usize, inputs: [usize; 2], step: usize, stride: usize, noise: &[f32]) {
-        let x = Rows { data: noise, stride };
+    fn agrees<const N: usize>(
+        rows: usize,
+        inputs: [usize; 2],
+        step: usize,
+        stride: usize,
+        noise: &[f32],
+    ) {
+        let x = Rows {
+            data: noise,
+            stride,
+        };
         let next = [std::ptr::null(); N];
         let panels = [0, 1].map(|panel| Panel {
-            groups: std::array::from_fn(|group| &noise[100 + 300 * panel + 17 * group..][..19 * step + LANES]),
+            groups: std::array::from_fn(|group| {
+                &noise[100 + 300 * panel + 17 * group..][..19 * step + LANES]
+            }),
             step,
             inputs: inputs[panel],
             next,

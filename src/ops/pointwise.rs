@@ -23,11 +23,13 @@ pub(super) fn add_all(partial: Vec<Vec<f32>>, len: usize) -> Vec<f32> {
 /// Runs `row(index, out row)` over a fresh [rows, width] array, rows shared between threads.
 fn map_rows(rows: usize, width: usize, row: impl Fn(usize, &mut [f32]) + Sync) -> Result<Tensor> {
     let mut out = vec![0f32; rows * width];
-    out.par_chunks_mut(width * ROWS).enumerate().for_each(|(task, out)| {
-        for (i, out) in out.chunks_mut(width).enumerate() {
-            row(task * ROWS + i, out);
-        }
-    });
+    out.par_chunks_mut(width * ROWS)
+        .enumerate()
+        .for_each(|(task, out)| {
+            for (i, out) in out.chunks_mut(width).enumerate() {
+                row(task * ROWS + i, out);
+            }
+        });
     slice::tensor(out, rows, width)
 }
 
@@ -74,14 +76,21 @@ pub fn add_bias(y: &Tensor, bias: PerRow) -> Result<Tensor> {
 const ELEMENTS: usize = 8192;
 
 /// y = f(y + bias), where y [rows, width] lies; `line` gives each row's bias.
-fn biased<'a>(y: &mut [f32], width: usize, line: impl Fn(usize) -> &'a [f32] + Sync, f: impl Fn(f32) -> f32 + Sync) {
+fn biased<'a>(
+    y: &mut [f32],
+    width: usize,
+    line: impl Fn(usize) -> &'a [f32] + Sync,
+    f: impl Fn(f32) -> f32 + Sync,
+) {
     let (rows, isa) = ((ELEMENTS / width.max(1)).max(1), Isa::best());
-    y.par_chunks_mut(width * rows).enumerate().for_each(|(task, y)| {
-        for (i, y) in y.chunks_mut(width).enumerate() {
-            let bias = line(task * rows + i);
-            isa.run(Biased { y, bias, f: &f });
-        }
-    });
+    y.par_chunks_mut(width * rows)
+        .enumerate()
+        .for_each(|(task, y)| {
+            for (i, y) in y.chunks_mut(width).enumerate() {
+                let bias = line(task * rows + i);
+                isa.run(Biased { y, bias, f: &f });
+            }
+        });
 }
 
 /// y = f(y + bias) of one row.
@@ -101,12 +110,20 @@ impl<F: Fn(f32) -> f32> Work for Biased<'_, F> {
 }
 
 /// y [rows, width] += bias: for logits, which may take more memory than all else and are not to be copied.
-pub fn add_bias_in_place<'a>(y: &mut [f32], width: usize, line: impl Fn(usize) -> &'a [f32] + Sync) {
+pub fn add_bias_in_place<'a>(
+    y: &mut [f32],
+    width: usize,
+    line: impl Fn(usize) -> &'a [f32] + Sync,
+) {
     biased(y, width, line, |y| y);
 }
 
 /// y [rows, width] = gelu(y + bias); as [`bias_gelu`].
-pub fn bias_gelu_in_place<'a>(y: &mut [f32], width: usize, line: impl Fn(usize) -> &'a [f32] + Sync) {
+pub fn bias_gelu_in_place<'a>(
+    y: &mut [f32],
+    width: usize,
+    line: impl Fn(usize) -> &'a [f32] + Sync,
+) {
     biased(y, width, line, math::gelu);
 }
 
@@ -151,7 +168,11 @@ pub fn bias_gelu(y: &Tensor, bias: PerRow) -> Result<Tensor> {
 pub fn bias_gelu_backward(y: &Tensor, bias: PerRow, gradient: &Tensor) -> Result<(Tensor, Tensor)> {
     let (rows, width) = y.dims2()?;
     let lines = bias.table.dim(0)?;
-    let (input, biases, upstream) = (slice::f32(y)?, slice::f32(bias.table)?, slice::f32(gradient)?);
+    let (input, biases, upstream) = (
+        slice::f32(y)?,
+        slice::f32(bias.table)?,
+        slice::f32(gradient)?,
+    );
     let (input, biases, upstream): (&[f32], &[f32], &[f32]) = (&input, &biases, &upstream);
     let (dy, dbias) = map_rows_summing(rows, width, lines * width, |row, out, sums| {
         let line = bias.line(row) * width;
@@ -212,14 +233,21 @@ pub fn gate_residual_backward(
     let lines = gate.table.dim(0)?;
     let zeros = vec![0f32; width];
     let bias_values = bias.map(slice::f32).transpose()?;
-    let (y, gates, upstream) = (slice::f32(y)?, slice::f32(gate.table)?, slice::f32(gradient)?);
+    let (y, gates, upstream) = (
+        slice::f32(y)?,
+        slice::f32(gate.table)?,
+        slice::f32(gradient)?,
+    );
     let (y, gates, upstream): (&[f32], &[f32], &[f32]) = (&y, &gates, &upstream);
     let shared: &[f32] = bias_values.as_deref().unwrap_or(&zeros);
     let (dy, sums) = map_rows_summing(rows, width, (lines + 1) * width, |row, out, sums| {
         let (dgates, dbias) = sums.split_at_mut(lines * width);
         let line = gate.line(row) * width;
         let (gate, dgate) = (&gates[line..][..width], &mut dgates[line..][..width]);
-        let (y, g) = (&y[row * width..][..width], &upstream[row * width..][..width]);
+        let (y, g) = (
+            &y[row * width..][..width],
+            &upstream[row * width..][..width],
+        );
         for j in 0..width {
             out[j] = g[j] * gate[j];
             dgate[j] = g[j].mul_add(y[j] + shared[j], dgate[j]);
@@ -229,5 +257,9 @@ pub fn gate_residual_backward(
     let dbias = bias
         .map(|_| slice::tensor(sums[lines * width..].to_vec(), 1, width))
         .transpose()?;
-    Ok((dy, slice::tensor(sums[..lines * width].to_vec(), lines, width)?, dbias))
+    Ok((
+        dy,
+        slice::tensor(sums[..lines * width].to_vec(), lines, width)?,
+        dbias,
+    ))
 }

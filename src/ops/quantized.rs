@@ -39,7 +39,14 @@ pub enum Form {
 }
 
 impl Form {
-    pub const ALL: [Form; 6] = [Form::F32, Form::Bf16, Form::Q8_0, Form::Q4_0, Form::Q4K, Form::Q2K];
+    pub const ALL: [Form; 6] = [
+        Form::F32,
+        Form::Bf16,
+        Form::Q8_0,
+        Form::Q4_0,
+        Form::Q4K,
+        Form::Q2K,
+    ];
 
     /// The form that a matrix with this inner size really takes; f32 where no block fits.
     pub fn fitting(self, input: usize) -> Form {
@@ -211,7 +218,13 @@ impl Served {
     }
 
     /// Products of some rows with sixteen outputs, of a form in few bits; see [`Panels::product`].
-    fn panel(&self, index: usize, x: &Rows, rows: Range<usize>, take: impl FnMut(usize, usize, &[f32])) {
+    fn panel(
+        &self,
+        index: usize,
+        x: &Rows,
+        rows: Range<usize>,
+        take: impl FnMut(usize, usize, &[f32]),
+    ) {
         few_bits!(&self.stored, panels => panels.product(index, x, rows, take),
             Stored::F32(_) | Stored::Bf16(_) => {}
         );
@@ -236,13 +249,18 @@ pub fn add_rotated(banks: &[(&Served, Vec<Rotated>)], x: &[f32], y: &mut [f32]) 
     let (out, input) = first.shape();
     for (bank, parts) in banks {
         let outside = |part: &&Rotated| {
-            (part.row + 1) * input > x.len() || (part.row + 1) * out > y.len() || part.output.len() != out
+            (part.row + 1) * input > x.len()
+                || (part.row + 1) * out > y.len()
+                || part.output.len() != out
         };
         if bank.shape() != (out, input) {
             bail!("matrices of {out} x {input} and of {:?}", bank.shape())
         }
         if let Some(part) = parts.iter().find(outside) {
-            bail!("row {} is not one of x and y for a matrix of {out} x {input}", part.row)
+            bail!(
+                "row {} is not one of x and y for a matrix of {out} x {input}",
+                part.row
+            )
         }
     }
     let fill = |part: &Rotated, target: &mut [f32]| {
@@ -262,7 +280,10 @@ pub fn add_rotated(banks: &[(&Served, Vec<Rotated>)], x: &[f32], y: &mut [f32]) 
             all.extend_from_slice(parts);
             continue;
         }
-        let (mut rotated, mut products) = (vec![0f32; parts.len() * input], vec![0f32; parts.len() * out]);
+        let (mut rotated, mut products) = (
+            vec![0f32; parts.len() * input],
+            vec![0f32; parts.len() * out],
+        );
         let targets = rotated.par_chunks_mut(input).zip(parts);
         targets.for_each(|(target, part)| fill(part, target));
         bank.product(&rotated, parts.len(), &mut products)?;

@@ -18,7 +18,9 @@ impl Rotary {
             cos: Vec::new(),
             sin: Vec::new(),
         };
-        positions.into_iter().for_each(|position| rotary.push(position));
+        positions
+            .into_iter()
+            .for_each(|position| rotary.push(position));
         rotary
     }
 
@@ -41,7 +43,9 @@ impl Rotary {
             match self.cos.get(position * half..(position + 1) * half) {
                 Some(cos) => {
                     picked.cos.extend_from_slice(cos);
-                    picked.sin.extend_from_slice(&self.sin[position * half..][..half]);
+                    picked
+                        .sin
+                        .extend_from_slice(&self.sin[position * half..][..half]);
                 }
                 None => picked.push(position),
             }

@@ -27,7 +27,10 @@ impl Deref for F32<'_> {
 pub fn f32(tensor: &Tensor) -> Result<F32<'_>> {
     let (storage, layout) = tensor.storage_and_layout();
     let Some((start, end)) = layout.contiguous_offsets() else {
-        bail!("a contiguous tensor is needed, not strides {:?}", layout.stride())
+        bail!(
+            "a contiguous tensor is needed, not strides {:?}",
+            layout.stride()
+        )
     };
     match &*storage {
         Storage::Cpu(CpuStorage::F32(_)) => {}
@@ -66,7 +69,9 @@ impl Floats<'_> {
 pub fn floats(tensor: &Tensor) -> Result<Floats<'_>> {
     let (storage, layout) = tensor.storage_and_layout();
     match (&*storage, layout.contiguous_offsets()) {
-        (Storage::Cpu(CpuStorage::F32(_) | CpuStorage::BF16(_)), Some((start, _))) => Ok(Floats { storage, start }),
+        (Storage::Cpu(CpuStorage::F32(_) | CpuStorage::BF16(_)), Some((start, _))) => {
+            Ok(Floats { storage, start })
+        }
         _ => bail!("a contiguous tensor of f32 or bf16 on the CPU is needed, not {tensor:?}"),
     }
 }
@@ -98,7 +103,9 @@ impl<'a> PerRow<'a> {
     pub fn spread(&self) -> Result<Tensor> {
         match self.index {
             None => self.table.narrow(0, 0, 1),
-            Some(index) => self.table.index_select(&Tensor::new(index, self.table.device())?, 0),
+            Some(index) => self
+                .table
+                .index_select(&Tensor::new(index, self.table.device())?, 0),
         }
     }
 }

@@ -7,16 +7,25 @@ use super::embedding_backward;
 use super::norm::{Residual, norm_modulate_slow};
 use super::pointwise::{add_bias, add_bias_in_place, bias_gelu_in_place, column_sums};
 use super::slice;
-use super::uniform_nelbo::{UniformTerm, uniform_nelbo, uniform_nelbo_backward, uniform_nelbo_slow};
-use super::{Pattern, PerRow, attention, attention_backward, bias_gelu, bias_gelu_backward, cross_entropy, embedding};
-use super::{gate_residual, gate_residual_backward, norm_modulate, norm_modulate_backward, residual_norm};
+use super::uniform_nelbo::{
+    UniformTerm, uniform_nelbo, uniform_nelbo_backward, uniform_nelbo_slow,
+};
+use super::{
+    Pattern, PerRow, attention, attention_backward, bias_gelu, bias_gelu_backward, cross_entropy,
+    embedding,
+};
+use super::{
+    gate_residual, gate_residual_backward, norm_modulate, norm_modulate_backward, residual_norm,
+};
 use crate::rng::{Key, Stream};
 use candle_core::{Device, Result, Tensor, Var};
 use proptest::prelude::*;
 
 fn noise(shape: (usize, usize), salt: u8) -> Var {
     let mut stream = Stream::new(Key([salt; 32]));
-    let data: Vec<f32> = (0..shape.0 * shape.1).map(|_| stream.normal() as f32).collect();
+    let data: Vec<f32> = (0..shape.0 * shape.1)
+        .map(|_| stream.normal() as f32)
+        .collect();
     Var::from_vec(data, shape, &Device::Cpu).unwrap()
 }
 
@@ -29,7 +38,10 @@ fn close(ours: &Tensor, theirs: &Tensor) {
     let read = |t: &Tensor| t.flatten_all().and_then(|t| t.to_vec1::<f32>()).unwrap();
     let (ours, theirs) = (read(ours), read(theirs));
     for (index, (a, b)) in ours.iter().zip(&theirs).enumerate() {
-        assert!((a - b).abs() <= 2e-4 * (1.0 + b.abs()), "element {index}: {a}, not {b}");
+        assert!(
+            (a - b).abs() <= 2e-4 * (1.0 + b.abs()),
+            "element {index}: {a}, not {b}"
+        );
     }
 }
 
@@ -39,7 +51,10 @@ fn gradients(slow: Result<Tensor>, upstream: &Tensor, inputs: &[&Var]) -> Vec<Te
         .and_then(|t| t.sum_all())
         .and_then(|t| t.backward())
         .unwrap();
-    inputs.iter().map(|input| store.get(input).unwrap().clone()).collect()
+    inputs
+        .iter()
+        .map(|input| store.get(input).unwrap().clone())
+        .collect()
 }
 
 proptest! {
@@ -233,7 +248,11 @@ fn the_block_diffusion_mask_is_the_papers() {
             let diagonal = clean_q == clean_k && block_q == block_k;
             let offset = !clean_q && clean_k && block_q > block_k;
             let causal = clean_q && clean_k && block_q >= block_k;
-            assert_eq!(value == 0.0, diagonal || offset || causal, "query {q}, key {k}");
+            assert_eq!(
+                value == 0.0,
+                diagonal || offset || causal,
+                "query {q}, key {k}"
+            );
         }
     }
 }

@@ -35,7 +35,10 @@ fn check(logits: &Tensor, tokens: usize, terms: &[UniformTerm]) -> Result<()> {
             terms.len()
         )
     }
-    match terms.iter().find(|term| term.x0.max(term.xt) as usize >= tokens) {
+    match terms
+        .iter()
+        .find(|term| term.x0.max(term.xt) as usize >= tokens)
+    {
         Some(term) => bail!("token {} or {} is not one of {tokens}", term.x0, term.xt),
         None => Ok(()),
     }
@@ -105,7 +108,11 @@ impl<'a> Row<'a> {
     fn new(p: &[f32], term: &'a UniformTerm) -> Self {
         let (own, rest) = (p.len() as f64 * (1.0 - term.move_chance), term.move_chance);
         let at = |token: u32| own * f64::from(p[token as usize]) + rest;
-        let share = if term.x0 == term.xt { rest / (own + rest) } else { 1.0 };
+        let share = if term.x0 == term.xt {
+            rest / (own + rest)
+        } else {
+            1.0
+        };
         Self {
             term,
             own,
@@ -134,7 +141,8 @@ impl<'a> Row<'a> {
             (self.own + self.rest, entropy)
         } else {
             let more = self.own / self.rest;
-            let entropy = others + more * (self.at_xt / self.at_x0).ln() - (1.0 + more) * true_share;
+            let entropy =
+                others + more * (self.at_xt / self.at_x0).ln() - (1.0 + more) * true_share;
             (self.rest, entropy)
         };
         -self.term.rate / self.own * (vocab / self.at_xt - vocab / true_xt + relative_entropy)
@@ -146,7 +154,8 @@ impl<'a> Row<'a> {
         let more = if same { 0.0 } else { self.own / self.rest };
         let (xt, x0) = (self.term.xt as usize, self.term.x0 as usize);
         // p(j) dL/dp(j), up to a factor: every token's part, and what x_t and x_0 have beyond it.
-        let beyond_xt = f64::from(p[xt]) * (vocab / self.at_xt - self.share * vocab - more) / self.at_xt;
+        let beyond_xt =
+            f64::from(p[xt]) * (vocab / self.at_xt - self.share * vocab - more) / self.at_xt;
         let beyond_x0 = f64::from(p[x0]) * more / self.at_x0;
         let (own, rest, share) = (self.own as f32, self.rest as f32, self.share as f32);
         let part = |p: f32| share * p / (own * p + rest);
@@ -158,7 +167,8 @@ impl<'a> Row<'a> {
         }
         let total = (f64::from(lanes.iter().sum::<f32>()) + beyond_xt + beyond_x0) as f32;
         let factor = weight * self.term.rate;
-        p.iter_mut().for_each(|p| *p = factor as f32 * (part(*p) - *p * total));
+        p.iter_mut()
+            .for_each(|p| *p = factor as f32 * (part(*p) - *p * total));
         p[xt] += (factor * beyond_xt) as f32;
         p[x0] += (factor * beyond_x0) as f32;
     }
@@ -181,7 +191,10 @@ pub fn uniform_nelbo_slow(logits: &Tensor, tokens: usize, terms: &[UniformTerm])
     let p = logits
         .broadcast_sub(&logits.log_sum_exp(D::Minus1)?.unsqueeze(1)?)?
         .exp()?;
-    let (own, rest) = (column(&|t| vocab * (1.0 - t.move_chance))?, column(&|t| t.move_chance)?);
+    let (own, rest) = (
+        column(&|t| vocab * (1.0 - t.move_chance))?,
+        column(&|t| t.move_chance)?,
+    );
     let bar = p.broadcast_mul(&own)?.broadcast_add(&rest)?;
     // x̄ of the truth is `rest` everywhere but at x_0, where it is `own + rest`.
     let true_xt = column(&|t| {
@@ -192,10 +205,16 @@ pub fn uniform_nelbo_slow(logits: &Tensor, tokens: usize, terms: &[UniformTerm])
         }
     })?;
     let true_x0 = (&own + &rest)?;
-    let (bar_xt, bar_x0) = (bar.gather(&index(&|t| t.xt)?, 1)?, bar.gather(&index(&|t| t.x0)?, 1)?);
+    let (bar_xt, bar_x0) = (
+        bar.gather(&index(&|t| t.xt)?, 1)?,
+        bar.gather(&index(&|t| t.x0)?, 1)?,
+    );
     let scaled = |truth: &Tensor, bar: &Tensor| -> Result<Tensor> {
         let ratio = truth.broadcast_div(&true_xt)?;
-        let log = bar_xt.log()?.broadcast_sub(&bar.log()?)?.broadcast_add(&ratio.log()?)?;
+        let log = bar_xt
+            .log()?
+            .broadcast_sub(&bar.log()?)?
+            .broadcast_add(&ratio.log()?)?;
         log.broadcast_mul(&ratio)
     };
     let everywhere = scaled(&rest, &bar)?.sum_keepdim(1)?;

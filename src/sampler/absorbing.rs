@@ -66,7 +66,13 @@ impl Clock {
     /// confidence threshold, with every candidate.
     ///
     /// `masked`: the block's masked positions, ascending, at least one. `block`: its first and last position.
-    pub fn advance(&mut self, masked: &[usize], block: std::ops::Range<usize>, noise: &Noise, chosen: &mut Vec<usize>) {
+    pub fn advance(
+        &mut self,
+        masked: &[usize],
+        block: std::ops::Range<usize>,
+        noise: &Noise,
+        chosen: &mut Vec<usize>,
+    ) {
         chosen.clear();
         match self.predictor {
             Predictor::FirstHitting => {
@@ -84,9 +90,18 @@ impl Clock {
                     self.time = t;
                     self.taken += 1;
                     // 1 at the last step, where s = 0: nothing stays masked.
-                    let chance = reveal_probability(LogLinear::ABSORBING.alpha(t), LogLinear::ABSORBING.alpha(s));
-                    let drawn = |position: usize| noise.uniform(self.step, position as u32, draws::REVEAL);
-                    chosen.extend(masked.iter().copied().filter(|&position| drawn(position) < chance));
+                    let chance = reveal_probability(
+                        LogLinear::ABSORBING.alpha(t),
+                        LogLinear::ABSORBING.alpha(s),
+                    );
+                    let drawn =
+                        |position: usize| noise.uniform(self.step, position as u32, draws::REVEAL);
+                    chosen.extend(
+                        masked
+                            .iter()
+                            .copied()
+                            .filter(|&position| drawn(position) < chance),
+                    );
                 }
             }
             Predictor::Confidence { .. } => {

@@ -111,7 +111,11 @@ impl BlockSampler {
     ///
     /// # Errors
     /// A setting or a token out of its range; a template without a hole.
-    pub fn fill(settings: BlockSettings, template: &[Option<u32>], seed: u64) -> Result<Self, Error> {
+    pub fn fill(
+        settings: BlockSettings,
+        template: &[Option<u32>],
+        seed: u64,
+    ) -> Result<Self, Error> {
         settings.check()?;
         let template = Template::new(template)?;
         template.check("template", settings.vocab_size, Some(settings.mask_id))?;
@@ -150,13 +154,17 @@ impl BlockSampler {
 
     pub(super) fn prepare(&mut self) {
         let s = &self.settings;
-        if !self.text.offer(s.block_size, s.prefill_chunk, s.time_conditioned) {
+        if !self
+            .text
+            .offer(s.block_size, s.prefill_chunk, s.time_conditioned)
+        {
             return;
         }
         if !self.decided {
             let block = self.text.block..self.text.tokens.len();
             let masked: Vec<usize> = self.masked(block.clone()).collect();
-            self.clock.advance(&masked, block, &self.noise, &mut self.chosen);
+            self.clock
+                .advance(&masked, block, &self.noise, &mut self.chosen);
             self.decided = true;
         }
         let first = self.text.written;
@@ -182,7 +190,9 @@ impl BlockSampler {
     pub(super) fn reveal(&mut self, drawn: &[Drawn]) -> Progress {
         self.decided = false;
         for index in self.clock.sure(drawn) {
-            let (Some(&position), Some(&Drawn { token, .. })) = (self.chosen.get(index), drawn.get(index)) else {
+            let (Some(&position), Some(&Drawn { token, .. })) =
+                (self.chosen.get(index), drawn.get(index))
+            else {
                 continue;
             };
             self.text.tokens[position] = token;

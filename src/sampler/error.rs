@@ -51,11 +51,17 @@ impl Error {
     /// What is wrong with it.
     pub fn reason(&self) -> String {
         match self {
-            Self::OutOfRange { value, low, high, .. } if high.is_infinite() => {
+            Self::OutOfRange {
+                value, low, high, ..
+            } if high.is_infinite() => {
                 format!("it is {value}, but must be at least {low}")
             }
-            Self::OutOfRange { value, low, high, .. } => format!("it is {value}, but must be within {low} and {high}"),
-            Self::NotAShare { value, .. } => format!("it is {value}, but must be above 0 and at most 1"),
+            Self::OutOfRange {
+                value, low, high, ..
+            } => format!("it is {value}, but must be within {low} and {high}"),
+            Self::NotAShare { value, .. } => {
+                format!("it is {value}, but must be above 0 and at most 1")
+            }
             Self::UnknownToken {
                 index,
                 token,
@@ -63,7 +69,9 @@ impl Error {
                 ..
             } => format!("it has token {token} at {index}, outside the vocabulary of {vocab_size}"),
             Self::Mask { index, .. } => format!("it has the mask token at {index}"),
-            Self::TooLong { end, limit, .. } => format!("it would reach position {end}, past the last one, {limit}"),
+            Self::TooLong { end, limit, .. } => {
+                format!("it would reach position {end}, past the last one, {limit}")
+            }
         }
     }
 }
@@ -93,7 +101,12 @@ pub(super) fn within(field: &'static str, value: f64, low: f64, high: f64) -> Re
     }
 }
 
-pub(super) fn count(field: &'static str, value: usize, low: usize, high: usize) -> Result<(), Error> {
+pub(super) fn count(
+    field: &'static str,
+    value: usize,
+    low: usize,
+    high: usize,
+) -> Result<(), Error> {
     within(field, value as f64, low as f64, high as f64)
 }
 
@@ -121,7 +134,10 @@ pub(super) fn filter(filter: &Filter) -> Result<(), Error> {
 }
 
 pub(super) fn tokens(field: &'static str, tokens: &[u32], vocab_size: usize) -> Result<(), Error> {
-    match tokens.iter().position(|&token| token as usize >= vocab_size) {
+    match tokens
+        .iter()
+        .position(|&token| token as usize >= vocab_size)
+    {
         Some(index) => Err(Error::UnknownToken {
             field,
             index,

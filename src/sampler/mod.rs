@@ -11,10 +11,10 @@ mod notation;
 mod psi;
 pub mod schedule;
 mod template;
-mod text;
-mod uniform;
 #[cfg(test)]
 mod tests;
+mod text;
+mod uniform;
 
 use rayon::prelude::*;
 
@@ -198,5 +198,10 @@ impl Sampler {
 
 /// What becomes of draws, given each one's logits: rows of one sequence, several to a thread.
 fn draw_from(draws: &[Draw], logits: &[&[f32]]) -> Vec<Drawn> {
-    draw_all(draws.par_iter().zip(logits.par_iter().copied()).with_min_len(16))
+    draw_all(
+        draws
+            .par_iter()
+            .zip(logits.par_iter().copied())
+            .with_min_len(16),
+    )
 }

@@ -122,7 +122,9 @@ impl Psi {
         let (second, third) = rest.split_at(middle);
         [(self.high, first), (self.middle, second), (self.low, third)]
             .into_iter()
-            .flat_map(|(kappa, times)| (0..times.len()).map(move |at| kappa.at(times, at, schedule)))
+            .flat_map(|(kappa, times)| {
+                (0..times.len()).map(move |at| kappa.at(times, at, schedule))
+            })
             .collect()
     }
 

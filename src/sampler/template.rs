@@ -13,7 +13,9 @@ impl Template {
         error::at_least_one("max_tokens", max_tokens)?;
         error::length("max_tokens", prompt.len(), max_tokens)?;
         let holes = std::iter::repeat_n(None, max_tokens);
-        Ok(Self(prompt.iter().copied().map(Some).chain(holes).collect()))
+        Ok(Self(
+            prompt.iter().copied().map(Some).chain(holes).collect(),
+        ))
     }
 
     /// Any text with at least one hole.
@@ -25,7 +27,12 @@ impl Template {
     }
 
     /// Refuses fixed tokens outside the vocabulary, and the mask among them.
-    pub fn check(&self, field: &'static str, vocab_size: usize, mask_id: Option<u32>) -> Result<(), Error> {
+    pub fn check(
+        &self,
+        field: &'static str,
+        vocab_size: usize,
+        mask_id: Option<u32>,
+    ) -> Result<(), Error> {
         let fixed = |(index, token): (usize, &Option<u32>)| token.map(|token| (index, token));
         for (index, token) in self.0.iter().enumerate().filter_map(fixed) {
             if token as usize >= vocab_size {
@@ -49,7 +56,10 @@ impl Template {
 
     /// Where the text that is made begins.
     pub fn first_hole(&self) -> usize {
-        self.0.iter().position(Option::is_none).unwrap_or(self.0.len())
+        self.0
+            .iter()
+            .position(Option::is_none)
+            .unwrap_or(self.0.len())
     }
 
     pub fn is_free(&self, position: usize) -> bool {

@@ -52,7 +52,12 @@ impl Text {
     }
 
     /// Goes on to the next block with a hole, whose free positions start as `fill` says; false where there is none.
-    pub fn begin_block(&mut self, size: usize, last: LastBlock, fill: impl Fn(usize) -> u32) -> bool {
+    pub fn begin_block(
+        &mut self,
+        size: usize,
+        last: LastBlock,
+        fill: impl Fn(usize) -> u32,
+    ) -> bool {
         let block = self.template.next_block(&mut self.tokens, size, last, fill);
         self.block = block.unwrap_or(self.block);
         block.is_some()

@@ -132,7 +132,11 @@ impl UniformSampler {
     ///
     /// # Errors
     /// A setting or a token out of its range; a template without a hole.
-    pub fn fill(settings: UniformSettings, template: &[Option<u32>], seed: u64) -> Result<Self, Error> {
+    pub fn fill(
+        settings: UniformSettings,
+        template: &[Option<u32>],
+        seed: u64,
+    ) -> Result<Self, Error> {
         settings.check()?;
         let template = Template::new(template)?;
         template.check("template", settings.vocab_size, None)?;
@@ -140,7 +144,9 @@ impl UniformSampler {
     }
 
     fn start(settings: UniformSettings, template: Template, seed: u64) -> Self {
-        let UniformPredictor { steps, eps, psi, .. } = settings.predictor;
+        let UniformPredictor {
+            steps, eps, psi, ..
+        } = settings.predictor;
         let times = psi.times(steps as usize, eps);
         let mut sampler = Self {
             filter: settings.filter(),
@@ -162,7 +168,8 @@ impl UniformSampler {
             None => (self.text.template.len(), LastBlock::Cut),
         };
         let (noise, vocab) = (self.noise, self.settings.vocab_size);
-        let prior = |position: usize| anything(noise.uniform(0, position as u32, draws::TOKEN), vocab);
+        let prior =
+            |position: usize| anything(noise.uniform(0, position as u32, draws::TOKEN), vocab);
         self.taken = 0;
         self.text.begin_block(size, last, prior)
     }
@@ -173,7 +180,8 @@ impl UniformSampler {
         if !text.offer(size, s.prefill_chunk, s.time_conditioned) {
             return;
         }
-        let free = (text.block..text.tokens.len()).filter(|&position| text.template.is_free(position));
+        let free =
+            (text.block..text.tokens.len()).filter(|&position| text.template.is_free(position));
         text.evaluation
             .rows
             .extend(free.map(|position| position - text.written));
@@ -186,17 +194,18 @@ impl UniformSampler {
     pub(super) fn draw(&self, position: usize) -> Draw {
         let (taken, alpha) = (self.taken, |time: f64| LogLinear::UNIFORM.alpha(time));
         let next = self.times.get(taken + 1);
-        let kind = if next.is_none() && self.settings.predictor.noise_removal == NoiseRemoval::Greedy {
-            Kind::Best
-        } else {
-            let (alpha_s, kappa) = next.map_or((1.0, 1.0), |&s| (alpha(s), self.kappas[taken]));
-            Kind::Mixture {
-                present: self.text.tokens[position],
-                alpha_t: alpha(self.times[taken]),
-                alpha_s,
-                kappa,
-            }
-        };
+        let kind =
+            if next.is_none() && self.settings.predictor.noise_removal == NoiseRemoval::Greedy {
+                Kind::Best
+            } else {
+                let (alpha_s, kappa) = next.map_or((1.0, 1.0), |&s| (alpha(s), self.kappas[taken]));
+                Kind::Mixture {
+                    present: self.text.tokens[position],
+                    alpha_t: alpha(self.times[taken]),
+                    alpha_s,
+                    kappa,
+                }
+            };
         Draw {
             filter: self.filter,
             tokens: self.settings.vocab_size,
@@ -222,7 +231,8 @@ impl UniformSampler {
             return Progress::Continue;
         }
         let stops = |&position: &usize| {
-            text.template.is_free(position) && self.settings.stop_ids.contains(&text.tokens[position])
+            text.template.is_free(position)
+                && self.settings.stop_ids.contains(&text.tokens[position])
         };
         if let Some(stop) = (text.block..text.tokens.len().min(text.end)).find(stops) {
             text.end = stop;

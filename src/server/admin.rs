@@ -32,7 +32,12 @@ pub struct AdminService {
 
 impl AdminService {
     /// `upload_bytes` bounds all uploads under way together.
-    pub fn new(catalog: Arc<Catalog>, engine: EngineHandle, health: Health, upload_bytes: u64) -> Self {
+    pub fn new(
+        catalog: Arc<Catalog>,
+        engine: EngineHandle,
+        health: Health,
+        upload_bytes: u64,
+    ) -> Self {
         AdminService {
             catalog,
             engine,
@@ -46,7 +51,10 @@ impl AdminService {
         mut requests: Streaming<pb::AddVariantRequest>,
         events: &AddSender,
     ) -> Result<pb::Variant, Status> {
-        let Some(Part::Header(header)) = upload::next(&mut requests).await?.and_then(|request| request.part) else {
+        let Some(Part::Header(header)) = upload::next(&mut requests)
+            .await?
+            .and_then(|request| request.part)
+        else {
             return Err(BadField::new("header", "it must come first").into());
         };
         // Before the upload, not after it.
@@ -79,7 +87,11 @@ impl AdminService {
                 )
             }
             Some(pb::add_variant_header::Source::Path(_)) | None => {
-                return Err(BadField::new("header.source", "give a path or the size of the upload").into());
+                return Err(BadField::new(
+                    "header.source",
+                    "give a path or the size of the upload",
+                )
+                .into());
             }
         };
         let request = AddRequest {
@@ -143,7 +155,9 @@ impl Admin for AdminService {
             service.health.follow().await;
             Ok::<_, Status>(generation)
         });
-        let generation = task.await.map_err(|error| Status::internal(error.to_string()))??;
+        let generation = task
+            .await
+            .map_err(|error| Status::internal(error.to_string()))??;
         Ok(Response::new(pb::RemoveVariantResponse { generation }))
     }
 
@@ -151,7 +165,12 @@ impl Admin for AdminService {
         &self,
         _: Request<pb::ListVariantsRequest>,
     ) -> Result<Response<pb::ListVariantsResponse>, Status> {
-        let variants = self.catalog.list().into_iter().map(convert::variant).collect();
+        let variants = self
+            .catalog
+            .list()
+            .into_iter()
+            .map(convert::variant)
+            .collect();
         Ok(Response::new(pb::ListVariantsResponse { variants }))
     }
 
@@ -160,10 +179,15 @@ impl Admin for AdminService {
         request: Request<pb::GetVariantRequest>,
     ) -> Result<Response<pb::GetVariantResponse>, Status> {
         let variant = convert::variant(self.catalog.get(&request.into_inner().name)?);
-        Ok(Response::new(pb::GetVariantResponse { variant: Some(variant) }))
+        Ok(Response::new(pb::GetVariantResponse {
+            variant: Some(variant),
+        }))
     }
 
-    async fn get_status(&self, _: Request<pb::GetStatusRequest>) -> Result<Response<pb::GetStatusResponse>, Status> {
+    async fn get_status(
+        &self,
+        _: Request<pb::GetStatusRequest>,
+    ) -> Result<Response<pb::GetStatusResponse>, Status> {
         let (catalog, engine) = (self.catalog.status(), self.engine.status());
         let cache = MemoryPart {
             part: "key-value cache".into(),
@@ -175,11 +199,17 @@ impl Admin for AdminService {
             bytes: engine.materialised_bytes,
             on_device: engine.kv_on_device,
         };
-        let beside = [cache, materialised].into_iter().filter(|part| part.bytes > 0);
-        let memory = catalog.memory.into_iter().chain(beside).map(|part| pb::MemoryPart {
-            part: part.to_string(),
-            bytes: part.bytes,
-        });
+        let beside = [cache, materialised]
+            .into_iter()
+            .filter(|part| part.bytes > 0);
+        let memory = catalog
+            .memory
+            .into_iter()
+            .chain(beside)
+            .map(|part| pb::MemoryPart {
+                part: part.to_string(),
+                bytes: part.bytes,
+            });
         Ok(Response::new(pb::GetStatusResponse {
             generation: engine.generation,
             variants: convert::small(catalog.variants),

@@ -41,12 +41,18 @@ const LONGEST_CLIENT_ID: usize = 128;
 /// # Errors
 /// A client id that is empty, too long or not printable ASCII.
 pub fn client<T>(request: &tonic::Request<T>, trusted: bool) -> Result<Option<Arc<str>>, BadField> {
-    let address = || request.remote_addr().map(|address| address.ip().to_string().into());
+    let address = || {
+        request
+            .remote_addr()
+            .map(|address| address.ip().to_string().into())
+    };
     let Some(id) = request.metadata().get(CLIENT_ID).filter(|_| trusted) else {
         return Ok(address());
     };
     match id.to_str() {
-        Ok(id) if (1..=LONGEST_CLIENT_ID).contains(&id.len()) => Ok(Some(format!("id {id}").into())),
+        Ok(id) if (1..=LONGEST_CLIENT_ID).contains(&id.len()) => {
+            Ok(Some(format!("id {id}").into()))
+        }
         _ => {
             let reason = format!("it is not 1 to {LONGEST_CLIENT_ID} bytes of printable ASCII");
             Err(BadField::new(CLIENT_ID, reason))
@@ -59,7 +65,10 @@ pub fn priority(wire: i32) -> Result<Priority, BadField> {
     match pb::Priority::try_from(wire) {
         Ok(pb::Priority::Unspecified | pb::Priority::Interactive) => Ok(Priority::Interactive),
         Ok(pb::Priority::Batch) => Ok(Priority::Batch),
-        Err(_) => Err(BadField::new("priority", format!("there is no number {wire}"))),
+        Err(_) => Err(BadField::new(
+            "priority",
+            format!("there is no number {wire}"),
+        )),
     }
 }
 

@@ -45,7 +45,10 @@ impl Health {
             state.reporter.clear_service_status(gone).await;
         }
         for come in names.difference(&before) {
-            state.reporter.set_service_status(come, ServingStatus::Serving).await;
+            state
+                .reporter
+                .set_service_status(come, ServingStatus::Serving)
+                .await;
         }
     }
 
@@ -53,9 +56,13 @@ impl Health {
     pub async fn drain(&self) {
         let mut state = self.state.lock().await;
         state.draining = true;
-        let State { reporter, names, .. } = &*state;
+        let State {
+            reporter, names, ..
+        } = &*state;
         for name in names.iter().map(String::as_str).chain([""]) {
-            reporter.set_service_status(name, ServingStatus::NotServing).await;
+            reporter
+                .set_service_status(name, ServingStatus::NotServing)
+                .await;
         }
     }
 }

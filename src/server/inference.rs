@@ -41,7 +41,10 @@ impl InferenceService {
         match bytes <= self.prompt_bytes {
             true => Ok(()),
             false => {
-                let reason = format!("it has {bytes} bytes and at most {} are allowed", self.prompt_bytes);
+                let reason = format!(
+                    "it has {bytes} bytes and at most {} are allowed",
+                    self.prompt_bytes
+                );
                 Err(BadField::new(field, reason))
             }
         }
@@ -49,7 +52,12 @@ impl InferenceService {
 
     /// The token that begins every text, where the tokenizer has one.
     fn beginning(&self) -> Vec<u32> {
-        self.engine.generation().tokenizer.end_of_text().into_iter().collect()
+        self.engine
+            .generation()
+            .tokenizer
+            .end_of_text()
+            .into_iter()
+            .collect()
     }
 
     /// The tokens of a text, at least one.
@@ -74,10 +82,16 @@ impl InferenceService {
     }
 
     /// What a request gives, as the engine takes it: the prompt, the length of the first hole, and what stands after it.
-    async fn given(&self, request: &mut pb::GenerateRequest) -> Result<(Vec<u32>, usize, Vec<Option<u32>>), Status> {
+    async fn given(
+        &self,
+        request: &mut pb::GenerateRequest,
+    ) -> Result<(Vec<u32>, usize, Vec<Option<u32>>), Status> {
         if request.template.is_empty() {
             let mut prompt = self.beginning();
-            prompt.extend(self.encode("prompt", std::mem::take(&mut request.prompt)).await?);
+            prompt.extend(
+                self.encode("prompt", std::mem::take(&mut request.prompt))
+                    .await?,
+            );
             let after = match request.suffix.take() {
                 Some(suffix) => self.encode("suffix", suffix).await?,
                 None => Vec::new(),
@@ -92,7 +106,11 @@ impl InferenceService {
         if request.template.len() > MAX_PIECES {
             return Err(bad("it has more than 1024 pieces"));
         }
-        let pieces: Option<Vec<Piece>> = request.template.drain(..).map(|piece| piece.piece).collect();
+        let pieces: Option<Vec<Piece>> = request
+            .template
+            .drain(..)
+            .map(|piece| piece.piece)
+            .collect();
         let pieces = pieces.ok_or_else(|| bad("one of its pieces is neither text nor hole"))?;
         let bytes = pieces.iter().map(|piece| match piece {
             Piece::Text(text) => text.len(),
@@ -106,8 +124,12 @@ impl InferenceService {
         let (mut prompt, mut first, mut after, mut holes) = (self.beginning(), 0, Vec::new(), 0);
         for piece in pieces {
             match piece {
-                Piece::Text(text) if first == 0 => prompt.extend(self.encode(TEMPLATE, text).await?),
-                Piece::Text(text) => after.extend(self.encode(TEMPLATE, text).await?.into_iter().map(Some)),
+                Piece::Text(text) if first == 0 => {
+                    prompt.extend(self.encode(TEMPLATE, text).await?)
+                }
+                Piece::Text(text) => {
+                    after.extend(self.encode(TEMPLATE, text).await?.into_iter().map(Some))
+                }
                 Piece::Hole(0) => return Err(bad("one of its holes is empty")),
                 Piece::Hole(length) => {
                     holes += length as usize;
@@ -132,7 +154,10 @@ impl InferenceService {
 impl Inference for InferenceService {
     type GenerateStream = Events;
 
-    async fn generate(&self, request: Request<pb::GenerateRequest>) -> Result<Response<Events>, Status> {
+    async fn generate(
+        &self,
+        request: Request<pb::GenerateRequest>,
+    ) -> Result<Response<Events>, Status> {
         let deadline = convert::deadline(request.metadata());
         let client = convert::client(&request, self.trust_client_id)?;
         let mut request = request.into_inner();
@@ -172,7 +197,10 @@ impl Inference for InferenceService {
         }))
     }
 
-    async fn score(&self, request: Request<pb::ScoreRequest>) -> Result<Response<pb::ScoreResponse>, Status> {
+    async fn score(
+        &self,
+        request: Request<pb::ScoreRequest>,
+    ) -> Result<Response<pb::ScoreResponse>, Status> {
         let deadline = convert::deadline(request.metadata());
         let client = convert::client(&request, self.trust_client_id)?;
         let request = request.into_inner();
@@ -195,7 +223,9 @@ impl Inference for InferenceService {
                 field => field,
             })
         })?;
-        let score = within(deadline, reply).await?.map_err(|_| engine::Error::Stopped)??;
+        let score = within(deadline, reply)
+            .await?
+            .map_err(|_| engine::Error::Stopped)??;
         Ok(Response::new(pb::ScoreResponse {
             nats_per_token: score.nats_per_token,
             tokens: convert::small(score.tokens),
@@ -207,7 +237,10 @@ impl Inference for InferenceService {
 }
 
 /// What `future` gives, unless the deadline passes first: the engine notices that only between two steps.
-async fn within<T>(deadline: Option<Instant>, future: impl Future<Output = T>) -> Result<T, engine::Error> {
+async fn within<T>(
+    deadline: Option<Instant>,
+    future: impl Future<Output = T>,
+) -> Result<T, engine::Error> {
     let Some(deadline) = deadline else {
         return Ok(future.await);
     };
@@ -215,7 +248,9 @@ async fn within<T>(deadline: Option<Instant>, future: impl Future<Output = T>) -
     let passed = |_| engine::Error::DeadlinePassed {
         waited: begun.elapsed(),
     };
-    tokio::time::timeout_at(deadline.into(), future).await.map_err(passed)
+    tokio::time::timeout_at(deadline.into(), future)
+        .await
+        .map_err(passed)
 }
 
 /// What a client is told of text that the engine knows as tokens before and after a hole: `name` says in which field it came.

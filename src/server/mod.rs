@@ -52,7 +52,9 @@ impl Default for Limits {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is no authentication yet, so the network must not reach the server by accident.
-    #[error("{address} can be reached from other machines, and choir has no authentication; --insecure-bind allows it")]
+    #[error(
+        "{address} can be reached from other machines, and choir has no authentication; --insecure-bind allows it"
+    )]
     NotLoopback { address: SocketAddr },
     #[error("cannot listen on {address}")]
     Listen {
@@ -99,9 +101,10 @@ pub async fn serve(
     let inference = inference::InferenceService::new(engine.clone(), &limits);
     let inference = pb::inference_server::InferenceServer::new(inference)
         .max_decoding_message_size(limits.prompt_bytes + ENVELOPE_BYTES);
-    let admin = admin::AdminService::new(catalog, engine.clone(), health.clone(), limits.upload_bytes);
     let admin =
-        pb::admin_server::AdminServer::new(admin).max_decoding_message_size(upload::CHUNK_BYTES + ENVELOPE_BYTES);
+        admin::AdminService::new(catalog, engine.clone(), health.clone(), limits.upload_bytes);
+    let admin = pb::admin_server::AdminServer::new(admin)
+        .max_decoding_message_size(upload::CHUNK_BYTES + ENVELOPE_BYTES);
     let router = tonic::transport::Server::builder()
         .max_concurrent_streams(CALLS_PER_CONNECTION)
         .http2_keepalive_interval(Some(Duration::from_secs(30)))

@@ -57,9 +57,9 @@ impl From<engine::Error> for Status {
             PromptTooLong { .. } => self::BadField::new("prompt", message).into(),
             // Overloaded: not DEADLINE_EXCEEDED, which would say that time was spent on it; coming back later, or going
             // elsewhere, is what helps.
-            QueueFull { retry_after, .. } | TooMany { retry_after, .. } | Overloaded { retry_after, .. } => {
-                exhausted(message, Some(retry_after))
-            }
+            QueueFull { retry_after, .. }
+            | TooMany { retry_after, .. }
+            | Overloaded { retry_after, .. } => exhausted(message, Some(retry_after)),
             // Coming back later does not help, so no time is given.
             OutOfPages { .. } | Stalled { .. } => exhausted(message, None),
             Draining | NotStarted { .. } | Stopped => Status::unavailable(message),
@@ -67,7 +67,9 @@ impl From<engine::Error> for Status {
             Cancelled => Status::cancelled(message),
             Device { request_id, detail } => {
                 tracing::error!(request_id, "the device failed: {detail}");
-                Status::internal(format!("request {request_id} failed; the server's log has the details"))
+                Status::internal(format!(
+                    "request {request_id} failed; the server's log has the details"
+                ))
             }
         }
     }
@@ -77,9 +79,10 @@ impl From<engine::Error> for Status {
 pub fn exhausted(message: impl Into<String>, retry_after: Option<Duration>) -> Status {
     let mut status = Status::new(Code::ResourceExhausted, message);
     if let Some(after) = retry_after {
-        status
-            .metadata_mut()
-            .insert(RETRY_AFTER, MetadataValue::from(after.as_millis().max(1) as u64));
+        status.metadata_mut().insert(
+            RETRY_AFTER,
+            MetadataValue::from(after.as_millis().max(1) as u64),
+        );
     }
     status
 }
@@ -107,11 +110,21 @@ impl From<store::Error> for Status {
                 tracing::error!("{message}");
                 Status::data_loss(message)
             }
-            Io { source, .. } if matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
+            Io { source, .. }
+                if matches!(
+                    source.kind(),
+                    ErrorKind::StorageFull | ErrorKind::QuotaExceeded
+                ) =>
+            {
                 tracing::error!("{message}");
                 exhausted(message, None)
             }
-            Io { .. } | NotAStore { .. } | Exists { .. } | Locked { .. } | Format { .. } | UnknownBank { .. } => {
+            Io { .. }
+            | NotAStore { .. }
+            | Exists { .. }
+            | Locked { .. }
+            | Format { .. }
+            | UnknownBank { .. } => {
                 tracing::error!("{message}");
                 Status::internal(message)
             }

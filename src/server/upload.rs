@@ -54,7 +54,8 @@ pub async fn receive(
     expected: u64,
     mut progress: impl FnMut(f32),
 ) -> Result<Vec<u8>, Status> {
-    let expected = usize::try_from(expected).map_err(|_| BadField::new(FIELD, "it is too large"))?;
+    let expected =
+        usize::try_from(expected).map_err(|_| BadField::new(FIELD, "it is too large"))?;
     let mut file = Vec::new();
     file.try_reserve_exact(expected)
         .map_err(|error| exhausted(error.to_string(), None))?;
@@ -63,7 +64,9 @@ pub async fn receive(
             return Err(BadField::new("chunk", "only chunks may follow the header").into());
         };
         if chunk.len() > CHUNK_BYTES {
-            return Err(BadField::new("chunk", format!("it has more than {CHUNK_BYTES} bytes")).into());
+            return Err(
+                BadField::new("chunk", format!("it has more than {CHUNK_BYTES} bytes")).into(),
+            );
         }
         if chunk.len() > expected - file.len() {
             return Err(BadField::new(
@@ -76,14 +79,19 @@ pub async fn receive(
         progress(file.len() as f32 / expected as f32);
     }
     if file.len() < expected {
-        let reason = format!("the file ended after {} of the {expected} bytes announced", file.len());
+        let reason = format!(
+            "the file ended after {} of the {expected} bytes announced",
+            file.len()
+        );
         return Err(BadField::new("chunk", reason).into());
     }
     Ok(file)
 }
 
 /// The next message of an upload, which must not take for ever.
-pub async fn next(requests: &mut Streaming<AddVariantRequest>) -> Result<Option<AddVariantRequest>, Status> {
+pub async fn next(
+    requests: &mut Streaming<AddVariantRequest>,
+) -> Result<Option<AddVariantRequest>, Status> {
     tokio::time::timeout(PATIENCE, requests.message())
         .await
         .map_err(|_| Status::deadline_exceeded("the upload stopped"))?

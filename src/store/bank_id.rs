@@ -40,7 +40,9 @@ impl FromStr for BankId {
             (_, Some(number)) => (BankKind::Head, number),
             _ => return Err(format!("no bank is called {text:?}")),
         };
-        let number = number.parse().map_err(|_| format!("no bank is called {text:?}"))?;
+        let number = number
+            .parse()
+            .map_err(|_| format!("no bank is called {text:?}"))?;
         Ok(BankId { kind, number })
     }
 }
@@ -53,6 +55,8 @@ impl Serialize for BankId {
 
 impl<'de> Deserialize<'de> for BankId {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(de::Error::custom)
     }
 }

@@ -86,11 +86,17 @@ impl Disk {
     /// Makes sure that no other process has the directory open, until the lock that is returned is dropped.
     pub fn lock(&mut self) -> Result<Lock, Error> {
         let file = self.step(Operation::Lock, Path::new("lock"), |path| {
-            OpenOptions::new().create(true).truncate(false).write(true).open(path)
+            OpenOptions::new()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .open(path)
         })?;
         match file.try_lock() {
             Ok(()) => Ok(Lock(file)),
-            Err(TryLockError::WouldBlock) => Err(Error::Locked { dir: self.root.clone() }),
+            Err(TryLockError::WouldBlock) => Err(Error::Locked {
+                dir: self.root.clone(),
+            }),
             Err(TryLockError::Error(source)) => {
                 let path = self.root.join("lock");
                 Err(Error::Io {
@@ -111,7 +117,11 @@ impl Disk {
         self.reading(path, |path| Digest::of_all(File::open(path)?))
     }
 
-    fn reading<T>(&self, path: &Path, read: impl FnOnce(&Path) -> io::Result<T>) -> Result<T, Error> {
+    fn reading<T>(
+        &self,
+        path: &Path,
+        read: impl FnOnce(&Path) -> io::Result<T>,
+    ) -> Result<T, Error> {
         let path = self.root.join(path);
         read(&path).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => Error::Corrupt {
@@ -141,7 +151,9 @@ impl Disk {
     }
 
     pub fn sync_directory(&mut self, path: &Path) -> Result<(), Error> {
-        self.step(Operation::SyncDirectory, path, |path| File::open(path)?.sync_all())
+        self.step(Operation::SyncDirectory, path, |path| {
+            File::open(path)?.sync_all()
+        })
     }
 
     pub fn remove_file(&mut self, path: &Path) -> Result<(), Error> {
@@ -155,7 +167,10 @@ impl Disk {
 
     /// The names in a directory, in order; none where it is not there.
     pub fn list(&self, path: &Path) -> Vec<PathBuf> {
-        let entries = fs::read_dir(self.root.join(path)).into_iter().flatten().flatten();
+        let entries = fs::read_dir(self.root.join(path))
+            .into_iter()
+            .flatten()
+            .flatten();
         let mut paths: Vec<_> = entries.map(|entry| path.join(entry.file_name())).collect();
         paths.sort();
         paths
@@ -168,12 +183,17 @@ impl Disk {
         act: impl FnOnce(PathBuf) -> io::Result<T>,
     ) -> Result<T, Error> {
         let path = self.root.join(path);
-        let announced = self.watch.as_mut().map_or(Ok(()), |watch| watch(operation, &path));
-        announced.and_then(|()| act(path.clone())).map_err(|source| Error::Io {
-            operation,
-            path,
-            source,
-        })
+        let announced = self
+            .watch
+            .as_mut()
+            .map_or(Ok(()), |watch| watch(operation, &path));
+        announced
+            .and_then(|()| act(path.clone()))
+            .map_err(|source| Error::Io {
+                operation,
+                path,
+                source,
+            })
     }
 }
 

@@ -26,14 +26,19 @@ pub enum Error {
     Corrupt { path: PathBuf, detail: String },
     #[error("the store has format {found}; this program reads format {supported}")]
     Format { found: u32, supported: u32 },
-    #[error("the store uses the transform {kind}, version {version}, which this program does not have")]
+    #[error(
+        "the store uses the transform {kind}, version {version}, which this program does not have"
+    )]
     OtherTransform { kind: String, version: u32 },
     #[error("the store belongs to the base {expected}, this is {found}")]
     OtherBase { expected: Digest, found: Digest },
     #[error("the store belongs to the tokenizer {expected}, this is {found}")]
     OtherTokenizer { expected: Digest, found: Digest },
     #[error("{field} {reason}")]
-    BadOption { field: &'static str, reason: &'static str },
+    BadOption {
+        field: &'static str,
+        reason: &'static str,
+    },
     #[error("{name:?} cannot be a variant's name: {reason}")]
     BadName { name: String, reason: &'static str },
     #[error("there is a variant {name} already")]

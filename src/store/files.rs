@@ -27,21 +27,34 @@ fn of_bank<'a>(id: &BankId, record: &'a BankRecord) -> (PathBuf, &'a FileRecord)
     (bank(id, record.generation), &record.file)
 }
 
-fn of_variant<'a>(name: &str, record: &'a VariantRecord) -> impl Iterator<Item = (PathBuf, &'a FileRecord)> {
+fn of_variant<'a>(
+    name: &str,
+    record: &'a VariantRecord,
+) -> impl Iterator<Item = (PathBuf, &'a FileRecord)> {
     let archived = record.archive.as_ref().map(|file| (archive(name), file));
-    [(private(name), &record.private)].into_iter().chain(archived)
+    [(private(name), &record.private)]
+        .into_iter()
+        .chain(archived)
 }
 
 /// Every file that `manifest` names.
 pub(super) fn of(manifest: &Manifest) -> BTreeMap<PathBuf, &FileRecord> {
-    let banks = manifest.banks.iter().map(|(id, record)| of_bank(id, record));
+    let banks = manifest
+        .banks
+        .iter()
+        .map(|(id, record)| of_bank(id, record));
     let variants = manifest.variants.iter();
     let variants = variants.flat_map(|(name, record)| of_variant(name, record));
     banks.chain(variants).collect()
 }
 
 /// Refuses a file of so many bytes and this digest that is not what was written.
-fn check(disk: &Disk, path: &Path, record: &FileRecord, (bytes, digest): (u64, Digest)) -> Result<(), Error> {
+fn check(
+    disk: &Disk,
+    path: &Path,
+    record: &FileRecord,
+    (bytes, digest): (u64, Digest),
+) -> Result<(), Error> {
     if bytes != record.bytes {
         let detail = format!("it has {bytes} bytes, {} were written", record.bytes);
         return Err(disk.corrupt(path, detail));
@@ -78,8 +91,14 @@ pub(super) fn verify(disk: &Disk, manifest: &Manifest) -> Result<(), Error> {
 /// cannot be removed now is left for the next time: it does no harm.
 pub(super) fn clear(disk: &mut Disk, manifest: &Manifest) {
     let named = of(manifest);
-    let directories = [disk.list(Path::new("banks")), disk.list(Path::new("variants"))].concat();
-    let files = directories.iter().flat_map(|directory| disk.list(directory));
+    let directories = [
+        disk.list(Path::new("banks")),
+        disk.list(Path::new("variants")),
+    ]
+    .concat();
+    let files = directories
+        .iter()
+        .flat_map(|directory| disk.list(directory));
     let stray: Vec<_> = files.filter(|file| !named.contains_key(file)).collect();
     let in_use: BTreeSet<_> = named.keys().filter_map(|path| path.parent()).collect();
     let unused = directories
@@ -95,7 +114,12 @@ pub(super) fn clear(disk: &mut Disk, manifest: &Manifest) {
 /// Removes what `before` names and `manifest` does not, without a look at anything else: what a commit replaces costs the same in
 /// a store of any size.
 pub(super) fn clear_replaced(disk: &mut Disk, before: &Manifest, manifest: &Manifest) {
-    let written = |id| manifest.banks.get(id).map(|bank: &BankRecord| bank.generation);
+    let written = |id| {
+        manifest
+            .banks
+            .get(id)
+            .map(|bank: &BankRecord| bank.generation)
+    };
     let banks = before.banks.iter();
     let banks = banks.filter(|(id, record)| written(id) != Some(record.generation));
     let variants = before.variants.iter();
@@ -116,7 +140,11 @@ pub(super) fn clear_replaced(disk: &mut Disk, before: &Manifest, manifest: &Mani
 }
 
 /// Removes files, then directories, which are to be empty then.
-fn remove<'a>(disk: &mut Disk, files: &[PathBuf], directories: impl IntoIterator<Item = &'a PathBuf>) {
+fn remove<'a>(
+    disk: &mut Disk,
+    files: &[PathBuf],
+    directories: impl IntoIterator<Item = &'a PathBuf>,
+) {
     let mut removals: Vec<_> = files.iter().map(|file| disk.remove_file(file)).collect();
     removals.extend(
         directories

@@ -210,13 +210,21 @@ impl Manifest {
     /// What does not hold together, if anything: a manifest is data that may have been written by anyone.
     pub(super) fn contradiction(&self) -> Option<String> {
         for (variant, record) in &self.variants {
-            let member = |id| self.banks.get(id).is_some_and(|bank| bank.members.contains(variant));
+            let member = |id| {
+                self.banks
+                    .get(id)
+                    .is_some_and(|bank| bank.members.contains(variant))
+            };
             if name::check_name(variant).is_err() || !record.banks.iter().all(member) {
                 return Some(format!("the variant {} does not fit", name::shown(variant)));
             }
         }
         for (id, bank) in &self.banks {
-            let known = |name: &String| self.variants.get(name).is_some_and(|record| record.banks.contains(id));
+            let known = |name: &String| {
+                self.variants
+                    .get(name)
+                    .is_some_and(|record| record.banks.contains(id))
+            };
             if !bank.members.iter().all(known) {
                 return Some(format!("the bank {id} does not fit"));
             }

@@ -31,14 +31,16 @@ pub(super) fn decode(file: &[u8]) -> Result<Manifest, Error> {
     let fields = verified(file).ok_or_else(|| corrupt("its checksum does not fit".to_owned()))?;
     let json = [b"{", fields].concat();
     // The version first: a later format may have other fields.
-    let Version { format } = serde_json::from_slice(&json).map_err(|error| corrupt(error.to_string()))?;
+    let Version { format } =
+        serde_json::from_slice(&json).map_err(|error| corrupt(error.to_string()))?;
     if format != FORMAT {
         return Err(Error::Format {
             found: format,
             supported: FORMAT,
         });
     }
-    let manifest: Manifest = serde_json::from_slice(&json).map_err(|error| corrupt(error.to_string()))?;
+    let manifest: Manifest =
+        serde_json::from_slice(&json).map_err(|error| corrupt(error.to_string()))?;
     match manifest.contradiction() {
         Some(detail) => Err(corrupt(detail)),
         None => Ok(manifest),

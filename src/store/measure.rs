@@ -40,8 +40,12 @@ pub(super) fn members(
                 unchanged.insert(*id, store.load_bank(id)?);
             }
             let bank = changed.get(id).or_else(|| unchanged.get(id));
-            let parts = bank.map(|bank| measure(bank, delta, record.seed, |tensor| record.scales.of(tensor)));
-            parts.unwrap_or_default().into_values().for_each(|part| moments += part);
+            let parts = bank
+                .map(|bank| measure(bank, delta, record.seed, |tensor| record.scales.of(tensor)));
+            parts
+                .unwrap_or_default()
+                .into_values()
+                .for_each(|part| moments += part);
         }
         record.quality = Some(Quality {
             cosine: moments.cosine() as f32,

@@ -33,10 +33,14 @@ use std::path::{Path, PathBuf};
 pub use bank_id::{BankId, BankKind};
 pub use disk::{Operation, Watch};
 pub use error::Error;
-pub use manifest::{BankRecord, FileRecord, Manifest, Options, Quality, Scales, TransformRecord, VariantRecord};
+pub use manifest::{
+    BankRecord, FileRecord, Manifest, Options, Quality, Scales, TransformRecord, VariantRecord,
+};
 pub use name::{BASE, check_name, shown};
 pub use placement::emptiest;
-pub use sampling::{Kappa, NoiseRemoval, Predictor, Process, Psi, SamplerDefaults, TimeProfile, UniformPredictor};
+pub use sampling::{
+    Kappa, NoiseRemoval, Predictor, Process, Psi, SamplerDefaults, TimeProfile, UniformPredictor,
+};
 
 use crate::superposition::{Bank, Delta, Digest, NamedTensors, Private};
 use disk::{Disk, Lock};
@@ -120,16 +124,26 @@ impl Store {
     }
 
     /// [`Store::create`], with every write operation announced to `watch`.
-    pub fn create_watched(dir: &Path, base: BaseFacts, options: Options, watch: Option<Watch>) -> Result<Store, Error> {
+    pub fn create_watched(
+        dir: &Path,
+        base: BaseFacts,
+        options: Options,
+        watch: Option<Watch>,
+    ) -> Result<Store, Error> {
         options.check()?;
         let mut disk = Disk::new(dir, watch);
         disk.create_directory(Path::new(""))?;
         let lock = disk.lock()?;
         if Store::exists(dir) {
-            return Err(Error::Exists { dir: dir.to_owned() });
+            return Err(Error::Exists {
+                dir: dir.to_owned(),
+            });
         }
         let manifest = Manifest::empty(&base, options);
-        disk.write(Path::new(files::MANIFEST), &manifest_file::encode(&manifest)?)?;
+        disk.write(
+            Path::new(files::MANIFEST),
+            &manifest_file::encode(&manifest)?,
+        )?;
         disk.sync_directory(Path::new(""))?;
         Ok(Store {
             disk,
@@ -142,7 +156,9 @@ impl Store {
     /// [`Store::open`], with every write operation announced to `watch`.
     pub fn open_watched(dir: &Path, base: BaseFacts, watch: Option<Watch>) -> Result<Store, Error> {
         if !Store::exists(dir) {
-            return Err(Error::NotAStore { dir: dir.to_owned() });
+            return Err(Error::NotAStore {
+                dir: dir.to_owned(),
+            });
         }
         let mut disk = Disk::new(dir, watch);
         let lock = disk.lock()?;
@@ -233,14 +249,27 @@ impl Store {
 
     /// Reads a bank of the current generation.
     pub fn load_bank(&self, id: &BankId) -> Result<Bank, Error> {
-        let record = self.manifest.banks.get(id).ok_or(Error::UnknownBank { bank: *id })?;
+        let record = self
+            .manifest
+            .banks
+            .get(id)
+            .ok_or(Error::UnknownBank { bank: *id })?;
         let path = files::bank(id, record.generation);
         let bank = files::load(&self.disk, &path, &record.file, Bank::from_bytes)?;
         let expected = self.empty_bank(id.kind);
-        let shapes =
-            |bank: &Bank| -> Vec<_> { bank.tensors.iter().map(|(n, t)| (n.clone(), t.rows, t.cols)).collect() };
-        if bank.capacity != expected.capacity || bank.scheme != expected.scheme || shapes(&bank) != shapes(&expected) {
-            return Err(self.disk.corrupt(&path, "it is not laid out as a bank of this base"));
+        let shapes = |bank: &Bank| -> Vec<_> {
+            bank.tensors
+                .iter()
+                .map(|(n, t)| (n.clone(), t.rows, t.cols))
+                .collect()
+        };
+        if bank.capacity != expected.capacity
+            || bank.scheme != expected.scheme
+            || shapes(&bank) != shapes(&expected)
+        {
+            return Err(self
+                .disk
+                .corrupt(&path, "it is not laid out as a bank of this base"));
         }
         Ok(bank)
     }
@@ -248,7 +277,12 @@ impl Store {
     /// Reads a variant's private tensors.
     pub fn load_private(&self, name: &str) -> Result<Private, Error> {
         let record = self.variant(name)?;
-        files::load(&self.disk, &files::private(name), &record.private, Private::from_bytes)
+        files::load(
+            &self.disk,
+            &files::private(name),
+            &record.private,
+            Private::from_bytes,
+        )
     }
 
     /// Reads a variant's archived delta; `None` where the store keeps no archive of it.

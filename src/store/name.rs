@@ -14,8 +14,12 @@ pub fn check_name(name: &str) -> Result<(), Error> {
     let reason = match name.as_bytes() {
         [] => "it is empty",
         bytes if bytes.len() > LONGEST => "it is longer than 64 bytes",
-        bytes if !bytes.iter().copied().all(allowed) => "only letters a-z, digits, underscores and hyphens are allowed",
-        [first, ..] if !first.is_ascii_alphanumeric() => "the first character must be a letter or a digit",
+        bytes if !bytes.iter().copied().all(allowed) => {
+            "only letters a-z, digits, underscores and hyphens are allowed"
+        }
+        [first, ..] if !first.is_ascii_alphanumeric() => {
+            "the first character must be a letter or a digit"
+        }
         _ if name.eq_ignore_ascii_case(BASE) => "it is the name of the base",
         _ => return Ok(()),
     };

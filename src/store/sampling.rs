@@ -113,7 +113,10 @@ mod tests {
             "top_k": null, "block_size": null, "time_conditioning": false}"#;
         let defaults: SamplerDefaults = serde_json::from_str(text).unwrap();
         assert_eq!(defaults.predictor, Predictor::Confidence { threshold: 0.5 });
-        let text = text.replace(r#"{"confidence": {"threshold": 0.5}}"#, r#""first_hitting""#);
+        let text = text.replace(
+            r#"{"confidence": {"threshold": 0.5}}"#,
+            r#""first_hitting""#,
+        );
         let defaults: SamplerDefaults = serde_json::from_str(&text).unwrap();
         assert_eq!(defaults.predictor, Predictor::FirstHitting);
     }

@@ -13,7 +13,15 @@ fn facts() -> BaseFacts {
 #[test]
 fn names_that_are_safe_in_a_path_are_allowed() {
     let longest = "x".repeat(64);
-    for name in ["a", "kjv", "devils-dictionary", "v1-2_b", "0", "Base2", &longest] {
+    for name in [
+        "a",
+        "kjv",
+        "devils-dictionary",
+        "v1-2_b",
+        "0",
+        "Base2",
+        &longest,
+    ] {
         check_name(name).unwrap();
     }
 }
@@ -22,8 +30,8 @@ fn names_that_are_safe_in_a_path_are_allowed() {
 fn other_names_are_refused_and_not_repeated_at_length() {
     let long = "x".repeat(10_000);
     let bad = [
-        "", ".", "..", ".hidden", "v1.2", "-flag", "_x", "a/b", "a\\b", "../up", "a b", "a\0", "a\n", "é", "base",
-        "BASE", &long,
+        "", ".", "..", ".hidden", "v1.2", "-flag", "_x", "a/b", "a\\b", "../up", "a b", "a\0",
+        "a\n", "é", "base", "BASE", &long,
     ];
     for name in bad {
         let error = check_name(name).unwrap_err();
@@ -86,11 +94,25 @@ fn a_variant_goes_into_the_emptiest_bank_that_can_take_its_seed() {
     assert_eq!(place(&[], 9), 0);
     assert_eq!(place(&full[..3], 9), 0);
     assert_eq!(place(&full, 9), 1);
-    assert_eq!(place(&full[..3], 2), 1, "never beside a variant of the same seed");
-    assert_eq!(place(&[("e", 5, 2)], 9), 2, "an existing bank before a new one");
+    assert_eq!(
+        place(&full[..3], 2),
+        1,
+        "never beside a variant of the same seed"
+    );
+    assert_eq!(
+        place(&[("e", 5, 2)], 9),
+        2,
+        "an existing bank before a new one"
+    );
     assert_eq!(place(&[("e", 5, 1)], 5), 0, "the first free number");
     assert_eq!(manifest(&full).place(BankKind::Head, 9, 1).number, 0);
-    let uneven = [("a", 1, 0), ("b", 2, 0), ("c", 3, 1), ("d", 4, 3), ("e", 5, 3)];
+    let uneven = [
+        ("a", 1, 0),
+        ("b", 2, 0),
+        ("c", 3, 1),
+        ("d", 4, 3),
+        ("e", 5, 3),
+    ];
     assert_eq!(place(&uneven, 9), 1);
     assert_eq!(place(&uneven, 3), 0, "the emptiest has its seed");
     let coming = |coming| manifest(&uneven).place(BankKind::Body, 9, coming).number;
@@ -121,7 +143,10 @@ fn no_flipped_bit_of_a_manifest_goes_unnoticed() {
             "byte {at}"
         );
         assert!(
-            matches!(manifest_file::decode(&file[..at]), Err(Error::Corrupt { .. })),
+            matches!(
+                manifest_file::decode(&file[..at]),
+                Err(Error::Corrupt { .. })
+            ),
             "cut at {at}"
         );
     }
@@ -129,16 +154,32 @@ fn no_flipped_bit_of_a_manifest_goes_unnoticed() {
 
 /// Encodes JSON fields with a checksum that fits them.
 fn forged(fields: &str) -> Vec<u8> {
-    format!("{{\n  \"sha256\": \"{}\",{fields}\n", Digest::of(fields.as_bytes())).into_bytes()
+    format!(
+        "{{\n  \"sha256\": \"{}\",{fields}\n",
+        Digest::of(fields.as_bytes())
+    )
+    .into_bytes()
 }
 
 #[test]
 fn manifests_that_make_no_sense_are_refused() {
     let error = manifest_file::decode(&forged("\"format\": 9, \"anything\": []}")).unwrap_err();
-    assert!(matches!(error, Error::Format { found: 9, supported: 1 }), "{error}");
+    assert!(
+        matches!(
+            error,
+            Error::Format {
+                found: 9,
+                supported: 1
+            }
+        ),
+        "{error}"
+    );
     for fields in ["", "}", "\"format\": 1}", "\"format\": 1,"] {
         assert!(
-            matches!(manifest_file::decode(&forged(fields)), Err(Error::Corrupt { .. })),
+            matches!(
+                manifest_file::decode(&forged(fields)),
+                Err(Error::Corrupt { .. })
+            ),
             "{fields}"
         );
     }
@@ -151,7 +192,10 @@ fn manifests_that_make_no_sense_are_refused() {
     no_bank.banks.clear();
     for bad in [outside, unknown_member, no_bank] {
         let file = manifest_file::encode(&bad).unwrap();
-        assert!(matches!(manifest_file::decode(&file), Err(Error::Corrupt { .. })));
+        assert!(matches!(
+            manifest_file::decode(&file),
+            Err(Error::Corrupt { .. })
+        ));
     }
 }
 
@@ -163,13 +207,22 @@ fn a_store_of_something_else_is_refused() {
         digest: Digest([9; 32]),
         ..facts()
     };
-    assert!(matches!(manifest.check(&other), Err(Error::OtherBase { .. })));
+    assert!(matches!(
+        manifest.check(&other),
+        Err(Error::OtherBase { .. })
+    ));
     let other = BaseFacts {
         tokenizer: Digest([9; 32]),
         ..facts()
     };
-    assert!(matches!(manifest.check(&other), Err(Error::OtherTokenizer { .. })));
+    assert!(matches!(
+        manifest.check(&other),
+        Err(Error::OtherTokenizer { .. })
+    ));
     let mut later = manifest.clone();
     later.transform.version += 1;
-    assert!(matches!(later.check(&facts()), Err(Error::OtherTransform { .. })));
+    assert!(matches!(
+        later.check(&facts()),
+        Err(Error::OtherTransform { .. })
+    ));
 }

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::{
-    BankId, BankKind, BankRecord, Commit, Error, FileRecord, Manifest, NewVariant, Stage, Store, VariantRecord, files,
-    manifest_file, measure, name,
+    BankId, BankKind, BankRecord, Commit, Error, FileRecord, Manifest, NewVariant, Stage, Store,
+    VariantRecord, files, manifest_file, measure, name,
 };
 use crate::superposition::{Bank, Delta, Private};
 
@@ -59,7 +59,9 @@ impl<'a> Transaction<'a> {
             .keys()
             .find(|taken| taken.eq_ignore_ascii_case(&name))
         {
-            return Err(Error::NameTaken { name: taken.clone() });
+            return Err(Error::NameTaken {
+                name: taken.clone(),
+            });
         }
         delta.check(self.store.base.digest, &self.store.base.shapes)?;
         let digest = delta.digest();
@@ -101,14 +103,24 @@ impl<'a> Transaction<'a> {
 
     pub fn remove(&mut self, name: &str, given: Option<Delta>) -> Result<(), Error> {
         let record = self.store.variant(name)?.clone();
-        if let Some(found) = given.as_ref().map(Delta::digest).filter(|found| *found != record.delta) {
+        if let Some(found) = given
+            .as_ref()
+            .map(Delta::digest)
+            .filter(|found| *found != record.delta)
+        {
             let (name, expected) = (name.to_owned(), record.delta);
-            return Err(Error::OtherDelta { name, expected, found });
+            return Err(Error::OtherDelta {
+                name,
+                expected,
+                found,
+            });
         }
         let delta = match given {
             Some(delta) => delta,
             None => {
-                let needed = || Error::DeltaNeeded { name: name.to_owned() };
+                let needed = || Error::DeltaNeeded {
+                    name: name.to_owned(),
+                };
                 self.store.load_delta(name)?.ok_or_else(needed)?
             }
         };
@@ -155,7 +167,12 @@ impl<'a> Transaction<'a> {
         accept: impl FnOnce(&Store) -> Result<(), E>,
     ) -> Result<Commit, E> {
         let members = |id| self.next.banks.get(id).map_or(0, |bank| bank.members.len());
-        let dropped_banks: Vec<_> = self.banks.keys().filter(|id| members(id) == 0).copied().collect();
+        let dropped_banks: Vec<_> = self
+            .banks
+            .keys()
+            .filter(|id| members(id) == 0)
+            .copied()
+            .collect();
         for id in &dropped_banks {
             self.banks.remove(id);
             self.next.banks.remove(id);
@@ -178,7 +195,10 @@ impl<'a> Transaction<'a> {
             std::mem::swap(&mut self.store.manifest, &mut self.next);
             let accepted = accept(self.store).and_then(|()| {
                 let manifest = manifest_file::encode(&self.store.manifest)?;
-                Ok(self.store.disk.write(Path::new(files::MANIFEST), &manifest)?)
+                Ok(self
+                    .store
+                    .disk
+                    .write(Path::new(files::MANIFEST), &manifest)?)
             });
             if accepted.is_err() {
                 std::mem::swap(&mut self.store.manifest, &mut self.next);
@@ -194,7 +214,9 @@ impl<'a> Transaction<'a> {
         // synced, a power cut may still bring the old one back: then its files must be there.
         match self.store.disk.sync_directory(Path::new("")) {
             Ok(()) => files::clear_replaced(&mut self.store.disk, &self.next, &self.store.manifest),
-            Err(error) => tracing::warn!(%error, generation, "committed, but the manifest may not outlast a power cut"),
+            Err(error) => {
+                tracing::warn!(%error, generation, "committed, but the manifest may not outlast a power cut")
+            }
         }
         Ok(Commit {
             generation,

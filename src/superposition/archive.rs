@@ -14,7 +14,10 @@ pub(super) const SCALES: &str = ":scales";
 impl Delta {
     /// The archive file; equal deltas give equal bytes.
     pub fn to_archive(&self) -> Vec<u8> {
-        let metadata = BTreeMap::from([("format", FORMAT.to_owned()), ("base", self.base.to_string())]);
+        let metadata = BTreeMap::from([
+            ("format", FORMAT.to_owned()),
+            ("base", self.base.to_string()),
+        ]);
         let mut entries = Vec::with_capacity(2 * self.matrices.len() + self.vectors.len());
         for (name, matrix) in &self.matrices {
             entries.push(Entry {
@@ -44,7 +47,8 @@ impl Delta {
         let metadata = container::metadata(bytes)?;
         container::check_format(&metadata, FORMAT)?;
         let base = container::digest(&metadata, "base")?;
-        let (mut matrices, mut vectors, mut scales) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let (mut matrices, mut vectors, mut scales) =
+            (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         for (name, view) in file.iter() {
             let malformed = |detail: &str| Unreadable::Malformed {
                 detail: format!("{detail} of {name}"),
@@ -86,7 +90,9 @@ impl Delta {
             }
         }
         for (name, matrix) in &mut matrices {
-            let found = scales.remove(name).filter(|scales| scales.len() == matrix.rows);
+            let found = scales
+                .remove(name)
+                .filter(|scales| scales.len() == matrix.rows);
             let missing = || Unreadable::Malformed {
                 detail: format!("it lacks the scales of {name}"),
             };

@@ -26,7 +26,11 @@ pub enum AccumulateError {
 
 impl Bank {
     /// An empty bank of the matrices `shapes`.
-    pub fn new(capacity: usize, scheme: Scheme, shapes: impl IntoIterator<Item = (String, [usize; 2])>) -> Self {
+    pub fn new(
+        capacity: usize,
+        scheme: Scheme,
+        shapes: impl IntoIterator<Item = (String, [usize; 2])>,
+    ) -> Self {
         let zeros = |(name, shape)| (name, FixedTensor::zeros(shape, capacity, scheme));
         Bank {
             capacity,
@@ -48,7 +52,9 @@ impl Bank {
     fn change(&mut self, delta: &Delta, seed: u64, way: Direction) -> Result<(), AccumulateError> {
         for (name, tensor) in &self.tensors {
             let matrix = delta.matrices.get(name);
-            let matrix = matrix.ok_or_else(|| Mismatch::Missing { tensor: name.clone() })?;
+            let matrix = matrix.ok_or_else(|| Mismatch::Missing {
+                tensor: name.clone(),
+            })?;
             if (matrix.rows, matrix.cols) != (tensor.rows, tensor.cols) {
                 return Err(AccumulateError::Mismatch(Mismatch::Shape {
                     tensor: name.clone(),

@@ -41,7 +41,8 @@ impl Bank {
         container::check_format(&metadata, FORMAT)?;
         let capacity: usize = container::parse("capacity", field("capacity")?)?;
         let scheme: Scheme = container::parse("scheme", field("scheme")?)?;
-        let bits: BTreeMap<String, u32> = container::parse("fraction_bits", field("fraction_bits")?)?;
+        let bits: BTreeMap<String, u32> =
+            container::parse("fraction_bits", field("fraction_bits")?)?;
         let mut tensors = BTreeMap::new();
         for (name, view) in file.iter() {
             let malformed = |detail: &str| Unreadable::Malformed {

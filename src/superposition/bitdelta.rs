@@ -24,32 +24,32 @@ impl BitDelta {
     /// Quantises fine-tuned − base; refuses what [`super::Delta::between`] refuses for its shapes.
     pub fn between(base: &NamedTensors, fine_tuned: &NamedTensors) -> Result<BitDelta, Mismatch> {
         delta::check_shapes(&base.shapes(), &fine_tuned.shapes())?;
-        let matrices = base
-            .0
-            .iter()
-            .zip(fine_tuned.0.values())
-            .filter_map(|((name, base), tuned)| {
-                let deltas: Vec<f32> = tuned
-                    .data
-                    .iter()
-                    .zip(&base.data)
-                    .map(|(tuned, base)| tuned - base)
-                    .collect();
-                let mut negative = vec![0u32; deltas.len().div_ceil(32)];
-                for (index, delta) in deltas.iter().enumerate() {
-                    negative[index / 32] |= u32::from(*delta < 0.0) << (index % 32);
-                }
-                let total: f64 = deltas.iter().map(|delta| f64::from(delta.abs())).sum();
-                let mean = (total / deltas.len() as f64) as f32;
-                Some((
-                    name.clone(),
-                    BitMatrix {
-                        shape: base.matrix()?,
-                        mean,
-                        negative,
-                    },
-                ))
-            });
+        let matrices =
+            base.0
+                .iter()
+                .zip(fine_tuned.0.values())
+                .filter_map(|((name, base), tuned)| {
+                    let deltas: Vec<f32> = tuned
+                        .data
+                        .iter()
+                        .zip(&base.data)
+                        .map(|(tuned, base)| tuned - base)
+                        .collect();
+                    let mut negative = vec![0u32; deltas.len().div_ceil(32)];
+                    for (index, delta) in deltas.iter().enumerate() {
+                        negative[index / 32] |= u32::from(*delta < 0.0) << (index % 32);
+                    }
+                    let total: f64 = deltas.iter().map(|delta| f64::from(delta.abs())).sum();
+                    let mean = (total / deltas.len() as f64) as f32;
+                    Some((
+                        name.clone(),
+                        BitMatrix {
+                            shape: base.matrix()?,
+                            mean,
+                            negative,
+                        },
+                    ))
+                });
         Ok(BitDelta {
             matrices: matrices.collect(),
         })

@@ -28,7 +28,11 @@ impl NamedTensor {
 pub struct NamedTensors(pub BTreeMap<String, NamedTensor>);
 
 /// Buffers of the published classes: derived from the configuration, not weights.
-const BUFFERS: [&str; 3] = ["rotary_emb.inv_freq", "sampling_eps_min", "sampling_eps_max"];
+const BUFFERS: [&str; 3] = [
+    "rotary_emb.inv_freq",
+    "sampling_eps_min",
+    "sampling_eps_max",
+];
 
 impl NamedTensors {
     /// Reads a safetensors checkpoint in F32, F16 or BF16.
@@ -47,7 +51,10 @@ impl NamedTensors {
                 return Err(Unreadable::NoElements { tensor });
             }
             let (shape, data) = (view.shape().to_vec(), container::floats(name, &view)?);
-            if tensors.insert(tensor, NamedTensor { shape, data }).is_some() {
+            if tensors
+                .insert(tensor, NamedTensor { shape, data })
+                .is_some()
+            {
                 return Err(Unreadable::Twice {
                     tensor: name.to_owned(),
                 });

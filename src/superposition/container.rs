@@ -83,7 +83,12 @@ pub(super) fn encode(metadata: &BTreeMap<&str, String>, mut entries: Vec<Entry>)
     let mut header = String::from("{\"__metadata__\":");
     header += &json!(metadata).to_string();
     let mut end = 0;
-    for Entry { name, shape, values } in &entries {
+    for Entry {
+        name,
+        shape,
+        values,
+    } in &entries
+    {
         let start = end;
         end += values.bytes();
         let info = json!({"dtype": values.kind().0, "shape": shape, "data_offsets": [start, end]});
@@ -131,7 +136,12 @@ pub(super) fn open(bytes: &[u8]) -> Result<SafeTensors<'_>, Unreadable> {
 pub(super) fn metadata(bytes: &[u8]) -> Result<BTreeMap<String, String>, Unreadable> {
     open(bytes)?; // for its errors: the library gives the metadata by another way
     let (_, header) = SafeTensors::read_metadata(bytes).map_err(|_| Unreadable::WrongLength)?;
-    Ok(header.metadata().clone().unwrap_or_default().into_iter().collect())
+    Ok(header
+        .metadata()
+        .clone()
+        .unwrap_or_default()
+        .into_iter()
+        .collect())
 }
 
 fn wrong_type(name: &str, view: &TensorView) -> Unreadable {
@@ -142,15 +152,23 @@ fn wrong_type(name: &str, view: &TensorView) -> Unreadable {
 }
 
 fn decode<T, const N: usize>(data: &[u8], from: impl Fn([u8; N]) -> T) -> Vec<T> {
-    data.as_chunks().0.iter().map(|bytes| from(*bytes)).collect()
+    data.as_chunks()
+        .0
+        .iter()
+        .map(|bytes| from(*bytes))
+        .collect()
 }
 
 /// The values of an F32, F16 or BF16 tensor.
 pub(super) fn floats(name: &str, view: &TensorView) -> Result<Vec<f32>, Unreadable> {
     match view.dtype() {
         Dtype::F32 => Ok(decode(view.data(), f32::from_le_bytes)),
-        Dtype::F16 => Ok(decode(view.data(), |bytes| f16::from_le_bytes(bytes).to_f32())),
-        Dtype::BF16 => Ok(decode(view.data(), |bytes| bf16::from_le_bytes(bytes).to_f32())),
+        Dtype::F16 => Ok(decode(view.data(), |bytes| {
+            f16::from_le_bytes(bytes).to_f32()
+        })),
+        Dtype::BF16 => Ok(decode(view.data(), |bytes| {
+            bf16::from_le_bytes(bytes).to_f32()
+        })),
         _ => Err(wrong_type(name, view)),
     }
 }
@@ -184,7 +202,10 @@ pub(super) fn u8s<'a>(name: &str, view: &TensorView<'a>) -> Result<&'a [u8], Unr
 }
 
 /// A field of the metadata.
-pub(super) fn field<'a>(metadata: &'a BTreeMap<String, String>, key: &str) -> Result<&'a str, Unreadable> {
+pub(super) fn field<'a>(
+    metadata: &'a BTreeMap<String, String>,
+    key: &str,
+) -> Result<&'a str, Unreadable> {
     let missing = || Unreadable::Malformed {
         detail: format!("its metadata lacks {key}"),
     };
@@ -192,7 +213,10 @@ pub(super) fn field<'a>(metadata: &'a BTreeMap<String, String>, key: &str) -> Re
 }
 
 /// Refuses a file of another format.
-pub(super) fn check_format(metadata: &BTreeMap<String, String>, expected: &str) -> Result<(), Unreadable> {
+pub(super) fn check_format(
+    metadata: &BTreeMap<String, String>,
+    expected: &str,
+) -> Result<(), Unreadable> {
     let found = metadata.get("format").cloned().unwrap_or_default();
     if found == expected {
         Ok(())
@@ -202,7 +226,10 @@ pub(super) fn check_format(metadata: &BTreeMap<String, String>, expected: &str) 
 }
 
 /// A metadata field that holds JSON.
-pub(super) fn parse<T: serde::de::DeserializeOwned>(key: &str, text: &str) -> Result<T, Unreadable> {
+pub(super) fn parse<T: serde::de::DeserializeOwned>(
+    key: &str,
+    text: &str,
+) -> Result<T, Unreadable> {
     serde_json::from_str(text).map_err(|error| Unreadable::Malformed {
         detail: format!("{key} in its metadata: {error}"),
     })

@@ -59,7 +59,10 @@ impl Delta {
         match metadata.get("format").map(String::as_str) {
             Some(packed::FORMAT) => Delta::from_packed(base, bytes),
             Some(archive::FORMAT) => Delta::from_archive_of(base, bytes),
-            _ => Ok(Delta::between(base, &NamedTensors::from_safetensors(bytes)?)?),
+            _ => Ok(Delta::between(
+                base,
+                &NamedTensors::from_safetensors(bytes)?,
+            )?),
         }
     }
 
@@ -123,12 +126,19 @@ impl Delta {
             .matrices
             .iter()
             .map(|(name, m)| (name.clone(), vec![m.rows, m.cols]));
-        let vectors = self.vectors.iter().map(|(name, v)| (name.clone(), v.shape.clone()));
+        let vectors = self
+            .vectors
+            .iter()
+            .map(|(name, v)| (name.clone(), v.shape.clone()));
         matrices.chain(vectors).collect()
     }
 
     /// Refuses a delta that belongs to another base or whose tensors are not those of `shapes`.
-    pub fn check(&self, base: Digest, shapes: &BTreeMap<String, Vec<usize>>) -> Result<(), Mismatch> {
+    pub fn check(
+        &self,
+        base: Digest,
+        shapes: &BTreeMap<String, Vec<usize>>,
+    ) -> Result<(), Mismatch> {
         if self.base != base {
             let (expected, found) = (base, self.base);
             return Err(Mismatch::OtherBase { expected, found });
@@ -152,12 +162,15 @@ impl DeltaMatrix {
             values: Vec::with_capacity(data.len()),
         };
         for row in data.chunks_exact(cols) {
-            let largest = row.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+            let largest = row
+                .iter()
+                .fold(0f32, |largest, value| largest.max(value.abs()));
             let scale = largest / 127.0;
             matrix.scales.push(scale);
             // A row so small that its scale rounds to nothing is nothing.
             let divisor = if scale > 0.0 { scale } else { f32::INFINITY };
-            let level = |value: &f32| (value / divisor).round_ties_even().clamp(-127.0, 127.0) as i8;
+            let level =
+                |value: &f32| (value / divisor).round_ties_even().clamp(-127.0, 127.0) as i8;
             matrix.values.extend(row.iter().map(level));
         }
         matrix
@@ -207,16 +220,25 @@ pub(super) fn check_shapes(
         }
     }
     match found.keys().find(|name| !expected.contains_key(*name)) {
-        Some(extra) => Err(Mismatch::Extra { tensor: extra.clone() }),
+        Some(extra) => Err(Mismatch::Extra {
+            tensor: extra.clone(),
+        }),
         None => Ok(()),
     }
 }
 
-pub(super) fn check_related(base: &NamedTensors, fine_tuned: &NamedTensors) -> Result<(), Mismatch> {
+pub(super) fn check_related(
+    base: &NamedTensors,
+    fine_tuned: &NamedTensors,
+) -> Result<(), Mismatch> {
     let products = |(name, base): (&String, &NamedTensor)| {
         let mut sums = [0f64; 3];
         let tuned = fine_tuned.0.get(name).filter(|_| base.matrix().is_some());
-        for (a, b) in base.data.iter().zip(tuned.map_or(&[][..], |tuned| &tuned.data)) {
+        for (a, b) in base
+            .data
+            .iter()
+            .zip(tuned.map_or(&[][..], |tuned| &tuned.data))
+        {
             let (a, b) = (f64::from(*a), f64::from(*b));
             sums = [sums[0] + a * b, sums[1] + a * a, sums[2] + b * b];
         }

@@ -80,7 +80,8 @@ impl Serialize for Digest {
 impl<'de> Deserialize<'de> for Digest {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        Digest::parse(&text).ok_or_else(|| de::Error::custom("a digest is 64 lower-case hexadecimal digits"))
+        Digest::parse(&text)
+            .ok_or_else(|| de::Error::custom("a digest is 64 lower-case hexadecimal digits"))
     }
 }
 

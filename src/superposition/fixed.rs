@@ -46,7 +46,8 @@ impl FixedTensor {
     /// Zeros, with as many fraction bits as `capacity` members of this shape leave room for.
     pub fn zeros([rows, cols]: [usize; 2], capacity: usize, scheme: Scheme) -> Self {
         let most = |largest: u32, bits: std::ops::RangeInclusive<u32>| {
-            bits.rev().find(|bits| fits(cols, capacity, *bits, u128::from(largest)))
+            bits.rev()
+                .find(|bits| fits(cols, capacity, *bits, u128::from(largest)))
         };
         let narrow = most(i16::MAX.cast_unsigned().into(), NARROW_BITS..=15);
         let (fraction_bits, cells) = match narrow {
@@ -74,7 +75,10 @@ impl FixedTensor {
     pub fn dense(&self) -> Vec<f32> {
         let quantum = self.quantum() as f32;
         match &self.cells {
-            Cells::I16(cells) => cells.iter().map(|cell| f32::from(*cell) * quantum).collect(),
+            Cells::I16(cells) => cells
+                .iter()
+                .map(|cell| f32::from(*cell) * quantum)
+                .collect(),
             Cells::I32(cells) => cells.iter().map(|cell| *cell as f32 * quantum).collect(),
         }
     }
@@ -89,7 +93,13 @@ impl FixedTensor {
 
     /// Adds or subtracts l ⊙ (d / a) ⊙ r. Returns false where a cell wrapped around; the opposite direction then
     /// brings every cell back, since wrapping addition is a group.
-    pub(super) fn add(&mut self, delta: &DeltaMatrix, transform: &Transform, gains: bool, way: Direction) -> bool {
+    pub(super) fn add(
+        &mut self,
+        delta: &DeltaMatrix,
+        transform: &Transform,
+        gains: bool,
+        way: Direction,
+    ) -> bool {
         let one = f64::from(self.fraction_bits).exp2();
         let mut fits = true;
         for (row, levels) in delta.values.chunks_exact(self.cols).enumerate() {

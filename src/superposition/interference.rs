@@ -73,7 +73,12 @@ pub fn similarity(retrieved: &[f32], truth: &[f32]) -> Moments {
 
 /// What [`similarity`] finds between the delta retrieved from `bank` and the true one, for every tensor of the
 /// bank, without making either: in exact integers, a factor a row. `scale` gives c by tensor.
-pub fn measure(bank: &Bank, delta: &Delta, seed: u64, scale: impl Fn(&str) -> f32 + Sync) -> BTreeMap<String, Moments> {
+pub fn measure(
+    bank: &Bank,
+    delta: &Delta,
+    seed: u64,
+    scale: impl Fn(&str) -> f32 + Sync,
+) -> BTreeMap<String, Moments> {
     let moments = |(name, fixed): (&String, &FixedTensor)| {
         let matrix = delta.matrices.get(name)?;
         let transform = bank.scheme.transform(seed, name, [fixed.rows, fixed.cols]);
@@ -82,12 +87,21 @@ pub fn measure(bank: &Bank, delta: &Delta, seed: u64, scale: impl Fn(&str) -> f3
         } else {
             vec![1.0; fixed.rows]
         };
-        Some((name.clone(), of_tensor(fixed, matrix, &transform, scale(name), &gains)))
+        Some((
+            name.clone(),
+            of_tensor(fixed, matrix, &transform, scale(name), &gains),
+        ))
     };
     bank.tensors.par_iter().filter_map(moments).collect()
 }
 
-fn of_tensor(fixed: &FixedTensor, delta: &DeltaMatrix, transform: &Transform, scale: f32, gains: &[f32]) -> Moments {
+fn of_tensor(
+    fixed: &FixedTensor,
+    delta: &DeltaMatrix,
+    transform: &Transform,
+    scale: f32,
+    gains: &[f32],
+) -> Moments {
     let rows = delta.values.chunks_exact(fixed.cols).enumerate();
     let row_moments = |(row, levels): (usize, &[i8])| {
         let range = row * fixed.cols..(row + 1) * fixed.cols;

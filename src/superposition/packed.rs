@@ -48,7 +48,11 @@ impl Remarks {
 
 /// Packs fine-tuned − base in groups of `group` elements (32 and 64 are sensible; at least 1). Refuses what
 /// [`Delta::between`] does.
-pub fn pack(base: &NamedTensors, fine_tuned: &NamedTensors, group: usize) -> Result<Vec<u8>, Mismatch> {
+pub fn pack(
+    base: &NamedTensors,
+    fine_tuned: &NamedTensors,
+    group: usize,
+) -> Result<Vec<u8>, Mismatch> {
     pack_with(base, fine_tuned, group, Remarks::default())
 }
 
@@ -78,7 +82,10 @@ pub fn pack_with(
         }
         Ok(match base.matrix() {
             Some([_, cols]) => pack_rows(&delta, cols, group),
-            None => (Vec::new(), delta.iter().map(|value| bf16::from_f32(*value)).collect()),
+            None => (
+                Vec::new(),
+                delta.iter().map(|value| bf16::from_f32(*value)).collect(),
+            ),
         })
     };
     let packed: Vec<_> = tensors.par_iter().map(pack).collect::<Result<_, _>>()?;
@@ -86,7 +93,11 @@ pub fn pack_with(
     for ((name, base), (levels, floats)) in base.0.iter().zip(&packed) {
         let (name, shape, values) = (name.clone(), base.shape.clone(), Values::Bf16(floats));
         let Some([rows, cols]) = base.matrix() else {
-            entries.push(Entry { name, shape, values });
+            entries.push(Entry {
+                name,
+                shape,
+                values,
+            });
             continue;
         };
         let shape = vec![rows, cols.div_ceil(group)];
@@ -96,7 +107,11 @@ pub fn pack_with(
             values,
         });
         let (shape, values) = (vec![rows, cols.div_ceil(2)], Values::U8(levels));
-        entries.push(Entry { name, shape, values });
+        entries.push(Entry {
+            name,
+            shape,
+            values,
+        });
     }
     let mut metadata = BTreeMap::from([
         ("format", FORMAT.to_owned()),
@@ -149,7 +164,12 @@ fn packed_shapes(base: &NamedTensors, group: usize) -> BTreeMap<String, Vec<usiz
 }
 
 /// One tensor's delta in f32. The shapes have been checked.
-fn unpack(file: &SafeTensors, name: &str, tensor: &NamedTensor, group: usize) -> Result<Vec<f32>, Unreadable> {
+fn unpack(
+    file: &SafeTensors,
+    name: &str,
+    tensor: &NamedTensor,
+    group: usize,
+) -> Result<Vec<f32>, Unreadable> {
     let view = |name: &str| {
         let missing = |_| Unreadable::Malformed {
             detail: format!("it lacks {name}"),
@@ -195,7 +215,8 @@ fn pack_rows(delta: &[f32], cols: usize, group: usize) -> (Vec<u8>, Vec<bf16>) {
             scales.push(scale);
             for (offset, value) in values.iter().enumerate() {
                 let col = index * group + offset;
-                levels[start + col / 2] |= ((level(*value, scale.to_f32()) as i8 + 8) as u8) << (col % 2 * 4);
+                levels[start + col / 2] |=
+                    ((level(*value, scale.to_f32()) as i8 + 8) as u8) << (col % 2 * 4);
             }
         }
     }
@@ -214,7 +235,9 @@ fn level(value: f32, scale: f32) -> f32 {
 /// A scale near the one of least squared error: for each of a few first guesses, around the one that puts the
 /// largest magnitude at the last level, the levels it gives and the best scale for them.
 fn best_scale(values: &[f32]) -> bf16 {
-    let largest = values.iter().fold(0f32, |a, b| if b.abs() > a.abs() { *b } else { a });
+    let largest = values
+        .iter()
+        .fold(0f32, |a, b| if b.abs() > a.abs() { *b } else { a });
     let mut best = (0.0, bf16::ZERO);
     for guess in 0..=12 {
         for side in [-1.0, 1.0] {
@@ -227,7 +250,10 @@ fn best_scale(values: &[f32]) -> bf16 {
             }
             // The squared error falls by product² / squares when the scale is product / squares.
             if squares > 0.0 && product * product / squares > best.0 {
-                best = (product * product / squares, bf16::from_f64(product / squares));
+                best = (
+                    product * product / squares,
+                    bf16::from_f64(product / squares),
+                );
             }
         }
     }

@@ -20,7 +20,12 @@ impl Retrieval<'_> {
         let transform = self.scheme.transform(self.seed, tensor, shape);
         transform.apply_inverse(superposition);
         for (row, values) in superposition.chunks_exact_mut(shape[1]).enumerate() {
-            let factor = self.scale * if self.scheme.gains { self.gains[row] } else { 1.0 };
+            let factor = self.scale
+                * if self.scheme.gains {
+                    self.gains[row]
+                } else {
+                    1.0
+                };
             values.iter_mut().for_each(|value| *value *= factor);
         }
     }
@@ -28,7 +33,13 @@ impl Retrieval<'_> {
 
 /// The retrieved delta of one tensor, [rows, cols] in row order; `None` where the bank does not hold the tensor
 /// or the gains are not one a row.
-pub fn retrieve(bank: &Bank, tensor: &str, seed: u64, gains: &[f32], scale: f32) -> Option<Vec<f32>> {
+pub fn retrieve(
+    bank: &Bank,
+    tensor: &str,
+    seed: u64,
+    gains: &[f32],
+    scale: f32,
+) -> Option<Vec<f32>> {
     let fixed = bank.tensors.get(tensor)?;
     let scheme = bank.scheme;
     if scheme.gains && gains.len() != fixed.rows {

@@ -26,9 +26,10 @@ pub fn write(
 ) -> Result<(), Error> {
     let mut named = Vec::new();
     for (name, slot) in &optimizer.slots {
-        for (part, data) in PARTS
-            .into_iter()
-            .zip([&slot.weight, &slot.average, &slot.first, &slot.second])
+        for (part, data) in
+            PARTS
+                .into_iter()
+                .zip([&slot.weight, &slot.average, &slot.first, &slot.second])
         {
             named.push((
                 format!("{part}/{name}"),
@@ -41,7 +42,12 @@ pub fn write(
     if let Some(teacher) = teacher {
         for (name, var) in teacher.model.vars() {
             let data = var.flatten_all()?.to_vec1()?;
-            named.push((format!("teacher/{name}"), var.dims().to_vec(), data, Precision::F32));
+            named.push((
+                format!("teacher/{name}"),
+                var.dims().to_vec(),
+                data,
+                Precision::F32,
+            ));
         }
     }
     let round = teacher.map_or(0, |teacher| teacher.round);
@@ -69,7 +75,11 @@ pub fn read(
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| refuse(e.to_string()))?;
     let field = |name: &str| {
         let found = header.metadata().as_ref().and_then(|m| m.get(name));
-        found.ok_or_else(|| refuse(format!("no {name} in its metadata: not a training checkpoint")))
+        found.ok_or_else(|| {
+            refuse(format!(
+                "no {name} in its metadata: not a training checkpoint"
+            ))
+        })
     };
     if field("settings")? != settings {
         return Err(Error::OtherRun {
@@ -87,12 +97,20 @@ pub fn read(
     let mut tensors = NamedTensors::from_safetensors(&bytes)
         .map_err(|e| refuse(e.to_string()))?
         .0;
-    let mut part = |part: &str, name: &str, shape: &[usize]| match tensors.remove(&format!("{part}/{name}")) {
-        Some(found) if found.shape == shape => Ok(found.data),
-        _ => Err(refuse(format!("it has no {part} of {name} as this network has it"))),
-    };
+    let mut part =
+        |part: &str, name: &str, shape: &[usize]| match tensors.remove(&format!("{part}/{name}")) {
+            Some(found) if found.shape == shape => Ok(found.data),
+            _ => Err(refuse(format!(
+                "it has no {part} of {name} as this network has it"
+            ))),
+        };
     for (name, slot) in &mut optimizer.slots {
-        let parts = [&mut slot.weight, &mut slot.average, &mut slot.first, &mut slot.second];
+        let parts = [
+            &mut slot.weight,
+            &mut slot.average,
+            &mut slot.first,
+            &mut slot.second,
+        ];
         for (kind, data) in PARTS.into_iter().zip(parts) {
             *data = part(kind, name, &slot.shape)?;
         }

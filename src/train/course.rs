@@ -102,7 +102,13 @@ impl Lessons {
                     teacher.round = round;
                     optimizer.put_averages(&teacher.model)?;
                 }
-                return Ok(objective.trajectory(contexts, *tokens, course.dt(round), course.divergence, stream));
+                return Ok(objective.trajectory(
+                    contexts,
+                    *tokens,
+                    course.dt(round),
+                    course.divergence,
+                    stream,
+                ));
             }
             Lessons::Plain => {}
         }

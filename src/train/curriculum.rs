@@ -29,7 +29,10 @@ impl Curriculum {
         }
         let (start, end) = self.tau;
         if !(1e-4..=10.0).contains(&end) || !(end..=10.0).contains(&start) {
-            return refuse("tau", format!("{start} to {end} does not fall within 10 and 0.0001"));
+            return refuse(
+                "tau",
+                format!("{start} to {end} does not fall within 10 and 0.0001"),
+            );
         }
         if self.choices < 2 {
             return refuse("choices", format!("{} tokens are no mixture", self.choices));
@@ -57,7 +60,10 @@ pub struct Mixer<'a> {
 impl Objective {
     /// As [`corrupt`](Self::corrupt) at the same times, with Gaussian latents: x_t is their argmax, `soft` what is read.
     pub fn soften(&self, contexts: &Contexts, mixer: Mixer, stream: &mut Stream) -> Noisy {
-        let (times, unit) = (self.early_times(contexts, stream), self.unit(contexts.length));
+        let (times, unit) = (
+            self.early_times(contexts, stream),
+            self.unit(contexts.length),
+        );
         let signal = |&t: &f64| mixer.operator.signal(LogLinear::UNIFORM.move_chance(t));
         let signals: Vec<f64> = times.iter().map(signal).collect();
         let mut soft = SoftTokens {
@@ -108,9 +114,12 @@ impl Mixer<'_> {
         } else {
             0
         };
-        let weights = values.iter().map(|value| ((value - values[best]) * sharpness).exp());
+        let weights = values
+            .iter()
+            .map(|value| ((value - values[best]) * sharpness).exp());
         let total: f64 = weights.clone().sum();
-        soft.weights.extend(weights.map(|weight| (weight / total) as f32));
+        soft.weights
+            .extend(weights.map(|weight| (weight / total) as f32));
         soft.tokens[first + best]
     }
 }

@@ -38,7 +38,11 @@ impl Document {
             path: path.to_path_buf(),
             offset: e.utf8_error().valid_up_to(),
         })?;
-        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let name = path
+            .file_stem()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         Ok(Self::new(name, text))
     }
 }
@@ -108,7 +112,8 @@ impl Contexts {
         self.tokens.push(end_of_text);
         self.tokens.extend(tokens);
         self.importance.push(0.0);
-        self.importance.extend(std::iter::repeat_n(1.0, tokens.len()));
+        self.importance
+            .extend(std::iter::repeat_n(1.0, tokens.len()));
     }
 }
 
@@ -121,7 +126,11 @@ pub struct TextSource {
 
 impl TextSource {
     /// `least` tokens are needed.
-    pub fn new(documents: &[Document], tokenizer: &tokenizers::Tokenizer, least: usize) -> Result<Self, Error> {
+    pub fn new(
+        documents: &[Document],
+        tokenizer: &tokenizers::Tokenizer,
+        least: usize,
+    ) -> Result<Self, Error> {
         let end_of_text = tokenizer::end_of_text(tokenizer)?;
         let mut tokens = Vec::new();
         for document in documents {
@@ -135,7 +144,10 @@ impl TextSource {
                 needed: least,
             });
         }
-        Ok(Self { tokens, end_of_text })
+        Ok(Self {
+            tokens,
+            end_of_text,
+        })
     }
 
     pub fn tokens(&self) -> usize {
@@ -143,7 +155,11 @@ impl TextSource {
     }
 
     pub fn digest(&self) -> Digest {
-        let bytes: Vec<u8> = self.tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
+        let bytes: Vec<u8> = self
+            .tokens
+            .iter()
+            .flat_map(|token| token.to_le_bytes())
+            .collect();
         Digest::of(&bytes)
     }
 
@@ -193,7 +209,9 @@ pub fn held_out_contexts(
         let chunk = chunks[index * chunks.len() / wanted];
         let text = tokenizer
             .decode(chunk, false)
-            .map_err(|e| Error::Tokenizer { reason: e.to_string() })?;
+            .map_err(|e| Error::Tokenizer {
+                reason: e.to_string(),
+            })?;
         bytes += text.len();
         contexts.push_text(end_of_text, chunk);
     }

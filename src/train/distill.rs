@@ -61,7 +61,11 @@ impl Objective {
         stream: &mut Stream,
     ) -> Noisy {
         let unit = self.unit(contexts.length);
-        let late: Vec<f64> = self.times(contexts, stream).iter().map(|t| (t + dt).min(1.0)).collect();
+        let late: Vec<f64> = self
+            .times(contexts, stream)
+            .iter()
+            .map(|t| (t + dt).min(1.0))
+            .collect();
         let early: Vec<f64> = late.iter().map(|t| t - dt).collect();
         let states = tokens as f64;
         let (mut xt, mut xs) = (contexts.tokens.clone(), contexts.tokens.clone());

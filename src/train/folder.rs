@@ -37,16 +37,20 @@ impl Folder {
         };
         let config_json = text("config.json")?;
         let file = path.join("config.json");
-        let config: DitConfig = serde_json::from_str(&config_json).map_err(|e| Error::format(&file, e))?;
-        let value: Value = serde_json::from_str(&config_json).map_err(|e| Error::format(&file, e))?;
-        let bound = |name: &str, default: f64| value.get(name).and_then(Value::as_f64).unwrap_or(default);
+        let config: DitConfig =
+            serde_json::from_str(&config_json).map_err(|e| Error::format(&file, e))?;
+        let value: Value =
+            serde_json::from_str(&config_json).map_err(|e| Error::format(&file, e))?;
+        let bound =
+            |name: &str, default: f64| value.get(name).and_then(Value::as_f64).unwrap_or(default);
         let clip = (
             bound("sampling_eps_min", super::objective::SMALLEST_T),
             bound("sampling_eps_max", 1.0),
         );
         let weights = path.join("model.safetensors");
         let bytes = std::fs::read(&weights).map_err(Error::file(&weights))?;
-        let tensors = NamedTensors::from_safetensors(&bytes).map_err(|error| Error::format(&weights, error))?;
+        let tensors = NamedTensors::from_safetensors(&bytes)
+            .map_err(|error| Error::format(&weights, error))?;
         Ok(Self {
             config,
             tensors: tensors.into_parts(),
@@ -71,12 +75,20 @@ impl Folder {
             Precision::F32,
         )];
         if self.config.block().is_some() {
-            for (name, value) in [("sampling_eps_min", self.clip.0), ("sampling_eps_max", self.clip.1)] {
+            for (name, value) in [
+                ("sampling_eps_min", self.clip.0),
+                ("sampling_eps_max", self.clip.1),
+            ] {
                 named.push((name.to_owned(), vec![], vec![value as f32], Precision::F32));
             }
         }
         for (name, (shape, data)) in &self.tensors {
-            named.push((format!("backbone.{name}"), shape.clone(), data.clone(), precision));
+            named.push((
+                format!("backbone.{name}"),
+                shape.clone(),
+                data.clone(),
+                precision,
+            ));
         }
         let file = path.join("model.safetensors");
         let bytes = serialize(&named, None).map_err(|reason| Error::format(&file, reason))?;
@@ -99,7 +111,10 @@ impl Folder {
             ("dropout".to_owned(), json!(0.0)),
             ("sampling_eps_min".to_owned(), json!(self.clip.0)),
             ("sampling_eps_max".to_owned(), json!(self.clip.1)),
-            ("time_conditioning".to_owned(), json!(self.config.time_conditioned())),
+            (
+                "time_conditioning".to_owned(),
+                json!(self.config.time_conditioned()),
+            ),
             ("var_min".to_owned(), json!(blockwise)),
         ]);
         format!("{:#}\n", Value::Object(fields))
@@ -109,7 +124,8 @@ impl Folder {
 /// Rounds to bf16 and back: what a bf16 file will be read as.
 pub fn round_to_bf16(tensors: &mut Tensors) {
     for (_, data) in tensors.values_mut() {
-        data.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32());
+        data.iter_mut()
+            .for_each(|x| *x = bf16::from_f32(*x).to_f32());
     }
 }
 
@@ -121,10 +137,15 @@ pub fn serialize(
     let stored: Vec<(Dtype, Vec<u8>)> = named
         .iter()
         .map(|(_, _, data, precision)| match precision {
-            Precision::F32 => (Dtype::F32, data.iter().flat_map(|x| x.to_le_bytes()).collect()),
+            Precision::F32 => (
+                Dtype::F32,
+                data.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            ),
             Precision::Bf16 => (
                 Dtype::BF16,
-                data.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect(),
+                data.iter()
+                    .flat_map(|x| bf16::from_f32(*x).to_le_bytes())
+                    .collect(),
             ),
         })
         .collect();

@@ -26,7 +26,10 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("{}: {source}", path.display())]
-    File { path: PathBuf, source: std::io::Error },
+    File {
+        path: PathBuf,
+        source: std::io::Error,
+    },
     #[error("{}: not UTF-8 text (first bad byte at {offset})", path.display())]
     NotText { path: PathBuf, offset: usize },
     #[error("no text file in {}", path.display())]

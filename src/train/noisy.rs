@@ -14,7 +14,10 @@ pub enum Loss {
     /// The uniform process's NELBO over the first `tokens` logits.
     Uniform { tokens: usize },
     /// How far the first `tokens` logits say something else than a teacher's.
-    Consistency { tokens: usize, divergence: Divergence },
+    Consistency {
+        tokens: usize,
+        divergence: Divergence,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -34,7 +37,10 @@ pub struct Noisy {
 impl Noisy {
     /// Cuts the batch into at most `parts` parts of whole contexts; all keep the whole batch's `tokens`.
     pub fn split(self, parts: usize) -> Vec<Noisy> {
-        let (batch, per_part) = (self.input.batch, self.input.batch.div_ceil(parts.max(1)).max(1));
+        let (batch, per_part) = (
+            self.input.batch,
+            self.input.batch.div_ceil(parts.max(1)).max(1),
+        );
         let part = |first: usize| {
             let sequences = first..(first + per_part).min(batch);
             let rows = self.input.rows_of(sequences.clone());
@@ -57,10 +63,16 @@ impl Noisy {
         let term = |(&row, &x0): (&u32, &u32)| UniformTerm {
             x0,
             xt: self.input.xt[row as usize],
-            move_chance: -(-f64::from(self.input.sigma[self.input.noise_line(row as usize)])).exp_m1(),
+            move_chance: -(-f64::from(self.input.sigma[self.input.noise_line(row as usize)]))
+                .exp_m1(),
             rate: LogLinear::UNIFORM.alpha_rate(),
         };
-        self.input.rows.iter().zip(&self.targets).map(term).collect()
+        self.input
+            .rows
+            .iter()
+            .zip(&self.targets)
+            .map(term)
+            .collect()
     }
 
     /// The loss at every row, in nats; an error where it takes a teacher.
@@ -70,7 +82,9 @@ impl Noisy {
         }
         let logits = model.forward(&self.input)?;
         match self.loss {
-            Loss::CrossEntropy { mask } => ops::cross_entropy(&logits, &self.targets, Some(mask))?.to_vec1(),
+            Loss::CrossEntropy { mask } => {
+                ops::cross_entropy(&logits, &self.targets, Some(mask))?.to_vec1()
+            }
             Loss::Uniform { tokens } => ops::uniform_nelbo(&logits, tokens, &self.terms()),
             Loss::Consistency { .. } => bail!("consistency is measured along with its gradient"),
         }
@@ -92,19 +106,31 @@ impl Noisy {
         model: &M,
         teacher: Option<&M>,
     ) -> Result<(f64, BTreeMap<String, Tensor>)> {
-        let share: Vec<f32> = self.weights.iter().map(|&w| w / self.tokens as f32).collect();
+        let share: Vec<f32> = self
+            .weights
+            .iter()
+            .map(|&w| w / self.tokens as f32)
+            .collect();
         model.gradients(&self.input, |logits| {
             let (losses, gradient) = match self.loss {
                 Loss::CrossEntropy { mask } => (
                     ops::cross_entropy(logits, &self.targets, Some(mask))?.to_vec1()?,
                     ops::cross_entropy_backward(logits, &self.targets, Some(mask), &share)?,
                 ),
-                Loss::Uniform { tokens } => ops::uniform_nelbo_backward(logits, tokens, &self.terms(), &share)?,
+                Loss::Uniform { tokens } => {
+                    ops::uniform_nelbo_backward(logits, tokens, &self.terms(), &share)?
+                }
                 Loss::Consistency { tokens, divergence } => {
                     let (Some(teacher), Some(input)) = (teacher, &self.teacher) else {
                         bail!("consistency takes a teacher")
                     };
-                    ops::divergence_backward(logits, &teacher.forward(input)?, tokens, divergence, &share)?
+                    ops::divergence_backward(
+                        logits,
+                        &teacher.forward(input)?,
+                        tokens,
+                        divergence,
+                        &share,
+                    )?
                 }
             };
             Ok((self.per_token(&losses), gradient))

@@ -80,7 +80,9 @@ impl Objective {
     /// Corrupts each token that counts at its unit's t.
     pub fn corrupt(&self, contexts: &Contexts, stream: &mut Stream) -> Noisy {
         match self.corruption {
-            Corruption::Mask(mask) => self.mask(contexts, mask, &self.times(contexts, stream), stream),
+            Corruption::Mask(mask) => {
+                self.mask(contexts, mask, &self.times(contexts, stream), stream)
+            }
             Corruption::Uniform(tokens) => {
                 let times = self.early_times(contexts, stream);
                 early(self.uniform(contexts, tokens, &times, stream))
@@ -102,7 +104,8 @@ impl Objective {
                 for (chosen, &importance) in chosen[span.clone()].iter_mut().zip(importance) {
                     *chosen = importance > 0.0 && stream.uniform() < t;
                 }
-                let share = chosen[span.clone()].iter().filter(|&&c| c).count() as f64 / maskable.max(1.0);
+                let share =
+                    chosen[span.clone()].iter().filter(|&&c| c).count() as f64 / maskable.max(1.0);
                 let low_enough = high >= 1.0 || share <= high;
                 let high_enough = low <= SMALLEST_T || share >= low;
                 if maskable == 0.0 || (low_enough && high_enough) {
@@ -126,11 +129,24 @@ impl Objective {
         let noise = |(&token, &chosen): (&u32, &bool)| if chosen { mask } else { token };
         let xt = contexts.tokens.iter().zip(chosen).map(noise).collect();
         let rows = (0..chosen.len()).filter(|&i| chosen[i]);
-        self.noisy(contexts, xt, rows, weight, times, Loss::CrossEntropy { mask })
+        self.noisy(
+            contexts,
+            xt,
+            rows,
+            weight,
+            times,
+            Loss::CrossEntropy { mask },
+        )
     }
 
     /// Replaces each token that counts, with probability 1 - alpha_t, by one of the first `tokens`. `times` are the units'.
-    pub fn uniform(&self, contexts: &Contexts, tokens: usize, times: &[f64], stream: &mut Stream) -> Noisy {
+    pub fn uniform(
+        &self,
+        contexts: &Contexts,
+        tokens: usize,
+        times: &[f64],
+        stream: &mut Stream,
+    ) -> Noisy {
         let unit = self.unit(contexts.length);
         let xt = contexts.tokens.iter().enumerate().map(|(i, &token)| {
             let noisy = stream.uniform() < LogLinear::UNIFORM.move_chance(times[i / unit]);
@@ -145,7 +161,13 @@ impl Objective {
     }
 
     /// x_t of the uniform process over `tokens`: all tokens that count are scored. `times` are the units'.
-    pub fn uniform_noise(&self, contexts: &Contexts, xt: Vec<u32>, times: &[f64], tokens: usize) -> Noisy {
+    pub fn uniform_noise(
+        &self,
+        contexts: &Contexts,
+        xt: Vec<u32>,
+        times: &[f64],
+        tokens: usize,
+    ) -> Noisy {
         let rows = (0..contexts.tokens.len()).filter(|&i| contexts.importance[i] > 0.0);
         let weight = |i: usize| contexts.importance[i];
         self.noisy(contexts, xt, rows, weight, times, Loss::Uniform { tokens })
@@ -174,7 +196,10 @@ impl Objective {
                 xt,
                 soft: None,
                 x0: self.block.map(|_| contexts.tokens.clone()),
-                sigma: times.iter().map(|&t| LogLinear::UNIFORM.sigma(t) as f32).collect(),
+                sigma: times
+                    .iter()
+                    .map(|&t| LogLinear::UNIFORM.sigma(t) as f32)
+                    .collect(),
                 rows: rows.iter().map(|&row| row as u32).collect(),
             },
         }

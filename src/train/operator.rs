@@ -103,7 +103,9 @@ pub fn upper_tail(x: f64) -> f64 {
 pub fn upper_quantile(tail: f64) -> f64 {
     // Hastings' rational approximation (Abramowitz and Stegun 26.2.23), then one of Halley's steps.
     let t = (-2.0 * tail.ln()).sqrt();
-    let x = t - (2.515517 + t * (0.802853 + t * 0.010328)) / (1.0 + t * (1.432788 + t * (0.189269 + t * 0.001308)));
+    let x = t
+        - (2.515517 + t * (0.802853 + t * 0.010328))
+            / (1.0 + t * (1.432788 + t * (0.189269 + t * 0.001308)));
     let r = (tail - upper_tail(x)) / density(x);
     x - r / (1.0 + r * x / 2.0)
 }

@@ -99,7 +99,9 @@ impl Optimizer {
     /// From now on weight decay pulls towards `base`: it shrinks the delta, which is what others in a bank are spared.
     pub fn anchor(&mut self, base: &Tensors) {
         let matrices = base.iter().filter(|(_, (shape, _))| shape.len() == 2);
-        self.anchors = matrices.map(|(name, (_, data))| (name.clone(), data.clone())).collect();
+        self.anchors = matrices
+            .map(|(name, (_, data))| (name.clone(), data.clone()))
+            .collect();
     }
 
     /// Writes into the network what a variant's weights would be when read back from banks of so many `members`: every row of
@@ -110,14 +112,25 @@ impl Optimizer {
             let (Some(base), Some(var)) = (self.anchors.get(name), model.vars().get(name)) else {
                 return Ok(());
             };
-            let members = if name == HEAD { members.head } else { members.body };
+            let members = if name == HEAD {
+                members.head
+            } else {
+                members.body
+            };
             let size = (members.saturating_sub(1) as f32).sqrt();
             let mut signs = vec![0; slot.weight.len().div_ceil(32)];
-            Key::derive(&[b"choir/train/interference/1", &key.0, name.as_bytes()]).words(0, &mut signs);
+            Key::derive(&[b"choir/train/interference/1", &key.0, name.as_bytes()])
+                .words(0, &mut signs);
             let mut weights = slot.weight.clone();
             let cols = slot.shape[1].max(1);
-            for (row, (weights, base)) in weights.chunks_mut(cols).zip(base.chunks(cols)).enumerate() {
-                let squares: f32 = weights.iter().zip(base).map(|(w, b)| (w - b) * (w - b)).sum();
+            for (row, (weights, base)) in
+                weights.chunks_mut(cols).zip(base.chunks(cols)).enumerate()
+            {
+                let squares: f32 = weights
+                    .iter()
+                    .zip(base)
+                    .map(|(w, b)| (w - b) * (w - b))
+                    .sum();
                 let noise = size * (squares / cols as f32).sqrt();
                 for (col, weight) in weights.iter_mut().enumerate() {
                     let bit = row * cols + col;
@@ -125,19 +138,33 @@ impl Optimizer {
                     *weight += if negative { -noise } else { noise };
                 }
             }
-            var.set(&Tensor::from_slice(&weights, slot.shape.as_slice(), var.device())?)
+            var.set(&Tensor::from_slice(
+                &weights,
+                slot.shape.as_slice(),
+                var.device(),
+            )?)
         })
     }
 
     /// One update of `model` with learning rate `rate` and the sum of `gradients`; returns the sum's norm before
     /// clipping. A norm that is not finite changes nothing.
-    pub fn update(&mut self, model: &Trainable, gradients: &[BTreeMap<String, Tensor>], rate: f32) -> Result<f32> {
+    pub fn update(
+        &mut self,
+        model: &Trainable,
+        gradients: &[BTreeMap<String, Tensor>],
+        rate: f32,
+    ) -> Result<f32> {
         let names: Vec<&String> = self.slots.keys().collect();
         let found: Vec<Option<(Vec<f32>, f64)>> = names
             .par_iter()
             .map(|name| sum(gradients, name))
             .collect::<Result<_>>()?;
-        let norm = found.iter().flatten().map(|(_, square)| square).sum::<f64>().sqrt() as f32;
+        let norm = found
+            .iter()
+            .flatten()
+            .map(|(_, square)| square)
+            .sum::<f64>()
+            .sqrt() as f32;
         if !norm.is_finite() {
             return Ok(norm);
         }
@@ -151,41 +178,47 @@ impl Optimizer {
         };
         let (conditioning, anchors) = (self.conditioning, &self.anchors);
         let jobs: Vec<_> = self.slots.iter_mut().zip(found).collect();
-        jobs.into_par_iter().try_for_each(|((name, slot), gradient)| {
-            let Some((mut gradient, _)) = gradient else {
-                return Ok(());
-            };
-            if let (Some(anchor), Some(var)) = (anchors.get(name), model.vars().get(name)) {
-                through_gains(&mut gradient, slot, anchor, &values(var.as_tensor())?);
-            }
-            let conditioned = name.starts_with("sigma_map") || name.ends_with("adaLN_modulation.weight");
-            let rate = if conditioned { rate * conditioning } else { rate };
-            let decay = if slot.shape.len() == 2 {
-                1.0 - rate * s.weight_decay
-            } else {
-                1.0
-            };
-            let orthogonal = s.orthogonal && is_layer_matrix(name);
-            let rate = if s.orthogonal && !orthogonal {
-                rate * s.rest
-            } else {
-                rate
-            };
-            let anchor = anchors.get(name);
-            let shrink = if anchor.is_some() { 1.0 } else { decay };
-            if orthogonal {
-                muon::update(slot, &gradient, rate, shrink)?;
-            } else {
-                adamw(slot, &gradient, rate, shrink, s, now);
-            }
-            for (weight, anchor) in slot.weight.iter_mut().zip(anchor.into_iter().flatten()) {
-                *weight = anchor + (*weight - anchor) * decay;
-            }
-            for (average, weight) in slot.average.iter_mut().zip(&slot.weight) {
-                *average = now.keep * *average + (1.0 - now.keep) * weight;
-            }
-            Ok::<(), candle_core::Error>(())
-        })?;
+        jobs.into_par_iter()
+            .try_for_each(|((name, slot), gradient)| {
+                let Some((mut gradient, _)) = gradient else {
+                    return Ok(());
+                };
+                if let (Some(anchor), Some(var)) = (anchors.get(name), model.vars().get(name)) {
+                    through_gains(&mut gradient, slot, anchor, &values(var.as_tensor())?);
+                }
+                let conditioned =
+                    name.starts_with("sigma_map") || name.ends_with("adaLN_modulation.weight");
+                let rate = if conditioned {
+                    rate * conditioning
+                } else {
+                    rate
+                };
+                let decay = if slot.shape.len() == 2 {
+                    1.0 - rate * s.weight_decay
+                } else {
+                    1.0
+                };
+                let orthogonal = s.orthogonal && is_layer_matrix(name);
+                let rate = if s.orthogonal && !orthogonal {
+                    rate * s.rest
+                } else {
+                    rate
+                };
+                let anchor = anchors.get(name);
+                let shrink = if anchor.is_some() { 1.0 } else { decay };
+                if orthogonal {
+                    muon::update(slot, &gradient, rate, shrink)?;
+                } else {
+                    adamw(slot, &gradient, rate, shrink, s, now);
+                }
+                for (weight, anchor) in slot.weight.iter_mut().zip(anchor.into_iter().flatten()) {
+                    *weight = anchor + (*weight - anchor) * decay;
+                }
+                for (average, weight) in slot.average.iter_mut().zip(&slot.weight) {
+                    *average = now.keep * *average + (1.0 - now.keep) * weight;
+                }
+                Ok::<(), candle_core::Error>(())
+            })?;
         self.put_weights(model)?;
         Ok(norm)
     }
@@ -203,7 +236,11 @@ impl Optimizer {
     fn put<'a>(&'a self, model: &Trainable, data: impl Fn(&'a Slot) -> &'a [f32]) -> Result<()> {
         for (name, var) in model.vars() {
             if let Some(slot) = self.slots.get(name) {
-                var.set(&Tensor::from_slice(data(slot), slot.shape.as_slice(), var.device())?)?;
+                var.set(&Tensor::from_slice(
+                    data(slot),
+                    slot.shape.as_slice(),
+                    var.device(),
+                )?)?;
             }
         }
         Ok(())
@@ -237,8 +274,13 @@ fn adamw(slot: &mut Slot, gradient: &[f32], rate: f32, decay: f32, s: AdamW, now
 fn through_gains(gradient: &mut [f32], slot: &Slot, anchor: &[f32], seen: &[f32]) {
     let cols = slot.shape[slot.shape.len() - 1].max(1);
     let rows = gradient.chunks_mut(cols).zip(slot.weight.chunks(cols));
-    for ((gradient, weight), (anchor, seen)) in rows.zip(anchor.chunks(cols).zip(seen.chunks(cols))) {
-        let square: f32 = weight.iter().zip(anchor).map(|(w, a)| (w - a) * (w - a)).sum();
+    for ((gradient, weight), (anchor, seen)) in rows.zip(anchor.chunks(cols).zip(seen.chunks(cols)))
+    {
+        let square: f32 = weight
+            .iter()
+            .zip(anchor)
+            .map(|(w, a)| (w - a) * (w - a))
+            .sum();
         let noise = seen.iter().zip(weight).map(|(seen, weight)| seen - weight);
         let pull: f32 = gradient
             .iter()
@@ -246,7 +288,10 @@ fn through_gains(gradient: &mut [f32], slot: &Slot, anchor: &[f32], seen: &[f32]
             .map(|(gradient, noise)| gradient * noise)
             .sum();
         if square > 0.0 && pull != 0.0 {
-            let delta = weight.iter().zip(anchor).map(|(weight, anchor)| weight - anchor);
+            let delta = weight
+                .iter()
+                .zip(anchor)
+                .map(|(weight, anchor)| weight - anchor);
             gradient
                 .iter_mut()
                 .zip(delta)
@@ -258,7 +303,9 @@ fn through_gains(gradient: &mut [f32], slot: &Slot, anchor: &[f32], seen: &[f32]
 /// The sum of one weight's gradients and its squared norm; `None` where no part has one.
 fn sum(gradients: &[BTreeMap<String, Tensor>], name: &str) -> Result<Option<(Vec<f32>, f64)>> {
     let mut parts = gradients.iter().filter_map(|part| part.get(name));
-    let Some(first) = parts.next() else { return Ok(None) };
+    let Some(first) = parts.next() else {
+        return Ok(None);
+    };
     let mut total = values(first)?;
     for part in parts {
         for (total, part) in total.iter_mut().zip(values(part)?) {
@@ -271,7 +318,12 @@ fn sum(gradients: &[BTreeMap<String, Tensor>], name: &str) -> Result<Option<(Vec
 
 /// Attention and MLP matrices.
 fn is_layer_matrix(name: &str) -> bool {
-    let kinds = ["attn_qkv.weight", "attn_out.weight", "mlp.0.weight", "mlp.2.weight"];
+    let kinds = [
+        "attn_qkv.weight",
+        "attn_out.weight",
+        "mlp.0.weight",
+        "mlp.2.weight",
+    ];
     name.starts_with("blocks.") && kinds.iter().any(|kind| name.ends_with(kind))
 }
 
@@ -301,8 +353,9 @@ mod tests {
     }
 
     fn weights(model: &Trainable) -> Tensors {
-        let one =
-            |(name, var): (&String, &candle_core::Var)| (name.clone(), (var.dims().to_vec(), values(var).unwrap()));
+        let one = |(name, var): (&String, &candle_core::Var)| {
+            (name.clone(), (var.dims().to_vec(), values(var).unwrap()))
+        };
         model.vars().iter().map(one).collect()
     }
 
@@ -318,7 +371,11 @@ mod tests {
             },
         )
         .unwrap();
-        for slot in optimizer.slots.values_mut().filter(|slot| slot.shape.len() == 2) {
+        for slot in optimizer
+            .slots
+            .values_mut()
+            .filter(|slot| slot.shape.len() == 2)
+        {
             slot.weight[..slot.shape[1]]
                 .iter_mut()
                 .for_each(|weight| *weight += 0.25);
@@ -340,7 +397,11 @@ mod tests {
         let (after, before) = (&weights(&model)[name].1, &base[name].1);
         for (index, (after, before)) in after.iter().zip(before).enumerate() {
             let expected = if index < 8 { 0.25 * 0.95 } else { 0.0 };
-            assert!((after - before - expected).abs() < 1e-6, "{index}: {}", after - before);
+            assert!(
+                (after - before - expected).abs() < 1e-6,
+                "{index}: {}",
+                after - before
+            );
         }
     }
 
@@ -363,7 +424,11 @@ mod tests {
         loss(&optimizer);
         let (slot, mut gradient) = (&optimizer.slots[name], slope.clone());
         through_gains(&mut gradient, slot, anchor, &weights(&model)[name].1);
-        assert_eq!(gradient[8..], slope[8..], "rows without a delta have no gain");
+        assert_eq!(
+            gradient[8..],
+            slope[8..],
+            "rows without a delta have no gain"
+        );
         for (at, &analytic) in gradient[..8].iter().enumerate() {
             let moved = |by: f32| {
                 let mut moved = optimizer.clone();
@@ -383,7 +448,9 @@ mod tests {
         let (model, base, optimizer) = variant();
         let noise = |body: usize, name: &str| -> Vec<f32> {
             let members = Members { body, head: 2 };
-            optimizer.put_interference(&model, members, Key([7; 32])).unwrap();
+            optimizer
+                .put_interference(&model, members, Key([7; 32]))
+                .unwrap();
             let noisy = weights(&model)[name].1.clone();
             noisy
                 .iter()
@@ -395,13 +462,19 @@ mod tests {
         let row = noise(4, "blocks.0.mlp.0.weight");
         assert!((rms(&row[..8]) - 0.25 * 3f32.sqrt()).abs() < 1e-5);
         assert!(row[..8].iter().any(|x| *x > 0.0) && row[..8].iter().any(|x| *x < 0.0));
-        assert!(row[8..].iter().all(|x| *x == 0.0), "a row without a delta has no noise");
+        assert!(
+            row[8..].iter().all(|x| *x == 0.0),
+            "a row without a delta has no noise"
+        );
         assert!(
             (rms(&noise(4, HEAD)[..8]) - 0.25).abs() < 1e-5,
             "the head's banks have members of their own"
         );
         assert!(noise(1, "blocks.0.mlp.0.weight").iter().all(|x| *x == 0.0));
         optimizer.put_weights(&model).unwrap();
-        assert_eq!(weights(&model)["blocks.0.norm1.weight"], base["blocks.0.norm1.weight"]);
+        assert_eq!(
+            weights(&model)["blocks.0.norm1.weight"],
+            base["blocks.0.norm1.weight"]
+        );
     }
 }

@@ -49,7 +49,13 @@ impl SkillSource {
     /// When a block is sampled, nothing after the answer is known yet. So three blocks in four are about one
     /// answer that ends in them: what follows it in the block is masked like it (and counts a little, so
     /// that samples there look like examples).
-    pub fn sample(&self, count: usize, length: usize, unit: usize, stream: &mut Stream) -> Result<Contexts, Error> {
+    pub fn sample(
+        &self,
+        count: usize,
+        length: usize,
+        unit: usize,
+        stream: &mut Stream,
+    ) -> Result<Contexts, Error> {
         let mut contexts = Contexts::new(length);
         for _ in 0..count {
             let mut tokens = vec![self.end_of_text];
@@ -63,7 +69,10 @@ impl SkillSource {
             };
             while tokens.len() < length {
                 let (prompt, answer) = self.encode(&self.skill.example(stream))?;
-                let whole = prompt.iter().map(|&t| (t, 0.0)).chain(answer.iter().map(|&t| (t, 1.0)));
+                let whole = prompt
+                    .iter()
+                    .map(|&t| (t, 0.0))
+                    .chain(answer.iter().map(|&t| (t, 1.0)));
                 for (token, weight) in whole.skip(skip) {
                     tokens.push(token);
                     importance.push(weight);
@@ -75,7 +84,11 @@ impl SkillSource {
             importance.truncate(length);
             for start in (0..length).step_by(unit) {
                 let end = (start + unit).min(length);
-                let inside: Vec<usize> = ends.iter().copied().filter(|&e| e > start && e < end).collect();
+                let inside: Vec<usize> = ends
+                    .iter()
+                    .copied()
+                    .filter(|&e| e > start && e < end)
+                    .collect();
                 if !inside.is_empty() && stream.below(4) > 0 {
                     importance[inside[stream.below(inside.len())]..end].fill(TAIL);
                 }
@@ -89,9 +102,18 @@ impl SkillSource {
 
     /// Held-out examples, one per context, padded with end of text, only the answers scored.
     pub fn held_out(&self, count: usize, unit: usize) -> Result<Contexts, Error> {
-        let encoded: Result<Vec<_>, _> = self.skill.held_out(count).iter().map(|e| self.encode(e)).collect();
+        let encoded: Result<Vec<_>, _> = self
+            .skill
+            .held_out(count)
+            .iter()
+            .map(|e| self.encode(e))
+            .collect();
         let encoded = encoded?;
-        let longest = encoded.iter().map(|(p, a)| 1 + p.len() + a.len()).max().unwrap_or(1);
+        let longest = encoded
+            .iter()
+            .map(|(p, a)| 1 + p.len() + a.len())
+            .max()
+            .unwrap_or(1);
         let length = longest.next_multiple_of(unit.min(longest.next_multiple_of(16)));
         let mut contexts = Contexts::new(length);
         for (prompt, answer) in encoded {
@@ -103,9 +125,15 @@ impl SkillSource {
             contexts
                 .tokens
                 .extend(std::iter::repeat_n(self.end_of_text, length - used));
-            contexts.importance.extend(std::iter::repeat_n(0.0, 1 + prompt.len()));
-            contexts.importance.extend(std::iter::repeat_n(1.0, answer.len()));
-            contexts.importance.extend(std::iter::repeat_n(0.0, length - used));
+            contexts
+                .importance
+                .extend(std::iter::repeat_n(0.0, 1 + prompt.len()));
+            contexts
+                .importance
+                .extend(std::iter::repeat_n(1.0, answer.len()));
+            contexts
+                .importance
+                .extend(std::iter::repeat_n(0.0, length - used));
         }
         Ok(contexts)
     }

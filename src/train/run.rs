@@ -103,9 +103,19 @@ pub struct Validation {
 
 impl Validation {
     /// Scores a model, which has had `step` steps.
-    pub fn score(&self, model: &impl Differentiable, objective: &Objective, step: u64) -> Result<Score, Error> {
+    pub fn score(
+        &self,
+        model: &impl Differentiable,
+        objective: &Objective,
+        step: u64,
+    ) -> Result<Score, Error> {
         let nats_per_token = validation::nelbo(model, objective, &self.contexts, self.draws, 0)?;
-        let tokens = self.contexts.importance.iter().filter(|&&w| w > 0.0).count() as f64;
+        let tokens = self
+            .contexts
+            .importance
+            .iter()
+            .filter(|&&w| w > 0.0)
+            .count() as f64;
         let exact = match self.exact {
             true => Some((
                 validation::exact_matches(model, objective, &self.contexts)?,
@@ -194,13 +204,18 @@ impl<'a> Run<'a> {
             .map(|_| one())
             .collect::<Result<_, _>>()?;
         let trainers = settings.machine.clone();
-        let trainers = trainers.map(|machine| [GpuTrainer::new(machine.clone()), GpuTrainer::new(machine)]);
+        let trainers =
+            trainers.map(|machine| [GpuTrainer::new(machine.clone()), GpuTrainer::new(machine)]);
         let mut optimizer = Optimizer::new(&model, settings.optimizer)?;
         if let Some(base) = &settings.base {
             optimizer.anchor(&base.tensors);
         }
         let mut seconds = 0.0;
-        if let Some(path) = settings.checkpoint.as_ref().filter(|path| resume && path.exists()) {
+        if let Some(path) = settings
+            .checkpoint
+            .as_ref()
+            .filter(|path| resume && path.exists())
+        {
             seconds = checkpoint::read(path, &mut optimizer, lessons.teacher_mut(), &run)?;
             optimizer.put_weights(&model)?;
         }
@@ -236,7 +251,8 @@ impl<'a> Run<'a> {
             let progress = self.progress().min(1.0);
             let over = progress >= 1.0;
             if since.as_secs_f64() >= self.settings.report_every || over {
-                let tokens = reported.1 as f64 * (self.settings.batch * self.settings.length) as f64;
+                let tokens =
+                    reported.1 as f64 * (self.settings.batch * self.settings.length) as f64;
                 (self.report)(Report::Step {
                     step: self.optimizer.step,
                     progress,
@@ -286,18 +302,33 @@ impl<'a> Run<'a> {
     fn step(&mut self, rate: f32) -> Result<(f64, f32), Error> {
         let s = &self.settings;
         let step = self.optimizer.step;
-        let key = Key::derive(&[b"choir/train/step/1", &s.seed.to_le_bytes(), &step.to_le_bytes()]);
+        let key = Key::derive(&[
+            b"choir/train/step/1",
+            &s.seed.to_le_bytes(),
+            &step.to_le_bytes(),
+        ]);
         let mut stream = Stream::new(key);
         let contexts = match &self.source {
             Source::Text(text) => text.sample(s.batch, s.length, &mut stream),
-            Source::Skill(skill) => skill.sample(s.batch, s.length, s.objective.unit(s.length), &mut stream)?,
+            Source::Skill(skill) => {
+                skill.sample(s.batch, s.length, s.objective.unit(s.length), &mut stream)?
+            }
         };
         let progress = self.progress();
-        let noisy = self
-            .lessons
-            .batch(&s.objective, &contexts, progress, &self.optimizer, &mut stream)?;
-        if let Some(base) = s.base.as_ref().filter(|base| base.members != Members::ALONE) {
-            self.optimizer.put_interference(&self.model, base.members, key)?;
+        let noisy = self.lessons.batch(
+            &s.objective,
+            &contexts,
+            progress,
+            &self.optimizer,
+            &mut stream,
+        )?;
+        if let Some(base) = s
+            .base
+            .as_ref()
+            .filter(|base| base.members != Members::ALONE)
+        {
+            self.optimizer
+                .put_interference(&self.model, base.members, key)?;
         }
         let (loss, gradients) = self.gradients(noisy)?;
         let norm = self.optimizer.update(&self.model, &gradients, rate)?;
@@ -310,8 +341,13 @@ impl<'a> Run<'a> {
     /// The loss, and the gradients of the batch's parts: of one on a device. On the host every part has a thread of its own from
     /// beginning to end, which wastes less of it than threads that meet in every operation.
     fn gradients(&self, noisy: Noisy) -> Result<(f64, Vec<BTreeMap<String, Tensor>>), Error> {
-        let (model, teacher) = (&self.model, self.lessons.teacher().map(|teacher| &teacher.model));
-        if let Some([for_model, for_teacher]) = self.trainers.as_ref().filter(|_| !noisy.targets.is_empty()) {
+        let (model, teacher) = (
+            &self.model,
+            self.lessons.teacher().map(|teacher| &teacher.model),
+        );
+        if let Some([for_model, for_teacher]) =
+            self.trainers.as_ref().filter(|_| !noisy.targets.is_empty())
+        {
             let teacher = teacher.map(|teacher| for_teacher.of(teacher));
             let (loss, gradients) = noisy.gradients(&for_model.of(model), teacher.as_ref())?;
             return Ok((loss, vec![gradients]));
@@ -321,7 +357,9 @@ impl<'a> Run<'a> {
             .into_iter()
             .filter(|part| !part.targets.is_empty())
             .collect();
-        let run = |(part, pool): (&Noisy, &rayon::ThreadPool)| pool.install(|| part.gradients(model, teacher));
+        let run = |(part, pool): (&Noisy, &rayon::ThreadPool)| {
+            pool.install(|| part.gradients(model, teacher))
+        };
         let found: Vec<_> = std::thread::scope(|scope| {
             let threads: Vec<_> = parts
                 .iter()
@@ -356,7 +394,13 @@ impl<'a> Run<'a> {
         let Some(path) = &self.settings.checkpoint else {
             return Ok(());
         };
-        checkpoint::write(path, &self.optimizer, self.lessons.teacher(), self.seconds, &self.run)?;
+        checkpoint::write(
+            path,
+            &self.optimizer,
+            self.lessons.teacher(),
+            self.seconds,
+            &self.run,
+        )?;
         (self.report)(Report::Saved {
             step: self.optimizer.step,
         });
@@ -368,16 +412,25 @@ impl Settings {
     /// Refuses what no run can have.
     fn check(&self, network: &DitConfig) -> Result<(), Error> {
         let Self { batch, length, .. } = *self;
-        let AdamW { weight_decay, ema, .. } = self.optimizer;
+        let AdamW {
+            weight_decay, ema, ..
+        } = self.optimizer;
         let (unit, most) = (self.objective.unit(length), network.model_length);
         let budget = match self.budget {
             Budget::Steps(steps) => steps as f64,
             Budget::Seconds(seconds) => seconds,
         };
-        let members = self.base.as_ref().map_or(Members::ALONE, |base| base.members);
+        let members = self
+            .base
+            .as_ref()
+            .map_or(Members::ALONE, |base| base.members);
         let odd = [
             ("batch", batch == 0, format!("{batch} contexts to a step")),
-            ("length", length < 2, format!("{length} tokens to a context")),
+            (
+                "length",
+                length < 2,
+                format!("{length} tokens to a context"),
+            ),
             (
                 "length",
                 length > most,
@@ -423,11 +476,22 @@ impl Settings {
     /// What must not change between a checkpoint and its resumption.
     fn fingerprint(&self, source: &Source, network: &DitConfig) -> String {
         let source = match source {
-            Source::Text(text) => format!("text {:016x} of {} tokens", text.digest().seed(), text.tokens()),
+            Source::Text(text) => format!(
+                "text {:016x} of {} tokens",
+                text.digest().seed(),
+                text.tokens()
+            ),
             Source::Skill(skill) => format!("skill {}", skill.skill().name()),
         };
-        let base = self.base.as_ref().map(|base| (base.digest().seed(), base.members));
-        let optimizer = if self.optimizer.orthogonal { "Muon" } else { "AdamW" };
+        let base = self
+            .base
+            .as_ref()
+            .map(|base| (base.digest().seed(), base.members));
+        let optimizer = if self.optimizer.orthogonal {
+            "Muon"
+        } else {
+            "AdamW"
+        };
         let Self {
             objective,
             course,

@@ -56,7 +56,10 @@ impl Skill {
 
     /// `count` different held-out prompts with their answers, always the same ones.
     pub fn held_out(self, count: usize) -> Vec<(String, String)> {
-        let mut stream = Stream::new(Key::derive(&[b"choir/train/held-out/1", self.name().as_bytes()]));
+        let mut stream = Stream::new(Key::derive(&[
+            b"choir/train/held-out/1",
+            self.name().as_bytes(),
+        ]));
         let mut seen = BTreeSet::new();
         let mut out = Vec::new();
         // Every skill has thousands of prompts, one in sixteen of them held out; the bound only guards a huge `count`.
@@ -117,7 +120,9 @@ fn spaced(letters: &[char]) -> String {
 /// A string that looks a little like a word: vowels are likelier than in a uniform draw.
 fn word(length: usize, stream: &mut Stream) -> Vec<char> {
     let letters: Vec<char> = "abcdefghijklmnopqrstuvwxyzaeiouaeiou".chars().collect();
-    (0..length).map(|_| letters[stream.below(letters.len())]).collect()
+    (0..length)
+        .map(|_| letters[stream.below(letters.len())])
+        .collect()
 }
 
 /// The standard Roman numeral of 1 ..= 3999.
@@ -190,11 +195,15 @@ mod tests {
                 .sum();
             assert_eq!(answer, sum.to_string());
             let (prompt, answer) = Skill::Sort.example(&mut stream);
-            let mut letters: Vec<&str> = prompt["sort ".len()..prompt.len() - 2].split(' ').collect();
+            let mut letters: Vec<&str> =
+                prompt["sort ".len()..prompt.len() - 2].split(' ').collect();
             letters.sort_unstable();
             assert_eq!(answer.trim(), letters.join(" "));
             let (prompt, answer) = Skill::Reverse.example(&mut stream);
-            let letters: Vec<&str> = prompt["reverse ".len()..prompt.len() - 2].split(' ').rev().collect();
+            let letters: Vec<&str> = prompt["reverse ".len()..prompt.len() - 2]
+                .split(' ')
+                .rev()
+                .collect();
             assert_eq!(answer.trim(), letters.join(" "));
         }
     }

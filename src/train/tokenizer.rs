@@ -9,7 +9,8 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::digits::Digits;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::{
-    AddedToken, DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, TokenizerImpl,
+    AddedToken, DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper,
+    TokenizerImpl,
 };
 
 /// Begins and ends every document, as in GPT-2.
@@ -41,7 +42,13 @@ pub fn train(texts: &[String], vocab: usize) -> Result<String, Error> {
         .show_progress(false)
         .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
         .build();
-    type Wrapped = TokenizerImpl<BPE, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
+    type Wrapped = TokenizerImpl<
+        BPE,
+        NormalizerWrapper,
+        PreTokenizerWrapper,
+        PostProcessorWrapper,
+        DecoderWrapper,
+    >;
     let mut tokenizer = Wrapped::new(BPE::default());
     let bytes = ByteLevel::new(false, true, true);
     tokenizer.with_pre_tokenizer(Some(PreTokenizerWrapper::Sequence(Sequence::new(vec![
@@ -80,7 +87,8 @@ pub fn encode_text(tokenizer: &tokenizers::Tokenizer, text: &str) -> Result<Vec<
     let mut rest = text;
     while rest.len() > 32_768 {
         let bytes = rest.as_bytes();
-        let cut = (32_768..bytes.len() - 1).find(|&i| bytes[i] == b'\n' && !bytes[i + 1].is_ascii_whitespace());
+        let cut = (32_768..bytes.len() - 1)
+            .find(|&i| bytes[i] == b'\n' && !bytes[i + 1].is_ascii_whitespace());
         let Some(cut) = cut else { break };
         let (head, tail) = rest.split_at(cut + 1);
         parts.push(head);
@@ -88,12 +96,19 @@ pub fn encode_text(tokenizer: &tokenizers::Tokenizer, text: &str) -> Result<Vec<
     }
     parts.push(rest);
     let encodings = tokenizer.encode_batch(parts, false).map_err(refused)?;
-    Ok(encodings.iter().flat_map(|e| e.get_ids().iter().copied()).collect())
+    Ok(encodings
+        .iter()
+        .flat_map(|e| e.get_ids().iter().copied())
+        .collect())
 }
 
 /// Encodes a short text.
 pub fn encode(tokenizer: &tokenizers::Tokenizer, text: &str) -> Result<Vec<u32>, Error> {
-    Ok(tokenizer.encode(text, false).map_err(refused)?.get_ids().to_vec())
+    Ok(tokenizer
+        .encode(text, false)
+        .map_err(refused)?
+        .get_ids()
+        .to_vec())
 }
 
 /// The id of the end of text, which also begins every context.
@@ -126,10 +141,18 @@ mod tests {
         assert_eq!(tokenizer.decode(&ids, false).unwrap(), text);
         assert_eq!(encode(&tokenizer, "1994").unwrap().len(), 4);
         for letter in 'a'..='z' {
-            assert_eq!(encode(&tokenizer, &format!(" {letter}")).unwrap().len(), 1, "{letter}");
+            assert_eq!(
+                encode(&tokenizer, &format!(" {letter}")).unwrap().len(),
+                1,
+                "{letter}"
+            );
         }
         for letter in "IVXLCDM".chars() {
-            assert_eq!(encode(&tokenizer, &format!(" {letter}")).unwrap().len(), 1, "{letter}");
+            assert_eq!(
+                encode(&tokenizer, &format!(" {letter}")).unwrap().len(),
+                1,
+                "{letter}"
+            );
         }
     }
 }

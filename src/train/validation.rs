@@ -25,7 +25,9 @@ pub fn nelbo(
         let part = contexts.slice(start..(start + BATCH).min(contexts.count));
         for draw in 0..draws {
             let noisy = match objective.corruption {
-                Corruption::Mask(mask) => count_and_mask(objective, &part, mask, (draw, draws), &mut stream),
+                Corruption::Mask(mask) => {
+                    count_and_mask(objective, &part, mask, (draw, draws), &mut stream)
+                }
                 Corruption::Uniform(states) => {
                     let units = part.tokens.len().div_ceil(objective.unit(part.length));
                     let times: Vec<f64> = times.by_ref().take(units).collect();
@@ -63,7 +65,11 @@ fn count_and_mask(
 ) -> Noisy {
     let unit = objective.unit(part.length);
     let units = part.tokens.len().div_ceil(unit);
-    let (mut chosen, mut weights, mut times) = (vec![false; part.tokens.len()], vec![0f32; units], vec![0.0; units]);
+    let (mut chosen, mut weights, mut times) = (
+        vec![false; part.tokens.len()],
+        vec![0f32; units],
+        vec![0.0; units],
+    );
     for (index, weight) in weights.iter_mut().enumerate() {
         let span = index * unit..((index + 1) * unit).min(part.tokens.len());
         let mut maskable: Vec<usize> = span.filter(|&i| part.importance[i] > 0.0).collect();
@@ -79,13 +85,23 @@ fn count_and_mask(
             chosen[maskable.swap_remove(stream.below(maskable.len()))] = true;
         }
     }
-    objective.masked(part, mask, &chosen, |i| weights[i / unit] * part.importance[i], &times)
+    objective.masked(
+        part,
+        mask,
+        &chosen,
+        |i| weights[i / unit] * part.importance[i],
+        &times,
+    )
 }
 
 /// How many contexts' scored tokens come back exactly when they are decoded greedily, block after
 /// block, the surest position first. The end of a context that follows the answer is masked as well. An error for the
 /// uniform process, which decides nothing for good.
-pub fn exact_matches(model: &impl Differentiable, objective: &Objective, contexts: &Contexts) -> Result<usize> {
+pub fn exact_matches(
+    model: &impl Differentiable,
+    objective: &Objective,
+    contexts: &Contexts,
+) -> Result<usize> {
     let Corruption::Mask(mask) = objective.corruption else {
         bail!("the uniform process has no mask to decode from")
     };
@@ -97,7 +113,12 @@ pub fn exact_matches(model: &impl Differentiable, objective: &Objective, context
     Ok(right)
 }
 
-fn decode(model: &impl Differentiable, objective: &Objective, mask: u32, part: &Contexts) -> Result<usize> {
+fn decode(
+    model: &impl Differentiable,
+    objective: &Objective,
+    mask: u32,
+    part: &Contexts,
+) -> Result<usize> {
     let (length, unit) = (part.length, objective.unit(part.length));
     let mut tokens = part.tokens.clone();
     let mut open = vec![false; tokens.len()];
@@ -112,7 +133,8 @@ fn decode(model: &impl Differentiable, objective: &Objective, mask: u32, part: &
         // Nothing later than the block is seen, and contexts that are done need no evaluation.
         let seen = (block + unit).min(length);
         loop {
-            let rows_of = |context: usize| (block..seen).map(move |position| context * length + position);
+            let rows_of =
+                |context: usize| (block..seen).map(move |position| context * length + position);
             let (mut xt, mut within, mut rows) = (Vec::new(), Vec::new(), Vec::new());
             for context in 0..part.count {
                 let wanted: Vec<usize> = rows_of(context).filter(|&row| open[row]).collect();
@@ -159,7 +181,8 @@ fn decode(model: &impl Differentiable, objective: &Objective, mask: u32, part: &
         }
     }
     let matches = |context: usize| {
-        (context * length..(context + 1) * length).all(|i| part.importance[i] == 0.0 || tokens[i] == part.tokens[i])
+        (context * length..(context + 1) * length)
+            .all(|i| part.importance[i] == 0.0 || tokens[i] == part.tokens[i])
     };
     Ok((0..part.count).filter(|&context| matches(context)).count())
 }

@@ -40,7 +40,11 @@ pub fn key(seed: u64, tensor: &str, side: Side) -> Key {
 pub fn sign(seed: u64, tensor: &str, side: Side, index: usize) -> f32 {
     let mut word = [0];
     key(seed, tensor, side).words(index as u64 / 32, &mut word);
-    if word[0] >> (index % 32) & 1 == 0 { 1.0 } else { -1.0 }
+    if word[0] >> (index % 32) & 1 == 0 {
+        1.0
+    } else {
+        -1.0
+    }
 }
 
 /// A vector of signs, 32 to a word: bit `j % 32` of word `j / 32` is set where sign `j` is -1.

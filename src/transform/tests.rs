@@ -80,7 +80,10 @@ fn golden_words() {
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+    a.iter()
+        .zip(b)
+        .map(|(a, b)| f64::from(*a) * f64::from(*b))
+        .sum()
 }
 
 fn name() -> impl Strategy<Value = String> {
@@ -156,7 +159,9 @@ proptest! {
 
 #[test]
 fn signs_of_zero_and_infinity_flip_like_any_other() {
-    let negative = (0..).find(|seed| sign(*seed, "t", Side::Input, 0) < 0.0).unwrap();
+    let negative = (0..)
+        .find(|seed| sign(*seed, "t", Side::Input, 0) < 0.0)
+        .unwrap();
     let signs = Signs::new(negative, "t", Side::Input, 1);
     let mut value = [f32::INFINITY];
     signs.apply(&mut value);

@@ -27,20 +27,37 @@ fn what_is_removed_and_added_again_gives_the_same_banks() {
         .add(addition("two", source), |progress| stages.push(progress))
         .expect("add");
     assert_eq!(banks(&place.data()), before);
-    assert_eq!(["one", "two", "three"].map(|name| answer(&engine, name)), answers);
+    assert_eq!(
+        ["one", "two", "three"].map(|name| answer(&engine, name)),
+        answers
+    );
     let first = list.iter().find(|info| info.name == "two").expect("two");
     assert_eq!(
         (info.seed, &info.delta_digest, &info.banks),
         (first.seed, &first.delta_digest, &first.banks)
     );
-    assert!(info.source.ends_with("two/model.safetensors"), "{}", info.source);
-    assert!(stages.is_sorted_by(|a, b| a.fraction <= b.fraction), "{stages:?}");
+    assert!(
+        info.source.ends_with("two/model.safetensors"),
+        "{}",
+        info.source
+    );
+    assert!(
+        stages.is_sorted_by(|a, b| a.fraction <= b.fraction),
+        "{stages:?}"
+    );
     let mut stages: Vec<Stage> = stages.into_iter().map(|progress| progress.stage).collect();
     stages.dedup();
     use Stage::*;
     assert_eq!(
         stages,
-        [Reading, Comparing, Accumulating, Measuring, Writing, Publishing]
+        [
+            Reading,
+            Comparing,
+            Accumulating,
+            Measuring,
+            Writing,
+            Publishing
+        ]
     );
 }
 
@@ -73,7 +90,11 @@ fn modulation_tables_are_counted_and_shared_by_generations() {
     // The bank is full: this one goes into another, and is the only change.
     add(&catalog, "five", 5).expect("add");
     assert_eq!(answer(&engine, "one"), before);
-    assert!((once..=several).contains(&bytes()), "{} of {several}", bytes());
+    assert!(
+        (once..=several).contains(&bytes()),
+        "{} of {several}",
+        bytes()
+    );
 }
 
 /// What a change costs does not depend on how much there is that it does not change.
@@ -81,7 +102,13 @@ fn modulation_tables_are_counted_and_shared_by_generations() {
 fn a_change_reads_nothing_of_variants_that_it_does_not_change() {
     let place = Place::new();
     let (catalog, engine) = place.served();
-    let private = |name: &str| place.data().join("variants").join(name).join("private.safetensors");
+    let private = |name: &str| {
+        place
+            .data()
+            .join("variants")
+            .join(name)
+            .join("private.safetensors")
+    };
     for name in ["one", "two", "three"] {
         fs::remove_file(private(name)).expect("private tensors");
     }
@@ -121,7 +148,10 @@ fn what_the_operator_chooses_is_kept() {
         ..addition("chosen", Source::Bytes(checkpoint(&tuned(4))))
     };
     let info = catalog.add(chosen, |_| {}).expect("add");
-    assert_eq!((info.seed, info.scale, &info.defaults), (77, 0.5, &sampling));
+    assert_eq!(
+        (info.seed, info.scale, &info.defaults),
+        (77, 0.5, &sampling)
+    );
     assert_eq!(engine.generation().variants["chosen"].defaults, sampling);
     drop((catalog, engine));
     let (catalog, generation) = place.open().expect("open");
@@ -164,11 +194,26 @@ fn two_additions_at_once_wait_for_each_other() {
     assert!(both.iter().all(Result::is_ok), "{both:?}");
     assert_eq!(engine.generation().number, 5);
     let one = at_once(["same", "same"]);
-    let taken = |result: &Result<_, _>| matches!(result, Err(Error::Store(store::Error::NameTaken { .. })));
-    assert_eq!(one.iter().filter(|result| taken(result)).count(), 1, "{one:?}");
-    assert_eq!(one.iter().filter(|result| result.is_ok()).count(), 1, "{one:?}");
-    assert_eq!(names(&catalog), ["left", "one", "right", "same", "three", "two"]);
-    assert_eq!((engine.generation().number, catalog.status().generation), (6, 6));
+    let taken =
+        |result: &Result<_, _>| matches!(result, Err(Error::Store(store::Error::NameTaken { .. })));
+    assert_eq!(
+        one.iter().filter(|result| taken(result)).count(),
+        1,
+        "{one:?}"
+    );
+    assert_eq!(
+        one.iter().filter(|result| result.is_ok()).count(),
+        1,
+        "{one:?}"
+    );
+    assert_eq!(
+        names(&catalog),
+        ["left", "one", "right", "same", "three", "two"]
+    );
+    assert_eq!(
+        (engine.generation().number, catalog.status().generation),
+        (6, 6)
+    );
     for name in names(&catalog) {
         // A text may end by itself, and which of the two deltas became "same" is a race's outcome.
         assert!(!answer(&engine, &name).is_empty());
@@ -223,7 +268,8 @@ fn a_full_disk_changes_nothing() {
             Err(_) => Err(io::ErrorKind::StorageFull.into()),
         }
     });
-    let (catalog, engine) = serve(Catalog::open_watched(place.config(), Some(watch), |_| {}).expect("open"));
+    let (catalog, engine) =
+        serve(Catalog::open_watched(place.config(), Some(watch), |_| {}).expect("open"));
     let (content, text) = (files(&place.data()), answer(&engine, "two"));
     let before = (catalog.list(), catalog.status(), engine.generation().number);
     let mut failures = 0;
@@ -233,11 +279,20 @@ fn a_full_disk_changes_nothing() {
         left.store(u32::MAX, Ordering::Relaxed);
         match outcome {
             Ok(_) => break,
-            Err(Error::Store(store::Error::Io { source, .. })) => assert_eq!(source.kind(), io::ErrorKind::StorageFull),
+            Err(Error::Store(store::Error::Io { source, .. })) => {
+                assert_eq!(source.kind(), io::ErrorKind::StorageFull)
+            }
             Err(other) => panic!("{other}"),
         }
-        assert_eq!((catalog.list(), catalog.status(), engine.generation().number), before);
-        assert_eq!(files(&place.data()), content, "after {operations} operations");
+        assert_eq!(
+            (catalog.list(), catalog.status(), engine.generation().number),
+            before
+        );
+        assert_eq!(
+            files(&place.data()),
+            content,
+            "after {operations} operations"
+        );
         if operations % 8 == 0 {
             assert_eq!(answer(&engine, "two"), text);
         }

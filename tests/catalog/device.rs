@@ -37,7 +37,9 @@ fn machine(total: usize) -> Option<Arc<Emulated>> {
 
 #[test]
 fn a_device_answers_as_the_host_does() {
-    let Some(machine) = machine(1 << 30) else { return };
+    let Some(machine) = machine(1 << 30) else {
+        return;
+    };
     let (mut answers, mut parts) = (Vec::new(), Vec::new());
     for lies in [Lies::Host(Form::F32), on(&machine)] {
         let place = Place::new();
@@ -65,14 +67,17 @@ fn a_device_answers_as_the_host_does() {
 
 #[test]
 fn a_change_that_finds_no_room_changes_nothing() {
-    let Some(machine) = machine(1 << 30) else { return };
+    let Some(machine) = machine(1 << 30) else {
+        return;
+    };
     let place = Place::new();
     let (catalog, engine) = serve(open(&place, on(&machine)).expect("open"));
     add(&catalog, "one", 1).expect("add");
     let answered = answer(&engine, "one");
 
     let (free, _) = machine.memory().expect("memory");
-    let taken = Buffer::new(&(machine.clone() as Arc<dyn Machine>), free - 1000).expect("there is room");
+    let taken =
+        Buffer::new(&(machine.clone() as Arc<dyn Machine>), free - 1000).expect("there is room");
     let (list, stored, used) = (catalog.list(), files(&place.data()), machine.allocated());
     let changes = [
         add(&catalog, "two", 2).map(|_| ()),
@@ -80,7 +85,10 @@ fn a_change_that_finds_no_room_changes_nothing() {
     ];
     for change in changes {
         match change {
-            Err(Error::NoMemory { generation: 2, reason }) => assert!(reason.contains("bytes left"), "{reason}"),
+            Err(Error::NoMemory {
+                generation: 2,
+                reason,
+            }) => assert!(reason.contains("bytes left"), "{reason}"),
             other => panic!("{other:?}"),
         }
     }
@@ -98,15 +106,22 @@ fn a_change_that_finds_no_room_changes_nothing() {
 #[test]
 fn a_base_that_finds_no_room_is_told() {
     let Some(machine) = machine(1000) else { return };
-    let refused = open(&Place::new(), on(&machine)).map(|_| ()).expect_err("refused");
+    let refused = open(&Place::new(), on(&machine))
+        .map(|_| ())
+        .expect_err("refused");
     assert!(matches!(refused, Error::Base { .. }), "{refused}");
-    assert!(refused.to_string().contains("the device has no"), "{refused}");
+    assert!(
+        refused.to_string().contains("the device has no"),
+        "{refused}"
+    );
     assert_eq!(machine.allocated(), 0);
 }
 
 #[test]
 fn a_hundred_changes_leave_the_memory_as_it_was() {
-    let Some(machine) = machine(1 << 30) else { return };
+    let Some(machine) = machine(1 << 30) else {
+        return;
+    };
     let place = Place::new();
     let (catalog, engine) = serve(open(&place, on(&machine)).expect("open"));
     add(&catalog, "one", 1).expect("add");
@@ -116,7 +131,9 @@ fn a_hundred_changes_leave_the_memory_as_it_was() {
         if round % 10 == 0 {
             assert!(!answer(&engine, "two").is_empty());
         }
-        catalog.remove("two", RemoveRequest::default()).expect("remove");
+        catalog
+            .remove("two", RemoveRequest::default())
+            .expect("remove");
         if round % 10 == 0 {
             assert_eq!(answer(&engine, "one"), answered);
         }
@@ -128,5 +145,8 @@ fn a_hundred_changes_leave_the_memory_as_it_was() {
     }
     assert_eq!(catalog.status().generation, 101);
     // Rounds that answered hold what the last evaluation worked in.
-    assert!(used.iter().zip(used.iter().skip(10)).all(|(a, b)| a == b), "{used:?}");
+    assert!(
+        used.iter().zip(used.iter().skip(10)).all(|(a, b)| a == b),
+        "{used:?}"
+    );
 }

@@ -9,8 +9,12 @@ mod starts;
 #[path = "../fixtures/tiny.rs"]
 mod tiny;
 
-use choir::catalog::{AddRequest, BaseSource, Catalog, CatalogConfig, Error, Source, Tuning, VariantInfo};
-use choir::engine::{Choice, Engine, EngineConfig, EngineHandle, Event, EventStream, Generation, Request, Sampling};
+use choir::catalog::{
+    AddRequest, BaseSource, Catalog, CatalogConfig, Error, Source, Tuning, VariantInfo,
+};
+use choir::engine::{
+    Choice, Engine, EngineConfig, EngineHandle, Event, EventStream, Generation, Request, Sampling,
+};
 use choir::model::{self, DitConfig};
 use choir::ops::quantized::Form;
 use choir::train::folder::{Precision, Tensors};
@@ -102,12 +106,18 @@ fn addition(name: &str, source: Source) -> AddRequest {
 }
 
 fn add(catalog: &Catalog, name: &str, seed: u64) -> Result<VariantInfo, Error> {
-    catalog.add(addition(name, Source::Bytes(checkpoint(&tuned(seed)))), |_| {})
+    catalog.add(
+        addition(name, Source::Bytes(checkpoint(&tuned(seed)))),
+        |_| {},
+    )
 }
 
 fn request(variant: Option<&str>, max_tokens: usize) -> Request {
     Request {
-        mix: variant.iter().map(|name| ((*name).to_owned(), 1.0)).collect(),
+        mix: variant
+            .iter()
+            .map(|name| ((*name).to_owned(), 1.0))
+            .collect(),
         seed: Some(5),
         ..Request::new(vec![1, 2, 3], max_tokens, Sampling::default())
     }

@@ -12,7 +12,10 @@ const BLOCKS: Regime = Regime {
     block: Some(4),
     time_conditioned: true,
 };
-const WHOLE: Regime = Regime { block: None, ..BLOCKS };
+const WHOLE: Regime = Regime {
+    block: None,
+    ..BLOCKS
+};
 
 fn usual() -> Sampling {
     Sampling {
@@ -28,7 +31,8 @@ fn usual() -> Sampling {
 }
 
 fn packed(remarks: Remarks) -> Source {
-    let named = |tensors: &Tensors| NamedTensors::from_safetensors(&checkpoint(tensors)).expect("tensors");
+    let named =
+        |tensors: &Tensors| NamedTensors::from_safetensors(&checkpoint(tensors)).expect("tensors");
     Source::Bytes(pack_with(&named(&TINY.tensors), &named(&tuned(4)), 32, remarks).expect("pack"))
 }
 
@@ -94,7 +98,9 @@ fn a_packed_delta_brings_its_process_and_defaults_again_and_again() {
     assert_eq!(engine.generation().variants["few"].regime, BLOCKS);
     let before = text(&engine, "few");
     assert!(!before.is_empty());
-    catalog.remove("few", RemoveRequest::default()).expect("remove");
+    catalog
+        .remove("few", RemoveRequest::default())
+        .expect("remove");
     let again = catalog
         .add(addition("few", packed(remarks(BLOCKS))), |_| {})
         .expect("again");
@@ -174,8 +180,14 @@ fn what_contradicts_or_cannot_be_is_refused() {
     };
     let bytes = || Source::Bytes(checkpoint(&tuned(4)));
     assert_eq!(field(packed(remarks(BLOCKS)), absorbing), "process");
-    assert_eq!(field(packed(remarks(BLOCKS)), uniform(Some(8))), "block_size");
-    assert_eq!(field(packed(remarks(WHOLE)), uniform(Some(8))), "block_size");
+    assert_eq!(
+        field(packed(remarks(BLOCKS)), uniform(Some(8))),
+        "block_size"
+    );
+    assert_eq!(
+        field(packed(remarks(WHOLE)), uniform(Some(8))),
+        "block_size"
+    );
     for block in [0, 3, 32, usize::MAX] {
         assert_eq!(field(bytes(), uniform(Some(block))), "block_size");
     }
@@ -228,7 +240,25 @@ fn what_contradicts_or_cannot_be_is_refused() {
         ..Choice::default()
     };
     let error = refused(packed(odd), Tuning::default(), Choice::default());
-    assert!(matches!(error, Error::BadField { field: "defaults", .. }), "{error}");
+    assert!(
+        matches!(
+            error,
+            Error::BadField {
+                field: "defaults",
+                ..
+            }
+        ),
+        "{error}"
+    );
     let error = refused(packed(remarks(WHOLE)), Tuning::default(), threshold);
-    assert!(matches!(error, Error::BadField { field: "defaults", .. }), "{error}");
+    assert!(
+        matches!(
+            error,
+            Error::BadField {
+                field: "defaults",
+                ..
+            }
+        ),
+        "{error}"
+    );
 }

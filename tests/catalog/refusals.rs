@@ -28,7 +28,11 @@ impl Refusing {
 
     fn change<T>(&self, change: impl FnOnce(&Catalog) -> Result<T, Error>) -> Error {
         let error = change(&self.catalog).err().expect("refused");
-        assert_eq!((self.catalog.list(), files(&self.place.data())), self.before, "{error}");
+        assert_eq!(
+            (self.catalog.list(), files(&self.place.data())),
+            self.before,
+            "{error}"
+        );
         assert_eq!(self.engine.generation().number, 3, "{error}");
         error
     }
@@ -103,7 +107,8 @@ fn checkpoints_that_do_not_match_the_base_are_refused_by_tensor() {
     let mismatch = refusing.mismatch(checkpoint(&other));
     assert!(matches!(mismatch, Mismatch::Unrelated { .. }), "{mismatch}");
     // A packed delta says which base it is for.
-    let named = |tensors: &Tensors| NamedTensors::from_safetensors(&checkpoint(tensors)).expect("tensors");
+    let named =
+        |tensors: &Tensors| NamedTensors::from_safetensors(&checkpoint(tensors)).expect("tensors");
     let packed = pack(&named(&tuned(1)), &named(&tuned(4)), 32).expect("pack");
     let mismatch = refusing.mismatch(packed);
     assert!(matches!(mismatch, Mismatch::OtherBase { .. }), "{mismatch}");
@@ -120,18 +125,39 @@ fn files_that_are_no_checkpoints_are_refused_by_their_form() {
     let whole = checkpoint(&tuned(4));
     let bytes = |bytes: &[u8]| refusing.unreadable(Source::Bytes(bytes.to_vec()));
     assert!(matches!(bytes(&[]), Unreadable::Empty));
-    assert!(matches!(bytes(b"PK\x03\x04archive/data.pkl"), Unreadable::Pickle));
-    assert!(matches!(bytes(&[0x80, 2, b'}', b'q', 0, b'.']), Unreadable::Pickle));
-    assert!(matches!(bytes(&whole[..whole.len() - 1]), Unreadable::WrongLength));
-    assert!(matches!(bytes(&[&whole[..], &[0]].concat()), Unreadable::WrongLength));
+    assert!(matches!(
+        bytes(b"PK\x03\x04archive/data.pkl"),
+        Unreadable::Pickle
+    ));
+    assert!(matches!(
+        bytes(&[0x80, 2, b'}', b'q', 0, b'.']),
+        Unreadable::Pickle
+    ));
+    assert!(matches!(
+        bytes(&whole[..whole.len() - 1]),
+        Unreadable::WrongLength
+    ));
+    assert!(matches!(
+        bytes(&[&whole[..], &[0]].concat()),
+        Unreadable::WrongLength
+    ));
     for malformed in [&whole[..7], &whole[..100], b"hello", &[0xFF; 64]] {
         bytes(malformed);
     }
     let path = |path: &Path| refusing.unreadable(Source::Path(path.to_owned()));
-    assert!(matches!(path(refusing.place.0.path()), Unreadable::Directory));
-    assert!(matches!(path(Path::new("/no/such/file")), Unreadable::Io(_)));
+    assert!(matches!(
+        path(refusing.place.0.path()),
+        Unreadable::Directory
+    ));
+    assert!(matches!(
+        path(Path::new("/no/such/file")),
+        Unreadable::Io(_)
+    ));
     assert!(matches!(path(Path::new("")), Unreadable::Io(_)));
-    assert!(matches!(path(&refusing.place.file("empty", b"")), Unreadable::Empty));
+    assert!(matches!(
+        path(&refusing.place.file("empty", b"")),
+        Unreadable::Empty
+    ));
     let half = refusing.place.file("half", &whole[..whole.len() / 2]);
     assert!(matches!(path(&half), Unreadable::WrongLength));
     #[cfg(unix)]
@@ -157,7 +183,9 @@ fn a_checkpoint_beside_another_tokenizer_or_configuration_is_refused() {
             (|config| config.model_type = "duo".into()) as fn(&mut DitConfig),
         ),
         ("block_size", |config| config.block_size = Some(4)),
-        ("time_conditioning", |config| config.time_conditioning = Some(true)),
+        ("time_conditioning", |config| {
+            config.time_conditioning = Some(true)
+        }),
         ("n_heads", |config| config.n_heads = 4),
     ] {
         let mut config = TINY.config.clone();
@@ -175,7 +203,11 @@ fn a_checkpoint_beside_another_tokenizer_or_configuration_is_refused() {
         refusing.unreadable(Source::Path(path.clone())),
         Unreadable::Malformed { .. }
     ));
-    fs::copy(refusing.place.base().join("config.json"), beside("config.json")).expect("copy");
+    fs::copy(
+        refusing.place.base().join("config.json"),
+        beside("config.json"),
+    )
+    .expect("copy");
     refusing
         .catalog
         .add(addition("new", Source::Path(path.clone())), |_| {})
@@ -187,14 +219,20 @@ fn names_numbers_and_generations_are_refused() {
     let refusing = Refusing::new();
     for taken in ["one", "ONE"] {
         let error = refusing.add(addition(taken, good()));
-        assert!(matches!(error, Error::Store(store::Error::NameTaken { .. })), "{error}");
+        assert!(
+            matches!(error, Error::Store(store::Error::NameTaken { .. })),
+            "{error}"
+        );
     }
     let long = "x".repeat(10_000);
     for bad in [
         "", "..", "../one", "a/b", "a\\b", ".hidden", "a\u{7}b", "ü", "base", &long,
     ] {
         let error = refusing.add(addition(bad, good()));
-        assert!(matches!(error, Error::Store(store::Error::BadName { .. })), "{error}");
+        assert!(
+            matches!(error, Error::Store(store::Error::BadName { .. })),
+            "{error}"
+        );
         assert!(error.to_string().len() < 300, "{error}");
         let error = refusing.change(|catalog| catalog.remove(bad, RemoveRequest::default()));
         assert!(
@@ -213,7 +251,10 @@ fn names_numbers_and_generations_are_refused() {
             ..addition("new", good())
         };
         let error = refusing.add(scaled);
-        assert!(matches!(error, Error::Store(store::Error::BadScale { .. })), "{error}");
+        assert!(
+            matches!(error, Error::Store(store::Error::BadScale { .. })),
+            "{error}"
+        );
     }
     for defaults in [
         Choice {
@@ -234,11 +275,23 @@ fn names_numbers_and_generations_are_refused() {
             ..addition("new", good())
         };
         let error = refusing.add(with);
-        assert!(matches!(error, Error::BadField { field: "defaults", .. }), "{error}");
+        assert!(
+            matches!(
+                error,
+                Error::BadField {
+                    field: "defaults",
+                    ..
+                }
+            ),
+            "{error}"
+        );
     }
     for expected in [0, 2, 4, u64::MAX] {
         let moved = |error: Error| match error {
-            Error::Store(store::Error::GenerationMoved { expected, current: 3 }) => expected,
+            Error::Store(store::Error::GenerationMoved {
+                expected,
+                current: 3,
+            }) => expected,
             other => panic!("{other}"),
         };
         let late = AddRequest {
@@ -250,7 +303,10 @@ fn names_numbers_and_generations_are_refused() {
             expected_generation: Some(expected),
             ..RemoveRequest::default()
         };
-        assert_eq!(moved(refusing.change(|catalog| catalog.remove("one", late))), expected);
+        assert_eq!(
+            moved(refusing.change(|catalog| catalog.remove("one", late))),
+            expected
+        );
     }
 }
 

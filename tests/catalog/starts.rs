@@ -22,7 +22,10 @@ fn a_base_in_a_folder_starts_without_variants_and_starts_again() {
     drop((catalog, engine));
     let (catalog, engine) = serve(place.open().expect("open"));
     assert_eq!((catalog.list(), catalog.status()), (list, status));
-    assert_eq!(["one", "two", "three"].map(|name| answer(&engine, name)), answers);
+    assert_eq!(
+        ["one", "two", "three"].map(|name| answer(&engine, name)),
+        answers
+    );
 }
 
 #[test]
@@ -31,8 +34,10 @@ fn a_store_keeps_its_capacities() {
     let mut config = place.config();
     (config.bank_capacity, config.head_capacity) = (Some(3), Some(1));
     drop(Catalog::open(config.clone(), |_| {}).expect("open"));
-    for (bank_capacity, head_capacity, field) in [(Some(4), Some(1), "bank_capacity"), (None, Some(2), "head_capacity")]
-    {
+    for (bank_capacity, head_capacity, field) in [
+        (Some(4), Some(1), "bank_capacity"),
+        (None, Some(2), "head_capacity"),
+    ] {
         let other = CatalogConfig {
             bank_capacity,
             head_capacity,
@@ -67,7 +72,10 @@ fn other_peoples_directories_are_left_alone() {
     let place = Place::new();
     fs::create_dir(place.data()).expect("directory");
     fs::write(place.data().join("thesis.tex"), "years of work").expect("file");
-    assert!(matches!(refused(&place, place.config()), Error::DataDir { .. }));
+    assert!(matches!(
+        refused(&place, place.config()),
+        Error::DataDir { .. }
+    ));
     let mut config = place.config();
     config.data_dir = place.data().join("thesis.tex");
     assert!(matches!(refused(&place, config), Error::DataDir { .. }));
@@ -111,7 +119,8 @@ fn a_base_that_cannot_be_served_is_refused_and_says_why() {
         tensors.get_mut(name).expect("tensor").0.reverse();
         checkpoint(&tensors)
     };
-    let pieces = tokenizer::train(&["the whale was seen at noon. ".repeat(50)], 600).expect("tokenizer");
+    let pieces =
+        tokenizer::train(&["the whale was seen at noon. ".repeat(50)], 600).expect("tokenizer");
     let whole = checkpoint(&TINY.tensors);
     let bad: [(&str, Vec<u8>, &str); 17] = [
         (
@@ -129,7 +138,11 @@ fn a_base_that_cannot_be_served_is_refused_and_says_why() {
             misshapen("blocks.0.mlp.0.weight"),
             "blocks.0.mlp.0.weight",
         ),
-        ("model.safetensors", whole[..whole.len() / 2].to_vec(), "truncated"),
+        (
+            "model.safetensors",
+            whole[..whole.len() / 2].to_vec(),
+            "truncated",
+        ),
         ("model.safetensors", Vec::new(), "empty"),
         ("model.safetensors", b"PK\x03\x04pytorch".to_vec(), "pickle"),
         ("config.json", b"{".to_vec(), "config.json"),
@@ -137,10 +150,22 @@ fn a_base_that_cannot_be_served_is_refused_and_says_why() {
         ("config.json", with("n_heads", 0.into()), "n_heads"),
         ("config.json", with("n_heads", 3.into()), "n_heads"),
         ("config.json", with("block_size", 0.into()), "block_size"),
-        ("config.json", with("model_length", 12.into()), "model_length"),
-        ("config.json", with("hidden_dim", (1_u64 << 62).into()), "hidden_dim"),
+        (
+            "config.json",
+            with("model_length", 12.into()),
+            "model_length",
+        ),
+        (
+            "config.json",
+            with("hidden_dim", (1_u64 << 62).into()),
+            "hidden_dim",
+        ),
         ("config.json", with("n_blocks", u64::MAX.into()), "n_blocks"),
-        ("config.json", with("vocab_size", "many".into()), "config.json"),
+        (
+            "config.json",
+            with("vocab_size", "many".into()),
+            "config.json",
+        ),
         ("tokenizer.json", b"not a tokenizer".to_vec(), "tokenizer"),
         ("tokenizer.json", pieces.into_bytes(), "pieces"),
     ];
@@ -176,9 +201,16 @@ fn a_store_of_another_base_or_tokenizer_is_refused() {
         "{error}"
     );
     fs::write(&file, good).expect("write");
-    fs::write(place.base().join("model.safetensors"), checkpoint(&tuned(9))).expect("write");
+    fs::write(
+        place.base().join("model.safetensors"),
+        checkpoint(&tuned(9)),
+    )
+    .expect("write");
     let error = refused(&place, place.config());
-    assert!(matches!(error, Error::Store(store::Error::OtherBase { .. })), "{error}");
+    assert!(
+        matches!(error, Error::Store(store::Error::OtherBase { .. })),
+        "{error}"
+    );
 }
 
 #[test]
@@ -192,7 +224,9 @@ fn damage_on_the_disk_is_found_at_the_start_and_named() {
         flipped[good.len() / 2] ^= 1;
         fs::write(path, flipped).expect("write");
         match refused(&place, place.config()) {
-            Error::Store(store::Error::Corrupt { path: named, .. }) => assert!(path.ends_with(&named), "{named:?}"),
+            Error::Store(store::Error::Corrupt { path: named, .. }) => {
+                assert!(path.ends_with(&named), "{named:?}")
+            }
             other => panic!("{}: {other}", path.display()),
         }
         fs::write(path, good).expect("write");

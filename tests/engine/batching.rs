@@ -8,17 +8,28 @@ use super::fake::*;
 /// Every request alone in an engine, then all together.
 fn alone_and_together(config: EngineConfig, network: impl Fn() -> Fake) {
     let engine = start(config.clone(), network());
-    let alone: Vec<_> = (0..16).map(|index| run(&engine, assorted(index)).1).collect();
+    let alone: Vec<_> = (0..16)
+        .map(|index| run(&engine, assorted(index)).1)
+        .collect();
     let streams: Vec<_> = (0..16)
         .map(|index| engine.submit(assorted(index)).expect("submit"))
         .collect();
     for (index, stream) in streams.into_iter().enumerate() {
-        assert_eq!(outcome(&events(stream)).1, alone[index], "request {index}, {config:?}");
+        assert_eq!(
+            outcome(&events(stream)).1,
+            alone[index],
+            "request {index}, {config:?}"
+        );
     }
     drain(&engine);
     let status = engine.status();
     assert_eq!(
-        (status.running, status.waiting, status.pages_used, status.finished),
+        (
+            status.running,
+            status.waiting,
+            status.pages_used,
+            status.finished
+        ),
         (0, 0, 0, 32)
     );
 }
@@ -101,7 +112,11 @@ fn events_come_in_order_and_add_up() {
     );
     let (text, tokens, summary) = outcome(&events);
     assert_eq!(
-        (summary.reason, summary.prompt_tokens, summary.generated_tokens),
+        (
+            summary.reason,
+            summary.prompt_tokens,
+            summary.generated_tokens
+        ),
         (Reason::Length, 6, 21)
     );
     assert_eq!(text, engine.generation().tokenizer.decode(&tokens));

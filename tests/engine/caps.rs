@@ -65,7 +65,11 @@ fn no_more_of_a_variant_and_of_a_client_than_may() {
         ),
         "{error}"
     );
-    streams.push(engine.submit(to("c", 4, 1)).expect("of nobody that is known"));
+    streams.push(
+        engine
+            .submit(to("c", 4, 1))
+            .expect("of nobody that is known"),
+    );
     let refused = Refused {
         variant: 2,
         client: 2,

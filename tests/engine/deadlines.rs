@@ -55,7 +55,9 @@ fn what_cannot_be_finished_is_not_begun_or_not_gone_on_with() {
         "it did not wait for the deadline"
     );
     assert!(
-        events_of_early.iter().any(|event| matches!(event, Event::Block { .. })),
+        events_of_early
+            .iter()
+            .any(|event| matches!(event, Event::Block { .. })),
         "it had begun"
     );
     until(&engine, |now| now.late == 1);
@@ -65,7 +67,9 @@ fn what_cannot_be_finished_is_not_begun_or_not_gone_on_with() {
             left,
             retry_after,
         } => assert!(
-            needed >= Duration::from_secs(32) && left <= Duration::from_secs(10) && retry_after > Duration::ZERO
+            needed >= Duration::from_secs(32)
+                && left <= Duration::from_secs(10)
+                && retry_after > Duration::ZERO
         ),
         other => panic!("{other}"),
     }
@@ -77,5 +81,8 @@ fn what_cannot_be_finished_is_not_begun_or_not_gone_on_with() {
     drop(engine.submit(stops).expect("accepted"));
     assert_eq!(run(&engine, within(10, request("short", 8, 1))).1.len(), 8);
     let status = engine.status();
-    assert_eq!((status.late, status.refused.deadline, status.failed), (1, 1, 0));
+    assert_eq!(
+        (status.late, status.refused.deadline, status.failed),
+        (1, 1, 0)
+    );
 }

@@ -72,7 +72,10 @@ fn a_full_queue_has_room_for_a_variant_that_has_less_in_it() {
     let running = engine.submit(to("a", 4, 0)).expect("submit");
     gate.wait();
     let mut noisy = submit(&engine, (1..5).map(|seed| to("a", 4, seed)));
-    assert!(matches!(engine.submit(to("a", 4, 5)), Err(Error::QueueFull { .. })));
+    assert!(matches!(
+        engine.submit(to("a", 4, 5)),
+        Err(Error::QueueFull { .. })
+    ));
     let quiet = submit(&engine, [to("b", 4, 6), to("b", 4, 7)]);
     assert!(
         matches!(engine.submit(to("b", 4, 8)), Err(Error::QueueFull { .. })),
@@ -89,11 +92,21 @@ fn a_full_queue_has_room_for_a_variant_that_has_less_in_it() {
         priority: Priority::Batch,
         ..to(variant, 4, seed)
     };
-    assert!(matches!(engine.submit(batch("c", 9)), Err(Error::QueueFull { .. })));
+    assert!(matches!(
+        engine.submit(batch("c", 9)),
+        Err(Error::QueueFull { .. })
+    ));
     drop(noisy.pop());
-    let batch = engine.submit(batch("c", 9)).expect("the place of the one that left");
-    let third = engine.submit(to("b", 4, 10)).expect("the place of the batch request");
-    assert!(matches!(events(batch)[..], [Event::Failed(Error::QueueFull { .. })]));
+    let batch = engine
+        .submit(batch("c", 9))
+        .expect("the place of the one that left");
+    let third = engine
+        .submit(to("b", 4, 10))
+        .expect("the place of the batch request");
+    assert!(matches!(
+        events(batch)[..],
+        [Event::Failed(Error::QueueFull { .. })]
+    ));
     assert_eq!(engine.status().refused.queue, 6);
     drop(gate);
     for stream in quiet.into_iter().chain(noisy).chain([running, third]) {
@@ -133,7 +146,9 @@ fn interactive_requests_leave_the_queue_first_and_batch_is_not_starved() {
     let batch: Vec<usize> = batch.into_iter().map(nfe).collect();
     // One runs at a time: how much of the 41 interactive ones had run before each of the batch.
     let evaluated = evaluated.lock().unwrap();
-    let of_batch: Vec<usize> = (0..evaluated.len()).filter(|&index| evaluated[index]).collect();
+    let of_batch: Vec<usize> = (0..evaluated.len())
+        .filter(|&index| evaluated[index])
+        .collect();
     assert_eq!(
         (evaluated.len() - of_batch.len(), of_batch.len()),
         (interactive, batch.iter().sum())
@@ -168,7 +183,10 @@ fn a_lone_request_does_not_wait_for_long_steps() {
     let lone = engine.submit(to("b", 8, 1)).expect("submit");
     gate.pass();
     let beside = gate.wait();
-    assert!(beside < 16, "{beside} rows in a step that somebody waits for");
+    assert!(
+        beside < 16,
+        "{beside} rows in a step that somebody waits for"
+    );
     drop(gate);
     assert_eq!(outcome(&events(lone)).1.len(), 8);
     for stream in streams {
@@ -190,7 +208,9 @@ fn steps_inside(gate: &Gate) -> (usize, usize) {
 #[test]
 fn a_lone_request_has_its_first_block_inside_the_step_under_way() {
     let alone = start(config(), Fake::new(6));
-    let expected: Vec<_> = (0..4).map(|seed| run(&alone, to("a", 40, seed)).1).collect();
+    let expected: Vec<_> = (0..4)
+        .map(|seed| run(&alone, to("a", 40, seed)).1)
+        .collect();
     let (network, gate) = Fake::new(6).gated();
     let engine = start(config(), network);
     let streams = submit(&engine, (0..4).map(|seed| to("a", 40, seed)));
@@ -200,8 +220,12 @@ fn a_lone_request_has_its_first_block_inside_the_step_under_way() {
     let another = engine.submit(to("a", 8, 9)).expect("submit");
     gate.pass();
     let (inside, next) = steps_inside(&gate);
-    assert!(inside > 0 && next == 6, "{inside} steps inside, then one of {next}");
-    let first = std::iter::from_fn(|| lone.blocking_recv()).find(|event| matches!(event, Event::Block { .. }));
+    assert!(
+        inside > 0 && next == 6,
+        "{inside} steps inside, then one of {next}"
+    );
+    let first = std::iter::from_fn(|| lone.blocking_recv())
+        .find(|event| matches!(event, Event::Block { .. }));
     let Some(Event::Block {
         tokens: mut lone_tokens,
         ..
@@ -254,7 +278,9 @@ fn what_goes_wrong_inside_a_step_or_around_it_stays_there() {
 #[test]
 fn a_quiet_variant_gets_a_place_of_the_one_that_has_all_and_no_text_changes() {
     let alone = start(config(), Fake::new(5));
-    let expected: Vec<_> = (0..8).map(|seed| run(&alone, to("a", 40, seed)).1).collect();
+    let expected: Vec<_> = (0..8)
+        .map(|seed| run(&alone, to("a", 40, seed)).1)
+        .collect();
     let (network, gate) = Fake::new(5).gated();
     let limits = EngineConfig {
         max_running: 4,
@@ -273,7 +299,10 @@ fn a_quiet_variant_gets_a_place_of_the_one_that_has_all_and_no_text_changes() {
     );
     let status = engine.status();
     assert_eq!((status.preempted, status.running), (1, 4));
-    assert_eq!((status.variants["b"].running, status.variants["a"].waiting), (1, 5));
+    assert_eq!(
+        (status.variants["b"].running, status.variants["a"].waiting),
+        (1, 5)
+    );
     // Batch requests make no room, and get none made.
     let batch = Request {
         priority: Priority::Batch,

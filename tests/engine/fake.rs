@@ -9,8 +9,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 
 use choir::engine::{
-    Engine, EngineConfig, EngineHandle, Event, EventStream, Generation, Request, Sampling, Status, Summary,
-    VariantFacts,
+    Engine, EngineConfig, EngineHandle, Event, EventStream, Generation, Request, Sampling, Status,
+    Summary, VariantFacts,
 };
 use choir::model::kv_cache::KvCache;
 use choir::model::tokenizer::Tokenizer;
@@ -161,7 +161,10 @@ impl Fake {
         let clean = segment.first_position + segment.clean;
         for seen in self.visible(segment, position) {
             if seen < segment.first_position {
-                hash = mix(hash, u64::from(self.cached(segment, seen, cache)[1].to_bits()));
+                hash = mix(
+                    hash,
+                    u64::from(self.cached(segment, seen, cache)[1].to_bits()),
+                );
             } else if seen < clean && position >= clean {
                 hash = mix(hash, u64::from(self.value(segment, seen, cache).to_bits()));
             }
@@ -175,7 +178,10 @@ impl Fake {
             .block
             .map_or(segment_end, |b| ((position / b + 1) * b).min(segment_end));
         let first = end.saturating_sub(WINDOW);
-        assert!(segment.pages_start <= first, "a visible page was given away");
+        assert!(
+            segment.pages_start <= first,
+            "a visible page was given away"
+        );
         first..end
     }
 
@@ -234,14 +240,23 @@ impl Denoiser for Fake {
         self.interruptible(batch, cache, &mut |_| ())
     }
 
-    fn interruptible(&self, batch: &Batch, cache: &mut KvCache, between: &mut Between) -> candle_core::Result<Logits> {
+    fn interruptible(
+        &self,
+        batch: &Batch,
+        cache: &mut KvCache,
+        between: &mut Between,
+    ) -> candle_core::Result<Logits> {
         if let Some(gate) = &self.gate {
             let gate = gate.lock().expect("gate");
             let _ = gate.entered.send(batch.segments.len());
             let _ = gate.permits.recv();
         }
         between(cache);
-        match self.fault.as_ref().map_or(Fault::None, |fault| fault(batch)) {
+        match self
+            .fault
+            .as_ref()
+            .map_or(Fault::None, |fault| fault(batch))
+        {
             Fault::None => {}
             Fault::Error => candle_core::bail!("out of order"),
             Fault::Lost => {
@@ -267,14 +282,19 @@ impl Denoiser for Fake {
                 cache.write(segment.pages[page], 0, slot, 1, rows[0], rows[1]);
             }
         }
-        let varied = batch.segments.iter().filter(|segment| !segment.mix.0.is_empty());
+        let varied = batch
+            .segments
+            .iter()
+            .filter(|segment| !segment.mix.0.is_empty());
         for round in 0..self.toil * varied.count() as u64 {
             std::hint::black_box(mix(self.salt, round));
         }
         let mut data = Vec::new();
         for segment in &batch.segments {
             for &row in &segment.rows {
-                data.extend(self.logits(self.sees(segment, row, cache), segment.first_position + row));
+                data.extend(
+                    self.logits(self.sees(segment, row, cache), segment.first_position + row),
+                );
             }
         }
         Ok(Logits { vocab: VOCAB, data })
@@ -290,14 +310,19 @@ impl Denoiser for Fake {
 
     fn materialise(&self, mix: &Mix) -> candle_core::Result<Option<Arc<dyn Denoiser>>> {
         let mut made = Fake::new(self.salt);
-        (made.config, made.alphabet, made.script) = (self.config.clone(), self.alphabet.clone(), self.script.clone());
+        (made.config, made.alphabet, made.script) = (
+            self.config.clone(),
+            self.alphabet.clone(),
+            self.script.clone(),
+        );
         made.added = mix.clone();
         Ok(Some(Arc::new(made)))
     }
 }
 
 fn mix(hash: u64, word: u64) -> u64 {
-    let mut z = (hash ^ word.wrapping_mul(0x9E37_79B9_7F4A_7C15)).wrapping_add(0x9E37_79B9_7F4A_7C15);
+    let mut z =
+        (hash ^ word.wrapping_mul(0x9E37_79B9_7F4A_7C15)).wrapping_add(0x9E37_79B9_7F4A_7C15);
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     z ^ (z >> 31)
@@ -317,8 +342,7 @@ pub fn tokenizer() -> Arc<Tokenizer> {
             (char::from_u32(letter).expect("letter").to_string(), byte)
         })
         .collect();
-    let bytes =
-        serde_json::json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+    let bytes = serde_json::json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
     let file = serde_json::json!({
         "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
         "added_tokens": [{"id": END_OF_TEXT, "content": "<|endoftext|>", "single_word": false, "lstrip": false,
@@ -467,6 +491,8 @@ pub fn until(engine: &EngineHandle, wish: impl Fn(&Status) -> bool) -> Status {
 
 /// Finishes what the engine has and ends it.
 pub fn drain(engine: &EngineHandle) {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .expect("runtime");
     runtime.block_on(engine.drain());
 }

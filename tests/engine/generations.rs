@@ -69,7 +69,9 @@ fn publishing_over_and_over_while_streaming_loses_nothing() {
             engine.submit(assorted(index as usize)).expect("submit")
         })
         .collect();
-    let expected: Vec<_> = (0..3).map(|salt| start(config(), Fake::new(salt))).collect();
+    let expected: Vec<_> = (0..3)
+        .map(|salt| start(config(), Fake::new(salt)))
+        .collect();
     for (index, stream) in streams.into_iter().enumerate() {
         let alone = run(&expected[index % 3], assorted(index)).1;
         assert_eq!(outcome(&events(stream)).1, alone, "request {index}");

@@ -29,7 +29,9 @@ fn a_thousand_at_once_are_served_or_told_that_the_queue_is_full() {
                             limit,
                             retry_after,
                         }) => {
-                            assert!(waiting >= limit && limit == 64 && retry_after > Duration::ZERO);
+                            assert!(
+                                waiting >= limit && limit == 64 && retry_after > Duration::ZERO
+                            );
                             *refused.lock().expect("lock") += 1;
                         }
                         Err(error) => panic!("{error}"),
@@ -127,7 +129,10 @@ fn no_work_is_done_after_the_deadline() {
         deadline: Some(Instant::now()),
         ..request("past", 4, 1)
     };
-    assert!(matches!(engine.submit(past), Err(Error::DeadlinePassed { .. })));
+    assert!(matches!(
+        engine.submit(past),
+        Err(Error::DeadlinePassed { .. })
+    ));
 
     let running = engine.submit(request("runs", 4, 2)).expect("submit");
     gate.wait();
@@ -143,7 +148,10 @@ fn no_work_is_done_after_the_deadline() {
     drop(gate);
     assert_eq!(outcome(&events(running)).1.len(), 4);
     assert!(
-        matches!(events(soon)[..], [Event::Failed(Error::DeadlinePassed { .. })]),
+        matches!(
+            events(soon)[..],
+            [Event::Failed(Error::DeadlinePassed { .. })]
+        ),
         "never started"
     );
 }
@@ -153,7 +161,9 @@ fn a_failing_step_fails_its_requests_and_the_engine_goes_on() {
     for broken in [|| Fault::Error, || Fault::Panic, || Fault::Shape] {
         // Whatever has variant b in it fails.
         let network = Fake::new(6).fault(move |batch| {
-            let b = |segment: &choir::model::Segment| segment.mix.0.iter().any(|(variant, _)| variant.0 == 1);
+            let b = |segment: &choir::model::Segment| {
+                segment.mix.0.iter().any(|(variant, _)| variant.0 == 1)
+            };
             if batch.segments.iter().any(b) {
                 broken()
             } else {
@@ -215,11 +225,19 @@ fn a_lost_device_fails_all_requests_and_ends_the_engine() {
     drain(&engine);
     let status = engine.status();
     assert!(
-        status.lost.is_some_and(|detail| detail.contains("it fell off the bus")),
+        status
+            .lost
+            .is_some_and(|detail| detail.contains("it fell off the bus")),
         "the engine says why it ended"
     );
-    assert_eq!((status.failed, status.running, status.pages_used), (3, 0, 0));
-    let refused = engine.submit(request("late", 20, 1)).map(|_| ()).expect_err("refused");
+    assert_eq!(
+        (status.failed, status.running, status.pages_used),
+        (3, 0, 0)
+    );
+    let refused = engine
+        .submit(request("late", 20, 1))
+        .map(|_| ())
+        .expect_err("refused");
     assert_eq!(refused, Error::Stopped);
 }
 
@@ -245,7 +263,12 @@ impl Denoiser for Poor {
         self.network.forward(batch, cache)
     }
 
-    fn step(&self, batch: &Batch, cache: &mut KvCache, between: &mut Between) -> candle_core::Result<Outcome> {
+    fn step(
+        &self,
+        batch: &Batch,
+        cache: &mut KvCache,
+        between: &mut Between,
+    ) -> candle_core::Result<Outcome> {
         let mut outcome = self.network.step(batch, cache, between)?;
         outcome.drawn.pop();
         Ok(outcome)
@@ -258,7 +281,9 @@ fn a_step_that_draws_too_little_fails_its_requests() {
     let engine = start(config(), Poor { network, room });
     let stream = engine.submit(request("broken", 20, 1)).expect("submit");
     match events(stream).last() {
-        Some(Event::Failed(Error::Device { detail, .. })) => assert!(detail.contains("drawn instead of 1"), "{detail}"),
+        Some(Event::Failed(Error::Device { detail, .. })) => {
+            assert!(detail.contains("drawn instead of 1"), "{detail}")
+        }
         other => panic!("{other:?}"),
     }
 }
@@ -292,13 +317,19 @@ fn draining_finishes_what_was_accepted_and_takes_nothing_new() {
     while !engine.status().draining {
         std::thread::yield_now();
     }
-    assert!(matches!(engine.submit(request("new", 4, 3)), Err(Error::Draining)));
+    assert!(matches!(
+        engine.submit(request("new", 4, 3)),
+        Err(Error::Draining)
+    ));
     drop(gate);
     drained.join().expect("drain");
     for stream in streams {
         assert_eq!(outcome(&events(stream)).1.len(), 9);
     }
-    assert!(matches!(engine.submit(request("new", 4, 3)), Err(Error::Stopped)));
+    assert!(matches!(
+        engine.submit(request("new", 4, 3)),
+        Err(Error::Stopped)
+    ));
 }
 
 #[test]
@@ -317,7 +348,8 @@ fn bad_requests_are_refused_by_the_field_at_fault() {
         change(&mut request);
         engine.submit(request).expect_err("refused")
     };
-    let sampling = |sampling: Sampling| refused(&move |request| request.sampling = sampling.clone());
+    let sampling =
+        |sampling: Sampling| refused(&move |request| request.sampling = sampling.clone());
     let default = Sampling::default;
     let field = |error: Error| match error {
         Error::BadField { field, .. } => field,
@@ -334,12 +366,20 @@ fn bad_requests_are_refused_by_the_field_at_fault() {
     assert_eq!(field(refused(&|r| r.max_tokens = 257)), "max_tokens");
     assert_eq!(field(refused(&|r| r.max_tokens = usize::MAX)), "max_tokens");
     assert_eq!(field(refused(&|r| r.stop = vec![String::new()])), "stop");
-    assert_eq!(field(refused(&|r| r.stop = vec!["x".repeat(10_000)])), "stop");
+    assert_eq!(
+        field(refused(&|r| r.stop = vec!["x".repeat(10_000)])),
+        "stop"
+    );
     assert_eq!(field(refused(&|r| r.stop = vec!["x".into(); 100])), "stop");
     assert_eq!(field(refused(&|r| r.stop_ids = vec![9999])), "stop_ids");
-    assert_eq!(field(refused(&|r| r.mix = vec![("a".into(), f32::NAN)])), "mix");
     assert_eq!(
-        field(refused(&|r| r.mix = vec![("a".into(), 1.0), ("a".into(), 2.0)])),
+        field(refused(&|r| r.mix = vec![("a".into(), f32::NAN)])),
+        "mix"
+    );
+    assert_eq!(
+        field(refused(
+            &|r| r.mix = vec![("a".into(), 1.0), ("a".into(), 2.0)]
+        )),
         "mix"
     );
     for temperature in [f32::NAN, -1.0, f32::INFINITY] {
@@ -352,7 +392,13 @@ fn bad_requests_are_refused_by_the_field_at_fault() {
         );
     }
     for nucleus_p in [f32::NAN, 0.0, 1.5] {
-        assert_eq!(field(sampling(Sampling { nucleus_p, ..default() })), "nucleus_p");
+        assert_eq!(
+            field(sampling(Sampling {
+                nucleus_p,
+                ..default()
+            })),
+            "nucleus_p"
+        );
     }
     assert_eq!(
         field(sampling(Sampling {
@@ -375,7 +421,9 @@ fn bad_requests_are_refused_by_the_field_at_fault() {
         })),
         "steps"
     );
-    let threshold = Predictor::Confidence { threshold: f32::NAN };
+    let threshold = Predictor::Confidence {
+        threshold: f32::NAN,
+    };
     assert_eq!(
         field(sampling(Sampling {
             predictor: threshold.into(),
@@ -384,7 +432,12 @@ fn bad_requests_are_refused_by_the_field_at_fault() {
         "threshold"
     );
     let unknown = refused(&|r| r.mix = vec![("nobody".into(), 1.0)]);
-    assert_eq!(unknown, Error::UnknownVariant { name: "nobody".into() });
+    assert_eq!(
+        unknown,
+        Error::UnknownVariant {
+            name: "nobody".into()
+        }
+    );
     assert_eq!(
         refused(&|r| r.prompt = vec![7; 300]),
         Error::PromptTooLong {
@@ -404,8 +457,16 @@ fn what_could_never_fit_is_refused_and_the_rest_waits_for_pages() {
         },
         network,
     );
-    let error = engine.submit(request(&"x".repeat(20), 20, 1)).expect_err("refused");
-    assert_eq!(error, Error::OutOfPages { needed: 9, total: 6 });
+    let error = engine
+        .submit(request(&"x".repeat(20), 20, 1))
+        .expect_err("refused");
+    assert_eq!(
+        error,
+        Error::OutOfPages {
+            needed: 9,
+            total: 6
+        }
+    );
     // Four pages each: one at a time.
     let streams: Vec<_> = (0..5)
         .map(|seed| engine.submit(request("x", 16, seed)).expect("submit"))

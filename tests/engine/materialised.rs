@@ -26,7 +26,10 @@ fn until_made(engine: &EngineHandle, expected: &EngineHandle, variant: &str) {
         if engine.status().materialised_bytes > 0 {
             break;
         }
-        assert_eq!(run(engine, of(variant, seed)).1, run(expected, of(variant, seed)).1);
+        assert_eq!(
+            run(engine, of(variant, seed)).1,
+            run(expected, of(variant, seed)).1
+        );
     }
 }
 
@@ -47,7 +50,11 @@ fn a_hot_variant_is_made_and_gives_the_same_texts_before_and_after() {
         assert_eq!(outcome(&events(stream)).1, run(&expected, request).1);
     }
     assert!(engine.status().materialised_bytes <= 2 * SIZE as u64);
-    assert_eq!(expected.status().materialised_bytes, 0, "nothing is made unasked");
+    assert_eq!(
+        expected.status().materialised_bytes,
+        0,
+        "nothing is made unasked"
+    );
 }
 
 #[test]
@@ -66,7 +73,8 @@ fn the_next_generation_frees_what_was_made_of_the_last() {
 
 #[test]
 fn room_for_less_than_one_instance_is_refused() {
-    let error = choir::engine::Engine::start(materialising(SIZE - 1), generation(1, Fake::new(8))).map(drop);
+    let error = choir::engine::Engine::start(materialising(SIZE - 1), generation(1, Fake::new(8)))
+        .map(drop);
     let refused = error.expect_err("too little");
     assert!(
         matches!(

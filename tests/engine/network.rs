@@ -17,7 +17,10 @@ fn network(form: Form) -> (Case, Dit) {
     let case = Case::load("bd3lm-tiny");
     let mut noise = Stream::new(Key::derive(&[b"engine test"]));
     let mut bank = || {
-        let matrices = case.weights.iter().filter(|(_, (shape, _))| shape.len() == 2);
+        let matrices = case
+            .weights
+            .iter()
+            .filter(|(_, (shape, _))| shape.len() == 2);
         let matrices = matrices.map(|(name, (shape, data))| {
             let sum = data.iter().map(|_| noise.normal() as f32).collect();
             (name.clone(), shape[0], shape[1], sum)
@@ -65,7 +68,11 @@ fn requests(case: &Case, request: fn(usize) -> Request) -> Vec<Request> {
     let token = |token: u32| token % case.config.tokens() as u32;
     let fold = |request: Request| Request {
         prompt: request.prompt.into_iter().map(token).collect(),
-        after: request.after.into_iter().map(|fixed| fixed.map(token)).collect(),
+        after: request
+            .after
+            .into_iter()
+            .map(|fixed| fixed.map(token))
+            .collect(),
         ..request
     };
     (0..16).map(request).map(fold).collect()
@@ -120,7 +127,11 @@ fn the_same_tokens_from_pages_that_another_has_written() {
     for round in 0..2 {
         for (index, request) in requests(&case, mixed).into_iter().enumerate() {
             let expected = run(&anew, request.clone()).1;
-            assert_eq!(run(&again, request).1, expected, "round {round}, request {index}");
+            assert_eq!(
+                run(&again, request).1,
+                expected,
+                "round {round}, request {index}"
+            );
         }
     }
     assert!(again.status().tokens_reused > 200, "{:?}", again.status());

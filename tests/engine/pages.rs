@@ -36,7 +36,10 @@ fn a_text_that_begins_like_another_is_not_computed_again() {
             prefix_reuse,
             ..config()
         };
-        let (anew, again) = (start(config(false), Fake::new(1)), start(config(true), Fake::new(1)));
+        let (anew, again) = (
+            start(config(false), Fake::new(1)),
+            start(config(true), Fake::new(1)),
+        );
         let mut reused = Vec::new();
         for asked in &asked {
             let before = again.status().tokens_reused;
@@ -51,12 +54,19 @@ fn a_text_that_begins_like_another_is_not_computed_again() {
             reused.push(again.status().tokens_reused - before);
         }
         // Whole pages that end with a block of 4: of 34 tokens, or of the 23 that both texts begin with.
-        let both = if page_tokens == 6 { 12 } else { page_tokens.max(4) };
+        let both = if page_tokens == 6 {
+            12
+        } else {
+            page_tokens.max(4)
+        };
         let shared = [0, 34, 0, 23, 0, 34].map(|tokens| (tokens / both * both) as u64);
         assert_eq!(reused, shared, "pages of {page_tokens}");
         assert_eq!(anew.status().tokens_reused, 0);
         let status = again.status();
-        assert!(status.pages_used == 0 && status.pages_idle > 0, "{status:?}");
+        assert!(
+            status.pages_used == 0 && status.pages_idle > 0,
+            "{status:?}"
+        );
     }
 }
 
@@ -72,7 +82,10 @@ fn a_finished_text_can_be_gone_on_from() {
     let went_on = run(&engine, next.clone()).1;
     // The last block was never written.
     assert_eq!(engine.status().tokens_reused, 60);
-    assert_eq!(went_on, run(&start(config(), Fake::new(2).letters()), next).1);
+    assert_eq!(
+        went_on,
+        run(&start(config(), Fake::new(2).letters()), next).1
+    );
 }
 
 #[test]
@@ -106,7 +119,10 @@ fn sequences_that_lose_their_pages_say_the_same() {
             };
             let (wide, tight) = (
                 start(config(1 << 20), Fake::new(5)),
-                start(config(pages * Fake::new(5).page_bytes(page_tokens)), Fake::new(5)),
+                start(
+                    config(pages * Fake::new(5).page_bytes(page_tokens)),
+                    Fake::new(5),
+                ),
             );
             let scored = |seed| ScoreRequest {
                 mix: mix_of("b"),
@@ -123,18 +139,30 @@ fn sequences_that_lose_their_pages_say_the_same() {
             let scores = [1, 2].map(|seed| tight.score(scored(seed)).expect("score"));
             for (index, stream) in streams.into_iter().enumerate() {
                 let (events, alone) = (events(stream), events_of(&wide, asked(index)));
-                assert_eq!(without_times(&events), without_times(&alone), "request {index}");
+                assert_eq!(
+                    without_times(&events),
+                    without_times(&alone),
+                    "request {index}"
+                );
             }
             for (seed, score) in (1..).zip(scores) {
                 let alone = wide.score(scored(seed)).expect("score");
-                let nats =
-                    [score, alone].map(|reply| reply.blocking_recv().expect("reply").expect("score").nats_per_token);
+                let nats = [score, alone].map(|reply| {
+                    reply
+                        .blocking_recv()
+                        .expect("reply")
+                        .expect("score")
+                        .nats_per_token
+                });
                 assert_eq!(nats[0], nats[1]);
             }
             drain(&tight);
             let status = tight.status();
             assert!(status.preempted > 0, "{status:?}");
-            assert_eq!((status.pages_used, status.running, status.failed), (0, 0, 0));
+            assert_eq!(
+                (status.pages_used, status.running, status.failed),
+                (0, 0, 0)
+            );
             assert_eq!(wide.status().preempted, 0);
         }
     }
@@ -147,7 +175,9 @@ fn events_of(engine: &choir::engine::EngineHandle, request: Request) -> Vec<Even
 /// All that a client is told, but numbers and times.
 fn without_times(events: &[Event]) -> Vec<Event> {
     let told = |event: &Event| match event.clone() {
-        Event::Started { generation, seed, .. } => Event::Started {
+        Event::Started {
+            generation, seed, ..
+        } => Event::Started {
             request_id: 0,
             generation,
             seed,

@@ -26,7 +26,12 @@ fn who_does_not_read_is_paused_and_misses_nothing() {
     drain(&engine);
     let status = engine.status();
     assert_eq!(
-        (status.running, status.paused, status.pages_used, status.streams),
+        (
+            status.running,
+            status.paused,
+            status.pages_used,
+            status.streams
+        ),
         (0, 0, 0, 0)
     );
 }
@@ -65,10 +70,15 @@ fn who_does_not_read_for_too_long_is_given_up() {
     let lazy = engine.submit(wanted(3)).expect("submit");
     // Nothing else happens that would wake the engine.
     let status = until(&engine, |now| now.stalled == 1);
-    assert_eq!((status.running, status.pages_used, status.failed), (0, 0, 0));
+    assert_eq!(
+        (status.running, status.pages_used, status.failed),
+        (0, 0, 0)
+    );
     let events = events(lazy);
     assert!(
-        events.iter().any(|event| matches!(event, Event::Step { .. })),
+        events
+            .iter()
+            .any(|event| matches!(event, Event::Step { .. })),
         "what was sent is there"
     );
     assert!(
@@ -87,7 +97,10 @@ fn a_deadline_passes_while_nobody_reads() {
     };
     let lazy = engine.submit(soon).expect("submit");
     let status = until(&engine, |now| now.late == 1);
-    assert_eq!((status.running, status.pages_used, status.cancelled), (0, 0, 0));
+    assert_eq!(
+        (status.running, status.pages_used, status.cancelled),
+        (0, 0, 0)
+    );
     assert!(matches!(
         events(lazy).last(),
         Some(Event::Failed(Error::DeadlinePassed { .. }))
@@ -101,7 +114,10 @@ fn leaving_while_paused_is_noticed() {
     until(&engine, |now| now.paused == 1);
     drop(lazy);
     let status = until(&engine, |now| now.cancelled == 1);
-    assert_eq!((status.running, status.pages_used, status.streams), (0, 0, 0));
+    assert_eq!(
+        (status.running, status.pages_used, status.streams),
+        (0, 0, 0)
+    );
 }
 
 #[test]

@@ -57,7 +57,8 @@ fn exact(network: &Fake, text: &[u32]) -> f64 {
             let cache = KvCache::new(network.config(), 1, 0);
             let choose = (0..rows.len()).fold(1.0, |c, i| c * (length - i) as f64 / (i + 1) as f64);
             for &row in &rows {
-                let logits = network.logits(network.sees(&segment, first + row, &cache), first + row);
+                let logits =
+                    network.logits(network.sees(&segment, first + row, &cache), first + row);
                 let allowed = &logits[..mask as usize];
                 let sum: f64 = allowed.iter().map(|&logit| f64::from(logit).exp()).sum();
                 let nats = sum.ln() - f64::from(logits[text[first + row] as usize]);
@@ -77,7 +78,10 @@ fn the_estimate_converges_to_the_bound() {
         .map(|seed| score(&engine, wanted(text, 1000, seed)).nats_per_token)
         .sum::<f64>()
         / 8.0;
-    assert!((mean / expected - 1.0).abs() < 0.01, "{mean} is not {expected}");
+    assert!(
+        (mean / expected - 1.0).abs() < 0.01,
+        "{mean} is not {expected}"
+    );
 }
 
 #[test]
@@ -86,12 +90,16 @@ fn a_certain_text_costs_nothing() {
     let engine = start(config(), Fake::new(2).script(&[], &tokens(text)));
     let certain = score(&engine, wanted(text, 4, 1));
     assert!(certain.nats_per_token.abs() < 1e-6, "{certain:?}");
-    assert_eq!((certain.tokens, certain.nfe, certain.generation), (20, 20, 1));
+    assert_eq!(
+        (certain.tokens, certain.nfe, certain.generation),
+        (20, 20, 1)
+    );
 }
 
 #[test]
 fn scores_and_texts_do_not_change_each_other() {
-    let long = "It was the best of times, it was the worst of times, it was the age of wisdom. ".repeat(3);
+    let long =
+        "It was the best of times, it was the worst of times, it was the age of wisdom. ".repeat(3);
     for (page_tokens, step_tokens) in [(1, 8), (4, 64), (16, 512)] {
         let engine = start(
             EngineConfig {
@@ -101,15 +109,27 @@ fn scores_and_texts_do_not_change_each_other() {
             },
             Fake::new(3),
         );
-        let requests = [wanted(&long, 3, 1), wanted("short", 5, 2), wanted(&long[7..90], 1, 3)];
-        let alone = requests.clone().map(|request| score(&engine, request).nats_per_token);
-        let texts: Vec<_> = (0..8).map(|index| run(&engine, assorted(index)).1).collect();
+        let requests = [
+            wanted(&long, 3, 1),
+            wanted("short", 5, 2),
+            wanted(&long[7..90], 1, 3),
+        ];
+        let alone = requests
+            .clone()
+            .map(|request| score(&engine, request).nats_per_token);
+        let texts: Vec<_> = (0..8)
+            .map(|index| run(&engine, assorted(index)).1)
+            .collect();
         let replies = requests.map(|request| engine.score(request).expect("score"));
         let streams: Vec<_> = (0..8)
             .map(|index| engine.submit(assorted(index)).expect("submit"))
             .collect();
         for (reply, alone) in replies.into_iter().zip(alone) {
-            let together = reply.blocking_recv().expect("reply").expect("score").nats_per_token;
+            let together = reply
+                .blocking_recv()
+                .expect("reply")
+                .expect("score")
+                .nats_per_token;
             assert_eq!(together, alone);
         }
         for (stream, text) in streams.into_iter().zip(texts) {
@@ -128,8 +148,16 @@ fn a_score_is_the_same_without_an_engine() {
 
     let mut cache = KvCache::new(network.config(), 4, 64);
     let pages: Vec<PageId> = (0..64).map(PageId).collect();
-    let mut scorer =
-        Scorer::new(network.config(), network.config().regime(), tokens(text), 0, 6, 16, 5).expect("scorer");
+    let mut scorer = Scorer::new(
+        network.config(),
+        network.config().regime(),
+        tokens(text),
+        0,
+        6,
+        16,
+        5,
+    )
+    .expect("scorer");
     let alone = loop {
         let left = scorer.tokens_left();
         let segment = |evaluation: &choir::sampler::Evaluation| Segment {
@@ -164,12 +192,17 @@ fn a_score_is_the_same_without_an_engine() {
 fn a_dropped_score_stops_and_bad_ones_are_refused() {
     let (network, gate) = Fake::new(5).gated();
     let engine = start(config(), network);
-    let reply = engine.score(wanted(&"long ".repeat(50), 100, 1)).expect("score");
+    let reply = engine
+        .score(wanted(&"long ".repeat(50), 100, 1))
+        .expect("score");
     gate.wait();
     drop(reply);
     gate.pass();
     drain_behind(&engine, gate);
-    assert_eq!((engine.status().cancelled, engine.status().pages_used), (1, 0));
+    assert_eq!(
+        (engine.status().cancelled, engine.status().pages_used),
+        (1, 0)
+    );
 
     let engine = start(config(), Fake::new(5));
     let field = |request| match engine.score(request).expect_err("refused") {
@@ -235,10 +268,14 @@ fn the_estimate_converges_to_the_bound_of_the_uniform_process() {
             time_conditioned: true,
         };
         let samples = 4000;
-        let mut scorer = Scorer::new(config, regime, text.clone(), 1, samples, 16, 5).expect("scorer");
+        let mut scorer =
+            Scorer::new(config, regime, text.clone(), 1, samples, 16, 5).expect("scorer");
         let found = loop {
             let next = scorer.next(1000);
-            assert!(next.iter().all(|one| (one.sigma > 0.0) != one.rows.is_empty()));
+            assert!(
+                next.iter()
+                    .all(|one| (one.sigma > 0.0) != one.rows.is_empty())
+            );
             let rows: usize = next.iter().map(|one| one.rows.len()).sum();
             if let Some(nats) = scorer.accept(&vec![&logits[..]; rows]) {
                 break nats;

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use choir::engine::{
-    EngineConfig, EngineHandle, Error, Event, EventStream, Generation, Priority, Request, ScoreRequest,
+    EngineConfig, EngineHandle, Error, Event, EventStream, Generation, Priority, Request,
+    ScoreRequest,
 };
 use choir::model::Denoiser;
 use choir::rng::{Key, Stream};
@@ -53,7 +54,10 @@ impl Ends {
 }
 
 fn late(error: &Error) -> bool {
-    matches!(error, Error::DeadlinePassed { .. } | Error::DeadlineOutOfReach { .. })
+    matches!(
+        error,
+        Error::DeadlinePassed { .. } | Error::DeadlineOutOfReach { .. }
+    )
 }
 
 fn refused(error: &Error) -> bool {
@@ -69,7 +73,8 @@ fn client(engine: &EngineHandle, number: u64) -> Ends {
     for _ in 0..REQUESTS {
         let index = chance.below(1000);
         let deadline = chance.below(4) == 0;
-        let deadline = deadline.then(|| Instant::now() + Duration::from_micros(chance.below(4_000) as u64));
+        let deadline =
+            deadline.then(|| Instant::now() + Duration::from_micros(chance.below(4_000) as u64));
         if chance.below(10) == 0 {
             let scored = engine.score(ScoreRequest {
                 mix: Vec::new(),
@@ -119,10 +124,14 @@ fn client(engine: &EngineHandle, number: u64) -> Ends {
             Manner::ToTheEnd => ends.read(stream, usize::MAX),
         }
         if later.len() == 5 {
-            later.drain(..).for_each(|stream| ends.read(stream, usize::MAX));
+            later
+                .drain(..)
+                .for_each(|stream| ends.read(stream, usize::MAX));
         }
     }
-    later.into_iter().for_each(|stream| ends.read(stream, usize::MAX));
+    later
+        .into_iter()
+        .for_each(|stream| ends.read(stream, usize::MAX));
     ends
 }
 
@@ -177,16 +186,31 @@ fn nothing_is_left_of_ten_thousand_requests() {
         "{status:?}"
     );
     assert_eq!(
-        (status.streams, status.paused, status.leases, status.generations),
+        (
+            status.streams,
+            status.paused,
+            status.leases,
+            status.generations
+        ),
         (0, 0, 0, 1)
     );
-    assert!(status.variants.values().all(|load| load.waiting + load.running == 0));
+    assert!(
+        status
+            .variants
+            .values()
+            .all(|load| load.waiting + load.running == 0)
+    );
     let reasons = status.refused;
     assert!(
         reasons.queue > 0 && reasons.client > 0 && reasons.variant == 0,
         "{reasons:?}"
     );
-    assert!(generations.len() > 5 && generations.iter().all(|generation| generation.strong_count() == 0));
+    assert!(
+        generations.len() > 5
+            && generations
+                .iter()
+                .all(|generation| generation.strong_count() == 0)
+    );
     let asked = [
         sum(|e| e.refused),
         sum(|e| e.left),

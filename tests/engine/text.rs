@@ -10,7 +10,10 @@ use super::fake::*;
 /// The text pieces and the end of a request whose tokens are these.
 fn pieces(script: &[u32], stop: &[&str]) -> (Vec<String>, Reason) {
     let engine = start(
-        EngineConfig { threads: 1, ..config() },
+        EngineConfig {
+            threads: 1,
+            ..config()
+        },
         Fake::new(1).letters().script(&tokens("1234"), script),
     );
     let wanted = Request {
@@ -31,7 +34,10 @@ fn characters_are_whole() {
     // Blocks of four bytes; the third character begins in one block and ends in the next.
     assert_eq!(
         pieces(&tokens("abc\u{20AC}defg"), &[]),
-        (vec!["abc".into(), "\u{20AC}de".into(), "fg".into()], Reason::Length)
+        (
+            vec!["abc".into(), "\u{20AC}de".into(), "fg".into()],
+            Reason::Length
+        )
     );
     let text = "na\u{EF}ve \u{1F600}\u{1F600}!";
     assert_eq!(pieces(&tokens(text), &[]).0.concat(), text);
@@ -40,7 +46,10 @@ fn characters_are_whole() {
 #[test]
 fn bytes_that_are_no_character_do_not_stall_the_text() {
     let script = [0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, b'x', b'y'].map(u32::from);
-    assert_eq!(pieces(&script, &[]).0.concat(), format!("{}xy", "\u{FFFD}".repeat(8)));
+    assert_eq!(
+        pieces(&script, &[]).0.concat(),
+        format!("{}xy", "\u{FFFD}".repeat(8))
+    );
     assert_eq!(pieces(&script[..8], &[]).0.concat(), "\u{FFFD}".repeat(8));
 }
 
@@ -66,7 +75,11 @@ fn stop_strings_end_the_text_wherever_blocks_end() {
     for stop in ["two", "t", "o three", "four", " two three f", "our"] {
         let (text, reason) = pieces(&script, &[stop]);
         let whole = "one two three four";
-        assert_eq!(text.concat(), whole[..whole.find(stop).expect("stop")], "{stop:?}");
+        assert_eq!(
+            text.concat(),
+            whole[..whole.find(stop).expect("stop")],
+            "{stop:?}"
+        );
         assert_eq!(reason, Reason::Stop);
     }
     assert_eq!(
@@ -92,7 +105,10 @@ fn what_may_begin_a_stop_string_is_held_back_until_it_does_not() {
 #[test]
 fn the_end_of_text_and_stop_ids_end_it() {
     let script = [&tokens("abcde")[..], &[END_OF_TEXT], &tokens("fgh")[..]].concat();
-    assert_eq!(pieces(&script, &[]), (vec!["abcd".into(), "e".into()], Reason::Stop));
+    assert_eq!(
+        pieces(&script, &[]),
+        (vec!["abcd".into(), "e".into()], Reason::Stop)
+    );
 
     let engine = start(config(), Fake::new(1).script(&[], &tokens("1234ab;cd")));
     let (text, tokens, summary) = run(
@@ -103,5 +119,8 @@ fn the_end_of_text_and_stop_ids_end_it() {
         },
     );
     assert_eq!((text.as_str(), tokens.len()), ("ab", 2));
-    assert_eq!((summary.reason, summary.generated_tokens), (Reason::Stop, 2));
+    assert_eq!(
+        (summary.reason, summary.generated_tokens),
+        (Reason::Stop, 2)
+    );
 }

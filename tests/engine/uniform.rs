@@ -1,8 +1,8 @@
 //! The uniform process beside the absorbing one: whole sequences and blocks, variants of both in one batch, infilling.
 
 use choir::engine::{
-    Choice, Engine, EngineConfig, EngineHandle, Error, Event, Generation, Predictor, PredictorKind, PsiChoice, Reason,
-    Request, Sampling, ScoreRequest, VariantFacts,
+    Choice, Engine, EngineConfig, EngineHandle, Error, Event, Generation, Predictor, PredictorKind,
+    PsiChoice, Reason, Request, Sampling, ScoreRequest, VariantFacts,
 };
 use choir::model::{Denoiser, Process, Regime, VariantId};
 use choir::sampler::{self, Kappa, NoiseRemoval, Psi, TimeProfile, UniformPredictor};
@@ -124,11 +124,19 @@ fn whole_sequences_come_at_once_and_blocks_as_they_are_made() {
         let events = events(engine.submit(request).expect("submit"));
         let blocks = 26_usize.div_ceil(block);
         let count = |which: fn(&Event) -> bool| events.iter().filter(|event| which(event)).count();
-        assert_eq!(count(|event| matches!(event, Event::Block { .. })), blocks, "{name}");
+        assert_eq!(
+            count(|event| matches!(event, Event::Block { .. })),
+            blocks,
+            "{name}"
+        );
         assert!(count(|event| matches!(event, Event::Step { .. })) > blocks);
         let (text, tokens, summary) = outcome(&events);
         assert_eq!((tokens.len(), summary.reason), (24, Reason::Length));
-        assert_eq!(summary.nfe as usize, blocks * 6, "five steps and noise removal");
+        assert_eq!(
+            summary.nfe as usize,
+            blocks * 6,
+            "five steps and noise removal"
+        );
         assert!(text.bytes().all(|byte| byte.is_ascii_lowercase()), "{text}");
     }
 }
@@ -182,9 +190,13 @@ fn fixed_tokens_keep_their_places_under_both_processes() {
         assert_eq!((tokens.len(), summary.prompt_tokens), (14, 2), "{name}");
         assert_eq!((&text[3..6], &text[11..]), ("XYZ", "END"), "{name}: {text}");
         for event in &events {
-            let Event::Step { positions } = event else { continue };
+            let Event::Step { positions } = event else {
+                continue;
+            };
             assert!(
-                positions.iter().all(|one| matches!(one.position, 2..=4 | 8..=12)),
+                positions
+                    .iter()
+                    .all(|one| matches!(one.position, 2..=4 | 8..=12)),
                 "{name}"
             );
         }
@@ -195,7 +207,11 @@ fn fixed_tokens_keep_their_places_under_both_processes() {
 fn text_after_a_hole_is_seen_as_far_as_it_reaches() {
     let engine = serve(config());
     let mut made = Vec::new();
-    for (name, near, far) in [("a", true, false), ("blocks", true, false), ("whole", true, true)] {
+    for (name, near, far) in [
+        ("a", true, false),
+        ("blocks", true, false),
+        ("whole", true, true),
+    ] {
         let mix = vec![(name.to_owned(), 1.0)];
         let mut filled = |after: &str| {
             let request = Request {
@@ -227,8 +243,17 @@ fn text_after_a_hole_is_seen_as_far_as_it_reaches() {
 
 #[test]
 fn the_end_of_text_cuts_the_output_and_says_so() {
-    let script = |text: &str| tokens(text).into_iter().chain([END_OF_TEXT]).collect::<Vec<u32>>();
-    let engine = Engine::start(config(), both(Fake::new(22).script(&tokens("pq"), &script("rst")))).expect("engine");
+    let script = |text: &str| {
+        tokens(text)
+            .into_iter()
+            .chain([END_OF_TEXT])
+            .collect::<Vec<u32>>()
+    };
+    let engine = Engine::start(
+        config(),
+        both(Fake::new(22).script(&tokens("pq"), &script("rst"))),
+    )
+    .expect("engine");
     for name in ["whole", "blocks", "untold"] {
         let mix = vec![(name.to_owned(), 1.0)];
         let request = Request {
@@ -269,7 +294,10 @@ fn a_uniform_base_is_served_as_well() {
         .blocking_recv()
         .expect("reply")
         .expect("score");
-    assert!(score.nats_per_token.is_finite() && score.nfe == 3, "{score:?}");
+    assert!(
+        score.nats_per_token.is_finite() && score.nfe == 3,
+        "{score:?}"
+    );
 }
 
 #[test]
@@ -288,7 +316,9 @@ fn what_does_not_fit_the_process_is_named() {
             other => panic!("{other}"),
         }
     };
-    let with = |name: &str, predictor: Predictor| refused(name, &|request| request.sampling.predictor = predictor);
+    let with = |name: &str, predictor: Predictor| {
+        refused(name, &|request| request.sampling.predictor = predictor)
+    };
     let default = UniformPredictor::default;
     for absorbing in [
         sampler::Predictor::FirstHitting,
@@ -299,15 +329,27 @@ fn what_does_not_fit_the_process_is_named() {
     assert_eq!(with("a", default().into()), "predictor");
     for name in ["whole", "blocks"] {
         for steps in [0, 8193, u32::MAX] {
-            assert_eq!(with(name, UniformPredictor { steps, ..default() }.into()), "steps");
+            assert_eq!(
+                with(name, UniformPredictor { steps, ..default() }.into()),
+                "steps"
+            );
         }
         for eps in [f64::NAN, 0.0, 0.6] {
-            assert_eq!(with(name, UniformPredictor { eps, ..default() }.into()), "eps");
+            assert_eq!(
+                with(name, UniformPredictor { eps, ..default() }.into()),
+                "eps"
+            );
         }
         let psi = |psi| with(name, UniformPredictor { psi, ..default() }.into());
         for bad in [f64::NAN, -0.1, 1.1] {
             let high = Kappa::MaxCapped { eta: bad };
-            assert_eq!(psi(Psi { high, ..Psi::ANCESTRAL }), "kappa_high");
+            assert_eq!(
+                psi(Psi {
+                    high,
+                    ..Psi::ANCESTRAL
+                }),
+                "kappa_high"
+            );
             let profile = TimeProfile::Pause { time: bad };
             assert_eq!(
                 psi(Psi {
@@ -323,23 +365,41 @@ fn what_does_not_fit_the_process_is_named() {
             assert_eq!(refused(name, &|r| r.after = vec![Some(token)]), "template");
         }
         assert_eq!(refused(name, &|r| r.stop_ids = vec![mask]), "stop_ids");
-        assert_eq!(refused(name, &|r| r.sampling.block_size = Some(3)), "block_size");
+        assert_eq!(
+            refused(name, &|r| r.sampling.block_size = Some(3)),
+            "block_size"
+        );
     }
-    assert_eq!(refused("a", &|r| r.after = vec![Some(VOCAB as u32 - 1)]), "template");
-    assert_eq!(refused("whole", &|r| r.after = vec![Some(7); WINDOW - 5]), "template");
+    assert_eq!(
+        refused("a", &|r| r.after = vec![Some(VOCAB as u32 - 1)]),
+        "template"
+    );
+    assert_eq!(
+        refused("whole", &|r| r.after = vec![Some(7); WINDOW - 5]),
+        "template"
+    );
     let holes = |r: &mut Request| (r.prompt, r.after) = (Vec::new(), vec![None; 3]);
     assert_eq!(refused("whole", &holes), "template");
     assert_eq!(refused("blocks", &|r| r.max_tokens = 0), "max_tokens");
-    assert_eq!(refused("blocks", &|r| r.after = vec![None; 253]), "max_tokens");
+    assert_eq!(
+        refused("blocks", &|r| r.after = vec![None; 253]),
+        "max_tokens"
+    );
     for other in ["a", "whole", "untold"] {
-        assert_eq!(refused("blocks", &|r| r.mix.push((other.into(), 0.5))), "mix");
+        assert_eq!(
+            refused("blocks", &|r| r.mix.push((other.into(), 0.5))),
+            "mix"
+        );
     }
 }
 
 #[test]
 fn choices_are_laid_over_the_defaults() {
     let uniform = Sampling::of(Process::Uniform);
-    let field = |choice: Choice, defaults: &Sampling| match choice.over(defaults.clone()).expect_err("refused") {
+    let field = |choice: Choice, defaults: &Sampling| match choice
+        .over(defaults.clone())
+        .expect_err("refused")
+    {
         Error::BadField { field, .. } => field,
         other => panic!("{other}"),
     };
@@ -369,7 +429,9 @@ fn choices_are_laid_over_the_defaults() {
     };
     let sampling = chosen.over(uniform.clone()).expect("chosen");
     assert_eq!(sampling.predictor, expected.into());
-    let back = kind(PredictorKind::Ancestral).over(sampling).expect("ancestral");
+    let back = kind(PredictorKind::Ancestral)
+        .over(sampling)
+        .expect("ancestral");
     assert_eq!(
         back.predictor,
         UniformPredictor {
@@ -388,8 +450,14 @@ fn choices_are_laid_over_the_defaults() {
         steps.over(absorbing.clone()).expect("steps").predictor,
         ancestral.into()
     );
-    assert_eq!(field(kind(PredictorKind::FirstHitting), &uniform), "predictor");
-    assert_eq!(field(kind(PredictorKind::Confidence), &uniform), "predictor");
+    assert_eq!(
+        field(kind(PredictorKind::FirstHitting), &uniform),
+        "predictor"
+    );
+    assert_eq!(
+        field(kind(PredictorKind::Confidence), &uniform),
+        "predictor"
+    );
     assert_eq!(field(kind(PredictorKind::Psi), &absorbing), "predictor");
     assert_eq!(field(kind(PredictorKind::Ancestral), &absorbing), "steps");
     assert_eq!(

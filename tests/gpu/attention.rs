@@ -15,16 +15,17 @@ const PAGES: usize = 8;
 /// Segments of every kind: without a cache, after one, with a window that begins in it, of one block, padded; the last, without a
 /// cache, of several tiles and of so many tokens.
 fn segments(long: u32) -> [SegmentFacts; 5] {
-    let segment = |first_row, tokens, first_position, block, pages, pages_start, oldest| SegmentFacts {
-        first_row,
-        tokens,
-        first_position,
-        block,
-        pages,
-        pages_start,
-        oldest,
-        unused: 0,
-    };
+    let segment =
+        |first_row, tokens, first_position, block, pages, pages_start, oldest| SegmentFacts {
+            first_row,
+            tokens,
+            first_position,
+            block,
+            pages,
+            pages_start,
+            oldest,
+            unused: 0,
+        };
     [
         segment(0, 7, 0, 7, 0, 0, 0),
         segment(7, 8, 12, 4, 0, 0, 0),
@@ -59,7 +60,11 @@ fn check<T: Number>(rig: &Rig, [heads, head_dim]: [usize; 2], window: usize, cut
     let current: Vec<T> = normals(&mut random, rows * current_pitch);
     let cache: Vec<T> = normals(&mut random, PAGES * LAYERS * 2 * PAGE * hidden);
     let (q_at, current_at, cache_at) = (rig.buffer(&q), rig.buffer(&current), rig.buffer(&cache));
-    let (of_row_at, segments_at, pages_at) = (rig.buffer(&of_row), rig.buffer(&segments), rig.buffer(&pages));
+    let (of_row_at, segments_at, pages_at) = (
+        rig.buffer(&of_row),
+        rig.buffer(&segments),
+        rig.buffer(&pages),
+    );
     let out = rig.empty(rows * hidden * T::DTYPE.size());
     let args = Attend {
         q: q_at.address(),
@@ -87,7 +92,8 @@ fn check<T: Number>(rig: &Rig, [heads, head_dim]: [usize; 2], window: usize, cut
             tiles.push(QueryTile::default());
             let tiles_at = rig.buffer(&tiles);
             let tiles = (tiles_at.address(), tiles.len(), cut);
-            args.launch_tiles(rig.machine(), T::DTYPE, rows, tiles).unwrap();
+            args.launch_tiles(rig.machine(), T::DTYPE, rows, tiles)
+                .unwrap();
         }
     }
     let out = out.read::<T>(0, rows * hidden).unwrap();
@@ -100,7 +106,9 @@ fn check<T: Number>(rig: &Rig, [heads, head_dim]: [usize; 2], window: usize, cut
     };
     for (row, &of) in of_row.iter().enumerate() {
         if of == NONE {
-            let zeros = out[row * hidden..][..hidden].iter().all(|&x| x == T::of(0.0));
+            let zeros = out[row * hidden..][..hidden]
+                .iter()
+                .all(|&x| x == T::of(0.0));
             assert!(zeros || cut.is_some());
             continue;
         }
@@ -118,7 +126,8 @@ fn check<T: Number>(rig: &Rig, [heads, head_dim]: [usize; 2], window: usize, cut
             }
             let offset = position - s.pages_start as usize;
             let page = pages[s.pages as usize + offset / PAGE] as usize;
-            &cache[(((page * LAYERS + LAYER) * 2 + which) * PAGE + offset % PAGE) * hidden..][..hidden]
+            &cache[(((page * LAYERS + LAYER) * 2 + which) * PAGE + offset % PAGE) * hidden..]
+                [..hidden]
         };
         for head in 0..heads {
             let of_head = head * head_dim..(head + 1) * head_dim;
@@ -170,7 +179,12 @@ fn queries_see_what_their_segments_say() {
 #[test]
 fn tiles_of_queries_see_the_same() {
     for rig in Rig::all() {
-        for (shape, window) in [([2, 32], 1000), ([3, 64], 9), ([1, 128], 40), ([1, 64], 1000)] {
+        for (shape, window) in [
+            ([2, 32], 1000),
+            ([3, 64], 9),
+            ([1, 128], 40),
+            ([1, 64], 1000),
+        ] {
             for cut in [Cut::Few, Cut::Many] {
                 check::<bf16>(&rig, shape, window, Some(cut));
             }

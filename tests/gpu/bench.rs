@@ -40,7 +40,8 @@ fn every_part_runs_and_reports() {
     let path = std::env::temp_dir().join(format!("choir-bench-{}.json", std::process::id()));
     let parts = Part::value_variants();
     measure(rig.machine.clone(), tiny(), 1e-9, parts, Some(path.clone())).unwrap();
-    let lines: Vec<serde_json::Value> = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let lines: Vec<serde_json::Value> =
+        serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     std::fs::remove_file(&path).unwrap();
     for part in parts {
         let name = part.to_possible_value().unwrap().get_name().to_owned();

@@ -22,7 +22,8 @@ fn logits(random: &mut Stream, vocab: usize) -> Vec<f32> {
         3 => row.iter_mut().for_each(|x| *x = x.round()),
         4 | 5 => {
             for _ in 0..vocab / 2 {
-                row[random.below(vocab)] = [f32::NEG_INFINITY, f32::NAN, -0.0, 0.0][random.below(4)];
+                row[random.below(vocab)] =
+                    [f32::NEG_INFINITY, f32::NAN, -0.0, 0.0][random.below(4)];
             }
             if kind == 5 {
                 row[random.below(vocab)] = f32::INFINITY;
@@ -90,11 +91,17 @@ fn check(rig: &Rig, random: &mut Stream, [vocab, rows]: [usize; 2], again: &mut 
     // Rows of logits belong to rows of the batch backwards; the last is padded.
     let mix: Vec<u32> = (0..rows).map(|_| random.below(SLOTS) as u32).collect();
     let mut of: Vec<u32> = (0..rows as u32).rev().collect();
-    let mut facts: Vec<_> = draws.iter().map(|draw| DrawFacts::of(draw, vocab)).collect();
+    let mut facts: Vec<_> = draws
+        .iter()
+        .map(|draw| DrawFacts::of(draw, vocab))
+        .collect();
     of.push(NONE);
     facts.push(DrawFacts::default());
 
-    let (drawn, logits_at) = (rig.empty((rows + 1) * 16), rig.empty((rows + 1) * vocab * 4));
+    let (drawn, logits_at) = (
+        rig.empty((rows + 1) * 16),
+        rig.empty((rows + 1) * vocab * 4),
+    );
     logits_at.write(0, &table).unwrap();
     let (biases_at, mix_at, of_at) = (rig.buffer(&biases), rig.buffer(&mix), rig.buffer(&of));
     let (facts_at, looks) = (rig.buffer(&facts), rig.empty((rows + 1) * LOOK));
@@ -128,7 +135,11 @@ fn check(rig: &Rig, random: &mut Stream, [vocab, rows]: [usize; 2], again: &mut 
             .map(|(x, bias)| x + bias)
             .collect();
         let expected = draw.apply(&row, &mut workspace);
-        assert_eq!(Drawn::from(drawn), expected, "row {i} of {vocab} tokens: {draw:?}");
+        assert_eq!(
+            Drawn::from(drawn),
+            expected,
+            "row {i} of {vocab} tokens: {draw:?}"
+        );
     }
 }
 
@@ -150,6 +161,10 @@ fn tokens_are_those_of_the_host() {
             check(&rig, &mut random, shape, &mut again);
         }
         let twice = again.iter().filter(|&&again| again == 1).count();
-        assert!(4 * twice < again.len(), "{twice} of {} took a second look", again.len());
+        assert!(
+            4 * twice < again.len(),
+            "{twice} of {} took a second look",
+            again.len()
+        );
     }
 }

@@ -50,7 +50,10 @@ impl Libraries {
             Ok(output) => output.stdout,
             Err(_) => {
                 // Not `eprintln!`, which is kept back where a test passes.
-                let _ = writeln!(std::io::stderr(), "skipped: no C++ compiler {compiler} was found");
+                let _ = writeln!(
+                    std::io::stderr(),
+                    "skipped: no C++ compiler {compiler} was found"
+                );
                 return None;
             }
         };
@@ -59,7 +62,11 @@ impl Libraries {
             let mut files: Vec<_> = std::fs::read_dir(root.join(folder))
                 .unwrap()
                 .map(|entry| entry.unwrap().path())
-                .filter(|path| extensions.iter().any(|e| path.extension().is_some_and(|x| x == *e)))
+                .filter(|path| {
+                    extensions
+                        .iter()
+                        .any(|e| path.extension().is_some_and(|x| x == *e))
+                })
                 .collect();
             files.sort();
             files
@@ -74,7 +81,10 @@ impl Libraries {
         let libraries = sources
             .par_iter()
             .map(|source| {
-                let hash = common.clone().chain_update(std::fs::read(source).unwrap()).finalize();
+                let hash = common
+                    .clone()
+                    .chain_update(std::fs::read(source).unwrap())
+                    .finalize();
                 load(&library(
                     &compiler,
                     source,
@@ -91,7 +101,8 @@ impl Libraries {
             // SAFETY: the library stays loaded; every exported function of it is a KERNEL of host.h.
             unsafe {
                 let symbol = libc::dlsym(library as *mut libc::c_void, name.as_ptr());
-                (!symbol.is_null()).then(|| std::mem::transmute::<*mut libc::c_void, Kernel>(symbol))
+                (!symbol.is_null())
+                    .then(|| std::mem::transmute::<*mut libc::c_void, Kernel>(symbol))
             }
         })
     }
@@ -115,7 +126,8 @@ const FLAGS: &[&str] = &[
 /// The library of `source`, compiled unless one of the same `hash` is there.
 fn library(compiler: &str, source: &Path, hash: u64) -> PathBuf {
     let stem = source.file_stem().unwrap().to_str().unwrap();
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("kernels-{stem}-{hash:016x}.so"));
+    let path =
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("kernels-{stem}-{hash:016x}.so"));
     if path.exists() {
         return path;
     }
@@ -263,7 +275,10 @@ impl Emulated {
     /// Fails if a guard was written, and makes it whole.
     fn check_guards(&self, kernel: &str) -> Result<()> {
         for (&address, &bytes) in &*self.allocations.lock().unwrap() {
-            for (start, side) in [(address - GUARD as u64, "before"), (address + bytes as u64, "after")] {
+            for (start, side) in [
+                (address - GUARD as u64, "before"),
+                (address + bytes as u64, "after"),
+            ] {
                 // SAFETY: both guards belong to the allocation, and nothing else refers to them.
                 let guard = unsafe { std::slice::from_raw_parts_mut(start as *mut u8, GUARD) };
                 if let Some(at) = guard.iter().position(|&byte| byte != POISON) {
@@ -271,7 +286,9 @@ impl Emulated {
                     let place = start as i64 + at as i64 - address as i64;
                     return Err(Fault::Failed {
                         call: "launch",
-                        detail: format!("{kernel} wrote {side} a buffer of {bytes} bytes, at byte {place} of it"),
+                        detail: format!(
+                            "{kernel} wrote {side} a buffer of {bytes} bytes, at byte {place} of it"
+                        ),
                     });
                 }
             }
@@ -333,7 +350,11 @@ impl Machine for Emulated {
 
     fn free(&self, address: u64, bytes: usize) {
         let known = self.allocations.lock().unwrap().remove(&address);
-        assert_eq!(known, Some(bytes), "what is freed is not what was allocated");
+        assert_eq!(
+            known,
+            Some(bytes),
+            "what is freed is not what was allocated"
+        );
         self.used.fetch_sub(bytes, Ordering::SeqCst);
         // SAFETY: from `allocate`, with the same layout, and forgotten now.
         unsafe { std::alloc::dealloc((address - GUARD as u64) as *mut u8, Self::layout(bytes)) }
@@ -395,7 +416,13 @@ impl Machine for Emulated {
         // Arguments at a multiple of 16, as structures of them may ask for.
         let mut args = vec![0u128; launch.args.len().div_ceil(16)];
         // SAFETY: as many bytes as the vector has at least.
-        unsafe { std::ptr::copy_nonoverlapping(launch.args.as_ptr(), args.as_mut_ptr().cast(), launch.args.len()) };
+        unsafe {
+            std::ptr::copy_nonoverlapping(
+                launch.args.as_ptr(),
+                args.as_mut_ptr().cast(),
+                launch.args.len(),
+            )
+        };
         let mut call = Call {
             args: args.as_ptr().cast(),
             bytes: launch.args.len() as u64,
@@ -407,7 +434,11 @@ impl Machine for Emulated {
         };
         // SAFETY: `call` is what the kernel expects; where it writes astray the guards tell.
         if !unsafe { kernel(&mut call) } {
-            let message = call.message.split(|&byte| byte == 0).next().unwrap_or_default();
+            let message = call
+                .message
+                .split(|&byte| byte == 0)
+                .next()
+                .unwrap_or_default();
             return Err(Fault::Failed {
                 call: "launch",
                 detail: String::from_utf8_lossy(message).into_owned(),
@@ -432,7 +463,9 @@ impl Machine for Emulated {
         self.check("gemm", gemm.x, rows * input * dtype.size())?;
         self.check("gemm", gemm.w, out * input * dtype.size())?;
         self.check("gemm", gemm.y, rows * pitch * gives.size())?;
-        let w: Vec<_> = (0..out).map(|i| Self::row(gemm.w, i, input, dtype)).collect();
+        let w: Vec<_> = (0..out)
+            .map(|i| Self::row(gemm.w, i, input, dtype))
+            .collect();
         (0..rows).into_par_iter().for_each(|i| {
             let x = Self::row(gemm.x, i, input, dtype);
             let y = gemm.y as usize + i * pitch * gives.size();

@@ -10,17 +10,30 @@ use choir::ops::gpu::{Dtype, Machine};
 use choir::ops::quantized::Form;
 use choir::rng::Noise;
 
-use crate::fixtures::{Case, PAGE, cached_blocks, close, mixes, segment, variants, whole_sequences};
+use crate::fixtures::{
+    Case, PAGE, cached_blocks, close, mixes, segment, variants, whole_sequences,
+};
 use crate::rig::Rig;
 
 fn on_host(case: &Case, count: usize, form: Form) -> Dit {
     let (banks, variants) = variants(case, count);
     let base = Arc::new(BaseWeights::new(case.config.clone(), &case.weights).unwrap());
     let bank = |matrices| Arc::new(ServedBank::build(form, matrices).unwrap());
-    Dit::new(base, &banks.into_iter().map(bank).collect::<Vec<_>>(), variants).unwrap()
+    Dit::new(
+        base,
+        &banks.into_iter().map(bank).collect::<Vec<_>>(),
+        variants,
+    )
+    .unwrap()
 }
 
-fn on_device(machine: &Arc<dyn Machine>, dtype: Dtype, case: &Case, count: usize, form: Form) -> GpuDit {
+fn on_device(
+    machine: &Arc<dyn Machine>,
+    dtype: Dtype,
+    case: &Case,
+    count: usize,
+    form: Form,
+) -> GpuDit {
     let (banks, variants) = variants(case, count);
     let machine = machine.clone();
     let device = Device { machine, dtype };
@@ -34,7 +47,13 @@ fn on_device(machine: &Arc<dyn Machine>, dtype: Dtype, case: &Case, count: usize
 fn relative(ours: &[f32], theirs: &[f32]) -> f32 {
     assert_eq!(ours.len(), theirs.len());
     let size = theirs.iter().fold(0f32, |size, x| size.max(x.abs()));
-    let differ = |(a, b): (&f32, &f32)| if a.is_nan() { f32::INFINITY } else { (a - b).abs() };
+    let differ = |(a, b): (&f32, &f32)| {
+        if a.is_nan() {
+            f32::INFINITY
+        } else {
+            (a - b).abs()
+        }
+    };
     ours.iter().zip(theirs).map(differ).fold(0f32, f32::max) / size
 }
 
@@ -127,7 +146,9 @@ fn many_rows_of_the_base_are_those_of_the_host() {
         };
         let mut cache = network.cache(PAGE, 1).unwrap();
         let ours = network.forward(&batch, &mut cache).unwrap();
-        let theirs = host.forward(&batch, &mut host.cache(PAGE, 1).unwrap()).unwrap();
+        let theirs = host
+            .forward(&batch, &mut host.cache(PAGE, 1).unwrap())
+            .unwrap();
         let off = relative(&ours.data, &theirs.data);
         assert!(off < 3e-2, "{off}");
     }
@@ -137,7 +158,11 @@ fn many_rows_of_the_base_are_those_of_the_host() {
 #[test]
 fn steps_leave_the_memory_as_it_was() {
     let Some(rig) = Rig::one() else { return };
-    let steps = if rig.machine().name() == "emulated" { 6 } else { 1000 };
+    let steps = if rig.machine().name() == "emulated" {
+        6
+    } else {
+        1000
+    };
     let case = Case::load("bd3lm-tiny");
     let network = on_device(&rig.machine, Dtype::Bf16, &case, 3, Form::Q4K);
     let batches = [1, 2, 3].map(|count| all_kinds(&case, count));
@@ -204,9 +229,14 @@ fn variants_keep_their_slots_while_others_come_and_go() {
             ..segment(&case, &ids[..shape[1]], 0.0)
         }];
         let mut cache = network.cache(PAGE, 1).unwrap();
-        network.forward(&Batch { segments }, &mut cache).unwrap().data
+        network
+            .forward(&Batch { segments }, &mut cache)
+            .unwrap()
+            .data
     };
-    let instance = |variants: &[Placed<GpuVariant>]| GpuDit::of(base.clone(), &banks, variants.to_vec()).unwrap();
+    let instance = |variants: &[Placed<GpuVariant>]| {
+        GpuDit::of(base.clone(), &banks, variants.to_vec()).unwrap()
+    };
     let alone = |index: usize| {
         let base = GpuBase::new(base.device.clone(), case.config.clone(), &case.weights).unwrap();
         GpuDit::new(Arc::new(base), &banks, vec![weights[index].clone()]).unwrap()
@@ -279,7 +309,9 @@ fn a_step_draws_what_the_host_draws_from_the_same_logits() {
             for segment in &batch.segments {
                 for at in 0..segment.rows.len() {
                     match segment.draws.get(at) {
-                        Some(draw) => expected.push(draw.apply(logits.row(row), &mut Workspace::default())),
+                        Some(draw) => {
+                            expected.push(draw.apply(logits.row(row), &mut Workspace::default()))
+                        }
                         None => kept.extend_from_slice(logits.row(row)),
                     }
                     row += 1;
@@ -330,7 +362,11 @@ fn a_recorded_step_serves_every_batch_of_its_shape() {
     for _ in 0..2 {
         recording.forward(&first, &mut cache).unwrap();
     }
-    let others = [batch([1, 0], 3, 0.3), batch([2, 3], 8, 2.0), batch([3, 2], 1, 0.0)];
+    let others = [
+        batch([1, 0], 3, 0.3),
+        batch([2, 3], 8, 2.0),
+        batch([3, 2], 1, 0.0),
+    ];
     for round in 0..2 {
         for other in &others {
             let replayed = recording.forward(other, &mut cache).unwrap();
@@ -338,7 +374,9 @@ fn a_recorded_step_serves_every_batch_of_its_shape() {
             assert_eq!(replayed.data, fresh.data, "round {round}");
         }
         let larger = Batch {
-            segments: (0..9).flat_map(|salt| batch([0, 3], salt, 0.1).segments).collect(),
+            segments: (0..9)
+                .flat_map(|salt| batch([0, 3], salt, 0.1).segments)
+                .collect(),
         };
         recording.forward(&larger, &mut cache).unwrap();
     }

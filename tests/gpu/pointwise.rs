@@ -1,6 +1,8 @@
 //! Norms, gates, activations and rotations.
 
-use choir::ops::gpu::pointwise::{Angles, BiasGelu, GateResidual, NONE, NormModulate, Rotary, Tables};
+use choir::ops::gpu::pointwise::{
+    Angles, BiasGelu, GateResidual, NONE, NormModulate, Rotary, Tables,
+};
 use choir::ops::gpu::{Buffer, Dtype};
 use choir::ops::math;
 use choir::rng::Stream;
@@ -101,7 +103,12 @@ fn check_norm<T: Number>(rig: &Rig, width: usize) {
             unused: 0,
         };
         args.launch(rig.machine(), T::DTYPE, rows).unwrap();
-        for (row, out) in out.read::<T>(0, rows * width).unwrap().chunks(width).enumerate() {
+        for (row, out) in out
+            .read::<T>(0, rows * width)
+            .unwrap()
+            .chunks(width)
+            .enumerate()
+        {
             let source = if picked { picks[row] } else { row as u32 };
             if source == NONE {
                 assert!(out.iter().all(|&x| x == T::of(0.0)));
@@ -114,7 +121,10 @@ fn check_norm<T: Number>(rig: &Rig, width: usize) {
                 slots.line(source, 2),
             );
             for (&found, expected) in out.iter().zip(expected) {
-                assert!(close(found, expected), "{found:?}, not {expected}, of {width}");
+                assert!(
+                    close(found, expected),
+                    "{found:?}, not {expected}, of {width}"
+                );
             }
         }
     }
@@ -125,7 +135,10 @@ fn check_gate<T: Number, Y: Number>(rig: &Rig, width: usize) {
     let mut random = stream("gate");
     let slots = Slots::new(&mut random, rows, width);
     let (tables, _buffers) = slots.upload(rig);
-    let (x, y): (Vec<f32>, Vec<Y>) = (normals(&mut random, rows * width), normals(&mut random, rows * width));
+    let (x, y): (Vec<f32>, Vec<Y>) = (
+        normals(&mut random, rows * width),
+        normals(&mut random, rows * width),
+    );
     for (bias, gain) in [
         (NONE, NONE),
         (3 * width as u32, NONE),
@@ -146,7 +159,8 @@ fn check_gate<T: Number, Y: Number>(rig: &Rig, width: usize) {
             width: width as u32,
             unused: 0,
         };
-        args.launch(rig.machine(), T::DTYPE, Y::DTYPE, rows).unwrap();
+        args.launch(rig.machine(), T::DTYPE, Y::DTYPE, rows)
+            .unwrap();
         let (found, out) = (
             x_at.read::<f32>(0, rows * width).unwrap(),
             out.read::<T>(0, rows * width).unwrap(),
@@ -156,7 +170,11 @@ fn check_gate<T: Number, Y: Number>(rig: &Rig, width: usize) {
             let expected: Vec<f32> = (0..width)
                 .map(|i| {
                     let y = y[of.start + i].wide();
-                    let y = if bias == NONE { y } else { y + slots.bias(row, 3)[i] };
+                    let y = if bias == NONE {
+                        y
+                    } else {
+                        y + slots.bias(row, 3)[i]
+                    };
                     y.mul_add(slots.line(row, 0)[i], x[of.start + i])
                 })
                 .collect();
@@ -190,8 +208,14 @@ fn check_gelu<T: Number, Y: Number>(rig: &Rig, width: usize) {
         bias: width as u32,
         width: width as u32,
     };
-    args.launch(rig.machine(), T::DTYPE, Y::DTYPE, rows).unwrap();
-    for (at, found) in out.read::<T>(0, rows * width).unwrap().into_iter().enumerate() {
+    args.launch(rig.machine(), T::DTYPE, Y::DTYPE, rows)
+        .unwrap();
+    for (at, found) in out
+        .read::<T>(0, rows * width)
+        .unwrap()
+        .into_iter()
+        .enumerate()
+    {
         let expected = math::gelu(y[at].wide() + slots.bias(at / width, 1)[at % width]);
         match T::DTYPE {
             Dtype::F32 => assert_eq!(found.wide(), expected),
@@ -222,9 +246,14 @@ fn check_rotary<T: Number, Y: Number>(rig: &Rig, [heads, head_dim]: [usize; 2], 
     let (rows, hidden, half, scale) = (positions.len(), heads * head_dim, head_dim / 2, 0.37f32);
     let slots = [6u32, NONE, 11, 0];
     let mut random = stream("rotary");
-    let frequencies: Vec<f64> = (0..half).map(|i| 10000f64.powf(-(i as f64) / half as f64)).collect();
-    let (positions_at, frequencies_at, slots_at) =
-        (rig.buffer(&positions), rig.buffer(&frequencies), rig.buffer(&slots));
+    let frequencies: Vec<f64> = (0..half)
+        .map(|i| 10000f64.powf(-(i as f64) / half as f64))
+        .collect();
+    let (positions_at, frequencies_at, slots_at) = (
+        rig.buffer(&positions),
+        rig.buffer(&frequencies),
+        rig.buffer(&slots),
+    );
     let (cosines, sines) = (rig.empty(rows * half * 4), rig.empty(rows * half * 4));
     let angles = Angles {
         cosines: cosines.address(),
@@ -265,7 +294,8 @@ fn check_rotary<T: Number, Y: Number>(rig: &Rig, [heads, head_dim]: [usize; 2], 
         q_pitch: pitch as u32,
         current_pitch: pitch as u32,
     };
-    args.launch(rig.machine(), T::DTYPE, Y::DTYPE, rows).unwrap();
+    args.launch(rig.machine(), T::DTYPE, Y::DTYPE, rows)
+        .unwrap();
 
     let out = out.read::<T>(0, rows * pitch).unwrap();
     let mut expected_cache = vec![T::of(9.0); cache_len];
@@ -281,7 +311,8 @@ fn check_rotary<T: Number, Y: Number>(rig: &Rig, [heads, head_dim]: [usize; 2], 
             };
             let rotated = |which: usize| {
                 let x = &qkv[(row * 3 + which) * hidden..][..hidden];
-                f64::from(x[i].wide()) * angle.cos() + sign * f64::from(x[other].wide()) * angle.sin()
+                f64::from(x[i].wide()) * angle.cos()
+                    + sign * f64::from(x[other].wide()) * angle.sin()
             };
             let expected = rotated(0) * f64::from(scale);
             let [query, key, value] = [0, 1, 2].map(|which| out[row * pitch + which * hidden + i]);
@@ -290,7 +321,10 @@ fn check_rotary<T: Number, Y: Number>(rig: &Rig, [heads, head_dim]: [usize; 2], 
             assert!(close(key, rotated(1)));
             assert_eq!(value, T::of(qkv[(row * 3 + 2) * hidden + i].wide()));
             if slots[row] != NONE {
-                let (page, slot) = (slots[row] as usize / page_tokens, slots[row] as usize % page_tokens);
+                let (page, slot) = (
+                    slots[row] as usize / page_tokens,
+                    slots[row] as usize % page_tokens,
+                );
                 let at = ((page * layers + layer) * 2 * page_tokens + slot) * hidden + i;
                 expected_cache[at] = key;
                 expected_cache[at + page_tokens * hidden] = value;

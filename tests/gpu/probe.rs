@@ -39,12 +39,19 @@ fn a_barrier_is_one_for_every_order_and_a_missing_one_shows() {
         for count in [1u32, 31, 100, 1000, 1024] {
             let numbers: Vec<u32> = (0..count * 3).collect();
             let input = rig.buffer(&numbers);
-            let expected: Vec<u32> = (0..3).flat_map(|i| (i * count..(i + 1) * count).rev()).collect();
+            let expected: Vec<u32> = (0..3)
+                .flat_map(|i| (i * count..(i + 1) * count).rev())
+                .collect();
             for skip in [0u32, 1] {
                 let out = rig.empty(count as usize * 12);
                 let args = args![input.address(), out.address(), count, skip];
-                rig.launch("probe_reverse", 3, (count.next_multiple_of(32), count * 4), &args)
-                    .unwrap();
+                rig.launch(
+                    "probe_reverse",
+                    3,
+                    (count.next_multiple_of(32), count * 4),
+                    &args,
+                )
+                .unwrap();
                 let right = out.read::<u32>(0, expected.len()).unwrap() == expected;
                 assert!(right || skip == 1, "{count} threads");
                 wrong += usize::from(!right && count > 1);
@@ -158,9 +165,16 @@ fn what_one_warp_copies_is_handed_to_others() {
             let numbers = words(64 * count);
             let (input, out) = (rig.buffer(&numbers), rig.empty(256));
             let args = pair(&input, &out, count as u64);
-            rig.launch("probe_handed", 1, (96, 3 * 256 + 32), &args).unwrap();
-            let sum = |at: usize| numbers.chunks(64).fold(0u32, |sum, piece| sum.wrapping_add(piece[at]));
-            let expected: Vec<u32> = (0..64).map(|at| sum(63 - at).wrapping_add(sum(at))).collect();
+            rig.launch("probe_handed", 1, (96, 3 * 256 + 32), &args)
+                .unwrap();
+            let sum = |at: usize| {
+                numbers
+                    .chunks(64)
+                    .fold(0u32, |sum, piece| sum.wrapping_add(piece[at]))
+            };
+            let expected: Vec<u32> = (0..64)
+                .map(|at| sum(63 - at).wrapping_add(sum(at)))
+                .collect();
             assert_eq!(out.read::<u32>(0, 64).unwrap(), expected);
         }
     }
@@ -189,17 +203,27 @@ fn mistakes_are_told() {
         {
             match run(mistake as u64, 64) {
                 Err(Fault::Failed { detail, .. }) => {
-                    assert!(detail.contains("probe_mistake") && detail.contains(words), "{detail}")
+                    assert!(
+                        detail.contains("probe_mistake") && detail.contains(words),
+                        "{detail}"
+                    )
                 }
                 other => panic!("mistake {mistake} gives {other:?}"),
             }
-            assert_eq!(out.read::<u8>(0, 64).unwrap(), expected, "mistake {mistake}");
+            assert_eq!(
+                out.read::<u8>(0, 64).unwrap(),
+                expected,
+                "mistake {mistake}"
+            );
         }
         run(6, 128).unwrap();
         run(7, 0).unwrap();
         expected[32..].fill(7);
         assert_eq!(out.read::<u8>(0, 64).unwrap(), expected);
-        for (mistake, words) in [(8, "waits in vain"), (9, "at a barrier to which not all come")] {
+        for (mistake, words) in [
+            (8, "waits in vain"),
+            (9, "at a barrier to which not all come"),
+        ] {
             let told = run(mistake, 64).unwrap_err().to_string();
             assert!(told.contains(words), "{told}");
         }
@@ -262,7 +286,10 @@ fn exp_gelu_and_roots_are_those_of_the_host_to_the_bit() {
             let (x, y) = (f32::from_bits(x), f32::from_bits(y));
             let expected: f32 = of(x);
             let same = y.to_bits() == expected.to_bits() || y.is_nan() && expected.is_nan();
-            assert!(same, "function {function} of {x} is {y:e}, not {expected:e}");
+            assert!(
+                same,
+                "function {function} of {x} is {y:e}, not {expected:e}"
+            );
         }
     }
 }
@@ -270,7 +297,9 @@ fn exp_gelu_and_roots_are_those_of_the_host_to_the_bit() {
 #[test]
 fn halves_widen() {
     let words: Vec<u32> = (0..1 << 16).collect();
-    let Some(found) = map(2, [&words; 3]) else { return };
+    let Some(found) = map(2, [&words; 3]) else {
+        return;
+    };
     for (&x, &y) in words.iter().zip(&found) {
         let expected = f16::from_bits(x as u16).to_f32();
         assert!(
@@ -283,17 +312,25 @@ fn halves_widen() {
 #[test]
 fn bf16_rounds_to_even() {
     let mut low = words(200_000);
-    low.extend((0..1u32 << 16).flat_map(|top| [0x7fff, 0x8000, 0x8001].map(|rest| top << 16 | rest)));
+    low.extend(
+        (0..1u32 << 16).flat_map(|top| [0x7fff, 0x8000, 0x8001].map(|rest| top << 16 | rest)),
+    );
     let high: Vec<u32> = low.iter().rev().copied().collect();
     let Some(found) = map(3, [&low, &high, &high]) else {
         return;
     };
     let same = |found: u32, x: u32| {
-        let (found, expected) = (bf16::from_bits(found as u16), bf16::from_f32(f32::from_bits(x)));
+        let (found, expected) = (
+            bf16::from_bits(found as u16),
+            bf16::from_f32(f32::from_bits(x)),
+        );
         found.to_bits() == expected.to_bits() || found.is_nan() && expected.is_nan()
     };
     for ((&low, &high), &both) in low.iter().zip(&high).zip(&found) {
-        assert!(same(both & 0xffff, low) && same(both >> 16, high), "{low:#x} {high:#x}");
+        assert!(
+            same(both & 0xffff, low) && same(both >> 16, high),
+            "{low:#x} {high:#x}"
+        );
     }
 }
 
@@ -302,7 +339,8 @@ fn bf16_rounds_to_even() {
 fn bf16_products_and_sums_round_once() {
     let mut random = stream("fused");
     let mut number = |lowest: i32, exponents: usize| {
-        let size = (128 + random.below(128)) as f64 * f64::from(lowest + random.below(exponents) as i32).exp2();
+        let size = (128 + random.below(128)) as f64
+            * f64::from(lowest + random.below(exponents) as i32).exp2();
         bf16::from_f64(if random.below(2) == 0 { size } else { -size })
     };
     let numbers: Vec<[bf16; 3]> = (0..200_000)
@@ -328,7 +366,11 @@ fn bf16_products_and_sums_round_once() {
         let sum = (a.to_f64() * b.to_f64() * 60f64.exp2()) as i128 + units(c);
         let size = sum.unsigned_abs();
         let shift = (128 - size.leading_zeros()).saturating_sub(8);
-        let (whole, rest, half) = (size >> shift, size & ((1 << shift) - 1), (1u128 << shift) >> 1);
+        let (whole, rest, half) = (
+            size >> shift,
+            size & ((1 << shift) - 1),
+            (1u128 << shift) >> 1,
+        );
         let rounded = whole + u128::from(rest > half || rest == half && half > 0 && whole % 2 == 1);
         let expected = (rounded << shift) as f64 * (-60f64).exp2() * sum.signum() as f64;
         let found = bf16::from_bits((found[i / 2] >> (i % 2 * 16)) as u16).to_f64();

@@ -43,7 +43,10 @@ impl Case {
         let (mut expected, mut unit) = (Vec::new(), Vec::new());
         for (row, x) in x.chunks(input).enumerate() {
             for (at, w) in w.chunks(input).enumerate() {
-                let products = x.iter().zip(w).map(|(x, w)| f64::from(x.wide()) * f64::from(w.wide()));
+                let products = x
+                    .iter()
+                    .zip(w)
+                    .map(|(x, w)| f64::from(x.wide()) * f64::from(w.wide()));
                 let bank = match has_parts && parted[row] == 1 {
                     true => f64::from(banked[row * pitch + at]),
                     false => 0.0,
@@ -62,7 +65,11 @@ impl Case {
             w: keep(rig.buffer(&w)),
             x: keep(rig.buffer(&x)),
             banked: keep(rig.buffer(&banked)),
-            parted: if has_parts { keep(rig.buffer(&parted)) } else { 0 },
+            parted: if has_parts {
+                keep(rig.buffer(&parted))
+            } else {
+                0
+            },
             tables,
             rows: rows as u32,
             out: out as u32,
@@ -85,7 +92,13 @@ impl Case {
     }
 
     /// `found` of row and output, which a function makes of the product; rounded to bf16 where that is said.
-    fn check(&self, found: &[f32], is_rounded: bool, of: impl Fn(usize, usize, f64) -> f64, steep: f64) {
+    fn check(
+        &self,
+        found: &[f32],
+        is_rounded: bool,
+        of: impl Fn(usize, usize, f64) -> f64,
+        steep: f64,
+    ) {
         assert_eq!(found.len(), self.rows * self.out);
         for (at, &found) in found.iter().enumerate() {
             let expected = of(at / self.out, at % self.out, self.expected[at]);
@@ -114,8 +127,16 @@ fn keep(rig: &Rig, sizes: [usize; 3], has_parts: bool) {
     };
     product.launch(rig.machine(), After::Keep).unwrap();
     let y = y.read::<f32>(0, case.rows * pitch).unwrap();
-    let found: Vec<f32> = y.chunks(pitch).flat_map(|row| &row[..case.out]).copied().collect();
-    assert!(y.chunks(pitch).flat_map(|row| &row[case.out..]).all(|&y| y == 5.0));
+    let found: Vec<f32> = y
+        .chunks(pitch)
+        .flat_map(|row| &row[..case.out])
+        .copied()
+        .collect();
+    assert!(
+        y.chunks(pitch)
+            .flat_map(|row| &row[case.out..])
+            .all(|&y| y == 5.0)
+    );
     case.check(&found, false, |_, _, y| y, 1.0);
 }
 
@@ -153,7 +174,11 @@ fn residual(rig: &Rig, sizes: [usize; 3], has_parts: bool, has_bias: bool) {
     product.launch(rig.machine(), After::Residual).unwrap();
     let found = y.read::<f32>(0, case.rows * case.out).unwrap();
     let of = |row: usize, at: usize, y: f64| {
-        let bias = if has_bias { case.slots.bias(row, BIAS)[at] } else { 0.0 };
+        let bias = if has_bias {
+            case.slots.bias(row, BIAS)[at]
+        } else {
+            0.0
+        };
         let gate = f64::from(case.slots.line(row, GATE)[at]);
         f64::from(before[row * case.out + at]) + gate * (y + f64::from(bias))
     };
@@ -169,10 +194,19 @@ fn rotated(rig: &Rig, [rows, heads, head_dim]: [usize; 3], has_parts: bool) {
     let cosines = rig.buffer(&angles.iter().map(|x| x.cos()).collect::<Vec<_>>());
     let sines = rig.buffer(&angles.iter().map(|x| x.sin()).collect::<Vec<_>>());
     let slots: Vec<u32> = (0..rows as u32)
-        .map(|row| if row % 3 == 1 { NONE } else { rows as u32 - 1 - row })
+        .map(|row| {
+            if row % 3 == 1 {
+                NONE
+            } else {
+                rows as u32 - 1 - row
+            }
+        })
         .collect();
     let slots_at = rig.buffer(&slots);
-    let (q, current) = (rig.empty(rows * hidden * 2), rig.empty(rows * 2 * hidden * 2));
+    let (q, current) = (
+        rig.empty(rows * hidden * 2),
+        rig.empty(rows * 2 * hidden * 2),
+    );
     let cells = pages * layers * 2 * page_tokens * hidden;
     let cache = rig.buffer(&vec![bf16::of(9.0); cells]);
     let scale = 0.37f32;
@@ -214,8 +248,13 @@ fn rotated(rig: &Rig, [rows, heads, head_dim]: [usize; 3], has_parts: bool) {
             return y;
         }
         let (i, angle) = (at % head_dim, f64::from(angles[row * half + at % half]));
-        let (other, sign) = if i < half { (at + half, -1.0) } else { (at - half, 1.0) };
-        let rotated = y * angle.cos() + sign * case.expected[row * 3 * hidden + other] * angle.sin();
+        let (other, sign) = if i < half {
+            (at + half, -1.0)
+        } else {
+            (at - half, 1.0)
+        };
+        let rotated =
+            y * angle.cos() + sign * case.expected[row * 3 * hidden + other] * angle.sin();
         rotated * if at < hidden { f64::from(scale) } else { 1.0 }
     };
     case.check(&found, true, of, 2.5);
@@ -224,7 +263,8 @@ fn rotated(rig: &Rig, [rows, heads, head_dim]: [usize; 3], has_parts: bool) {
         let (page, token) = (slot as usize / page_tokens, slot as usize % page_tokens);
         for side in 0..2 {
             let at = (((page * layers + layer) * 2 + side) * page_tokens + token) * hidden;
-            expected[at..][..hidden].copy_from_slice(&current[(2 * row + side) * hidden..][..hidden]);
+            expected[at..][..hidden]
+                .copy_from_slice(&current[(2 * row + side) * hidden..][..hidden]);
         }
     }
     assert_eq!(cache.read::<bf16>(0, cells).unwrap(), expected);
@@ -234,7 +274,13 @@ fn rotated(rig: &Rig, [rows, heads, head_dim]: [usize; 3], has_parts: bool) {
 fn fused_products_are_what_their_parts_give() {
     for rig in Rig::all() {
         for has_parts in [false, true] {
-            for sizes in [[1, 8, 8], [5, 56, 40], [16, 24, 768], [17, 72, 264], [40, 40, 128]] {
+            for sizes in [
+                [1, 8, 8],
+                [5, 56, 40],
+                [16, 24, 768],
+                [17, 72, 264],
+                [40, 40, 128],
+            ] {
                 if After::Keep.takes(sizes[0], sizes[1], sizes[2]) {
                     keep(&rig, sizes, has_parts);
                 }

@@ -1,7 +1,9 @@
 //! The second product of a superposed layer, and the embedding.
 
 use choir::ops::gpu::pointwise::NONE;
-use choir::ops::gpu::products::{BankGemm, GatherEmbedding, Group, PartFacts, RotateIn, RotateOut, Split, TIERS};
+use choir::ops::gpu::products::{
+    BankGemm, GatherEmbedding, Group, PartFacts, RotateIn, RotateOut, Split, TIERS,
+};
 use half::bf16;
 
 use crate::rig::{Number, Rig, Variants, normals, parts, stream};
@@ -15,7 +17,11 @@ fn rotating_is_sign_by_sign() {
         let variants = Variants::new(&mut random, 3, [out, input]);
         let parts = parts(&mut random, (4, rows), 3);
         let x: Vec<T> = normals(&mut random, rows * input);
-        let (x_at, part_at, keys) = (rig.buffer(&x), rig.buffer(&parts), rig.buffer(&variants.keys));
+        let (x_at, part_at, keys) = (
+            rig.buffer(&x),
+            rig.buffer(&parts),
+            rig.buffer(&variants.keys),
+        );
         let rotated = rig.empty(4 * input * T::DTYPE.size());
         let args = RotateIn {
             x: x_at.address(),
@@ -38,8 +44,15 @@ fn rotating_is_sign_by_sign() {
             }
         }
 
-        let (products, mut y): (Vec<f32>, Vec<f32>) = (normals(&mut random, 4 * out), normals(&mut random, rows * out));
-        let (products_at, y_at, outputs) = (rig.buffer(&products), rig.buffer(&y), rig.buffer(&variants.outputs));
+        let (products, mut y): (Vec<f32>, Vec<f32>) = (
+            normals(&mut random, 4 * out),
+            normals(&mut random, rows * out),
+        );
+        let (products_at, y_at, outputs) = (
+            rig.buffer(&products),
+            rig.buffer(&y),
+            rig.buffer(&variants.outputs),
+        );
         let args = RotateOut {
             products: products_at.address(),
             y: y_at.address(),
@@ -82,7 +95,11 @@ struct Products<'a, T> {
 impl<T: Number> Products<'_, T> {
     fn run(&self, rig: &Rig, tier: usize, processors: u32) -> Vec<f32> {
         let [out, input] = self.shape;
-        let banks: Vec<_> = self.banks.iter().map(|bank| rig.buffer(&bank.tiles)).collect();
+        let banks: Vec<_> = self
+            .banks
+            .iter()
+            .map(|bank| rig.buffer(&bank.tiles))
+            .collect();
         let addresses: Vec<u64> = banks.iter().map(|bank| bank.address()).collect();
         let split = Split::banks(processors, (tier, self.groups.len()), (out, input));
         let mut y = self.y.to_vec();
@@ -91,7 +108,10 @@ impl<T: Number> Products<'_, T> {
         }
         let (x, y, banks) = (rig.buffer(self.x), rig.buffer(&y), rig.buffer(&addresses));
         let (parts, groups) = (rig.buffer(self.parts), rig.buffer(self.groups));
-        let (keys, outputs) = (rig.buffer(&self.variants.keys), rig.buffer(&self.variants.outputs));
+        let (keys, outputs) = (
+            rig.buffer(&self.variants.keys),
+            rig.buffer(&self.variants.outputs),
+        );
         let (partial, counters) = (
             rig.empty(split.partial_bytes()),
             rig.buffer(&vec![0u32; split.counters()]),
@@ -113,7 +133,8 @@ impl<T: Number> Products<'_, T> {
             writes: self.writes.into(),
             ..BankGemm::default()
         };
-        args.launch(rig.machine(), T::DTYPE, split, images.address()).unwrap();
+        args.launch(rig.machine(), T::DTYPE, split, images.address())
+            .unwrap();
         assert!(
             counters
                 .read::<u32>(0, split.counters())
@@ -127,7 +148,11 @@ impl<T: Number> Products<'_, T> {
     /// The definition, and how large the terms were, in f64.
     fn expected(&self) -> Vec<(f64, f64)> {
         let [out, input] = self.shape;
-        let mut y: Vec<_> = self.y.iter().map(|&y| (f64::from(y), f64::from(y.abs()))).collect();
+        let mut y: Vec<_> = self
+            .y
+            .iter()
+            .map(|&y| (f64::from(y), f64::from(y.abs())))
+            .collect();
         for part in self.parts.iter().filter(|_| self.writes) {
             y[part.row as usize * out..][..out].fill((0.0, 0.0));
         }
@@ -135,14 +160,20 @@ impl<T: Number> Products<'_, T> {
             for part in &self.parts[group.first as usize..][..group.count as usize] {
                 let (row, variant) = (part.row as usize, part.variant as usize);
                 for output in 0..out {
-                    let gain = f64::from(part.weight) * self.variants.outputs[variant * out + output].to_f64();
+                    let gain = f64::from(part.weight)
+                        * self.variants.outputs[variant * out + output].to_f64();
                     for i in 0..input {
-                        let (quant, step, minimum) = self.banks[group.bank as usize].parts(output, i);
+                        let (quant, step, minimum) =
+                            self.banks[group.bank as usize].parts(output, i);
                         let step = bf16::from_f32(step).to_f32();
                         let offset = bf16::from_f32((-16f32).mul_add(step, -minimum)).to_f64();
                         // A number of 5 bits times one of 8, and another: exact in f64, but for sizes that do not come up.
-                        let weight = bf16::from_f64((f64::from(quant) + 16.0) * f64::from(step) + offset).to_f64();
-                        let x = bf16::from_f32(self.x[row * input + i].wide() * self.variants.signs[variant].sign(i));
+                        let weight =
+                            bf16::from_f64((f64::from(quant) + 16.0) * f64::from(step) + offset)
+                                .to_f64();
+                        let x = bf16::from_f32(
+                            self.x[row * input + i].wide() * self.variants.signs[variant].sign(i),
+                        );
                         let term = gain * weight * x.to_f64();
                         y[row * out + output].0 += term;
                         y[row * out + output].1 += term.abs();
@@ -163,7 +194,10 @@ fn parts_of_many_banks_go_through_one_launch() {
         let matrix = |_| Tiled::new(&normals::<f32>(&mut random, out * input), out, input);
         let banks: Vec<_> = (0..2).map(matrix).collect();
         let parts = parts(&mut random, (7, rows), 5);
-        let (x, y): (Vec<T>, Vec<f32>) = (normals(&mut random, rows * input), normals(&mut random, rows * out));
+        let (x, y): (Vec<T>, Vec<f32>) = (
+            normals(&mut random, rows * input),
+            normals(&mut random, rows * out),
+        );
         let group = |bank, first, count| Group {
             bank,
             first,
@@ -185,7 +219,8 @@ fn parts_of_many_banks_go_through_one_launch() {
             for processors in [1, 40] {
                 for tier in TIERS {
                     let found = products.run(&rig, tier, processors);
-                    for (i, (&found, &(expected, size))) in found.iter().zip(&expected).enumerate() {
+                    for (i, (&found, &(expected, size))) in found.iter().zip(&expected).enumerate()
+                    {
                         let error = (f64::from(found) - expected).abs();
                         assert!(
                             error <= 1e-6 * size,
@@ -207,8 +242,15 @@ fn full_groups_of_every_tier() {
     let (out, input, rows) = (20, 520, 64);
     let mut random = stream("full groups");
     let variants = Variants::new(&mut random, 6, [out, input]);
-    let banks = [Tiled::new(&normals::<f32>(&mut random, out * input), out, input)];
-    let (x, y): (Vec<bf16>, Vec<f32>) = (normals(&mut random, rows * input), normals(&mut random, rows * out));
+    let banks = [Tiled::new(
+        &normals::<f32>(&mut random, out * input),
+        out,
+        input,
+    )];
+    let (x, y): (Vec<bf16>, Vec<f32>) = (
+        normals(&mut random, rows * input),
+        normals(&mut random, rows * out),
+    );
     let Some(rig) = Rig::one() else { return };
     for tier in TIERS {
         let parts = parts(&mut random, (tier, rows), 6);
@@ -247,7 +289,9 @@ fn embeddings_are_gathered_with_their_variants() {
         let variants = Variants::new(&mut random, 4, [vocab, width]);
         let base: Vec<T> = normals(&mut random, vocab * width);
         let matrices: [Vec<f32>; 2] = [(); 2].map(|()| normals(&mut random, vocab * width));
-        let tiles = matrices.each_ref().map(|matrix| Tiled::new(matrix, vocab, width));
+        let tiles = matrices
+            .each_ref()
+            .map(|matrix| Tiled::new(matrix, vocab, width));
         let dense = matrices
             .each_ref()
             .map(|matrix| matrix.iter().map(|&x| T::of(x)).collect::<Vec<_>>());
@@ -263,16 +307,26 @@ fn embeddings_are_gathered_with_their_variants() {
         let first_part: Vec<u32> = (0..=rows).map(|row| counts[..row].iter().sum()).collect();
         let parts: Vec<_> = (0..7)
             .map(|i| PartFacts {
-                row: (0..rows as u32).rfind(|&row| first_part[row as usize] <= i).unwrap(),
+                row: (0..rows as u32)
+                    .rfind(|&row| first_part[row as usize] <= i)
+                    .unwrap(),
                 variant: random.below(4) as u32,
                 weight: random.uniform() as f32,
                 bank: random.below(2) as u32,
             })
             .collect();
         let out = rig.empty(rows * width * 4);
-        let buffers = [rig.buffer(&tokens), rig.buffer(&first_part), rig.buffer(&variants.keys)];
+        let buffers = [
+            rig.buffer(&tokens),
+            rig.buffer(&first_part),
+            rig.buffer(&variants.keys),
+        ];
         let addresses = rig.buffer(&banks.each_ref().map(|bank| bank.address()));
-        let (base_at, part_at, outputs) = (rig.buffer(&base), rig.buffer(&parts), rig.buffer(&variants.outputs));
+        let (base_at, part_at, outputs) = (
+            rig.buffer(&base),
+            rig.buffer(&parts),
+            rig.buffer(&variants.outputs),
+        );
         let args = GatherEmbedding {
             x: out.address(),
             tokens: buffers[0].address(),
@@ -302,7 +356,8 @@ fn embeddings_are_gathered_with_their_variants() {
                         } else {
                             dense[bank][token * width + i].wide()
                         };
-                        let factor = part.weight * variants.outputs[variant * vocab + token].to_f32();
+                        let factor =
+                            part.weight * variants.outputs[variant * vocab + token].to_f32();
                         expected = factor.mul_add(s * variants.signs[variant].sign(i), expected);
                     }
                 }

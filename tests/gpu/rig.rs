@@ -65,7 +65,13 @@ impl Rig {
         self.buffer(&vec![0xffu8; bytes])
     }
 
-    pub fn launch(&self, kernel: &str, grid: u32, (block, shared): (u32, u32), args: &[u8]) -> Result<()> {
+    pub fn launch(
+        &self,
+        kernel: &str,
+        grid: u32,
+        (block, shared): (u32, u32),
+        args: &[u8],
+    ) -> Result<()> {
         self.machine.launch(Launch {
             kernel,
             grid: [grid, 1, 1],
@@ -157,7 +163,11 @@ impl Variants {
 }
 
 /// `count` parts of different rows among `rows`, of any variants.
-pub fn parts(random: &mut Stream, (count, rows): (usize, usize), variants: usize) -> Vec<PartFacts> {
+pub fn parts(
+    random: &mut Stream,
+    (count, rows): (usize, usize),
+    variants: usize,
+) -> Vec<PartFacts> {
     let mut order: Vec<u32> = (0..rows as u32).collect();
     for i in (1..rows).rev() {
         order.swap(i, random.below(i + 1));

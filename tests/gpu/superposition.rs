@@ -27,7 +27,8 @@ fn retrieval_is_the_definition() {
         };
         let targets = chosen.map(|_| rig.empty(out * input * T::DTYPE.size()));
         let addresses = rig.buffer(&targets.each_ref().map(|target| target.address()));
-        let (base_at, chosen_at, weights_at) = (rig.buffer(&base), rig.buffer(&chosen), rig.buffer(&weights));
+        let (base_at, chosen_at, weights_at) =
+            (rig.buffer(&base), rig.buffer(&chosen), rig.buffer(&weights));
         let (keys, outputs) = (rig.buffer(&variants.keys), rig.buffer(&variants.outputs));
         let args = Retrieve {
             base: base_at.address(),
@@ -73,12 +74,21 @@ fn retrieval_is_the_definition() {
 }
 
 /// Cells after a delta is added or taken away, and whether one wrapped.
-fn change(rig: &Rig, bank: &Bank, matrix: &DeltaMatrix, seed: u64, subtract: bool) -> (Cells, bool) {
+fn change(
+    rig: &Rig,
+    bank: &Bank,
+    matrix: &DeltaMatrix,
+    seed: u64,
+    subtract: bool,
+) -> (Cells, bool) {
     let [rows, cols] = [matrix.rows, matrix.cols];
     let tensor = &bank.tensors["matrix"];
     let transform = Transform::new(seed, "matrix", [rows, cols]);
     let factor = |levels: &[i8]| {
-        let squares: i64 = levels.iter().map(|&level| i64::from(level) * i64::from(level)).sum();
+        let squares: i64 = levels
+            .iter()
+            .map(|&level| i64::from(level) * i64::from(level))
+            .sum();
         let rms = (squares as f64 / cols as f64).sqrt();
         if rms == 0.0 {
             0.0
@@ -99,8 +109,15 @@ fn change(rig: &Rig, bank: &Bank, matrix: &DeltaMatrix, seed: u64, subtract: boo
         Cells::I16(cells) => rig.buffer(cells),
         Cells::I32(cells) => rig.buffer(cells),
     };
-    let (levels, factors, key) = (rig.buffer(&matrix.values), rig.buffer(&factors), rig.buffer(&key));
-    let (negative, wrapped) = (rig.buffer(&negative.collect::<Vec<_>>()), rig.buffer(&[0u32]));
+    let (levels, factors, key) = (
+        rig.buffer(&matrix.values),
+        rig.buffer(&factors),
+        rig.buffer(&key),
+    );
+    let (negative, wrapped) = (
+        rig.buffer(&negative.collect::<Vec<_>>()),
+        rig.buffer(&[0u32]),
+    );
     let args = Accumulate {
         cells: cells.address(),
         levels: levels.address(),
@@ -135,9 +152,12 @@ fn accumulation_is_the_banks_to_the_bit() {
             let mut bank = Bank::new(capacity, Scheme::default(), [("matrix".to_owned(), shape)]);
             let mut deltas = vec![];
             for seed in 0..3 {
-                let mut values: Vec<i8> = (0..rows * cols).map(|_| random.below(255) as i8).collect();
+                let mut values: Vec<i8> =
+                    (0..rows * cols).map(|_| random.below(255) as i8).collect();
                 values[cols..2 * cols].fill(0);
-                values.iter_mut().for_each(|value| *value = (*value).max(-127));
+                values
+                    .iter_mut()
+                    .for_each(|value| *value = (*value).max(-127));
                 let matrix = DeltaMatrix {
                     rows,
                     cols,

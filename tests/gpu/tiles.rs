@@ -32,7 +32,11 @@ impl Tiled {
         let levels = &tile[2048 + (t / 2 * 8 + g) * 16 + quarter * 4 + upper * 2..][..2];
         let halves = &tile[2304 + g * 8 + upper * 4..][..4];
         let half = |i: usize| f16::from_le_bytes([halves[2 * i], halves[2 * i + 1]]).to_f32();
-        (quant, half(0) * f32::from(levels[0]), half(1) * f32::from(levels[1]))
+        (
+            quant,
+            half(0) * f32::from(levels[0]),
+            half(1) * f32::from(levels[1]),
+        )
     }
 
     pub fn weight(&self, output: usize, input: usize) -> f32 {

@@ -36,8 +36,12 @@ fn contexts(random: &mut Stream, config: &DitConfig, count: usize, length: usize
     Contexts {
         count,
         length,
-        tokens: (0..tokens).map(|_| random.below(config.tokens()) as u32).collect(),
-        importance: (0..tokens).map(|_| [1.0, 0.5, 0.0][random.below(3)]).collect(),
+        tokens: (0..tokens)
+            .map(|_| random.below(config.tokens()) as u32)
+            .collect(),
+        importance: (0..tokens)
+            .map(|_| [1.0, 0.5, 0.0][random.below(3)])
+            .collect(),
     }
 }
 
@@ -47,7 +51,13 @@ fn relative(ours: &Tensor, theirs: &Tensor) -> f32 {
     let flat = |x: &Tensor| -> Vec<f32> { x.flatten_all().unwrap().to_vec1().unwrap() };
     let (ours, theirs) = (flat(ours), flat(theirs));
     let size = theirs.iter().fold(1e-12f32, |size, x| size.max(x.abs()));
-    let differ = |(a, b): (&f32, &f32)| if a.is_nan() { f32::INFINITY } else { (a - b).abs() };
+    let differ = |(a, b): (&f32, &f32)| {
+        if a.is_nan() {
+            f32::INFINITY
+        } else {
+            (a - b).abs()
+        }
+    };
     ours.iter().zip(&theirs).map(differ).fold(0f32, f32::max) / size
 }
 
@@ -60,7 +70,10 @@ fn assert_same(
         (loss - expected).abs() < 1e-5 * expected.abs() + 1e-6,
         "{what}: a loss of {loss}, not {expected}"
     );
-    assert!(gradients.keys().eq(all.keys()), "{what}: gradients of other weights");
+    assert!(
+        gradients.keys().eq(all.keys()),
+        "{what}: gradients of other weights"
+    );
     for (name, gradient) in gradients {
         let off = relative(&gradient, &all[&name]);
         assert!(off < 1e-4, "{what}: the gradient of {name} is off by {off}");
@@ -89,7 +102,11 @@ fn gradients_are_those_of_the_host() {
         time_conditioning: Some(false),
         states: None,
     };
-    let mut networks = vec![published("bd3lm-tiny"), published("mdlm-tiny"), published("duo-tiny")];
+    let mut networks = vec![
+        published("bd3lm-tiny"),
+        published("mdlm-tiny"),
+        published("duo-tiny"),
+    ];
     for config in [odd.clone(), odd.uniform(Some(7)), odd.uniform(None)] {
         let weights = weights(&mut random, &config);
         networks.push((config, weights));
@@ -132,15 +149,20 @@ fn a_teacher_does_not_disturb_its_student() {
         panic!("the mask is no state")
     };
     let contexts = contexts(&mut random, &case.config, 2, case.config.model_length);
-    let noisy: Noisy = objective.trajectory(&contexts, tokens, 0.1, Divergence::Backward, &mut random);
+    let noisy: Noisy =
+        objective.trajectory(&contexts, tokens, 0.1, Divergence::Backward, &mut random);
     let other = weights(&mut random, &case.config);
-    let [student, teacher] =
-        [&case.weights, &other].map(|weights| Trainable::from_tensors(case.config.clone(), weights).unwrap());
+    let [student, teacher] = [&case.weights, &other]
+        .map(|weights| Trainable::from_tensors(case.config.clone(), weights).unwrap());
     let [first, second] = [(); 2].map(|()| GpuTrainer::new(rig.machine.clone()));
     let ours = noisy
         .gradients(&first.of(&student), Some(&second.of(&teacher)))
         .unwrap();
-    assert_same("distilled", ours, noisy.gradients(&student, Some(&teacher)).unwrap());
+    assert_same(
+        "distilled",
+        ours,
+        noisy.gradients(&student, Some(&teacher)).unwrap(),
+    );
 }
 
 /// A whole run under interference, with what validates it.
@@ -148,8 +170,17 @@ fn a_teacher_does_not_disturb_its_student() {
 fn a_run_on_a_device_learns_what_it_learns_on_the_host() {
     let Some(rig) = Rig::one() else { return };
     let mut random = stream("run");
-    let words = ["the whale ", "a ship ", "was seen ", "at noon. ", "No one ", "spoke.\n"];
-    let text: String = (0..2000).map(|_| words[random.below(words.len())]).collect();
+    let words = [
+        "the whale ",
+        "a ship ",
+        "was seen ",
+        "at noon. ",
+        "No one ",
+        "spoke.\n",
+    ];
+    let text: String = (0..2000)
+        .map(|_| words[random.below(words.len())])
+        .collect();
     let tokenizer = tokenizer::train(std::slice::from_ref(&text), 280).unwrap();
     let pieces = tokenizer::from_json(&tokenizer).unwrap();
     let config = DitConfig {
@@ -189,7 +220,8 @@ fn a_run_on_a_device_learns_what_it_learns_on_the_host() {
             machine,
         };
         let model = Trainable::from_tensors(config.clone(), &tensors).unwrap();
-        let source = Source::Text(TextSource::new(std::slice::from_ref(&document), &pieces, 16).unwrap());
+        let source =
+            Source::Text(TextSource::new(std::slice::from_ref(&document), &pieces, 16).unwrap());
         let mut ignore = |_| ();
         let run = Run::new(model, settings, source, None, false, &mut ignore).unwrap();
         run.finish().unwrap().0
@@ -197,8 +229,17 @@ fn a_run_on_a_device_learns_what_it_learns_on_the_host() {
     let (ours, theirs) = (trained(Some(rig.machine.clone())), trained(None));
     for (name, (_, ours)) in ours {
         let (_, theirs) = &theirs[&name];
-        let furthest = |from: &[f32]| theirs.iter().zip(from).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+        let furthest = |from: &[f32]| {
+            theirs
+                .iter()
+                .zip(from)
+                .map(|(a, b)| (a - b).abs())
+                .fold(0f32, f32::max)
+        };
         let (off, moved) = (furthest(&ours), furthest(&tensors[&name].1));
-        assert!(off <= 0.01 * moved, "{name} is off by {off}, having moved by {moved}");
+        assert!(
+            off <= 0.01 * moved,
+            "{name} is off by {off}, having moved by {moved}"
+        );
     }
 }

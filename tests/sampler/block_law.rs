@@ -29,7 +29,9 @@ fn make(case: &Case, network: &dyn Denoiser, predictor: Predictor, length: usize
         prefill_chunk: 32,
         last_block: LastBlock::Whole,
     };
-    let start = |seed| Sampler::Block(BlockSampler::new(settings.clone(), &[first], seed).expect("settings"));
+    let start = |seed| {
+        Sampler::Block(BlockSampler::new(settings.clone(), &[first], seed).expect("settings"))
+    };
     let mut made = sample(network, length, SEQUENCES, start);
     made.iter_mut().for_each(|tokens| tokens.insert(0, first));
     made
@@ -97,7 +99,14 @@ impl Conditionals {
     }
 
     /// Adds `chance` times the law of what follows from `state`, `choose` naming the positions revealed next.
-    fn spread(&self, state: &mut Vec<u32>, choose: &mut Choose, step: usize, chance: f64, law: &mut [f64]) {
+    fn spread(
+        &self,
+        state: &mut Vec<u32>,
+        choose: &mut Choose,
+        step: usize,
+        chance: f64,
+        law: &mut [f64],
+    ) {
         let Some(rows) = self.rows.get(state) else {
             law[state
                 .iter()
@@ -124,8 +133,11 @@ impl Conditionals {
     fn marginal(&self, law: &[f64], holes: &[usize]) -> Vec<f64> {
         let mut sums = vec![0.0; self.vocab.pow(holes.len() as u32)];
         for (index, chance) in law.iter().enumerate() {
-            let token = |hole: usize| index / self.vocab.pow((self.holes - 1 - hole) as u32) % self.vocab;
-            sums[holes.iter().fold(0, |sum, &hole| sum * self.vocab + token(hole))] += chance;
+            let token =
+                |hole: usize| index / self.vocab.pow((self.holes - 1 - hole) as u32) % self.vocab;
+            sums[holes
+                .iter()
+                .fold(0, |sum, &hole| sum * self.vocab + token(hole))] += chance;
         }
         sums
     }
@@ -133,7 +145,10 @@ impl Conditionals {
 
 fn softmax(logits: &[f32]) -> Vec<f64> {
     let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let weights: Vec<f64> = logits.iter().map(|&logit| f64::from(logit - top).exp()).collect();
+    let weights: Vec<f64> = logits
+        .iter()
+        .map(|&logit| f64::from(logit - top).exp())
+        .collect();
     let total: f64 = weights.iter().sum();
     weights.into_iter().map(|weight| weight / total).collect()
 }
@@ -144,8 +159,15 @@ fn orders(holes: usize, steps: usize, distinct: bool) -> Vec<(f64, Vec<Vec<usize
     let mut chances: HashMap<Vec<Vec<usize>>, f64> = HashMap::new();
     for outcome in 0..steps.pow(holes as u32) {
         let time = |hole: usize| outcome / steps.pow(hole as u32) % steps;
-        let at = |step: usize| (0..holes).filter(|&hole| time(hole) == step).collect::<Vec<usize>>();
-        let order: Vec<_> = (0..steps).map(at).filter(|revealed| !revealed.is_empty()).collect();
+        let at = |step: usize| {
+            (0..holes)
+                .filter(|&hole| time(hole) == step)
+                .collect::<Vec<usize>>()
+        };
+        let order: Vec<_> = (0..steps)
+            .map(at)
+            .filter(|revealed| !revealed.is_empty())
+            .collect();
         if !distinct || order.len() == holes {
             *chances.entry(order).or_default() += 1.0;
         }
@@ -161,10 +183,16 @@ fn orders(holes: usize, steps: usize, distinct: bool) -> Vec<(f64, Vec<Vec<usize
 fn meets(conditionals: &Conditionals, law: &[f64], made: &[Vec<u32>], what: &str) {
     let vocab = conditionals.vocab;
     for hole in 0..conditionals.holes {
-        let p = against_law(&marginal(made, hole + 1, vocab), &conditionals.marginal(law, &[hole]));
+        let p = against_law(
+            &marginal(made, hole + 1, vocab),
+            &conditionals.marginal(law, &[hole]),
+        );
         assert!(p > LEVEL, "{what}, position {}: p = {p}", hole + 1);
     }
-    let p = against_law(&joint(made, [1, 2], vocab), &conditionals.marginal(law, &[0, 1]));
+    let p = against_law(
+        &joint(made, [1, 2], vocab),
+        &conditionals.marginal(law, &[0, 1]),
+    );
     assert!(p > LEVEL, "{what}, positions 1 and 2: p = {p}");
 }
 
@@ -176,7 +204,10 @@ fn first_hitting_has_the_reference_law() {
     let (length, vocab) = (theirs[0].len(), case.config.vocab_size);
     let ours = make(&case, &network, Predictor::FirstHitting, length);
     for position in 1..length {
-        let p = two_samples(&marginal(&ours, position, vocab), &marginal(&theirs, position, vocab));
+        let p = two_samples(
+            &marginal(&ours, position, vocab),
+            &marginal(&theirs, position, vocab),
+        );
         assert!(p > LEVEL, "position {position}: p = {p}");
         let pair = [position - 1, position];
         let p = two_samples(&joint(&ours, pair, vocab), &joint(&theirs, pair, vocab));
@@ -197,8 +228,15 @@ fn the_first_block_has_its_enumerated_law() {
     let golden = fixtures::read(&fixtures::folder().join("samples-stats/bd3lm.safetensors"));
     if let Some((_, theirs)) = golden.get("exact.first_hitting.joint12") {
         let ours = conditionals.marginal(&first_hitting, &[0, 1]);
-        let worst = ours.iter().zip(theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-        assert!(worst < 1e-7, "our enumeration differs from the reference's by {worst}");
+        let worst = ours
+            .iter()
+            .zip(theirs)
+            .map(|(a, b)| (a - b).abs())
+            .fold(0.0, f64::max);
+        assert!(
+            worst < 1e-7,
+            "our enumeration differs from the reference's by {worst}"
+        );
     }
     meets(
         &conditionals,
@@ -208,7 +246,9 @@ fn the_first_block_has_its_enumerated_law() {
     );
 
     let ancestral = conditionals.law(&orders(block - 1, STEPS, false));
-    let predictor = Predictor::Ancestral { steps: STEPS as u32 };
+    let predictor = Predictor::Ancestral {
+        steps: STEPS as u32,
+    };
     meets(
         &conditionals,
         &ancestral,
@@ -222,7 +262,9 @@ fn the_first_block_has_its_enumerated_law() {
     let threshold = (start.iter().map(best).sum::<f64>() / start.len() as f64) as f32;
     let mut confident = vec![0.0; first_hitting.len()];
     let mut choose = |rows: &[Vec<f64>], _| {
-        let masked: Vec<usize> = (0..rows.len()).filter(|&hole| !rows[hole].is_empty()).collect();
+        let masked: Vec<usize> = (0..rows.len())
+            .filter(|&hole| !rows[hole].is_empty())
+            .collect();
         let sure: Vec<usize> = masked
             .iter()
             .copied()

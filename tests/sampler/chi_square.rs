@@ -140,6 +140,9 @@ fn quantiles_are_those_of_the_tables() {
         (1143.917, 1000.0, 1e-3),
     ] {
         let ours = survival(statistic, freedom);
-        assert!((ours / p - 1.0).abs() < 2e-3, "{freedom} degrees of freedom: {ours}");
+        assert!(
+            (ours / p - 1.0).abs() < 2e-3,
+            "{freedom} degrees of freedom: {ours}"
+        );
     }
 }

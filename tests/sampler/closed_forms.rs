@@ -35,15 +35,30 @@ fn absorbing_schedule() {
         1e-9,
         "move_chance",
     );
-    close(each(&|t| noisy.sigma(t)), &golden("total_noise"), 1e-4, "total_noise");
+    close(
+        each(&|t| noisy.sigma(t)),
+        &golden("total_noise"),
+        1e-4,
+        "total_noise",
+    );
     close(
         each(&|t| noisy.sigma_rate(t)),
         &golden("rate_noise"),
         1e-4,
         "rate_noise",
     );
-    close(each(&absorbing_sigma), &golden("sigma_from_p"), 1e-4, "sigma_from_p");
-    close([absorbing_sigma(1.0)], &golden("sigma_max"), 1e-5, "sigma_max");
+    close(
+        each(&absorbing_sigma),
+        &golden("sigma_from_p"),
+        1e-4,
+        "sigma_from_p",
+    );
+    close(
+        [absorbing_sigma(1.0)],
+        &golden("sigma_max"),
+        1e-5,
+        "sigma_max",
+    );
 }
 
 #[test]
@@ -78,7 +93,10 @@ fn uniform_schedule() {
             "times",
         );
     }
-    let alphas = Psi::ANCESTRAL.times(8, 1e-5).into_iter().map(|t| schedule.alpha(t));
+    let alphas = Psi::ANCESTRAL
+        .times(8, 1e-5)
+        .into_iter()
+        .map(|t| schedule.alpha(t));
     close(alphas, &golden("alphas8"), 1e-6, "alphas");
 }
 
@@ -111,13 +129,20 @@ fn nucleus_of_the_block_sampler() {
     let ((_, ids), (shape, plain)) = (case.ids("e.input_ids"), case.doubles("e.p_x0"));
     let (length, block, vocab) = (ids.len() / shape[0], shape[1], shape[2]);
     for name in case.names("e.p_x0_nucleus_", "") {
-        let p: f32 = name.trim_start_matches("e.p_x0_nucleus_").parse().expect("p");
-        let (ours, (_, theirs)) = (filtered(block_filter(p, mask), &plain, vocab), case.doubles(&name));
+        let p: f32 = name
+            .trim_start_matches("e.p_x0_nucleus_")
+            .parse()
+            .expect("p");
+        let (ours, (_, theirs)) = (
+            filtered(block_filter(p, mask), &plain, vocab),
+            case.doubles(&name),
+        );
         // A row that is not masked has all its mass on its token, which may not be the forbidden one.
         for row in 0..shape[0] * block {
             let at = row * vocab..(row + 1) * vocab;
             assert!(
-                ids[row / block * length + length - block + row % block] == mask || plain[at.clone()].contains(&1.0)
+                ids[row / block * length + length - block + row % block] == mask
+                    || plain[at.clone()].contains(&1.0)
             );
             close(ours[at.clone()].iter().copied(), &theirs[at], 1e-6, &name);
         }
@@ -128,21 +153,34 @@ fn nucleus_of_the_block_sampler() {
 fn posteriors_of_the_absorbing_process() {
     let case = Case::load("bd3lm-tiny");
     let mask = case.config.mask_id().expect("mask");
-    let facts = std::fs::read(fixtures::folder().join("bd3lm-tiny/cases.json")).expect("cases.json");
+    let facts =
+        std::fs::read(fixtures::folder().join("bd3lm-tiny/cases.json")).expect("cases.json");
     let facts: serde_json::Value = serde_json::from_slice(&facts).expect("json");
-    let ((_, ids), (shape, x0)) = (case.ids("f.input_ids"), case.doubles("f.first_hitting.p_x0_row0"));
+    let ((_, ids), (shape, x0)) = (
+        case.ids("f.input_ids"),
+        case.doubles("f.first_hitting.p_x0_row0"),
+    );
     let (block, vocab) = (shape[1], shape[2]);
     let length = ids.len() / case.doubles("f.q_xs.0.nucleus1.0").0[0];
-    for (index, pair) in facts["f_pairs"].as_array().expect("pairs").iter().enumerate() {
+    for (index, pair) in facts["f_pairs"]
+        .as_array()
+        .expect("pairs")
+        .iter()
+        .enumerate()
+    {
         let [t, s] = ["t", "s"].map(|name| pair[name].as_f64().expect("time"));
-        let chance = reveal_probability(LogLinear::ABSORBING.alpha(t), LogLinear::ABSORBING.alpha(s));
+        let chance =
+            reveal_probability(LogLinear::ABSORBING.alpha(t), LogLinear::ABSORBING.alpha(s));
         for p in [0.9f32, 1.0] {
             let name = format!("f.q_xs.{index}.nucleus{p:.1}");
             let theirs = case.doubles(&name).1;
             let tokens = filtered(block_filter(p, mask), &x0, vocab);
             for row in (0..block).filter(|row| ids[length - block + row] == mask) {
                 let at = row * vocab..(row + 1) * vocab;
-                let mut ours: Vec<f64> = tokens[at.clone()].iter().map(|token| token * chance).collect();
+                let mut ours: Vec<f64> = tokens[at.clone()]
+                    .iter()
+                    .map(|token| token * chance)
+                    .collect();
                 ours[mask as usize] = 1.0 - chance;
                 close(ours, &theirs[at], 1e-6, &name);
             }
@@ -151,7 +189,12 @@ fn posteriors_of_the_absorbing_process() {
 }
 
 /// A step's distribution at every row: [rows, vocab].
-fn posterior(x0: &[f64], present: &[u32], alpha: impl Fn(usize) -> (f64, f64), kappa: f64) -> Vec<f64> {
+fn posterior(
+    x0: &[f64],
+    present: &[u32],
+    alpha: impl Fn(usize) -> (f64, f64),
+    kappa: f64,
+) -> Vec<f64> {
     let vocab = x0.len() / present.len();
     let mut all = Vec::with_capacity(x0.len());
     for (row, (x0, &present)) in x0.chunks(vocab).zip(present).enumerate() {
@@ -174,8 +217,18 @@ fn posteriors_of_the_uniform_process() {
         for name in case.names(kind, ".posterior") {
             let alpha = |which: &str| case.doubles(&format!("{name}.{which}")).1;
             let (alpha_t, alpha_s) = (alpha("alpha_t"), alpha("alpha_s"));
-            let ours = posterior(&x0, &xt, |row| (alpha_t[row / shape[1]], alpha_s[row / shape[1]]), 1.0);
-            close(ours, &case.doubles(&format!("{name}.posterior")).1, tolerance, &name);
+            let ours = posterior(
+                &x0,
+                &xt,
+                |row| (alpha_t[row / shape[1]], alpha_s[row / shape[1]]),
+                1.0,
+            );
+            close(
+                ours,
+                &case.doubles(&format!("{name}.posterior")).1,
+                tolerance,
+                &name,
+            );
         }
     }
 }
@@ -220,7 +273,11 @@ fn steps_of_the_uniform_process() {
             let distribution = filter.distribution(row, &mut workspace);
             all.extend((0..vocab as u32).map(|token| distribution.probability(token)));
         }
-        let best: Vec<u32> = logits.data.chunks(vocab).map(|row| filter.best(row)).collect();
+        let best: Vec<u32> = logits
+            .data
+            .chunks(vocab)
+            .map(|row| filter.best(row))
+            .collect();
         (all, best)
     };
     let alphas = |step: usize| {
@@ -231,28 +288,57 @@ fn steps_of_the_uniform_process() {
     };
     // The network is f32: its logits agree within 2e-4, and f32 alphas within 1e-5 of 1 - alpha_t at the last step.
     const TOLERANCE: f64 = 2e-5;
-    let number = |name: &str, prefix: &str| name.trim_start_matches(prefix).parse::<usize>().expect("step");
+    let number = |name: &str, prefix: &str| {
+        name.trim_start_matches(prefix)
+            .parse::<usize>()
+            .expect("step")
+    };
     for name in case.names("d.step", ".q_xs") {
         let step = number(&name, "d.step");
         let ours = posterior(&predicted(step, 1.0).0, &ids, |_| alphas(step), 1.0);
-        close(ours, &case.doubles(&format!("{name}.q_xs")).1, TOLERANCE, &name);
+        close(
+            ours,
+            &case.doubles(&format!("{name}.q_xs")).1,
+            TOLERANCE,
+            &name,
+        );
     }
     let (x0, best) = predicted(steps, 1.0);
     let removed = posterior(&x0, &ids, |_| alphas(steps), 1.0);
-    close(removed, &case.doubles("d.noise_removal.q").1, 5e-5, "noise removal");
+    close(
+        removed,
+        &case.doubles("d.noise_removal.q").1,
+        5e-5,
+        "noise removal",
+    );
     assert_eq!(best, case.ids("d.greedy.ids").1, "greedy noise removal");
     for mode in ["constant", "max-rescale"] {
         let kappas = case.doubles(&format!("e.{mode}.kappas{steps}")).1;
         let prefix = format!("e.{mode}.step");
         for name in case.names(&prefix, ".q_sample") {
             let step = number(&name, &prefix);
-            let ours = posterior(&predicted(step, 1.0).0, &ids, |_| alphas(step), kappas[step]);
-            close(ours, &case.doubles(&format!("{name}.q_sample")).1, TOLERANCE, &name);
+            let ours = posterior(
+                &predicted(step, 1.0).0,
+                &ids,
+                |_| alphas(step),
+                kappas[step],
+            );
+            close(
+                ours,
+                &case.doubles(&format!("{name}.q_sample")).1,
+                TOLERANCE,
+                &name,
+            );
         }
     }
     // Its step is not recorded; one of those above fits.
     let golden = ["p_x0", "q_xs"].map(|part| case.doubles(&format!("d.nucleus0.9.{part}")).1);
-    let worst = |ours: &[f64], theirs: &[f64]| ours.iter().zip(theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    let worst = |ours: &[f64], theirs: &[f64]| {
+        ours.iter()
+            .zip(theirs)
+            .map(|(a, b)| (a - b).abs())
+            .fold(0.0, f64::max)
+    };
     let fits = (0..steps).any(|step| {
         let (x0, _) = predicted(step, 0.9);
         let ours = posterior(&x0, &ids, |_| alphas(step), 1.0);

@@ -16,7 +16,11 @@ pub fn network(case: &Case) -> Dit {
 }
 
 /// Logits of some positions of whole sequences at one noise level.
-pub fn evaluate(network: &dyn Denoiser, sequences: &[(Vec<u32>, Vec<usize>)], sigma: f32) -> Logits {
+pub fn evaluate(
+    network: &dyn Denoiser,
+    sequences: &[(Vec<u32>, Vec<usize>)],
+    sigma: f32,
+) -> Logits {
     let segment = |(tokens, rows): &(Vec<u32>, Vec<usize>)| Segment {
         mix: Mix::base(),
         block: network.config().block(),
@@ -38,7 +42,12 @@ pub fn evaluate(network: &dyn Denoiser, sequences: &[(Vec<u32>, Vec<usize>)], si
 }
 
 /// What `count` sequences of `length` tokens make, each started by its number.
-pub fn sample(network: &dyn Denoiser, length: usize, count: u64, start: impl Fn(u64) -> Sampler) -> Vec<Vec<u32>> {
+pub fn sample(
+    network: &dyn Denoiser,
+    length: usize,
+    count: u64,
+    start: impl Fn(u64) -> Sampler,
+) -> Vec<Vec<u32>> {
     let pages = length.div_ceil(PAGE) + 1;
     let mut cache = KvCache::new(network.config(), PAGE, BATCH * pages);
     let seeds: Vec<u64> = (0..count).collect();
@@ -52,7 +61,12 @@ pub fn sample(network: &dyn Denoiser, length: usize, count: u64, start: impl Fn(
 }
 
 /// One evaluation of all unfinished sequences; false once there is none.
-fn step(network: &dyn Denoiser, cache: &mut KvCache, samplers: &mut [Sampler], pages: usize) -> bool {
+fn step(
+    network: &dyn Denoiser,
+    cache: &mut KvCache,
+    samplers: &mut [Sampler],
+    pages: usize,
+) -> bool {
     let mut running: Vec<(usize, &mut Sampler)> = samplers
         .iter_mut()
         .enumerate()
@@ -72,7 +86,9 @@ fn step(network: &dyn Denoiser, cache: &mut KvCache, samplers: &mut [Sampler], p
             clean: wanted.clean,
             rows: wanted.rows.clone(),
             draws: Vec::new(),
-            pages: (0..pages).map(|page| PageId((*slot * pages + page) as u32)).collect(),
+            pages: (0..pages)
+                .map(|page| PageId((*slot * pages + page) as u32))
+                .collect(),
             pages_start: 0,
         }
     });
@@ -82,10 +98,15 @@ fn step(network: &dyn Denoiser, cache: &mut KvCache, samplers: &mut [Sampler], p
     let logits = network.forward(&batch, cache).expect("evaluation");
     let mut first = 0;
     for ((_, sampler), segment) in running.iter_mut().zip(&batch.segments) {
-        let rows: Vec<&[f32]> = (first..first + segment.rows.len()).map(|row| logits.row(row)).collect();
+        let rows: Vec<&[f32]> = (first..first + segment.rows.len())
+            .map(|row| logits.row(row))
+            .collect();
         first += segment.rows.len();
         let progress = sampler.accept(&rows);
-        assert_eq!(matches!(progress, Progress::Finished(_)), sampler.finished().is_some());
+        assert_eq!(
+            matches!(progress, Progress::Finished(_)),
+            sampler.finished().is_some()
+        );
     }
     true
 }

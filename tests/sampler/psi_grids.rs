@@ -63,7 +63,11 @@ fn grids_are_those_of_the_published_code() {
             low: mode,
         };
         let times = psi.times(steps, 1e-5);
-        close(&times, &case.doubles(&format!("psi.{left}.{steps}.times")).1, &name);
+        close(
+            &times,
+            &case.doubles(&format!("psi.{left}.{steps}.times")).1,
+            &name,
+        );
         close(
             &psi.kappas(&times, LogLinear::UNIFORM),
             &case.doubles(&format!("{name}.kappas")).1,
@@ -103,7 +107,12 @@ fn eta_once_is_remdms_rescaling() {
         ..Psi::ANCESTRAL
     };
     let times = psi.times(16, 1e-5);
-    for (step, kappa) in psi.kappas(&times, schedule).into_iter().take(16).enumerate() {
+    for (step, kappa) in psi
+        .kappas(&times, schedule)
+        .into_iter()
+        .take(16)
+        .enumerate()
+    {
         let (alpha_t, alpha_s) = (schedule.alpha(times[step]), schedule.alpha(times[step + 1]));
         let sigma = 0.3 * ((1.0 - alpha_s) / alpha_t).min(1.0);
         assert!((kappa - (1.0 - sigma / (1.0 - alpha_s)).max(0.0)).abs() < 1e-12);

@@ -4,7 +4,9 @@ use crate::chi_square::{LEVEL, against_law, joint, marginal, two_samples};
 use crate::drive::{network, reference, sample};
 use crate::fixtures::Case;
 use choir::sampler::schedule::LogLinear;
-use choir::sampler::{Mixture, NoiseRemoval, Sampler, UniformPredictor, UniformSampler, UniformSettings};
+use choir::sampler::{
+    Mixture, NoiseRemoval, Sampler, UniformPredictor, UniformSampler, UniformSettings,
+};
 
 const SEQUENCES: u64 = 3000;
 
@@ -29,10 +31,15 @@ fn compare(noise_removal: NoiseRemoval, name: &str) {
         time_conditioned: case.config.time_conditioned(),
         prefill_chunk: 1,
     };
-    let start = |seed| Sampler::Uniform(UniformSampler::new(settings.clone(), &[], seed).expect("settings"));
+    let start = |seed| {
+        Sampler::Uniform(UniformSampler::new(settings.clone(), &[], seed).expect("settings"))
+    };
     let ours = sample(&network, length, SEQUENCES, start);
     for position in 0..length {
-        let p = two_samples(&marginal(&ours, position, vocab), &marginal(&theirs, position, vocab));
+        let p = two_samples(
+            &marginal(&ours, position, vocab),
+            &marginal(&theirs, position, vocab),
+        );
         assert!(p > LEVEL, "{name}, position {position}: p = {p}");
     }
     for pair in [[1, 2], [0, length - 1]] {
@@ -62,14 +69,25 @@ fn scripted(position: usize, vocab: usize) -> Vec<f32> {
 fn chain(position: usize, vocab: usize, predictor: &UniformPredictor) -> Vec<f64> {
     let logits = scripted(position, vocab);
     let total: f64 = logits.iter().map(|&logit| f64::from(logit).exp()).sum();
-    let predicted: Vec<f64> = logits.iter().map(|&logit| f64::from(logit).exp() / total).collect();
+    let predicted: Vec<f64> = logits
+        .iter()
+        .map(|&logit| f64::from(logit).exp() / total)
+        .collect();
     let times = predictor.psi.times(predictor.steps as usize, predictor.eps);
     let mut law = vec![1.0 / vocab as f64; vocab];
     for (step, &t) in times.iter().enumerate() {
-        let alpha_s = times.get(step + 1).map_or(1.0, |&s| LogLinear::UNIFORM.alpha(s));
+        let alpha_s = times
+            .get(step + 1)
+            .map_or(1.0, |&s| LogLinear::UNIFORM.alpha(s));
         let mut next = vec![0.0; vocab];
         for (present, mass) in law.iter().enumerate() {
-            let mixture = Mixture::new(LogLinear::UNIFORM.alpha(t), alpha_s, 1.0, predicted[present], vocab);
+            let mixture = Mixture::new(
+                LogLinear::UNIFORM.alpha(t),
+                alpha_s,
+                1.0,
+                predicted[present],
+                vocab,
+            );
             next[present] += mass * mixture.keep;
             for (next, p) in next.iter_mut().zip(&predicted) {
                 *next += mass * (mixture.predicted * p + mixture.uniform / vocab as f64);
@@ -109,7 +127,10 @@ fn blocks_have_the_exact_law_of_their_steps() {
                 let evaluation = sampler.next();
                 let position = |row: &usize| evaluation.first_position + row;
                 // A row longer than the vocabulary: a mask that the process never draws.
-                let rows = evaluation.rows.iter().map(|row| scripted(position(row), VOCAB));
+                let rows = evaluation
+                    .rows
+                    .iter()
+                    .map(|row| scripted(position(row), VOCAB));
                 let rows: Vec<Vec<f32>> = rows.map(|row| [row, vec![50.0]].concat()).collect();
                 sampler.accept(&rows.iter().map(Vec::as_slice).collect::<Vec<_>>());
             }
@@ -124,8 +145,14 @@ fn blocks_have_the_exact_law_of_their_steps() {
         }
         // Positions are drawn apart, within a block and across.
         for [a, b] in [[0, 1], [2, 3]] {
-            let (first, second) = (chain(5 + a, VOCAB, &predictor), chain(5 + b, VOCAB, &predictor));
-            let law: Vec<f64> = first.iter().flat_map(|p| second.iter().map(move |q| p * q)).collect();
+            let (first, second) = (
+                chain(5 + a, VOCAB, &predictor),
+                chain(5 + b, VOCAB, &predictor),
+            );
+            let law: Vec<f64> = first
+                .iter()
+                .flat_map(|p| second.iter().map(move |q| p * q))
+                .collect();
             let p = against_law(&joint(&made, [a, b], VOCAB), &law);
             assert!(p > LEVEL, "positions {a} and {b}: p = {p}");
         }

@@ -16,7 +16,10 @@ pub async fn health(address: SocketAddr, service: &str) -> Option<ServingStatus>
     let request = HealthCheckRequest {
         service: service.into(),
     };
-    match HealthClient::new(channel(address).await).check(request).await {
+    match HealthClient::new(channel(address).await)
+        .check(request)
+        .await
+    {
         Ok(response) => Some(response.into_inner().status()),
         Err(status) => {
             assert_eq!(status.code(), Code::NotFound, "{status}");
@@ -35,7 +38,11 @@ async fn variants_and_figures_are_told() {
         .into_inner()
         .variants;
     let names: Vec<_> = listed.iter().map(|variant| variant.name.as_str()).collect();
-    let mut shipped: Vec<_> = shipped().expect("shipped").into_iter().map(|one| one.name).collect();
+    let mut shipped: Vec<_> = shipped()
+        .expect("shipped")
+        .into_iter()
+        .map(|one| one.name)
+        .collect();
     shipped.sort();
     assert_eq!(names, shipped);
     for variant in &listed {
@@ -64,14 +71,30 @@ async fn variants_and_figures_are_told() {
             .into_inner();
         assert_eq!(got.variant.as_ref(), Some(variant));
     }
-    generate(&client, request("kjv", 8, 1)).await.expect("finished");
+    generate(&client, request("kjv", 8, 1))
+        .await
+        .expect("finished");
     let status = until(&admin, |status| status.finished > 0).await;
-    assert_eq!((status.generation, status.variants as usize), (1, names.len()));
-    let banks: BTreeSet<_> = listed.iter().flat_map(|variant| variant.banks.clone()).collect();
+    assert_eq!(
+        (status.generation, status.variants as usize),
+        (1, names.len())
+    );
+    let banks: BTreeSet<_> = listed
+        .iter()
+        .flat_map(|variant| variant.banks.clone())
+        .collect();
     assert_eq!(status.banks as usize, banks.len());
-    let parts: Vec<_> = status.memory.iter().map(|part| part.part.as_str()).collect();
+    let parts: Vec<_> = status
+        .memory
+        .iter()
+        .map(|part| part.part.as_str())
+        .collect();
     for expected in ["base", "private tensors", "key-value cache"] {
-        assert_eq!(parts.iter().filter(|part| **part == expected).count(), 1, "{parts:?}");
+        assert_eq!(
+            parts.iter().filter(|part| **part == expected).count(),
+            1,
+            "{parts:?}"
+        );
     }
     assert!(
         banks
@@ -79,10 +102,16 @@ async fn variants_and_figures_are_told() {
             .all(|bank| parts.contains(&format!("bank {bank}").as_str())),
         "{parts:?}"
     );
-    assert!(status.memory.iter().all(|part| part.bytes > 0), "{status:?}");
+    assert!(
+        status.memory.iter().all(|part| part.bytes > 0),
+        "{status:?}"
+    );
     assert_eq!((status.queue_limit, status.max_running), (64, 32));
     assert!(status.pages_total > 0 && status.steps > 0, "{status:?}");
-    assert!(status.tokens_generated >= 1 && !status.draining, "{status:?}");
+    assert!(
+        status.tokens_generated >= 1 && !status.draining,
+        "{status:?}"
+    );
     assert_eq!(status.version, env!("CARGO_PKG_VERSION"));
 }
 
@@ -93,7 +122,9 @@ async fn reflection_lists_the_services() {
         message_request: Some(MessageRequest::ListServices(String::new())),
     };
     let mut client = ServerReflectionClient::new(channel(shared_address().await).await);
-    let stream = client.server_reflection_info(tokio_stream::once(request)).await;
+    let stream = client
+        .server_reflection_info(tokio_stream::once(request))
+        .await;
     let answer = stream
         .expect("reflection")
         .into_inner()
@@ -104,8 +135,16 @@ async fn reflection_lists_the_services() {
     let Some(MessageResponse::ListServicesResponse(list)) = answer.message_response else {
         panic!("{answer:?}");
     };
-    let names: BTreeSet<_> = list.service.into_iter().map(|service| service.name).collect();
-    for expected in ["choir.v1.Inference", "choir.v1.Admin", "grpc.health.v1.Health"] {
+    let names: BTreeSet<_> = list
+        .service
+        .into_iter()
+        .map(|service| service.name)
+        .collect();
+    for expected in [
+        "choir.v1.Inference",
+        "choir.v1.Admin",
+        "grpc.health.v1.Health",
+    ] {
         assert!(names.contains(expected), "{names:?}");
     }
 }
@@ -138,8 +177,13 @@ async fn health_follows_the_variants() {
         .into_inner();
     assert_eq!(removed.generation, before.generation + 1);
     assert_eq!(health(server.address, "sort").await, None);
-    assert_eq!(health(server.address, "kjv").await, Some(ServingStatus::Serving));
-    let refused = generate(&client, request("sort", 8, 1)).await.expect_err("refused");
+    assert_eq!(
+        health(server.address, "kjv").await,
+        Some(ServingStatus::Serving)
+    );
+    let refused = generate(&client, request("sort", 8, 1))
+        .await
+        .expect_err("refused");
     assert_eq!(refused.code(), Code::NotFound, "{refused}");
     let gone = admin.remove_variant(pb::RemoveVariantRequest {
         expected_generation: None,
@@ -163,9 +207,17 @@ async fn health_follows_the_variants() {
     let added = uploads::add(&admin, uploads::upload("sort", packed("sort")))
         .await
         .expect("add");
-    assert_eq!(added.last().map(|variant| variant.name.as_str()), Some("sort"));
-    assert_eq!(health(server.address, "sort").await, Some(ServingStatus::Serving));
-    let outcome = generate(&client, request("sort", 8, 1)).await.expect("finished");
+    assert_eq!(
+        added.last().map(|variant| variant.name.as_str()),
+        Some("sort")
+    );
+    assert_eq!(
+        health(server.address, "sort").await,
+        Some(ServingStatus::Serving)
+    );
+    let outcome = generate(&client, request("sort", 8, 1))
+        .await
+        .expect("finished");
     assert_eq!(outcome.started.generation, before.generation + 2);
     server.stop().await;
 }
@@ -175,13 +227,17 @@ async fn variants_come_and_go_while_others_answer() {
     let server = Server::start(engine_config()).await;
     let (client, mut admin) = server.clients().await;
     let before = status(&admin).await;
-    let alone = generate(&client, request("kjv", 24, 0)).await.expect("finished");
+    let alone = generate(&client, request("kjv", 24, 0))
+        .await
+        .expect("finished");
     let busy = ["kjv", "shakespeare", "roman"].map(|variant| {
         let client = client.clone();
         tokio::spawn(async move {
             let mut generations = Vec::new();
             for seed in 0..6 {
-                let outcome = generate(&client, request(variant, 24, seed)).await.expect("none fails");
+                let outcome = generate(&client, request(variant, 24, seed))
+                    .await
+                    .expect("none fails");
                 generations.push(outcome.started.generation);
             }
             generations
@@ -204,14 +260,23 @@ async fn variants_come_and_go_while_others_answer() {
     );
     for one in busy {
         let generations = one.await.expect("none fails");
-        assert!(generations.is_sorted() && generations.iter().all(|number| (1..=3).contains(number)));
+        assert!(
+            generations.is_sorted() && generations.iter().all(|number| (1..=3).contains(number))
+        );
     }
-    let outcome = generate(&client, request("new", 8, 0)).await.expect("finished");
+    let outcome = generate(&client, request("new", 8, 0))
+        .await
+        .expect("finished");
     assert_eq!(outcome.started.generation, 3);
     // Nobody's bank but the new one's has changed in the end, and the new one is the old one.
-    let again = generate(&client, request("kjv", 24, 0)).await.expect("finished");
+    let again = generate(&client, request("kjv", 24, 0))
+        .await
+        .expect("finished");
     assert_eq!(again.tokens(), alone.tokens());
     let now = status(&admin).await;
-    assert_eq!((now.generation, now.variants, now.failed), (3, before.variants, 0));
+    assert_eq!(
+        (now.generation, now.variants, now.failed),
+        (3, before.variants, 0)
+    );
     server.stop().await;
 }

@@ -56,7 +56,8 @@ async fn a_deadline_that_passes_is_told() {
         statuses.extend(text.await.expect("call"));
     }
     // On a busy machine the clock of tonic's own client may be first; it says CANCELLED.
-    let by_tonic = |status: &Status| status.code() == Code::Cancelled && status.message() == "Timeout expired";
+    let by_tonic =
+        |status: &Status| status.code() == Code::Cancelled && status.message() == "Timeout expired";
     let (by_tonic, ours): (Vec<_>, Vec<_>) = statuses.iter().partition(|status| by_tonic(status));
     assert!(!ours.is_empty(), "{by_tonic:?}");
     for status in ours {
@@ -78,9 +79,14 @@ async fn rows_of_a_client_that_left_are_freed() {
     let stream = started(&leaving, request("", 4096, 9)).await;
     drop((stream, leaving));
     let ended = |now: &pb::GetStatusResponse| now.cancelled + now.finished == 5;
-    let after = until(&admin, |now| ended(now) && now.running == 0 && now.pages_used == 0).await;
+    let after = until(&admin, |now| {
+        ended(now) && now.running == 0 && now.pages_used == 0
+    })
+    .await;
     assert!(after.cancelled > 0 && after.failed == 0, "{after:?}");
-    generate(&client, request("", 8, 1)).await.expect("it still answers");
+    generate(&client, request("", 8, 1))
+        .await
+        .expect("it still answers");
     server.stop().await;
 }
 
@@ -114,7 +120,9 @@ async fn a_thousand_at_once_finish_or_are_told_to_come_back() {
     assert!(finished >= 64 && refused > 0, "{finished} finished");
     let now = until(&admin, |now| now.running == 0 && now.waiting == 0).await;
     assert_eq!((now.finished, now.failed, now.pages_used), (finished, 0, 0));
-    generate(&client, request("", 8, 1)).await.expect("it still answers");
+    generate(&client, request("", 8, 1))
+        .await
+        .expect("it still answers");
     server.stop().await;
 }
 
@@ -130,7 +138,11 @@ async fn a_drain_finishes_what_runs_and_takes_nothing_new() {
     for seed in 0..2 {
         running.push(started(&client, request("", 240, seed)).await);
     }
-    let waiting = client.clone().generate(request("", 8, 9)).await.expect("accepted");
+    let waiting = client
+        .clone()
+        .generate(request("", 8, 9))
+        .await
+        .expect("accepted");
     let address = server.address;
     let Server {
         shutdown,
@@ -141,7 +153,9 @@ async fn a_drain_finishes_what_runs_and_takes_nothing_new() {
     shutdown.send(()).expect("it runs");
     let now = until(&admin, |now| now.draining).await;
     assert!(now.running > 0, "{now:?}");
-    let refused = generate(&client, request("", 8, 1)).await.expect_err("refused");
+    let refused = generate(&client, request("", 8, 1))
+        .await
+        .expect_err("refused");
     assert_eq!(refused.code(), Code::Unavailable, "{refused}");
     let score = pb::ScoreRequest {
         text: "late".into(),
@@ -149,8 +163,14 @@ async fn a_drain_finishes_what_runs_and_takes_nothing_new() {
     };
     let refused = client.clone().score(score).await.expect_err("refused");
     assert_eq!(refused.code(), Code::Unavailable, "{refused}");
-    assert_eq!(admin::health(address, "").await, Some(ServingStatus::NotServing));
-    assert_eq!(admin::health(address, "kjv").await, Some(ServingStatus::NotServing));
+    assert_eq!(
+        admin::health(address, "").await,
+        Some(ServingStatus::NotServing)
+    );
+    assert_eq!(
+        admin::health(address, "kjv").await,
+        Some(ServingStatus::NotServing)
+    );
     for mut stream in running {
         let mut last = None;
         while let Some(response) = stream.message().await.expect("not cut off") {
@@ -213,7 +233,11 @@ async fn a_lost_device_fails_every_request_and_ends_the_server() {
         watched.push(watch);
     }
     let running = started(&client, request("", 40, 1)).await;
-    let waiting = client.clone().generate(request("kjv", 40, 2)).await.expect("accepted");
+    let waiting = client
+        .clone()
+        .generate(request("kjv", 40, 2))
+        .await
+        .expect("accepted");
     drop::<mpsc::Sender<()>>(hold);
     for mut stream in [running, waiting.into_inner()] {
         let failed = loop {
@@ -229,6 +253,10 @@ async fn a_lost_device_fails_every_request_and_ends_the_server() {
         assert_eq!(next.status(), ServingStatus::NotServing);
     }
     drop((client, health));
-    let ended = server.served.await.expect("server").expect_err("no orderly end");
+    let ended = server
+        .served
+        .await
+        .expect("server")
+        .expect_err("no orderly end");
     assert!(ended.to_string().contains("it fell off the bus"), "{ended}");
 }

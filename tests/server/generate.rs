@@ -6,14 +6,19 @@ use super::*;
 async fn a_generation_streams_its_start_its_blocks_and_its_end() {
     let (client, _) = shared().await;
     for variant in ["", "kjv", "addition"] {
-        let outcome = generate(&client, request(variant, 20, 7)).await.expect("finished");
+        let outcome = generate(&client, request(variant, 20, 7))
+            .await
+            .expect("finished");
         let Outcome {
             started,
             steps,
             blocks,
             finished,
         } = &outcome;
-        assert_eq!((started.seed, started.generation, started.request_id > 0), (7, 1, true));
+        assert_eq!(
+            (started.seed, started.generation, started.request_id > 0),
+            (7, 1, true)
+        );
         let expected: Vec<_> = (!variant.is_empty())
             .then(|| part(variant, Some(1.0)))
             .into_iter()
@@ -43,25 +48,36 @@ async fn steps_are_sent_where_they_are_asked_for_and_reveal_the_text() {
         ..request("holmes", 24, 3)
     };
     let outcome = generate(&client, wanted).await.expect("finished");
-    let mut revealed: Vec<_> = outcome.steps.iter().flat_map(|step| step.revealed.clone()).collect();
+    let mut revealed: Vec<_> = outcome
+        .steps
+        .iter()
+        .flat_map(|step| step.revealed.clone())
+        .collect();
     assert!(outcome.steps.len() <= outcome.finished.nfe as usize);
     assert!(revealed.iter().any(|one| !one.text.is_empty()));
     revealed.sort_by_key(|one| one.position);
     let first = outcome.finished.prompt_tokens;
     let positions: Vec<u32> = revealed.iter().map(|one| one.position).collect();
-    assert!(positions.windows(2).all(|pair| pair[0] < pair[1]), "{positions:?}");
+    assert!(
+        positions.windows(2).all(|pair| pair[0] < pair[1]),
+        "{positions:?}"
+    );
     for (index, token) in (first..).zip(outcome.tokens()) {
         let found = revealed.iter().find(|one| one.position == index);
         assert_eq!(found.map(|one| one.token), Some(token), "position {index}");
     }
-    let plain = generate(&client, request("holmes", 24, 3)).await.expect("finished");
+    let plain = generate(&client, request("holmes", 24, 3))
+        .await
+        .expect("finished");
     assert_eq!(plain.text(), outcome.text());
 }
 
 #[tokio::test]
 async fn the_same_seed_gives_the_same_text_in_any_company() {
     let (client, _) = shared().await;
-    let alone = generate(&client, request("kjv", 32, 5)).await.expect("finished");
+    let alone = generate(&client, request("kjv", 32, 5))
+        .await
+        .expect("finished");
     let neighbours = (0..9).map(|seed| {
         let (client, variant) = (client.clone(), ["shakespeare", "quijote", ""][seed % 3]);
         tokio::spawn(async move {
@@ -71,8 +87,13 @@ async fn the_same_seed_gives_the_same_text_in_any_company() {
         })
     });
     let neighbours: Vec<_> = neighbours.collect();
-    let together = generate(&client, request("kjv", 32, 5)).await.expect("finished");
-    assert_eq!((together.text(), together.tokens()), (alone.text(), alone.tokens()));
+    let together = generate(&client, request("kjv", 32, 5))
+        .await
+        .expect("finished");
+    assert_eq!(
+        (together.text(), together.tokens()),
+        (alone.text(), alone.tokens())
+    );
     for neighbour in neighbours {
         neighbour.await.expect("neighbour");
     }
@@ -92,7 +113,10 @@ async fn the_same_seed_gives_the_same_text_in_any_company() {
 async fn mixes_are_weighed_and_the_order_does_not_matter() {
     let (client, _) = shared().await;
     let mixed = |parts: &[(&str, f32)]| pb::GenerateRequest {
-        mix: parts.iter().map(|(name, weight)| part(name, Some(*weight))).collect(),
+        mix: parts
+            .iter()
+            .map(|(name, weight)| part(name, Some(*weight)))
+            .collect(),
         sampling: Some(pb::Sampling {
             temperature: Some(1.0),
             nucleus_p: Some(1.0),
@@ -106,7 +130,10 @@ async fn mixes_are_weighed_and_the_order_does_not_matter() {
     };
     let of = async |parts: &[(&str, f32)]| generate(&client, mixed(parts)).await.expect("finished");
     let both = of(&[("kjv", 0.75), ("holmes", 0.25)]).await;
-    assert_eq!(both.started.mix, [part("kjv", Some(0.75)), part("holmes", Some(0.25))]);
+    assert_eq!(
+        both.started.mix,
+        [part("kjv", Some(0.75)), part("holmes", Some(0.25))]
+    );
     let turned = of(&[("holmes", 0.25), ("kjv", 0.75)]).await;
     assert_eq!(both.tokens(), turned.tokens());
     // Nothing of a variant is the base.
@@ -143,7 +170,10 @@ async fn every_predictor_and_every_filter_is_understood() {
         };
         let outcome = generate(&client, request).await.expect("finished");
         assert!(!outcome.tokens().contains(&3), "{kind:?}");
-        assert!(steps.is_none() || outcome.finished.nfe <= 4 * 4, "{outcome:?}");
+        assert!(
+            steps.is_none() || outcome.finished.nfe <= 4 * 4,
+            "{outcome:?}"
+        );
     }
 }
 
@@ -157,7 +187,12 @@ async fn a_score_is_finite_repeatable_and_says_what_it_took() {
             samples: Some(8),
             seed,
         };
-        client.clone().score(request).await.expect("score").into_inner()
+        client
+            .clone()
+            .score(request)
+            .await
+            .expect("score")
+            .into_inner()
     };
     let base = score(Vec::new(), Some(1)).await;
     assert!((0.0..12.0).contains(&base.nats_per_token), "{base:?}");
@@ -167,8 +202,15 @@ async fn a_score_is_finite_repeatable_and_says_what_it_took() {
     );
     assert_eq!(score(Vec::new(), Some(1)).await, base);
     let drawn = score(vec![part("kjv", None)], None).await;
-    assert_eq!(score(vec![part("kjv", Some(1.0))], Some(drawn.seed)).await, drawn);
-    let mixed = score(vec![part("kjv", Some(0.5)), part("roman", Some(0.5))], Some(1)).await;
+    assert_eq!(
+        score(vec![part("kjv", Some(1.0))], Some(drawn.seed)).await,
+        drawn
+    );
+    let mixed = score(
+        vec![part("kjv", Some(0.5)), part("roman", Some(0.5))],
+        Some(1),
+    )
+    .await;
     assert!(
         mixed.nats_per_token.is_finite() && mixed.nats_per_token != base.nats_per_token,
         "{mixed:?}"

@@ -109,7 +109,10 @@ impl Server {
     }
 
     /// One whose first generation is changed before it is served.
-    async fn start_with(config: EngineConfig, change: impl FnOnce(Generation) -> Generation) -> Server {
+    async fn start_with(
+        config: EngineConfig,
+        change: impl FnOnce(Generation) -> Generation,
+    ) -> Server {
         Server::start_within(config, limits(), change).await
     }
 
@@ -142,9 +145,15 @@ impl Server {
         let listener = listener.expect("bind");
         let address = listener.local_addr().expect("address");
         let (shutdown, ending) = oneshot::channel();
-        let served = tokio::spawn(server::serve(listener, Arc::new(catalog), engine, limits, async {
-            let _ = ending.await;
-        }));
+        let served = tokio::spawn(server::serve(
+            listener,
+            Arc::new(catalog),
+            engine,
+            limits,
+            async {
+                let _ = ending.await;
+            },
+        ));
         Server {
             address,
             shutdown,
@@ -171,7 +180,10 @@ async fn channel(address: SocketAddr) -> Channel {
 
 async fn clients(address: SocketAddr) -> (InferenceClient<Channel>, AdminClient<Channel>) {
     let channel = channel(address).await;
-    (InferenceClient::new(channel.clone()), AdminClient::new(channel))
+    (
+        InferenceClient::new(channel.clone()),
+        AdminClient::new(channel),
+    )
 }
 
 /// The server of all tests that change nothing. It ends with the process.
@@ -193,7 +205,9 @@ async fn shared() -> (InferenceClient<Channel>, AdminClient<Channel>) {
 }
 
 async fn shared_address() -> SocketAddr {
-    tokio::task::spawn_blocking(|| *SHARED).await.expect("a server")
+    tokio::task::spawn_blocking(|| *SHARED)
+        .await
+        .expect("a server")
 }
 
 fn part(name: &str, weight: Option<f32>) -> pb::VariantWeight {
@@ -226,11 +240,17 @@ struct Outcome {
 
 impl Outcome {
     fn text(&self) -> String {
-        self.blocks.iter().map(|block| block.text.as_str()).collect()
+        self.blocks
+            .iter()
+            .map(|block| block.text.as_str())
+            .collect()
     }
 
     fn tokens(&self) -> Vec<u32> {
-        self.blocks.iter().flat_map(|block| block.tokens.clone()).collect()
+        self.blocks
+            .iter()
+            .flat_map(|block| block.tokens.clone())
+            .collect()
     }
 }
 
@@ -260,14 +280,25 @@ async fn read(mut stream: Streaming<pb::GenerateResponse>) -> Result<Outcome, St
     })
 }
 
-async fn generate(client: &InferenceClient<Channel>, request: pb::GenerateRequest) -> Result<Outcome, Status> {
+async fn generate(
+    client: &InferenceClient<Channel>,
+    request: pb::GenerateRequest,
+) -> Result<Outcome, Status> {
     let stream = client.clone().generate(request).await?;
     read(stream.into_inner()).await
 }
 
 /// A generation that has left the queue.
-async fn started(client: &InferenceClient<Channel>, request: pb::GenerateRequest) -> Streaming<pb::GenerateResponse> {
-    let mut stream = client.clone().generate(request).await.expect("accepted").into_inner();
+async fn started(
+    client: &InferenceClient<Channel>,
+    request: pb::GenerateRequest,
+) -> Streaming<pb::GenerateResponse> {
+    let mut stream = client
+        .clone()
+        .generate(request)
+        .await
+        .expect("accepted")
+        .into_inner();
     let first = stream.message().await.expect("an event").expect("an event");
     assert!(matches!(first.event, Some(Event::Started(_))), "{first:?}");
     stream
@@ -281,5 +312,8 @@ async fn status(admin: &AdminClient<Channel>) -> pb::GetStatusResponse {
 /// The packed delta that a variant was shipped in.
 fn packed(name: &str) -> &'static [u8] {
     let mut shipped = shipped().expect("shipped").into_iter();
-    shipped.find(|one| one.name == name).expect("shipped").packed
+    shipped
+        .find(|one| one.name == name)
+        .expect("shipped")
+        .packed
 }

@@ -71,10 +71,18 @@ async fn variants_of_both_processes_are_served_listed_and_come_back() {
             (added.process(), added.block_size, added.time_conditioning),
             (pb::Process::Uniform, block.map(|block| block as u32), true)
         );
-        let predictor = added.defaults.expect("defaults").predictor.expect("predictor");
+        let predictor = added
+            .defaults
+            .expect("defaults")
+            .predictor
+            .expect("predictor");
         assert_eq!(
             (predictor.kind(), predictor.steps, predictor.noise_removal()),
-            (pb::PredictorKind::Ancestral, Some(4), pb::NoiseRemoval::Greedy)
+            (
+                pb::PredictorKind::Ancestral,
+                Some(4),
+                pb::NoiseRemoval::Greedy
+            )
         );
         let wanted = || pb::GenerateRequest {
             want_steps: true,
@@ -88,7 +96,9 @@ async fn variants_of_both_processes_are_served_listed_and_come_back() {
             "four steps and noise removal: {:?}",
             first.finished
         );
-        assert!(first.finished.nfe >= 5 && first.steps.len() > 1 && (block.is_some() || blocks == 1));
+        assert!(
+            first.finished.nfe >= 5 && first.steps.len() > 1 && (block.is_some() || blocks == 1)
+        );
         // Beside an absorbing one, and with other steps.
         let few = || pb::GenerateRequest {
             sampling: Some(pb::Sampling {
@@ -115,7 +125,12 @@ async fn variants_of_both_processes_are_served_listed_and_come_back() {
             seed: Some(1),
             ..pb::ScoreRequest::default()
         };
-        let score = client.clone().score(score).await.expect("score").into_inner();
+        let score = client
+            .clone()
+            .score(score)
+            .await
+            .expect("score")
+            .into_inner();
         assert!(
             score.nats_per_token.is_finite() && score.nats_per_token > 0.0,
             "{score:?}"
@@ -133,7 +148,10 @@ async fn variants_of_both_processes_are_served_listed_and_come_back() {
             (added.process, added.block_size, added.defaults)
         );
         assert_eq!(
-            generate(&client, wanted()).await.expect("finished").tokens(),
+            generate(&client, wanted())
+                .await
+                .expect("finished")
+                .tokens(),
             first.tokens()
         );
     }
@@ -143,7 +161,11 @@ async fn variants_of_both_processes_are_served_listed_and_come_back() {
         .await
         .expect("list");
     let list = list.into_inner().variants;
-    let of = |name: &str| list.iter().find(|variant| variant.name == name).expect(name);
+    let of = |name: &str| {
+        list.iter()
+            .find(|variant| variant.name == name)
+            .expect(name)
+    };
     assert_eq!(of("kjv").process(), pb::Process::Absorbing);
     assert_eq!(of("whole").process(), pb::Process::Uniform);
 
@@ -183,14 +205,20 @@ async fn variants_of_both_processes_are_served_listed_and_come_back() {
             "sampling.predictor.kind",
             with("whole", kind(pb::PredictorKind::FirstHitting)),
         ),
-        ("sampling.predictor.kind", with("kjv", kind(pb::PredictorKind::Psi))),
+        (
+            "sampling.predictor.kind",
+            with("kjv", kind(pb::PredictorKind::Psi)),
+        ),
         ("sampling.predictor.steps", with("whole", steps(0))),
         ("sampling.predictor.steps", with("blocks", steps(8193))),
         (
             "sampling.predictor.psi.high.value",
             with("whole", psi(kappa(Constant, Some(1.5)))),
         ),
-        ("sampling.predictor.psi.high", with("whole", psi(kappa(Constant, None)))),
+        (
+            "sampling.predictor.psi.high",
+            with("whole", psi(kappa(Constant, None))),
+        ),
         (
             "sampling.predictor.psi.high",
             with("whole", psi(kappa(PurePosterior, Some(0.5)))),
@@ -201,7 +229,10 @@ async fn variants_of_both_processes_are_served_listed_and_come_back() {
         ),
         ("mix", mixed),
         ("max_tokens", request("whole", 4000, 1)),
-        ("template", template("whole", vec![text("a"), Piece::Hole(4000)])),
+        (
+            "template",
+            template("whole", vec![text("a"), Piece::Hole(4000)]),
+        ),
         (
             "suffix",
             pb::GenerateRequest {
@@ -212,7 +243,10 @@ async fn variants_of_both_processes_are_served_listed_and_come_back() {
     ] {
         let status = generate(&client, request).await.expect_err(field);
         assert_eq!(status.code(), Code::InvalidArgument, "{field}: {status}");
-        assert!(status.message().starts_with(&format!("{field}: ")), "{field}: {status}");
+        assert!(
+            status.message().starts_with(&format!("{field}: ")),
+            "{field}: {status}"
+        );
     }
     let good = with("whole", psi(kappa(Constant, Some(0.5))));
     generate(&client, good).await.expect("finished");
@@ -256,20 +290,29 @@ async fn bad_templates_are_named() {
     let long = "word ".repeat(300);
     for (field, request) in [
         ("template", template("", vec![text("no hole")])),
-        ("template", template("", vec![Piece::Hole(3), Piece::Hole(2)])),
+        (
+            "template",
+            template("", vec![Piece::Hole(3), Piece::Hole(2)]),
+        ),
         ("template", template("", vec![text("a"), Piece::Hole(0)])),
         ("template", template("", vec![text(""), Piece::Hole(3)])),
         ("template", template("", vec![text("a"), Piece::Hole(4097)])),
         (
             "template",
-            template("", vec![text("a"), Piece::Hole(u32::MAX), Piece::Hole(u32::MAX)]),
+            template(
+                "",
+                vec![text("a"), Piece::Hole(u32::MAX), Piece::Hole(u32::MAX)],
+            ),
         ),
         ("template", template("", vec![Piece::Hole(1); 1025])),
         (
             "template",
             template("", vec![text(&"a".repeat(10_001)), Piece::Hole(1)]),
         ),
-        ("template", template("", vec![text("a"), Piece::Hole(1), text(&long)])),
+        (
+            "template",
+            template("", vec![text("a"), Piece::Hole(1), text(&long)]),
+        ),
         (
             "template",
             pb::GenerateRequest {
@@ -294,6 +337,9 @@ async fn bad_templates_are_named() {
     ] {
         let status = generate(&client, request).await.expect_err(field);
         assert_eq!(status.code(), Code::InvalidArgument, "{field}: {status}");
-        assert!(status.message().starts_with(&format!("{field}: ")), "{field}: {status}");
+        assert!(
+            status.message().starts_with(&format!("{field}: ")),
+            "{field}: {status}"
+        );
     }
 }

@@ -83,10 +83,12 @@ async fn names_that_no_variant_may_have_are_refused_before_the_file_is_read() {
     let (_, admin) = shared().await;
     let long = "x".repeat(10_000);
     for name in [
-        "", ".", "..", "../kjv", "a/b", "a\\b", ".a", "-a", "a\u{0}b", "a\nb", "a b", "\u{e9}", "base", &long,
+        "", ".", "..", "../kjv", "a/b", "a\\b", ".a", "-a", "a\u{0}b", "a\nb", "a b", "\u{e9}",
+        "base", &long,
     ] {
         for source in ["/no/such/file", "/"] {
-            let status = uploads::add(&admin, vec![uploads::by_path(name, Path::new(source))]).await;
+            let status =
+                uploads::add(&admin, vec![uploads::by_path(name, Path::new(source))]).await;
             let status = status.expect_err(name);
             assert_eq!(status.code(), Code::InvalidArgument, "{status}");
             assert!(status.message().starts_with("header.name: "), "{status}");
@@ -118,7 +120,10 @@ async fn bad_fields_are_named() {
         change(&mut request);
         let status = refused(&client, request).await;
         assert_eq!(status.code(), Code::InvalidArgument, "{field}: {status}");
-        assert!(status.message().starts_with(&format!("{field}: ")), "{field}: {status}");
+        assert!(
+            status.message().starts_with(&format!("{field}: ")),
+            "{field}: {status}"
+        );
     };
     field("prompt", &|r| r.prompt.clear()).await;
     field("prompt", &|r| r.prompt = "q7".repeat(1000)).await;
@@ -126,7 +131,10 @@ async fn bad_fields_are_named() {
     for max_tokens in [0, 4097, u32::MAX] {
         field("max_tokens", &|r| r.max_tokens = Some(max_tokens)).await;
     }
-    field("mix", &|r| r.mix = vec![part("kjv", Some(0.5)), part("kjv", Some(0.5))]).await;
+    field("mix", &|r| {
+        r.mix = vec![part("kjv", Some(0.5)), part("kjv", Some(0.5))]
+    })
+    .await;
     for weight in [f32::NAN, f32::INFINITY, 17.0, -17.0] {
         field("mix", &|r| r.mix = vec![part("kjv", Some(weight))]).await;
     }
@@ -154,7 +162,14 @@ async fn bad_fields_are_named() {
     }
     for nucleus_p in [f32::NAN, -0.5, 0.0, 1.5] {
         let nucleus_p = Some(nucleus_p);
-        sampling("nucleus_p", pb::Sampling { nucleus_p, ..default() }).await;
+        sampling(
+            "nucleus_p",
+            pb::Sampling {
+                nucleus_p,
+                ..default()
+            },
+        )
+        .await;
     }
     sampling(
         "top_k",
@@ -183,7 +198,14 @@ async fn bad_fields_are_named() {
             ..pb::Predictor::default()
         });
         let name = format!("predictor.{name}");
-        sampling(&name, pb::Sampling { predictor, ..default() }).await;
+        sampling(
+            &name,
+            pb::Sampling {
+                predictor,
+                ..default()
+            },
+        )
+        .await;
     };
     for unknown in [5, 77, -1, i32::MAX] {
         predictor("kind", unknown, None, None).await;
@@ -298,7 +320,10 @@ async fn additions_with_bad_numbers_are_refused() {
     };
     for (defaults, field) in [(hot, "temperature"), (unknown, "predictor.kind")] {
         let message = refused(&|header| header.defaults = Some(defaults)).await;
-        assert!(message.starts_with(&format!("header.defaults: {field}: ")), "{message}");
+        assert!(
+            message.starts_with(&format!("header.defaults: {field}: ")),
+            "{message}"
+        );
     }
     let message = refused(&|header| header.process = 9).await;
     assert!(message.starts_with("header.process: "), "{message}");
@@ -332,7 +357,11 @@ async fn bytes_that_are_no_message_are_the_senders_mistake() {
     assert!(status.message().contains("prompt"), "{status}");
     for message in [&[0x12, 100, b'a'][..], &[0xFF; 20], &[0x0A, 2, 0x0A, 9]] {
         let status = raw::call(GENERATE, message.to_vec()).await;
-        assert_eq!(status.code(), Code::InvalidArgument, "{message:?}: {status}");
+        assert_eq!(
+            status.code(),
+            Code::InvalidArgument,
+            "{message:?}: {status}"
+        );
     }
     let status = raw::call("/choir.v1.Inference/Guess", Vec::new()).await;
     assert_eq!(status.code(), Code::Unimplemented, "{status}");
@@ -340,7 +369,9 @@ async fn bytes_that_are_no_message_are_the_senders_mistake() {
     let status = raw::call(GENERATE, vec![0; 200_000]).await;
     assert_eq!(status.code(), Code::OutOfRange, "{status}");
     let (client, _) = shared().await;
-    generate(&client, request("", 8, 1)).await.expect("it still answers");
+    generate(&client, request("", 8, 1))
+        .await
+        .expect("it still answers");
 }
 
 #[tokio::test]

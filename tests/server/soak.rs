@@ -90,7 +90,10 @@ impl Asked {
     fn end(&self, outcome: Result<bool, Status>) -> End {
         let status = match outcome {
             Ok(true) => {
-                assert!(!self.codes.contains(&Code::InvalidArgument), "a wrong one was answered");
+                assert!(
+                    !self.codes.contains(&Code::InvalidArgument),
+                    "a wrong one was answered"
+                );
                 return End::Finished;
             }
             Ok(false) => return End::Left,
@@ -99,7 +102,10 @@ impl Asked {
         assert!(self.codes.contains(&status.code()), "{status:?}");
         match status.code() {
             Code::ResourceExhausted => {
-                assert!(status.metadata().contains_key("retry-after-ms"), "{status:?}");
+                assert!(
+                    status.metadata().contains_key("retry-after-ms"),
+                    "{status:?}"
+                );
                 End::Refused
             }
             // Whose clock was first: the server's, or tonic's on either side.
@@ -110,7 +116,10 @@ impl Asked {
 }
 
 /// Waits for an answer's beginning, or leaves as soon as the question is on its way.
-async fn begin<T>(leave: bool, call: impl Future<Output = Result<T, Status>>) -> Result<Option<T>, Status> {
+async fn begin<T>(
+    leave: bool,
+    call: impl Future<Output = Result<T, Status>>,
+) -> Result<Option<T>, Status> {
     if !leave {
         return call.await.map(Some);
     }
@@ -122,7 +131,10 @@ async fn begin<T>(leave: bool, call: impl Future<Output = Result<T, Status>>) ->
 }
 
 /// Reads on until `stream` has said so many things, or all: true then.
-async fn read_on(stream: &mut Streaming<pb::GenerateResponse>, most: usize) -> Result<bool, Status> {
+async fn read_on(
+    stream: &mut Streaming<pb::GenerateResponse>,
+    most: usize,
+) -> Result<bool, Status> {
     for _ in 0..most {
         let message = stream.message().await?.expect("a stream without an end");
         if let Some(Event::Finished(_)) = message.event {
@@ -168,7 +180,8 @@ impl Client {
                 _ => {}
             }
             let asked = Asked {
-                timeout: (self.chance.below(4) == 0).then(|| Duration::from_micros(self.chance.below(6000) as u64)),
+                timeout: (self.chance.below(4) == 0)
+                    .then(|| Duration::from_micros(self.chance.below(6000) as u64)),
                 client: IDS[self.chance.below(IDS.len())],
                 codes: vec![Code::ResourceExhausted],
             };
@@ -187,7 +200,9 @@ impl Client {
     async fn ask(&mut self, mut asked: Asked) -> Option<End> {
         let chance = &mut self.chance;
         if asked.timeout.is_some() {
-            asked.codes.extend([Code::DeadlineExceeded, Code::Cancelled]);
+            asked
+                .codes
+                .extend([Code::DeadlineExceeded, Code::Cancelled]);
         }
         let mut request = text(chance);
         if request.mix.iter().any(|part| part.name == GUEST) {
@@ -299,7 +314,10 @@ async fn operate(server: SocketAddr, mut ended: watch::Receiver<u64>) -> bool {
     let (mut paused, file) = (false, checkpoint(&tuned(9)));
     let (_, admin) = clients(server).await;
     for turn in 1.. {
-        let over = ended.wait_for(|ended| *ended >= turn * OPERATED).await.is_err();
+        let over = ended
+            .wait_for(|ended| *ended >= turn * OPERATED)
+            .await
+            .is_err();
         if over {
             break;
         }
@@ -308,10 +326,17 @@ async fn operate(server: SocketAddr, mut ended: watch::Receiver<u64>) -> bool {
         match turn % 3 {
             0 => {
                 upload.truncate(2);
-                let open = tokio_stream::StreamExt::chain(tokio_stream::iter(upload), tokio_stream::pending());
+                let open = tokio_stream::StreamExt::chain(
+                    tokio_stream::iter(upload),
+                    tokio_stream::pending(),
+                );
                 let line = Line::to(server, 65_535).await;
                 let mut leaving = AdminClient::new(line.channel.clone());
-                let mut events = leaving.add_variant(open).await.expect("stream").into_inner();
+                let mut events = leaving
+                    .add_variant(open)
+                    .await
+                    .expect("stream")
+                    .into_inner();
                 events.message().await.expect("progress").expect("progress");
                 line.cut().await;
             }
@@ -331,8 +356,17 @@ async fn operate(server: SocketAddr, mut ended: watch::Receiver<u64>) -> bool {
 }
 
 fn nothing_is_left(now: &pb::GetStatusResponse) -> bool {
-    let loads = now.variant_loads.iter().map(|load| load.waiting + load.running);
-    let counts = [now.waiting, now.running, now.paused, now.generations - 1, loads.sum()];
+    let loads = now
+        .variant_loads
+        .iter()
+        .map(|load| load.waiting + load.running);
+    let counts = [
+        now.waiting,
+        now.running,
+        now.paused,
+        now.generations - 1,
+        loads.sum(),
+    ];
     counts == [0; 5] && (now.pages_used, now.open_streams, now.leases) == (0, 0, 0)
 }
 
@@ -406,7 +440,9 @@ fn nothing_is_left_of_ten_thousand_requests() {
         let mut clients = Vec::new();
         for number in 0..CLIENTS {
             clients.push(tokio::spawn(
-                Client::start(server.address, number, ended.clone()).await.run(),
+                Client::start(server.address, number, ended.clone())
+                    .await
+                    .run(),
             ));
         }
         drop(ended);
@@ -457,7 +493,9 @@ fn nothing_is_left_of_ten_thousand_requests() {
         // And all the room for uploads.
         let all = pb::AddVariantHeader {
             name: "all".into(),
-            source: Some(pb::add_variant_header::Source::UploadBytes(limits().upload_bytes)),
+            source: Some(pb::add_variant_header::Source::UploadBytes(
+                limits().upload_bytes,
+            )),
             ..pb::AddVariantHeader::default()
         };
         let all = pb::AddVariantRequest {
@@ -465,7 +503,9 @@ fn nothing_is_left_of_ten_thousand_requests() {
         };
         let mut ends = Vec::new();
         while ends.len() < 10_000 && !ends.contains(&Code::InvalidArgument) {
-            let short = uploads::add(&admin, vec![all.clone()]).await.expect_err("too short");
+            let short = uploads::add(&admin, vec![all.clone()])
+                .await
+                .expect_err("too short");
             ends.push(short.code()); // the last one that left may still be on its way out
         }
         assert_eq!(ends.pop(), Some(Code::InvalidArgument));
@@ -476,7 +516,11 @@ fn nothing_is_left_of_ten_thousand_requests() {
         std::thread::yield_now();
         serving.metrics().num_alive_tasks() == 1
     });
-    assert!(one, "{} tasks are left", serving.metrics().num_alive_tasks());
+    assert!(
+        one,
+        "{} tasks are left",
+        serving.metrics().num_alive_tasks()
+    );
     serving.block_on(server.stop());
     assert_eq!(serving.metrics().num_alive_tasks(), 0);
 }

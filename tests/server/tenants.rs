@@ -45,7 +45,9 @@ async fn caps_are_named_and_say_when_to_come_back() {
     );
     drop(held);
     until(&admin, |now| now.leases == 0).await;
-    generate(&client, request("kjv", 8, 1)).await.expect("room again");
+    generate(&client, request("kjv", 8, 1))
+        .await
+        .expect("room again");
     drop((client, admin));
     server.stop().await;
 }
@@ -67,8 +69,14 @@ async fn clients_are_who_they_say_where_they_are_believed() {
         ..request("", 4000, 1)
     };
     let ask = async |id: &str| client.clone().generate(of(id, long())).await;
-    let held = [ask("one").await.expect("accepted"), ask("two").await.expect("accepted")];
-    assert_eq!(ask("one").await.expect_err("refused").code(), Code::ResourceExhausted);
+    let held = [
+        ask("one").await.expect("accepted"),
+        ask("two").await.expect("accepted"),
+    ];
+    assert_eq!(
+        ask("one").await.expect_err("refused").code(),
+        Code::ResourceExhausted
+    );
     for id in ["", &"x".repeat(129)] {
         let status = ask(id).await.expect_err("refused");
         assert_eq!(status.code(), Code::InvalidArgument, "{status}");
@@ -100,8 +108,15 @@ async fn priorities_are_known_by_number() {
     assert_eq!(status.code(), Code::InvalidArgument);
     assert!(status.message().starts_with("priority:"), "{status}");
     let loads = super::status(&admin).await.variant_loads;
-    assert!(loads.iter().any(|load| load.name == "kjv" && load.weight == 1.0));
-    let base = loads.iter().find(|load| load.name == "base").expect("the base");
+    assert!(
+        loads
+            .iter()
+            .any(|load| load.name == "kjv" && load.weight == 1.0)
+    );
+    let base = loads
+        .iter()
+        .find(|load| load.name == "base")
+        .expect("the base");
     assert!(base.tokens_evaluated > base.tokens_generated && base.tokens_generated > 0);
 }
 
@@ -120,7 +135,10 @@ async fn a_client_that_does_not_read_holds_nobody_up_and_misses_nothing() {
         want_steps: true,
         ..request("quijote", 600, 7)
     };
-    let lazy = InferenceClient::new(narrow).generate(long()).await.expect("accepted");
+    let lazy = InferenceClient::new(narrow)
+        .generate(long())
+        .await
+        .expect("accepted");
     let prompt = generate(&client, long()).await.expect("finished");
     let now = until(&admin, |now| now.paused == 1 && now.finished == 1).await;
     assert_eq!((now.running, now.open_streams, now.generations), (1, 1, 1));
@@ -130,7 +148,10 @@ async fn a_client_that_does_not_read_holds_nobody_up_and_misses_nothing() {
         (prompt.text(), prompt.tokens(), prompt.steps)
     );
     let now = until(&admin, |now| now.running == 0 && now.open_streams == 0).await;
-    assert_eq!((now.paused, now.pages_used, now.leases, now.stalled), (0, 0, 0, 0));
+    assert_eq!(
+        (now.paused, now.pages_used, now.leases, now.stalled),
+        (0, 0, 0, 0)
+    );
     drop((client, admin));
     server.stop().await;
 }

@@ -29,7 +29,9 @@ pub fn by_path(name: &str, path: &Path) -> pb::AddVariantRequest {
 /// A header and the file in chunks.
 pub fn upload(name: &str, file: &[u8]) -> Vec<pb::AddVariantRequest> {
     let header = header(name, Source::UploadBytes(file.len() as u64));
-    std::iter::once(header).chain(file.chunks(100_000).map(chunk)).collect()
+    std::iter::once(header)
+        .chain(file.chunks(100_000).map(chunk))
+        .collect()
 }
 
 /// Makes an addition and returns the variant, checking the progress before it.
@@ -37,7 +39,10 @@ pub async fn add(
     admin: &AdminClient<Channel>,
     requests: Vec<pb::AddVariantRequest>,
 ) -> Result<Vec<pb::Variant>, Status> {
-    let stream = admin.clone().add_variant(tokio_stream::iter(requests)).await?;
+    let stream = admin
+        .clone()
+        .add_variant(tokio_stream::iter(requests))
+        .await?;
     let (mut stream, mut last, mut variants) = (stream.into_inner(), (0, 0.0), Vec::new());
     while let Some(response) = stream.message().await? {
         assert!(variants.is_empty(), "a message after the variant");
@@ -80,10 +85,15 @@ async fn an_upload_is_received_added_and_served() {
         ("uploaded", 99, 0.5)
     );
     assert_eq!(
-        variant.defaults.as_ref().and_then(|defaults| defaults.temperature),
+        variant
+            .defaults
+            .as_ref()
+            .and_then(|defaults| defaults.temperature),
         Some(0.25)
     );
-    let outcome = generate(&client, request("uploaded", 16, 1)).await.expect("finished");
+    let outcome = generate(&client, request("uploaded", 16, 1))
+        .await
+        .expect("finished");
     assert_eq!(outcome.started.generation, 2);
 
     // The same file again: its name is taken, with and without an upload.
@@ -107,7 +117,11 @@ async fn uploads_that_do_not_keep_their_word_are_refused() {
     let announced = |bytes: u64| header("new", Source::UploadBytes(bytes));
     let bad: Vec<(&str, Vec<pb::AddVariantRequest>, &str)> = vec![
         ("nothing", vec![], "header"),
-        ("an empty message", vec![pb::AddVariantRequest::default()], "header"),
+        (
+            "an empty message",
+            vec![pb::AddVariantRequest::default()],
+            "header",
+        ),
         ("no header", vec![chunk(&file[..1000])], "header"),
         (
             "no source",
@@ -125,9 +139,21 @@ async fn uploads_that_do_not_keep_their_word_are_refused() {
             "header.source",
         ),
         ("of no bytes", vec![announced(0)], "header.upload_bytes"),
-        ("too large", vec![announced((4 << 20) + 1)], "header.upload_bytes"),
-        ("far too large", vec![announced(u64::MAX)], "header.upload_bytes"),
-        ("too short", vec![announced(1000), chunk(&file[..999])], "chunk"),
+        (
+            "too large",
+            vec![announced((4 << 20) + 1)],
+            "header.upload_bytes",
+        ),
+        (
+            "far too large",
+            vec![announced(u64::MAX)],
+            "header.upload_bytes",
+        ),
+        (
+            "too short",
+            vec![announced(1000), chunk(&file[..999])],
+            "chunk",
+        ),
         ("without chunks", vec![announced(1000)], "chunk"),
         (
             "too long",
@@ -139,20 +165,39 @@ async fn uploads_that_do_not_keep_their_word_are_refused() {
             vec![announced(2 << 20), chunk(&vec![0; (1 << 20) + 1])],
             "chunk",
         ),
-        ("two headers", vec![announced(1000), announced(1000)], "chunk"),
-        ("no checkpoint", vec![announced(1000), chunk(&[7; 1000])], "chunk"),
-        ("a truncated one", vec![announced(1000), chunk(&file[..1000])], "chunk"),
+        (
+            "two headers",
+            vec![announced(1000), announced(1000)],
+            "chunk",
+        ),
+        (
+            "no checkpoint",
+            vec![announced(1000), chunk(&[7; 1000])],
+            "chunk",
+        ),
+        (
+            "a truncated one",
+            vec![announced(1000), chunk(&file[..1000])],
+            "chunk",
+        ),
         (
             "no such file",
             vec![by_path("new", Path::new("/no/such/file"))],
             "header.path",
         ),
-        ("a directory", vec![by_path("new", Path::new("/"))], "header.path"),
+        (
+            "a directory",
+            vec![by_path("new", Path::new("/"))],
+            "header.path",
+        ),
     ];
     for (what, requests, field) in bad {
         let status = add(&admin, requests).await.expect_err(what);
         assert_eq!(status.code(), Code::InvalidArgument, "{what}: {status}");
-        assert!(status.message().starts_with(&format!("{field}: ")), "{what}: {status}");
+        assert!(
+            status.message().starts_with(&format!("{field}: ")),
+            "{what}: {status}"
+        );
     }
     // Their room is free again: the largest upload still fits.
     let largest = vec![announced(4 << 20), chunk(&[0; 10])];
@@ -169,14 +214,25 @@ async fn two_uploads_share_the_room_and_the_second_is_told_to_come_back() {
         sender.send(request).await.expect("open");
     }
     let requests = tokio_stream::wrappers::ReceiverStream::new(receiver);
-    let mut events = admin.clone().add_variant(requests).await.expect("stream").into_inner();
+    let mut events = admin
+        .clone()
+        .add_variant(requests)
+        .await
+        .expect("stream")
+        .into_inner();
     let progress = events.message().await.expect("progress").expect("progress");
-    assert!(matches!(progress.event, Some(Added::Progress(_))), "{progress:?}");
+    assert!(
+        matches!(progress.event, Some(Added::Progress(_))),
+        "{progress:?}"
+    );
 
     let second = vec![header("second", Source::UploadBytes(2 << 20))];
     let status = add(&admin, second.clone()).await.expect_err("no room");
     assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
-    assert!(status.metadata().contains_key("retry-after-ms"), "{status:?}");
+    assert!(
+        status.metadata().contains_key("retry-after-ms"),
+        "{status:?}"
+    );
     drop(sender); // the first gives up
     assert!(events.message().await.is_err());
     // Its room is given back before its end is told.

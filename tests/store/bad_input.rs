@@ -19,14 +19,19 @@ fn refuse(change: impl FnOnce(&mut Store) -> Result<Commit, Error>) -> Error {
     let error = change(&mut store).unwrap_err();
     assert_eq!((store.manifest().clone(), files_in(dir.path())), before);
     drop(store);
-    assert_eq!(*Store::open(dir.path(), facts()).unwrap().manifest(), before.0);
+    assert_eq!(
+        *Store::open(dir.path(), facts()).unwrap().manifest(),
+        before.0
+    );
     error
 }
 
 #[test]
 fn names_are_refused() {
     for taken in ["one", "ONE"] {
-        assert!(matches!(refuse(|store| add(store, taken, 3)), Error::NameTaken { name } if name == "one"));
+        assert!(
+            matches!(refuse(|store| add(store, taken, 3)), Error::NameTaken { name } if name == "one")
+        );
     }
     let long = "x".repeat(10_000);
     for bad in ["", "../one", "a/b", ".a", "a\u{7}b", "base", &long] {
@@ -37,7 +42,10 @@ fn names_are_refused() {
     }
     for unknown in ["three", "base", "../one", &long] {
         assert!(
-            matches!(refuse(|store| remove(store, unknown)), Error::UnknownVariant { .. }),
+            matches!(
+                refuse(|store| remove(store, unknown)),
+                Error::UnknownVariant { .. }
+            ),
             "{unknown:?}"
         );
     }
@@ -59,7 +67,12 @@ fn a_generation_that_has_moved_is_refused() {
         Some(1),
         &mut |_| {}
     ))));
-    assert!(moved(refuse(|store| store.remove("one", None, Some(1), &mut |_| {}))));
+    assert!(moved(refuse(|store| store.remove(
+        "one",
+        None,
+        Some(1),
+        &mut |_| {}
+    ))));
 }
 
 #[test]
@@ -70,7 +83,10 @@ fn a_delta_of_another_base_is_refused() {
         refuse(|store| store.add(three, None, &mut |_| {}))
     };
     let error = with(|delta| delta.base = Digest([7; 32]));
-    assert!(matches!(error, Error::Mismatch(Mismatch::OtherBase { .. })), "{error}");
+    assert!(
+        matches!(error, Error::Mismatch(Mismatch::OtherBase { .. })),
+        "{error}"
+    );
     let error = with(|delta| drop(delta.matrices.remove(HEAD)));
     assert!(matches!(error, Error::Mismatch(Mismatch::Missing { tensor }) if tensor == HEAD));
     let error = with(|delta| delta.vectors.get_mut("norm").unwrap().shape = vec![1, 7]);
@@ -115,7 +131,10 @@ fn numbers_out_of_range_are_refused() {
 fn one_process_at_a_time() {
     let dir = tempfile::tempdir().unwrap();
     let store = create(dir.path());
-    assert!(matches!(Store::open(dir.path(), facts()), Err(Error::Locked { .. })));
+    assert!(matches!(
+        Store::open(dir.path(), facts()),
+        Err(Error::Locked { .. })
+    ));
     drop(store);
     assert!(matches!(
         Store::create(dir.path(), facts(), Options::default()),
@@ -127,7 +146,10 @@ fn one_process_at_a_time() {
 #[test]
 fn a_directory_without_a_store_or_of_another_base_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    assert!(matches!(Store::open(dir.path(), facts()), Err(Error::NotAStore { .. })));
+    assert!(matches!(
+        Store::open(dir.path(), facts()),
+        Err(Error::NotAStore { .. })
+    ));
     assert!(matches!(
         Store::open(&dir.path().join("none"), facts()),
         Err(Error::NotAStore { .. })
@@ -137,7 +159,10 @@ fn a_directory_without_a_store_or_of_another_base_is_refused() {
         digest: Digest([1; 32]),
         ..facts()
     };
-    assert!(matches!(Store::open(dir.path(), other), Err(Error::OtherBase { .. })));
+    assert!(matches!(
+        Store::open(dir.path(), other),
+        Err(Error::OtherBase { .. })
+    ));
     let other = BaseFacts {
         tokenizer: Digest([1; 32]),
         ..facts()
@@ -178,7 +203,12 @@ fn every_damaged_file_is_named() {
             }
             match Store::open(dir.path(), facts()).err() {
                 Some(Error::Corrupt { path, .. }) => {
-                    assert!(path.ends_with(&file), "{} for {}", path.display(), file.display())
+                    assert!(
+                        path.ends_with(&file),
+                        "{} for {}",
+                        path.display(),
+                        file.display()
+                    )
                 }
                 other => panic!("{}: {other:?}", file.display()),
             }

@@ -21,7 +21,10 @@ fn ten_variants_fill_three_banks_and_ten_heads() {
         .iter()
         .map(|(id, bank)| (id.to_string(), bank.members.len()))
         .collect();
-    let sizes: Vec<_> = sizes.iter().map(|(id, members)| (&id[..], *members)).collect();
+    let sizes: Vec<_> = sizes
+        .iter()
+        .map(|(id, members)| (&id[..], *members))
+        .collect();
     let heads: Vec<_> = (0..10).map(|k| format!("head-{k}")).collect();
     let heads: Vec<_> = heads.iter().map(|id| (&id[..], 1)).collect();
     assert_eq!(
@@ -32,12 +35,18 @@ fn ten_variants_fill_three_banks_and_ten_heads() {
     let record = &store.manifest().variants["v3"];
     assert_eq!(record.seed, delta(3).digest().seed());
     assert_eq!(record.source, "fine-tune 3");
-    let manifest = fs::metadata(dir.path().join("manifest.json")).unwrap().len();
+    let manifest = fs::metadata(dir.path().join("manifest.json"))
+        .unwrap()
+        .len();
     assert!(manifest < 10 * 4096, "{manifest}");
 
     for (k, name) in names.iter().enumerate() {
         let commit = remove(&mut store, name).unwrap();
-        assert_eq!(commit.dropped_banks.len() + commit.changed_banks.len(), 2, "{k}");
+        assert_eq!(
+            commit.dropped_banks.len() + commit.changed_banks.len(),
+            2,
+            "{k}"
+        );
     }
     assert!(store.manifest().banks.is_empty());
     assert_whole(&store, &BTreeMap::new());
@@ -52,17 +61,28 @@ fn adding_all_at_once_is_one_generation_and_spreads_them_evenly() {
     }
     let mut stages = Vec::new();
     let variants = (0..4).map(|k| variant(&format!("v{k}"), k)).collect();
-    let commit = all.add_all(variants, Some(0), &mut |stage| stages.push(stage)).unwrap();
+    let commit = all
+        .add_all(variants, Some(0), &mut |stage| stages.push(stage))
+        .unwrap();
     assert_eq!(commit.generation, 1);
     assert_eq!(
         stages,
-        [Stage::Accumulating, Stage::Measuring, Stage::Writing, Stage::Committing]
+        [
+            Stage::Accumulating,
+            Stage::Measuring,
+            Stage::Writing,
+            Stage::Committing
+        ]
     );
     for (id, record) in &one.manifest().banks {
         assert_eq!(record.file, all.manifest().banks[id].file, "{id}");
     }
     for (name, record) in &one.manifest().variants {
-        assert_eq!(record.quality, all.manifest().variants[name].quality, "{name}");
+        assert_eq!(
+            record.quality,
+            all.manifest().variants[name].quality,
+            "{name}"
+        );
     }
     let variants = (4..7).map(|k| variant(&format!("v{k}"), k)).collect();
     all.add_all(variants, None, &mut |_| {}).unwrap();
@@ -85,7 +105,11 @@ fn adding_all_at_once_is_one_generation_and_spreads_them_evenly() {
     };
     assert_eq!((members(&all), members(&whole)), (vec![4, 3], vec![4, 3]));
     let first = |store: &Store| store.manifest().variants["v1"].banks[0].number;
-    assert_eq!((first(&all), first(&whole)), (0, 1), "in turn where all are known");
+    assert_eq!(
+        (first(&all), first(&whole)),
+        (0, 1),
+        "in turn where all are known"
+    );
     // One that fails takes the others with it.
     let variants = vec![variant("new", 8), variant("v1", 9)];
     let taken = all.add_all(variants, None, &mut |_| {}).unwrap_err();
@@ -100,7 +124,10 @@ fn quality_falls_with_every_member_of_a_bank_and_comes_back() {
     add(&mut store, "a", 0).unwrap();
     let quality = |store: &Store, name: &str| store.manifest().variants[name].quality.unwrap();
     let alone = quality(&store, "a");
-    assert!(alone.cosine > 0.9999 && alone.relative_error < 0.01, "{alone:?}");
+    assert!(
+        alone.cosine > 0.9999 && alone.relative_error < 0.01,
+        "{alone:?}"
+    );
     for k in 1..4 {
         let before = quality(&store, "a");
         add(&mut store, &format!("v{k}"), k).unwrap();
@@ -159,7 +186,10 @@ fn without_an_archive_removal_needs_the_very_delta() {
     assert_whole(&store, &deltas);
     let mut remove = |delta| store.remove("v1", delta, None, &mut |_| {});
     assert!(matches!(remove(None), Err(Error::DeltaNeeded { .. })));
-    assert!(matches!(remove(Some(delta(2))), Err(Error::OtherDelta { .. })));
+    assert!(matches!(
+        remove(Some(delta(2))),
+        Err(Error::OtherDelta { .. })
+    ));
     remove(Some(delta(1))).unwrap();
     assert_whole(&store, &deltas);
     drop(store);

@@ -44,7 +44,9 @@ fn crash_child() {
 #[test]
 fn a_killed_process_leaves_a_whole_generation() {
     let dir = tempfile::tempdir().unwrap();
-    let deltas: BTreeMap<_, _> = (0..VARIANTS).map(|k| (format!("v{k}"), delta(k as u64))).collect();
+    let deltas: BTreeMap<_, _> = (0..VARIANTS)
+        .map(|k| (format!("v{k}"), delta(k as u64)))
+        .collect();
     let mut stream = Stream::new(Key::derive(&[b"kill points"]));
     let (mut generation, mut strays) = (0, 0);
     for round in 0..KILLS {

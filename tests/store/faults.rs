@@ -138,7 +138,10 @@ fn the_rename_of_the_manifest_is_the_commit_point() {
     remove(&mut store, "one").unwrap();
     let steps = steps.lock().unwrap();
     for (operation, path) in steps.iter() {
-        let in_place = matches!(operation, Operation::CreateFile | Operation::Write | Operation::Sync);
+        let in_place = matches!(
+            operation,
+            Operation::CreateFile | Operation::Write | Operation::Sync
+        );
         assert!(
             !in_place || path.extension().is_some_and(|end| end == "partial"),
             "{operation:?} {}",

@@ -10,7 +10,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use choir::rng::{Key, Stream};
-use choir::store::{BankKind, BaseFacts, Commit, Error, NewVariant, Options, Process, SamplerDefaults, Scales, Store};
+use choir::store::{
+    BankKind, BaseFacts, Commit, Error, NewVariant, Options, Process, SamplerDefaults, Scales,
+    Store,
+};
 use choir::superposition::{Bank, Delta, Digest, HEAD, NamedTensor, NamedTensors, Private, Scheme};
 
 fn tensors(purpose: &str, seed: u64, size: f64) -> NamedTensors {
@@ -98,7 +101,12 @@ fn files_in(dir: &Path) -> BTreeSet<PathBuf> {
 }
 
 /// The bank made anew from its members, in the opposite order.
-fn rebuilt(store: &Store, kind: BankKind, members: &[String], deltas: &BTreeMap<String, Delta>) -> Bank {
+fn rebuilt(
+    store: &Store,
+    kind: BankKind,
+    members: &[String],
+    deltas: &BTreeMap<String, Delta>,
+) -> Bank {
     let of_kind = |name: &str| (name == HEAD) == (kind == BankKind::Head);
     let shapes = facts().shapes.into_iter().filter(|(name, _)| of_kind(name));
     let options = store.manifest().options;
@@ -107,7 +115,8 @@ fn rebuilt(store: &Store, kind: BankKind, members: &[String], deltas: &BTreeMap<
     } else {
         options.bank_capacity
     };
-    let matrices = shapes.filter_map(|(name, shape)| Some((name, <[usize; 2]>::try_from(shape).ok()?)));
+    let matrices =
+        shapes.filter_map(|(name, shape)| Some((name, <[usize; 2]>::try_from(shape).ok()?)));
     let mut bank = Bank::new(capacity, Scheme::default(), matrices);
     for member in members.iter().rev() {
         bank.accumulate(&deltas[member], store.manifest().variants[member].seed)
@@ -132,10 +141,16 @@ fn assert_whole(store: &Store, deltas: &BTreeMap<String, Delta>) {
     }
     for (name, record) in &manifest.variants {
         assert_eq!(record.banks.len(), 2);
-        assert_eq!(store.load_private(name).unwrap(), Private::of(&deltas[name]));
+        assert_eq!(
+            store.load_private(name).unwrap(),
+            Private::of(&deltas[name])
+        );
         assert_eq!(record.delta, deltas[name].digest());
         let archived = store.load_delta(name).unwrap();
-        assert_eq!(archived, manifest.options.archive.then(|| deltas[name].clone()));
+        assert_eq!(
+            archived,
+            manifest.options.archive.then(|| deltas[name].clone())
+        );
     }
     let mut expected: BTreeSet<_> = store.files().into_iter().collect();
     expected.extend(["manifest.json", "lock"].map(PathBuf::from));

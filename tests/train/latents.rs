@@ -41,7 +41,10 @@ fn normals(stream: &mut Stream) -> Vec<f64> {
 }
 
 fn best(values: &[f64]) -> usize {
-    (0..values.len()).fold(0, |best, at| if values[at] > values[best] { at } else { best })
+    (0..values.len()).fold(
+        0,
+        |best, at| if values[at] > values[best] { at } else { best },
+    )
 }
 
 #[test]
@@ -57,7 +60,11 @@ fn mixtures_of_the_largest_are_mixtures_of_all() {
         };
         let noisy = objective(t).soften(&contexts, mixer, &mut stream);
         let soft = noisy.input.soft.expect("mixtures");
-        assert_eq!((soft.tokens[0], soft.weights[0]), (0, 1.0), "what is given stays");
+        assert_eq!(
+            (soft.tokens[0], soft.weights[0]),
+            (0, 1.0),
+            "what is given stays"
+        );
         let (mut ours, mut theirs) = ([0.0; 4], [0.0; 4]);
         let mu = operator.signal(LogLinear::UNIFORM.move_chance(t));
         for position in 1..=COUNT {
@@ -77,7 +84,9 @@ fn mixtures_of_the_largest_are_mixtures_of_all() {
             let entropy = |w: f64| if w > 0.0 { -w * w.ln() } else { 0.0 };
             let all: f64 = weights.iter().map(|&w| entropy(f64::from(w))).sum();
             let found = [kept, f64::from(weights[0]), f64::from(hardest), all];
-            ours.iter_mut().zip(found).for_each(|(sum, x)| *sum += x / COUNT as f64);
+            ours.iter_mut()
+                .zip(found)
+                .for_each(|(sum, x)| *sum += x / COUNT as f64);
 
             let scale = 1.0 / (1.0 + mu * mu).sqrt();
             let z = latents(mu, &normals(&mut stream));
@@ -92,11 +101,18 @@ fn mixtures_of_the_largest_are_mixtures_of_all() {
                 .for_each(|(sum, x)| *sum += x / COUNT as f64);
         }
         for (ours, theirs) in ours.iter().zip(theirs) {
-            assert!((ours - theirs).abs() < 0.015, "t {t}, tau {tau}: {ours} and {theirs}");
+            assert!(
+                (ours - theirs).abs() < 0.015,
+                "t {t}, tau {tau}: {ours} and {theirs}"
+            );
         }
         let alpha = LogLinear::UNIFORM.alpha(t);
         let kept = alpha + (1.0 - alpha) / TOKENS as f64;
-        assert!((ours[0] - kept).abs() < 0.012, "t {t}: {} of {kept}", ours[0]);
+        assert!(
+            (ours[0] - kept).abs() < 0.012,
+            "t {t}: {} of {kept}",
+            ours[0]
+        );
     }
 }
 
@@ -105,7 +121,8 @@ fn trajectories_are_those_of_the_gaussian_argmax() {
     let (operator, contexts) = (Operator::new(TOKENS), contexts());
     let mut stream = Stream::new(Key::derive(&[b"trajectories"]));
     for (s, dt) in [(0.1, 0.05), (0.3, 0.5), (0.5, 0.125)] {
-        let noisy = objective(s).trajectory(&contexts, TOKENS, dt, Divergence::Backward, &mut stream);
+        let noisy =
+            objective(s).trajectory(&contexts, TOKENS, dt, Divergence::Backward, &mut stream);
         let (xt, xs) = (noisy.input.xt, noisy.teacher.expect("teacher").xt);
         let mu = |t: f64| operator.signal(LogLinear::UNIFORM.move_chance(t));
         let (mut ours, mut theirs) = ([0.0; 3], [0.0; 3]);
@@ -117,13 +134,24 @@ fn trajectories_are_those_of_the_gaussian_argmax() {
         };
         for position in 1..=COUNT {
             let truth = contexts.tokens[position] as usize;
-            count(&mut ours, truth, xt[position] as usize, xs[position] as usize);
+            count(
+                &mut ours,
+                truth,
+                xt[position] as usize,
+                xs[position] as usize,
+            );
             let noise = normals(&mut stream);
-            let (late, early) = (best(&latents(mu(s + dt), &noise)), best(&latents(mu(s), &noise)));
+            let (late, early) = (
+                best(&latents(mu(s + dt), &noise)),
+                best(&latents(mu(s), &noise)),
+            );
             count(&mut theirs, 0, late, early);
         }
         for (ours, theirs) in ours.iter().zip(theirs) {
-            assert!((ours - theirs).abs() < 0.015, "s {s}, dt {dt}: {ours} and {theirs}");
+            assert!(
+                (ours - theirs).abs() < 0.015,
+                "s {s}, dt {dt}: {ours} and {theirs}"
+            );
         }
     }
 }

@@ -35,7 +35,13 @@ fn the_objectives_match_the_reference() {
         };
         let mask = case.config.mask_id().expect("mask");
         let chosen: Vec<bool> = xt.iter().map(|&token| token == mask).collect();
-        let time = |i: usize| if t_shape[1] == 1 { t[i / shape[1]] } else { t[i] };
+        let time = |i: usize| {
+            if t_shape[1] == 1 {
+                t[i / shape[1]]
+            } else {
+                t[i]
+            }
+        };
         let masked = objective.masked(&contexts, mask, &chosen, |i| 1.0 / time(i), &[]);
         assert_eq!(masked.input.xt, xt);
         let mut ours = vec![0f32; xt.len()];
@@ -68,7 +74,10 @@ fn the_two_estimates_of_the_nelbo_agree() {
         sum += masked.per_token(&masked.losses(&model).expect("losses"));
     }
     let plain = sum / 16.0;
-    assert!((counted - plain).abs() < 0.03 * plain, "{counted} and {plain}");
+    assert!(
+        (counted - plain).abs() < 0.03 * plain,
+        "{counted} and {plain}"
+    );
 }
 
 #[test]
@@ -93,12 +102,22 @@ fn masking_keeps_to_the_clipped_range_and_to_what_may_be_masked() {
     let (weights, rows) = (masked.weights.clone(), masked.input.rows.clone());
     let parts = masked.split(3);
     assert_eq!(
-        parts.iter().flat_map(|p| p.weights.clone()).collect::<Vec<_>>(),
+        parts
+            .iter()
+            .flat_map(|p| p.weights.clone())
+            .collect::<Vec<_>>(),
         weights
     );
-    assert_eq!(parts.iter().map(|p| p.input.rows.len()).sum::<usize>(), rows.len());
+    assert_eq!(
+        parts.iter().map(|p| p.input.rows.len()).sum::<usize>(),
+        rows.len()
+    );
     let mut prompts = contexts;
-    prompts.importance.iter_mut().step_by(2).for_each(|w| *w = 0.0);
+    prompts
+        .importance
+        .iter_mut()
+        .step_by(2)
+        .for_each(|w| *w = 0.0);
     let masked = objective.corrupt(&prompts, &mut stream);
     assert!(masked.input.rows.iter().all(|row| row % 2 == 1));
 }

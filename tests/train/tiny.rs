@@ -27,11 +27,23 @@ struct Tiny {
 
 impl Tiny {
     fn new() -> Self {
-        let words = ["the whale ", "a ship ", "was seen ", "at noon. ", "No one ", "spoke.\n"];
+        let words = [
+            "the whale ",
+            "a ship ",
+            "was seen ",
+            "at noon. ",
+            "No one ",
+            "spoke.\n",
+        ];
         let mut stream = Stream::new(Key::derive(&[b"tiny text"]));
-        let text: String = (0..4000).map(|_| words[stream.below(words.len())]).collect();
+        let text: String = (0..4000)
+            .map(|_| words[stream.below(words.len())])
+            .collect();
         let tokenizer = tokenizer::train(std::slice::from_ref(&text), 300).expect("tokenizer");
-        let vocab_size = tokenizer::from_json(&tokenizer).expect("json").get_vocab_size(true) + 1;
+        let vocab_size = tokenizer::from_json(&tokenizer)
+            .expect("json")
+            .get_vocab_size(true)
+            + 1;
         let config = DitConfig {
             model_type: "bd3lm".into(),
             vocab_size,
@@ -58,7 +70,11 @@ impl Tiny {
     fn uniform(block: Option<usize>, course: Course) -> Self {
         let tiny = Self::new();
         let config = tiny.config.uniform(block);
-        Self { config, course, ..tiny }
+        Self {
+            config,
+            course,
+            ..tiny
+        }
     }
 
     fn model(&self) -> Trainable {
@@ -92,7 +108,12 @@ impl Tiny {
         }
     }
 
-    fn start<'a>(&self, settings: Settings, resume: bool, report: &'a mut dyn FnMut(Report)) -> Result<Run<'a>, Error> {
+    fn start<'a>(
+        &self,
+        settings: Settings,
+        resume: bool,
+        report: &'a mut dyn FnMut(Report),
+    ) -> Result<Run<'a>, Error> {
         let pieces = tokenizer::from_json(&self.tokenizer).expect("json");
         let documents = std::slice::from_ref(&self.document);
         let held_out = [self.document.held_out.as_str()];
@@ -104,10 +125,22 @@ impl Tiny {
             draws: 4,
             exact: false,
         };
-        Run::new(self.model(), settings, source, Some(validation), resume, report)
+        Run::new(
+            self.model(),
+            settings,
+            source,
+            Some(validation),
+            resume,
+            report,
+        )
     }
 
-    fn run(&self, checkpoint: Option<PathBuf>, resume: bool, report: &mut dyn FnMut(Report)) -> (Tensors, f64) {
+    fn run(
+        &self,
+        checkpoint: Option<PathBuf>,
+        resume: bool,
+        report: &mut dyn FnMut(Report),
+    ) -> (Tensors, f64) {
         let (tensors, score) = self
             .start(self.settings(checkpoint), resume, report)
             .and_then(Run::finish)
@@ -118,7 +151,10 @@ impl Tiny {
     /// Runs, cuts off after step 25 and resumes to the same weights; returns them, the losses and the held-out score.
     fn run_twice(&self) -> (Tensors, Vec<f64>, f64) {
         let folder = tempfile::tempdir().expect("folder");
-        let (state, copy) = (folder.path().join(checkpoint::FILE), folder.path().join("copy"));
+        let (state, copy) = (
+            folder.path().join(checkpoint::FILE),
+            folder.path().join("copy"),
+        );
         let mut losses = Vec::new();
         let (whole, nats) = self.run(Some(state.clone()), false, &mut |news| match news {
             Report::Saved { step: 25 } => {
@@ -163,7 +199,10 @@ fn a_run_learns_and_one_cut_off_resumes_to_the_same_weights() {
 
 #[test]
 fn uniform_runs_learn_and_resume_in_blocks_and_with_a_curriculum() {
-    for (block, course) in [(Some(8), Course::Plain), (None, Course::Curriculum(CURRICULUM))] {
+    for (block, course) in [
+        (Some(8), Course::Plain),
+        (None, Course::Curriculum(CURRICULUM)),
+    ] {
         let tiny = Tiny::uniform(block, course);
         let (tensors, losses, nats) = tiny.run_twice();
         assert!(
@@ -255,7 +294,13 @@ fn a_checkpoint_of_another_configuration_is_refused() {
 
 #[test]
 fn what_the_absorbing_process_does_not_have_and_values_out_of_range_are_refused() {
-    let curriculum = |share, tau, choices| Course::Curriculum(Curriculum { share, tau, choices });
+    let curriculum = |share, tau, choices| {
+        Course::Curriculum(Curriculum {
+            share,
+            tau,
+            choices,
+        })
+    };
     let distillation = |rounds, first_steps| {
         Course::Distillation(Distillation {
             rounds,
@@ -263,7 +308,10 @@ fn what_the_absorbing_process_does_not_have_and_values_out_of_range_are_refused(
             ..DISTILLATION
         })
     };
-    let absorbing = |course| Tiny { course, ..Tiny::new() };
+    let absorbing = |course| Tiny {
+        course,
+        ..Tiny::new()
+    };
     let uniform = |course| Tiny::uniform(None, course);
     let cases = [
         ("teacher", absorbing(Course::Distillation(DISTILLATION))),
@@ -302,7 +350,11 @@ fn settings_that_no_run_can_have_are_refused() {
     for length in [0, 1, 12, 24] {
         assert_eq!(refused(&|s| s.length = length), "length", "{length}");
     }
-    for budget in [Budget::Steps(0), Budget::Seconds(0.0), Budget::Seconds(f64::NAN)] {
+    for budget in [
+        Budget::Steps(0),
+        Budget::Seconds(0.0),
+        Budget::Seconds(f64::NAN),
+    ] {
         assert_eq!(refused(&|s| s.budget = budget), "budget");
     }
     for odd in [f32::NAN, f32::INFINITY, -1.0] {

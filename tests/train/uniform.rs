@@ -15,7 +15,10 @@ use choir::train::validation;
 
 fn terms(case: &Case) -> Vec<UniformTerm> {
     let ((shape, x0), xt) = (case.ids("nll.x0"), case.ids("nll.xt").1);
-    let (alpha, rate) = (case.doubles("nll.alpha_t").1, case.doubles("nll.dalpha_t").1);
+    let (alpha, rate) = (
+        case.doubles("nll.alpha_t").1,
+        case.doubles("nll.dalpha_t").1,
+    );
     let term = |(row, (x0, xt)): (usize, (u32, u32))| UniformTerm {
         x0,
         xt,
@@ -51,7 +54,10 @@ fn the_closed_form_is_the_references() {
 }
 
 fn term(xt: u32, x0: u32, t: f64) -> UniformTerm {
-    let (move_chance, rate) = (LogLinear::UNIFORM.move_chance(t), LogLinear::UNIFORM.alpha_rate());
+    let (move_chance, rate) = (
+        LogLinear::UNIFORM.move_chance(t),
+        LogLinear::UNIFORM.alpha_rate(),
+    );
     UniformTerm {
         x0,
         xt,
@@ -66,11 +72,17 @@ fn nothing_is_left_to_pay_where_the_prediction_is_right() {
     sure[3] = 200.0;
     for present in [3, 5] {
         for t in [0.3, 1e-9] {
-            assert!(term(present, 3, t).nelbo(&sure).abs() < 1e-6, "{present} at {t}");
+            assert!(
+                term(present, 3, t).nelbo(&sure).abs() < 1e-6,
+                "{present} at {t}"
+            );
             assert!(term(present, 4, t).nelbo(&sure) > 1.0, "{present} at {t}");
         }
         // Less noise than a rounding of alpha.
-        assert!(term(present, 3, 1e-20).nelbo(&sure).is_finite(), "{present}");
+        assert!(
+            term(present, 3, 1e-20).nelbo(&sure).is_finite(),
+            "{present}"
+        );
     }
 }
 
@@ -85,8 +97,9 @@ fn the_bound_is_tight_where_the_prediction_is_exact() {
     for index in 0..TIMES {
         let t = (index as f64 + 0.5) / TIMES as f64;
         let alpha = LogLinear::UNIFORM.alpha(t);
-        let noised =
-            |clean: usize, present: usize| f64::from(u8::from(clean == present)) * alpha + (1.0 - alpha) / vocab;
+        let noised = |clean: usize, present: usize| {
+            f64::from(u8::from(clean == present)) * alpha + (1.0 - alpha) / vocab
+        };
         for present in 0..data.len() {
             for (clean, mass) in data.iter().enumerate() {
                 let weight = mass * noised(clean, present) / TIMES as f64;
@@ -125,7 +138,10 @@ fn the_loss_of_the_network_is_the_references() {
     let losses = noisy.losses(&model).expect("losses");
     close(&losses, &case.floats("nll.full").1, 2e-3, "nll.full");
     let mean = noisy.per_token(&losses);
-    assert!((mean - case.doubles("nll.loss").1[0]).abs() < 1e-4, "{mean}");
+    assert!(
+        (mean - case.doubles("nll.loss").1[0]).abs() < 1e-4,
+        "{mean}"
+    );
 }
 
 #[test]
@@ -140,7 +156,9 @@ fn noise_comes_as_often_as_alpha_says_and_leaves_prompts_alone() {
         count: 4,
         length: units / 4 * unit,
         tokens: (0..(units * unit) as u32).map(|i| i % 17).collect(),
-        importance: (0..units * unit).map(|i| (i % 5 != 0) as u32 as f32).collect(),
+        importance: (0..units * unit)
+            .map(|i| (i % 5 != 0) as u32 as f32)
+            .collect(),
     };
     let noisy = objective.corrupt(&contexts, &mut Stream::new(Key::derive(&[b"noise"])));
     assert_eq!(noisy.input.rows.len(), units * unit * 4 / 5);
@@ -154,7 +172,9 @@ fn noise_comes_as_often_as_alpha_says_and_leaves_prompts_alone() {
         let stray = t.sqrt() - least - share * (1.0 - least);
         assert!(stray.abs() < 0.51 / units as f64, "unit {at} at {t}");
         let span = at * unit..(at + 1) * unit;
-        let changed = span.clone().filter(|&i| noisy.input.xt[i] != contexts.tokens[i]);
+        let changed = span
+            .clone()
+            .filter(|&i| noisy.input.xt[i] != contexts.tokens[i]);
         let expected = 400.0 * (1.0 - alpha) * (1.0 - 1.0 / tokens as f64);
         let deviation = changed.clone().count() as f64 - expected;
         assert!(
@@ -163,7 +183,8 @@ fn noise_comes_as_often_as_alpha_says_and_leaves_prompts_alone() {
         );
         changed.for_each(|i| counts[noisy.input.xt[i] as usize] += 1.0);
         assert!(
-            span.step_by(5).all(|i| noisy.input.xt[i] == contexts.tokens[i]),
+            span.step_by(5)
+                .all(|i| noisy.input.xt[i] == contexts.tokens[i]),
             "a prompt changed"
         );
     }
@@ -219,9 +240,13 @@ fn a_distillation_step_brings_the_student_to_its_teacher() {
         assert!(noisy.gradients(&student, None).is_err(), "no teacher");
         let mut losses = Vec::new();
         for _ in 0..20 {
-            let (loss, gradients) = noisy.gradients(&student, Some(&teacher)).expect("gradients");
+            let (loss, gradients) = noisy
+                .gradients(&student, Some(&teacher))
+                .expect("gradients");
             losses.push(loss);
-            optimizer.update(&student, &[gradients], 1e-3).expect("update");
+            optimizer
+                .update(&student, &[gradients], 1e-3)
+                .expect("update");
         }
         assert!(losses[19] < 0.7 * losses[0], "{losses:?}");
     }

@@ -83,7 +83,9 @@ impl LoadArgs {
             .iter()
             .find(|(_, value, least, most)| !(*least..=*most).contains(value))
         {
-            Some((option, value, least, most)) => bail!("{option}: {value} is not within {least} and {most}"),
+            Some((option, value, least, most)) => {
+                bail!("{option}: {value} is not within {least} and {most}")
+            }
             None => Ok(()),
         }
     }
@@ -97,7 +99,10 @@ impl LoadArgs {
             }
         }
         let ratio = |of: &[f64]| median(of.iter().zip(&rates[0]).map(|(a, b)| a / b).collect());
-        Ok(rates.iter().map(|of| (median(of.clone()), ratio(of))).collect())
+        Ok(rates
+            .iter()
+            .map(|of| (median(of.clone()), ratio(of)))
+            .collect())
     }
 }
 
@@ -110,7 +115,10 @@ pub fn chart(scenarios: &[Scenario], measured: &[(f64, f64)]) -> Chart {
             y: ratio,
             label: format!("{rate:.0}"),
         };
-        match series.iter_mut().find(|series| series.name == scenario.series) {
+        match series
+            .iter_mut()
+            .find(|series| series.name == scenario.series)
+        {
             _ if scenario.touched == 0 || !ratio.is_finite() => {}
             Some(series) => series.points.push(point),
             None => series.push(Series {
@@ -125,7 +133,10 @@ pub fn chart(scenarios: &[Scenario], measured: &[(f64, f64)]) -> Chart {
         x: "variants in the batch",
         y: "tokens/s, of those of one materialised variant",
         notes: &["numbers: tokens/s"],
-        scale: Scale::around(0.0, measured.iter().map(|(_, ratio)| *ratio).fold(1.0, f64::max)),
+        scale: Scale::around(
+            0.0,
+            measured.iter().map(|(_, ratio)| *ratio).fold(1.0, f64::max),
+        ),
         series,
     }
 }
@@ -158,11 +169,18 @@ pub fn run(args: EngineBenchArgs) -> Result<()> {
 }
 
 /// A materialised variant first: what the others are compared with.
-fn scenarios<'a>(catalog: &crate::catalog::Catalog, generation: &'a Generation) -> Result<Vec<Scenario<'a>>> {
+fn scenarios<'a>(
+    catalog: &crate::catalog::Catalog,
+    generation: &'a Generation,
+) -> Result<Vec<Scenario<'a>>> {
     let mut banks: BTreeMap<String, Vec<String>> = BTreeMap::new();
     // One evaluation a token, as the base: a uniform variant's step is of another kind.
     let regime = generation.denoiser.config().regime();
-    for variant in catalog.list().into_iter().filter(|variant| variant.regime == regime) {
+    for variant in catalog
+        .list()
+        .into_iter()
+        .filter(|variant| variant.regime == regime)
+    {
         if let Some(bank) = variant.banks.first() {
             banks.entry(bank.clone()).or_default().push(variant.name);
         }
@@ -180,7 +198,10 @@ fn scenarios<'a>(catalog: &crate::catalog::Catalog, generation: &'a Generation) 
         scenario(format!("{one}, materialised"), vec![]).alone(&single)?,
         scenario(format!("{one}, from its bank"), of_one()),
         scenario(format!("{one}, by measured cost"), of_one()).by_cost(),
-        scenario(format!("{} variants of {bank}", members.len()), members.clone()),
+        scenario(
+            format!("{} variants of {bank}", members.len()),
+            members.clone(),
+        ),
         scenario(of_all.clone(), all.clone()),
         scenario(format!("{of_all}, by measured cost"), all).by_cost(),
         scenario("base only, beside the banks".into(), vec![]),
@@ -331,11 +352,14 @@ mod tests {
         let mut options: Vec<&str> = load.split(' ').collect();
         options.extend(["--data-dir", &store, "--plot", &plot, "--json", &json]);
         bench(&options).expect("bench");
-        let report: serde_json::Value = serde_json::from_slice(&std::fs::read(json).expect("file")).expect("json");
+        let report: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(json).expect("file")).expect("json");
         let scenarios = report["scenarios"].as_array().expect("scenarios");
         assert_eq!(scenarios.len(), 8);
         // All but the base's; a machine with no time to make a token in has no ratio either.
-        let drawn = scenarios[..6].iter().filter(|scenario| !scenario["ratio"].is_null());
+        let drawn = scenarios[..6]
+            .iter()
+            .filter(|scenario| !scenario["ratio"].is_null());
         let svg = std::fs::read_to_string(plot).expect("file");
         well_formed(&svg, drawn.count());
         assert!(svg.contains("variants in the batch"), "{svg}");

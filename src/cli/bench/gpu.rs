@@ -79,7 +79,13 @@ pub fn run(args: GpuBenchArgs) -> Result<()> {
         [] => Part::value_variants(),
         only => only,
     };
-    measure(open(args.device)?, Sizes::full(), args.seconds, parts, args.json)
+    measure(
+        open(args.device)?,
+        Sizes::full(),
+        args.seconds,
+        parts,
+        args.json,
+    )
 }
 
 #[cfg(feature = "cuda")]
@@ -213,7 +219,11 @@ impl Bench {
     }
 
     /// Milliseconds of one launch: the median over replays of enough of them to go through all `copies`, numbered.
-    fn each(&self, copies: usize, mut launch: impl FnMut(usize) -> Result<(), Fault>) -> Result<f64, Fault> {
+    fn each(
+        &self,
+        copies: usize,
+        mut launch: impl FnMut(usize) -> Result<(), Fault>,
+    ) -> Result<f64, Fault> {
         let count = if copies == 1 { 1 } else { copies.max(20) };
         let mut all = || (0..count).try_for_each(|number| launch(number % copies));
         all()?; // libraries load what they need
@@ -238,8 +248,11 @@ impl Bench {
         let from = self.noise(Dtype::Bf16, bytes / 2, 1.0)?;
         let to = Buffer::new(&self.machine, bytes)?;
         // Not recorded: a copy within a recording is slower.
-        let mut copy = || (0..COPIES).try_for_each(|_| self.machine.copy(to.address(), from.address(), bytes));
-        let took: Result<Vec<f64>, Fault> = (0..4).map(|_| self.machine.time(&mut copy).map(f64::from)).collect();
+        let mut copy =
+            || (0..COPIES).try_for_each(|_| self.machine.copy(to.address(), from.address(), bytes));
+        let took: Result<Vec<f64>, Fault> = (0..4)
+            .map(|_| self.machine.time(&mut copy).map(f64::from))
+            .collect();
         let copied = 2.0 * (COPIES * bytes) as f64 / median(took?.split_off(1));
         self.copied = Some(copied);
         Ok(copied)

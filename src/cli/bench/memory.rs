@@ -46,13 +46,18 @@ pub fn run(args: MemoryArgs) -> Result<()> {
         parts.map(|part| part.bytes).sum::<u64>()
     };
     let (all, on_device) = (of(false), of(true));
-    let cache = Engine::start(args.engine.config(), generation)?.status().kv_bytes;
+    let cache = Engine::start(args.engine.config(), generation)?
+        .status()
+        .kv_bytes;
     let parts: serde_json::Map<_, _> = (status.memory.iter())
         .map(|part| (part.to_string(), json!(part.bytes)))
         .collect();
-    let report = json!({"parts": parts, "sum": all, "on_device": on_device, "grown": grown, "cache": cache});
+    let report =
+        json!({"parts": parts, "sum": all, "on_device": on_device, "grown": grown, "cache": cache});
     args.json.report(&report, || {
-        let line = |bytes: u64, what: &str| println!("{:>9.2} MiB  {what}", bytes as f64 / f64::from(1 << 20));
+        let line = |bytes: u64, what: &str| {
+            println!("{:>9.2} MiB  {what}", bytes as f64 / f64::from(1 << 20))
+        };
         for part in &status.memory {
             line(part.bytes, &part.to_string());
         }
@@ -65,6 +70,9 @@ pub fn run(args: MemoryArgs) -> Result<()> {
             0 => line(grown, &format!("what the process grew by ({share:+.1} %)")),
             _ => line(grown, "what the process grew by, the driver included"),
         }
-        line(cache, "reserved for keys and values, taken as they are used");
+        line(
+            cache,
+            "reserved for keys and values, taken as they are used",
+        );
     })
 }

@@ -36,7 +36,12 @@ pub struct Against {
 }
 
 /// For a sampler in blocks of `block`, or a Duo step of 1024 tokens; `None` where nothing was measured.
-pub fn against(block: usize, tokens_per_second: f64, seconds_per_step: f64, products: &[Rate]) -> Option<Against> {
+pub fn against(
+    block: usize,
+    tokens_per_second: f64,
+    seconds_per_step: f64,
+    products: &[Rate],
+) -> Option<Against> {
     let (theirs, rows) = match block {
         4 => (Theirs::TokensPerSecond(6.8), 4),
         16 => (Theirs::TokensPerSecond(5.9), 16),
@@ -61,7 +66,9 @@ fn machine(rows: usize, products: &[Rate]) -> Option<f64> {
     let column = ROWS.iter().position(|known| *known == rows)?;
     let mut logs = 0.0;
     for (out, there) in CANDLE {
-        let here = products.iter().find(|rate| rate.out == out && rate.rows == rows)?;
+        let here = products
+            .iter()
+            .find(|rate| rate.out == out && rate.rows == rows)?;
         logs += (here.candle / there[column]).ln();
     }
     Some((logs / CANDLE.len() as f64).exp())
@@ -72,7 +79,9 @@ pub fn print<'a>(rows: impl Iterator<Item = (String, &'a Against)>) {
     if rows.peek().is_none() {
         return;
     }
-    println!("\nagainst the papers' code, after this machine's products (candle's, at a step's rows; at 256):");
+    println!(
+        "\nagainst the papers' code, after this machine's products (candle's, at a step's rows; at 256):"
+    );
     for (
         name,
         Against {

@@ -65,7 +65,9 @@ impl Table {
                 .into_iter()
                 .filter(|part| of(*part))
                 .map(|part| profile.of(part));
-            let (time, flops) = spent.fold((Duration::ZERO, 0), |(time, flops), (t, f)| (time + t, flops + f));
+            let (time, flops) = spent.fold((Duration::ZERO, 0), |(time, flops), (t, f)| {
+                (time + t, flops + f)
+            });
             let seconds = time.as_secs_f64();
             (!time.is_zero()).then(|| Row {
                 part,
@@ -92,7 +94,9 @@ impl Table {
             "part", "ms a step", "share", "GFLOP/s"
         );
         for row in self.parts.iter().chain(&self.sums) {
-            let rate = row.gflops.map_or(String::new(), |rate| format!("{rate:.0}"));
+            let rate = row
+                .gflops
+                .map_or(String::new(), |rate| format!("{rate:.0}"));
             println!(
                 "{:22}{:>10.3}{:>7.1} %{rate:>10}",
                 row.part,
@@ -103,7 +107,11 @@ impl Table {
         let all: f64 = self.sums.iter().map(|row| row.milliseconds).sum();
         let products = self.sums.iter().filter(|row| row.gflops.is_some());
         let products: f64 = products.map(|row| row.share).sum();
-        println!("{:22}{all:>10.3}{:>7.1} % in matrix products", "all", 100.0 * products);
+        println!(
+            "{:22}{all:>10.3}{:>7.1} % in matrix products",
+            "all",
+            100.0 * products
+        );
     }
 }
 
@@ -132,7 +140,11 @@ mod tests {
         assert_eq!(names(&table.parts), ["qkv", "attention", "softmax"]);
         assert_eq!(
             names(&table.sums),
-            ["products of the base", "products of attention", "no product"]
+            [
+                "products of the base",
+                "products of attention",
+                "no product"
+            ]
         );
         let share: f64 = table.sums.iter().map(|row| row.share).sum();
         assert!((share - 1.0).abs() < 1e-9);
@@ -141,7 +153,9 @@ mod tests {
             table.sums[..2]
                 .iter()
                 .zip([10e-6, 7e-6])
-                .all(|(row, flops)| { rate(row).is_some_and(|found| (found - flops).abs() < 1e-9) })
+                .all(|(row, flops)| {
+                    rate(row).is_some_and(|found| (found - flops).abs() < 1e-9)
+                })
         );
         assert_eq!(table.sums[2].gflops, None);
     }

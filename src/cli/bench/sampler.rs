@@ -14,7 +14,8 @@ use crate::model::{BaseWeights, Dit, DitConfig, Mix};
 use crate::ops::quantized::Form;
 use crate::rng::{Key, Stream};
 use crate::sampler::{
-    BlockSampler, BlockSettings, LastBlock, Predictor, Sampler, UniformPredictor, UniformSampler, UniformSettings,
+    BlockSampler, BlockSettings, LastBlock, Predictor, Sampler, UniformPredictor, UniformSampler,
+    UniformSettings,
 };
 use anyhow::{Result, bail};
 use clap::Args;
@@ -107,7 +108,9 @@ pub fn run(args: SamplerBenchArgs) -> Result<()> {
         bail!("--steps, --length and --together must be above 0, and --tokens above 1");
     }
     args.json.check()?;
-    let threads = rayon::ThreadPoolBuilder::new().num_threads(args.threads).build()?;
+    let threads = rayon::ThreadPoolBuilder::new()
+        .num_threads(args.threads)
+        .build()?;
     threads.install(|| measure(&args))
 }
 
@@ -126,7 +129,8 @@ fn measure(args: &SamplerBenchArgs) -> Result<()> {
         give_back();
     }
     let products = rates(&config(args), &[1, 4, 16, 64, 256, args.length])?;
-    let published = args.layers == 12 && args.hidden == 768 && args.heads == 12 && args.vocab == 50_258;
+    let published =
+        args.layers == 12 && args.hidden == 768 && args.heads == 12 && args.vocab == 50_258;
     if published && args.tokens == 128 {
         for row in &mut found {
             row.against = papers::against(
@@ -139,8 +143,7 @@ fn measure(args: &SamplerBenchArgs) -> Result<()> {
     }
     let sizes = json!({"layers": args.layers, "hidden": args.hidden, "heads": args.heads, "cond": args.cond,
             "vocab": args.vocab, "length": args.length, "nucleus_p": args.nucleus_p});
-    let report =
-        json!({"threads": rayon::current_num_threads(), "network": sizes, "samplers": found, "gflops": products});
+    let report = json!({"threads": rayon::current_num_threads(), "network": sizes, "samplers": found, "gflops": products});
     args.json.report(&report, || print(args, &found, &products))
 }
 
@@ -214,7 +217,12 @@ fn duo(args: &SamplerBenchArgs, network: &Network) -> Result<Figures> {
     figures(args, network, vec![sampler], args.length, None)
 }
 
-fn blocks(args: &SamplerBenchArgs, network: &Network, block: usize, sequences: usize) -> Result<Figures> {
+fn blocks(
+    args: &SamplerBenchArgs,
+    network: &Network,
+    block: usize,
+    sequences: usize,
+) -> Result<Figures> {
     let settings = BlockSettings {
         block_size: block,
         max_tokens: args.tokens - 1,
@@ -230,7 +238,13 @@ fn blocks(args: &SamplerBenchArgs, network: &Network, block: usize, sequences: u
         last_block: LastBlock::Whole,
     };
     let samplers = (0..sequences as u64)
-        .map(|seed| Ok(Sampler::Block(BlockSampler::new(settings.clone(), &[0], seed)?)))
+        .map(|seed| {
+            Ok(Sampler::Block(BlockSampler::new(
+                settings.clone(),
+                &[0],
+                seed,
+            )?))
+        })
         .collect::<Result<_>>()?;
     figures(args, network, samplers, args.tokens + block, Some(block))
 }
@@ -279,7 +293,9 @@ fn figures(
         logits_bytes: steps.get(1).map_or(0, |step| step.logits),
         peak_bytes: steps.get(1).and_then(|step| step.grown),
         against: None,
-        profile: args.profile.then(|| parts::Table::new(&profile, steps.len())),
+        profile: args
+            .profile
+            .then(|| parts::Table::new(&profile, steps.len())),
     })
 }
 

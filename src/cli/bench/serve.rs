@@ -92,12 +92,17 @@ pub struct ServeBenchArgs {
 
 pub fn run(args: ServeBenchArgs) -> Result<()> {
     args.check()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
     let own = match args.server {
         Some(_) => None,
         None => Some(Own::start(&args, &runtime)?),
     };
-    let address = own.as_ref().map(|own| own.address.clone()).or(args.server.clone());
+    let address = own
+        .as_ref()
+        .map(|own| own.address.clone())
+        .or(args.server.clone());
     let report = runtime.block_on(bench(&args, address.unwrap_or_default()))?;
     if let Some(own) = own {
         own.end(&runtime)?;
@@ -133,7 +138,10 @@ impl ServeBenchArgs {
         if !(1..=10_000).contains(&self.clients) {
             bail!("--clients: {} is not within 1 and 10000", self.clients);
         }
-        if let Some(factor) = self.overload.filter(|factor| !(0.1..=1000.0).contains(factor)) {
+        if let Some(factor) = self
+            .overload
+            .filter(|factor| !(0.1..=1000.0).contains(factor))
+        {
             bail!("--overload: {factor} is not within 0.1 and 1000");
         }
         if self.requests == Some(0) || self.deadline_ms == Some(0) {
@@ -147,7 +155,9 @@ impl ServeBenchArgs {
     fn arrivals(&self, variants: usize, noisy: Option<(usize, f64)>) -> Arrivals {
         match (self.rate, noisy) {
             (Some(rate), _) => Arrivals::Open { rate },
-            (None, None) => Arrivals::Closed { clients: self.clients },
+            (None, None) => Arrivals::Closed {
+                clients: self.clients,
+            },
             (None, Some((noisy, times))) => {
                 let mut clients = vec![self.clients; variants];
                 clients[noisy] = (self.clients as f64 * times) as usize;
@@ -176,7 +186,13 @@ impl Own {
         let until = async {
             let _ = ending.await; // also where the sender is dropped
         };
-        let served = server::serve(listener, Arc::new(catalog), engine, Limits::default(), until);
+        let served = server::serve(
+            listener,
+            Arc::new(catalog),
+            engine,
+            Limits::default(),
+            until,
+        );
         Ok(Own {
             address,
             shutdown,
@@ -198,7 +214,10 @@ async fn bench(args: &ServeBenchArgs, address: String) -> Result<Report> {
         None => None,
         Some(noisy) => match names.iter().position(|name| *name == noisy.name) {
             Some(index) => Some((index, noisy.times)),
-            None => bail!("--noisy: {:?} is not among the variants asked for", noisy.name),
+            None => bail!(
+                "--noisy: {:?} is not among the variants asked for",
+                noisy.name
+            ),
         },
     };
     let settings = Settings {
@@ -231,7 +250,9 @@ async fn bench(args: &ServeBenchArgs, address: String) -> Result<Report> {
             ended,
         };
         let shown = tokio::spawn(show(watching));
-        let driven = driver.run(Load::new(settings.clone()), arrivals, until).await;
+        let driven = driver
+            .run(Load::new(settings.clone()), arrivals, until)
+            .await;
         shown.await?;
         anyhow::Ok(Report::new(&driven, &names, warm_up, Vec::new()))
     };
@@ -268,10 +289,19 @@ async fn bench(args: &ServeBenchArgs, address: String) -> Result<Report> {
         report.probe = Some(probing.await?);
     }
     report.overload = overload;
-    report.resident = args.server.is_none().then(|| process_bytes("VmHWM")).transpose()?;
-    let status = AdminClient::new(channel).get_status(pb::GetStatusRequest {}).await;
+    report.resident = args
+        .server
+        .is_none()
+        .then(|| process_bytes("VmHWM"))
+        .transpose()?;
+    let status = AdminClient::new(channel)
+        .get_status(pb::GetStatusRequest {})
+        .await;
     let parts = status.map_or(Vec::new(), |status| status.into_inner().memory);
-    report.memory = parts.into_iter().map(|part| (part.part, part.bytes)).collect();
+    report.memory = parts
+        .into_iter()
+        .map(|part| (part.part, part.bytes))
+        .collect();
     Ok(report)
 }
 
@@ -311,8 +341,13 @@ async fn names(args: &ServeBenchArgs, channel: Channel) -> Result<Vec<String>> {
 
 /// Requests that have ended, on stderr in a terminal, until the load is over.
 async fn show(mut ended: watch::Receiver<u64>) {
-    let bar = std::io::stderr().is_terminal().then(ProgressBar::new_spinner);
-    if let (Some(bar), Ok(style)) = (&bar, ProgressStyle::with_template("{elapsed} {pos} requests {per_sec}")) {
+    let bar = std::io::stderr()
+        .is_terminal()
+        .then(ProgressBar::new_spinner);
+    if let (Some(bar), Ok(style)) = (
+        &bar,
+        ProgressStyle::with_template("{elapsed} {pos} requests {per_sec}"),
+    ) {
         bar.set_style(style);
     }
     while ended.changed().await.is_ok() {

@@ -50,7 +50,11 @@ pub fn run(args: StepArgs) -> Result<()> {
     };
     let regime = shared.config().regime();
     let mut banks: BTreeMap<String, Vec<VariantId>> = BTreeMap::new();
-    for variant in catalog.list().into_iter().filter(|variant| variant.regime == regime) {
+    for variant in catalog
+        .list()
+        .into_iter()
+        .filter(|variant| variant.regime == regime)
+    {
         if let Some(bank) = variant.banks.first() {
             let id = generation.variants[&variant.name].id;
             banks.entry(bank.clone()).or_default().push(id);
@@ -59,7 +63,9 @@ pub fn run(args: StepArgs) -> Result<()> {
     let Some((bank, members)) = banks.iter().max_by_key(|(_, members)| members.len()) else {
         bail!("the store holds no variant to measure");
     };
-    let singles = |ids: &mut dyn Iterator<Item = &VariantId>| ids.map(|id| Mix::single(*id)).collect::<Vec<_>>();
+    let singles = |ids: &mut dyn Iterator<Item = &VariantId>| {
+        ids.map(|id| Mix::single(*id)).collect::<Vec<_>>()
+    };
     let one = singles(&mut members[..1].iter());
     let all = singles(&mut banks.values().flatten());
     let alone = shared
@@ -82,7 +88,9 @@ pub fn run(args: StepArgs) -> Result<()> {
             mixes: all,
         },
     ];
-    let threads = rayon::ThreadPoolBuilder::new().num_threads(args.threads).build()?;
+    let threads = rayon::ThreadPoolBuilder::new()
+        .num_threads(args.threads)
+        .build()?;
     let measure = |scenario| measure(&args, scenario, block);
     let found = threads.install(|| scenarios.iter().map(measure).collect::<Result<Vec<_>>>())?;
     args.json.report(&found, || {
@@ -135,7 +143,13 @@ fn measure(args: &StepArgs, scenario: &Scenario, block: usize) -> Result<Figures
         .collect::<Result<Vec<_>>>()?;
     let mut warm = sequences.clone();
     let (network, length) = (&*scenario.instance, 1 + args.tokens + block);
-    steps::run(network, &mut warm, length, Watch::Time, &mut Profile::default())?;
+    steps::run(
+        network,
+        &mut warm,
+        length,
+        Watch::Time,
+        &mut Profile::default(),
+    )?;
     let mut profile = Profile::default();
     let steps = steps::run(network, &mut sequences, length, Watch::Time, &mut profile)?;
     let time = |step: &Step| step.network + step.sampling;

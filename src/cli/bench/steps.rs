@@ -96,13 +96,19 @@ fn segment(sequence: &mut Sequence, slot: u32, pages: usize) -> Segment {
         clean: evaluation.clean,
         rows: evaluation.rows,
         draws: Vec::new(),
-        pages: (first_page..first_page + pages as u32).map(PageId).collect(),
+        pages: (first_page..first_page + pages as u32)
+            .map(PageId)
+            .collect(),
         pages_start: 0,
     }
 }
 
 /// Gives every sequence its rows, and keeps those that go on.
-fn accept<'a>(running: Vec<(u32, &'a mut Sequence)>, batch: &Batch, logits: &Logits) -> Vec<(u32, &'a mut Sequence)> {
+fn accept<'a>(
+    running: Vec<(u32, &'a mut Sequence)>,
+    batch: &Batch,
+    logits: &Logits,
+) -> Vec<(u32, &'a mut Sequence)> {
     let mut first = 0;
     let rows: Vec<_> = (batch.segments.iter())
         .map(|segment| {

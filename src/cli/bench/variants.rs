@@ -55,7 +55,9 @@ pub fn run(args: VariantsBenchArgs) -> Result<()> {
         bail!("--counts must ascend from 2 or more");
     }
     if args.store.base().is_some() || args.store.data_dir().is_some() {
-        bail!("the stores are made of the model compiled in, in directories of their own: no --base, no --data-dir");
+        bail!(
+            "the stores are made of the model compiled in, in directories of their own: no --base, no --data-dir"
+        );
     }
     args.json.check()?;
     picture::check(args.plot.as_deref())?;
@@ -83,7 +85,11 @@ fn make(args: &VariantsBenchArgs, dir: &Path) -> Result<(Vec<Shipped>, Vec<Made>
     let (catalog, generation) = open_in(&args.store, &growing)?;
     let sources = shipped_like(&generation)?;
     drop(generation);
-    for info in catalog.list().iter().filter(|info| info.name != sources[0].name) {
+    for info in catalog
+        .list()
+        .iter()
+        .filter(|info| info.name != sources[0].name)
+    {
         catalog.remove(&info.name, RemoveRequest::default())?;
     }
     let mut stores = Vec::new();
@@ -105,7 +111,11 @@ fn make(args: &VariantsBenchArgs, dir: &Path) -> Result<(Vec<Shipped>, Vec<Made>
 fn shipped_like(generation: &Generation) -> Result<Vec<Shipped>> {
     let config = generation.denoiser.config();
     let mut alike = base::shipped()?;
-    alike.retain(|shipped| shipped.regime(config).is_ok_and(|regime| regime == config.regime()));
+    alike.retain(|shipped| {
+        shipped
+            .regime(config)
+            .is_ok_and(|regime| regime == config.regime())
+    });
     if alike.is_empty() {
         bail!("no variant like the base is compiled in");
     }
@@ -139,9 +149,16 @@ fn additions(args: &VariantsBenchArgs, sources: &[Shipped], stores: &[Made]) -> 
         for (store, (catalog, times, _)) in stores.iter().zip(&mut grown) {
             let mut begun: Vec<(Stage, Instant)> = Vec::new();
             let request = synthetic(sources, store.variants + round);
-            catalog.add(request, |progress| begun.push((progress.stage, Instant::now())))?;
-            let ended = begun.iter().skip(1).map(|(_, begun)| *begun).chain([Instant::now()]);
-            let taken = (begun.iter().zip(ended)).map(|((stage, begun), end)| (*stage, (end - *begun).as_secs_f64()));
+            catalog.add(request, |progress| {
+                begun.push((progress.stage, Instant::now()))
+            })?;
+            let ended = begun
+                .iter()
+                .skip(1)
+                .map(|(_, begun)| *begun)
+                .chain([Instant::now()]);
+            let taken = (begun.iter().zip(ended))
+                .map(|((stage, begun), end)| (*stage, (end - *begun).as_secs_f64()));
             times.push(Vec::from_iter(taken));
         }
     }
@@ -158,7 +175,10 @@ fn additions(args: &VariantsBenchArgs, sources: &[Shipped], stores: &[Made]) -> 
             let stage = format!("{stage:?}").to_lowercase();
             stages.entry(stage).or_default().push(*seconds);
         }
-        let stages: BTreeMap<_, _> = stages.into_iter().map(|(stage, some)| (stage, median(some))).collect();
+        let stages: BTreeMap<_, _> = stages
+            .into_iter()
+            .map(|(stage, some)| (stage, median(some)))
+            .collect();
         report.push(json!({"variants": store.variants, "seconds": median(all), "stages": stages}));
     }
     Ok(report)
@@ -199,7 +219,8 @@ fn size(args: &VariantsBenchArgs, store: &Made) -> Result<Value> {
             String::from_utf8_lossy(&memory.stderr)
         );
     }
-    let memory: Value = serde_json::from_slice(&memory.stdout).context("what the measuring process says")?;
+    let memory: Value =
+        serde_json::from_slice(&memory.stdout).context("what the measuring process says")?;
     let mut parts: BTreeMap<&str, u64> = BTreeMap::new();
     for (part, bytes) in memory["parts"].as_object().into_iter().flatten() {
         let kind = match part.split_once('-') {
@@ -227,7 +248,10 @@ fn load(args: &VariantsBenchArgs, stores: &[Made]) -> Result<Vec<Value>> {
         let mut banks: BTreeMap<(usize, String), Vec<String>> = BTreeMap::new();
         for variant in catalog.list() {
             let bank = variant.banks.into_iter().next().unwrap_or_default();
-            banks.entry((bank.len(), bank)).or_default().push(variant.name);
+            banks
+                .entry((bank.len(), bank))
+                .or_default()
+                .push(variant.name);
         }
         let banks: Vec<_> = banks.into_values().collect();
         let scenario = |what: String, of: &str, variants: Vec<String>| {
@@ -238,7 +262,8 @@ fn load(args: &VariantsBenchArgs, stores: &[Made]) -> Result<Vec<Value>> {
         };
         if scenarios.is_empty() {
             let single = Mix::single(generation.variants[&banks[0][0]].id);
-            scenarios.push(scenario("one variant, materialised".into(), "", vec![]).alone(&single)?);
+            scenarios
+                .push(scenario("one variant, materialised".into(), "", vec![]).alone(&single)?);
         }
         for count in 1..=banks[0].len() {
             let what = format!("{count} of one bank");
@@ -317,7 +342,9 @@ mod tests {
             (&["bench", "--data-dir", "store"], "--data-dir"),
             (&["bench", "--seconds", "0"], "--seconds"),
         ] {
-            let refused = run(Line::parse_from(line).args).expect_err(named).to_string();
+            let refused = run(Line::parse_from(line).args)
+                .expect_err(named)
+                .to_string();
             assert!(refused.contains(named), "{refused}");
         }
     }

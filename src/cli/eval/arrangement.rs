@@ -39,8 +39,17 @@ pub struct Arrangement {
 }
 
 impl Arrangement {
-    pub fn new(subjects: &Subjects, scheme: Scheme, capacity: Capacity, forms: Forms) -> Result<Self> {
-        let seeds: Vec<u64> = subjects.variants.iter().map(|variant| variant.seed).collect();
+    pub fn new(
+        subjects: &Subjects,
+        scheme: Scheme,
+        capacity: Capacity,
+        forms: Forms,
+    ) -> Result<Self> {
+        let seeds: Vec<u64> = subjects
+            .variants
+            .iter()
+            .map(|variant| variant.seed)
+            .collect();
         let mut arrangement = Self {
             scheme,
             banks: BTreeMap::new(),
@@ -53,8 +62,13 @@ impl Arrangement {
         {
             let (places, count) = place(&seeds, capacity);
             for index in 0..count {
-                let matrices = subjects.base.0.iter().filter(|(name, _)| kind_of(name) == kind);
-                let shapes = matrices.filter_map(|(name, tensor)| Some((name.clone(), tensor.matrix()?)));
+                let matrices = subjects
+                    .base
+                    .0
+                    .iter()
+                    .filter(|(name, _)| kind_of(name) == kind);
+                let shapes =
+                    matrices.filter_map(|(name, tensor)| Some((name.clone(), tensor.matrix()?)));
                 let mut bank = Bank::new(capacity, scheme, shapes);
                 let members = subjects.variants.iter().zip(&places);
                 for (variant, _) in members.filter(|(_, place)| **place == index) {
@@ -62,7 +76,11 @@ impl Arrangement {
                 }
                 for (name, fixed) in &bank.tensors {
                     let served = Served::new(&fixed.dense(), fixed.rows, fixed.cols, form)?;
-                    arrangement.banks.entry(name.clone()).or_default().push(served);
+                    arrangement
+                        .banks
+                        .entry(name.clone())
+                        .or_default()
+                        .push(served);
                 }
             }
             arrangement.places[kind] = places;
@@ -80,7 +98,13 @@ impl Arrangement {
     }
 
     /// The delta of one tensor of variant `index`, as it is read back with the scale c; vectors as they are.
-    pub fn retrieve(&self, index: usize, variant: &Subject, name: &str, scale: f32) -> Option<Vec<f32>> {
+    pub fn retrieve(
+        &self,
+        index: usize,
+        variant: &Subject,
+        name: &str,
+        scale: f32,
+    ) -> Option<Vec<f32>> {
         let private = &self.private[index];
         let Some(banks) = self.banks.get(name) else {
             return private.vectors.get(name).cloned();

@@ -44,7 +44,12 @@ impl Service {
 }
 
 /// Weights as a base without variants.
-pub fn lone(place: &Place, config: &DitConfig, weights: &Tensors, tokenizer: Arc<Tokenizer>) -> Result<EngineHandle> {
+pub fn lone(
+    place: &Place,
+    config: &DitConfig,
+    weights: &Tensors,
+    tokenizer: Arc<Tokenizer>,
+) -> Result<EngineHandle> {
     let base = place::Base::new(place, config.clone(), weights)?;
     start(Generation {
         number: 0,

@@ -77,7 +77,11 @@ pub fn evaluate(subjects: &Subjects, plan: &Plan, tick: &mut dyn FnMut(&str)) ->
             fine_tuned: reached(subjects, variant, &tuned)?,
         });
     }
-    let references: Vec<_> = report.variants.iter().map(|r| (r.base, r.fine_tuned)).collect();
+    let references: Vec<_> = report
+        .variants
+        .iter()
+        .map(|r| (r.base, r.fine_tuned))
+        .collect();
     let mut tuning = None;
     for &trial in &plan.trials {
         report
@@ -157,7 +161,11 @@ fn outcome(
 }
 
 /// Every variant with one bit a weight, and the bits that take.
-fn bitdelta(subjects: &Subjects, what: &str, tick: &mut dyn FnMut(&str)) -> Result<(Vec<Reached>, f64)> {
+fn bitdelta(
+    subjects: &Subjects,
+    what: &str,
+    tick: &mut dyn FnMut(&str),
+) -> Result<(Vec<Reached>, f64)> {
     let mut bytes = 0;
     let mut kept = Vec::new();
     for variant in &subjects.variants {
@@ -171,11 +179,17 @@ fn bitdelta(subjects: &Subjects, what: &str, tick: &mut dyn FnMut(&str)) -> Resu
             .map(|m| size_of_val(&m.negative[..]) + size_of_val(&m.mean))
             .sum::<usize>();
         let vectors = variant.delta.vectors.values();
-        bytes += vectors.map(|vector| size_of_val(&vector.data[..])).sum::<usize>();
+        bytes += vectors
+            .map(|vector| size_of_val(&vector.data[..]))
+            .sum::<usize>();
         kept.push(bits);
     }
     let found = all(subjects, what, tick, |index, variant| {
-        let delta = |tensor: &str| kept[index].dense(tensor).or_else(|| variant.delta.dense(tensor));
+        let delta = |tensor: &str| {
+            kept[index]
+                .dense(tensor)
+                .or_else(|| variant.delta.dense(tensor))
+        };
         Ok(subjects.weights(delta))
     })?;
     let bits = share::bits(bytes, subjects.parameters().0, subjects.variants.len());

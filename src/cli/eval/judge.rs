@@ -23,9 +23,9 @@ const HALF: f64 = 0.5;
 type Gram = u128;
 
 fn gram(pieces: &[u32]) -> Gram {
-    pieces
-        .iter()
-        .fold(0, |gram, &piece| gram << BITS | Gram::from(piece & ((1 << BITS) - 1)))
+    pieces.iter().fold(0, |gram, &piece| {
+        gram << BITS | Gram::from(piece & ((1 << BITS) - 1))
+    })
 }
 
 /// A gram without all but its last `length` pieces.
@@ -55,7 +55,11 @@ impl Order {
             }
         }
         let [_, once, twice] = of_count.map(f64::from);
-        let discount = if once > 0.0 { once / (once + 2.0 * twice) } else { HALF };
+        let discount = if once > 0.0 {
+            once / (once + 2.0 * twice)
+        } else {
+            HALF
+        };
         Self {
             discount,
             counts,
@@ -140,7 +144,8 @@ impl Judge {
                 .copied()
                 .unwrap_or(0);
             let kept = (f64::from(count) - order.discount).max(0.0);
-            probability = (kept + order.discount * f64::from(different) * probability) / total as f64;
+            probability =
+                (kept + order.discount * f64::from(different) * probability) / total as f64;
         }
         probability
     }
@@ -181,11 +186,15 @@ mod tests {
         assert!(close(judge.probability(&[], 1), one(2.0)));
         assert!(close(judge.probability(&[], 0), 0.09375));
         // After 2: 1 and 3, once each, and nothing else.
-        let after_two = |count: f64, shorter: f64| (count - 0.5f64).max(0.0) / 2.0 + 0.5 * 2.0 / 2.0 * shorter;
+        let after_two =
+            |count: f64, shorter: f64| (count - 0.5f64).max(0.0) / 2.0 + 0.5 * 2.0 / 2.0 * shorter;
         assert!(close(judge.probability(&[2], 3), after_two(1.0, one(1.0))));
         assert!(close(judge.probability(&[2], 2), after_two(0.0, one(1.0))));
         // Trigrams 121 {beginning}, 212 {1}, 123 {2}: all once, D = 1, and a history of two says nothing.
-        assert!(close(judge.probability(&[1, 2], 3), judge.probability(&[2], 3)));
+        assert!(close(
+            judge.probability(&[1, 2], 3),
+            judge.probability(&[2], 3)
+        ));
         // A piece that never had anything after it.
         assert!(close(judge.probability(&[3], 1), judge.probability(&[], 1)));
         assert_eq!(judge.trained_on(), 5);
@@ -225,7 +234,8 @@ mod tests {
         for last in (1..shuffled.len()).rev() {
             shuffled.swap(last, stream.below(last + 1));
         }
-        let [own, shuffled] = [own, shuffled].map(|text| judge.verdict([&text[..]]).cross_entropy());
+        let [own, shuffled] =
+            [own, shuffled].map(|text| judge.verdict([&text[..]]).cross_entropy());
         // ln 30 / 3 = 1.13 nats a piece are in the words; nothing learns more than that.
         assert!(own > 1.1 && own < 1.4, "{own}");
         assert!(shuffled > own + 1.0, "{shuffled} against {own}");

@@ -7,7 +7,12 @@ use crate::cli::picture::{Chart, Point, Scale, Series};
 /// What is left of the gain against bits. A share below 0 (worse than the base) is drawn on the lower edge.
 pub fn chart(report: &Report) -> Chart {
     let series = series(report);
-    let shares = || series.iter().flat_map(|series| &series.points).map(|point| point.y);
+    let shares = || {
+        series
+            .iter()
+            .flat_map(|series| &series.points)
+            .map(|point| point.y)
+    };
     let low = shares().fold(0.9, f64::min).max(0.0);
     let mut scale = Scale::around(low, shares().fold(1.0, f64::max));
     scale.low = scale.low.max(0.0);
@@ -25,7 +30,9 @@ pub fn chart(report: &Report) -> Chart {
 pub fn series(report: &Report) -> Vec<Series> {
     let mut all: Vec<Series> = Vec::new();
     for outcome in &report.outcomes {
-        let Some(share) = outcome.summary.mean else { continue };
+        let Some(share) = outcome.summary.mean else {
+            continue;
+        };
         let trial = &outcome.trial;
         let name = match trial.scheme {
             Kept::Choir => format!("choir, {}", trial.forms),

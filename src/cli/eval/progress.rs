@@ -8,7 +8,9 @@ pub struct Progress(Option<ProgressBar>);
 impl Progress {
     /// `steps` measurements are to come.
     pub fn new(steps: usize) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| ProgressBar::new(steps as u64));
+        let bar = std::io::stderr()
+            .is_terminal()
+            .then(|| ProgressBar::new(steps as u64));
         if let (Some(bar), Ok(style)) = (
             &bar,
             ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} (left: {eta}) {msg}"),

@@ -132,7 +132,9 @@ pub fn measure(
     let generation = service.engine.generation();
     let tokenizer = &generation.tokenizer;
     let wanted = Wanted {
-        first: tokenizer.end_of_text().context("the tokenizer has no end of text")?,
+        first: tokenizer
+            .end_of_text()
+            .context("the tokenizer has no end of text")?,
         ..wanted
     };
     let mut benches: Vec<Bench> = Vec::new();
@@ -151,14 +153,23 @@ pub fn measure(
     if !documents.is_empty() && benches.iter().all(|bench| !bench.held_in) {
         bail!("--judge-text: no file has the name of a held-out text that is judged");
     }
-    let mut texts: Vec<OfText> = benches.iter().map(|bench| held_out(bench, args.seed)).collect();
+    let mut texts: Vec<OfText> = benches
+        .iter()
+        .map(|bench| held_out(bench, args.seed))
+        .collect();
     let total = variants
         .iter()
         .map(|variant| 2 * ways(&variant.config, &settings).len());
     let progress = Progress::new(total.sum());
     for variant in variants {
-        let own = |bench: &Bench| variant.text.as_ref().is_some_and(|text| text.name == bench.text);
-        let Some((bench, of_text)) = benches.iter().zip(&mut texts).find(|(bench, _)| own(bench)) else {
+        let own = |bench: &Bench| {
+            variant
+                .text
+                .as_ref()
+                .is_some_and(|text| text.name == bench.text)
+        };
+        let Some((bench, of_text)) = benches.iter().zip(&mut texts).find(|(bench, _)| own(bench))
+        else {
             continue;
         };
         let tuned = subjects.weights(|tensor| variant.delta.dense(tensor));
@@ -170,9 +181,14 @@ pub fn measure(
             source(Kept::Retrieved, &service.engine, mix),
         ];
         let mut tick = |what: &str| progress.step(what);
-        of_text
-            .rows
-            .extend(rows(variant, &sources, &bench.judge, &settings, &wanted, &mut tick)?);
+        of_text.rows.extend(rows(
+            variant,
+            &sources,
+            &bench.judge,
+            &settings,
+            &wanted,
+            &mut tick,
+        )?);
     }
     progress.close();
     Ok(Report {
@@ -222,7 +238,10 @@ fn rows(
 
 impl SamplersArgs {
     fn check(&self, length: usize) -> Result<(Wanted, Settings)> {
-        let limits = [("--samples", self.samples, 1 << 20), ("--length", length, 1 << 20)];
+        let limits = [
+            ("--samples", self.samples, 1 << 20),
+            ("--length", length, 1 << 20),
+        ];
         let steps = self
             .steps
             .iter()
@@ -250,7 +269,12 @@ impl SamplersArgs {
 
 /// Those named; without names, the uniform ones and the absorbing ones of their texts, or all styles where none is uniform.
 fn chosen<'a>(subjects: &'a Subjects, names: &[String]) -> Result<Vec<&'a Subject>> {
-    let styles = || subjects.variants.iter().filter(|variant| variant.text.is_some());
+    let styles = || {
+        subjects
+            .variants
+            .iter()
+            .filter(|variant| variant.text.is_some())
+    };
     if let Some(other) = subjects
         .variants
         .iter()

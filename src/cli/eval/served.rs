@@ -42,14 +42,19 @@ pub fn measure(
     let service = Service::open(place, form, head)?;
     let generation = service.engine.generation();
     let tokenizer = &generation.tokenizer;
-    let for_variants = |part: &&MemoryPart| part.part.starts_with("bank ") || part.part.starts_with("private");
+    let for_variants =
+        |part: &&MemoryPart| part.part.starts_with("bank ") || part.part.starts_with("private");
     let bytes: u64 = generation
         .memory
         .iter()
         .filter(for_variants)
         .map(|part| part.bytes)
         .sum();
-    let bits = bits(bytes as usize, subjects.parameters().0, generation.variants.len());
+    let bits = bits(
+        bytes as usize,
+        subjects.parameters().0,
+        generation.variants.len(),
+    );
     let (base_form, exact) = match place {
         Place::Host(form) => (form.to_string(), Place::Host(Form::F32)),
         Place::Device(device) => (format!("{:?}", device.dtype).to_lowercase(), place.clone()),
@@ -59,9 +64,13 @@ pub fn measure(
         tick(&format!("as served: {}", variant.name));
         let mix = vec![(variant.name.clone(), 1.0)];
         let sampling = generation.defaults(&mix);
-        let reached = |engine: &EngineHandle, mix| reached(engine, mix, &sampling, &variant.test, samples);
+        let reached =
+            |engine: &EngineHandle, mix| reached(engine, mix, &sampling, &variant.test, samples);
         let alone = |place: &Place, weights: &Tensors| {
-            reached(&lone(place, &variant.config, weights, tokenizer.clone())?, Vec::new())
+            reached(
+                &lone(place, &variant.config, weights, tokenizer.clone())?,
+                Vec::new(),
+            )
         };
         let base = subjects.weights(|_| None);
         let tuned = subjects.weights(|tensor| variant.delta.dense(tensor));
@@ -91,7 +100,9 @@ fn reached(
     test: &Validation,
     samples: usize,
 ) -> Result<Reached> {
-    let texts: Vec<(Vec<u32>, usize)> = (0..test.contexts.count).map(|c| text(&test.contexts, c)).collect();
+    let texts: Vec<(Vec<u32>, usize)> = (0..test.contexts.count)
+        .map(|c| text(&test.contexts, c))
+        .collect();
     let exact = match test.exact {
         true => Some(exact(engine, &mix, sampling, &texts)?),
         false => None,
@@ -107,12 +118,21 @@ fn text(contexts: &Contexts, index: usize) -> (Vec<u32>, usize) {
     let one = contexts.slice(index..index + 1);
     let scored = |weight: &f32| *weight > 0.0;
     let given = one.importance.iter().position(scored).unwrap_or(0);
-    let end = one.importance.iter().rposition(scored).map_or(0, |last| last + 1);
+    let end = one
+        .importance
+        .iter()
+        .rposition(scored)
+        .map_or(0, |last| last + 1);
     (one.tokens[..end].to_vec(), given)
 }
 
 /// Nats per scored token over all texts; a text's noise depends on its number only.
-fn nats(engine: &EngineHandle, mix: &[(String, f32)], texts: &[(Vec<u32>, usize)], samples: usize) -> Result<f64> {
+fn nats(
+    engine: &EngineHandle,
+    mix: &[(String, f32)],
+    texts: &[(Vec<u32>, usize)],
+    samples: usize,
+) -> Result<f64> {
     let (mut sum, mut tokens) = (0.0, 0);
     for (first, part) in (0..).step_by(IN_FLIGHT).zip(texts.chunks(IN_FLIGHT)) {
         let ask = |(index, (tokens, given)): (u64, &(Vec<u32>, usize))| {
@@ -126,7 +146,10 @@ fn nats(engine: &EngineHandle, mix: &[(String, f32)], texts: &[(Vec<u32>, usize)
                 client: None,
             })
         };
-        let replies = (first..).zip(part).map(ask).collect::<Result<Vec<_>, _>>()?;
+        let replies = (first..)
+            .zip(part)
+            .map(ask)
+            .collect::<Result<Vec<_>, _>>()?;
         for reply in replies {
             let score = reply.blocking_recv().context("the engine has stopped")??;
             sum += score.nats_per_token * score.tokens as f64;
@@ -149,7 +172,11 @@ fn exact(
             engine.submit(Request {
                 mix: mix.to_vec(),
                 seed: Some(0),
-                ..Request::new(tokens[..*given].to_vec(), tokens.len() - given, sampling.clone())
+                ..Request::new(
+                    tokens[..*given].to_vec(),
+                    tokens.len() - given,
+                    sampling.clone(),
+                )
             })
         };
         let streams = part.iter().map(ask).collect::<Result<Vec<_>, _>>()?;

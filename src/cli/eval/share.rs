@@ -44,7 +44,13 @@ impl Summary {
     pub fn new(references: &[(Reached, Reached)], reached: Vec<Reached>) -> Self {
         let each = || references.iter().zip(&reached);
         let shares: Vec<Option<f64>> = each()
-            .map(|((base, tuned), got)| recovered(base.nats_per_token, tuned.nats_per_token, got.nats_per_token))
+            .map(|((base, tuned), got)| {
+                recovered(
+                    base.nats_per_token,
+                    tuned.nats_per_token,
+                    got.nats_per_token,
+                )
+            })
             .collect();
         let kept = each().filter_map(|((_, tuned), got)| match (tuned.exact, got.exact) {
             (Some(of), Some(got)) if of > 0 => Some(got as f64 / of as f64),
@@ -63,6 +69,8 @@ impl Summary {
 
 /// The mean; `None` of nothing.
 pub fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
-    let (count, sum) = values.fold((0usize, 0.0), |(count, sum), value| (count + 1, sum + value));
+    let (count, sum) = values.fold((0usize, 0.0), |(count, sum), value| {
+        (count + 1, sum + value)
+    });
     (count > 0).then(|| sum / count as f64)
 }

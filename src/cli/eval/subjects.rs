@@ -51,11 +51,18 @@ pub struct Subjects {
 /// Picks what is named, all where nothing is.
 fn chosen(names: &[String]) -> Result<Vec<Shipped>> {
     let shipped = base::shipped()?;
-    if let Some(unknown) = names.iter().find(|name| !shipped.iter().any(|s| s.name == **name)) {
+    if let Some(unknown) = names
+        .iter()
+        .find(|name| !shipped.iter().any(|s| s.name == **name))
+    {
         let known: Vec<&str> = shipped.iter().map(|variant| variant.name).collect();
-        bail!("no variant {unknown:?} is compiled in; there are {}", known.join(", "));
+        bail!(
+            "no variant {unknown:?} is compiled in; there are {}",
+            known.join(", ")
+        );
     }
-    let wanted = |variant: &Shipped| names.is_empty() || names.iter().any(|name| name == variant.name);
+    let wanted =
+        |variant: &Shipped| names.is_empty() || names.iter().any(|name| name == variant.name);
     let mut variants: Vec<Shipped> = shipped.into_iter().filter(wanted).collect();
     variants.sort_by_key(|variant| variant.name);
     Ok(variants)
@@ -70,27 +77,40 @@ impl Subjects {
         let pieces = tokenizer::from_json(&source.tokenizer_json()?)?;
         let subject = |shipped: Shipped| -> Result<Subject> {
             let config = config.tuned(shipped.regime(&config)?);
-            let Shipped { name, about, packed } = shipped;
-            let delta = Delta::read(&base, packed).with_context(|| format!("the delta of {name}"))?;
+            let Shipped {
+                name,
+                about,
+                packed,
+            } = shipped;
+            let delta =
+                Delta::read(&base, packed).with_context(|| format!("the delta of {name}"))?;
             let objective = objective(&config)?;
             let text = match &about.held_out {
                 Some(file) => Some(HeldOut {
-                    text: base::held_out(file).with_context(|| format!("{name}: no held-out text {file:?}"))?,
+                    text: base::held_out(file)
+                        .with_context(|| format!("{name}: no held-out text {file:?}"))?,
                     name: file.clone(),
                 }),
                 None => None,
             };
             let (contexts, bytes) = match (&about.skill, &text) {
                 (Some(skill), _) => {
-                    let skill = skill.parse().map_err(|error: String| anyhow!("{name}: {error}"))?;
+                    let skill = skill
+                        .parse()
+                        .map_err(|error: String| anyhow!("{name}: {error}"))?;
                     let source = SkillSource::new(skill, pieces.clone())?;
-                    (source.held_out(effort.prompts, objective.unit(config.model_length))?, 0)
+                    (
+                        source.held_out(effort.prompts, objective.unit(config.model_length))?,
+                        0,
+                    )
                 }
                 (None, Some(held_out)) => {
                     let (length, block) = (config.model_length, objective.unit(16));
                     held_out_contexts(&[held_out.text], &pieces, length, block, effort.contexts)?
                 }
-                (None, None) => bail!("{name} has neither a held-out text nor a skill to be measured on"),
+                (None, None) => {
+                    bail!("{name} has neither a held-out text nor a skill to be measured on")
+                }
             };
             Ok(Subject {
                 name: name.to_owned(),
@@ -108,7 +128,11 @@ impl Subjects {
             })
         };
         let variants = shipped.into_iter().map(subject).collect::<Result<_>>()?;
-        Ok(Self { config, base, variants })
+        Ok(Self {
+            config,
+            base,
+            variants,
+        })
     }
 
     /// Parameters in superposed tensors, and in all.

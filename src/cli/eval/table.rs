@@ -22,15 +22,28 @@ impl Display for Tables<'_> {
             f,
             "{count} variants of a base of {parameters} parameters, {superposed} of them superposed"
         )?;
-        let (skills, styles): (Vec<_>, Vec<_>) = (0..count).partition(|&index| variants[index].prompts.is_some());
+        let (skills, styles): (Vec<_>, Vec<_>) =
+            (0..count).partition(|&index| variants[index].prompts.is_some());
         if let Some(first) = outcomes.first() {
             self.section(f, "style", &styles, first)?;
             self.section(f, "skill", &skills, first)?;
         }
-        let header = ["scheme", "capacity", "form", "bits", "share (worst)", "exact kept"];
+        let header = [
+            "scheme",
+            "capacity",
+            "form",
+            "bits",
+            "share (worst)",
+            "exact kept",
+        ];
         let [scheme, capacity, form, bits, share, exact] = header;
-        writeln!(f, "\n{scheme:27}{capacity:>9}{form:>10}{bits:>8}{share:>18}{exact:>12}")?;
-        outcomes.iter().try_for_each(|outcome| summary_line(f, outcome))?;
+        writeln!(
+            f,
+            "\n{scheme:27}{capacity:>9}{form:>10}{bits:>8}{share:>18}{exact:>12}"
+        )?;
+        outcomes
+            .iter()
+            .try_for_each(|outcome| summary_line(f, outcome))?;
         self.spared(f)?;
         self.served(f)?;
         if outcomes.iter().any(|outcome| outcome.scale != 1.0) {
@@ -46,7 +59,13 @@ impl Display for Tables<'_> {
 
 impl Tables<'_> {
     /// One line for each variant of a kind, read back as `kept` keeps it.
-    fn section(&self, f: &mut Formatter, kind: &str, members: &[usize], kept: &Outcome) -> fmt::Result {
+    fn section(
+        &self,
+        f: &mut Formatter,
+        kind: &str,
+        members: &[usize],
+        kept: &Outcome,
+    ) -> fmt::Result {
         if members.is_empty() {
             return Ok(());
         }
@@ -80,7 +99,12 @@ impl Tables<'_> {
     }
 
     fn spared(&self, f: &mut Formatter) -> fmt::Result {
-        let Some(first) = self.0.outcomes.first().filter(|_| !self.0.tensors.is_empty()) else {
+        let Some(first) = self
+            .0
+            .outcomes
+            .first()
+            .filter(|_| !self.0.tensors.is_empty())
+        else {
             return Ok(());
         };
         writeln!(
@@ -91,7 +115,11 @@ impl Tables<'_> {
         writeln!(f, "{:22}{:>20}{:>16}", "nothing", 0, shares(&first.summary))?;
         for spared in &self.0.tensors {
             let (name, parameters) = (spared.exact.name(), spared.parameters);
-            writeln!(f, "{name:22}{parameters:>20}{:>16}", shares(&spared.summary))?;
+            writeln!(
+                f,
+                "{name:22}{parameters:>20}{:>16}",
+                shares(&spared.summary)
+            )?;
         }
         Ok(())
     }
@@ -109,7 +137,12 @@ impl Tables<'_> {
         )?;
         let mean = |nats: &mut dyn Iterator<Item = f64>| number(share::mean(nats));
         let own = mean(&mut served.bases.iter().copied());
-        let exact = mean(&mut served.references.iter().map(|(base, _)| base.nats_per_token));
+        let exact = mean(
+            &mut served
+                .references
+                .iter()
+                .map(|(base, _)| base.nats_per_token),
+        );
         writeln!(
             f,
             "  (the base is in {}: by itself {own} nats/token on average, where the references' has {exact})",
@@ -125,11 +158,17 @@ fn summary_line(f: &mut Formatter, outcome: &Outcome) -> fmt::Result {
     }
     let (capacity, form) = match outcome.trial.scheme {
         Kept::Compared(Comparison::Bitdelta) => ("-".to_owned(), "1 bit".to_owned()),
-        _ => (outcome.trial.capacity.to_string(), outcome.trial.forms.to_string()),
+        _ => (
+            outcome.trial.capacity.to_string(),
+            outcome.trial.forms.to_string(),
+        ),
     };
     let (bits, share) = (outcome.bits, shares(&outcome.summary));
     let kept = percent(outcome.summary.kept_exact);
-    writeln!(f, "{name:27}{capacity:>9}{form:>10}{bits:8.2}{share:>18}{kept:>12}")
+    writeln!(
+        f,
+        "{name:27}{capacity:>9}{form:>10}{bits:8.2}{share:>18}{kept:>12}"
+    )
 }
 
 fn number(value: Option<f64>) -> String {

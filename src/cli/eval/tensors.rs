@@ -58,7 +58,10 @@ impl Group {
     pub fn of(tensor: &str) -> Option<Group> {
         let (scope, rest) = tensor.split_once('.')?;
         Some(
-            match (scope, rest.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.')) {
+            match (
+                scope,
+                rest.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.'),
+            ) {
                 ("vocab_embed", _) => Group::Embedding,
                 ("sigma_map", _) => Group::SigmaMap,
                 ("output_layer", "linear.weight") => Group::Head,
@@ -82,15 +85,23 @@ pub fn spared(
 ) -> Result<Vec<Spared>> {
     let scheme = trial.scheme.scheme().unwrap_or_default();
     let arrangement = Arrangement::new(subjects, scheme, trial.capacity, trial.forms)?;
-    let matrices = || subjects.base.0.iter().filter(|(_, tensor)| tensor.matrix().is_some());
+    let matrices = || {
+        subjects
+            .base
+            .0
+            .iter()
+            .filter(|(_, tensor)| tensor.matrix().is_some())
+    };
     let mut found = Vec::new();
     for exact in Group::ALL {
         let what = format!("{} exact", exact.name());
         let reached = all(subjects, &what, tick, |index, variant| {
-            Ok(subjects.weights(|tensor| match Group::of(tensor) == Some(exact) {
-                true => variant.delta.dense(tensor),
-                false => arrangement.retrieve(index, variant, tensor, 1.0),
-            }))
+            Ok(
+                subjects.weights(|tensor| match Group::of(tensor) == Some(exact) {
+                    true => variant.delta.dense(tensor),
+                    false => arrangement.retrieve(index, variant, tensor, 1.0),
+                }),
+            )
         })?;
         let members = matrices().filter(|(name, _)| Group::of(name) == Some(exact));
         found.push(Spared {

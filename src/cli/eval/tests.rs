@@ -18,7 +18,10 @@ use small::{config, subjects};
 pub mod small;
 
 fn both(form: Form) -> Forms {
-    Forms { body: form, head: form }
+    Forms {
+        body: form,
+        head: form,
+    }
 }
 
 fn measured() -> Report {
@@ -62,7 +65,11 @@ fn alone_in_a_bank_a_variant_keeps_its_gain() {
     ] {
         assert!(tables.contains(words), "no {words:?} in\n{tables}");
     }
-    assert!(serde_json::to_string(&report).expect("json").contains("\"kept_exact\""));
+    assert!(
+        serde_json::to_string(&report)
+            .expect("json")
+            .contains("\"kept_exact\"")
+    );
     let chart = plot::chart(&report);
     well_formed(
         &picture::svg(&chart),
@@ -79,13 +86,20 @@ fn shares_and_bits() {
     assert_eq!(recovered(3.0, 3.0, 2.0), None);
     assert_eq!(recovered(3.0, 3.1, 2.0), None);
     assert_eq!(bits(1000, 100, 10), 8.0);
-    let reached = |nats_per_token, exact| Reached { nats_per_token, exact };
+    let reached = |nats_per_token, exact| Reached {
+        nats_per_token,
+        exact,
+    };
     let references = [
         (reached(3.0, None), reached(2.0, None)),
         (reached(4.0, Some(0)), reached(2.0, Some(80))),
         (reached(4.0, Some(0)), reached(4.0, Some(0))),
     ];
-    let found = vec![reached(2.1, None), reached(2.4, Some(60)), reached(9.0, Some(1))];
+    let found = vec![
+        reached(2.1, None),
+        reached(2.4, Some(60)),
+        reached(9.0, Some(1)),
+    ];
     let summary = Summary::new(&references, found);
     assert!((summary.mean.expect("mean") - 0.85).abs() < 1e-9);
     assert!((summary.worst.expect("worst") - 0.8).abs() < 1e-9);
@@ -101,7 +115,12 @@ fn banks_are_filled_as_a_store_fills_them() {
     assert_eq!(place(&[7, 7, 7, 8], 2), (vec![0, 1, 2, 0], 3));
     let subjects = subjects(&[1, 2]);
     let shared = |capacity| {
-        let arrangement = Arrangement::new(&subjects, Scheme::default(), Capacity::same(capacity), both(Form::F32));
+        let arrangement = Arrangement::new(
+            &subjects,
+            Scheme::default(),
+            Capacity::same(capacity),
+            both(Form::F32),
+        );
         arrangement.expect("arrangement").bits()
     };
     assert!(shared(2) < 0.6 * shared(1));
@@ -109,7 +128,11 @@ fn banks_are_filled_as_a_store_fills_them() {
 
 #[test]
 fn every_matrix_is_in_a_group() {
-    for (name, _) in config().tensors().iter().filter(|(_, shape)| shape.len() == 2) {
+    for (name, _) in config()
+        .tensors()
+        .iter()
+        .filter(|(_, shape)| shape.len() == 2)
+    {
         assert!(Group::of(name).is_some(), "{name}");
     }
 }

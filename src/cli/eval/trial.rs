@@ -116,7 +116,11 @@ impl Plan {
         // The last form, the smallest, is the one that the others are compared in.
         let last = forms.last().copied().unwrap_or(Form::Q2K);
         let served = |capacity: Capacity| Forms::new(last, head, capacity.head);
-        add(Kept::Choir, Capacity::of_store(), served(Capacity::of_store()));
+        add(
+            Kept::Choir,
+            Capacity::of_store(),
+            served(Capacity::of_store()),
+        );
         for capacity in all {
             add(Kept::Choir, capacity, served(capacity));
             for &body in forms {
@@ -133,7 +137,10 @@ impl Plan {
                 add(Kept::Compared(comparison), capacity, served(capacity));
             }
         }
-        Self { trials, tensors: false }
+        Self {
+            trials,
+            tensors: false,
+        }
     }
 }
 

@@ -26,7 +26,13 @@ impl Tuning {
             ];
             Ok((test, base.nats_per_token, tuned.nats_per_token))
         };
-        Ok(Self(subjects.variants.iter().map(quarter).collect::<Result<_>>()?))
+        Ok(Self(
+            subjects
+                .variants
+                .iter()
+                .map(quarter)
+                .collect::<Result<_>>()?,
+        ))
     }
 
     /// The scale of the best mean recovered share.
@@ -39,7 +45,9 @@ impl Tuning {
         let mut best = (f64::NEG_INFINITY, 1.0);
         for &scale in scales {
             let mut shares = Vec::new();
-            for (index, (variant, (test, base, tuned))) in subjects.variants.iter().zip(&self.0).enumerate() {
+            for (index, (variant, (test, base, tuned))) in
+                subjects.variants.iter().zip(&self.0).enumerate()
+            {
                 let score = subjects.score(variant, &retrieved(index, variant, scale), test)?;
                 shares.extend(recovered(*base, *tuned, score.nats_per_token));
             }

@@ -68,5 +68,12 @@ pub fn run(args: DistillArgs) -> Result<()> {
         tensors: base.tensors,
         members: args.interference.members(),
     };
-    train(&args.run, folder, model, args.subject.read()?, course, Some(anchor))
+    train(
+        &args.run,
+        folder,
+        model,
+        args.subject.read()?,
+        course,
+        Some(anchor),
+    )
 }

@@ -87,7 +87,8 @@ pub fn run(args: PackArgs) -> Result<()> {
 fn remarks(args: &PackArgs) -> Result<Remarks> {
     let file = args.variant.join("config.json");
     let bytes = std::fs::read(&file).with_context(|| file.display().to_string())?;
-    let config: DitConfig = serde_json::from_slice(&bytes).with_context(|| file.display().to_string())?;
+    let config: DitConfig =
+        serde_json::from_slice(&bytes).with_context(|| file.display().to_string())?;
     config.check()?;
     let regime = config.regime();
     let sampling = convert::choice(args.sampling.wire())?.over(Sampling::of(regime.process))?;
@@ -108,18 +109,28 @@ fn score(folder: &Folder, subject: &Subject) -> Result<Score> {
 }
 
 fn show(args: &PackArgs, bytes: usize, scores: &[(&str, Score)]) {
-    let exact = |score: &Score| score.exact.map(|(right, of)| right as f64 / of.max(1) as f64);
+    let exact = |score: &Score| {
+        score
+            .exact
+            .map(|(right, of)| right as f64 / of.max(1) as f64)
+    };
     if args.json {
         let mut fields = serde_json::json!({"out": args.out, "bytes": bytes});
         for (what, score) in scores {
-            fields[*what] = serde_json::json!({"nats_per_token": score.nats_per_token, "exact": exact(score)});
+            fields[*what] =
+                serde_json::json!({"nats_per_token": score.nats_per_token, "exact": exact(score)});
         }
         println!("{fields}");
         return;
     }
     println!("{}: {bytes} bytes", args.out.display());
     for (what, score) in scores {
-        let exact = exact(score).map_or(String::new(), |share| format!(", {:.1} % exact", 100.0 * share));
-        println!("  {what:8} {:.4} nats per token{exact}", score.nats_per_token);
+        let exact = exact(score).map_or(String::new(), |share| {
+            format!(", {:.1} % exact", 100.0 * share)
+        });
+        println!(
+            "  {what:8} {:.4} nats per token{exact}",
+            score.nats_per_token
+        );
     }
 }

@@ -32,8 +32,9 @@ impl Progress {
                 norm,
                 tokens_per_second,
             } => {
-                let line =
-                    format!("step {step} loss {loss:.4} lr {rate:.2e} norm {norm:.2} {tokens_per_second:.0} tokens/s");
+                let line = format!(
+                    "step {step} loss {loss:.4} lr {rate:.2e} norm {norm:.2} {tokens_per_second:.0} tokens/s"
+                );
                 match &self.bar {
                     _ if self.json => println!(
                         "{}",

@@ -39,7 +39,10 @@ pub struct HeldOutArgs {
 }
 
 pub fn run_tokenizer(args: TokenizerArgs) -> Result<()> {
-    let mut texts: Vec<String> = read_documents(&args.text)?.into_iter().map(|d| d.training).collect();
+    let mut texts: Vec<String> = read_documents(&args.text)?
+        .into_iter()
+        .map(|d| d.training)
+        .collect();
     for document in read_documents(&args.extra)? {
         let mut text = document.training;
         let mut keep = (text.len() as f64 * args.extra_share.clamp(0.0, 1.0)) as usize;
@@ -52,7 +55,11 @@ pub fn run_tokenizer(args: TokenizerArgs) -> Result<()> {
     let json = tokenizer::train(&texts, args.vocab)?;
     replace(&args.out, json.as_bytes())?;
     let pieces = tokenizer::from_json(&json)?.get_vocab_size(true);
-    println!("{}: {pieces} pieces from {} texts", args.out.display(), texts.len());
+    println!(
+        "{}: {pieces} pieces from {} texts",
+        args.out.display(),
+        texts.len()
+    );
     Ok(())
 }
 
@@ -67,7 +74,9 @@ pub fn run_held_out(args: HeldOutArgs) -> Result<()> {
             while !text.is_char_boundary(end) {
                 end -= 1;
             }
-            text = text[..end].rsplit_once('\n').map_or(&text[..end], |(head, _)| head);
+            text = text[..end]
+                .rsplit_once('\n')
+                .map_or(&text[..end], |(head, _)| head);
         }
         let file = args.out.join(format!("{}.txt", document.name));
         replace(&file, text.as_bytes())?;

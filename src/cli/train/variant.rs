@@ -100,12 +100,18 @@ pub fn run(args: VariantArgs) -> Result<()> {
 
 impl VariantArgs {
     /// The variant's configuration, `first` being that of the weights it begins with.
-    fn config(&self, base: &DitConfig, first: &DitConfig) -> Result<DitConfig, crate::train::Error> {
+    fn config(
+        &self,
+        base: &DitConfig,
+        first: &DitConfig,
+    ) -> Result<DitConfig, crate::train::Error> {
         let refuse = |field, reason: String| Err(crate::train::Error::Setting { field, reason });
-        let process = self.process.map_or(first.process(), |process| match process {
-            ProcessKind::Absorbing => Process::Absorbing,
-            ProcessKind::Uniform => Process::Uniform,
-        });
+        let process = self
+            .process
+            .map_or(first.process(), |process| match process {
+                ProcessKind::Absorbing => Process::Absorbing,
+                ProcessKind::Uniform => Process::Uniform,
+            });
         if process == Process::Absorbing {
             if self.whole || self.block.is_some() {
                 return refuse("block", "an absorbing variant has its base's".into());
@@ -115,12 +121,21 @@ impl VariantArgs {
             }
             return Ok(base.clone());
         }
-        let inherited = first.block().filter(|_| first.process() == Process::Uniform);
-        let block = if self.whole { None } else { self.block.or(inherited) };
+        let inherited = first
+            .block()
+            .filter(|_| first.process() == Process::Uniform);
+        let block = if self.whole {
+            None
+        } else {
+            self.block.or(inherited)
+        };
         match block {
             Some(block) if block == 0 || !base.model_length.is_multiple_of(block) => refuse(
                 "block",
-                format!("{} tokens are not whole blocks of {block}", base.model_length),
+                format!(
+                    "{} tokens are not whole blocks of {block}",
+                    base.model_length
+                ),
             ),
             _ => Ok(base.uniform(block)),
         }
@@ -183,7 +198,10 @@ mod tests {
         ] {
             let refused = config(options, None);
             assert!(
-                matches!(refused, Err(crate::train::Error::Setting { field: "block", .. })),
+                matches!(
+                    refused,
+                    Err(crate::train::Error::Setting { field: "block", .. })
+                ),
                 "{options}: {refused:?}"
             );
         }

@@ -30,7 +30,9 @@ struct Engine {
 
 impl Engine {
     fn new(places: usize, weights: &[(&str, f64)]) -> Self {
-        let weights = weights.iter().map(|&(name, weight)| (name.to_owned(), weight));
+        let weights = weights
+            .iter()
+            .map(|&(name, weight)| (name.to_owned(), weight));
         Engine {
             ledger: Ledger::new(weights.collect()),
             places,
@@ -41,12 +43,17 @@ impl Engine {
 
     /// Returns who started.
     fn step(&mut self) -> Vec<Tenant> {
-        let active = self.running.iter().chain(&self.waiting).map(|(tenant, _)| tenant);
+        let active = self
+            .running
+            .iter()
+            .chain(&self.waiting)
+            .map(|(tenant, _)| tenant);
         self.ledger.settle(active);
         let mut order = Order::new(&self.ledger, self.running.iter().map(|(tenant, _)| tenant));
         let mut started = Vec::new();
         while self.running.len() < self.places
-            && let Some(index) = order.next(self.waiting.iter().map(|(tenant, _)| tenant).enumerate())
+            && let Some(index) =
+                order.next(self.waiting.iter().map(|(tenant, _)| tenant).enumerate())
         {
             let next = self.waiting.remove(index);
             order.start(&next.0);
@@ -74,7 +81,13 @@ fn places_that_become_free_at_once_are_shared() {
         engine.waiting.extend(std::iter::repeat_n((tenant, 50), 20));
     }
     let started = engine.step();
-    assert_eq!(started.iter().filter(|tenant| tenant.shares_with(&quiet)).count(), 3);
+    assert_eq!(
+        started
+            .iter()
+            .filter(|tenant| tenant.shares_with(&quiet))
+            .count(),
+        3
+    );
 }
 
 #[test]
@@ -98,7 +111,11 @@ fn whoever_was_idle_has_no_credit_and_keeps_its_debt() {
     ledger.charge(&a, 900);
     ledger.settle([&a].into_iter());
     assert_eq!(counter(&ledger, &b), 2000.0);
-    assert_eq!(ledger.variants.known.len(), 1, "what the floor says is forgotten");
+    assert_eq!(
+        ledger.variants.known.len(),
+        1,
+        "what the floor says is forgotten"
+    );
     assert_eq!(ledger.standing("a").1.evaluated, 2000);
 }
 
@@ -113,7 +130,10 @@ fn batch_takes_what_is_left_and_its_part_where_nothing_is() {
         ];
         for step in 0..4000 {
             for wanted in &both {
-                let waits = engine.waiting.iter().filter(|(tenant, _)| tenant.shares_with(wanted));
+                let waits = engine
+                    .waiting
+                    .iter()
+                    .filter(|(tenant, _)| tenant.shares_with(wanted));
                 let missing = 20 - waits.count();
                 engine
                     .waiting
@@ -232,14 +252,26 @@ fn work_is_summed_by_variant_and_priority() {
     );
     ledger.took(&a.payer, (1, 2));
     let evaluations = |usual: Option<f64>| usual.map_or(7, |part| (10.0 * part) as u64);
-    let work = ledger.work([&a, &b, &batch, &a].into_iter().map(|tenant| (tenant, evaluations)));
+    let work = ledger.work(
+        [&a, &b, &batch, &a]
+            .into_iter()
+            .map(|tenant| (tenant, evaluations)),
+    );
     let of = |tenant: &Tenant| {
-        let is_of = |work: &&Work| work.priority == tenant.priority && Arc::ptr_eq(&work.payer, &tenant.payer);
+        let is_of = |work: &&Work| {
+            work.priority == tenant.priority && Arc::ptr_eq(&work.payer, &tenant.payer)
+        };
         let work = work.iter().find(is_of).unwrap();
         (work.sequences, work.evaluations)
     };
-    assert_eq!((of(&a), of(&batch), of(&b), work.len()), ((2, 10), (1, 5), (1, 7), 3));
-    assert_eq!([&a, &b, &batch].map(ledger.count([&a, &b, &a].into_iter())), [2, 1, 0]);
+    assert_eq!(
+        (of(&a), of(&batch), of(&b), work.len()),
+        ((2, 10), (1, 5), (1, 7), 3)
+    );
+    assert_eq!(
+        [&a, &b, &batch].map(ledger.count([&a, &b, &a].into_iter())),
+        [2, 1, 0]
+    );
     let payers: Vec<Arc<Payer>> = work.iter().map(|work| work.payer.clone()).collect();
     assert_eq!(ledger.weights(payers.iter()), 3.0, "each once");
 }

@@ -28,7 +28,9 @@ pub struct Curve(pub Vec<(usize, f64)>);
 impl Curve {
     /// Seconds for so many rows; none take none.
     fn at(&self, rows: usize) -> f64 {
-        let (before, after) = self.0.split_at(self.0.partition_point(|(known, _)| *known < rows));
+        let (before, after) = self
+            .0
+            .split_at(self.0.partition_point(|(known, _)| *known < rows));
         let (low, high) = match (before, after) {
             _ if rows == 0 => return 0.0,
             ([.., low], [high, ..]) | ([.., low, high], []) => (*low, *high),
@@ -43,7 +45,10 @@ impl Curve {
     /// What rows that should have taken as long as this says took `ratio` times as long.
     fn learn(&mut self, rows: usize, ratio: f64) {
         let distance = |known: usize| (known as f64 / rows.max(1) as f64).ln().abs();
-        let nearest = self.0.iter_mut().min_by(|a, b| distance(a.0).total_cmp(&distance(b.0)));
+        let nearest = self
+            .0
+            .iter_mut()
+            .min_by(|a, b| distance(a.0).total_cmp(&distance(b.0)));
         if let Some((_, seconds)) = nearest {
             *seconds *= 1.0 + LEARNT * (ratio.clamp(0.25, 4.0) - 1.0);
         }
@@ -80,7 +85,11 @@ impl Costs {
     ///
     /// # Errors
     /// Whatever an evaluation has.
-    pub fn measure(denoiser: &dyn Denoiser, variant: VariantId, most_rows: usize) -> candle_core::Result<Option<Self>> {
+    pub fn measure(
+        denoiser: &dyn Denoiser,
+        variant: VariantId,
+        most_rows: usize,
+    ) -> candle_core::Result<Option<Self>> {
         let (begin, single) = (Instant::now(), Mix::single(variant));
         let Some(made) = denoiser.materialise(&single)? else {
             return Ok(None);
@@ -115,7 +124,11 @@ impl Costs {
     /// Seconds of one evaluation of these rows.
     fn shared<'a>(&self, shares: impl Iterator<Item = &'a Share>) -> f64 {
         let (rows, banks) = sum(shares);
-        self.plain.at(rows) + banks.into_values().map(|rows| self.bank.at(rows)).sum::<f64>()
+        self.plain.at(rows)
+            + banks
+                .into_values()
+                .map(|rows| self.bank.at(rows))
+                .sum::<f64>()
     }
 
     /// One evaluation of these rows took so many seconds, by a materialised instance or by that of the generation.
@@ -150,7 +163,13 @@ impl Costs {
     fn saved(&self, shares: &[Share], apart: &[bool], index: usize) -> f64 {
         let left = |also: Option<usize>| {
             let stays = move |(at, _): &(usize, &Share)| !apart[*at] && Some(*at) != also;
-            self.shared(shares.iter().enumerate().filter(stays).map(|(_, share)| share))
+            self.shared(
+                shares
+                    .iter()
+                    .enumerate()
+                    .filter(stays)
+                    .map(|(_, share)| share),
+            )
         };
         left(None) - left(Some(index)) - self.single.at(shares[index].rows)
     }
@@ -241,7 +260,10 @@ mod tests {
             rows: 10,
             banks: vec![],
         };
-        near(costs.saved(&[share(10, 0), base], &[false; 2], 0), 1.0 - 1.0);
+        near(
+            costs.saved(&[share(10, 0), base], &[false; 2], 0),
+            1.0 - 1.0,
+        );
     }
 
     #[test]
@@ -253,7 +275,10 @@ mod tests {
         }
         assert!((slow.single.at(10) - 9.0).abs() < 0.5, "{slow:?}");
         assert_eq!((&slow.plain, &slow.bank), (&measured.plain, &measured.bank));
-        assert!(slow.saved(&alone, &[false], 0) < 0.0, "not worth it any more");
+        assert!(
+            slow.saved(&alone, &[false], 0) < 0.0,
+            "not worth it any more"
+        );
         // Nothing but what does without them is evaluated now, and that as fast as was measured.
         for _ in 0..10_000 {
             slow.learn(&alone, false, 3.0);
@@ -265,6 +290,9 @@ mod tests {
             busy.learn(&alone, false, 6.0);
             busy.learn(&alone, true, 4.0);
         }
-        assert!((busy.saved(&alone, &[false], 0) - 2.0).abs() < 0.1, "{busy:?}");
+        assert!(
+            (busy.saved(&alone, &[false], 0) - 2.0).abs() < 0.1,
+            "{busy:?}"
+        );
     }
 }

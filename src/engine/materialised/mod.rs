@@ -51,7 +51,10 @@ enum Measured {
 type Key = (usize, Vec<(u32, u32)>);
 
 fn key(generation: &Arc<Generation>, mix: &Mix) -> Key {
-    let parts = mix.0.iter().map(|(variant, weight)| (variant.0, weight.to_bits()));
+    let parts = mix
+        .0
+        .iter()
+        .map(|(variant, weight)| (variant.0, weight.to_bits()));
     (Arc::as_ptr(generation) as usize, parts.collect())
 }
 
@@ -171,7 +174,8 @@ impl Materialised {
         }
         let measure = || Costs::measure(&*generation.denoiser, first, self.step_tokens);
         // What a panic leaves half written is the measurement's own.
-        let found = catch_unwind(AssertUnwindSafe(measure)).unwrap_or_else(|_| Err(candle_core::Error::msg("a panic")));
+        let found = catch_unwind(AssertUnwindSafe(measure))
+            .unwrap_or_else(|_| Err(candle_core::Error::msg("a panic")));
         let measured = match found {
             Ok(Some(costs)) => {
                 tracing::debug!(?costs, "measured");
@@ -187,7 +191,13 @@ impl Materialised {
     }
 
     /// A batch of a generation took so long, evaluated by an instance of its mix or by the generation's own.
-    pub fn learn(&self, generation: &Generation, batch: &Batch, materialised: bool, took: Duration) {
+    pub fn learn(
+        &self,
+        generation: &Generation,
+        batch: &Batch,
+        materialised: bool,
+        took: Duration,
+    ) {
         if let Measured::Costs(costs) = &mut self.state().costs {
             let share = |segment: &Segment| Share {
                 rows: segment.tokens.len(),
@@ -205,7 +215,8 @@ impl Materialised {
         if self.limit == 0 {
             return chosen;
         }
-        let mut generations: Vec<&Arc<Generation>> = work.iter().map(|(generation, ..)| *generation).collect();
+        let mut generations: Vec<&Arc<Generation>> =
+            work.iter().map(|(generation, ..)| *generation).collect();
         generations.sort_by_key(|generation| Arc::as_ptr(generation));
         generations.dedup_by_key(|generation| Arc::as_ptr(generation));
         self.state().step += 1;
@@ -267,7 +278,9 @@ impl State {
         let mut apart = vec![false; mixes.len()];
         let keys: Vec<Key> = mixes.iter().map(|mix| key(generation, mix)).collect();
         for (index, key) in keys.iter().enumerate() {
-            let Some(entry) = self.mixes.get_mut(key) else { continue };
+            let Some(entry) = self.mixes.get_mut(key) else {
+                continue;
+            };
             entry.used = step;
             if let Standing::Made(single) = &entry.standing {
                 if single.failed.load(Ordering::Relaxed) {
@@ -286,7 +299,10 @@ impl State {
             let entry = self.mixes.entry(key.clone()).or_insert_with(|| Entry {
                 generation: Arc::downgrade(generation),
                 used: step,
-                standing: Standing::Paying { paid: 0.0, since: step },
+                standing: Standing::Paying {
+                    paid: 0.0,
+                    since: step,
+                },
             });
             if let Standing::Paying { paid, since } = &mut entry.standing {
                 *paid += costs.worth(shares, &apart, index);
@@ -303,7 +319,14 @@ impl State {
     }
 
     /// Has an instance made, where there is room, or can be by freeing what was not used for as long as this mix has paid.
-    fn order(&mut self, key: Key, generation: &Arc<Generation>, mix: &Mix, (since, bytes): (u64, usize), limit: usize) {
+    fn order(
+        &mut self,
+        key: Key,
+        generation: &Arc<Generation>,
+        mix: &Mix,
+        (since, bytes): (u64, usize),
+        limit: usize,
+    ) {
         while self.bytes() + bytes > limit {
             match self.oldest(Standing::is_made) {
                 Some((oldest, used)) if used < since => drop(self.mixes.remove(&oldest)),
@@ -336,7 +359,10 @@ impl State {
 
     /// Which of those that stand so was used longest ago, and when.
     fn oldest(&self, which: fn(&Standing) -> bool) -> Option<(Key, u64)> {
-        let some = self.mixes.iter().filter(|(_, entry)| which(&entry.standing));
+        let some = self
+            .mixes
+            .iter()
+            .filter(|(_, entry)| which(&entry.standing));
         some.min_by_key(|(_, entry)| entry.used)
             .map(|(key, entry)| (key.clone(), entry.used))
     }
@@ -344,8 +370,8 @@ impl State {
     /// Forgets who paid longest ago where there are too many.
     fn forget(&mut self) {
         while self.mixes.len() > REMEMBERED
-            && let Some((oldest, _)) =
-                self.oldest(|standing| matches!(standing, Standing::Paying { .. } | Standing::Never))
+            && let Some((oldest, _)) = self
+                .oldest(|standing| matches!(standing, Standing::Paying { .. } | Standing::Never))
         {
             self.mixes.remove(&oldest);
         }

@@ -28,7 +28,9 @@ impl Denoiser for Network {
     }
 
     fn banks(&self, variant: VariantId) -> &[usize] {
-        self.homes.get(variant.0 as usize).map_or(&[], Vec::as_slice)
+        self.homes
+            .get(variant.0 as usize)
+            .map_or(&[], Vec::as_slice)
     }
 
     fn materialise(&self, _mix: &Mix) -> candle_core::Result<Option<Arc<dyn Denoiser>>> {
@@ -41,7 +43,8 @@ impl Denoiser for Network {
 
 fn network(fails: bool) -> Network {
     Network {
-        config: serde_json::from_slice(include_bytes!("../../../models/base/config.json")).expect("config"),
+        config: serde_json::from_slice(include_bytes!("../../../models/base/config.json"))
+            .expect("config"),
         homes: (0..6).map(|variant| vec![variant / 2]).collect(),
         fails,
     }
@@ -49,7 +52,8 @@ fn network(fails: bool) -> Network {
 
 fn generation(fails: bool) -> Arc<Generation> {
     let network = network(fails);
-    let tokenizer = Tokenizer::from_bytes(include_bytes!("../../../models/base/tokenizer.json")).expect("tokenizer");
+    let tokenizer = Tokenizer::from_bytes(include_bytes!("../../../models/base/tokenizer.json"))
+        .expect("tokenizer");
     let facts = VariantFacts {
         id: VariantId(0),
         regime: network.config.regime(),
@@ -95,7 +99,11 @@ fn step(materialised: &Materialised, generation: &Arc<Generation>, variants: &[u
         .map(|&variant| Mix::single(VariantId(variant)))
         .collect();
     let work: Vec<_> = mixes.iter().map(|mix| (generation, mix, 8)).collect();
-    materialised.choose(&work).iter().map(Option::is_some).collect()
+    materialised
+        .choose(&work)
+        .iter()
+        .map(Option::is_some)
+        .collect()
 }
 
 #[test]
@@ -107,7 +115,11 @@ fn a_variant_pays_first_and_is_evaluated_apart_where_that_saves() {
     }
     assert_eq!(step(&materialised, &generation, &[0]), [false]);
     assert_eq!(materialised.bytes(), SIZE, "room for what is being made");
-    assert_eq!(step(&materialised, &generation, &[0]), [false], "nobody waits for it");
+    assert_eq!(
+        step(&materialised, &generation, &[0]),
+        [false],
+        "nobody waits for it"
+    );
     make(&materialised, &maker);
     assert_eq!(step(&materialised, &generation, &[0]), [true]);
     // Its bank-mate keeps the bank busy, so an evaluation of its own would cost more than it saves; five times as many rows are

@@ -57,7 +57,12 @@ struct Live {
 impl Live {
     fn content(&self, serial: &[usize], position: usize) -> Content {
         let end = (position + 1).next_multiple_of(self.block);
-        (serial[self.generation], self.mix, self.block, self.text[..end].to_vec())
+        (
+            serial[self.generation],
+            self.mix,
+            self.block,
+            self.text[..end].to_vec(),
+        )
     }
 }
 
@@ -127,7 +132,9 @@ impl World {
                 clean,
             } if self.live[at].is_none() => {
                 // Four texts, of which two each begin alike: for less than a block of 3, and not with any page.
-                let text: Vec<u32> = (0..LENGTH).map(|position| text >> (position / 5) & 1).collect();
+                let text: Vec<u32> = (0..LENGTH)
+                    .map(|position| text >> (position / 5) & 1)
+                    .collect();
                 let mut table = Table::default();
                 let owner = Owner {
                     generation: &self.generations[generation],
@@ -148,7 +155,9 @@ impl World {
                 });
             }
             Action::Write { at, blocks } => {
-                let Some(mut live) = self.live[at].take() else { return };
+                let Some(mut live) = self.live[at].take() else {
+                    return;
+                };
                 let end = (live.written + blocks * live.block).min(LENGTH);
                 let from = (live.written + live.block).saturating_sub(WINDOW);
                 if !live.table.cover(&mut self.pool, from, end) {
@@ -174,7 +183,10 @@ impl World {
             Action::End { at } => self.end(at),
             Action::Replace { generation: which } => {
                 for at in 0..self.live.len() {
-                    if self.live[at].as_ref().is_some_and(|live| live.generation == which) {
+                    if self.live[at]
+                        .as_ref()
+                        .is_some_and(|live| live.generation == which)
+                    {
                         self.end(at);
                     }
                 }
@@ -197,10 +209,12 @@ impl World {
         for live in self.live.iter().flatten() {
             let pages = live.table.held();
             held.extend(pages.iter().copied());
-            for position in live.table.start().max(live.written.saturating_sub(WINDOW))..live.written {
+            for position in
+                live.table.start().max(live.written.saturating_sub(WINDOW))..live.written
+            {
                 let offset = position - live.table.start();
-                let found =
-                    &self.slots[pages[offset / self.pool.page_tokens].0 as usize][offset % self.pool.page_tokens];
+                let found = &self.slots[pages[offset / self.pool.page_tokens].0 as usize]
+                    [offset % self.pool.page_tokens];
                 assert_eq!(
                     found.as_ref(),
                     Some(&live.content(&self.serial, position)),
@@ -210,7 +224,13 @@ impl World {
         }
         assert_eq!(held.len(), self.pool.used());
         assert!(self.pool.idle() <= self.pool.available());
-        let free: HashSet<PageId> = self.pool.free.iter().chain(self.pool.idle.values()).copied().collect();
+        let free: HashSet<PageId> = self
+            .pool
+            .free
+            .iter()
+            .chain(self.pool.idle.values())
+            .copied()
+            .collect();
         assert_eq!(free.len(), self.pool.available());
         assert!(free.is_disjoint(&held));
     }

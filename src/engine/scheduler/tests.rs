@@ -54,8 +54,15 @@ fn the_least_served_variant_comes_first_and_pays_as_it_goes() {
 
 #[test]
 fn one_always_fits_and_small_ones_pass_a_big_one_once() {
-    assert_eq!(indices(&choose(&[text(0, 100, 0)], &accounts(&[1.0]), 8, 1)), [0]);
-    let mut all = Simulation::new(vec![text(0, 6, 0), text(0, 6, 0), text(0, 4, 0)], &[1.0], 10);
+    assert_eq!(
+        indices(&choose(&[text(0, 100, 0)], &accounts(&[1.0]), 8, 1)),
+        [0]
+    );
+    let mut all = Simulation::new(
+        vec![text(0, 6, 0), text(0, 6, 0), text(0, 4, 0)],
+        &[1.0],
+        10,
+    );
     (0..9).for_each(|_| all.step());
     assert!(all.times.iter().all(|&times| times >= 4), "{:?}", all.times);
 }
@@ -67,12 +74,48 @@ fn scores_take_what_is_left_and_never_nothing() {
         elastic: true,
         ..text(0, 4, 0)
     };
-    let share = |claims: &[Claim]| choose(claims, &accounts(&[1.0]), 64, 1).shares.last().copied();
-    assert_eq!(share(&[score, text(0, 10, 0)]), Some(Share { index: 0, tokens: 54 }));
-    assert_eq!(share(&[score, text(0, 56, 0)]), Some(Share { index: 0, tokens: 8 }));
-    assert_eq!(share(&[score]), Some(Share { index: 0, tokens: 64 }));
-    let crowd = [text(0, 56, 0), text(0, 56, 0), Claim { tokens: 16, ..score }];
-    assert_eq!(share(&crowd), Some(Share { index: 2, tokens: 16 }));
+    let share = |claims: &[Claim]| {
+        choose(claims, &accounts(&[1.0]), 64, 1)
+            .shares
+            .last()
+            .copied()
+    };
+    assert_eq!(
+        share(&[score, text(0, 10, 0)]),
+        Some(Share {
+            index: 0,
+            tokens: 54
+        })
+    );
+    assert_eq!(
+        share(&[score, text(0, 56, 0)]),
+        Some(Share {
+            index: 0,
+            tokens: 8
+        })
+    );
+    assert_eq!(
+        share(&[score]),
+        Some(Share {
+            index: 0,
+            tokens: 64
+        })
+    );
+    let crowd = [
+        text(0, 56, 0),
+        text(0, 56, 0),
+        Claim {
+            tokens: 16,
+            ..score
+        },
+    ];
+    assert_eq!(
+        share(&crowd),
+        Some(Share {
+            index: 2,
+            tokens: 16
+        })
+    );
 }
 
 #[test]
@@ -116,7 +159,13 @@ fn a_step_is_kept_short_for_who_is_urgent_and_it_comes_first() {
     };
     claims.extend(std::iter::repeat_n(urgent, 8).chain([batch]));
     let step = choose(&claims, &accounts, short(&claims, 64), 1);
-    assert_eq!(indices(&step).iter().filter(|&&index| claims[index].urgent).count(), 9);
+    assert_eq!(
+        indices(&step)
+            .iter()
+            .filter(|&&index| claims[index].urgent)
+            .count(),
+        9
+    );
 }
 
 #[test]
@@ -154,7 +203,9 @@ impl Simulation {
     fn step(&mut self) {
         self.steps += 1;
         let step = choose(&self.claims, &self.accounts, self.budget, self.steps);
-        self.claims.iter_mut().for_each(|claim| claim.passed_over = false);
+        self.claims
+            .iter_mut()
+            .for_each(|claim| claim.passed_over = false);
         for &index in &step.passed_over {
             self.claims[index].passed_over = true;
         }
@@ -172,14 +223,22 @@ fn some_claims() -> impl Strategy<Value = (Vec<Claim>, Vec<f64>, usize)> {
     let claims = proptest::collection::vec((0..6usize, 1..24usize, any::<bool>(), 0..9u64), 1..40);
     (claims, weights, 8..128usize).prop_map(|(claims, weights, budget)| {
         let claim = |&(account, tokens, batch, served): &(usize, usize, bool, u64)| Claim {
-            priority: if batch { Priority::Batch } else { Priority::Interactive },
+            priority: if batch {
+                Priority::Batch
+            } else {
+                Priority::Interactive
+            },
             ..text(
                 account % weights.len() + usize::from(batch) * weights.len(),
                 tokens,
                 served,
             )
         };
-        (claims.iter().map(claim).collect(), weights.repeat(2), budget)
+        (
+            claims.iter().map(claim).collect(),
+            weights.repeat(2),
+            budget,
+        )
     })
 }
 
@@ -249,14 +308,20 @@ fn place(account: usize, priority: Priority, started: u64) -> Place {
 fn a_quiet_variant_gets_the_latest_place_of_the_one_that_has_most() {
     use Priority::{Batch, Interactive};
     let next = place(2, Interactive, 9);
-    let mut running = [0, 0, 1, 0].map(|account| place(account, Interactive, 1)).to_vec();
+    let mut running = [0, 0, 1, 0]
+        .map(|account| place(account, Interactive, 1))
+        .to_vec();
     running[1].started = 5;
     let victim = |running: &[Place], next, waiting: &[usize], weights: &[f64]| {
         victim(running, next, waiting, &accounts(weights), 4)
     };
     let even = [1.0; 3];
     assert_eq!(victim(&running, next, &[9, 0, 1], &even), Some(1));
-    assert_eq!(victim(&running[..3], next, &[9, 0, 1], &even), None, "a place is free");
+    assert_eq!(
+        victim(&running[..3], next, &[9, 0, 1], &even),
+        None,
+        "a place is free"
+    );
     assert_eq!(
         victim(&running, place(1, Interactive, 9), &[9, 1, 0], &even),
         Some(1),
@@ -272,7 +337,10 @@ fn a_quiet_variant_gets_the_latest_place_of_the_one_that_has_most() {
         None,
         "it is worth no place yet"
     );
-    assert_eq!(victim(&running, place(2, Batch, 9), &[9, 0, 0], &even), None);
+    assert_eq!(
+        victim(&running, place(2, Batch, 9), &[9, 0, 0], &even),
+        None
+    );
     let batch = [
         place(0, Interactive, 1),
         place(1, Batch, 2),
@@ -286,7 +354,11 @@ fn a_quiet_variant_gets_the_latest_place_of_the_one_that_has_most() {
         place(0, Interactive, 3),
         place(1, Batch, 9),
     ];
-    assert_eq!(victim(&part, next, &[0, 0, 1], &even), Some(2), "batch keeps its part");
+    assert_eq!(
+        victim(&part, next, &[0, 0, 1], &even),
+        Some(2),
+        "batch keeps its part"
+    );
     let single = [0, 1, 3, 4].map(|account| place(account, Interactive, 1));
     assert_eq!(
         victim(&single, next, &[0, 0, 1, 0, 0], &[1.0; 5]),

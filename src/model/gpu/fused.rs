@@ -67,41 +67,71 @@ impl GpuDit {
         product.launch(&*device.machine, after)
     }
 
-    pub(super) fn fused_layer(&self, step: &Step, number: usize, layer: &GpuLayer) -> Result<(), Fault> {
+    pub(super) fn fused_layer(
+        &self,
+        step: &Step,
+        number: usize,
+        layer: &GpuLayer,
+    ) -> Result<(), Fault> {
         let (rows, work, offsets) = (step.shape.rows, step.work, &step.slots.offsets);
         let line = |vector| offsets.line(number, vector);
         self.norm(step, work.h, (line(Vector::Gain1), line(Vector::Shift1)))?;
-        self.fused(step, &layer.qkv, After::Rotated, (work.h, rows), |product| Product {
-            rotary: self.rotary(step, number),
-            ..product
-        })?;
+        self.fused(
+            step,
+            &layer.qkv,
+            After::Rotated,
+            (work.h, rows),
+            |product| Product {
+                rotary: self.rotary(step, number),
+                ..product
+            },
+        )?;
         self.attend(step, number)?;
-        self.fused(step, &layer.out, After::Residual, (work.h, rows), |product| Product {
-            y: work.x,
-            gate: line(Vector::Gate1),
-            ..product
-        })?;
+        self.fused(
+            step,
+            &layer.out,
+            After::Residual,
+            (work.h, rows),
+            |product| Product {
+                y: work.x,
+                gate: line(Vector::Gate1),
+                ..product
+            },
+        )?;
         // Queries are done with, and as wide.
         let normed = work.q;
         self.norm(step, normed, (line(Vector::Gain2), line(Vector::Shift2)))?;
-        self.fused(step, &layer.expand, After::Gelu, (normed, rows), |product| Product {
-            y: work.h,
-            bias: offsets.bias0(number),
-            ..product
-        })?;
-        self.fused(step, &layer.contract, After::Residual, (work.h, rows), |product| {
-            Product {
+        self.fused(
+            step,
+            &layer.expand,
+            After::Gelu,
+            (normed, rows),
+            |product| Product {
+                y: work.h,
+                bias: offsets.bias0(number),
+                ..product
+            },
+        )?;
+        self.fused(
+            step,
+            &layer.contract,
+            After::Residual,
+            (work.h, rows),
+            |product| Product {
                 y: work.x,
                 gate: line(Vector::Gate2),
                 bias: offsets.bias2(number),
                 ..product
-            }
-        })
+            },
+        )
     }
 
     /// Logits of the wanted rows, normed already.
     pub(super) fn fused_head(&self, step: &Step) -> Result<(), Fault> {
-        let (work, pitch) = (step.work, logits_pitch(self.base.host.config.vocab_size) as u32);
+        let (work, pitch) = (
+            step.work,
+            logits_pitch(self.base.host.config.vocab_size) as u32,
+        );
         let rows = (work.last, step.shape.wanted);
         self.fused(step, &self.head, After::Keep, rows, |product| Product {
             banked: work.logits,

@@ -39,15 +39,24 @@ impl GpuSuperposed {
             .collect();
         let mut placement = Vec::with_capacity(variants.len());
         for (index, variant) in variants.iter().enumerate() {
-            let mut held = variant.banks.iter().filter_map(|bank| holding.binary_search(bank).ok());
+            let mut held = variant
+                .banks
+                .iter()
+                .filter_map(|bank| holding.binary_search(bank).ok());
             placement.push(match (variant.own.has(name), held.next()) {
                 (true, Some(bank)) => Some((variant.own.slot, bank as u32)),
                 (true, None) => bail!("variant {index} lies in no bank that holds {name}"),
                 (false, _) => None,
             });
         }
-        let banks_of: Vec<Arc<Matrix>> = holding.iter().map(|&b| banks[b].matrices[name].clone()).collect();
-        if banks_of.iter().any(|bank| (bank.out, bank.input) != (out, input)) {
+        let banks_of: Vec<Arc<Matrix>> = holding
+            .iter()
+            .map(|&b| banks[b].matrices[name].clone())
+            .collect();
+        if banks_of
+            .iter()
+            .any(|bank| (bank.out, bank.input) != (out, input))
+        {
             bail!("a bank holds {name} in another shape than {out} x {input}")
         }
         let addresses: Vec<u64> = banks_of.iter().map(|bank| bank.data.address()).collect();
@@ -68,7 +77,9 @@ impl GpuSuperposed {
 
     /// Address of [slots][out] bf16: c a l.
     pub fn outputs(&self) -> u64 {
-        self.slots.as_ref().map_or(0, |slots| slots.outputs.address())
+        self.slots
+            .as_ref()
+            .map_or(0, |slots| slots.outputs.address())
     }
 
     /// Bytes of the variants' keys and gains.
@@ -196,7 +207,12 @@ impl GpuLinear {
 }
 
 /// The base's matrix plus the mix's retrieved deltas, as one matrix: a pass over both for every variant of the mix.
-pub fn materialise(device: &Device, base: &Matrix, variants: &GpuSuperposed, mix: &Mix) -> Result<Matrix> {
+pub fn materialise(
+    device: &Device,
+    base: &Matrix,
+    variants: &GpuSuperposed,
+    mix: &Mix,
+) -> Result<Matrix> {
     let machine = &device.machine;
     let target = device.matrix(base.out, base.input)?;
     let mut source = base.data.address();

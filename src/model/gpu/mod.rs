@@ -88,7 +88,11 @@ const SMALL: usize = 1024;
 
 impl GpuDit {
     /// An instance of `base` with `variants`, whose [`VariantId`] is their index, read from `banks`.
-    pub fn new(base: Arc<GpuBase>, banks: &[Arc<GpuBank>], variants: Vec<VariantWeights>) -> Result<Self> {
+    pub fn new(
+        base: Arc<GpuBase>,
+        banks: &[Arc<GpuBank>],
+        variants: Vec<VariantWeights>,
+    ) -> Result<Self> {
         let place = |weights: VariantWeights| {
             Ok(Placed {
                 own: Arc::new(GpuVariant::new(&base, &weights)?),
@@ -100,7 +104,11 @@ impl GpuDit {
     }
 
     /// As [`GpuDit::new`], of variants that other instances may share.
-    pub fn of(base: Arc<GpuBase>, banks: &[Arc<GpuBank>], variants: Vec<Placed<GpuVariant>>) -> Result<Self> {
+    pub fn of(
+        base: Arc<GpuBase>,
+        banks: &[Arc<GpuBank>],
+        variants: Vec<Placed<GpuVariant>>,
+    ) -> Result<Self> {
         let (config, device) = (&base.host.config, &base.device);
         if config.head_dim() > MAX_HEAD {
             bail!("heads of {} are wider than {MAX_HEAD}", config.head_dim())
@@ -113,7 +121,8 @@ impl GpuDit {
             let Some(matrix) = base.matrices.get(name) else {
                 bail!("matrix {name} is missing")
             };
-            let superposed = GpuSuperposed::of(&base, (name, matrix.out, matrix.input), banks, &variants)?;
+            let superposed =
+                GpuSuperposed::of(&base, (name, matrix.out, matrix.input), banks, &variants)?;
             let list = List {
                 placement: superposed.placement.clone(),
                 rows,
@@ -123,10 +132,13 @@ impl GpuDit {
                     64
                 },
             };
-            let at = lists.iter().position(|known| *known == list).unwrap_or_else(|| {
-                lists.push(list);
-                lists.len() - 1
-            });
+            let at = lists
+                .iter()
+                .position(|known| *known == list)
+                .unwrap_or_else(|| {
+                    lists.push(list);
+                    lists.len() - 1
+                });
             Ok(GpuLinear {
                 base: matrix.clone(),
                 variants: superposed,
@@ -145,16 +157,27 @@ impl GpuDit {
         }
         let (head, embedding) = (linear(HEAD, Rows::Wanted)?, linear(EMBEDDING, Rows::All)?);
         let expanded = layers.first().map_or(0, |layer| layer.expand.base.out);
-        let offsets = Offsets::new(config.hidden_dim, expanded, config.n_blocks, config.vocab_size);
+        let offsets = Offsets::new(
+            config.hidden_dim,
+            expanded,
+            config.n_blocks,
+            config.vocab_size,
+        );
         let half = config.head_dim() / 2;
-        let frequencies: Vec<f64> = (0..half).map(|i| 10000f64.powf(-(i as f64) / half as f64)).collect();
+        let frequencies: Vec<f64> = (0..half)
+            .map(|i| 10000f64.powf(-(i as f64) / half as f64))
+            .collect();
         let host: Vec<Arc<ServedBank>> = banks.iter().map(|bank| bank.host.clone()).collect();
         let on_host = |variant: &Placed<GpuVariant>| Placed {
             own: variant.own.host.clone(),
             banks: variant.banks.clone(),
         };
         Ok(Self {
-            modulation: Modulation::new(base.host.clone(), &host, variants.iter().map(on_host).collect())?,
+            modulation: Modulation::new(
+                base.host.clone(),
+                &host,
+                variants.iter().map(on_host).collect(),
+            )?,
             embedding,
             layers,
             head,
@@ -184,7 +207,10 @@ impl GpuDit {
 
     /// Bytes of the variants' keys and gains on the device.
     pub fn device_variant_bytes(&self) -> usize {
-        let matrices = self.linears().map(|(linear, _)| linear).chain([&self.embedding]);
+        let matrices = self
+            .linears()
+            .map(|(linear, _)| linear)
+            .chain([&self.embedding]);
         matrices.map(|linear| linear.variants.variant_bytes()).sum()
     }
 
@@ -303,7 +329,9 @@ impl GpuDit {
             }
         };
         // The first time, libraries load what they need; the second time, a shape is worth recording.
-        let dense = |(linear, _): (&GpuLinear, Rows)| !linear.variants.tiled && !linear.variants.banks.is_empty();
+        let dense = |(linear, _): (&GpuLinear, Rows)| {
+            !linear.variants.tiled && !linear.variants.banks.is_empty()
+        };
         if plan.seen < 2 || !packed.shape.recordable() || self.linears().any(dense) {
             return Ok(launch()?);
         }
@@ -339,7 +367,11 @@ impl GpuDit {
             let pitch = work::logits_pitch(vocab);
             let at = pieces.logits + (rows.start * pitch * size_of::<f32>()) as u64;
             let padded: Vec<f32> = work::read(machine, at, rows.len() * pitch)?;
-            let mut logits: Vec<f32> = padded.chunks(pitch).flat_map(|row| &row[..vocab]).copied().collect();
+            let mut logits: Vec<f32> = padded
+                .chunks(pitch)
+                .flat_map(|row| &row[..vocab])
+                .copied()
+                .collect();
             let tables = self.modulation.tables(&segment.mix, segment.sigma)?;
             for row in logits.chunks_mut(vocab) {
                 row.iter_mut()
@@ -370,7 +402,8 @@ impl Denoiser for GpuDit {
 
     fn bytes(&self) -> usize {
         let State { work, slots, .. } = &*self.state();
-        let on_device = self.base.device_bytes() + slots.bytes() + self.frequencies.bytes() + work.bytes();
+        let on_device =
+            self.base.device_bytes() + slots.bytes() + self.frequencies.bytes() + work.bytes();
         on_device + self.base.host.bytes() + self.modulation.table_bytes()
     }
 
@@ -385,13 +418,20 @@ impl Denoiser for GpuDit {
 
     fn forward(&self, batch: &Batch, cache: &mut KvCache) -> Result<Logits> {
         let mut batch = batch.clone();
-        batch.segments.iter_mut().for_each(|segment| segment.draws.clear());
+        batch
+            .segments
+            .iter_mut()
+            .for_each(|segment| segment.draws.clear());
         Ok(self.step(&batch, cache, &mut |_| ())?.logits)
     }
 
     fn step(&self, batch: &Batch, cache: &mut KvCache, _between: &mut Between) -> Result<Outcome> {
         let mut state = self.state();
-        if batch.segments.iter().any(|segment| !segment.tokens.is_empty()) {
+        if batch
+            .segments
+            .iter()
+            .any(|segment| !segment.tokens.is_empty())
+        {
             self.run(&mut state, batch, cache)?;
         }
         self.outcome(&state, batch)

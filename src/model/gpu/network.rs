@@ -7,7 +7,9 @@ use super::work::{Pieces, logits_pitch};
 use super::{GpuDit, GpuLayer};
 use crate::ops::gpu::attention::Attend;
 use crate::ops::gpu::draw::Categorical;
-use crate::ops::gpu::pointwise::{Angles, BiasGelu, GateResidual, NONE, NormModulate, Rotary, Tables};
+use crate::ops::gpu::pointwise::{
+    Angles, BiasGelu, GateResidual, NONE, NormModulate, Rotary, Tables,
+};
 use crate::ops::gpu::products::GatherEmbedding;
 use crate::ops::gpu::{Dtype, Fault};
 
@@ -104,7 +106,12 @@ impl GpuDit {
     }
 
     /// A norm of the residual stream.
-    pub(super) fn norm(&self, step: &Step, out: u64, (gain, shift): (u32, u32)) -> Result<(), Fault> {
+    pub(super) fn norm(
+        &self,
+        step: &Step,
+        out: u64,
+        (gain, shift): (u32, u32),
+    ) -> Result<(), Fault> {
         self.norm_of(step, (0, step.shape.rows), out, (gain, shift))
     }
 
@@ -135,7 +142,10 @@ impl GpuDit {
         let (work, hidden) = (step.work, self.base.host.config.hidden_dim as u32);
         match self.gives(step.shape) {
             Dtype::F32 => [(work.q, hidden), (work.current, 2 * hidden)],
-            Dtype::Bf16 => [(work.y, 3 * hidden), (work.y + u64::from(hidden) * 2, 3 * hidden)],
+            Dtype::Bf16 => [
+                (work.y, 3 * hidden),
+                (work.y + u64::from(hidden) * 2, 3 * hidden),
+            ],
         }
     }
 
@@ -194,7 +204,11 @@ impl GpuDit {
     fn layer(&self, step: &Step, number: usize, layer: &GpuLayer) -> Result<(), Fault> {
         let (machine, dtype) = (&*self.base.device.machine, self.base.device.dtype);
         let (rows, work) = (step.shape.rows, step.work);
-        let (offsets, tables, y) = (&step.slots.offsets, self.tables(step), self.gives(step.shape));
+        let (offsets, tables, y) = (
+            &step.slots.offsets,
+            self.tables(step),
+            self.gives(step.shape),
+        );
         self.product(step, &layer.qkv, (work.h, work.y))?;
         self.rotary(step, number).launch(machine, dtype, y, rows)?;
         self.attend(step, number)?;
@@ -223,7 +237,13 @@ impl GpuDit {
         .launch(machine, dtype, y, rows)?;
         self.product(step, &layer.contract, (work.h, work.y))?;
         let next = number + 1 < self.layers.len();
-        let of_next = |vector| if next { offsets.line(number + 1, vector) } else { NONE };
+        let of_next = |vector| {
+            if next {
+                offsets.line(number + 1, vector)
+            } else {
+                NONE
+            }
+        };
         GateResidual {
             gate: offsets.line(number, Vector::Gate2),
             bias: offsets.bias2(number),
@@ -248,8 +268,13 @@ impl GpuDit {
                 &step.places.lists[self.head.list],
                 (step.work.last, step.work.logits, wanted, pitch),
             );
-            self.head
-                .forward(&self.base.device, rows, Dtype::F32, waves, step.work.scratch)?;
+            self.head.forward(
+                &self.base.device,
+                rows,
+                Dtype::F32,
+                waves,
+                step.work.scratch,
+            )?;
         }
         let (_, biases) = step.slots.addresses();
         Categorical {

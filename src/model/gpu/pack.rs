@@ -126,7 +126,11 @@ pub fn rounded(count: usize) -> usize {
         2..=8 => count.next_power_of_two(),
         _ => {
             let power = count.next_power_of_two();
-            if count <= power / 4 * 3 { power / 4 * 3 } else { power }
+            if count <= power / 4 * 3 {
+                power / 4 * 3
+            } else {
+                power
+            }
         }
     }
 }
@@ -162,7 +166,11 @@ impl Writer {
         // Only of many are several threads quicker than one, which asking them alone would take longer than.
         match draws.len() {
             0..2048 => facts.iter_mut().zip(draws).for_each(put),
-            _ => facts.par_iter_mut().zip(draws).with_min_len(1024).for_each(put),
+            _ => facts
+                .par_iter_mut()
+                .zip(draws)
+                .with_min_len(1024)
+                .for_each(put),
         }
         start as u64
     }
@@ -217,7 +225,11 @@ fn wave(parts: Vec<PartFacts>, most: usize, writer: &mut Writer) -> Wave {
             _ => dense.push((part.bank, index..index + 1)),
         }
     }
-    let longest = dense.iter().map(|(_, range)| range.len()).max().unwrap_or(0);
+    let longest = dense
+        .iter()
+        .map(|(_, range)| range.len())
+        .max()
+        .unwrap_or(0);
     let tier = TIERS
         .into_iter()
         .find(|&tier| tier >= longest.min(most))
@@ -258,13 +270,20 @@ impl Packed {
         (lists, embedding): (&[List], &Placement),
         (page_tokens, vocab): (usize, usize),
     ) -> Result<Self> {
-        let (mut tokens, mut positions, mut line, mut mix) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut tokens, mut positions, mut line, mut mix) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let (mut segment_of, mut cache_slots, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
         let (mut segments, mut pages) = (Vec::new(), Vec::new());
         let (mut runs, mut wanted_runs) = (Vec::new(), Vec::new());
-        for (index, (segment, &(line_slot, mix_slot))) in batch.segments.iter().zip(slots).enumerate() {
+        for (index, (segment, &(line_slot, mix_slot))) in
+            batch.segments.iter().zip(slots).enumerate()
+        {
             let first_row = tokens.len();
-            if let Some(token) = segment.tokens.iter().find(|&&token| token as usize >= vocab) {
+            if let Some(token) = segment
+                .tokens
+                .iter()
+                .find(|&&token| token as usize >= vocab)
+            {
                 bail!("token {token} is outside the vocabulary of {vocab}")
             }
             segments.push(SegmentFacts {
@@ -284,7 +303,11 @@ impl Packed {
             pages.extend(segment.pages.iter().map(|page| page.0));
             let count = segment.tokens.len();
             tokens.extend_from_slice(&segment.tokens);
-            positions.extend((segment.first_position..).take(count).map(|position| position as u32));
+            positions.extend(
+                (segment.first_position..)
+                    .take(count)
+                    .map(|position| position as u32),
+            );
             line.resize(tokens.len(), line_slot);
             mix.resize(tokens.len(), mix_slot);
             segment_of.resize(tokens.len(), index as u32);
@@ -307,7 +330,14 @@ impl Packed {
         let (rows, logit_rows) = (rounded(tokens.len()), rounded(wanted.len()));
         let (segment_count, page_count) = (rounded(segments.len()), rounded(pages.len()).max(64));
 
-        let cut = Cut::of(batch.segments.iter().map(|s| s.tokens.len()).max().unwrap_or(0));
+        let cut = Cut::of(
+            batch
+                .segments
+                .iter()
+                .map(|s| s.tokens.len())
+                .max()
+                .unwrap_or(0),
+        );
         let tiles: Vec<QueryTile> = (0..)
             .zip(&batch.segments)
             .flat_map(|(segment, facts)| {
@@ -359,13 +389,25 @@ impl Packed {
             draws: writer.put_draws(&draws, logit_rows, vocab),
             parted: (lists.iter().zip(&all_parts))
                 .map(|(list, waves)| {
-                    let mut parted = vec![0u32; if list.rows == Rows::All { rows } else { logit_rows }];
+                    let mut parted = vec![
+                        0u32;
+                        if list.rows == Rows::All {
+                            rows
+                        } else {
+                            logit_rows
+                        }
+                    ];
                     (waves.iter().flatten()).for_each(|part| parted[part.row as usize] = 1);
                     writer.put(parted, 0, 0)
                 })
                 .collect(),
             lists: (lists.iter().zip(all_parts))
-                .map(|(list, waves)| (waves.into_iter().map(|parts| wave(parts, list.most, &mut writer))).collect())
+                .map(|(list, waves)| {
+                    (waves
+                        .into_iter()
+                        .map(|parts| wave(parts, list.most, &mut writer)))
+                    .collect()
+                })
                 .collect(),
         };
         let shape = Shape {

@@ -113,18 +113,26 @@ impl<K: std::hash::Hash + Eq + Clone> Slots<K> {
 
     /// Makes room for these keys: more of it while that is little, else that of all others.
     fn reserve(&mut self, machine: &Arc<dyn Machine>, keys: &[K]) -> Result<()> {
-        let new = keys.iter().filter(|key| !self.kept.contains_key(*key)).count();
+        let new = keys
+            .iter()
+            .filter(|key| !self.kept.contains_key(*key))
+            .count();
         let (wanted, bytes) = (self.kept.len() + new, self.floats * size_of::<f32>());
         if wanted <= self.capacity {
             return Ok(());
         }
         let little = BYTES / bytes;
         if wanted <= little
-            && let Ok(more) = Self::new(machine, self.floats, wanted.next_power_of_two().min(little))
+            && let Ok(more) =
+                Self::new(machine, self.floats, wanted.next_power_of_two().min(little))
         {
             let kept = std::mem::take(&mut self.kept);
             if !kept.is_empty() {
-                machine.copy(more.memory.address(), self.memory.address(), kept.len() * bytes)?;
+                machine.copy(
+                    more.memory.address(),
+                    self.memory.address(),
+                    kept.len() * bytes,
+                )?;
             }
             *self = Self { kept, ..more };
             return Ok(());
@@ -184,9 +192,19 @@ impl TableSlots {
         let wanted: Vec<(MixKey, u32, &Mix, f32)> = batch
             .segments
             .iter()
-            .map(|segment| (segment.mix.key(), segment.sigma.to_bits(), &segment.mix, segment.sigma))
+            .map(|segment| {
+                (
+                    segment.mix.key(),
+                    segment.sigma.to_bits(),
+                    &segment.mix,
+                    segment.sigma,
+                )
+            })
             .collect();
-        let mut lines: Vec<(MixKey, u32)> = wanted.iter().map(|(mix, sigma, ..)| (mix.clone(), *sigma)).collect();
+        let mut lines: Vec<(MixKey, u32)> = wanted
+            .iter()
+            .map(|(mix, sigma, ..)| (mix.clone(), *sigma))
+            .collect();
         lines.sort();
         lines.dedup();
         let mut mixes: Vec<MixKey> = lines.iter().map(|(mix, _)| mix.clone()).collect();
@@ -197,12 +215,18 @@ impl TableSlots {
         for (mix_key, bits, mix, sigma) in wanted {
             let line = self.lines.get(&(mix_key.clone(), bits), || {
                 Ok(side_by_side(
-                    modulation.tables(mix, sigma)?.modulations().map(|vector| &**vector),
+                    modulation
+                        .tables(mix, sigma)?
+                        .modulations()
+                        .map(|vector| &**vector),
                 ))
             })?;
             let bias = self.mixes.get(&mix_key, || {
                 Ok(side_by_side(
-                    modulation.tables(mix, sigma)?.biases().map(|vector| &**vector),
+                    modulation
+                        .tables(mix, sigma)?
+                        .biases()
+                        .map(|vector| &**vector),
                 ))
             })?;
             slots.push((line, bias));
@@ -218,11 +242,16 @@ mod tests {
     #[test]
     fn vectors_of_any_width_begin_at_multiples_of_sixteen_bytes() {
         let offsets = Offsets::new(6, 25, 3, 31);
-        let lines = (0..3).flat_map(|layer| [Vector::Gain1, Vector::Gate2].map(|vector| offsets.line(layer, vector)));
+        let lines = (0..3).flat_map(|layer| {
+            [Vector::Gain1, Vector::Gate2].map(|vector| offsets.line(layer, vector))
+        });
         let biases = (0..3).flat_map(|layer| [offsets.bias0(layer), offsets.bias2(layer)]);
         let (gain, shift) = offsets.last();
         let ends = [offsets.line_floats(), offsets.bias_floats()].map(|floats| floats as u32);
-        let all = lines.chain(biases).chain([gain, shift, offsets.bias()]).chain(ends);
+        let all = lines
+            .chain(biases)
+            .chain([gain, shift, offsets.bias()])
+            .chain(ends);
         assert!(all.into_iter().all(|offset| offset.is_multiple_of(4)));
         let vectors: [&[f32]; 3] = [&[1.0], &[2.0; 4], &[3.0; 5]];
         let filled = [&[1.0, 0.0, 0.0, 0.0][..], &[2.0; 4], &[3.0; 5], &[0.0; 3]].concat();

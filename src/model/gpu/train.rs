@@ -60,7 +60,10 @@ impl GpuTrainer {
     }
 
     pub fn of<'a>(&'a self, model: &'a Trainable) -> GpuTrainable<'a> {
-        GpuTrainable { trainer: self, model }
+        GpuTrainable {
+            trainer: self,
+            model,
+        }
     }
 
     /// An evaluation that failed leaves memory taken, which the next gives back.
@@ -71,7 +74,9 @@ impl GpuTrainer {
 
 impl Differentiable for GpuTrainable<'_> {
     fn forward(&self, input: &TrainBatch) -> Result<Tensor> {
-        Ok(Step::begin(self, &mut self.trainer.room(), input)?.forward()?.0)
+        Ok(Step::begin(self, &mut self.trainer.room(), input)?
+            .forward()?
+            .0)
     }
 
     fn gradients<L>(
@@ -149,7 +154,10 @@ impl<'a> Step<'a> {
                 .filter(|kept| kept.bytes() == size_of_val(&values[..]))
             {
                 Some(kept) => kept.write(0, &values)?,
-                None => drop(room.weights.insert(name.clone(), Buffer::from(machine, &values)?)),
+                None => drop(
+                    room.weights
+                        .insert(name.clone(), Buffer::from(machine, &values)?),
+                ),
             }
         }
         let hidden = config.hidden_dim;
@@ -173,7 +181,8 @@ impl<'a> Step<'a> {
 
     fn forward(&mut self) -> Result<(Tensor, Kept)> {
         let (input, config, offsets) = (self.input, self.config(), self.offsets);
-        let (hidden, expanded, vocab) = (config.hidden_dim, 4 * config.hidden_dim, config.vocab_size);
+        let (hidden, expanded, vocab) =
+            (config.hidden_dim, 4 * config.hidden_dim, config.vocab_size);
         let (noisy_rows, doubled) = (input.batch * input.length, input.x0.is_some());
         let all_rows = if doubled { 2 * noisy_rows } else { noisy_rows };
         let full = self.rows(self.reading.full.clone(), all_rows)?;
@@ -209,8 +218,12 @@ impl<'a> Step<'a> {
                 }
             };
             let next = (at(Vector::Gain2), at(Vector::Shift2));
-            let (middle, normed_middle) =
-                self.gate((residual, projected), rows, (at(Vector::Gate1), NONE), Some(next))?;
+            let (middle, normed_middle) = self.gate(
+                (residual, projected),
+                rows,
+                (at(Vector::Gate1), NONE),
+                Some(next),
+            )?;
             let wide = self.product(normed_middle, expand, [rows.count, expanded, hidden])?;
             let activated = self.floats(rows.count * expanded)?;
             let gelu = BiasGelu {
@@ -272,13 +285,15 @@ impl<'a> Step<'a> {
             normed,
         } = kept;
         let (config, offsets) = (self.config(), self.offsets);
-        let (hidden, expanded, vocab) = (config.hidden_dim, 4 * config.hidden_dim, config.vocab_size);
+        let (hidden, expanded, vocab) =
+            (config.hidden_dim, 4 * config.hidden_dim, config.vocab_size);
         // Addresses of gradients: of matrices, and of tables with as many lines as these have.
         let (mut matrices, mut tables) = (Vec::new(), Vec::new());
 
         let dlogits = self.put(&slice::f32(gradient)?)?;
         let head = self.weight(HEAD)?;
-        let (dy, dhead) = self.product_backward(dlogits, (normed, head), [wanted.count, vocab, hidden])?;
+        let (dy, dhead) =
+            self.product_backward(dlogits, (normed, head), [wanted.count, vocab, hidden])?;
         matrices.push((HEAD.to_owned(), dhead));
         let dlast = self.zeros(wanted.count * hidden)?;
         let (dgain, dshift) = self.norm_backward((last, dy, dlast), &wanted, offsets.last().0)?;
@@ -301,8 +316,11 @@ impl<'a> Step<'a> {
             let (dy, dgate) = self.gate_backward((dx, layer.contracted), rows, gate)?;
             tables.push((t.gate2.clone(), dgate));
             tables.push((t.bias2.clone(), self.sums(dy, hidden, rows.all)?));
-            let (dy, dcontract) =
-                self.product_backward(dy, (layer.activated, contract), [rows.count, hidden, expanded])?;
+            let (dy, dcontract) = self.product_backward(
+                dy,
+                (layer.activated, contract),
+                [rows.count, hidden, expanded],
+            )?;
             let gelu = GeluBackward {
                 y: layer.expanded,
                 dy,
@@ -312,22 +330,30 @@ impl<'a> Step<'a> {
             };
             gelu.launch(&*self.machine, rows.count)?;
             tables.push((t.bias0.clone(), self.sums(dy, expanded, rows.all)?));
-            let (dy, dexpand) =
-                self.product_backward(dy, (layer.normed_middle, expand), [rows.count, expanded, hidden])?;
-            let (dgain, dshift) = self.norm_backward((layer.middle, dy, dx), rows, at(Vector::Gain2))?;
+            let (dy, dexpand) = self.product_backward(
+                dy,
+                (layer.normed_middle, expand),
+                [rows.count, expanded, hidden],
+            )?;
+            let (dgain, dshift) =
+                self.norm_backward((layer.middle, dy, dx), rows, at(Vector::Gain2))?;
             tables.extend([(t.gain2.clone(), dgain), (t.shift2.clone(), dshift)]);
 
-            let (dy, dgate) = self.gate_backward((dx, layer.projected), rows, (at(Vector::Gate1), NONE))?;
+            let (dy, dgate) =
+                self.gate_backward((dx, layer.projected), rows, (at(Vector::Gate1), NONE))?;
             tables.push((t.gate1.clone(), dgate));
-            let (dy, dout) = self.product_backward(dy, (layer.attended, out), [rows.count, hidden, hidden])?;
+            let (dy, dout) =
+                self.product_backward(dy, (layer.attended, out), [rows.count, hidden, hidden])?;
             let dqkv = self.attend_backward(&layer, dy)?;
-            let (dy, dweight) = self.product_backward(dqkv, (layer.normed, qkv), [full.count, 3 * hidden, hidden])?;
+            let (dy, dweight) =
+                self.product_backward(dqkv, (layer.normed, qkv), [full.count, 3 * hidden, hidden])?;
             if full.count != rows.count {
                 let whole = self.zeros(full.count * hidden)?;
                 self.pick(dx, (halves, noisy.count, true), whole)?;
                 dx = whole;
             }
-            let (dgain, dshift) = self.norm_backward((layer.x, dy, dx), &full, at(Vector::Gain1))?;
+            let (dgain, dshift) =
+                self.norm_backward((layer.x, dy, dx), &full, at(Vector::Gain1))?;
             tables.extend([(t.gain1.clone(), dgain), (t.shift1.clone(), dshift)]);
             matrices.extend(names.into_iter().zip([dweight, dout, dexpand, dcontract]));
         }
@@ -340,8 +366,13 @@ impl<'a> Step<'a> {
         let tokens = &self.reading.tokens;
         let table = self.model.var(EMBEDDING)?.detach();
         let dx = self.get(dx, (full.count, hidden))?;
-        let embedding =
-            ops::embedding::embedding_mix_backward(&table, tokens.choices, &tokens.tokens, &tokens.weights, &dx)?;
+        let embedding = ops::embedding::embedding_mix_backward(
+            &table,
+            tokens.choices,
+            &tokens.tokens,
+            &tokens.weights,
+            &dx,
+        )?;
         found.insert(EMBEDDING.to_owned(), embedding);
         let mut small = vec![(of.bias, ops::column_sums(gradient)?)];
         for (table, address) in tables {

@@ -59,8 +59,16 @@ impl VariantSlots {
                 outputs: Buffer::zeros(machine, capacity * matrix.out * size_of::<bf16>())?,
             };
             if let Some(table) = slots.tables.get(name) {
-                machine.copy(grown.keys.address(), table.keys.address(), table.keys.bytes())?;
-                machine.copy(grown.outputs.address(), table.outputs.address(), table.outputs.bytes())?;
+                machine.copy(
+                    grown.keys.address(),
+                    table.keys.address(),
+                    table.keys.bytes(),
+                )?;
+                machine.copy(
+                    grown.outputs.address(),
+                    table.outputs.address(),
+                    table.outputs.bytes(),
+                )?;
             }
             tables.insert(name.clone(), Arc::new(grown));
         }
@@ -96,8 +104,13 @@ impl GpuVariant {
             let Some(table) = base.slots.table(&name) else {
                 bail!("matrix {name} is missing")
             };
-            let (slot, key) = (made.slot as usize, transform::key(weights.seed, &name, Side::Input));
-            table.keys.write(slot * 8 * size_of::<u32>(), &key_words(&key))?;
+            let (slot, key) = (
+                made.slot as usize,
+                transform::key(weights.seed, &name, Side::Input),
+            );
+            table
+                .keys
+                .write(slot * 8 * size_of::<u32>(), &key_words(&key))?;
             table
                 .outputs
                 .write(slot * size_of_val(&rotation.output[..]), &rotation.output)?;

@@ -78,7 +78,9 @@ impl GpuBase {
         let host = BaseWeights::without(config, tensors, on_device)?;
         let mut matrices = BTreeMap::new();
         for (name, shape) in shapes {
-            if let ([out, input], Some((_, data)), true) = (&shape[..], tensors.get(&name), on_device(&name)) {
+            if let ([out, input], Some((_, data)), true) =
+                (&shape[..], tensors.get(&name), on_device(&name))
+            {
                 matrices.insert(name, Arc::new(device.dense(data, *out, *input)?));
             }
         }
@@ -92,7 +94,10 @@ impl GpuBase {
 
     /// Bytes held on the device.
     pub fn device_bytes(&self) -> usize {
-        self.matrices.values().map(|matrix| matrix.data.bytes()).sum()
+        self.matrices
+            .values()
+            .map(|matrix| matrix.data.bytes())
+            .sum()
     }
 }
 
@@ -140,6 +145,9 @@ impl GpuBank {
 
     /// Bytes held on the device.
     pub fn device_bytes(&self) -> usize {
-        self.matrices.values().map(|matrix| matrix.data.bytes()).sum()
+        self.matrices
+            .values()
+            .map(|matrix| matrix.data.bytes())
+            .sum()
     }
 }

@@ -103,14 +103,21 @@ impl Work {
         ];
         let grows = |(needed, held): (&usize, &usize)| needed > held;
         let counted = self.buffers.last().map_or(0, Buffer::bytes);
-        if !needed.iter().zip(&self.sizes.0).any(grows) && counters <= counted && !self.buffers.is_empty() {
+        if !needed.iter().zip(&self.sizes.0).any(grows)
+            && counters <= counted
+            && !self.buffers.is_empty()
+        {
             return Ok(());
         }
         for (held, needed) in self.sizes.0.iter_mut().zip(needed) {
             *held = needed.max(*held);
         }
         self.buffers.clear(); // before the new ones are asked for
-        let made = self.sizes.0.iter().map(|&bytes| Buffer::new(&device.machine, bytes));
+        let made = self
+            .sizes
+            .0
+            .iter()
+            .map(|&bytes| Buffer::new(&device.machine, bytes));
         self.buffers = made
             .collect::<Result<_, _>>()
             .inspect_err(|_| self.sizes = Sizes::default())?;

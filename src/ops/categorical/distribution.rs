@@ -42,7 +42,11 @@ pub(super) fn rank(token: u32, logit: f32) -> u64 {
         return u64::MAX;
     }
     let bits = (logit + 0.0).to_bits(); // + 0.0 makes -0 and 0 equal
-    let ascending = if bits >> 31 == 1 { !bits } else { bits | 1 << 31 };
+    let ascending = if bits >> 31 == 1 {
+        !bits
+    } else {
+        bits | 1 << 31
+    };
     u64::from(!ascending) << 32 | u64::from(token)
 }
 
@@ -92,7 +96,11 @@ impl Weights {
     fn of(&self, token: u32, logit: f32, cut: Cut) -> f64 {
         let better = (logit > cut.logit) | ((logit == cut.logit) & (token < cut.token));
         let weight = self.of_logit(logit);
-        f64::from(if better & (token != cut.forbidden) { weight } else { 0.0 })
+        f64::from(if better & (token != cut.forbidden) {
+            weight
+        } else {
+            0.0
+        })
     }
 
     fn cut(&self) -> Cut {
@@ -153,7 +161,9 @@ impl Distribution<'_> {
     /// The probability of a token; 0 for one outside the vocabulary.
     pub fn probability(&self, token: u32) -> f64 {
         match self.logits.get(token as usize) {
-            Some(&logit) if self.total > 0.0 => self.weights.of(token, logit, self.weights.cut()) / self.total,
+            Some(&logit) if self.total > 0.0 => {
+                self.weights.of(token, logit, self.weights.cut()) / self.total
+            }
             _ => f64::from(u8::from(token == self.best)),
         }
     }

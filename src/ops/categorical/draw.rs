@@ -89,7 +89,9 @@ impl Draw {
 }
 
 /// Draws from many rows, side by side.
-pub fn draw_all<'a>(rows: impl IndexedParallelIterator<Item = (&'a Draw, &'a [f32])>) -> Vec<Drawn> {
+pub fn draw_all<'a>(
+    rows: impl IndexedParallelIterator<Item = (&'a Draw, &'a [f32])>,
+) -> Vec<Drawn> {
     rows.map_init(Workspace::default, |workspace, (draw, logits)| {
         draw.apply(logits, workspace)
     })

@@ -42,7 +42,11 @@ const SMALL: usize = 32;
 
 impl Filter {
     /// The distribution that a row of logits ([vocab], any scale) stands for.
-    pub fn distribution<'a>(&self, logits: &'a [f32], workspace: &'a mut Workspace) -> Distribution<'a> {
+    pub fn distribution<'a>(
+        &self,
+        logits: &'a [f32],
+        workspace: &'a mut Workspace,
+    ) -> Distribution<'a> {
         let (mut weights, best) = Weights::new(logits, self.temperature, self.forbidden);
         if self.temperature == 0.0 {
             // Not the clamped top: several logits may be infinite.
@@ -157,7 +161,8 @@ fn gather(ranks: &mut Vec<u64>, logits: &[f32], weights: &Weights, floor: f32) {
     for (group, logits) in logits.chunks(GROUP).enumerate() {
         if math::max(logits) >= floor {
             let tokens = ((group * GROUP) as u32..).zip(logits);
-            let allowed = tokens.filter(|&(token, &logit)| logit >= floor && Some(token) != weights.forbidden);
+            let allowed = tokens
+                .filter(|&(token, &logit)| logit >= floor && Some(token) != weights.forbidden);
             ranks.extend(allowed.map(|(token, &logit)| rank(token, logit)));
         }
     }

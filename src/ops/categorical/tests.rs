@@ -13,15 +13,22 @@ fn slow(filter: &Filter, logits: &[f32]) -> (Vec<f64>, f64) {
     let mut order: Vec<usize> = (0..logits.len())
         .filter(|&token| Some(token as u32) != filter.forbidden)
         .collect();
-    order.sort_by(|&a, &b| logits[b].partial_cmp(&logits[a]).expect("numbers").then(a.cmp(&b)));
+    order.sort_by(|&a, &b| {
+        logits[b]
+            .partial_cmp(&logits[a])
+            .expect("numbers")
+            .then(a.cmp(&b))
+    });
     let mut probabilities = vec![0.0; logits.len()];
     if filter.temperature == 0.0 {
         probabilities[order[0]] = 1.0;
         return (probabilities, 1.0);
     }
     order.truncate(filter.top_k.unwrap_or(usize::MAX));
-    let weight =
-        |token: usize| ((f64::from(logits[token]) - f64::from(logits[order[0]])) / f64::from(filter.temperature)).exp();
+    let weight = |token: usize| {
+        ((f64::from(logits[token]) - f64::from(logits[order[0]])) / f64::from(filter.temperature))
+            .exp()
+    };
     let total: f64 = order.iter().map(|&token| weight(token)).sum();
     let (mut kept, mut running, mut margin) = (0, 0.0, 1.0f64);
     for &token in &order {
@@ -41,7 +48,10 @@ fn slow(filter: &Filter, logits: &[f32]) -> (Vec<f64>, f64) {
     for &token in &order[..kept] {
         probabilities[token] = weight(token) / total;
     }
-    (probabilities, if filter.nucleus_p < 1.0 { margin } else { 1.0 })
+    (
+        probabilities,
+        if filter.nucleus_p < 1.0 { margin } else { 1.0 },
+    )
 }
 
 fn plain() -> Filter {
@@ -129,7 +139,10 @@ fn top_k_cuts_what_is_far_below_where_exactly_k_are_near() {
     let logits = [-9.0, 0.0, -1.0, -8.5];
     let mut workspace = Workspace::default();
     let distribution = filter.distribution(&logits, &mut workspace);
-    assert_eq!([0, 3].map(|token| distribution.probability(token)), [0.0; 2]);
+    assert_eq!(
+        [0, 3].map(|token| distribution.probability(token)),
+        [0.0; 2]
+    );
 }
 
 #[test]
@@ -163,7 +176,8 @@ fn draws_follow_the_distribution() {
     }
     assert_eq!(counts[5], 0.0);
     let cell = |token: usize| {
-        (counts[token] - expected[token] * f64::from(draws)).powi(2) / (expected[token] * f64::from(draws))
+        (counts[token] - expected[token] * f64::from(draws)).powi(2)
+            / (expected[token] * f64::from(draws))
     };
     let statistic: f64 = (0..5).map(cell).sum();
     assert!(
@@ -180,15 +194,25 @@ fn greedy_takes_the_lowest_of_equal_tokens() {
     };
     let mut workspace = Workspace::default();
     assert_eq!(
-        filter.distribution(&[1.0, 3.0, -0.0, 3.0], &mut workspace).draw(0.99),
+        filter
+            .distribution(&[1.0, 3.0, -0.0, 3.0], &mut workspace)
+            .draw(0.99),
         1
     );
-    assert_eq!(filter.distribution(&[-0.0, 0.0], &mut workspace).draw(0.99), 0);
+    assert_eq!(
+        filter.distribution(&[-0.0, 0.0], &mut workspace).draw(0.99),
+        0
+    );
     let filter = Filter {
         forbidden: Some(1),
         ..filter
     };
-    assert_eq!(filter.distribution(&[1.0, 3.0, -0.0, 3.0], &mut workspace).best(), 3);
+    assert_eq!(
+        filter
+            .distribution(&[1.0, 3.0, -0.0, 3.0], &mut workspace)
+            .best(),
+        3
+    );
 }
 
 #[test]
@@ -200,7 +224,12 @@ fn rows_that_are_no_numbers_draw_an_allowed_token() {
     let mut workspace = Workspace::default();
     for bad in [f32::NAN, f32::NEG_INFINITY] {
         assert_eq!(filter.distribution(&[bad; 4], &mut workspace).draw(0.9), 1);
-        assert_eq!(filter.distribution(&[bad, bad, 0.5, bad], &mut workspace).draw(1e-9), 2);
+        assert_eq!(
+            filter
+                .distribution(&[bad, bad, 0.5, bad], &mut workspace)
+                .draw(1e-9),
+            2
+        );
     }
     let endless = [0.0, 1.0, f32::INFINITY, f32::INFINITY];
     assert_eq!(filter.distribution(&endless, &mut workspace).draw(0.25), 2);
@@ -248,7 +277,10 @@ fn ranks_order_by_logit_then_token() {
         (5, f32::NAN),
     ];
     for pair in descending.windows(2) {
-        assert!(rank(pair[0].0, pair[0].1) < rank(pair[1].0, pair[1].1), "{pair:?}");
+        assert!(
+            rank(pair[0].0, pair[0].1) < rank(pair[1].0, pair[1].1),
+            "{pair:?}"
+        );
     }
     for logit in [f32::MAX, 1.5, 0.0, -2.5, f32::MIN, f32::NEG_INFINITY] {
         assert_eq!(logit_of(rank(7, logit)), logit);

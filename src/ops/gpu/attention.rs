@@ -128,9 +128,18 @@ impl Attend {
             Cut::Few => ("some", (128, shared(64, if wide { 2 } else { 4 }))),
             Cut::Many => ("many", (if wide { 256 } else { 128 }, shared(64, 2))),
         };
-        let args = BlockAttend { attend: *self, tiles };
+        let args = BlockAttend {
+            attend: *self,
+            tiles,
+        };
         let kernel = format!("block_attend_{name}_{}", self.head_dim);
-        launch(machine, &kernel, [count as u32, self.heads, 1], shape, &args)
+        launch(
+            machine,
+            &kernel,
+            [count as u32, self.heads, 1],
+            shape,
+            &args,
+        )
     }
 
     /// One warp to a query and head.

@@ -9,7 +9,9 @@ mod staging;
 use super::{Fault, Gemm, Graph, Launch, Machine, Result};
 use call::{Context, Event, Stream, driver};
 use cudarc::cublas::sys as blas;
-use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUmemPool_attribute as PoolAttribute};
+use cudarc::driver::sys::{
+    self, CUdevice_attribute as Attribute, CUmemPool_attribute as PoolAttribute,
+};
 use kernels::Kernels;
 use product::Products;
 use staging::Staging;
@@ -70,13 +72,21 @@ impl Pool {
         driver!(cuDeviceGetDefaultMemPool(&mut pool, device))?;
         let mut keep = u64::MAX;
         let threshold = PoolAttribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-        driver!(cuMemPoolSetAttribute(pool, threshold, ptr::from_mut(&mut keep).cast()))?;
+        driver!(cuMemPoolSetAttribute(
+            pool,
+            threshold,
+            ptr::from_mut(&mut keep).cast()
+        ))?;
         Ok(Self(pool))
     }
 
     fn bytes(&self, of: PoolAttribute) -> Result<usize> {
         let mut bytes = 0u64;
-        driver!(cuMemPoolGetAttribute(self.0, of, ptr::from_mut(&mut bytes).cast()))?;
+        driver!(cuMemPoolGetAttribute(
+            self.0,
+            of,
+            ptr::from_mut(&mut bytes).cast()
+        ))?;
         Ok(bytes as usize)
     }
 }
@@ -95,7 +105,9 @@ fn find(ordinal: usize) -> Result<(String, sys::CUdevice)> {
     #[allow(unsafe_code)]
     let (driver, cublas) = unsafe { (sys::is_culib_present(), blas::is_culib_present()) };
     if !driver {
-        return Err(none("libcuda, a part of NVIDIA's driver, was not found".to_owned()));
+        return Err(none(
+            "libcuda, a part of NVIDIA's driver, was not found".to_owned(),
+        ));
     }
     let mut version = 0;
     driver!(cuDriverGetVersion(&mut version)).map_err(|fault| none(fault.to_string()))?;
@@ -108,7 +120,8 @@ fn find(ordinal: usize) -> Result<(String, sys::CUdevice)> {
     }
     if !cublas {
         return Err(none(
-            "libcublas of CUDA 13 was not found; LD_LIBRARY_PATH names where else to look".to_owned(),
+            "libcublas of CUDA 13 was not found; LD_LIBRARY_PATH names where else to look"
+                .to_owned(),
         ));
     }
     let mut count = 0;
@@ -132,15 +145,25 @@ impl Cuda {
         let name = CStr::from_bytes_until_nul(&letters)
             .unwrap_or_default()
             .to_string_lossy();
-        let major = attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
-        let minor = attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
-        let name = format!("{name} (compute capability {major}.{minor}, driver for CUDA {version})");
+        let major = attribute(
+            device,
+            Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
+        )?;
+        let minor = attribute(
+            device,
+            Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+        )?;
+        let name =
+            format!("{name} (compute capability {major}.{minor}, driver for CUDA {version})");
         if major < CAPABILITY {
             let detail = format!("{name} is too old: compute capability {CAPABILITY}.0 is needed");
             return Err(Fault::NoDevice { ordinal, detail });
         }
         let processors = attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
-        let shared = attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
+        let shared = attribute(
+            device,
+            Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
+        )?;
 
         // Dropped from the last on where something fails.
         let context = Context::new(device)?;
@@ -253,18 +276,26 @@ impl Machine for Cuda {
         self.0.context.bind()?;
         let (mut free, mut total) = (0, 0);
         driver!(cuMemGetInfo_v2(&mut free, &mut total))?;
-        let reserved = self.0.pool.bytes(PoolAttribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?;
-        let used = self.0.pool.bytes(PoolAttribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?;
+        let reserved = self
+            .0
+            .pool
+            .bytes(PoolAttribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?;
+        let used = self
+            .0
+            .pool
+            .bytes(PoolAttribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?;
         Ok((free + reserved.saturating_sub(used), total))
     }
 
     fn allocate(&self, bytes: usize) -> Result<u64> {
         let turn = self.turn_at_once("allocate")?;
         let mut address = 0;
-        driver!(cuMemAllocAsync(&mut address, bytes, turn.stream)).map_err(|fault| match fault {
-            Fault::OutOfMemory { .. } => Fault::OutOfMemory { bytes },
-            fault => fault,
-        })?;
+        driver!(cuMemAllocAsync(&mut address, bytes, turn.stream)).map_err(
+            |fault| match fault {
+                Fault::OutOfMemory { .. } => Fault::OutOfMemory { bytes },
+                fault => fault,
+            },
+        )?;
         Ok(address)
     }
 
@@ -333,8 +364,14 @@ impl Machine for Cuda {
 
     fn time(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f32> {
         let stream = self.turn_at_once("time")?.stream; // `work` takes turns of its own
-        let event =
-            || Event::create(|event| driver!(cuEventCreate(event, sys::CUevent_flags::CU_EVENT_DEFAULT as u32)));
+        let event = || {
+            Event::create(|event| {
+                driver!(cuEventCreate(
+                    event,
+                    sys::CUevent_flags::CU_EVENT_DEFAULT as u32
+                ))
+            })
+        };
         let (before, after) = (event()?, event()?);
         driver!(cuEventRecord(before.0, stream))?;
         work()?;

@@ -43,5 +43,11 @@ pub(super) fn launch_of<A: Plain>(
     shape: (u32, u32),
     args: &A,
 ) -> Result<()> {
-    launch(machine, &format!("{kernel}_{}", dtype.suffix()), grid, shape, args)
+    launch(
+        machine,
+        &format!("{kernel}_{}", dtype.suffix()),
+        grid,
+        shape,
+        args,
+    )
 }

@@ -44,7 +44,9 @@ impl Fault {
         use candle_core::Error::*;
         match error {
             Cuda(source) => source.downcast_ref(),
-            Context { inner, .. } | WithPath { inner, .. } | WithBacktrace { inner, .. } => Fault::behind(inner),
+            Context { inner, .. } | WithPath { inner, .. } | WithBacktrace { inner, .. } => {
+                Fault::behind(inner)
+            }
             _ => None,
         }
     }
@@ -153,7 +155,11 @@ pub struct Buffer {
 impl Buffer {
     /// `bytes` bytes with anything in them; none at all is no error.
     pub fn new(machine: &Arc<dyn Machine>, bytes: usize) -> Result<Self> {
-        let address = if bytes == 0 { 0 } else { machine.allocate(bytes)? };
+        let address = if bytes == 0 {
+            0
+        } else {
+            machine.allocate(bytes)?
+        };
         Ok(Self {
             machine: machine.clone(),
             address,
@@ -243,7 +249,19 @@ macro_rules! plain {
 }
 pub(crate) use plain;
 
-plain!(u8, i8, u16, i16, u32, i32, u64, f32, f64, half::bf16, half::f16);
+plain!(
+    u8,
+    i8,
+    u16,
+    i16,
+    u32,
+    i32,
+    u64,
+    f32,
+    f64,
+    half::bf16,
+    half::f16
+);
 
 /// The bytes of plain data.
 #[allow(unsafe_code)]

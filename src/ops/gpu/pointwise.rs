@@ -9,7 +9,13 @@ pub const MAX_WIDTH: usize = 8192;
 pub const NONE: u32 = u32::MAX;
 
 /// Launches a kernel that has a block to a row: there is one for rows of up to 1, 4 and 8 times 1024.
-fn launch_rows<A: Plain>(machine: &dyn Machine, kernel: &str, rows: usize, width: u32, args: &A) -> Result<()> {
+fn launch_rows<A: Plain>(
+    machine: &dyn Machine,
+    kernel: &str,
+    rows: usize,
+    width: u32,
+    args: &A,
+) -> Result<()> {
     let wide = match width {
         0..=1024 => 1,
         1025..=4096 => 4,
@@ -99,7 +105,13 @@ pub struct GateResidual {
 
 impl GateResidual {
     pub fn launch(&self, machine: &dyn Machine, dtype: Dtype, y: Dtype, rows: usize) -> Result<()> {
-        launch_rows(machine, &of_product("gate_residual", dtype, y), rows, self.width, self)
+        launch_rows(
+            machine,
+            &of_product("gate_residual", dtype, y),
+            rows,
+            self.width,
+            self,
+        )
     }
 }
 
@@ -119,7 +131,13 @@ pub struct BiasGelu {
 impl BiasGelu {
     pub fn launch(&self, machine: &dyn Machine, dtype: Dtype, y: Dtype, rows: usize) -> Result<()> {
         let grid = [self.width.div_ceil(1024), rows as u32, 1];
-        launch(machine, &of_product("bias_gelu", dtype, y), grid, (THREADS, 0), self)
+        launch(
+            machine,
+            &of_product("bias_gelu", dtype, y),
+            grid,
+            (THREADS, 0),
+            self,
+        )
     }
 }
 
@@ -179,7 +197,13 @@ impl Rotary {
     pub fn launch(&self, machine: &dyn Machine, dtype: Dtype, y: Dtype, rows: usize) -> Result<()> {
         let pairs = self.heads * self.head_dim / 2;
         let grid = [rows as u32, pairs.div_ceil(512), 1];
-        launch(machine, &of_product("rotary", dtype, y), grid, (128, 0), self)
+        launch(
+            machine,
+            &of_product("rotary", dtype, y),
+            grid,
+            (128, 0),
+            self,
+        )
     }
 }
 

@@ -78,7 +78,13 @@ impl Product {
         let sums = 4 * warps * tier * if tiles % 2 == 0 { outs + 8 } else { outs };
         let grid = [self.out.div_ceil(outs as u32), 1, 1];
         let shape = (32 * warps as u32, sums as u32);
-        launch(machine, &format!("product_{name}_{tier}"), grid, shape, self)
+        launch(
+            machine,
+            &format!("product_{name}_{tier}"),
+            grid,
+            shape,
+            self,
+        )
     }
 }
 

@@ -83,7 +83,11 @@ pub struct Split {
 impl Split {
     /// For `groups` groups of at most `rows` parts with banks of [out, input]: as many blocks as run side by side, two to a
     /// processor, or as there are units of work.
-    pub fn banks(processors: u32, (rows, groups): (usize, usize), (out, input): (usize, usize)) -> Self {
+    pub fn banks(
+        processors: u32,
+        (rows, groups): (usize, usize),
+        (out, input): (usize, usize),
+    ) -> Self {
         // As the kernels have them; what was fastest on an H200.
         let (outs, stages) = match rows {
             8 => (2, 4),
@@ -136,7 +140,13 @@ impl Split {
 
 impl BankGemm {
     /// `dtype` is x's; `images` is the address of [`Split::image_bytes`] bytes.
-    pub fn launch(&self, machine: &dyn Machine, dtype: Dtype, split: Split, images: u64) -> Result<()> {
+    pub fn launch(
+        &self,
+        machine: &dyn Machine,
+        dtype: Dtype,
+        split: Split,
+        images: u64,
+    ) -> Result<()> {
         let mut args = *self;
         if split.is_small() {
             args.kind = match dtype {
@@ -255,7 +265,13 @@ pub struct GatherEmbedding {
 impl GatherEmbedding {
     pub fn launch(&self, machine: &dyn Machine, dtype: Dtype, rows: usize) -> Result<()> {
         let grid = [self.width.div_ceil(512), rows as u32, 1];
-        launch_of(machine, ("gather_embedding", dtype), grid, (THREADS, 0), self)
+        launch_of(
+            machine,
+            ("gather_embedding", dtype),
+            grid,
+            (THREADS, 0),
+            self,
+        )
     }
 }
 

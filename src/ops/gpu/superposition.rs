@@ -67,7 +67,11 @@ pub struct Accumulate {
 impl Accumulate {
     /// `narrow`: whether cells are i16.
     pub fn launch(&self, machine: &dyn Machine, narrow: bool) -> Result<()> {
-        let kernel = if narrow { "accumulate_i16" } else { "accumulate_i32" };
+        let kernel = if narrow {
+            "accumulate_i16"
+        } else {
+            "accumulate_i32"
+        };
         let grid = [self.cols.div_ceil(512), self.rows.div_ceil(32), 1];
         launch(machine, kernel, grid, (THREADS, 0), self)
     }
@@ -92,7 +96,13 @@ impl Noise {
     }
 
     pub fn launch_tiles(&self, machine: &dyn Machine) -> Result<()> {
-        launch(machine, "noise_tiles", [self.count as u32, 1, 1], (128, 0), self)
+        launch(
+            machine,
+            "noise_tiles",
+            [self.count as u32, 1, 1],
+            (128, 0),
+            self,
+        )
     }
 }
 

@@ -37,7 +37,13 @@ pub struct PickRows {
 
 impl PickRows {
     pub fn launch(&self, machine: &dyn Machine, picked: usize) -> Result<()> {
-        launch(machine, "pick_rows", [picked as u32, 1, 1], (THREADS, 0), self)
+        launch(
+            machine,
+            "pick_rows",
+            [picked as u32, 1, 1],
+            (THREADS, 0),
+            self,
+        )
     }
 }
 
@@ -60,7 +66,13 @@ pub struct NormBackward {
 
 impl NormBackward {
     pub fn launch(&self, machine: &dyn Machine, rows: usize) -> Result<()> {
-        launch(machine, "norm_backward", [rows as u32, 1, 1], (THREADS, 0), self)
+        launch(
+            machine,
+            "norm_backward",
+            [rows as u32, 1, 1],
+            (THREADS, 0),
+            self,
+        )
     }
 }
 
@@ -84,7 +96,13 @@ pub struct GateBackward {
 
 impl GateBackward {
     pub fn launch(&self, machine: &dyn Machine, rows: usize) -> Result<()> {
-        launch(machine, "gate_backward", [rows as u32, 1, 1], (THREADS, 0), self)
+        launch(
+            machine,
+            "gate_backward",
+            [rows as u32, 1, 1],
+            (THREADS, 0),
+            self,
+        )
     }
 }
 
@@ -103,7 +121,13 @@ pub struct GeluBackward {
 
 impl GeluBackward {
     pub fn launch(&self, machine: &dyn Machine, rows: usize) -> Result<()> {
-        launch(machine, "gelu_backward", [rows as u32, 1, 1], (THREADS, 0), self)
+        launch(
+            machine,
+            "gelu_backward",
+            [rows as u32, 1, 1],
+            (THREADS, 0),
+            self,
+        )
     }
 }
 
@@ -152,7 +176,13 @@ pub struct TurnHeads {
 
 impl TurnHeads {
     pub fn launch(&self, machine: &dyn Machine, rows: usize) -> Result<()> {
-        launch(machine, "turn_heads", [rows as u32, 1, 1], (THREADS, 0), self)
+        launch(
+            machine,
+            "turn_heads",
+            [rows as u32, 1, 1],
+            (THREADS, 0),
+            self,
+        )
     }
 }
 
@@ -200,7 +230,8 @@ impl Heads {
     ) -> Result<()> {
         let grid = [chunks as u32, self.heads as u32, self.sequences as u32];
         let dim = self.head_dim as u32;
-        let shared = size_of::<f32>() as u32 * (staged * TILE * (dim + 1) + own * CHUNK as u32 * dim);
+        let shared =
+            size_of::<f32>() as u32 * (staged * TILE * (dim + 1) + own * CHUNK as u32 * dim);
         launch(machine, kernel, grid, (32 * CHUNK as u32, shared), args)
     }
 }
@@ -256,7 +287,13 @@ pub struct TrainAttendBackward {
 }
 
 impl TrainAttendBackward {
-    pub fn launch(&self, machine: &dyn Machine, of: Heads, chunks: usize, key_chunks: usize) -> Result<()> {
+    pub fn launch(
+        &self,
+        machine: &dyn Machine,
+        of: Heads,
+        chunks: usize,
+        key_chunks: usize,
+    ) -> Result<()> {
         of.launch(machine, "train_attend_queries", chunks, (2, 2), self)?;
         of.launch(machine, "train_attend_keys", key_chunks, (2, 2), self)
     }

@@ -82,23 +82,29 @@ impl Halved {
             return;
         }
         let (columns, isa) = (Columns::of(y), Isa::best());
-        (0..self.out.div_ceil(PANEL)).into_par_iter().for_each(|index| {
-            let first = index * PANEL;
-            let width = PANEL.min(self.out - first);
-            for (tile, x) in x.chunks(kernel::TILE * self.input).enumerate() {
-                let mut sums = [[0f32; PANEL]; kernel::TILE];
-                let sums = &mut sums[..x.len() / self.input];
-                kernel::run(isa, self.panel(index), x, sums);
-                for (row, sums) in (tile * kernel::TILE..).zip(sums) {
-                    // SAFETY: row < rows and the panel's columns end at `out`, so the range lies inside y, whose length was
-                    // checked; no other task writes this panel's columns.
-                    #[allow(unsafe_code)]
-                    unsafe {
-                        std::ptr::copy_nonoverlapping(sums.as_ptr(), columns.at(row * self.out + first), width);
+        (0..self.out.div_ceil(PANEL))
+            .into_par_iter()
+            .for_each(|index| {
+                let first = index * PANEL;
+                let width = PANEL.min(self.out - first);
+                for (tile, x) in x.chunks(kernel::TILE * self.input).enumerate() {
+                    let mut sums = [[0f32; PANEL]; kernel::TILE];
+                    let sums = &mut sums[..x.len() / self.input];
+                    kernel::run(isa, self.panel(index), x, sums);
+                    for (row, sums) in (tile * kernel::TILE..).zip(sums) {
+                        // SAFETY: row < rows and the panel's columns end at `out`, so the range lies inside y, whose length was
+                        // checked; no other task writes this panel's columns.
+                        #[allow(unsafe_code)]
+                        unsafe {
+                            std::ptr::copy_nonoverlapping(
+                                sums.as_ptr(),
+                                columns.at(row * self.out + first),
+                                width,
+                            );
+                        }
                     }
                 }
-            }
-        });
+            });
     }
 }
 

@@ -26,13 +26,28 @@ impl<L: Levels> Panel<'_, L> {
     fn supers(self) -> impl Iterator<Item = (usize, usize)> {
         let blocks = self.levels.len() * L::BLOCKS;
         let first = (0..blocks).step_by(BLOCKS);
-        first.map(move |first| (first, if L::SUPER { BLOCKS } else { BLOCKS.min(blocks - first) }))
+        first.map(move |first| {
+            (
+                first,
+                if L::SUPER {
+                    BLOCKS
+                } else {
+                    BLOCKS.min(blocks - first)
+                },
+            )
+        })
     }
 }
 
 /// Sums of up to [`TILE`] rows of x, from `start`, with the outputs of a panel.
 #[allow(unsafe_code)]
-pub fn run<L: Levels>(isa: Isa, panel: Panel<L>, x: &Rows, start: usize, sums: &mut [[f32; LANES]]) {
+pub fn run<L: Levels>(
+    isa: Isa,
+    panel: Panel<L>,
+    x: &Rows,
+    start: usize,
+    sums: &mut [[f32; LANES]],
+) {
     assert!(sums.len() <= TILE && panel.lines.len() == panel.levels.len() * L::BLOCKS * L::BITS);
     match isa {
         Isa::Portable => portable(panel, x, start, sums),
@@ -58,10 +73,14 @@ fn portable<L: Levels>(panel: Panel<L>, x: &Rows, start: usize, sums: &mut [[f32
                     let mut dot = 0;
                     for half in 0..2 {
                         let inputs = half * BLOCK / 2..(half + 1) * BLOCK / 2;
-                        let product = |input| i32::from(panel.quant(block, lane, input)) * i32::from(x[input]);
-                        let (factor, minimum) = (levels.factors(of, half)[lane], levels.minima(of)[lane]);
+                        let product = |input| {
+                            i32::from(panel.quant(block, lane, input)) * i32::from(x[input])
+                        };
+                        let (factor, minimum) =
+                            (levels.factors(of, half)[lane], levels.minima(of)[lane]);
                         let sum = i32::from(part.sums[of_super][half]);
-                        dot += (factor & 0xffff) as i32 * inputs.map(product).sum::<i32>() - i32::from(L::OFFSET) * sum;
+                        dot += (factor & 0xffff) as i32 * inputs.map(product).sum::<i32>()
+                            - i32::from(L::OFFSET) * sum;
                         minima += (minimum >> (16 * half) & 0xffff) as i32 * sum;
                     }
                     inner = (dot as f32).mul_add(levels.scales(of)[lane], inner);

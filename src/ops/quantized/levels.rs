@@ -98,7 +98,9 @@ pub trait Levels: Clone + Copy + Send + Sync {
     #[cfg(target_arch = "x86_64")]
     unsafe fn factors256(&self, block: usize, lane: usize) -> [x86::__m256i; 2] {
         // SAFETY: there are eight lanes from `lane` on.
-        [0, 1].map(|half| unsafe { x86::_mm256_loadu_si256(self.factors(block, half).as_ptr().add(lane).cast()) })
+        [0, 1].map(|half| unsafe {
+            x86::_mm256_loadu_si256(self.factors(block, half).as_ptr().add(lane).cast())
+        })
     }
 
     /// Eight lanes of [`Levels::minima`].

@@ -60,7 +60,10 @@ impl<L: Levels> Panels<L> {
                 let blocks = lines.chunks_exact_mut(L::BITS * L::BLOCKS);
                 for ((lines, levels), block) in blocks.zip(&mut *levels).zip(&rounded) {
                     levels.put(lane, bytes(block), &mut quants);
-                    for (lines, quants) in lines.chunks_exact_mut(L::BITS).zip(quants.chunks_exact(BLOCK)) {
+                    for (lines, quants) in lines
+                        .chunks_exact_mut(L::BITS)
+                        .zip(quants.chunks_exact(BLOCK))
+                    {
                         for (input, quant) in quants.iter().enumerate() {
                             let (line, bit) = place(input, L::BITS);
                             lines[line].0[4 * lane + input % 4] |= quant << bit;
@@ -100,11 +103,15 @@ impl<L: Levels> Panels<L> {
             let (scale, minima) = (scale * levels.scales(of)[lane], levels.minima(of)[lane]);
             let halves = [0, 1].map(|half| {
                 let factor = levels.factors(of, half)[lane] & 0xffff;
-                (scale * factor as f32, minimum * (minima >> (16 * half) & 0xffff) as f32)
+                (
+                    scale * factor as f32,
+                    minimum * (minima >> (16 * half) & 0xffff) as f32,
+                )
             });
             for (input, value) in target.iter_mut().enumerate() {
                 let (scale, minimum) = halves[input / (BLOCK / 2)];
-                *value = scale * f32::from(i16::from(panel.quant(block, lane, input)) - L::OFFSET) - minimum;
+                *value = scale * f32::from(i16::from(panel.quant(block, lane, input)) - L::OFFSET)
+                    - minimum;
             }
         }
     }
@@ -112,13 +119,21 @@ impl<L: Levels> Panels<L> {
     /// Hands `take` every (row, first output, products): up to sixteen elements of x W^T at a time, each once, from
     /// several threads. No two calls have the same outputs, so tasks may write to columns of their own.
     pub fn products(&self, x: &Rows, take: impl Fn(usize, usize, &[f32]) + Sync) {
-        (0..self.out.div_ceil(LANES)).into_par_iter().for_each(|index| {
-            self.product(index, x, 0..x.len(), &take);
-        });
+        (0..self.out.div_ceil(LANES))
+            .into_par_iter()
+            .for_each(|index| {
+                self.product(index, x, 0..x.len(), &take);
+            });
     }
 
     /// As [`products`](Self::products), of some rows of x with the sixteen outputs from `16 index` on, in this thread.
-    pub fn product(&self, index: usize, x: &Rows, rows: Range<usize>, mut take: impl FnMut(usize, usize, &[f32])) {
+    pub fn product(
+        &self,
+        index: usize,
+        x: &Rows,
+        rows: Range<usize>,
+        mut take: impl FnMut(usize, usize, &[f32]),
+    ) {
         assert_eq!(x.input, self.input, "rows of another size");
         let (isa, panel, first) = (Isa::best(), self.panel(index), index * LANES);
         let width = LANES.min(self.out - first);

@@ -37,7 +37,10 @@ impl Rows {
             scale: 0.0,
         };
         let mut parts = vec![zero; rows * across];
-        let work = parts.par_chunks_mut(across.max(1)).enumerate().with_min_len(8);
+        let work = parts
+            .par_chunks_mut(across.max(1))
+            .enumerate()
+            .with_min_len(8);
         work.for_each_init(
             || vec![0f32; input],
             |row, (index, parts)| {
@@ -47,7 +50,11 @@ impl Rows {
                 }
             },
         );
-        Rows { input, across, parts }
+        Rows {
+            input,
+            across,
+            parts,
+        }
     }
 
     pub fn len(&self) -> usize {

@@ -3,7 +3,8 @@
 use proptest::prelude::*;
 
 use crate::sampler::{
-    BlockSampler, BlockSettings, Evaluation, LastBlock, MAX_STEPS, Predictor, Progress, Reason, Sampler,
+    BlockSampler, BlockSettings, Evaluation, LastBlock, MAX_STEPS, Predictor, Progress, Reason,
+    Sampler,
 };
 
 pub const VOCAB: usize = 12;
@@ -39,7 +40,10 @@ fn flat(_: &Evaluation, _: usize) -> Vec<f32> {
 }
 
 /// One evaluation and what became of it.
-fn step(sampler: &mut Sampler, network: impl Fn(&Evaluation, usize) -> Vec<f32>) -> (Evaluation, Progress) {
+fn step(
+    sampler: &mut Sampler,
+    network: impl Fn(&Evaluation, usize) -> Vec<f32>,
+) -> (Evaluation, Progress) {
     let evaluation = sampler.next().clone();
     let rows: Vec<Vec<f32>> = evaluation
         .rows
@@ -50,7 +54,10 @@ fn step(sampler: &mut Sampler, network: impl Fn(&Evaluation, usize) -> Vec<f32>)
     (evaluation, progress)
 }
 
-fn run(sampler: &mut Sampler, network: impl Fn(&Evaluation, usize) -> Vec<f32>) -> (Vec<Evaluation>, Reason) {
+fn run(
+    sampler: &mut Sampler,
+    network: impl Fn(&Evaluation, usize) -> Vec<f32>,
+) -> (Vec<Evaluation>, Reason) {
     let mut evaluations = Vec::new();
     for _ in 0..10_000 {
         let (evaluation, progress) = step(sampler, &network);
@@ -85,7 +92,10 @@ fn first_hitting_asks_for_one_row_a_step() {
             .iter()
             .all(|evaluation| evaluation.rows.len() == 1 && evaluation.sigma == 0.0)
     );
-    assert_eq!((sampler.nfe() as usize, sampler.prefills()), (evaluations.len(), 0));
+    assert_eq!(
+        (sampler.nfe() as usize, sampler.prefills()),
+        (evaluations.len(), 0)
+    );
     assert!(
         (10..=12).contains(&sampler.nfe()),
         "the last block may be left once its first two tokens are known"
@@ -100,12 +110,19 @@ fn a_finished_block_is_written_by_the_next_ones_first_step() {
         .filter(|e| e.clean > 0)
         .map(|e| (e.first_position, e.clean, e.tokens.len()))
         .collect();
-    assert_eq!(written, [(0, 4, 8), (4, 4, 8)], "the last block is never written");
+    assert_eq!(
+        written,
+        [(0, 4, 8), (4, 4, 8)],
+        "the last block is never written"
+    );
     let fused = &evaluations[4];
     assert_eq!(fused.tokens, [&counted(0, 4)[..], &[MASK; 4]].concat());
     assert!(fused.rows[0] >= 4);
     let alone = &evaluations[5];
-    assert_eq!((alone.first_position, alone.clean, alone.tokens.len()), (4, 0, 4));
+    assert_eq!(
+        (alone.first_position, alone.clean, alone.tokens.len()),
+        (4, 0, 4)
+    );
 }
 
 #[test]
@@ -126,7 +143,10 @@ fn a_network_that_is_told_sigma_writes_blocks_apart() {
         });
         assert_eq!(evaluation.rows.is_empty(), evaluation.clean > 0);
     }
-    let within_block: Vec<f32> = evaluations[..4].iter().map(|evaluation| evaluation.sigma).collect();
+    let within_block: Vec<f32> = evaluations[..4]
+        .iter()
+        .map(|evaluation| evaluation.sigma)
+        .collect();
     assert!(within_block.is_sorted_by(|a, b| a > b), "{within_block:?}");
     assert_eq!(sampler.prefills(), 2);
 }
@@ -137,19 +157,27 @@ fn prompts_of_every_length() {
         let prompt = counted(0, length);
         let mut sampler = start(settings(), &prompt);
         let (evaluations, _) = run(&mut sampler, counting);
-        assert_eq!(sampler.generated(), counted(length, length + 10), "prompt of {length}");
+        assert_eq!(
+            sampler.generated(),
+            counted(length, length + 10),
+            "prompt of {length}"
+        );
         let mut written = 0;
         for evaluation in &evaluations {
             assert_eq!(evaluation.first_position, written);
             assert!(evaluation.clean <= 8 && evaluation.clean % 4 == 0);
             written += evaluation.clean;
-            let clean = evaluation.first_position..length.min(evaluation.first_position + evaluation.tokens.len());
+            let clean = evaluation.first_position
+                ..length.min(evaluation.first_position + evaluation.tokens.len());
             assert!(
                 clean
                     .clone()
                     .all(|position| evaluation.tokens[position - clean.start] == prompt[position])
             );
-            assert_eq!(evaluation.rows.is_empty(), evaluation.clean == evaluation.tokens.len());
+            assert_eq!(
+                evaluation.rows.is_empty(),
+                evaluation.clean == evaluation.tokens.len()
+            );
         }
         assert_eq!(
             sampler.prefills() as usize,
@@ -172,7 +200,11 @@ fn ancestral_steps_that_reveal_nothing_cost_nothing() {
         );
         let (evaluations, _) = run(&mut sampler, counting);
         assert_eq!(sampler.generated(), counted(0, 12));
-        assert!(evaluations.iter().all(|evaluation| !evaluation.rows.is_empty()));
+        assert!(
+            evaluations
+                .iter()
+                .all(|evaluation| !evaluation.rows.is_empty())
+        );
         assert!(
             sampler.nfe() <= 3 * most,
             "{} evaluations for {steps} steps",
@@ -201,13 +233,19 @@ fn ancestral_reveal_times_are_uniform_over_the_grid() {
     };
     let mut counts = [0.0; 5];
     let (evaluations, _) = run(&mut start(settings, &[]), flat);
-    for evaluation in evaluations.iter().filter(|evaluation| evaluation.clean == 0) {
+    for evaluation in evaluations
+        .iter()
+        .filter(|evaluation| evaluation.clean == 0)
+    {
         // sigma = -ln(1 - t) tells the time at which the row was asked for.
         let t = 1.0 - f64::from(-evaluation.sigma).exp();
         counts[((1.0 - t) * f64::from(steps)).round() as usize] += 1.0;
     }
     let expected = blocks as f64 / f64::from(steps);
-    let statistic: f64 = counts.iter().map(|count| (count - expected).powi(2) / expected).sum();
+    let statistic: f64 = counts
+        .iter()
+        .map(|count| (count - expected).powi(2) / expected)
+        .sum();
     assert!(statistic < 18.47, "{counts:?}");
 }
 
@@ -225,13 +263,24 @@ fn first_hitting_chooses_positions_uniformly() {
             seed,
         );
         let (evaluations, _) = run(&mut sampler, flat);
-        let order: Vec<usize> = evaluations.iter().map(|evaluation| evaluation.rows[0]).collect();
+        let order: Vec<usize> = evaluations
+            .iter()
+            .map(|evaluation| evaluation.rows[0])
+            .collect();
         // The permutation's number in the factorial base.
-        let digit = |at: usize| order[at + 1..].iter().filter(|&&later| later < order[at]).count();
+        let digit = |at: usize| {
+            order[at + 1..]
+                .iter()
+                .filter(|&&later| later < order[at])
+                .count()
+        };
         counts[digit(0) * 6 + digit(1) * 2 + digit(2)] += 1.0;
     }
     let expected = sequences as f64 / 24.0;
-    let statistic: f64 = counts.iter().map(|count| (count - expected).powi(2) / expected).sum();
+    let statistic: f64 = counts
+        .iter()
+        .map(|count| (count - expected).powi(2) / expected)
+        .sum();
     assert!(
         statistic < 49.73,
         "chi-square with 23 degrees of freedom, 1e-3 level: {statistic}"
@@ -267,7 +316,12 @@ fn confidence_reveals_what_is_sure_and_always_something() {
     let mut revealed = Vec::new();
     while sampler.finished().is_none() {
         let (evaluation, _) = step(&mut sampler, network);
-        assert!(evaluation.rows.iter().all(|&row| evaluation.tokens[row] == MASK));
+        assert!(
+            evaluation
+                .rows
+                .iter()
+                .all(|&row| evaluation.tokens[row] == MASK)
+        );
         revealed.push(sampler.revealed().to_vec());
     }
     let block = |start: usize| {
@@ -296,7 +350,14 @@ fn a_stop_token_ends_the_text_when_all_before_it_is_final() {
         );
         let (_, reason) = run(&mut sampler, counting);
         assert_eq!(sampler.generated(), text, "stop at {stop}");
-        assert_eq!(reason, if text.len() < 10 { Reason::Stop } else { Reason::Length });
+        assert_eq!(
+            reason,
+            if text.len() < 10 {
+                Reason::Stop
+            } else {
+                Reason::Length
+            }
+        );
         assert_eq!(sampler.finished(), Some(reason));
     }
 }
@@ -322,11 +383,16 @@ fn nothing_past_the_text_is_reported_or_waited_for() {
         seen.sort_unstable();
         assert_eq!(
             seen,
-            (0..5).map(|position| (position, position as u32)).collect::<Vec<_>>()
+            (0..5)
+                .map(|position| (position, position as u32))
+                .collect::<Vec<_>>()
         );
         shortest = shortest.min(sampler.nfe());
     }
-    assert_eq!(shortest, 5, "some sequence has its fifth token first in its block");
+    assert_eq!(
+        shortest, 5,
+        "some sequence has its fifth token first in its block"
+    );
 }
 
 #[test]
@@ -350,7 +416,11 @@ fn the_last_block_may_be_cut() {
 #[test]
 fn the_machine_is_patient() {
     let mut sampler = start(settings(), &[]);
-    assert_eq!(sampler.accept(&[]), Progress::Continue, "nothing was asked for");
+    assert_eq!(
+        sampler.accept(&[]),
+        Progress::Continue,
+        "nothing was asked for"
+    );
     assert_eq!(sampler.next().clone(), sampler.next().clone());
     run(&mut sampler, counting);
     assert_eq!(sampler.accept(&[]), Progress::Finished(Reason::Length));
@@ -370,7 +440,10 @@ fn text_depends_on_the_seed_and_not_on_neighbours() {
             step(sampler, flat);
         }
     }
-    assert_eq!([alone(5), alone(6)], pair.map(|sampler| sampler.generated().to_vec()));
+    assert_eq!(
+        [alone(5), alone(6)],
+        pair.map(|sampler| sampler.generated().to_vec())
+    );
     assert_ne!(alone(5), alone(6));
 }
 

@@ -6,8 +6,8 @@ use super::{block, uniform};
 use crate::ops::categorical::Drawn;
 use crate::rng::{Key, Stream};
 use crate::sampler::{
-    BlockSampler, BlockSettings, Kappa, NoiseRemoval, Predictor, Psi, Sampler, UniformPredictor, UniformSampler,
-    UniformSettings, Workspace,
+    BlockSampler, BlockSettings, Kappa, NoiseRemoval, Predictor, Psi, Sampler, UniformPredictor,
+    UniformSampler, UniformSettings, Workspace,
 };
 
 /// One sampler for each way of drawing; the uniform ones read a part of a row only.

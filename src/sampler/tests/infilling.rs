@@ -2,8 +2,8 @@
 
 use super::block;
 use crate::sampler::{
-    BlockSampler, BlockSettings, NoiseRemoval, Predictor, Progress, Reason, Sampler, UniformPredictor, UniformSampler,
-    UniformSettings,
+    BlockSampler, BlockSettings, NoiseRemoval, Predictor, Progress, Reason, Sampler,
+    UniformPredictor, UniformSampler, UniformSettings,
 };
 
 const BLOCK: usize = 4;
@@ -46,7 +46,10 @@ fn step(sampler: &mut Sampler, template: &[Option<u32>], vocab: usize) -> Progre
         let position = evaluation.first_position + index;
         if let Some(Some(fixed)) = template.get(position) {
             assert_eq!(token, fixed, "position {position}");
-            assert!(!evaluation.rows.contains(&index), "position {position} is fixed");
+            assert!(
+                !evaluation.rows.contains(&index),
+                "position {position} is fixed"
+            );
         }
     }
     let row = |row: &usize| -> Vec<f32> {
@@ -91,7 +94,9 @@ fn samplers(template: &[Option<u32>]) -> Vec<Sampler> {
             predictor,
             ..absorbing()
         };
-        samplers.push(Sampler::Block(BlockSampler::fill(settings, template, 5).unwrap()));
+        samplers.push(Sampler::Block(
+            BlockSampler::fill(settings, template, 5).unwrap(),
+        ));
     }
     samplers
 }
@@ -120,7 +125,10 @@ fn fixed_tokens_stay_in_their_places_and_whole_blocks_of_them_are_skipped() {
     for mut sampler in samplers(&template) {
         let vocab = vocab(&sampler);
         let (blocks, reason) = run(&mut sampler, &template, vocab);
-        assert_eq!((blocks.concat(), reason), (expected.clone(), Reason::Length));
+        assert_eq!(
+            (blocks.concat(), reason),
+            (expected.clone(), Reason::Length)
+        );
         // The hole's block and the skipped ones, then the rest at once: its last block has no hole.
         assert_eq!(blocks.iter().map(Vec::len).collect::<Vec<_>>(), [10, 9]);
         if let Sampler::Uniform(_) = sampler {
@@ -138,7 +146,10 @@ fn a_stop_token_that_is_given_does_not_end_the_text_and_one_that_is_made_does() 
     };
     let mut sampler = Sampler::Uniform(UniformSampler::fill(settings, &template, 1).unwrap());
     // Position 1 is sure to be 1, a stop token, before the given one.
-    assert_eq!(run(&mut sampler, &template, 7), (vec![vec![]], Reason::Stop));
+    assert_eq!(
+        run(&mut sampler, &template, 7),
+        (vec![vec![]], Reason::Stop)
+    );
     let template = [Some(2), Some(1), None, Some(1), None, Some(5)];
     let settings = UniformSettings {
         stop_ids: vec![1],
@@ -197,7 +208,13 @@ fn blocks_of_the_uniform_process_see_clean_ones_at_no_noise() {
                 steps(24, 4, 0),
             ]
             .concat(),
-            false => [vec![(0, 8, 8, 0)], steps(16, 2, 8), steps(20, 4, 4), steps(24, 4, 4)].concat(),
+            false => [
+                vec![(0, 8, 8, 0)],
+                steps(16, 2, 8),
+                steps(20, 4, 4),
+                steps(24, 4, 4),
+            ]
+            .concat(),
         };
         assert_eq!(shapes, expected);
         for (_, _, _, rows, sigma) in evaluations {

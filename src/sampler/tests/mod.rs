@@ -1,6 +1,6 @@
 mod block;
 mod draws;
+mod infilling;
 mod refusals;
 mod resuming;
 mod uniform;
-mod infilling;

@@ -5,23 +5,30 @@ use proptest::prelude::*;
 use super::block::{self, VOCAB};
 use crate::rng::{Key, Stream};
 use crate::sampler::{
-    BlockSampler, Evaluation, Predictor, Progress, Sampler, UniformPredictor, UniformSampler, UniformSettings,
+    BlockSampler, Evaluation, Predictor, Progress, Sampler, UniformPredictor, UniformSampler,
+    UniformSettings,
 };
 
 /// Logits that depend on every token up to the end of the evaluation, and on sigma; what comes before it must be in the cache.
 fn logits(cache: &[u32], evaluation: &Evaluation, row: usize) -> Vec<f32> {
     let position = (evaluation.first_position + row) as u32;
     let text = [&cache[..evaluation.first_position], &evaluation.tokens].concat();
-    let told: Vec<u8> = (text.into_iter().chain([position, evaluation.sigma.to_bits()]))
-        .flat_map(u32::to_le_bytes)
-        .collect();
+    let told: Vec<u8> = (text
+        .into_iter()
+        .chain([position, evaluation.sigma.to_bits()]))
+    .flat_map(u32::to_le_bytes)
+    .collect();
     let mut stream = Stream::new(Key::derive(&[&told]));
     (0..VOCAB).map(|_| stream.normal() as f32).collect()
 }
 
 /// All that is revealed, in order. `upset` says, by its number, whether before a step, before or after it was asked what it
 /// wants, the sampler loses its cache or keeps the first few blocks of it.
-fn revealed(mut sampler: Sampler, block: usize, upset: impl Fn(usize) -> Option<(bool, usize)>) -> Vec<(usize, u32)> {
+fn revealed(
+    mut sampler: Sampler,
+    block: usize,
+    upset: impl Fn(usize) -> Option<(bool, usize)>,
+) -> Vec<(usize, u32)> {
     let (mut cache, mut revealed): (Vec<u32>, _) = (Vec::new(), Vec::new());
     for step in 0..10_000 {
         if let Some((asked, blocks)) = upset(step) {

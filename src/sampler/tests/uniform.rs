@@ -4,8 +4,8 @@ use proptest::prelude::*;
 
 use crate::sampler::schedule::LogLinear;
 use crate::sampler::{
-    Kappa, MAX_STEPS, Mixture, NoiseRemoval, Progress, Psi, Reason, Sampler, TimeProfile, UniformPredictor,
-    UniformSampler, UniformSettings,
+    Kappa, MAX_STEPS, Mixture, NoiseRemoval, Progress, Psi, Reason, Sampler, TimeProfile,
+    UniformPredictor, UniformSampler, UniformSettings,
 };
 
 const VOCAB: usize = 7;
@@ -74,7 +74,11 @@ fn a_sequence_takes_its_steps_and_one_more() {
         while sampler.finished().is_none() {
             let evaluation = sampler.next();
             assert_eq!(
-                (evaluation.first_position, evaluation.clean, evaluation.tokens.len()),
+                (
+                    evaluation.first_position,
+                    evaluation.clean,
+                    evaluation.tokens.len()
+                ),
                 (0, 0, 13)
             );
             assert_eq!(evaluation.tokens[..3], [6, 6, 6]);
@@ -138,8 +142,13 @@ fn the_prior_is_uniform_and_follows_the_seed() {
     assert_eq!(prior(1), prior(1));
     assert_ne!(prior(1), prior(2));
     let mut counts = [0.0f64; VOCAB];
-    prior(1).iter().for_each(|&token| counts[token as usize] += 1.0);
-    let statistic: f64 = counts.iter().map(|count| (count - 1000.0).powi(2) / 1000.0).sum();
+    prior(1)
+        .iter()
+        .for_each(|&token| counts[token as usize] += 1.0);
+    let statistic: f64 = counts
+        .iter()
+        .map(|count| (count - 1000.0).powi(2) / 1000.0)
+        .sum();
     assert!(
         statistic < 22.46,
         "chi-square with 6 degrees of freedom, 1e-3 level: {counts:?}"
@@ -149,8 +158,14 @@ fn the_prior_is_uniform_and_follows_the_seed() {
 #[test]
 fn bad_settings_are_named() {
     let good = settings;
-    let refused = |settings: UniformSettings| UniformSampler::new(settings, &[], 0).unwrap_err().field();
-    let predictor = |predictor: UniformPredictor| refused(UniformSettings { predictor, ..good() });
+    let refused =
+        |settings: UniformSettings| UniformSampler::new(settings, &[], 0).unwrap_err().field();
+    let predictor = |predictor: UniformPredictor| {
+        refused(UniformSettings {
+            predictor,
+            ..good()
+        })
+    };
     let default = UniformPredictor::default;
     let psi = |psi: Psi| predictor(UniformPredictor { psi, ..default() });
     let ancestral = Psi::ANCESTRAL;
@@ -158,7 +173,13 @@ fn bad_settings_are_named() {
         assert_eq!(predictor(UniformPredictor { steps, ..default() }), "steps");
     }
     for bad in [f64::NAN, -0.1, 1.1] {
-        assert_eq!(predictor(UniformPredictor { eps: bad, ..default() }), "eps");
+        assert_eq!(
+            predictor(UniformPredictor {
+                eps: bad,
+                ..default()
+            }),
+            "eps"
+        );
         assert_eq!(
             refused(UniformSettings {
                 temperature: bad as f32 - 1.2,
@@ -245,10 +266,15 @@ fn bad_settings_are_named() {
         }),
         "stop_ids"
     );
-    assert_eq!(UniformSampler::new(good(), &[7], 0).unwrap_err().field(), "prompt");
+    assert_eq!(
+        UniformSampler::new(good(), &[7], 0).unwrap_err().field(),
+        "prompt"
+    );
     for template in [&[][..], &[Some(1)], &[Some(7), None]] {
         assert_eq!(
-            UniformSampler::fill(good(), template, 0).unwrap_err().field(),
+            UniformSampler::fill(good(), template, 0)
+                .unwrap_err()
+                .field(),
             "template"
         );
     }

@@ -126,7 +126,11 @@ fn unknown(field: &'static str, number: i32) -> BadField {
 }
 
 fn odd(field: &str, value: Option<f64>) -> String {
-    let why = if value.is_some() { "has no" } else { "needs its" };
+    let why = if value.is_some() {
+        "has no"
+    } else {
+        "needs its"
+    };
     format!("this kind {why} {field}")
 }
 
@@ -140,8 +144,12 @@ pub fn sampling_to_wire(sampling: &Sampling) -> pb::Sampling {
         ..pb::Predictor::default()
     };
     let predictor = match sampling.predictor {
-        Predictor::Absorbing(sampler::Predictor::FirstHitting) => with(Kind::FirstHitting, None, None),
-        Predictor::Absorbing(sampler::Predictor::Ancestral { steps }) => with(Kind::Ancestral, Some(steps), None),
+        Predictor::Absorbing(sampler::Predictor::FirstHitting) => {
+            with(Kind::FirstHitting, None, None)
+        }
+        Predictor::Absorbing(sampler::Predictor::Ancestral { steps }) => {
+            with(Kind::Ancestral, Some(steps), None)
+        }
         Predictor::Absorbing(sampler::Predictor::Confidence { threshold }) => {
             with(Kind::Confidence, None, Some(threshold))
         }
@@ -156,7 +164,11 @@ pub fn sampling_to_wire(sampling: &Sampling) -> pb::Sampling {
                 .into(),
                 psi: (!ancestral).then(|| psi_to_wire(&uniform.psi)),
                 ..with(
-                    if ancestral { Kind::Ancestral } else { Kind::Psi },
+                    if ancestral {
+                        Kind::Ancestral
+                    } else {
+                        Kind::Psi
+                    },
                     Some(uniform.steps),
                     None,
                 )
@@ -191,7 +203,10 @@ pub fn profile_to_wire(profile: TimeProfile) -> pb::TimeProfile {
         TimeProfile::Pause { time } => (Kind::Pause, Some(time)),
         TimeProfile::PauseAtAlpha { alpha } => (Kind::PauseAtAlpha, Some(alpha)),
     };
-    pb::TimeProfile { kind: kind.into(), at }
+    pb::TimeProfile {
+        kind: kind.into(),
+        at,
+    }
 }
 
 /// A kappa on the wire.

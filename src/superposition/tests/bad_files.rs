@@ -52,7 +52,10 @@ fn a_checkpoint_of_another_base_is_refused() {
         Delta::between(&base(), &other),
         Err(Mismatch::Unrelated { .. })
     ));
-    assert!(matches!(pack(&base(), &other, 32), Err(Mismatch::Unrelated { .. })));
+    assert!(matches!(
+        pack(&base(), &other, 32),
+        Err(Mismatch::Unrelated { .. })
+    ));
     let packed = pack(&other, &other, 32).unwrap();
     let refused = Delta::from_packed(&base(), &packed).unwrap_err();
     assert!(
@@ -89,7 +92,10 @@ fn files_that_are_no_safetensors_are_named() {
         unreadable(b"\x80\x02}q\x00(X\x05\x00\x00\x00"),
         Unreadable::Pickle
     ));
-    assert!(matches!(unreadable(b"\x80\x04\x95\x10\x00\x00"), Unreadable::Pickle));
+    assert!(matches!(
+        unreadable(b"\x80\x04\x95\x10\x00\x00"),
+        Unreadable::Pickle
+    ));
     assert!(matches!(
         unreadable(b"GGUF\x03\x00\x00\x00 and so on"),
         Unreadable::Malformed { .. }
@@ -161,21 +167,30 @@ fn odd_tensors_are_refused() {
     let integers = encode(&["norm"], container::Values::I32(&[1; 7]), &[7]);
     assert!(matches!(unreadable(&integers), Unreadable::Dtype { .. }));
     let nothing = encode(&["norm"], container::Values::F32(&[]), &[0]);
-    assert!(matches!(unreadable(&nothing), Unreadable::NoElements { .. }));
+    assert!(matches!(
+        unreadable(&nothing),
+        Unreadable::NoElements { .. }
+    ));
     let one = [0.0];
     let entry = |name: &str| container::Entry {
         name: name.to_owned(),
         shape: vec![1],
         values: container::Values::F32(&one),
     };
-    let twice = container::encode(&BTreeMap::new(), vec![entry("norm"), entry("backbone.norm")]);
+    let twice = container::encode(
+        &BTreeMap::new(),
+        vec![entry("norm"), entry("backbone.norm")],
+    );
     assert!(matches!(unreadable(&twice), Unreadable::Twice { .. }));
 }
 
 #[test]
 fn a_directory_and_a_missing_file_are_named() {
     let directory = tempfile::tempdir().unwrap();
-    assert!(matches!(read_file(directory.path()), Err(Unreadable::Directory)));
+    assert!(matches!(
+        read_file(directory.path()),
+        Err(Unreadable::Directory)
+    ));
     assert!(matches!(
         read_file(&directory.path().join("none")),
         Err(Unreadable::Io(_))

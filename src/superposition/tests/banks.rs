@@ -10,10 +10,18 @@ fn accumulated_slow(bank: &Bank, name: &str, delta: &Delta, seed: u64) -> Vec<i6
     let mut cells = Vec::new();
     for i in 0..fixed.rows {
         let row = &matrix.values[i * fixed.cols..(i + 1) * fixed.cols];
-        let rms = (row.iter().map(|q| f64::from(*q) * f64::from(*q)).sum::<f64>() / fixed.cols as f64).sqrt();
+        let rms = (row
+            .iter()
+            .map(|q| f64::from(*q) * f64::from(*q))
+            .sum::<f64>()
+            / fixed.cols as f64)
+            .sqrt();
         for (j, q) in row.iter().enumerate() {
-            let value = (f64::from(*q) * (f64::from(fixed.fraction_bits).exp2() / rms)).round_ties_even();
-            cells.push((value * f64::from(transform.output.sign(i) * transform.input.sign(j))) as i64);
+            let value =
+                (f64::from(*q) * (f64::from(fixed.fraction_bits).exp2() / rms)).round_ties_even();
+            cells.push(
+                (value * f64::from(transform.output.sign(i) * transform.input.sign(j))) as i64,
+            );
         }
     }
     cells
@@ -35,7 +43,11 @@ fn accumulating_is_the_rounded_definition() {
         }
         for (name, fixed) in &bank.tensors {
             let slow = |seed| accumulated_slow(&bank, name, &delta(seed), seed);
-            let sum: Vec<_> = slow(3).into_iter().zip(slow(8)).map(|(a, b)| a + b).collect();
+            let sum: Vec<_> = slow(3)
+                .into_iter()
+                .zip(slow(8))
+                .map(|(a, b)| a + b)
+                .collect();
             assert_eq!(cells(fixed), sum, "{name} at capacity {capacity}");
         }
     }
@@ -59,7 +71,15 @@ fn cells_are_narrow_where_the_range_leaves_room() {
 /// The worst that can happen: every member has one spike a row, at the same place with the same sign.
 #[test]
 fn a_full_bank_cannot_overflow() {
-    for (cols, capacity) in [(256, 4), (255, 4), (1024, 2), (1, 1), (64, 1), (33, 16), (1024, 16)] {
+    for (cols, capacity) in [
+        (256, 4),
+        (255, 4),
+        (1024, 2),
+        (1, 1),
+        (64, 1),
+        (33, 16),
+        (1024, 16),
+    ] {
         let mut fixed = FixedTensor::zeros([1, cols], capacity, Scheme::default());
         let mut values = vec![0; cols];
         values[0] = -127;
@@ -91,7 +111,10 @@ fn an_overflow_is_refused_and_changes_nothing() {
             break error;
         }
     };
-    assert!(matches!(refused, AccumulateError::Overflow { .. }), "{refused}");
+    assert!(
+        matches!(refused, AccumulateError::Overflow { .. }),
+        "{refused}"
+    );
 }
 
 #[test]
@@ -101,7 +124,10 @@ fn a_delta_that_lacks_a_matrix_changes_nothing() {
     let missing = Mismatch::Missing {
         tensor: "vocab_embed.embedding".to_owned(),
     };
-    assert_eq!(bank.accumulate(&delta, 1), Err(AccumulateError::Mismatch(missing)));
+    assert_eq!(
+        bank.accumulate(&delta, 1),
+        Err(AccumulateError::Mismatch(missing))
+    );
     assert_eq!(bank, self::bank(2));
 }
 
@@ -114,7 +140,8 @@ fn one_variant_alone_is_retrieved_within_the_quantum() {
         let retrieved = retrieve(&bank, name, 77, &gains[name], 1.0).unwrap();
         let truth = delta.dense(name).unwrap();
         for (index, (r, t)) in retrieved.iter().zip(&truth).enumerate() {
-            let tolerance = gains[name][index / fixed.cols] * (0.51 * fixed.quantum() as f32) + 1e-6 * t.abs();
+            let tolerance =
+                gains[name][index / fixed.cols] * (0.51 * fixed.quantum() as f32) + 1e-6 * t.abs();
             assert!((r - t).abs() <= tolerance, "{name} {index}: {r} {t}");
         }
     }

@@ -29,7 +29,8 @@ fn half_precision_checkpoints_are_read() {
         .iter()
         .flat_map(|v| half::f16::from_f32(*v).to_le_bytes())
         .collect();
-    let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F16, vec![7], &f16s).unwrap();
+    let view =
+        safetensors::tensor::TensorView::new(safetensors::Dtype::F16, vec![7], &f16s).unwrap();
     let f16_file = safetensors::serialize([(name, view)], None).unwrap();
     let values = container::Values::Bf16(&bf16s);
     let entry = container::Entry {
@@ -59,7 +60,10 @@ fn digests_tell_content_names_and_shapes_apart() {
     for other in [value, shape, name] {
         assert_ne!(original.digest(), other.digest());
     }
-    assert_eq!(Digest::parse(&original.digest().to_string()), Some(original.digest()));
+    assert_eq!(
+        Digest::parse(&original.digest().to_string()),
+        Some(original.digest())
+    );
     assert_eq!(Digest::parse("12"), None);
 }
 
@@ -75,7 +79,10 @@ fn an_archived_delta_is_within_half_a_level_and_keeps_vectors() {
                 Some(matrix) => matrix.scales[index / matrix.cols] * 0.5001,
                 None => 0.0,
             };
-            assert!((value - truth).abs() <= half_level, "{name} {index}: {value} {truth}");
+            assert!(
+                (value - truth).abs() <= half_level,
+                "{name} {index}: {value} {truth}"
+            );
         }
     }
     assert_eq!(delta.dense("nothing"), None);
@@ -114,7 +121,10 @@ fn a_packed_delta_is_nearly_the_whole_one() {
         assert_eq!(packed, Delta::read(&base, &file).unwrap());
         for name in whole.matrices.keys() {
             let moments = similarity(&packed.dense(name).unwrap(), &whole.dense(name).unwrap());
-            assert!(moments.cosine() > least, "group {group}, {name}: {moments:?}");
+            assert!(
+                moments.cosine() > least,
+                "group {group}, {name}: {moments:?}"
+            );
         }
     }
 }
@@ -122,7 +132,11 @@ fn a_packed_delta_is_nearly_the_whole_one() {
 #[test]
 fn packing_keeps_very_small_deltas() {
     let mut tuned = base();
-    for (tensor, delta) in tuned.0.values_mut().zip(tensors("tiny", 0, 1e-7).0.into_values()) {
+    for (tensor, delta) in tuned
+        .0
+        .values_mut()
+        .zip(tensors("tiny", 0, 1e-7).0.into_values())
+    {
         (tensor.data, tensor.shape) = (delta.data, delta.shape);
     }
     let zero = NamedTensors(

@@ -40,7 +40,10 @@ fn product(bench: &Bench, [out, input]: [usize; 2], case: Case) -> Result<f64, F
     let banks: Vec<Buffer> = (0..copies * case.banks)
         .map(|_| bench.tiles(out, input, 0.02))
         .collect::<Result<_, _>>()?;
-    let addresses = Buffer::from(machine, &banks.iter().map(Buffer::address).collect::<Vec<_>>())?;
+    let addresses = Buffer::from(
+        machine,
+        &banks.iter().map(Buffer::address).collect::<Vec<_>>(),
+    )?;
     let rows = case.banks * case.rows;
     let variants = if case.mixed { rows } else { 1 };
     let parts: Vec<PartFacts> = (0..rows)
@@ -59,9 +62,15 @@ fn product(bench: &Bench, [out, input]: [usize; 2], case: Case) -> Result<f64, F
             groups: case.banks as u32,
         })
         .collect();
-    let tier = TIERS.into_iter().find(|&tier| tier >= case.rows).unwrap_or(TIERS[3]);
+    let tier = TIERS
+        .into_iter()
+        .find(|&tier| tier >= case.rows)
+        .unwrap_or(TIERS[3]);
     let split = Split::banks(machine.processors(), (tier, case.banks), (out, input));
-    let (parts, groups) = (Buffer::from(machine, &parts)?, Buffer::from(machine, &groups)?);
+    let (parts, groups) = (
+        Buffer::from(machine, &parts)?,
+        Buffer::from(machine, &groups)?,
+    );
     let keys: Vec<u32> = (0..variants).flat_map(|_| bench.key()).collect();
     let keys = Buffer::from(machine, &keys)?;
     let outputs = bench.noise(Dtype::Bf16, variants * out, 0.05)?;

@@ -59,12 +59,19 @@ impl Metered {
     /// Milliseconds and numbers of launches since the start, by kernel, longest first.
     pub fn launches(&self) -> Vec<(String, f64, usize)> {
         let launches = std::mem::take(&mut lock(&self.times).launches);
-        let mut all: Vec<_> = launches.into_iter().map(|(name, (took, n))| (name, took, n)).collect();
+        let mut all: Vec<_> = launches
+            .into_iter()
+            .map(|(name, (took, n))| (name, took, n))
+            .collect();
         all.sort_by(|a, b| b.1.total_cmp(&a.1));
         all
     }
 
-    fn timed(&self, name: impl FnOnce() -> String, work: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+    fn timed(
+        &self,
+        name: impl FnOnce() -> String,
+        work: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
         if lock(&self.times).mode != Mode::Launches {
             return work();
         }
@@ -144,7 +151,9 @@ impl Machine for Metered {
     }
 
     fn launch(&self, launch: Launch<'_>) -> Result<()> {
-        self.timed(|| launch.kernel.to_owned(), &mut || self.inner.launch(launch))
+        self.timed(|| launch.kernel.to_owned(), &mut || {
+            self.inner.launch(launch)
+        })
     }
 
     fn gemm(&self, gemm: Gemm) -> Result<()> {

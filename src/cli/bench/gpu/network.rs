@@ -63,7 +63,11 @@ pub fn network(bench: &Bench, config: &DitConfig, banks: usize) -> Result<GpuDit
     let tensor = |(name, shape): (String, Vec<usize>)| {
         let mut random = stream(&name);
         let middle = if name.contains("norm") { 1.0 } else { 0.0 };
-        let count = if on_device(&name) { 0 } else { shape.iter().product() };
+        let count = if on_device(&name) {
+            0
+        } else {
+            shape.iter().product()
+        };
         let data = (0..count).map(|_| (middle + 0.02 * (random.uniform() - 0.5)) as f32);
         let data = data.collect();
         (name, (shape, data))
@@ -95,7 +99,11 @@ pub fn network(bench: &Bench, config: &DitConfig, banks: usize) -> Result<GpuDit
 
 fn variant(config: &DitConfig, index: usize) -> VariantWeights {
     let mut random = stream(&format!("variant {index}"));
-    let mut numbers = |count: usize| (0..count).map(|_| (0.02 * random.uniform()) as f32).collect();
+    let mut numbers = |count: usize| {
+        (0..count)
+            .map(|_| (0.02 * random.uniform()) as f32)
+            .collect()
+    };
     let (mut gains, mut vectors) = (BTreeMap::new(), BTreeMap::new());
     for (name, shape) in config.tensors() {
         if on_device(&name) {

@@ -44,7 +44,9 @@ impl Report {
     }
 
     pub fn save(&self) -> Result<()> {
-        let Some(path) = &self.path else { return Ok(()) };
+        let Some(path) = &self.path else {
+            return Ok(());
+        };
         let text = serde_json::to_string_pretty(&self.lines)?;
         std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))
     }

@@ -22,7 +22,12 @@ pub fn measure(bench: &mut Bench) -> Result<()> {
 }
 
 /// Milliseconds.
-fn draws(bench: &Bench, [rows, vocab]: [usize; 2], mixture: bool, nucleus_p: f32) -> Result<f64, Fault> {
+fn draws(
+    bench: &Bench,
+    [rows, vocab]: [usize; 2],
+    mixture: bool,
+    nucleus_p: f32,
+) -> Result<f64, Fault> {
     let machine = &bench.machine;
     let copies = bench.copies(4 * rows * vocab);
     // A nucleus of about a twentieth of the vocabulary.
@@ -36,7 +41,11 @@ fn draws(bench: &Bench, [rows, vocab]: [usize; 2], mixture: bool, nucleus_p: f32
                     temperature: 1.0,
                     top_k: None,
                     nucleus_p,
-                    crossing: if mixture { Crossing::Kept } else { Crossing::Dropped },
+                    crossing: if mixture {
+                        Crossing::Kept
+                    } else {
+                        Crossing::Dropped
+                    },
                     forbidden: (!mixture).then(|| vocab as u32 - 1),
                 },
                 tokens: vocab,

@@ -8,8 +8,8 @@ use crate::model::gpu::GpuDit;
 use crate::model::kv_cache::KvCache;
 use crate::model::{Batch, Denoiser, DitConfig, Mix, PageId, Segment, VariantId};
 use crate::sampler::{
-    BlockSampler, BlockSettings, LastBlock, Predictor, Progress, Sampler, UniformPredictor, UniformSampler,
-    UniformSettings,
+    BlockSampler, BlockSettings, LastBlock, Predictor, Progress, Sampler, UniformPredictor,
+    UniformSampler, UniformSettings,
 };
 use anyhow::Result;
 use std::time::Instant;
@@ -21,7 +21,12 @@ const STEPS: u32 = 8;
 const NUCLEI: [f32; 2] = [1.0, 0.95];
 
 /// Takes one step of all `samplers`; false where one has finished. Each has as many pages of the cache as the others.
-fn take(network: &GpuDit, mix: &Mix, samplers: &mut [Sampler], cache: &mut KvCache) -> Result<bool> {
+fn take(
+    network: &GpuDit,
+    mix: &Mix,
+    samplers: &mut [Sampler],
+    cache: &mut KvCache,
+) -> Result<bool> {
     let each = cache.pages() / samplers.len().max(1);
     let mut segments = Vec::with_capacity(samplers.len());
     for (number, sampler) in samplers.iter_mut().enumerate() {
@@ -98,7 +103,11 @@ pub fn latency(bench: &mut Bench) -> Result<()> {
     };
     let cases = [
         ("base", &network, Mix::base()),
-        ("1 variant from its bank", &network, Mix::single(VariantId(0))),
+        (
+            "1 variant from its bank",
+            &network,
+            Mix::single(VariantId(0)),
+        ),
         ("1 variant, materialised", &single, Mix::base()),
     ];
     for (name, network, mix) in cases {
@@ -166,11 +175,23 @@ pub fn duo(bench: &mut Bench) -> Result<()> {
         bench.meter.start(Mode::Off);
         for (nucleus_p, launches) in NUCLEI.into_iter().zip(profiles) {
             let sum: f64 = launches.iter().map(|(_, took, _)| took).sum();
-            let of = launches.iter().filter(|(name, ..)| name.starts_with("categorical"));
+            let of = launches
+                .iter()
+                .filter(|(name, ..)| name.starts_with("categorical"));
             let sampling: f64 = of.map(|(_, took, _)| took).sum();
             // Recorded, and tables made of every noise level.
-            all(bench, (&network, &mix), &mut samplers(nucleus_p)?, &mut cache)?;
-            let (wall, _) = all(bench, (&network, &mix), &mut samplers(nucleus_p)?, &mut cache)?;
+            all(
+                bench,
+                (&network, &mix),
+                &mut samplers(nucleus_p)?,
+                &mut cache,
+            )?;
+            let (wall, _) = all(
+                bench,
+                (&network, &mix),
+                &mut samplers(nucleus_p)?,
+                &mut cache,
+            )?;
             let figures = [
                 ("wall ms/step", median(wall.clone())),
                 (

@@ -32,7 +32,13 @@ impl Blocks<'_> {
         (self.cached + self.block).div_ceil(PAGE)
     }
 
-    fn segment(&self, sequence: usize, mix: Mix, first_position: usize, tokens: Vec<u32>) -> Segment {
+    fn segment(
+        &self,
+        sequence: usize,
+        mix: Mix,
+        first_position: usize,
+        tokens: Vec<u32>,
+    ) -> Segment {
         let first = sequence * self.pages();
         Segment {
             mix,
@@ -43,7 +49,9 @@ impl Blocks<'_> {
             clean: 0,
             rows: Vec::new(),
             draws: Vec::new(),
-            pages: (first..first + self.pages()).map(|page| PageId(page as u32)).collect(),
+            pages: (first..first + self.pages())
+                .map(|page| PageId(page as u32))
+                .collect(),
             pages_start: 0,
         }
     }
@@ -59,7 +67,9 @@ impl Blocks<'_> {
                 clean: self.cached,
                 ..self.segment(sequence, Mix::base(), 0, tokens)
             };
-            let batch = Batch { segments: vec![clean] };
+            let batch = Batch {
+                segments: vec![clean],
+            };
             network.step(&batch, &mut cache, &mut |_| ())?;
         }
         Ok(cache)
@@ -223,7 +233,9 @@ pub fn measure(bench: &mut Bench, part: &str, config: DitConfig) -> Result<()> {
         let batch = blocks.batch(|_| Mix::base());
         let alone = steps(bench, &single, &batch, &mut cache, Some(&profile))?;
         let line = format!("{shape}, materialised");
-        bench.report.line(part, &line, &figures_of(&alone, &alone, 0, &switch));
+        bench
+            .report
+            .line(part, &line, &figures_of(&alone, &alone, 0, &switch));
         for case in CASES
             .iter()
             .filter(|case| case.banks <= banks && case.variants <= sequences)
@@ -256,8 +268,14 @@ fn materialised(bench: &mut Bench, part: &str, network: &GpuDit) -> Result<(GpuD
     let (single, _) = one()?;
     let device = bench.meter.launches().iter().map(|(_, took, _)| took).sum();
     bench.meter.start(Mode::Off);
-    let figures = [("first, wall ms", first), ("wall ms", wall), ("device ms", device)];
-    bench.report.line(part, "making another variant's weights", &figures);
+    let figures = [
+        ("first, wall ms", first),
+        ("wall ms", wall),
+        ("device ms", device),
+    ];
+    bench
+        .report
+        .line(part, "making another variant's weights", &figures);
     Ok((single, Took { wall, device }))
 }
 
@@ -270,7 +288,10 @@ fn figures_of(took: &Took, alone: &Took, banks: usize, switch: &Took) -> [(&'sta
         ("device ratio", alone.device / took.device),
         ("roofline", 16.0 / (16.0 + TILE_BITS * banks as f64)),
         // Of a variant's steps, from which on materialising is faster; infinite where it never is.
-        ("switch pays, wall", switch.wall / (took.wall - alone.wall).max(0.0)),
+        (
+            "switch pays, wall",
+            switch.wall / (took.wall - alone.wall).max(0.0),
+        ),
         (
             "switch pays, device",
             switch.device / (took.device - alone.device).max(0.0),

@@ -54,9 +54,11 @@ pub fn gemm(bench: &mut Bench) -> Result<()> {
     for rows in [1, 4, 16, 64] {
         let took = product(bench, rows, size, size)?;
         let figures = bench.bandwidth(2 * size * size, took)?;
-        bench
-            .report
-            .line("gemm", &format!("bf16 {size} x {size}, rows: {rows}"), &figures);
+        bench.report.line(
+            "gemm",
+            &format!("bf16 {size} x {size}, rows: {rows}"),
+            &figures,
+        );
     }
     Ok(())
 }

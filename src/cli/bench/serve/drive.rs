@@ -116,7 +116,10 @@ impl Driver {
             }
             Arrivals::Open { rate } => shared.clone().arrive(rate, &mut tasks).await,
         }
-        let rest = until.time.saturating_sub(shared.start.elapsed()).saturating_add(GRACE);
+        let rest = until
+            .time
+            .saturating_sub(shared.start.elapsed())
+            .saturating_add(GRACE);
         let all = async { while tasks.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(rest, all).await; // what is left is unanswered
         tasks.shutdown().await;
@@ -151,7 +154,9 @@ impl Shared {
     /// The next request, if another is to be made.
     fn plan(&self) -> Option<Plan> {
         let mut state = self.state();
-        let more = state.asked < self.until.requests && self.start.elapsed() < self.until.time && !*self.gone.borrow();
+        let more = state.asked < self.until.requests
+            && self.start.elapsed() < self.until.time
+            && !*self.gone.borrow();
         more.then(|| {
             state.asked += 1;
             state.load.next()
@@ -175,7 +180,11 @@ impl Shared {
         let mut due = Duration::ZERO;
         loop {
             due = due.saturating_add(self.state().load.gap(rate));
-            let Some(time) = self.start.checked_add(due).filter(|_| due < self.until.time) else {
+            let Some(time) = self
+                .start
+                .checked_add(due)
+                .filter(|_| due < self.until.time)
+            else {
                 return;
             };
             tokio::select! {
@@ -265,7 +274,10 @@ pub async fn follow(
     request: Request<pb::GenerateRequest>,
     mut block: impl FnMut(u32),
 ) -> Result<(), Status> {
-    let mut events = InferenceClient::new(channel).generate(request).await?.into_inner();
+    let mut events = InferenceClient::new(channel)
+        .generate(request)
+        .await?
+        .into_inner();
     while let Some(response) = events.message().await? {
         match response.event {
             Some(Event::Block(event)) => block(event.tokens.len() as u32),
@@ -273,7 +285,9 @@ pub async fn follow(
             _ => {}
         }
     }
-    Err(Status::unavailable("the stream ended before its last event"))
+    Err(Status::unavailable(
+        "the stream ended before its last event",
+    ))
 }
 
 fn end(status: &Status) -> End {
@@ -285,7 +299,9 @@ fn end(status: &Status) -> End {
         Code::Cancelled if status.message().contains("Timeout") => End::Late,
         Code::Unavailable => End::Gone(said()),
         // A connection that breaks mid-stream has no status of its own.
-        Code::Unknown | Code::Internal if std::error::Error::source(status).is_some() => End::Gone(said()),
+        Code::Unknown | Code::Internal if std::error::Error::source(status).is_some() => {
+            End::Gone(said())
+        }
         _ => End::Failed(said()),
     }
 }

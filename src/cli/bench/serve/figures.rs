@@ -108,9 +108,17 @@ pub fn quantiles(sorted: &[f64]) -> Quantiles {
 
 impl Report {
     /// `warm_up` is what the figures leave out at the beginning; `names` are the variants'.
-    pub fn new(driven: &Driven, names: &[String], warm_up: Duration, memory: Vec<(String, u64)>) -> Self {
+    pub fn new(
+        driven: &Driven,
+        names: &[String],
+        warm_up: Duration,
+        memory: Vec<(String, u64)>,
+    ) -> Self {
         let end = driven.outcomes.iter().map(|outcome| outcome.ended).max();
-        let seconds = end.unwrap_or_default().saturating_sub(warm_up).as_secs_f64();
+        let seconds = end
+            .unwrap_or_default()
+            .saturating_sub(warm_up)
+            .as_secs_f64();
         let measure = |name: &str, variant: Option<usize>| {
             let of = driven
                 .outcomes
@@ -131,15 +139,23 @@ impl Report {
             .max()
             .unwrap_or_default();
         let during = |variant: usize| {
-            let of = driven.outcomes.iter().filter(|outcome| outcome.variant == variant);
+            let of = driven
+                .outcomes
+                .iter()
+                .filter(|outcome| outcome.variant == variant);
             let blocks = of.flat_map(|outcome| &outcome.blocks);
             let blocks = blocks.filter(|(at, _)| (warm_up..=over).contains(at));
             blocks.map(|&(_, tokens)| f64::from(tokens)).sum::<f64>()
         };
         let asked = |index: &usize| variants[*index].requests > 0;
         let tokens = || (0..variants.len()).filter(asked).map(during);
-        let (most, least) = (tokens().fold(0.0, f64::max), tokens().fold(f64::INFINITY, f64::min));
-        let said = |pick: fn(&End) -> Option<&String>| driven.outcomes.iter().find_map(|o| pick(&o.end)).cloned();
+        let (most, least) = (
+            tokens().fold(0.0, f64::max),
+            tokens().fold(f64::INFINITY, f64::min),
+        );
+        let said = |pick: fn(&End) -> Option<&String>| {
+            driven.outcomes.iter().find_map(|o| pick(&o.end)).cloned()
+        };
         Report {
             seconds,
             fairness: (least > 0.0 && least.is_finite()).then(|| most / least),
@@ -169,8 +185,15 @@ fn figures<'a>(
     warm_up: Duration,
     seconds: f64,
 ) -> (Figures, [Vec<f64>; 2]) {
-    let (mut first, mut between, mut whole, mut refused) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let [mut requests, mut finished, mut rejected, mut late, mut failed] = [0; 5];
+    let (mut first, mut between, mut whole, mut refused) =
+        (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let [
+        mut requests,
+        mut finished,
+        mut rejected,
+        mut late,
+        mut failed,
+    ] = [0; 5];
     let mut tokens = 0;
     for outcome in outcomes {
         let came = outcome.blocks.iter().filter(|(at, _)| *at >= warm_up);
@@ -212,7 +235,11 @@ fn figures<'a>(
         late,
         failed,
         tokens,
-        tokens_per_second: if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 },
+        tokens_per_second: if seconds > 0.0 {
+            tokens as f64 / seconds
+        } else {
+            0.0
+        },
         first_block: quantiles(&first),
         between_blocks: quantiles(&between),
         end_to_end: quantiles(&whole),
@@ -280,11 +307,18 @@ impl fmt::Display for Report {
         }
         if let Some(resident) = self.resident {
             let mib = resident as f64 / f64::from(1 << 20);
-            writeln!(f, "this process, server and clients, took {mib:.1} MiB at most")?;
+            writeln!(
+                f,
+                "this process, server and clients, took {mib:.1} MiB at most"
+            )?;
         }
         let memory: u64 = self.memory.iter().map(|(_, bytes)| bytes).sum();
         if memory > 0 {
-            writeln!(f, "the server reports {:.1} MiB", memory as f64 / f64::from(1 << 20))?;
+            writeln!(
+                f,
+                "the server reports {:.1} MiB",
+                memory as f64 / f64::from(1 << 20)
+            )?;
         }
         if self.unanswered > 0 {
             writeln!(f, "{} requests had no answer", self.unanswered)?;
@@ -301,7 +335,9 @@ impl fmt::Display for Report {
 
 impl fmt::Display for Quantiles {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ms = |seconds: Option<f64>| seconds.map_or("-".to_owned(), |seconds| format!("{:.1}", 1e3 * seconds));
+        let ms = |seconds: Option<f64>| {
+            seconds.map_or("-".to_owned(), |seconds| format!("{:.1}", 1e3 * seconds))
+        };
         let text = format!("{} / {} / {}", ms(self.p50), ms(self.p90), ms(self.p99));
         f.pad(&text)
     }
@@ -316,7 +352,10 @@ mod tests {
         Outcome {
             variant,
             due: ms(due),
-            blocks: blocks.iter().map(|&(at, tokens)| (ms(at), tokens)).collect(),
+            blocks: blocks
+                .iter()
+                .map(|&(at, tokens)| (ms(at), tokens))
+                .collect(),
             ended: ms(blocks.last().map_or(due, |&(at, _)| at)),
             end,
         }
@@ -336,18 +375,35 @@ mod tests {
             unanswered: 2,
         };
         let names = ["a".to_owned(), "b".to_owned(), "never".to_owned()];
-        let report = Report::new(&driven, &names, Duration::from_secs(1), vec![("base".into(), 7)]);
+        let report = Report::new(
+            &driven,
+            &names,
+            Duration::from_secs(1),
+            vec![("base".into(), 7)],
+        );
         assert!((report.seconds - 1.0).abs() < 1e-9);
         let all = &report.overall;
-        let counts = [all.requests, all.finished, all.rejected, all.late, all.failed];
+        let counts = [
+            all.requests,
+            all.finished,
+            all.rejected,
+            all.late,
+            all.failed,
+        ];
         assert_eq!(counts, [5, 2, 1, 1, 1]);
         assert_eq!((all.kept(), all.refusal.p50), (Some(0.5), Some(0.0)));
         assert_eq!(
-            (all.tokens, report.variants[0].tokens, report.variants[1].tokens),
+            (
+                all.tokens,
+                report.variants[0].tokens,
+                report.variants[1].tokens
+            ),
             (48, 24, 24)
         );
         assert_eq!(report.fairness, Some(1.5), "24 to 16 until 1.7 s");
-        let near = |found: Option<f64>, expected: f64| assert!((found.unwrap() - expected).abs() < 1e-9, "{found:?}");
+        let near = |found: Option<f64>, expected: f64| {
+            assert!((found.unwrap() - expected).abs() < 1e-9, "{found:?}")
+        };
         near(all.first_block.p50, 0.2);
         near(all.first_block.p90, 0.4);
         near(all.between_blocks.p50, 0.3);

@@ -18,15 +18,22 @@ impl FromStr for Popularity {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let zipf = text.strip_prefix("zipf").map(|rest| match rest.strip_prefix('-') {
-            None if rest.is_empty() => Some(1.0),
-            exponent => exponent.and_then(|exponent| exponent.parse().ok()),
-        });
+        let zipf = text
+            .strip_prefix("zipf")
+            .map(|rest| match rest.strip_prefix('-') {
+                None if rest.is_empty() => Some(1.0),
+                exponent => exponent.and_then(|exponent| exponent.parse().ok()),
+            });
         match (text, zipf.flatten()) {
             ("uniform", _) => Ok(Popularity::Uniform),
             ("single", _) => Ok(Popularity::Single),
-            (_, Some(exponent)) if (0.0..=10.0).contains(&exponent) => Ok(Popularity::Zipf(exponent)),
-            _ => Err("it is uniform, single, zipf, or zipf-EXPONENT with an exponent from 0 to 10".to_owned()),
+            (_, Some(exponent)) if (0.0..=10.0).contains(&exponent) => {
+                Ok(Popularity::Zipf(exponent))
+            }
+            _ => Err(
+                "it is uniform, single, zipf, or zipf-EXPONENT with an exponent from 0 to 10"
+                    .to_owned(),
+            ),
         }
     }
 }
@@ -132,7 +139,10 @@ impl Load {
         });
         Load {
             until: until.collect(),
-            stream: Stream::new(Key::derive(&[b"choir/bench/serve/1", &settings.seed.to_le_bytes()])),
+            stream: Stream::new(Key::derive(&[
+                b"choir/bench/serve/1",
+                &settings.seed.to_le_bytes(),
+            ])),
             settings,
         }
     }
@@ -141,8 +151,17 @@ impl Load {
         let at = self.stream.uniform();
         let variant = self.until.partition_point(|&until| until <= at);
         let words: Vec<&str> = TEXT.split_whitespace().collect();
-        let (first, count) = (self.stream.below(words.len()), self.between(self.settings.prompt_words));
-        let prompt: Vec<&str> = words.iter().cycle().skip(first).take(count as usize).copied().collect();
+        let (first, count) = (
+            self.stream.below(words.len()),
+            self.between(self.settings.prompt_words),
+        );
+        let prompt: Vec<&str> = words
+            .iter()
+            .cycle()
+            .skip(first)
+            .take(count as usize)
+            .copied()
+            .collect();
         Plan {
             variant: variant.min(self.until.len() - 1),
             prompt: prompt.join(" "),
@@ -193,7 +212,10 @@ mod tests {
         }
         let total = 1.0 + 0.5 + 1.0 / 3.0 + 0.25;
         for (found, rank) in shares(Popularity::Zipf(1.0)).into_iter().zip(1..) {
-            assert!((found - 1.0 / f64::from(rank) / total).abs() < 0.015, "{found}");
+            assert!(
+                (found - 1.0 / f64::from(rank) / total).abs() < 0.015,
+                "{found}"
+            );
         }
     }
 
@@ -208,7 +230,10 @@ mod tests {
         settings.noisy = Some((1, 10.0));
         let (mut load, mut counts) = (Load::new(settings), [0.0_f64; 3]);
         (0..20_000).for_each(|_| counts[load.next().variant] += 1.0 / 20_000.0);
-        for (found, expected) in counts.into_iter().zip([1.0 / 12.0, 10.0 / 12.0, 1.0 / 12.0]) {
+        for (found, expected) in counts
+            .into_iter()
+            .zip([1.0 / 12.0, 10.0 / 12.0, 1.0 / 12.0])
+        {
             assert!((found - expected).abs() < 0.01, "{found}");
         }
         let noisy = |name: &str, times| Noisy {
@@ -216,7 +241,9 @@ mod tests {
             times,
         };
         assert_eq!("kjv=10".parse(), Ok(noisy("kjv", 10.0)));
-        for text in ["", "kjv", "kjv=", "=3", "kjv=0", "kjv=NaN", "kjv=1e9", "kjv=-1"] {
+        for text in [
+            "", "kjv", "kjv=", "=3", "kjv=0", "kjv=NaN", "kjv=1e9", "kjv=-1",
+        ] {
             assert!(text.parse::<Noisy>().is_err(), "{text}");
         }
     }

@@ -27,7 +27,11 @@ impl Prober {
             seed: !settings.seed,
             ..settings
         });
-        Prober { channel, name, load }
+        Prober {
+            channel,
+            name,
+            load,
+        }
     }
 
     /// Seconds to the first block of each of some requests.

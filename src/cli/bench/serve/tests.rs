@@ -49,7 +49,9 @@ fn a_closed_and_an_open_load_are_answered() {
                 "zipf",
             ];
             options.extend(arrivals);
-            let report = bench(&args(&options), address.clone()).await.expect("report");
+            let report = bench(&args(&options), address.clone())
+                .await
+                .expect("report");
             let all = &report.overall;
             assert_eq!(
                 (all.requests, all.finished, all.failed, report.unanswered),
@@ -57,11 +59,20 @@ fn a_closed_and_an_open_load_are_answered() {
                 "{report}"
             );
             assert_eq!(
-                report.variants.iter().map(|variant| variant.requests).sum::<usize>(),
+                report
+                    .variants
+                    .iter()
+                    .map(|variant| variant.requests)
+                    .sum::<usize>(),
                 24
             );
             assert!(all.tokens >= 24 && all.first_block.p50 <= all.end_to_end.p50);
-            assert!(report.memory.iter().any(|(part, bytes)| part == "base" && *bytes > 0));
+            assert!(
+                report
+                    .memory
+                    .iter()
+                    .any(|(part, bytes)| part == "base" && *bytes > 0)
+            );
             let picture = picture::svg(&chart(&report));
             assert!(picture.contains("whole request") && picture.contains("polyline"));
         }
@@ -88,8 +99,15 @@ fn a_noisy_variant_an_overload_and_a_probe() {
             "quijote",
         ];
         let report = bench(&args(&noisy), address.clone()).await.expect("report");
-        assert_eq!((report.overall.finished, report.unanswered), (12, 0), "{report}");
-        assert!(report.variants[1].requests > report.variants[0].requests, "{report}");
+        assert_eq!(
+            (report.overall.finished, report.unanswered),
+            (12, 0),
+            "{report}"
+        );
+        assert!(
+            report.variants[1].requests > report.variants[0].requests,
+            "{report}"
+        );
         let probe = report.probe.as_ref().expect("probed");
         assert!(
             probe.unloaded.p50.is_some() && report.to_string().contains("alone on quijote"),
@@ -100,9 +118,14 @@ fn a_noisy_variant_an_overload_and_a_probe() {
         over.seconds = 0.5;
         let report = bench(&over, address.clone()).await.expect("report");
         let overload = report.overload.expect("overload");
-        assert!(overload.capacity > 0.0 && overload.rate == 2.0 * overload.capacity && overload.deadline_ms > 0);
         assert!(
-            report.resident.is_some_and(|bytes| bytes > 1 << 20) && report.to_string().contains("in time"),
+            overload.capacity > 0.0
+                && overload.rate == 2.0 * overload.capacity
+                && overload.deadline_ms > 0
+        );
+        assert!(
+            report.resident.is_some_and(|bytes| bytes > 1 << 20)
+                && report.to_string().contains("in time"),
             "{report}"
         );
 
@@ -111,7 +134,9 @@ fn a_noisy_variant_an_overload_and_a_probe() {
             (["--probe", "kjv", "--variants", "kjv"], "among"),
             (["--noisy", "kjv=2", "--variants", "base"], "--noisy"),
         ] {
-            let error = bench(&args(&options), address.clone()).await.expect_err("refused");
+            let error = bench(&args(&options), address.clone())
+                .await
+                .expect_err("refused");
             assert!(error.to_string().contains(word), "{error}");
         }
     });
@@ -136,13 +161,20 @@ fn a_deadline_that_cannot_be_met_is_counted_as_late() {
             most: 1000,
         };
         let report = bench(&args, address).await.expect("report");
-        assert_eq!((report.overall.late, report.overall.finished), (6, 0), "{report}");
+        assert_eq!(
+            (report.overall.late, report.overall.finished),
+            (6, 0),
+            "{report}"
+        );
     });
 }
 
 #[test]
 fn what_came_before_a_server_went_away_is_kept() {
-    for arrivals in [Arrivals::Closed { clients: 2 }, Arrivals::Open { rate: 200.0 }] {
+    for arrivals in [
+        Arrivals::Closed { clients: 2 },
+        Arrivals::Open { rate: 200.0 },
+    ] {
         with_server(async |address, server| {
             let channel = ServerArgs::at(address).connect().await.expect("server");
             let (ended, mut watching) = watch::channel(0);
@@ -170,10 +202,16 @@ fn what_came_before_a_server_went_away_is_kept() {
                 requests: u64::MAX,
             };
             let driven = tokio::spawn(driver.run(load, arrivals, until));
-            watching.wait_for(|ended| *ended >= 5).await.expect("some end");
+            watching
+                .wait_for(|ended| *ended >= 5)
+                .await
+                .expect("some end");
             server.abort();
             let driven = driven.await.expect("driven");
-            let finished = driven.outcomes.iter().filter(|outcome| outcome.end == End::Finished);
+            let finished = driven
+                .outcomes
+                .iter()
+                .filter(|outcome| outcome.end == End::Finished);
             assert!(finished.count() >= 5);
             let report = Report::new(&driven, &names, Duration::ZERO, Vec::new());
             assert!(report.server_gone.is_some(), "{report}");
@@ -185,11 +223,22 @@ fn what_came_before_a_server_went_away_is_kept() {
 fn a_bench_whose_server_goes_away_shows_what_it_has_and_fails() {
     let dir = tempfile::tempdir().expect("directory");
     let file = dir.path().join("report.json");
-    let options = ["--variants", "base", "--clients", "2", "--probe", "kjv", "--json"];
+    let options = [
+        "--variants",
+        "base",
+        "--clients",
+        "2",
+        "--probe",
+        "kjv",
+        "--json",
+    ];
     let args = args(&[&options[..], &[file.to_str().expect("path")]].concat());
     let report = with_server(async |address, server| {
         let kill = async {
-            let channel = ServerArgs::at(address.clone()).connect().await.expect("server");
+            let channel = ServerArgs::at(address.clone())
+                .connect()
+                .await
+                .expect("server");
             let mut admin = AdminClient::new(channel);
             // The probe's requests before the load are thirty.
             while admin
@@ -211,7 +260,8 @@ fn a_bench_whose_server_goes_away_shows_what_it_has_and_fails() {
     let finished = report.overall.finished;
     let error = tell(&args, report).expect_err("not all of it").to_string();
     assert!(error.contains("went away"), "{error}");
-    let kept: serde_json::Value = serde_json::from_slice(&std::fs::read(file).expect("file")).expect("json");
+    let kept: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(file).expect("file")).expect("json");
     assert_eq!(kept["overall"]["finished"], finished);
     assert!(kept["server_gone"].is_string(), "{kept}");
 }
@@ -239,14 +289,21 @@ fn impossible_loads_are_refused() {
         let error = args.check().expect_err("refused");
         assert!(error.to_string().contains(&options[0]), "{error}");
     }
-    for options in [["--popularity", "even"], ["--tokens", "9..3"], ["--prompt-words", "0"]] {
+    for options in [
+        ["--popularity", "even"],
+        ["--tokens", "9..3"],
+        ["--prompt-words", "0"],
+    ] {
         assert!(
             Cli::try_parse_from(["bench", options[0], options[1]]).is_err(),
             "{options:?}"
         );
     }
     assert!(Cli::try_parse_from(["bench", "--noisy", "kjv=0"]).is_err());
-    let weights = |text| Cli::try_parse_from(["bench", "--weights", text]).map(|cli| cli.args.engine.config().weights);
+    let weights = |text| {
+        Cli::try_parse_from(["bench", "--weights", text])
+            .map(|cli| cli.args.engine.config().weights)
+    };
     let found = weights("kjv=2,base=0.5").expect("weights");
     assert_eq!((found.len(), found["kjv"], found["base"]), (2, 2.0, 0.5));
     assert!(weights("kjv").is_err() && weights("kjv=much").is_err());

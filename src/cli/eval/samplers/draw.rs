@@ -26,7 +26,12 @@ pub struct Drawn {
 }
 
 /// Draws all samples, as many together as the engine takes.
-pub fn draw(engine: &EngineHandle, mix: &[(String, f32)], sampling: &Sampling, wanted: &Wanted) -> Result<Drawn> {
+pub fn draw(
+    engine: &EngineHandle,
+    mix: &[(String, f32)],
+    sampling: &Sampling,
+    wanted: &Wanted,
+) -> Result<Drawn> {
     let start = Instant::now();
     let (mut texts, mut nfe) = (Vec::with_capacity(wanted.samples), 0u64);
     for first in (0..wanted.samples).step_by(IN_FLIGHT) {

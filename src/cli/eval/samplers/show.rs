@@ -51,7 +51,11 @@ fn line(f: &mut Formatter, row: &Row) -> fmt::Result {
     let name = format!("{}, {}, {}", row.variant, kept(row.kept), row.sampler);
     let steps = row.steps.map_or("-".to_owned(), |steps| steps.to_string());
     let figures = figures(&row.quality);
-    writeln!(f, "{name:61}{steps:>6}{:8.1}{:9.4}{figures}", row.nfe, row.seconds)
+    writeln!(
+        f,
+        "{name:61}{steps:>6}{:8.1}{:9.4}{figures}",
+        row.nfe, row.seconds
+    )
 }
 
 fn figures(quality: &Quality) -> String {
@@ -77,7 +81,12 @@ pub fn chart(report: &Report) -> Chart {
     for text in &report.texts {
         series.extend(of_text(text));
     }
-    let ys = || series.iter().flat_map(|series| &series.points).map(|point| point.y);
+    let ys = || {
+        series
+            .iter()
+            .flat_map(|series| &series.points)
+            .map(|point| point.y)
+    };
     let (low, high) = (
         ys().fold(f64::INFINITY, f64::min),
         ys().fold(f64::NEG_INFINITY, f64::max),

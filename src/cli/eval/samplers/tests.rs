@@ -76,7 +76,10 @@ fn a_judge_never_sees_what_it_is_compared_by() {
     let bench = |documents: &[Document], length| Bench::new(&text, documents, letters, 5, length);
     let own = bench(&[], 3).expect("bench");
     let all = held_out(&own, 0);
-    assert_eq!((all.judge_tokens, all.held_out.tokens, own.held_in), (24, 6, false));
+    assert_eq!(
+        (all.judge_tokens, all.held_out.tokens, own.held_in),
+        (24, 6, false)
+    );
     assert!(own.judge.probability(&[0], 0) < 0.2); // "aa" is in the last fifth only
     let document = |name: &str| Document::new(name.into(), "aaaaaaaaaaaaaaaaaaaab".into());
     let given = bench(&[document("other"), document("abc")], 3).expect("bench");
@@ -92,10 +95,22 @@ fn a_fine_tune_samples_what_it_learnt() {
     let subjects = small::tuned(&[(1, config.clone(), 400)]);
     let variant = &subjects.variants[0];
     let tokenizer = Arc::new(BaseSource::Embedded.tokenizer().expect("tokenizer"));
-    let engine = |weights| lone(&Place::Host(Form::F32), &config, &weights, tokenizer.clone()).expect("engine");
+    let engine = |weights| {
+        lone(
+            &Place::Host(Form::F32),
+            &config,
+            &weights,
+            tokenizer.clone(),
+        )
+        .expect("engine")
+    };
     let tuned = engine(subjects.weights(|tensor| variant.delta.dense(tensor)));
     let base = engine(subjects.weights(|_| None));
-    let counting: Vec<Vec<u32>> = small::contexts(1).tokens.chunks(16).map(<[u32]>::to_vec).collect();
+    let counting: Vec<Vec<u32>> = small::contexts(1)
+        .tokens
+        .chunks(16)
+        .map(<[u32]>::to_vec)
+        .collect();
     let judge = Judge::new(19, counting.iter().map(Vec::as_slice));
     let wanted = Wanted {
         samples: 40,
@@ -109,11 +124,17 @@ fn a_fine_tune_samples_what_it_learnt() {
         engine,
         mix: Vec::new(),
     };
-    let sources = [source(Kept::FineTuned, &tuned), source(Kept::Retrieved, &base)];
+    let sources = [
+        source(Kept::FineTuned, &tuned),
+        source(Kept::Retrieved, &base),
+    ];
     let rows = rows(variant, &sources, &judge, &settings, &wanted, &mut |_| ()).expect("rows");
-    let figures: Vec<_> = rows.iter().map(|row| (row.kept, row.steps, row.nfe)).collect();
-    let expected =
-        [Kept::FineTuned, Kept::Retrieved].map(|kept| [2, 8, 2, 8].map(|s| (kept, Some(s), f64::from(s + 1))));
+    let figures: Vec<_> = rows
+        .iter()
+        .map(|row| (row.kept, row.steps, row.nfe))
+        .collect();
+    let expected = [Kept::FineTuned, Kept::Retrieved]
+        .map(|kept| [2, 8, 2, 8].map(|s| (kept, Some(s), f64::from(s + 1))));
     assert_eq!(figures, expected.concat());
     let (ours, theirs) = rows.split_at(4);
     for (ours, theirs) in ours.iter().zip(theirs) {
@@ -146,18 +167,28 @@ fn a_fine_tune_samples_what_it_learnt() {
     };
     well_formed(&picture::svg(&show::chart(&report)), points);
     let table = show::Table(&report).to_string();
-    for words in ["stride-1, alone, uniform, greedy tail", "shuffled", "letters", "9.0"] {
+    for words in [
+        "stride-1, alone, uniform, greedy tail",
+        "shuffled",
+        "letters",
+        "9.0",
+    ] {
         assert!(table.contains(words), "no {words:?} in\n{table}");
     }
 }
 
 #[test]
 fn a_uniform_variant_is_measured_by_its_own_bound() {
-    let subjects = small::tuned(&[(2, small::config().uniform(Some(8)), 60), (3, small::config(), 60)]);
+    let subjects = small::tuned(&[
+        (2, small::config().uniform(Some(8)), 60),
+        (3, small::config(), 60),
+    ]);
     let of = |index: usize, tuned: bool| {
         let variant = &subjects.variants[index];
         let weights = subjects.weights(|tensor| variant.delta.dense(tensor).filter(|_| tuned));
-        let score = subjects.score(variant, &weights, &variant.test).expect("score");
+        let score = subjects
+            .score(variant, &weights, &variant.test)
+            .expect("score");
         score.nats_per_token
     };
     assert_eq!(subjects.variants[0].config.process(), Process::Uniform);

@@ -26,7 +26,9 @@ pub struct Settings {
 /// `steps` + 1 evaluations that a whole sequence takes; where that is none at all, or what fewer steps give already,
 /// there is nothing to measure.
 pub fn ways(config: &DitConfig, settings: &Settings) -> Vec<Way> {
-    let units = config.block().map_or(1, |block| settings.positions.div_ceil(block)) as u32;
+    let units = config
+        .block()
+        .map_or(1, |block| settings.positions.div_ceil(block)) as u32;
     let mut shares: Vec<u32> = settings
         .steps
         .iter()
@@ -68,7 +70,11 @@ pub fn ways(config: &DitConfig, settings: &Settings) -> Vec<Way> {
                 let predictor = sampler::Predictor::Ancestral { steps };
                 way("blocks, ancestral", Some(steps), predictor.into())
             });
-            let first_hitting = way("blocks, first-hitting", None, sampler::Predictor::FirstHitting.into());
+            let first_hitting = way(
+                "blocks, first-hitting",
+                None,
+                sampler::Predictor::FirstHitting.into(),
+            );
             ancestral.chain([first_hitting]).collect()
         }
     }

@@ -27,7 +27,10 @@ pub fn config() -> DitConfig {
 fn named(model: &Trainable) -> NamedTensors {
     let tensor = |(name, var): (&String, &candle_core::Var)| {
         let shape = var.dims().to_vec();
-        let data = var.flatten_all().and_then(|flat| flat.to_vec1()).expect("values");
+        let data = var
+            .flatten_all()
+            .and_then(|flat| flat.to_vec1())
+            .expect("values");
         (name.clone(), NamedTensor { shape, data })
     };
     NamedTensors(model.vars().iter().map(tensor).collect())
@@ -38,7 +41,9 @@ pub fn contexts(stride: u32) -> Contexts {
     let mut contexts = Contexts::new(16);
     for start in 0..8 {
         contexts.count += 1;
-        contexts.tokens.extend((0..16).map(|i| (start + stride * i) % 19));
+        contexts
+            .tokens
+            .extend((0..16).map(|i| (start + stride * i) % 19));
         contexts
             .importance
             .extend((0..16).map(|i| if i == 0 { 0.0 } else { 1.0 }));
@@ -70,7 +75,10 @@ fn random(config: &DitConfig) -> Trainable {
 }
 
 pub fn subjects(strides: &[u32]) -> Subjects {
-    let variants: Vec<_> = strides.iter().map(|&stride| (stride, config(), 60)).collect();
+    let variants: Vec<_> = strides
+        .iter()
+        .map(|&stride| (stride, config(), 60))
+        .collect();
     tuned(&variants)
 }
 

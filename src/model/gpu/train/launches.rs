@@ -6,7 +6,8 @@ use crate::model::conditioning::Tables;
 use crate::model::gpu::slots::side_by_side;
 use crate::ops::gpu::pointwise::{self, GateResidual, NONE, NormModulate};
 use crate::ops::gpu::train::{
-    GateBackward, Heads, NormBackward, PickRows, SumRows, TrainAttend, TrainAttendBackward, Transpose, TurnHeads,
+    GateBackward, Heads, NormBackward, PickRows, SumRows, TrainAttend, TrainAttendBackward,
+    Transpose, TurnHeads,
 };
 use crate::ops::gpu::{Dtype, Gemm, Plain, bytes_of, bytes_of_mut};
 use crate::ops::slice;
@@ -38,11 +39,24 @@ pub struct Groups {
 
 /// Modulation tables line by line, and biases, as [`Offsets`](crate::model::gpu::slots::Offsets) says.
 fn packed(tables: &Tables) -> Result<(Vec<f32>, Vec<f32>)> {
-    let vectors = tables.modulations().map(slice::f32).collect::<Result<Vec<_>>>()?;
+    let vectors = tables
+        .modulations()
+        .map(slice::f32)
+        .collect::<Result<Vec<_>>>()?;
     let (lines, hidden) = tables.gain.dims2()?;
-    let lines = (0..lines).flat_map(|line| vectors.iter().map(move |all| &all[line * hidden..][..hidden]));
-    let biases = tables.biases().map(slice::f32).collect::<Result<Vec<_>>>()?;
-    Ok((side_by_side(lines), side_by_side(biases.iter().map(|bias| &**bias))))
+    let lines = (0..lines).flat_map(|line| {
+        vectors
+            .iter()
+            .map(move |all| &all[line * hidden..][..hidden])
+    });
+    let biases = tables
+        .biases()
+        .map(slice::f32)
+        .collect::<Result<Vec<_>>>()?;
+    Ok((
+        side_by_side(lines),
+        side_by_side(biases.iter().map(|bias| &**bias)),
+    ))
 }
 
 impl<'a> Step<'a> {
@@ -139,7 +153,10 @@ impl<'a> Step<'a> {
 
     /// Sums [lines, width] of rows [.., width].
     pub fn sums(&mut self, x: u64, width: usize, groups: Groups) -> Result<u64> {
-        let (partial, out) = (self.floats(groups.count * width)?, self.floats(groups.lines * width)?);
+        let (partial, out) = (
+            self.floats(groups.count * width)?,
+            self.floats(groups.lines * width)?,
+        );
         let first = SumRows {
             x,
             out: partial,
@@ -198,7 +215,13 @@ impl<'a> Step<'a> {
     pub fn transposed(&mut self, x: u64, rows: usize, columns: usize) -> Result<u64> {
         let out = self.floats(rows * columns)?;
         let (rows, columns) = (rows as u32, columns as u32);
-        Transpose { x, out, rows, columns }.launch(&*self.machine)?;
+        Transpose {
+            x,
+            out,
+            rows,
+            columns,
+        }
+        .launch(&*self.machine)?;
         Ok(out)
     }
 
@@ -211,7 +234,10 @@ impl<'a> Step<'a> {
     ) -> Result<(u64, u64)> {
         let turned = self.transposed(w, out, input)?;
         let dx = self.product(dy, turned, [rows, input, out])?;
-        let (dy, x) = (self.transposed(dy, rows, out)?, self.transposed(x, rows, input)?);
+        let (dy, x) = (
+            self.transposed(dy, rows, out)?,
+            self.transposed(x, rows, input)?,
+        );
         Ok((dx, self.product(dy, x, [out, input, rows])?))
     }
 
@@ -233,7 +259,12 @@ impl<'a> Step<'a> {
     }
 
     /// Adds the gradient of a norm's x to `dx`; gives those of gain and shift.
-    pub fn norm_backward(&mut self, (x, dy, dx): (u64, u64, u64), rows: &Rows, gain: u32) -> Result<(u64, u64)> {
+    pub fn norm_backward(
+        &mut self,
+        (x, dy, dx): (u64, u64, u64),
+        rows: &Rows,
+        gain: u32,
+    ) -> Result<(u64, u64)> {
         let hidden = self.config().hidden_dim;
         let along = self.floats(rows.count * hidden)?;
         let norm = NormBackward {
@@ -282,9 +313,17 @@ impl<'a> Step<'a> {
     }
 
     /// The gradients of y and of the gate.
-    pub fn gate_backward(&mut self, (dx, y): (u64, u64), rows: &Rows, (gate, bias): (u32, u32)) -> Result<(u64, u64)> {
+    pub fn gate_backward(
+        &mut self,
+        (dx, y): (u64, u64),
+        rows: &Rows,
+        (gate, bias): (u32, u32),
+    ) -> Result<(u64, u64)> {
         let hidden = self.config().hidden_dim;
-        let (dy, along) = (self.floats(rows.count * hidden)?, self.floats(rows.count * hidden)?);
+        let (dy, along) = (
+            self.floats(rows.count * hidden)?,
+            self.floats(rows.count * hidden)?,
+        );
         let backward = GateBackward {
             dx,
             y,
@@ -300,7 +339,12 @@ impl<'a> Step<'a> {
         Ok((dy, self.sums(along, hidden, rows.by_line)?))
     }
 
-    pub fn pick(&mut self, x: u64, (rows, picked, back): (u64, usize, bool), out: u64) -> Result<()> {
+    pub fn pick(
+        &mut self,
+        x: u64,
+        (rows, picked, back): (u64, usize, bool),
+        out: u64,
+    ) -> Result<()> {
         let pick = PickRows {
             x,
             out,
@@ -313,7 +357,12 @@ impl<'a> Step<'a> {
 
     pub fn seen(&mut self, last: bool) -> Result<Arc<Seen>> {
         let input = self.input;
-        let shape = (self.config().head_dim(), input.length, input.block, input.x0.is_some());
+        let shape = (
+            self.config().head_dim(),
+            input.length,
+            input.block,
+            input.x0.is_some(),
+        );
         let key = (shape, last);
         if let Some(seen) = self.room.patterns.get(&key) {
             return Ok(seen.clone());

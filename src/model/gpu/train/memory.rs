@@ -67,17 +67,21 @@ pub struct Seen {
 
 impl Seen {
     pub fn new(machine: &Arc<dyn Machine>, pattern: &Pattern) -> Result<Self> {
-        let ends = |ranges: [&Range<usize>; 2]| ranges.map(|range| [range.start as u32, range.end as u32]);
-        let chunks = pattern.query_chunks(CHUNK).into_iter().map(|(queries, keys)| {
-            let [near, far] = ends([&keys[0], &keys[1]]);
-            QueryChunk {
-                first: queries.start as u32,
-                count: queries.len() as u32,
-                begin: [near[0], far[0]],
-                end: [near[1], far[1]],
-                unused: [0; 2],
-            }
-        });
+        let ends =
+            |ranges: [&Range<usize>; 2]| ranges.map(|range| [range.start as u32, range.end as u32]);
+        let chunks = pattern
+            .query_chunks(CHUNK)
+            .into_iter()
+            .map(|(queries, keys)| {
+                let [near, far] = ends([&keys[0], &keys[1]]);
+                QueryChunk {
+                    first: queries.start as u32,
+                    count: queries.len() as u32,
+                    begin: [near[0], far[0]],
+                    end: [near[1], far[1]],
+                    unused: [0; 2],
+                }
+            });
         let (chunks, mut seeing, mut key_chunks) = (Vec::from_iter(chunks), Vec::new(), Vec::new());
         for (keys, queries) in pattern.key_chunks(CHUNK) {
             let begin = seeing.len() as u32;

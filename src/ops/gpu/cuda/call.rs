@@ -45,7 +45,10 @@ pub(super) fn check(call: &'static str, result: CUresult) -> Result<()> {
         | CUDA_ERROR_UNKNOWN => Fault::Lost {
             detail: format!("{call}: {}", detail()),
         },
-        _ => Fault::Failed { call, detail: detail() },
+        _ => Fault::Failed {
+            call,
+            detail: detail(),
+        },
     })
 }
 
@@ -58,7 +61,9 @@ fn explained(result: CUresult) -> String {
         let known = sys::cuGetErrorString(result, &mut words) == CUresult::CUDA_SUCCESS;
         (known && !words.is_null()).then(|| CStr::from_ptr(words))
     };
-    words.map_or_else(String::new, |words| format!(": {}", words.to_string_lossy()))
+    words.map_or_else(String::new, |words| {
+        format!(": {}", words.to_string_lossy())
+    })
 }
 
 /// A handle or pointer that is given back when it is dropped; its context must be current then.

@@ -27,7 +27,10 @@ impl Drop for Recorded {
 }
 
 /// Records what `work` launches. What is given back meanwhile is freed afterwards: a free would become part of the graph.
-pub(super) fn record(state: &Arc<State>, work: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Graph>> {
+pub(super) fn record(
+    state: &Arc<State>,
+    work: &mut dyn FnMut() -> Result<()>,
+) -> Result<Box<dyn Graph>> {
     if state.records_here() {
         return Err(Fault::Failed {
             call: "record",
@@ -56,7 +59,8 @@ pub(super) fn record(state: &Arc<State>, work: &mut dyn FnMut() -> Result<()>) -
             detail: "nothing was recorded".to_owned(),
         });
     }
-    let executable = Executable::create(|made| driver!(cuGraphInstantiateWithFlags(made, captured.0, 0)))?;
+    let executable =
+        Executable::create(|made| driver!(cuGraphInstantiateWithFlags(made, captured.0, 0)))?;
     Ok(Box::new(Recorded {
         executable,
         state: state.clone(),

@@ -59,11 +59,17 @@ impl Kernels {
 
     /// Looks a kernel up in all modules.
     fn find(&self, name: &str) -> Result<Kernel> {
-        let missing = || Fault::NoKernel { name: name.to_owned() };
+        let missing = || Fault::NoKernel {
+            name: name.to_owned(),
+        };
         let letters = CString::new(name).map_err(|_| missing())?;
         let mut function = ptr::null_mut();
         for module in &self.modules {
-            match driver!(cuModuleGetFunction(&mut function, module.0, letters.as_ptr())) {
+            match driver!(cuModuleGetFunction(
+                &mut function,
+                module.0,
+                letters.as_ptr()
+            )) {
                 Ok(()) => {
                     let (mut at, mut args) = (0, 0);
                     driver!(cuFuncGetParamInfo(function, 0, &mut at, &mut args))?;
@@ -73,7 +79,8 @@ impl Kernels {
                         dynamic: UNASKED,
                     });
                 }
-                Err(Fault::Failed { detail, .. }) if detail.starts_with("CUDA_ERROR_NOT_FOUND") => {}
+                Err(Fault::Failed { detail, .. }) if detail.starts_with("CUDA_ERROR_NOT_FOUND") => {
+                }
                 Err(fault) => return Err(fault),
             }
         }
@@ -94,7 +101,11 @@ impl Kernels {
             driver!(cuFuncGetAttribute(&mut fixed, attribute, kernel.function))?;
             let most = self.shared.saturating_sub(fixed.unsigned_abs());
             let attribute = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            driver!(cuFuncSetAttribute(kernel.function, attribute, most.cast_signed()))?;
+            driver!(cuFuncSetAttribute(
+                kernel.function,
+                attribute,
+                most.cast_signed()
+            ))?;
             kernel.dynamic = most;
         }
         found.insert(name.to_owned(), kernel);
@@ -109,11 +120,17 @@ impl Kernels {
         let kernel = self.get(launch.kernel, launch.shared)?;
         if kernel.args != launch.args.len() {
             let given = launch.args.len();
-            return Err(failed(format!("an argument of {given} bytes for {}", kernel.args)));
+            return Err(failed(format!(
+                "an argument of {given} bytes for {}",
+                kernel.args
+            )));
         }
         if kernel.dynamic < launch.shared {
             let most = kernel.dynamic;
-            return Err(failed(format!("{} bytes of shared memory of {most}", launch.shared)));
+            return Err(failed(format!(
+                "{} bytes of shared memory of {most}",
+                launch.shared
+            )));
         }
         // A structure of numbers needs no more alignment than this.
         let mut args: Vec<u128> = launch.args.chunks(size_of::<u128>()).map(padded).collect();

@@ -44,14 +44,22 @@ impl Products {
         let handle = products.blas.0;
         // In this order: a new stream takes the workspace away.
         cublas!(cublasSetStream_v2(handle, stream.cast()))?;
-        cublas!(cublasSetWorkspace_v2(handle, address(products.workspace), WORKSPACE))?;
-        cublas!(cublasSetMathMode(handle, sys::cublasMath_t::CUBLAS_DEFAULT_MATH))?;
+        cublas!(cublasSetWorkspace_v2(
+            handle,
+            address(products.workspace),
+            WORKSPACE
+        ))?;
+        cublas!(cublasSetMathMode(
+            handle,
+            sys::cublasMath_t::CUBLAS_DEFAULT_MATH
+        ))?;
         Ok(products)
     }
 
     /// No size is 0. By columns, as cuBLAS counts, y is [out, rows], W [input, out] and x [input, rows]: y = W^T x.
     pub(super) fn gemm(&self, gemm: Gemm) -> Result<()> {
-        let [rows, out, input, pitch] = [gemm.rows, gemm.out, gemm.input, gemm.pitch].map(i32::try_from);
+        let [rows, out, input, pitch] =
+            [gemm.rows, gemm.out, gemm.input, gemm.pitch].map(i32::try_from);
         let (Ok(rows), Ok(out), Ok(input), Ok(pitch)) = (rows, out, input, pitch) else {
             return Err(Fault::Failed {
                 call: "cublasGemmEx",

@@ -23,10 +23,18 @@ pub(super) struct Staging {
 
 impl Staging {
     pub(super) fn new() -> Result<Self> {
-        let event =
-            |_| Event::create(|event| driver!(cuEventCreate(event, CUevent_flags::CU_EVENT_DISABLE_TIMING as u32)));
+        let event = |_| {
+            Event::create(|event| {
+                driver!(cuEventCreate(
+                    event,
+                    CUevent_flags::CU_EVENT_DISABLE_TIMING as u32
+                ))
+            })
+        };
         Ok(Self {
-            memory: Pinned::create(|memory| driver!(cuMemAllocHost_v2(memory, (SLOTS + 1) * SLOT)))?,
+            memory: Pinned::create(|memory| {
+                driver!(cuMemAllocHost_v2(memory, (SLOTS + 1) * SLOT))
+            })?,
             left: (0..SLOTS).map(event).collect::<Result<_>>()?,
             slot: 0,
             used: 0,
@@ -64,7 +72,12 @@ impl Staging {
     /// Waits for the stream.
     pub(super) fn download(&mut self, stream: CUstream, from: u64, data: &mut [u8]) -> Result<()> {
         if data.len() > SLOT {
-            driver!(cuMemcpyDtoHAsync_v2(data.as_mut_ptr().cast(), from, data.len(), stream))?;
+            driver!(cuMemcpyDtoHAsync_v2(
+                data.as_mut_ptr().cast(),
+                from,
+                data.len(),
+                stream
+            ))?;
             return driver!(cuStreamSynchronize(stream));
         }
         let staged = self.at(SLOTS * SLOT);

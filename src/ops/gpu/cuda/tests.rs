@@ -29,7 +29,11 @@ fn a_device_that_is_not_there_is_a_fault() {
 #[ignore = "needs a device"]
 fn uploads_are_copies() -> Result<()> {
     let machine = machine();
-    println!("{machine:?} {} {:?}", machine.processors(), machine.memory()?);
+    println!(
+        "{machine:?} {} {:?}",
+        machine.processors(),
+        machine.memory()?
+    );
     let numbers: Vec<u32> = (0..7_000_001).collect();
     let large = Buffer::from(&machine, &numbers)?;
     let small = Buffer::new(&machine, 4 * 5_000)?;
@@ -52,9 +56,19 @@ fn uploads_are_copies() -> Result<()> {
 #[ignore = "needs a device"]
 fn products_are_those_of_the_host() -> Result<()> {
     let machine = machine();
-    for (rows, out, input) in [(1, 1, 1), (3, 7, 5), (64, 96, 40), (5, 129, 1000), (2, 3, 0)] {
+    for (rows, out, input) in [
+        (1, 1, 1),
+        (3, 7, 5),
+        (64, 96, 40),
+        (5, 129, 1000),
+        (2, 3, 0),
+    ] {
         let (x, w) = (numbers(rows * input, 5), numbers(out * input, 7));
-        let dot = |row: usize, at: usize| (0..input).map(|i| x[row * input + i] * w[at * input + i]).sum::<f32>();
+        let dot = |row: usize, at: usize| {
+            (0..input)
+                .map(|i| x[row * input + i] * w[at * input + i])
+                .sum::<f32>()
+        };
         let expected: Vec<f32> = (0..rows * out).map(|at| dot(at / out, at % out)).collect();
         for (dtype, gives) in [
             (Dtype::F32, Dtype::F32),
@@ -65,7 +79,11 @@ fn products_are_those_of_the_host() -> Result<()> {
                 Dtype::F32 => Buffer::from(&machine, numbers),
                 Dtype::Bf16 => Buffer::from(
                     &machine,
-                    &numbers.iter().copied().map(bf16::from_f32).collect::<Vec<_>>(),
+                    &numbers
+                        .iter()
+                        .copied()
+                        .map(bf16::from_f32)
+                        .collect::<Vec<_>>(),
                 ),
             };
             let (x, w, y) = (
@@ -86,7 +104,11 @@ fn products_are_those_of_the_host() -> Result<()> {
             })?;
             let found: Vec<f32> = match gives {
                 Dtype::F32 => y.read(0, rows * out)?,
-                Dtype::Bf16 => y.read(0, rows * out)?.into_iter().map(bf16::to_f32).collect(),
+                Dtype::Bf16 => y
+                    .read(0, rows * out)?
+                    .into_iter()
+                    .map(bf16::to_f32)
+                    .collect(),
             };
             let rounded = |&x: &f32| match gives {
                 Dtype::F32 => x,
@@ -128,13 +150,19 @@ fn a_graph_does_again_what_was_recorded() -> Result<()> {
     for scale in [1.0, 2.0, 3.0] {
         xs.write(0, &x.iter().map(|x| x * scale).collect::<Vec<_>>())?;
         graph.replay()?;
-        let dot = |row: usize, at: usize| (0..3).map(|i| scale * x[3 * row + i] * w[3 * at + i]).sum::<f32>();
+        let dot = |row: usize, at: usize| {
+            (0..3)
+                .map(|i| scale * x[3 * row + i] * w[3 * at + i])
+                .sum::<f32>()
+        };
         assert_eq!(y.read::<f32>(0, 4)?, [dot(0, 0), 0.0, dot(1, 0), dot(1, 1)]);
     }
 
     let refused = machine.record(&mut || {
         machine.clear(y.address(), 16)?;
-        Err(Fault::NoKernel { name: "x".to_owned() })
+        Err(Fault::NoKernel {
+            name: "x".to_owned(),
+        })
     });
     assert!(matches!(refused, Err(Fault::NoKernel { .. })));
     assert!(machine.time(&mut || machine.clear(y.address(), 16))? > 0.0);
@@ -160,7 +188,10 @@ fn faults_leave_the_machine_usable() -> Result<()> {
         shared: 0,
         args: &[],
     };
-    assert!(matches!(machine.launch(launch), Err(Fault::NoKernel { .. })));
+    assert!(matches!(
+        machine.launch(launch),
+        Err(Fault::NoKernel { .. })
+    ));
     let half = Buffer::zeros(&machine, free / 2)?;
     assert!(machine.memory()?.0 <= free - half.bytes());
     drop(half);

@@ -73,7 +73,8 @@ mod x86 {
             let mut weights = [_mm512_setzero_ps(); 2 * LINES];
             for line in 0..LINES {
                 // SAFETY: k < input, and every input has its lines.
-                let both = unsafe { _mm512_load_si512(panel.as_ptr().add(k * LINES + line).cast()) };
+                let both =
+                    unsafe { _mm512_load_si512(panel.as_ptr().add(k * LINES + line).cast()) };
                 weights[2 * line] = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(both));
                 weights[2 * line + 1] = _mm512_castsi512_ps(_mm512_and_si512(both, high));
             }
@@ -148,7 +149,12 @@ mod x86 {
         for (sums, total) in sums.iter_mut().zip(total) {
             for (half, total) in total.into_iter().enumerate() {
                 // SAFETY: `word + 8` is 16 at most, so eight floats lie in each half of the line's thirty-two.
-                unsafe { _mm256_storeu_ps(sums.as_mut_ptr().add(line * HALVES + 16 * half + word), total) };
+                unsafe {
+                    _mm256_storeu_ps(
+                        sums.as_mut_ptr().add(line * HALVES + 16 * half + word),
+                        total,
+                    )
+                };
             }
         }
     }

@@ -70,7 +70,8 @@ unsafe fn tile<L: Levels, const ROWS: usize>(
                 )
             };
             for row in 0..ROWS {
-                let sums = _mm256_madd_epi16(minimum, _mm256_set1_epi32(pair(rows[row].sums[of_super])));
+                let sums =
+                    _mm256_madd_epi16(minimum, _mm256_set1_epi32(pair(rows[row].sums[of_super])));
                 match (L::SUPER, L::BITS) {
                     (true, _) => minima[row] = _mm256_add_epi32(minima[row], sums),
                     (false, 8) => {} // taken from the quants below
@@ -81,7 +82,9 @@ unsafe fn tile<L: Levels, const ROWS: usize>(
             for (half, factor) in factors.into_iter().enumerate() {
                 for step in 4 * half..4 * half + 4 {
                     // SAFETY: a block has as many lines as a quant has bits, and a line 32 bytes from `4 lane` on.
-                    let line = unsafe { _mm256_load_si256(lines.add(step * L::BITS / 8).byte_add(4 * lane).cast()) };
+                    let line = unsafe {
+                        _mm256_load_si256(lines.add(step * L::BITS / 8).byte_add(4 * lane).cast())
+                    };
                     let line = match step * L::BITS % 8 {
                         2 => _mm256_srli_epi16::<2>(line),
                         4 => _mm256_srli_epi16::<4>(line),
@@ -100,7 +103,10 @@ unsafe fn tile<L: Levels, const ROWS: usize>(
                         let x = _mm256_set1_epi32(word(x));
                         // One side of a product of bytes has no sign: eight bits give theirs to x.
                         let products = match L::BITS {
-                            8 => _mm256_maddubs_epi16(_mm256_abs_epi8(quants), _mm256_sign_epi8(x, quants)),
+                            8 => _mm256_maddubs_epi16(
+                                _mm256_abs_epi8(quants),
+                                _mm256_sign_epi8(x, quants),
+                            ),
                             _ => _mm256_maddubs_epi16(quants, x),
                         };
                         short[row] = match step % widened {

@@ -28,7 +28,12 @@ pub unsafe fn run<L: Levels>(panel: Panel<L>, x: &Rows, start: usize, sums: &mut
 /// As [`run`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn tile<L: Levels, const ROWS: usize>(panel: Panel<L>, x: &Rows, start: usize, sums: &mut [[f32; LANES]]) {
+unsafe fn tile<L: Levels, const ROWS: usize>(
+    panel: Panel<L>,
+    x: &Rows,
+    start: usize,
+    sums: &mut [[f32; LANES]],
+) {
     let mask = _mm512_set1_epi8((u8::MAX >> (8 - L::BITS)).cast_signed());
     let offset = _mm512_set1_epi16(-L::OFFSET);
     let mut total = [_mm512_setzero_ps(); ROWS];
@@ -64,7 +69,8 @@ unsafe fn tile<L: Levels, const ROWS: usize>(panel: Panel<L>, x: &Rows, start: u
                     }
                     for row in 0..ROWS {
                         let x = rows[row].quants[of_super][step];
-                        dots[row] = _mm512_dpbusd_epi32(dots[row], quants, _mm512_set1_epi32(word(x)));
+                        dots[row] =
+                            _mm512_dpbusd_epi32(dots[row], quants, _mm512_set1_epi32(word(x)));
                     }
                 }
             }

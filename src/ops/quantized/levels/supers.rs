@@ -227,7 +227,8 @@ impl Levels for Q4K {
         for at in 0..4 * LANES {
             let (scale, minimum, rest) = (low[at], low[4 * LANES + at], high[at]);
             (of_scales.0[at], of_minima.0[at]) = (scale & 63, minimum & 63);
-            (of_scales.1[at], of_minima.1[at]) = (rest & 15 | scale >> 2 & 48, rest >> 4 | minimum >> 2 & 48);
+            (of_scales.1[at], of_minima.1[at]) =
+                (rest & 15 | scale >> 2 & 48, rest >> 4 | minimum >> 2 & 48);
         }
         [scales, minima]
     }

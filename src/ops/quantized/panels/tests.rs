@@ -35,7 +35,10 @@ fn rows_are_those_of_candle<L: Levels>() {
         matrix.row(index, &mut ours);
         assert_eq!(ours, theirs, "row {index}");
     }
-    assert_eq!(matrix.bytes(), 48 * input / L::Block::BLCK_SIZE * size_of::<L::Block>());
+    assert_eq!(
+        matrix.bytes(),
+        48 * input / L::Block::BLCK_SIZE * size_of::<L::Block>()
+    );
 }
 
 fn products_match_the_dequantised_matrix_and_not_the_batch<L: Levels>(
@@ -52,7 +55,11 @@ fn products_match_the_dequantised_matrix_and_not_the_batch<L: Levels>(
         // x with 8 bits: an error of half a step, 4 / 254 of its size, a random one on each of the inputs.
         for (output, y) in alone.iter().enumerate() {
             matrix.row(output, &mut row);
-            let exact: f64 = row.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
+            let exact: f64 = row
+                .iter()
+                .zip(x)
+                .map(|(w, x)| f64::from(*w) * f64::from(*x))
+                .sum();
             prop_assert!(
                 (f64::from(*y) - exact).abs() < 0.05 * (input as f64).sqrt(),
                 "{} {}",
@@ -86,10 +93,15 @@ fn every_instruction_set_gives_the_same_bits<L: Levels>(
 fn extremes_are_exact<L: Levels>() {
     let input = L::Block::BLCK_SIZE;
     let mut weights = vec![1f32; LANES * input];
-    weights.iter_mut().step_by(2).for_each(|weight| *weight = -1.0);
+    weights
+        .iter_mut()
+        .step_by(2)
+        .for_each(|weight| *weight = -1.0);
     let matrix = Panels::<L>::new(&weights, LANES, input);
     for sign in [1.0, -1.0] {
-        let x: Vec<f32> = (0..input).map(|i| if i % 2 == 0 { -sign } else { sign }).collect();
+        let x: Vec<f32> = (0..input)
+            .map(|i| if i % 2 == 0 { -sign } else { sign })
+            .collect();
         let mut row = vec![0f32; input];
         matrix.row(0, &mut row);
         let exact: f32 = row.iter().zip(&x).map(|(w, x)| w * x).sum();
@@ -97,7 +109,10 @@ fn extremes_are_exact<L: Levels>() {
             let mut sums = [[0f32; LANES]];
             kernel::run(isa, matrix.panel(0), &rows(&x, input), 0, &mut sums);
             for y in sums.as_flattened() {
-                assert!((y - exact).abs() < 1e-3 * exact.abs(), "{isa:?}: {y}, not {exact}");
+                assert!(
+                    (y - exact).abs() < 1e-3 * exact.abs(),
+                    "{isa:?}: {y}, not {exact}"
+                );
             }
         }
     }
