@@ -2,7 +2,7 @@
 
 use crate::pb;
 use crate::sampler::{Kappa, TimeProfile};
-use crate::server::convert::{kappa_to_wire, profile_to_wire};
+use crate::server::choir::convert::{kappa_to_wire, profile_to_wire};
 use clap::{Args, ValueEnum};
 
 /// How tokens are drawn. What is not given is the variant's default. Which of the options a variant has depends on the

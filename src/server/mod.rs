@@ -1,12 +1,9 @@
 //! The gRPC server: the only code that knows tonic and protobuf, besides the command line's client.
 
-mod admin;
+pub mod choir;
 pub mod codec;
-pub mod convert;
 mod health;
-mod inference;
 pub mod status;
-mod upload;
 
 use crate::catalog::Catalog;
 use crate::engine::EngineHandle;
@@ -31,7 +28,7 @@ pub struct Limits {
     pub prompt_bytes: usize,
     /// All uploads under way together, in bytes of memory.
     pub upload_bytes: u64,
-    /// Whether to believe the client ids that requests bring ([`convert::CLIENT_ID`]): only where a proxy sets them.
+    /// Whether to believe the client ids that requests bring ([`choir::convert::CLIENT_ID`]): only where a proxy sets them.
     pub trust_client_id: bool,
     /// After a drain: for clients that have not yet taken their last bytes.
     pub linger: Duration,
@@ -98,13 +95,13 @@ pub async fn serve(
     let (reporter, health_service) = tonic_health::server::health_reporter();
     let health = health::Health::new(engine.clone(), reporter);
     health.follow().await;
-    let inference = inference::InferenceService::new(engine.clone(), &limits);
+    let inference = choir::InferenceService::new(engine.clone(), &limits);
     let inference = pb::inference_server::InferenceServer::new(inference)
         .max_decoding_message_size(limits.prompt_bytes + ENVELOPE_BYTES);
     let admin =
-        admin::AdminService::new(catalog, engine.clone(), health.clone(), limits.upload_bytes);
+        choir::AdminService::new(catalog, engine.clone(), health.clone(), limits.upload_bytes);
     let admin = pb::admin_server::AdminServer::new(admin)
-        .max_decoding_message_size(upload::CHUNK_BYTES + ENVELOPE_BYTES);
+        .max_decoding_message_size(choir::CHUNK_BYTES + ENVELOPE_BYTES);
     let router = tonic::transport::Server::builder()
         .max_concurrent_streams(CALLS_PER_CONNECTION)
         .http2_keepalive_interval(Some(Duration::from_secs(30)))

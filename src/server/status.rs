@@ -1,6 +1,6 @@
 //! The one table from what went wrong to what a client is told.
 
-use super::convert;
+use super::choir::convert;
 use crate::superposition::Refused;
 use crate::{catalog, engine, store};
 use std::io::ErrorKind;

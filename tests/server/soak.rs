@@ -5,7 +5,7 @@ use super::tiny::{TINY, checkpoint, tuned};
 use super::*;
 use choir::pb::add_variant_request::Part;
 use choir::rng::{Key, Stream as Chance};
-use choir::server::convert::CLIENT_ID;
+use choir::server::choir::convert::CLIENT_ID;
 use choir::train::folder::Precision;
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -2,7 +2,7 @@
 
 use super::endings::until;
 use super::*;
-use choir::server::convert::CLIENT_ID;
+use choir::server::choir::convert::CLIENT_ID;
 
 /// A request of somebody who says who they are.
 fn of(client: &str, request: pb::GenerateRequest) -> tonic::Request<pb::GenerateRequest> {

@@ -5,7 +5,7 @@ use crate::catalog::defaults::{process_to_store, to_store};
 use crate::cli::sampling::SamplingArgs;
 use crate::engine::{Sampling, check_sampling};
 use crate::model::{DitConfig, Trainable};
-use crate::server::convert;
+use crate::server::choir::convert;
 use crate::superposition::{Delta, NamedTensors, Remarks, pack_with};
 use crate::train::data::read_documents;
 use crate::train::folder::{Folder, replace};

@@ -1,8 +1,6 @@
 //! `choir.v1.Admin`: the catalog's actions, off the runtime's threads.
 
 use super::convert;
-use super::health::Health;
-use super::status::{BadField, of_change};
 use super::upload::{self, Room};
 use crate::catalog::{self, AddRequest, Catalog, RemoveRequest, Source, Tuning};
 use crate::engine::{EngineHandle, MemoryPart};
@@ -10,6 +8,8 @@ use crate::pb;
 use crate::pb::add_variant_request::Part;
 use crate::pb::add_variant_response::Event;
 use crate::pb::admin_server::Admin;
+use crate::server::health::Health;
+use crate::server::status::{BadField, of_change};
 use crate::store;
 use std::sync::Arc;
 use tokio::sync::mpsc;

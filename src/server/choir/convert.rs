@@ -5,11 +5,11 @@ mod sampling;
 
 pub use sampling::{choice, kappa_to_wire, path, process, profile_to_wire, sampling_to_wire};
 
-use super::status::BadField;
 use crate::catalog::{Stage, VariantInfo};
 use crate::engine::{self, Event, Priority, Reason};
 use crate::model::Process;
 use crate::pb;
+use crate::server::status::BadField;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tonic::metadata::MetadataMap;

@@ -1,7 +1,7 @@
 //! A checkpoint that a client streams: bounded in size, in time and in the memory of all uploads together.
 
-use super::status::{BadField, exhausted};
 use crate::pb::{AddVariantRequest, add_variant_request::Part};
+use crate::server::status::{BadField, exhausted};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};

@@ -1,11 +1,12 @@
 //! `choir.v1.Inference`: requests in, the engine's events out.
 
-use super::status::BadField;
-use super::{Limits, convert};
+use super::convert;
 use crate::engine::{self, EngineHandle, EventStream};
 use crate::pb;
 use crate::pb::inference_server::Inference;
 use crate::pb::piece::Piece;
+use crate::server::Limits;
+use crate::server::status::BadField;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
