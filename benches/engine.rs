@@ -12,7 +12,7 @@ use choir::engine::{Engine, EngineConfig, EngineHandle, Event, Generation, Reque
 use choir::model::gpu::Device;
 use choir::model::kv_cache::KvCache;
 use choir::model::{
-    Batch, Between, Denoiser, DitConfig, Logits, Outcome, Place, Process, VariantId,
+    Batch, Between, Denoiser, Logits, NetworkFacts, Outcome, Place, Process, VariantId,
 };
 use choir::ops::gpu::{Dtype, Gemm, Graph, Launch, Machine, Result};
 use choir::ops::quantized::Form;
@@ -133,8 +133,8 @@ struct Step {
 }
 
 impl Denoiser for Watched {
-    fn config(&self) -> &DitConfig {
-        self.network.config()
+    fn facts(&self) -> &NetworkFacts {
+        self.network.facts()
     }
 
     fn page_bytes(&self, page_tokens: usize) -> usize {

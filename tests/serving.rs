@@ -132,7 +132,7 @@ fn a_finished_block_and_the_next_can_share_one_evaluation() {
     let (shape, ids) = case.ids("b.clean_ids");
     let ids = &ids[..shape[1].min(case.config.model_length)];
     let pages: Vec<_> = (0..ids.len().div_ceil(PAGE) as u32).map(PageId).collect();
-    let mut cache = KvCache::new(&case.config, PAGE, pages.len());
+    let mut cache = KvCache::new(case.config.facts().cache, PAGE, pages.len());
     let whole = network
         .forward(
             &Batch {
@@ -198,7 +198,7 @@ fn retrieval_on_the_activations_equals_materialised_weights() {
         let case = Case::load(folder);
         let network = superposed(&case, 5, Form::F32);
         let (shape, ids) = case.ids("a.len8.input_ids");
-        let mut cache = KvCache::new(&case.config, PAGE, 0);
+        let mut cache = KvCache::new(case.config.facts().cache, PAGE, 0);
         let segments: Vec<_> = mixes(5)
             .into_iter()
             .enumerate()
@@ -274,7 +274,7 @@ fn retrieval_on_the_activations_equals_materialised_weights() {
 /// A batch of mixes is near what `exact` makes of it, and every segment the same by itself.
 fn near_and_not_of_the_batch(case: &Case, network: &Dit, exact: &Dit, tolerance: f32, what: &str) {
     let (shape, ids) = case.ids("a.len8.input_ids");
-    let mut cache = KvCache::new(&case.config, PAGE, 0);
+    let mut cache = KvCache::new(case.config.facts().cache, PAGE, 0);
     let segments: Vec<_> = mixes(3)
         .into_iter()
         .map(|mix| Segment {
@@ -335,7 +335,7 @@ fn so_do_bases_in_few_bits_and_what_is_materialised_has_their_form() {
         );
         let (shape, ids) = case.ids("a.len8.input_ids");
         let (mut cache, whole) = (
-            KvCache::new(&case.config, PAGE, 0),
+            KvCache::new(case.config.facts().cache, PAGE, 0),
             segment(&case, &ids[..shape[1]], 0.0),
         );
         let batch = Batch {
@@ -384,7 +384,7 @@ fn a_base_in_bf16_is_a_bf16_checkpoint_in_half_the_bytes() {
         let batch = Batch {
             segments: segments.collect(),
         };
-        let mut cache = KvCache::new(&case.config, PAGE, 0);
+        let mut cache = KvCache::new(case.config.facts().cache, PAGE, 0);
         network.forward(&batch, &mut cache).expect("forward").data
     };
     assert_eq!(logits(halved), logits(exact));
@@ -396,7 +396,7 @@ fn segments_bring_their_own_attention_and_noise() {
     let case = Case::load("bd3lm-tiny");
     let network = superposed(&case, 3, Form::F32);
     let (shape, ids) = case.ids("a.len8.input_ids");
-    let mut cache = KvCache::new(&case.config, PAGE, 0);
+    let mut cache = KvCache::new(case.config.facts().cache, PAGE, 0);
     let mut segments = Vec::new();
     for mix in mixes(3) {
         for block in [case.config.block(), None, Some(2)] {

@@ -2,7 +2,7 @@
 
 use super::{Error, tuning};
 use crate::model::tokenizer::Tokenizer;
-use crate::model::{DitConfig, Place, Process, Regime, place};
+use crate::model::{DitConfig, NetworkFacts, Place, Process, Regime, place};
 use crate::store::BaseFacts;
 use crate::superposition::{Digest, NamedTensors, Refused, Unreadable};
 use serde::Deserialize;
@@ -51,7 +51,7 @@ impl Shipped {
     ///
     /// # Errors
     /// A packed delta that says something that no variant of `network` can be.
-    pub fn regime(&self, network: &DitConfig) -> Result<Regime, Error> {
+    pub fn regime(&self, network: &NetworkFacts) -> Result<Regime, Error> {
         let said = tuning::Said::of(self.name, self.packed, None, network)?;
         super::Tuning::default().regime(&said, network)
     }

@@ -1,7 +1,7 @@
 //! Sampling defaults and the regime they go with, between the engine and the store's manifest.
 
 use crate::engine::{Predictor, Sampling};
-use crate::model::{DitConfig, Process, Regime};
+use crate::model::{NetworkFacts, Process, Regime};
 use crate::sampler::{self, NoiseRemoval, Psi, UniformPredictor};
 use crate::store::{self, SamplerDefaults, VariantRecord};
 
@@ -66,7 +66,7 @@ pub fn from_store(defaults: &SamplerDefaults) -> Sampling {
 }
 
 /// What a recorded variant of this network was tuned for. The base's blocks are those of all its absorbing variants.
-pub(super) fn regime(record: &VariantRecord, network: &DitConfig) -> Regime {
+pub(super) fn regime(record: &VariantRecord, network: &NetworkFacts) -> Regime {
     recorded(record.process, &record.defaults, network)
 }
 
@@ -74,10 +74,10 @@ pub(super) fn regime(record: &VariantRecord, network: &DitConfig) -> Regime {
 pub(super) fn recorded(
     process: store::Process,
     defaults: &SamplerDefaults,
-    network: &DitConfig,
+    network: &NetworkFacts,
 ) -> Regime {
     match process {
-        store::Process::Absorbing => network.regime(),
+        store::Process::Absorbing => network.regime,
         store::Process::Uniform => Regime {
             process: Process::Uniform,
             block: defaults.block_size,

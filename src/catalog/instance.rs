@@ -159,7 +159,7 @@ pub(super) fn build(
     forms: Forms,
     before: &Served,
 ) -> Result<(Generation, Served), Error> {
-    let config = base.weights.config();
+    let network = base.weights.facts();
     let served = Served::of(store, base, forms, before)?;
     let manifest = store.manifest();
     let index: BTreeMap<BankId, usize> = served.banks.keys().copied().zip(0..).collect();
@@ -173,8 +173,8 @@ pub(super) fn build(
             .filter_map(|id| index.get(id).copied())
             .collect();
         placed.push((variant, banks));
-        let regime = defaults::regime(record, config);
-        tuning::check(regime, config)
+        let regime = defaults::regime(record, network);
+        tuning::check(regime, network)
             .map_err(|error| unserved(store, format!("{name}: {error}")))?;
         let facts = VariantFacts {
             id: VariantId(number),
@@ -211,7 +211,7 @@ pub(super) fn build(
         number: manifest.generation,
         denoiser: instance.denoiser,
         tokenizer: base.tokenizer.clone(),
-        defaults: Sampling::of(config.process()),
+        defaults: Sampling::of(network.regime.process),
         variants,
         memory,
     };

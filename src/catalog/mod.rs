@@ -16,7 +16,7 @@ pub use source::Source;
 pub use tuning::Tuning;
 
 use crate::engine::{self, Choice, EngineHandle, Generation, MemoryPart, Sampling};
-use crate::model::{DitConfig, Place, Regime};
+use crate::model::{NetworkFacts, Place, Regime};
 use crate::ops::quantized::Form;
 use crate::store::{self, Commit, NewVariant, Options, Scales, Store, VariantRecord, Watch};
 use crate::superposition::Delta;
@@ -262,16 +262,16 @@ impl Catalog {
             expected_generation,
         } = request;
         store::check_name(&name)?;
-        let config = self.base.weights.config();
+        let network = self.base.weights.facts();
         tell(Stage::Reading);
         let origin = source.origin();
         let ((bytes, beside), base) = (source.read(&self.base)?, self.base.tensors()?);
         tell(Stage::Comparing);
         let delta = Delta::read(&base, &bytes).map_err(base::checkpoint(&origin))?;
-        let said = Said::of(&origin, &bytes, beside, config)?;
+        let said = Said::of(&origin, &bytes, beside, network)?;
         drop((bytes, base));
-        let regime = tuning.regime(&said, config)?;
-        let sampling = sampling(&said, regime, &defaults, config)?;
+        let regime = tuning.regime(&said, network)?;
+        let sampling = sampling(&said, regime, &defaults, network)?;
         let variant = NewVariant {
             name: name.clone(),
             seed,
@@ -385,7 +385,7 @@ impl Snapshot {
             variants: manifest
                 .variants
                 .iter()
-                .map(|(name, record)| info(name, record, generation.denoiser.config()))
+                .map(|(name, record)| info(name, record, generation.denoiser.facts()))
                 .collect(),
             status: Status {
                 generation: manifest.generation,
@@ -397,7 +397,7 @@ impl Snapshot {
     }
 }
 
-fn info(name: &str, record: &VariantRecord, network: &DitConfig) -> VariantInfo {
+fn info(name: &str, record: &VariantRecord, network: &NetworkFacts) -> VariantInfo {
     let measured = |pick: fn(&store::Quality) -> f32| {
         record.quality.as_ref().map_or(f64::NAN, |q| pick(q).into())
     };
@@ -420,15 +420,15 @@ fn info(name: &str, record: &VariantRecord, network: &DitConfig) -> VariantInfo 
 /// The variants compiled in, compared with the base.
 fn shipped_variants(base: &Base) -> Result<Vec<NewVariant>, Error> {
     let tensors = base.tensors()?;
-    let config = base.weights.config();
+    let network = base.weights.facts();
     let variant = |base::Shipped {
                        name,
                        about,
                        packed,
                    }| {
-        let said = Said::of(name, packed, None, config)?;
-        let regime = Tuning::default().regime(&said, config)?;
-        let sampling = sampling(&said, regime, &Choice::default(), config)?;
+        let said = Said::of(name, packed, None, network)?;
+        let regime = Tuning::default().regime(&said, network)?;
+        let sampling = sampling(&said, regime, &Choice::default(), network)?;
         Ok(NewVariant {
             name: name.to_owned(),
             seed: None,
@@ -447,7 +447,7 @@ fn sampling(
     said: &Said,
     regime: Regime,
     chosen: &Choice,
-    network: &DitConfig,
+    network: &NetworkFacts,
 ) -> Result<Sampling, Error> {
     let usual = match &said.defaults {
         Some(recorded) => defaults::from_store(recorded),

@@ -3,7 +3,7 @@
 
 use super::defaults::{process_from_store, recorded};
 use super::{Error, base};
-use crate::model::{DitConfig, Process, Regime};
+use crate::model::{NetworkFacts, Process, Regime};
 use crate::sampler::MAX_BLOCK;
 use crate::store::{self, SamplerDefaults};
 use crate::superposition::{Remarks, Unreadable};
@@ -36,7 +36,7 @@ impl Said {
         origin: &str,
         bytes: &[u8],
         beside: Option<Regime>,
-        network: &DitConfig,
+        network: &NetworkFacts,
     ) -> Result<Said, Error> {
         let remarks =
             Remarks::read(bytes).map_err(|error| base::checkpoint(origin)(error.into()))?;
@@ -95,8 +95,8 @@ impl Tuning {
     ///
     /// # Errors
     /// `BadField` where the operator contradicts the file, or no variant of this network can be such.
-    pub(super) fn regime(&self, said: &Said, network: &DitConfig) -> Result<Regime, Error> {
-        let own = network.regime();
+    pub(super) fn regime(&self, said: &Said, network: &NetworkFacts) -> Result<Regime, Error> {
+        let own = network.regime;
         let recorded = said.regime.map(|regime| regime.process).or(said.process);
         let process = recorded.or(self.process).unwrap_or(own.process);
         let regime = match said.regime {
@@ -132,11 +132,11 @@ impl Tuning {
 }
 
 /// Refuses what no variant of this network can have been tuned for.
-pub(super) fn check(regime: Regime, network: &DitConfig) -> Result<(), Error> {
+pub(super) fn check(regime: Regime, network: &NetworkFacts) -> Result<(), Error> {
     let bad = |field, reason: String| Err(Error::BadField { field, reason });
-    let length = network.model_length;
+    let length = network.context;
     match (regime.process, regime.block) {
-        (Process::Absorbing, _) if network.mask_id().is_none() => bad(
+        (Process::Absorbing, _) if network.mask.is_none() => bad(
             "process",
             "the base has no mask, so no variant of it can be absorbing".into(),
         ),

@@ -15,7 +15,7 @@ use super::sequence::{Scoring, Sequence, Text, Work};
 use super::stream;
 use super::text::TextStream;
 use super::{EngineConfig, Error, Event, Predictor, Request, Sampling, Score, ScoreRequest};
-use crate::model::{DitConfig, Process, Regime};
+use crate::model::{NetworkFacts, Process, Regime};
 use crate::sampler::{
     self, BlockSampler, BlockSettings, LastBlock, Sampler, UniformSampler, UniformSettings,
 };
@@ -67,7 +67,7 @@ pub fn text(
     if request.stop_ids.len() > MAX_STOP_IDS {
         return Err(bad("stop_ids", format!("at most {MAX_STOP_IDS} ids")));
     }
-    let network = lease.denoiser.config();
+    let network = lease.denoiser.facts();
     let total = fixed + holes;
     let sampler = sampler(
         config,
@@ -81,7 +81,7 @@ pub fn text(
 
     // The last block is never written to the cache.
     let written = (total - 1) / block_size * block_size;
-    let span = network.model_length + prefill_chunk(config, block_size);
+    let span = network.context + prefill_chunk(config, block_size);
     // A client that says what its text ends at expects it to end before its length.
     let expected = match request.stop.is_empty() && request.stop_ids.is_empty() {
         true => holes,
@@ -136,12 +136,12 @@ pub fn score(
             limit,
         });
     }
-    let network = lease.denoiser.config();
+    let network = lease.denoiser.facts();
     let chunk = prefill_chunk(config, regime.block.unwrap_or(1));
     let (tokens, given) = (request.tokens, request.given);
     let scorer = Scorer::new(network, regime, tokens, given, request.samples, chunk, seed)?;
     // Clean blocks are written while copies of the chunk before them are still evaluated.
-    let span = network.model_length + 2 * chunk;
+    let span = network.context + 2 * chunk;
     let cost = regime.block.unwrap_or(written);
     let tenant = tenant(
         admission,
@@ -204,14 +204,14 @@ pub fn can_start(sequence: &Sequence, pages_total: usize, now: Instant) -> Resul
 }
 
 /// Refuses sampling settings that no request to a variant of this network could have.
-pub fn sampling(network: &DitConfig, regime: Regime, sampling: &Sampling) -> Result<(), Error> {
+pub fn sampling(network: &NetworkFacts, regime: Regime, sampling: &Sampling) -> Result<(), Error> {
     let request = Request::new(vec![0], 1, sampling.clone());
     sampler(&EngineConfig::default(), network, regime, None, &request, 0).map(drop)
 }
 
 fn sampler(
     config: &EngineConfig,
-    network: &DitConfig,
+    network: &NetworkFacts,
     regime: Regime,
     end_of_text: Option<u32>,
     request: &Request,
@@ -219,7 +219,7 @@ fn sampler(
 ) -> Result<Sampler, Error> {
     let (prompt, after) = (&request.prompt, &request.after);
     let total = prompt.len() + request.max_tokens + after.len();
-    if regime.block.is_none() && total > network.model_length {
+    if regime.block.is_none() && total > network.context {
         let field = if after.is_empty() {
             "max_tokens"
         } else {
@@ -227,7 +227,7 @@ fn sampler(
         };
         let reason = format!(
             "given and new tokens are {total}, and at most {} fit",
-            network.model_length
+            network.context
         );
         return Err(bad(field, reason));
     }
@@ -247,13 +247,13 @@ fn sampler(
     }
     let prefill_chunk = prefill_chunk(config, block_size);
     let mut stop_ids = request.stop_ids.clone();
-    stop_ids.extend(end_of_text.filter(|&id| (id as usize) < network.tokens()));
+    stop_ids.extend(end_of_text.filter(|&id| (id as usize) < network.tokens));
     let holes = std::iter::repeat_n(None, request.max_tokens);
     let template = || -> Vec<Option<u32>> {
         let prompt = prompt.iter().copied().map(Some);
         prompt.chain(holes).chain(after.iter().copied()).collect()
     };
-    let sampler = match (predictor, regime.process, network.mask_id()) {
+    let sampler = match (predictor, regime.process, network.mask) {
         (Predictor::Absorbing(predictor), Process::Absorbing, Some(mask_id)) => {
             let settings = BlockSettings {
                 block_size,
@@ -264,7 +264,7 @@ fn sampler(
                 top_k,
                 stop_ids,
                 mask_id,
-                vocab_size: network.vocab_size,
+                vocab_size: network.rows,
                 time_conditioned: regime.time_conditioned,
                 prefill_chunk,
                 last_block: LastBlock::Whole,
@@ -284,7 +284,7 @@ fn sampler(
                 nucleus_p,
                 top_k,
                 stop_ids,
-                vocab_size: network.tokens(),
+                vocab_size: network.tokens,
                 time_conditioned: regime.time_conditioned,
                 prefill_chunk,
             };

@@ -97,7 +97,7 @@ impl Generation {
                 _ => shared = Some((name, regime)),
             }
         }
-        Ok(shared.map_or_else(|| self.denoiser.config().regime(), |(_, regime)| regime))
+        Ok(shared.map_or_else(|| self.denoiser.facts().regime, |(_, regime)| regime))
     }
 
     /// Turns names into this generation's ids, in canonical order.

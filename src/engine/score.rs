@@ -18,7 +18,7 @@
 //! finite variance. So t = u² for u drawn evenly, and what is found counts dt/du = 2u.
 
 use super::Error;
-use crate::model::{DitConfig, Process, Regime};
+use crate::model::{NetworkFacts, Process, Regime};
 use crate::ops::UniformTerm;
 use crate::rng::Noise;
 use crate::sampler::Evaluation;
@@ -80,7 +80,7 @@ impl Scorer {
     /// `BadField` for no tokens to score, tokens outside the vocabulary, the mask among them, a text that does not fit a
     /// variant without blocks, or `samples` outside 1 ..= 4096.
     pub fn new(
-        config: &DitConfig,
+        facts: &NetworkFacts,
         regime: Regime,
         tokens: Vec<u32>,
         given: usize,
@@ -89,8 +89,8 @@ impl Scorer {
         seed: u64,
     ) -> Result<Self, Error> {
         let bad = |field, reason: String| Err(Error::BadField { field, reason });
-        let states = config.tokens();
-        let law = match (regime.process, config.mask_id()) {
+        let states = facts.tokens;
+        let law = match (regime.process, facts.mask) {
             (Process::Uniform, _) => Law::Uniform { tokens: states },
             (Process::Absorbing, Some(mask_id)) => Law::Absorbing { mask_id },
             (Process::Absorbing, None) => return bad("process", "the network has no mask".into()),
@@ -110,13 +110,13 @@ impl Scorer {
                 format!("{samples} is not within 1 and {MAX_SAMPLES}"),
             );
         }
-        if regime.block.is_none() && tokens.len() > config.model_length {
+        if regime.block.is_none() && tokens.len() > facts.context {
             return bad(
                 "tokens",
                 format!(
                     "{} of them, and at most {} fit",
                     tokens.len(),
-                    config.model_length
+                    facts.context
                 ),
             );
         }

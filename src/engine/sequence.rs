@@ -282,7 +282,7 @@ impl Sequence {
             }
             Work::Score(scoring) => (Vec::new(), scoring.scorer.next(tokens)),
         };
-        let (block, window) = (self.regime.block, self.lease.denoiser.config().model_length);
+        let (block, window) = (self.regime.block, self.lease.denoiser.facts().context);
         let from = evaluations
             .iter()
             .map(|evaluation| first_visible(evaluation, block, window));

@@ -155,7 +155,7 @@ impl Group {
                 lost: matches!(Fault::behind(&error), Some(Fault::Lost { .. })),
             })?;
         let (drawn, rows) = self.wanted();
-        let shape = outcome.logits.check(rows, denoiser.config().vocab_size);
+        let shape = outcome.logits.check(rows, denoiser.facts().rows);
         shape.map_err(Failure::of_step)?;
         if outcome.drawn.len() != drawn {
             let found = outcome.drawn.len();

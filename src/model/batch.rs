@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::DitConfig;
+use super::facts::NetworkFacts;
 use super::kv_cache::KvCache;
 use super::profile::Profile;
 use crate::ops::categorical::{Draw, Drawn, draw_all};
@@ -151,16 +151,16 @@ pub type Between<'a> = dyn FnMut(&mut KvCache) + 'a;
 /// `Cache` is the state that changes (keys and values); the weights do not. The engine owns one cache and
 /// passes it to whichever generation's instance evaluates, one generation to a call.
 pub trait Denoiser: Send + Sync {
-    fn config(&self) -> &DitConfig;
+    fn facts(&self) -> &NetworkFacts;
 
     /// Bytes of one page of its cache.
     fn page_bytes(&self, page_tokens: usize) -> usize {
-        KvCache::page_bytes(self.config(), page_tokens)
+        KvCache::page_bytes(self.facts().cache, page_tokens)
     }
 
     /// A cache of so many pages that this network can use.
     fn cache(&self, page_tokens: usize, pages: usize) -> candle_core::Result<KvCache> {
-        KvCache::within_memory(self.config(), page_tokens, pages)
+        KvCache::within_memory(self.facts().cache, page_tokens, pages)
     }
 
     /// Evaluates `batch`, writes the keys and values of clean tokens into `cache`. Gives the logits of all rows: what is to
@@ -196,7 +196,7 @@ pub trait Denoiser: Send + Sync {
         between: &mut Between,
     ) -> candle_core::Result<Outcome> {
         let logits = self.interruptible(batch, cache, between)?;
-        logits.check(batch.logit_rows(), self.config().vocab_size)?;
+        logits.check(batch.logit_rows(), self.facts().rows)?;
         let (outcome, spent) = logits.draw(batch);
         cache.recycle(spent);
         Ok(outcome)

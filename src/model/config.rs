@@ -1,26 +1,7 @@
 //! What a checkpoint is: the published `config.json`, read and checked.
 
+use super::facts::{CacheShape, NetworkFacts, Process, Regime};
 use serde::{Deserialize, Serialize};
-
-/// The corruption process a checkpoint was trained for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Process {
-    /// Masked diffusion (MDLM, BD3-LM): the last row of the vocabulary is the mask.
-    Absorbing,
-    /// Uniform-state diffusion (Duo): there is no mask.
-    Uniform,
-}
-
-/// How a base or a variant of it is run: it belongs to the checkpoint, and a variant's may differ from its base's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Regime {
-    pub process: Process,
-    /// Block size of a block-causal checkpoint; `None` where attention is bidirectional over the whole sequence.
-    pub block: Option<usize>,
-    /// Whether it is told the noise level; sigma is always 0 otherwise.
-    pub time_conditioned: bool,
-}
 
 /// The DiT's sizes and conventions, from a published `config.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -132,6 +113,26 @@ impl DitConfig {
     pub fn time_conditioned(&self) -> bool {
         self.time_conditioning
             .unwrap_or(self.process() == Process::Uniform)
+    }
+
+    /// What others may know of it.
+    pub fn facts(&self) -> NetworkFacts {
+        NetworkFacts {
+            rows: self.vocab_size,
+            tokens: self.tokens(),
+            mask: self.mask_id(),
+            context: self.model_length,
+            regime: self.regime(),
+            hidden: self.hidden_dim,
+            parameters: (self.tensors().iter())
+                .map(|(_, shape)| shape.iter().product::<usize>())
+                .sum(),
+            cache: CacheShape {
+                layers: self.n_blocks,
+                heads: self.n_heads,
+                head_dim: self.head_dim(),
+            },
+        }
     }
 
     /// How the network itself is run.

@@ -1,6 +1,6 @@
 //! The DiT over a batch of segments: one base, many variants, cached keys and values.
 
-use super::DitConfig;
+use super::NetworkFacts;
 use super::attention::{Shape, attend, keep, rotate};
 use super::batch::{Batch, Between, Denoiser, Logits, Mix, VariantId};
 use super::kv_cache::KvCache;
@@ -109,6 +109,7 @@ impl Dit {
         let plain = self.modulation.retrieve_all(mix)?;
         Dit::new(
             Arc::new(BaseWeights {
+                facts: config.facts(),
                 config,
                 products,
                 plain,
@@ -351,8 +352,8 @@ pub(super) fn check(batch: &Batch, cache: &KvCache) -> Result<()> {
 }
 
 impl Denoiser for Dit {
-    fn config(&self) -> &DitConfig {
-        &self.base.config
+    fn facts(&self) -> &NetworkFacts {
+        &self.base.facts
     }
 
     fn bytes(&self) -> usize {

@@ -5,9 +5,10 @@
 //! Keys are stored after the rotary embedding at their absolute position; attention depends on differences of
 //! positions only, so a window slides by dropping pages and nothing is ever recomputed.
 
+use super::batch::PageId;
+use super::facts::CacheShape;
 use super::gpu::Device;
 use super::workspace::Workspace;
-use super::{DitConfig, PageId};
 use crate::ops::attend::{self, Run};
 use crate::ops::gemm::View;
 use crate::ops::gpu::Buffer;
@@ -32,19 +33,19 @@ pub struct KvCache {
 
 impl KvCache {
     /// Bytes of one page for this network.
-    pub fn page_bytes(config: &DitConfig, page_tokens: usize) -> usize {
-        let (keys, values) = attend::sizes(page_tokens, config.head_dim());
-        config.n_blocks * config.n_heads * (keys + values) * size_of::<f32>()
+    pub fn page_bytes(shape: CacheShape, page_tokens: usize) -> usize {
+        let (keys, values) = attend::sizes(page_tokens, shape.head_dim);
+        shape.layers * shape.heads * (keys + values) * size_of::<f32>()
     }
 
-    pub fn new(config: &DitConfig, page_tokens: usize, pages: usize) -> Self {
-        let floats = pages * Self::page_bytes(config, page_tokens) / size_of::<f32>();
+    pub fn new(shape: CacheShape, page_tokens: usize, pages: usize) -> Self {
+        let floats = pages * Self::page_bytes(shape, page_tokens) / size_of::<f32>();
         Self {
             data: vec![0.0; floats],
             on_device: None,
-            layers: config.n_blocks,
-            heads: config.n_heads,
-            head_dim: config.head_dim(),
+            layers: shape.layers,
+            heads: shape.heads,
+            head_dim: shape.head_dim,
             page_tokens,
             pages,
             workspaces: Vec::new(),
@@ -52,31 +53,31 @@ impl KvCache {
     }
 
     /// As [`KvCache::new`], but an error where the system would not give so much memory, even if none of it were used.
-    pub fn within_memory(config: &DitConfig, page_tokens: usize, pages: usize) -> Result<Self> {
-        let bytes = pages.saturating_mul(Self::page_bytes(config, page_tokens));
+    pub fn within_memory(shape: CacheShape, page_tokens: usize, pages: usize) -> Result<Self> {
+        let bytes = pages.saturating_mul(Self::page_bytes(shape, page_tokens));
         let tried = Vec::<u8>::new().try_reserve_exact(bytes);
         tried.map_err(|error| candle_core::Error::Msg(format!("{bytes} bytes: {error}")))?;
-        Ok(Self::new(config, page_tokens, pages))
+        Ok(Self::new(shape, page_tokens, pages))
     }
 
     /// Bytes of one page on a device.
-    pub fn device_page_bytes(device: &Device, config: &DitConfig, page_tokens: usize) -> usize {
-        config.n_blocks * 2 * page_tokens * config.hidden_dim * device.dtype.size()
+    pub fn device_page_bytes(device: &Device, shape: CacheShape, page_tokens: usize) -> usize {
+        shape.layers * 2 * page_tokens * shape.width() * device.dtype.size()
     }
 
     /// A cache on a device, where only kernels read and write it.
     pub fn device(
         device: &Device,
-        config: &DitConfig,
+        shape: CacheShape,
         page_tokens: usize,
         pages: usize,
     ) -> Result<Self> {
-        let bytes = pages * Self::device_page_bytes(device, config, page_tokens);
+        let bytes = pages * Self::device_page_bytes(device, shape, page_tokens);
         let buffer = Buffer::zeros(&device.machine, bytes)?;
         Ok(Self {
             on_device: Some(buffer),
             pages,
-            ..Self::new(config, page_tokens, 0)
+            ..Self::new(shape, page_tokens, 0)
         })
     }
 

@@ -5,6 +5,7 @@ pub mod batch;
 pub mod conditioning;
 pub mod config;
 pub mod dit;
+pub mod facts;
 pub mod gpu;
 pub mod kv_cache;
 pub mod linear;
@@ -21,8 +22,9 @@ pub mod weights;
 mod workspace;
 
 pub use batch::{Batch, Between, Denoiser, Logits, Mix, Outcome, PageId, Segment, VariantId};
-pub use config::{DitConfig, Process, Regime};
+pub use config::DitConfig;
 pub use dit::Dit;
+pub use facts::{CacheShape, NetworkFacts, Process, Regime};
 pub use place::Place;
 pub use train_batch::{SoftTokens, TrainBatch};
 pub use trainable::{Differentiable, Trainable};

@@ -4,7 +4,7 @@ use super::batch::Denoiser;
 use super::gpu::{Device, GpuBank, GpuBase, GpuDit, GpuVariant};
 use super::variant::{Placed, ServedVariant};
 use super::weights::{BaseWeights, Dense, ServedBank, VariantWeights};
-use super::{Dit, DitConfig};
+use super::{Dit, DitConfig, NetworkFacts};
 use crate::ops::gpu::{Dtype, Fault};
 use crate::ops::quantized::Form;
 use candle_core::Result;
@@ -114,6 +114,13 @@ impl Base {
         match self {
             Base::Host(base) => &base.config,
             Base::Device(base) => &base.host.config,
+        }
+    }
+
+    pub fn facts(&self) -> &NetworkFacts {
+        match self {
+            Base::Host(base) => &base.facts,
+            Base::Device(base) => &base.host.facts,
         }
     }
 

@@ -1,7 +1,7 @@
 //! What a model instance is made of: the base, banks in served form, and what a variant keeps for itself.
 
-use super::DitConfig;
 use super::tables::TableCache;
+use super::{DitConfig, NetworkFacts};
 use crate::ops::quantized::{Form, Served};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use std::collections::BTreeMap;
@@ -29,6 +29,7 @@ pub fn layer_products(layer: usize) -> [String; 4] {
 #[derive(Debug)]
 pub struct BaseWeights {
     pub config: DitConfig,
+    pub facts: NetworkFacts,
     pub(super) products: BTreeMap<String, Arc<Served>>,
     /// Everything else: the embedding, adaLN and sigma_map, norms and biases.
     pub(super) plain: BTreeMap<String, Tensor>,
@@ -83,6 +84,7 @@ impl BaseWeights {
             }
         }
         Ok(Self {
+            facts: config.facts(),
             config,
             products,
             plain,

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use choir::engine::{EngineConfig, Error, Event, Request};
 use choir::model::kv_cache::KvCache;
-use choir::model::{Batch, Denoiser, DitConfig, Logits};
+use choir::model::{Batch, Denoiser, Logits, NetworkFacts};
 
 use super::fake::*;
 
@@ -12,8 +12,8 @@ use super::fake::*;
 struct Slow(Fake);
 
 impl Denoiser for Slow {
-    fn config(&self) -> &DitConfig {
-        self.0.config()
+    fn facts(&self) -> &NetworkFacts {
+        self.0.facts()
     }
 
     fn forward(&self, batch: &Batch, cache: &mut KvCache) -> candle_core::Result<Logits> {

@@ -14,7 +14,10 @@ use choir::engine::{
 };
 use choir::model::kv_cache::KvCache;
 use choir::model::tokenizer::Tokenizer;
-use choir::model::{Batch, Between, Denoiser, DitConfig, Logits, Mix, Segment, VariantId};
+use choir::model::{
+    Batch, Between, CacheShape, Denoiser, Logits, Mix, NetworkFacts, Process, Regime, Segment,
+    VariantId,
+};
 use choir::ops::gemm::View;
 use choir::sampler::Predictor;
 
@@ -28,7 +31,7 @@ pub const VOCAB: usize = 258;
 pub const SIZE: usize = 1000;
 
 pub struct Fake {
-    config: DitConfig,
+    facts: NetworkFacts,
     /// Another network for every salt.
     salt: u64,
     /// What was added to its weights.
@@ -79,21 +82,26 @@ impl Gate {
 
 impl Fake {
     pub fn new(salt: u64) -> Self {
-        let config = DitConfig {
-            model_type: "bd3lm".into(),
-            vocab_size: VOCAB,
-            model_length: WINDOW,
-            hidden_dim: 2,
-            cond_dim: 1,
-            n_blocks: 1,
-            n_heads: 1,
-            block_size: Some(BLOCK),
-            cross_attn: true,
-            time_conditioning: Some(false),
-            states: None,
+        let facts = NetworkFacts {
+            rows: VOCAB,
+            tokens: VOCAB - 1,
+            mask: Some(VOCAB as u32 - 1),
+            context: WINDOW,
+            regime: Regime {
+                process: Process::Absorbing,
+                block: Some(BLOCK),
+                time_conditioned: false,
+            },
+            hidden: 2,
+            parameters: 0,
+            cache: CacheShape {
+                layers: 1,
+                heads: 1,
+                head_dim: 2,
+            },
         };
         Fake {
-            config,
+            facts,
             salt,
             added: Mix::base(),
             toil: 0,
@@ -121,12 +129,13 @@ impl Fake {
     }
 
     pub fn without_blocks(mut self) -> Self {
-        self.config.cross_attn = false;
+        self.facts.regime.block = None;
         self
     }
 
     pub fn uniform(mut self) -> Self {
-        self.config.model_type = "duo".into();
+        self.facts.regime.process = Process::Uniform;
+        (self.facts.tokens, self.facts.mask) = (VOCAB, None);
         self.without_blocks()
     }
 
@@ -232,8 +241,8 @@ impl Fake {
 }
 
 impl Denoiser for Fake {
-    fn config(&self) -> &DitConfig {
-        &self.config
+    fn facts(&self) -> &NetworkFacts {
+        &self.facts
     }
 
     fn forward(&self, batch: &Batch, cache: &mut KvCache) -> candle_core::Result<Logits> {
@@ -310,8 +319,8 @@ impl Denoiser for Fake {
 
     fn materialise(&self, mix: &Mix) -> candle_core::Result<Option<Arc<dyn Denoiser>>> {
         let mut made = Fake::new(self.salt);
-        (made.config, made.alphabet, made.script) = (
-            self.config.clone(),
+        (made.facts, made.alphabet, made.script) = (
+            self.facts.clone(),
             self.alphabet.clone(),
             self.script.clone(),
         );
@@ -363,13 +372,13 @@ pub fn tokens(text: &str) -> Vec<u32> {
 pub fn generation(number: u64, network: impl Denoiser + 'static) -> Generation {
     let facts = |id| VariantFacts {
         id: VariantId(id),
-        regime: network.config().regime(),
+        regime: network.facts().regime,
         defaults: Sampling::default(),
     };
     Generation {
         number,
         tokenizer: tokenizer(),
-        defaults: Sampling::of(network.config().process()),
+        defaults: Sampling::of(network.facts().regime.process),
         variants: [("a", 0), ("b", 1), ("c", 2)]
             .map(|(name, id)| (name.to_owned(), facts(id)))
             .into(),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use choir::engine::{Engine, EngineConfig, EngineHandle, Error, Event, Request, Sampling};
 use choir::model::kv_cache::KvCache;
-use choir::model::{Batch, Between, Denoiser, DitConfig, Logits, Outcome};
+use choir::model::{Batch, Between, Denoiser, Logits, NetworkFacts, Outcome};
 use choir::sampler::Predictor;
 
 use super::fake::*;
@@ -248,8 +248,8 @@ struct Poor {
 }
 
 impl Denoiser for Poor {
-    fn config(&self) -> &DitConfig {
-        self.network.config()
+    fn facts(&self) -> &NetworkFacts {
+        self.network.facts()
     }
 
     fn cache(&self, page_tokens: usize, pages: usize) -> candle_core::Result<KvCache> {

@@ -33,7 +33,7 @@ fn score(engine: &choir::engine::EngineHandle, request: ScoreRequest) -> Score {
 /// The bound without chance: for each block every set M of masked tokens, weighted by
 /// integral of t^(|M|-1) (1-t)^(b-|M|) = 1 / (|M| C(b, |M|)).
 fn exact(network: &Fake, text: &[u32]) -> f64 {
-    let mask = network.config().mask_id().expect("mask");
+    let mask = network.facts().mask.expect("mask");
     let mut total = 0.0;
     for first in (0..text.len()).step_by(BLOCK) {
         let length = BLOCK.min(text.len() - first);
@@ -54,7 +54,7 @@ fn exact(network: &Fake, text: &[u32]) -> f64 {
                 pages: Vec::new(),
                 pages_start: 0,
             };
-            let cache = KvCache::new(network.config(), 1, 0);
+            let cache = KvCache::new(network.facts().cache, 1, 0);
             let choose = (0..rows.len()).fold(1.0, |c, i| c * (length - i) as f64 / (i + 1) as f64);
             for &row in &rows {
                 let logits =
@@ -146,11 +146,11 @@ fn a_score_is_the_same_without_an_engine() {
     let text = "The quick brown fox jumps over the lazy dog, twice over.";
     let with_engine = score(&start(config(), Fake::new(4)), wanted(text, 6, 5)).nats_per_token;
 
-    let mut cache = KvCache::new(network.config(), 4, 64);
+    let mut cache = KvCache::new(network.facts().cache, 4, 64);
     let pages: Vec<PageId> = (0..64).map(PageId).collect();
     let mut scorer = Scorer::new(
-        network.config(),
-        network.config().regime(),
+        network.facts(),
+        network.facts().regime,
         tokens(text),
         0,
         6,
@@ -237,7 +237,7 @@ fn drain_behind(engine: &choir::engine::EngineHandle, gate: Gate) {
 #[test]
 fn the_estimate_converges_to_the_bound_of_the_uniform_process() {
     let network = Fake::new(4);
-    let (config, states) = (network.config(), network.config().tokens());
+    let states = network.facts().tokens;
     let logits: Vec<f32> = (0..VOCAB).map(|token| (token % 5) as f32).collect();
     let text = tokens("some text");
     const TIMES: usize = 100;
@@ -269,7 +269,7 @@ fn the_estimate_converges_to_the_bound_of_the_uniform_process() {
         };
         let samples = 4000;
         let mut scorer =
-            Scorer::new(config, regime, text.clone(), 1, samples, 16, 5).expect("scorer");
+            Scorer::new(network.facts(), regime, text.clone(), 1, samples, 16, 5).expect("scorer");
         let found = loop {
             let next = scorer.next(1000);
             assert!(

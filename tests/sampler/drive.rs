@@ -23,7 +23,7 @@ pub fn evaluate(
 ) -> Logits {
     let segment = |(tokens, rows): &(Vec<u32>, Vec<usize>)| Segment {
         mix: Mix::base(),
-        block: network.config().block(),
+        block: network.facts().regime.block,
         sigma,
         tokens: tokens.clone(),
         first_position: 0,
@@ -37,7 +37,7 @@ pub fn evaluate(
         segments: sequences.iter().map(segment).collect(),
     };
     network
-        .forward(&batch, &mut KvCache::new(network.config(), PAGE, 0))
+        .forward(&batch, &mut KvCache::new(network.facts().cache, PAGE, 0))
         .expect("evaluation")
 }
 
@@ -49,7 +49,7 @@ pub fn sample(
     start: impl Fn(u64) -> Sampler,
 ) -> Vec<Vec<u32>> {
     let pages = length.div_ceil(PAGE) + 1;
-    let mut cache = KvCache::new(network.config(), PAGE, BATCH * pages);
+    let mut cache = KvCache::new(network.facts().cache, PAGE, BATCH * pages);
     let seeds: Vec<u64> = (0..count).collect();
     let mut made = Vec::new();
     for seeds in seeds.chunks(BATCH) {
@@ -79,7 +79,7 @@ fn step(
         let wanted = sampler.next();
         Segment {
             mix: Mix::base(),
-            block: network.config().block(),
+            block: network.facts().regime.block,
             sigma: wanted.sigma,
             tokens: wanted.tokens.clone(),
             first_position: wanted.first_position,

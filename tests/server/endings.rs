@@ -2,7 +2,7 @@
 
 use super::*;
 use choir::model::kv_cache::KvCache;
-use choir::model::{Batch, Denoiser, DitConfig, Logits};
+use choir::model::{Batch, Denoiser, Logits, NetworkFacts};
 use choir::ops::gpu::Fault;
 use std::sync::Mutex;
 use std::time::Duration;
@@ -190,8 +190,8 @@ struct Loses {
 }
 
 impl Denoiser for Loses {
-    fn config(&self) -> &DitConfig {
-        self.network.config()
+    fn facts(&self) -> &NetworkFacts {
+        self.network.facts()
     }
 
     fn forward(&self, batch: &Batch, cache: &mut KvCache) -> candle_core::Result<Logits> {

@@ -175,7 +175,7 @@ fn scenarios<'a>(
 ) -> Result<Vec<Scenario<'a>>> {
     let mut banks: BTreeMap<String, Vec<String>> = BTreeMap::new();
     // One evaluation a token, as the base: a uniform variant's step is of another kind.
-    let regime = generation.denoiser.config().regime();
+    let regime = generation.denoiser.facts().regime;
     for variant in catalog
         .list()
         .into_iter()

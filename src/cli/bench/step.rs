@@ -45,10 +45,10 @@ pub fn run(args: StepArgs) -> Result<()> {
     args.json.check()?;
     let (catalog, generation, _scratch) = open(&args.store)?;
     let shared = &generation.denoiser;
-    let Some(block) = shared.config().block() else {
+    let Some(block) = shared.facts().regime.block else {
         bail!("the base does not denoise in blocks");
     };
-    let regime = shared.config().regime();
+    let regime = shared.facts().regime;
     let mut banks: BTreeMap<String, Vec<VariantId>> = BTreeMap::new();
     for variant in catalog
         .list()
@@ -115,7 +115,7 @@ struct Figures {
 }
 
 fn measure(args: &StepArgs, scenario: &Scenario, block: usize) -> Result<Figures> {
-    let config = scenario.instance.config();
+    let network = scenario.instance.facts();
     let settings = BlockSettings {
         block_size: block,
         max_tokens: args.tokens,
@@ -124,10 +124,10 @@ fn measure(args: &StepArgs, scenario: &Scenario, block: usize) -> Result<Figures
         nucleus_p: 1.0,
         top_k: None,
         stop_ids: Vec::new(),
-        mask_id: config.mask_id().context("a base without a mask")?,
-        vocab_size: config.vocab_size,
-        time_conditioned: config.time_conditioned(),
-        prefill_chunk: config.model_length,
+        mask_id: network.mask.context("a base without a mask")?,
+        vocab_size: network.rows,
+        time_conditioned: network.regime.time_conditioned,
+        prefill_chunk: network.context,
         last_block: LastBlock::Whole,
     };
     let mixes = scenario.mixes.iter().cycle();

@@ -109,12 +109,12 @@ fn make(args: &VariantsBenchArgs, dir: &Path) -> Result<(Vec<Shipped>, Vec<Made>
 
 /// The variants compiled in that were tuned for what the base was.
 fn shipped_like(generation: &Generation) -> Result<Vec<Shipped>> {
-    let config = generation.denoiser.config();
+    let network = generation.denoiser.facts();
     let mut alike = base::shipped()?;
     alike.retain(|shipped| {
         shipped
-            .regime(config)
-            .is_ok_and(|regime| regime == config.regime())
+            .regime(network)
+            .is_ok_and(|regime| regime == network.regime)
     });
     if alike.is_empty() {
         bail!("no variant like the base is compiled in");

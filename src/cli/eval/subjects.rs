@@ -76,7 +76,7 @@ impl Subjects {
         let (config, base) = (source.config()?, source.tensors()?);
         let pieces = tokenizer::from_json(&source.tokenizer_json()?)?;
         let subject = |shipped: Shipped| -> Result<Subject> {
-            let config = config.tuned(shipped.regime(&config)?);
+            let config = config.tuned(shipped.regime(&config.facts())?);
             let Shipped {
                 name,
                 about,

@@ -92,7 +92,7 @@ fn remarks(args: &PackArgs) -> Result<Remarks> {
     config.check()?;
     let regime = config.regime();
     let sampling = convert::choice(args.sampling.wire())?.over(Sampling::of(regime.process))?;
-    check_sampling(&config, regime, &sampling)?;
+    check_sampling(&config.facts(), regime, &sampling)?;
     Ok(Remarks {
         process: Some(serde_json::to_string(&process_to_store(regime.process))?),
         defaults: Some(serde_json::to_string(&to_store(&sampling, regime))?),

@@ -2,21 +2,21 @@ use super::*;
 use crate::engine::{Sampling, VariantFacts};
 use crate::model::kv_cache::KvCache;
 use crate::model::tokenizer::Tokenizer;
-use crate::model::{Batch, DitConfig, Logits};
+use crate::model::{Batch, DitConfig, Logits, NetworkFacts};
 use costs::Curve;
 
 const SIZE: usize = 100;
 
 /// Two variants to a bank; never evaluated.
 struct Network {
-    config: DitConfig,
+    facts: NetworkFacts,
     homes: Vec<Vec<usize>>,
     fails: bool,
 }
 
 impl Denoiser for Network {
-    fn config(&self) -> &DitConfig {
-        &self.config
+    fn facts(&self) -> &NetworkFacts {
+        &self.facts
     }
 
     fn forward(&self, _batch: &Batch, _cache: &mut KvCache) -> candle_core::Result<Logits> {
@@ -41,10 +41,15 @@ impl Denoiser for Network {
     }
 }
 
+fn facts() -> NetworkFacts {
+    let config: DitConfig =
+        serde_json::from_slice(include_bytes!("../../../models/base/config.json")).expect("config");
+    config.facts()
+}
+
 fn network(fails: bool) -> Network {
     Network {
-        config: serde_json::from_slice(include_bytes!("../../../models/base/config.json"))
-            .expect("config"),
+        facts: facts(),
         homes: (0..6).map(|variant| vec![variant / 2]).collect(),
         fails,
     }
@@ -56,7 +61,7 @@ fn generation(fails: bool) -> Arc<Generation> {
         .expect("tokenizer");
     let facts = VariantFacts {
         id: VariantId(0),
-        regime: network.config.regime(),
+        regime: network.facts.regime,
         defaults: Sampling::default(),
     };
     Arc::new(Generation {

@@ -7,13 +7,15 @@ use proptest::prelude::*;
 use crate::engine::{Generation, Sampling};
 use crate::model::kv_cache::KvCache;
 use crate::model::tokenizer::Tokenizer;
-use crate::model::{Batch, Denoiser, DitConfig, Logits, Mix, VariantId};
+use crate::model::{
+    Batch, CacheShape, Denoiser, Logits, Mix, NetworkFacts, Process, Regime, VariantId,
+};
 
 /// A generation is only looked at for which one it is.
-struct Nothing(DitConfig);
+struct Nothing(NetworkFacts);
 
 impl Denoiser for Nothing {
-    fn config(&self) -> &DitConfig {
+    fn facts(&self) -> &NetworkFacts {
         &self.0
     }
 
@@ -23,14 +25,30 @@ impl Denoiser for Nothing {
 }
 
 fn generation() -> Arc<Generation> {
-    let config = r#"{"model_type": "bd3lm", "vocab_size": 4, "model_length": 8, "hidden_dim": 2, "cond_dim": 1,
-        "n_blocks": 1, "n_heads": 1, "block_size": 2, "cross_attn": true}"#;
+    let facts = NetworkFacts {
+        rows: 4,
+        tokens: 3,
+        mask: Some(3),
+        context: 8,
+        regime: Regime {
+            process: Process::Absorbing,
+            block: Some(2),
+            time_conditioned: false,
+        },
+        hidden: 2,
+        parameters: 0,
+        cache: CacheShape {
+            layers: 1,
+            heads: 1,
+            head_dim: 2,
+        },
+    };
     let tokenizer = br#"{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
         "pre_tokenizer": null, "post_processor": null, "decoder": null,
         "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}"#;
     Arc::new(Generation {
         number: 1,
-        denoiser: Arc::new(Nothing(serde_json::from_str(config).unwrap())),
+        denoiser: Arc::new(Nothing(facts)),
         tokenizer: Arc::new(Tokenizer::from_bytes(tokenizer).unwrap()),
         defaults: Sampling::default(),
         variants: BTreeMap::new(),

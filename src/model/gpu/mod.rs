@@ -15,8 +15,8 @@ mod weights;
 mod work;
 
 use super::batch::{Batch, Between, Denoiser, Logits, Mix, Outcome, VariantId};
-use super::config::DitConfig;
 use super::dit;
+use super::facts::NetworkFacts;
 use super::kv_cache::KvCache;
 use super::modulation::Modulation;
 use super::variant::Placed;
@@ -237,6 +237,7 @@ impl GpuDit {
         add(HEAD.to_owned(), &self.head)?;
         add(EMBEDDING.to_owned(), &self.embedding)?;
         let host = BaseWeights {
+            facts: self.base.host.facts.clone(),
             config: self.base.host.config.clone(),
             products: BTreeMap::new(),
             plain: self.modulation.retrieve_all(mix)?,
@@ -388,16 +389,16 @@ impl GpuDit {
 }
 
 impl Denoiser for GpuDit {
-    fn config(&self) -> &DitConfig {
-        &self.base.host.config
+    fn facts(&self) -> &NetworkFacts {
+        &self.base.host.facts
     }
 
     fn cache(&self, page_tokens: usize, pages: usize) -> Result<KvCache> {
-        KvCache::device(&self.base.device, self.config(), page_tokens, pages)
+        KvCache::device(&self.base.device, self.facts().cache, page_tokens, pages)
     }
 
     fn page_bytes(&self, page_tokens: usize) -> usize {
-        KvCache::device_page_bytes(&self.base.device, self.config(), page_tokens)
+        KvCache::device_page_bytes(&self.base.device, self.facts().cache, page_tokens)
     }
 
     fn bytes(&self) -> usize {

@@ -33,7 +33,7 @@ fn take(
         let evaluation = sampler.next().clone();
         segments.push(Segment {
             mix: mix.clone(),
-            block: network.config().block(),
+            block: network.facts().regime.block,
             sigma: evaluation.sigma,
             tokens: evaluation.tokens,
             first_position: evaluation.first_position,
