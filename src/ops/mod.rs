@@ -8,6 +8,7 @@
 pub mod attend;
 pub mod attention;
 pub mod categorical;
+pub mod coded;
 pub mod cross_entropy;
 pub mod divergence;
 pub mod embedding;

@@ -1,4 +1,5 @@
-//! The seed-defined orthogonal map of a matrix: signs on its input and on its output side.
+//! The seed-defined orthogonal maps of a matrix: signs on its input and on its output side, for superpositions; signs
+//! and a Hadamard transform of its input, for codes ([`Rotation`]).
 //!
 //! ```text
 //! key(seed, tensor, side) = SHA-256("choir/transform/1" || seed as u64 LE || side byte || tensor name UTF-8)
@@ -11,8 +12,11 @@
 
 use crate::rng::Key;
 
+mod rotation;
 #[cfg(test)]
 mod tests;
+
+pub use rotation::{Rotation, hadamard, hadamard_block, hadamard_slow};
 
 /// Names the transform in a store's manifest.
 pub const KIND: &str = "signs-on-both-sides";

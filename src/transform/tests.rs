@@ -157,6 +157,59 @@ proptest! {
     }
 }
 
+/// A row of 1 to 12 blocks of any power of two up to 512, odd multiples among them.
+fn rows() -> impl Strategy<Value = Vec<f32>> {
+    (0u32..10, 1usize..13).prop_flat_map(|(log, blocks)| {
+        let len = blocks << log;
+        prop::collection::vec(-100f32..100.0, len)
+    })
+}
+
+proptest! {
+    #[test]
+    fn rotation_fast_equals_slow(seed: u64, name in name(), row in rows()) {
+        let rotation = Rotation::new(seed, &name, row.len());
+        let (mut fast, mut slow) = (row.clone(), row.clone());
+        rotation.apply(&mut fast);
+        rotation.apply_slow(&mut slow);
+        let largest = (dot(&row, &row).sqrt() * 1e-5) as f32;
+        for (fast, slow) in fast.iter().zip(&slow) {
+            prop_assert!((fast - slow).abs() <= largest, "{} {}", fast, slow);
+        }
+    }
+
+    #[test]
+    fn rotation_keeps_products_and_has_an_inverse(seed: u64, name in name(), row in rows(), shift in 1usize..40) {
+        let rotation = Rotation::new(seed, &name, row.len());
+        let mut other = row.clone();
+        other.rotate_left(shift % row.len());
+        let before = dot(&row, &other);
+        let (mut a, mut b) = (row.clone(), other);
+        rotation.apply(&mut a);
+        rotation.apply(&mut b);
+        let near = 1e-5 * dot(&row, &row);
+        prop_assert!((dot(&a, &b) - before).abs() <= near);
+        rotation.apply_inverse(&mut a);
+        for (a, row) in a.iter().zip(&row) {
+            prop_assert!((a - row).abs() <= near.sqrt() as f32);
+        }
+    }
+}
+
+#[test]
+fn hadamard_block_is_the_largest_power_of_two_that_divides() {
+    let blocks = [1, 2, 48, 128, 2304, 4096, 6144, 12288, 16384, 0].map(hadamard_block);
+    assert_eq!(blocks, [1, 2, 16, 128, 256, 4096, 2048, 4096, 4096, 1]);
+}
+
+/// By hand: [1, 2, 3, 4] gives [10, -2, -4, 0] / 2.
+#[test]
+fn hadamard_of_four_by_hand() {
+    let mut row = [1.0, 2.0, 3.0, 4.0];
+    hadamard(&mut row, 4);
+    assert_eq!(row, [5.0, -1.0, -2.0, 0.0]);
+}
+
 #[test]
 fn signs_of_zero_and_infinity_flip_like_any_other() {
     let negative = (0..)
