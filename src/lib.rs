@@ -17,6 +17,7 @@
 )]
 
 pub mod catalog;
+pub mod checkpoint;
 pub mod cli;
 pub mod engine;
 pub mod model;

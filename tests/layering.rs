@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// From top to bottom: a module uses only modules below it.
-const ORDER: [&str; 13] = [
+const ORDER: [&str; 14] = [
     "cli",
     "server",
     "catalog",
@@ -15,6 +15,7 @@ const ORDER: [&str; 13] = [
     "model",
     "store",
     "superposition",
+    "checkpoint",
     "ops",
     "transform",
     "rng",

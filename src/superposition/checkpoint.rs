@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::digest::TensorHash;
-use super::{Digest, Unreadable, container};
+use super::{Digest, Unreadable};
+use crate::checkpoint::Checkpoint;
 
 /// One tensor, f32 in row order.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,20 +38,19 @@ const BUFFERS: [&str; 3] = [
 impl NamedTensors {
     /// Reads a safetensors checkpoint in F32, F16 or BF16.
     pub fn from_safetensors(bytes: &[u8]) -> Result<Self, Unreadable> {
-        let file = container::open(bytes)?;
-        let mut views: Vec<_> = file.iter().collect();
-        views.sort_by_key(|(name, _)| *name);
+        Self::read(&Checkpoint::from_bytes(bytes)?)
+    }
+
+    /// All tensors of a checkpoint, in f32 and in memory.
+    pub fn read(checkpoint: &Checkpoint<'_>) -> Result<Self, Unreadable> {
         let mut tensors = BTreeMap::new();
-        for (full, view) in views {
+        for (full, view) in checkpoint.iter() {
             let name = full.strip_prefix("backbone.").unwrap_or(full);
             if BUFFERS.contains(&name) {
                 continue;
             }
             let tensor = name.to_owned();
-            if view.data().is_empty() {
-                return Err(Unreadable::NoElements { tensor });
-            }
-            let (shape, data) = (view.shape().to_vec(), container::floats(name, &view)?);
+            let (shape, data) = (view.shape.to_vec(), view.to_f32()?);
             if tensors
                 .insert(tensor, NamedTensor { shape, data })
                 .is_some()

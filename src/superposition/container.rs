@@ -4,11 +4,12 @@
 use std::collections::BTreeMap;
 
 use half::{bf16, f16};
-use safetensors::tensor::{SafeTensorError, TensorView};
+use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 
 use super::{Digest, Unreadable};
+use crate::checkpoint::foreign;
 
 /// The values of one tensor to write.
 pub(super) enum Values<'a> {
@@ -113,23 +114,8 @@ pub(super) fn encode(metadata: &BTreeMap<&str, String>, mut entries: Vec<Entry>)
 
 /// Reads the header of a safetensors file; says so where it is something else that people have at hand.
 pub(super) fn open(bytes: &[u8]) -> Result<SafeTensors<'_>, Unreadable> {
-    // A zip archive (PyTorch since 1.6), or a bare pickle: the opcode PROTO and its version. The header of a
-    // safetensors file starts with a brace after its eight bytes of length.
-    let pickle = matches!(bytes, [0x80, 2..=5, ..]) && bytes.get(8) != Some(&b'{');
-    if pickle || bytes.starts_with(b"PK\x03\x04") {
-        return Err(Unreadable::Pickle);
-    }
-    if bytes.is_empty() {
-        return Err(Unreadable::Empty);
-    }
-    SafeTensors::deserialize(bytes).map_err(|error| match error {
-        SafeTensorError::HeaderTooSmall
-        | SafeTensorError::InvalidHeaderLength
-        | SafeTensorError::MetadataIncompleteBuffer => Unreadable::WrongLength,
-        other => Unreadable::Malformed {
-            detail: other.to_string(),
-        },
-    })
+    foreign(bytes)?;
+    Ok(SafeTensors::deserialize(bytes)?)
 }
 
 /// The metadata of a safetensors file; empty where it has none.

@@ -1,33 +1,7 @@
 //! Why a file or a checkpoint is refused: each error names the first offender.
 
 use super::Digest;
-
-/// The bytes are not a safetensors file that can be read.
-#[derive(Debug, thiserror::Error)]
-pub enum Unreadable {
-    #[error("it is a directory; give the safetensors file itself")]
-    Directory,
-    #[error("it is no regular file")]
-    NotAFile,
-    #[error("it cannot be read: {0}")]
-    Io(#[from] std::io::Error),
-    #[error("it is empty")]
-    Empty,
-    #[error("it is a pickle (a PyTorch checkpoint), which can run code; convert it to safetensors")]
-    Pickle,
-    #[error("it is shorter or longer than its header says: it may be truncated")]
-    WrongLength,
-    #[error("it is not a safetensors file: {detail}")]
-    Malformed { detail: String },
-    #[error("its tensor {tensor} is of type {dtype}; F32, F16 and BF16 are understood here")]
-    Dtype { tensor: String, dtype: String },
-    #[error("it has the tensor {tensor} twice, with and without the prefix")]
-    Twice { tensor: String },
-    #[error("its tensor {tensor} has no elements")]
-    NoElements { tensor: String },
-    #[error("its format is {found:?}, which is not understood here")]
-    Format { found: String },
-}
+pub use crate::checkpoint::Unreadable;
 
 /// The tensors do not fit the base.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]

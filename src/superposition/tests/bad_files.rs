@@ -98,7 +98,7 @@ fn files_that_are_no_safetensors_are_named() {
     ));
     assert!(matches!(
         unreadable(b"GGUF\x03\x00\x00\x00 and so on"),
-        Unreadable::Malformed { .. }
+        Unreadable::Foreign { .. }
     ));
     assert!(matches!(
         unreadable(b"\x08\x00\x00\x00\x00\x00\x00\x00not json"),
