@@ -4,7 +4,7 @@
 #   scripts/make-models.sh CORPORA OUT
 #
 # CORPORA holds base/*.txt and variants/*.txt; OUT takes the checkpoints and logs, and is where a run that was cut off
-# goes on. The last 5 % of every text is held out: never trained on, and shipped (in part) for `choir eval`.
+# goes on. The last 5 % of every text is held out: never trained on, and shipped (in part) for `choir-lab eval`.
 # CHOIR is a binary that is there already; DEVICE=cuda trains on a GPU; SHARE=0.1 takes a tenth of all minutes.
 set -euo pipefail
 corpora=$(realpath "$1")

@@ -5,7 +5,7 @@ pub mod defaults;
 pub mod error;
 mod forms;
 mod instance;
-pub(crate) mod loading;
+pub mod loading;
 mod source;
 mod tuning;
 

@@ -1,21 +1,22 @@
 //! The command line: one binary for those who serve, those who ask, and those who measure.
 
 pub mod bench;
-mod capacity;
+pub mod capacity;
 mod client;
-mod eval;
+mod exit;
 mod generate;
-mod json;
+pub mod json;
 mod materialise;
-mod picture;
-mod place;
+pub mod place;
 mod sampling;
 mod score;
-mod scratch;
-mod serve;
+pub mod scratch;
+pub mod serve;
 mod status;
 pub mod train;
 mod variants;
+
+pub use exit::end;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -40,7 +41,6 @@ enum Command {
     Status(status::StatusArgs),
     Train(train::TrainArgs),
     Bench(bench::BenchArgs),
-    Eval(eval::EvalArgs),
 }
 
 /// Parses the arguments and runs the command. Wrong arguments end the process with status 2.
@@ -53,7 +53,6 @@ pub fn run() -> Result<()> {
         Command::Status(args) => status::run(args),
         Command::Train(args) => train::run(args),
         Command::Bench(args) => bench::run(args),
-        Command::Eval(args) => eval::run(args),
     }
 }
 

@@ -1,7 +1,6 @@
 //! Kernels on the host: their own source, compiled by a C++ compiler as [`emulated`] tells, against plain computations.
 
 mod attention;
-mod bench;
 mod draws;
 mod emulated;
 #[path = "../fixtures/mod.rs"]

@@ -67,9 +67,6 @@ pub struct Report {
     /// How many times a second requests were finished in a closed load before this one, and how many of this one came then.
     pub overload: Option<Overload>,
     pub probe: Option<Probe>,
-    /// Sorted seconds to the first block and to the end, for the picture.
-    #[serde(skip)]
-    pub samples: [Vec<f64>; 2],
 }
 
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -128,9 +125,9 @@ impl Report {
         };
         let variants: Vec<Figures> = (0..)
             .zip(names)
-            .map(|(index, name)| measure(name, Some(index)).0)
+            .map(|(index, name)| measure(name, Some(index)))
             .collect();
-        let (overall, samples) = measure("all", None);
+        let overall = measure("all", None);
         // Whoever asked most has most left when nobody asks any more, so what comes then says nothing of shares.
         let over = driven
             .outcomes
@@ -174,7 +171,6 @@ impl Report {
             resident: None,
             overload: None,
             probe: None,
-            samples,
         }
     }
 }
@@ -184,7 +180,7 @@ fn figures<'a>(
     outcomes: impl Iterator<Item = &'a Outcome>,
     warm_up: Duration,
     seconds: f64,
-) -> (Figures, [Vec<f64>; 2]) {
+) -> Figures {
     let (mut first, mut between, mut whole, mut refused) =
         (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let [
@@ -227,7 +223,7 @@ fn figures<'a>(
     [&mut first, &mut between, &mut whole, &mut refused]
         .into_iter()
         .for_each(|sample| sample.sort_by(f64::total_cmp));
-    let figures = Figures {
+    Figures {
         name: name.to_owned(),
         requests,
         finished,
@@ -244,8 +240,7 @@ fn figures<'a>(
         between_blocks: quantiles(&between),
         end_to_end: quantiles(&whole),
         refusal: quantiles(&refused),
-    };
-    (figures, [first, whole])
+    }
 }
 
 impl fmt::Display for Report {

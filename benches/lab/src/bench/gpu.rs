@@ -1,0 +1,270 @@
+//! `choir-lab bench gpu`: a device's own bandwidth, every kernel that has to reach it, and whole steps of networks of random
+//! weights on it.
+
+mod bank_gemm;
+mod meter;
+mod network;
+mod report;
+mod sampling;
+mod sequences;
+mod sizes;
+mod step;
+mod streams;
+
+use super::median;
+use anyhow::{Result, bail};
+use choir::ops::gpu::draw::key_words;
+use choir::ops::gpu::superposition::Noise;
+use choir::ops::gpu::{Buffer, Dtype, Fault, Machine};
+use choir::rng::Key;
+use clap::{Args, ValueEnum};
+use meter::Metered;
+use report::Report;
+pub use sizes::Sizes;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+#[derive(Args, Debug)]
+pub struct GpuBenchArgs {
+    /// The device, cuda:N.
+    #[arg(long, default_value = "cuda:0", value_parser = ordinal)]
+    device: usize,
+    /// Parts to run [default: all].
+    #[arg(long, value_delimiter = ',', value_enum)]
+    only: Vec<Part>,
+    /// Seconds to a measurement, after warming up.
+    #[arg(long, default_value_t = 0.2)]
+    seconds: f64,
+    /// Write all figures there as JSON, after every part.
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Part {
+    /// Copies on the device: what bandwidths are compared with.
+    Copy,
+    /// cuBLAS in bfloat16.
+    Gemm,
+    /// Whole matrices of variants.
+    Retrieve,
+    /// A delta added to a bank.
+    Accumulate,
+    /// Products of rows with banks.
+    BankGemm,
+    /// Draws from logits.
+    Sampling,
+    /// Steps of the published small size.
+    StepSmall,
+    /// One sequence in blocks, step after step.
+    Latency,
+    /// Whole sequences of the uniform process.
+    Duo,
+    /// Steps of four billion parameters.
+    #[value(name = "step-4b")]
+    StepLarge,
+}
+
+fn ordinal(device: &str) -> Result<usize, String> {
+    let number = device.strip_prefix("cuda:").unwrap_or(device);
+    number.parse().map_err(|_| "a device is cuda:N".to_owned())
+}
+
+pub fn run(args: GpuBenchArgs) -> Result<()> {
+    if args.seconds.is_nan() || args.seconds <= 0.0 {
+        bail!("--seconds must be above 0");
+    }
+    let parts = match &args.only[..] {
+        [] => Part::value_variants(),
+        only => only,
+    };
+    measure(
+        open(args.device)?,
+        Sizes::full(),
+        args.seconds,
+        parts,
+        args.json,
+    )
+}
+
+#[cfg(feature = "cuda")]
+fn open(ordinal: usize) -> Result<Arc<dyn Machine>> {
+    Ok(Arc::new(choir::ops::gpu::cuda::Cuda::open(ordinal)?))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn open(_: usize) -> Result<Arc<dyn Machine>> {
+    bail!("this build has no CUDA: it was made without the feature `cuda`")
+}
+
+/// Runs `parts` one after the other, `seconds` to a measurement. A part that fails says so; the others are run, and then
+/// this fails.
+pub fn measure(
+    machine: Arc<dyn Machine>,
+    sizes: Sizes,
+    seconds: f64,
+    parts: &[Part],
+    json: Option<PathBuf>,
+) -> Result<()> {
+    let (free, total) = machine.memory()?;
+    let gib = |bytes: usize| bytes as f64 / f64::from(1 << 30);
+    println!(
+        "{}, {} processors, {:.1} of {:.1} GiB free",
+        machine.name(),
+        machine.processors(),
+        gib(free),
+        gib(total)
+    );
+    let meter = Arc::new(Metered::new(machine));
+    let mut bench = Bench {
+        report: Report::new(json),
+        machine: meter.clone(),
+        meter,
+        sizes,
+        seconds,
+        made: AtomicU64::new(0),
+        copied: None,
+    };
+    let mut failed = Vec::new();
+    for &part in parts {
+        if let Err(error) = bench.part(part) {
+            println!("{part:?} failed: {error:#}");
+            failed.push(format!("{part:?}"));
+        }
+        bench.report.save()?;
+    }
+    if failed.is_empty() {
+        return Ok(());
+    }
+    bail!("failed: {}", failed.join(", "))
+}
+
+/// To a measurement of copying.
+const COPIES: usize = 4;
+
+/// A machine and what is measured on it.
+struct Bench {
+    machine: Arc<dyn Machine>,
+    /// The same.
+    meter: Arc<Metered>,
+    sizes: Sizes,
+    /// To a measurement.
+    seconds: f64,
+    report: Report,
+    /// Pieces of noise so far.
+    made: AtomicU64,
+    /// Bytes per millisecond of a copy, read and written.
+    copied: Option<f64>,
+}
+
+impl Bench {
+    fn part(&mut self, part: Part) -> Result<()> {
+        match part {
+            Part::Copy => streams::copy(self),
+            Part::Gemm => streams::gemm(self),
+            Part::Retrieve => streams::retrieve(self),
+            Part::Accumulate => streams::accumulate(self),
+            Part::BankGemm => bank_gemm::measure(self),
+            Part::Sampling => sampling::measure(self),
+            Part::StepSmall => step::measure(self, "step-small", self.sizes.small.clone()),
+            Part::Latency => sequences::latency(self),
+            Part::Duo => sequences::duo(self),
+            Part::StepLarge => step::measure(self, "step-4b", self.sizes.large.clone()),
+        }
+    }
+
+    fn key(&self) -> [u32; 8] {
+        let number = self.made.fetch_add(1, Ordering::Relaxed);
+        key_words(&Key::derive(&[b"choir/bench/gpu", &number.to_le_bytes()]))
+    }
+
+    /// `count` numbers within `scale` of 0.
+    fn noise(&self, dtype: Dtype, count: usize, scale: f32) -> Result<Buffer, Fault> {
+        let out = Buffer::new(&self.machine, count * dtype.size())?;
+        let noise = Noise {
+            out: out.address(),
+            key: self.key(),
+            count: count as u64,
+            scale,
+            unused: 0,
+        };
+        noise.launch(&*self.machine, dtype)?;
+        Ok(out)
+    }
+
+    /// A matrix [out, input] in tiles, of weights of about `scale`.
+    fn tiles(&self, out: usize, input: usize, scale: f32) -> Result<Buffer, Fault> {
+        let bytes = choir::ops::gpu::tiles::tile_bytes(out, input);
+        let buffer = Buffer::new(&self.machine, bytes)?;
+        let noise = Noise {
+            out: buffer.address(),
+            key: self.key(),
+            count: (bytes / size_of::<choir::ops::gpu::tiles::Tile>()) as u64,
+            scale,
+            unused: 0,
+        };
+        noise.launch_tiles(&*self.machine)?;
+        Ok(buffer)
+    }
+
+    /// How many pieces of `bytes` no cache of the device holds.
+    fn copies(&self, bytes: usize) -> usize {
+        self.sizes.cold.div_ceil(bytes.max(1)).max(1)
+    }
+
+    /// How many measurements fit, of which the first took `first` milliseconds.
+    fn repeats(&self, first: f64) -> usize {
+        ((1e3 * self.seconds / first.max(1e-3)) as usize).clamp(1, 100)
+    }
+
+    /// Milliseconds of one launch: the median over replays of enough of them to go through all `copies`, numbered.
+    fn each(
+        &self,
+        copies: usize,
+        mut launch: impl FnMut(usize) -> Result<(), Fault>,
+    ) -> Result<f64, Fault> {
+        let count = if copies == 1 { 1 } else { copies.max(20) };
+        let mut all = || (0..count).try_for_each(|number| launch(number % copies));
+        all()?; // libraries load what they need
+        let graph = self.machine.record(&mut all)?;
+        let mut once = || match &graph {
+            Some(graph) => graph.replay(),
+            None => all(),
+        };
+        let first = self.machine.time(&mut once)?;
+        let times: Result<Vec<f64>, Fault> = (0..self.repeats(first.into()))
+            .map(|_| self.machine.time(&mut once).map(f64::from))
+            .collect();
+        Ok(median(times?) / count as f64)
+    }
+
+    /// Bytes per millisecond that a copy reads and writes.
+    fn copied(&mut self) -> Result<f64> {
+        if let Some(copied) = self.copied {
+            return Ok(copied);
+        }
+        let bytes = self.sizes.copy;
+        let from = self.noise(Dtype::Bf16, bytes / 2, 1.0)?;
+        let to = Buffer::new(&self.machine, bytes)?;
+        // Not recorded: a copy within a recording is slower.
+        let mut copy =
+            || (0..COPIES).try_for_each(|_| self.machine.copy(to.address(), from.address(), bytes));
+        let took: Result<Vec<f64>, Fault> = (0..4)
+            .map(|_| self.machine.time(&mut copy).map(f64::from))
+            .collect();
+        let copied = 2.0 * (COPIES * bytes) as f64 / median(took?.split_off(1));
+        self.copied = Some(copied);
+        Ok(copied)
+    }
+
+    /// GB/s of so many bytes in so many milliseconds, and their share of a copy's.
+    fn bandwidth(&mut self, bytes: usize, took: f64) -> Result<[(&'static str, f64); 3]> {
+        let rate = bytes as f64 / took;
+        Ok([
+            ("µs", 1e3 * took),
+            ("GB/s", rate * 1e-6),
+            ("of a copy", rate / self.copied()?),
+        ])
+    }
+}

@@ -1,0 +1,200 @@
+//! `choir-lab eval`: what superposition costs each variant, in nats and in right answers, and what it saves in bits.
+
+use crate::picture;
+use anyhow::{Result, bail};
+use choir::cli::capacity::Capacity;
+use choir::cli::json::JsonArgs;
+use choir::cli::place::PlaceArgs;
+use choir::ops::quantized::Form;
+use clap::builder::PossibleValue;
+use clap::{Args, ValueEnum};
+use evaluate::evaluate;
+use progress::Progress;
+use samplers::SamplersArgs;
+use std::path::PathBuf;
+use subjects::{Effort, Subjects};
+use table::Tables;
+use tensors::Group;
+use trial::{Comparison, Plan};
+
+mod arrangement;
+mod engines;
+mod evaluate;
+mod judge;
+mod plot;
+mod progress;
+mod samplers;
+mod served;
+mod share;
+mod subjects;
+mod table;
+mod tensors;
+#[cfg(test)]
+mod tests;
+mod trial;
+mod tuning;
+
+/// Measure what superposition costs the variants compiled in, and what it saves.
+///
+/// Every variant's held-out text or prompts are scored under the base, under the fine-tune alone and under the variant
+/// as read back from banks of several capacities in several forms. --device and --base-form are for what goes through the service
+/// itself: the scheme "served", and --samplers.
+#[derive(Args, Debug)]
+pub struct EvalArgs {
+    /// Variants to keep in the banks and to measure [default: all].
+    #[arg(long, value_delimiter = ',')]
+    variants: Vec<String>,
+    /// Variants to a bank (or body's/head's, as in 4/1), besides the store's own capacities.
+    #[arg(long, value_delimiter = ',', default_value = "1,2,4,4/1,4/2,5,10")]
+    capacities: Vec<Capacity>,
+    /// Forms that banks are served in: f32, bf16, q8_0, q4_0, q4k, q2k. The last is the default's and the comparisons'.
+    #[arg(long, value_delimiter = ',', default_value = "f32,q8_0,q4k,q2k")]
+    forms: Vec<Form>,
+    /// The form of the output head's banks [default: as --forms, and with the last of these as a store serves them].
+    #[arg(long)]
+    head_form: Option<Form>,
+    /// What to compare with [default: all].
+    #[arg(long, value_enum, value_delimiter = ',')]
+    schemes: Vec<Named>,
+    /// Contexts of held-out text a variant.
+    #[arg(long, default_value_t = 16)]
+    contexts: usize,
+    /// Masked copies of every block.
+    #[arg(long, default_value_t = 2)]
+    draws: usize,
+    /// Held-out prompts a skill.
+    #[arg(long, default_value_t = 200)]
+    prompts: usize,
+    /// Also show which tensors cost most: the default, with one group of them exact.
+    #[arg(long)]
+    tensors: bool,
+    #[command(flatten)]
+    json: JsonArgs,
+    /// Also draw recovered share against bits (with --samplers, cross-entropy against evaluations) into this SVG file.
+    #[arg(long, value_name = "FILE.svg")]
+    plot: Option<PathBuf>,
+    #[command(flatten)]
+    samplers: SamplersArgs,
+    #[command(flatten)]
+    place: PlaceArgs,
+}
+
+/// What `--schemes` takes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Named {
+    Nothing,
+    One(Comparison),
+    Served,
+}
+
+impl ValueEnum for Named {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[
+            Named::Nothing,
+            Named::One(Comparison::PlainSum),
+            Named::One(Comparison::Randes),
+            Named::One(Comparison::BothSigns),
+            Named::One(Comparison::Bitdelta),
+            Named::Served,
+        ]
+    }
+
+    fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
+        let named = |name, help| Some(PossibleValue::new(name).help(help));
+        match self {
+            Named::Nothing => named("none", "Nothing"),
+            Named::One(comparison) => comparison.to_possible_value(),
+            Named::Served => named(
+                "served",
+                "The store's default through the service itself, by the engine's own score",
+            ),
+        }
+    }
+}
+
+/// Runs `choir-lab eval`.
+pub fn run(args: EvalArgs) -> Result<()> {
+    args.check()?;
+    if args.samplers.samplers {
+        return run_samplers(&args);
+    }
+    let effort = Effort {
+        contexts: args.contexts,
+        draws: args.draws,
+        prompts: args.prompts,
+    };
+    let subjects = Subjects::compiled_in(&args.variants, effort)?;
+    let count = subjects.variants.len();
+    let mut plan = Plan::new(
+        &args.capacities,
+        (&args.forms, args.head_form),
+        &args.comparisons(),
+        count,
+    );
+    plan.tensors = args.tensors;
+    let groups = if args.tensors { Group::ALL.len() } else { 0 };
+    let served = args.wants(Named::Served);
+    let place = args.place.open()?;
+    let progress = Progress::new((1 + plan.trials.len() + groups + usize::from(served)) * count);
+    let mut tick = |what: &str| progress.step(what);
+    let mut report = evaluate(&subjects, &plan, &mut tick)?;
+    if served {
+        report.served = Some(served::measure(
+            &place,
+            &subjects,
+            args.served(),
+            2 * args.draws,
+            &mut tick,
+        )?);
+    }
+    progress.close();
+    picture::save(args.plot.as_deref(), || plot::chart(&report))?;
+    args.json.report(&report, || print!("{}", Tables(&report)))
+}
+
+fn run_samplers(args: &EvalArgs) -> Result<()> {
+    let report = samplers::measure(
+        &args.samplers,
+        &args.variants,
+        &args.place.open()?,
+        args.served(),
+    )?;
+    picture::save(args.plot.as_deref(), || samplers::show::chart(&report))?;
+    args.json
+        .report(&report, || print!("{}", samplers::show::Table(&report)))
+}
+
+impl EvalArgs {
+    /// Refuses before the long work what would fail after it.
+    fn check(&self) -> Result<()> {
+        let limits = [
+            ("--contexts", self.contexts, 100_000),
+            ("--draws", self.draws, 1000),
+            ("--prompts", self.prompts, 100_000),
+        ];
+        for (option, value, most) in limits {
+            if !(1..=most).contains(&value) {
+                bail!("{option}: {value} is not within 1 and {most}");
+            }
+        }
+        self.json.check()?;
+        picture::check(self.plot.as_deref())
+    }
+
+    /// What the service's banks are in, and its heads where that is said.
+    fn served(&self) -> (Form, Option<Form>) {
+        (
+            self.forms.last().copied().unwrap_or(Form::Q2K),
+            self.head_form,
+        )
+    }
+
+    fn wants(&self, named: Named) -> bool {
+        self.schemes.is_empty() || self.schemes.contains(&named)
+    }
+
+    fn comparisons(&self) -> Vec<Comparison> {
+        let all = Comparison::value_variants().iter().copied();
+        all.filter(|&one| self.wants(Named::One(one))).collect()
+    }
+}

@@ -1,0 +1,154 @@
+//! The ways to keep variants that are measured.
+
+use choir::catalog::Forms;
+use choir::cli::capacity::Capacity;
+use choir::ops::quantized::Form;
+use choir::superposition::Scheme;
+use clap::ValueEnum;
+use serde::{Serialize, Serializer};
+use std::fmt;
+
+/// How deltas are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// Signs on both sides and gains: what a store does.
+    Choir,
+    Compared(Comparison),
+}
+
+/// What it is compared with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Comparison {
+    /// The plain sum of the deltas.
+    PlainSum,
+    /// Signs on the input side (arXiv 2505.11204).
+    Randes,
+    /// Signs on both sides, no gains.
+    BothSigns,
+    /// One bit a weight and variant, nothing superposed (arXiv 2402.10193).
+    Bitdelta,
+}
+
+impl Kept {
+    /// `None` for BitDelta, which superposes nothing.
+    pub fn scheme(self) -> Option<Scheme> {
+        Some(match self {
+            Kept::Choir => Scheme::default(),
+            Kept::Compared(Comparison::PlainSum) => Scheme::PLAIN_SUM,
+            Kept::Compared(Comparison::Randes) => Scheme::RANDES,
+            Kept::Compared(Comparison::BothSigns) => Scheme {
+                gains: false,
+                ..Scheme::default()
+            },
+            Kept::Compared(Comparison::Bitdelta) => return None,
+        })
+    }
+
+    /// The scales c to choose from. Gains make 1 the right one; the others are given their best.
+    pub fn scales(self) -> &'static [f32] {
+        match self {
+            Kept::Choir | Kept::Compared(Comparison::Bitdelta) => &[1.0],
+            Kept::Compared(_) => &[0.5, 0.7, 1.0],
+        }
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Kept::Choir => "choir",
+            Kept::Compared(Comparison::PlainSum) => "plain sum",
+            Kept::Compared(Comparison::Randes) => "RanDeS",
+            Kept::Compared(Comparison::BothSigns) => "both signs, no gains",
+            Kept::Compared(Comparison::Bitdelta) => "BitDelta",
+        }
+    }
+}
+
+impl Serialize for Kept {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+/// One way to keep all variants.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Trial {
+    pub scheme: Kept,
+    pub capacity: Capacity,
+    #[serde(serialize_with = "forms")]
+    pub forms: Forms,
+}
+
+fn forms<S: Serializer>(forms: &Forms, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(forms)
+}
+
+/// What is to be measured beside base and fine-tunes.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// At least one; the first stands for the default.
+    pub trials: Vec<Trial>,
+    /// Also what each group of tensors costs.
+    pub tensors: bool,
+}
+
+impl Plan {
+    /// The store's own capacity first, every capacity in every form, and the comparisons in the last form at the store's
+    /// capacity and with all `variants` in one bank. Heads are in `head`; where that is absent the last form's are as a
+    /// store serves them, and as the body too.
+    pub fn new(
+        capacities: &[Capacity],
+        (forms, head): (&[Form], Option<Form>),
+        comparisons: &[Comparison],
+        variants: usize,
+    ) -> Self {
+        let all = [&[Capacity::of_store()], capacities].concat();
+        let mut trials = Vec::new();
+        let mut add = |scheme, capacity, forms| {
+            let trial = Trial {
+                scheme,
+                capacity,
+                forms,
+            };
+            if !trials.contains(&trial) {
+                trials.push(trial);
+            }
+        };
+        // The last form, the smallest, is the one that the others are compared in.
+        let last = forms.last().copied().unwrap_or(Form::Q2K);
+        let served = |capacity: Capacity| Forms::new(last, head, capacity.head);
+        add(
+            Kept::Choir,
+            Capacity::of_store(),
+            served(Capacity::of_store()),
+        );
+        for capacity in all {
+            add(Kept::Choir, capacity, served(capacity));
+            for &body in forms {
+                let head = head.unwrap_or(body);
+                add(Kept::Choir, capacity, Forms { body, head });
+            }
+        }
+        for &comparison in comparisons {
+            let capacities = match comparison {
+                Comparison::Bitdelta => vec![Capacity::same(1)],
+                _ => vec![Capacity::of_store(), Capacity::same(variants)],
+            };
+            for capacity in capacities {
+                add(Kept::Compared(comparison), capacity, served(capacity));
+            }
+        }
+        Self {
+            trials,
+            tensors: false,
+        }
+    }
+}
+
+impl fmt::Display for Trial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.scheme {
+            Kept::Compared(Comparison::Bitdelta) => f.write_str(self.scheme.name()),
+            _ => write!(f, "{} {} {}", self.scheme.name(), self.capacity, self.forms),
+        }
+    }
+}

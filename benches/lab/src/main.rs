@@ -1,0 +1,7 @@
+//! The laboratory's entry.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    choir::cli::end("choir-lab", choir_lab::run)
+}

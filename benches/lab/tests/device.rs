@@ -1,0 +1,71 @@
+//! `choir-lab bench gpu` on kernels that the host runs. Every part of the bench on a tiny scale: what it measures here means nothing, but all of it has run.
+
+#[path = "../../../tests/gpu/emulated.rs"]
+mod emulated;
+#[path = "../../../tests/gpu/rig.rs"]
+#[allow(
+    dead_code,
+    unused_macros,
+    unused_imports,
+    reason = "tests of kernels use all of it"
+)]
+mod rig;
+
+use choir::model::DitConfig;
+use choir_lab::bench::gpu::{Part, Sizes, measure};
+use clap::ValueEnum;
+
+use rig::Rig;
+
+fn tiny() -> Sizes {
+    let full = Sizes::full();
+    let tiny = DitConfig {
+        vocab_size: 70,
+        model_length: 32,
+        hidden_dim: 64,
+        cond_dim: 8,
+        n_blocks: 2,
+        n_heads: 1,
+        ..full.small.clone()
+    };
+    Sizes {
+        copy: 1 << 12,
+        cold: 20_000,
+        gemm: 16,
+        skinny: 16,
+        retrieve: [48, 520],
+        accumulate: [33, 528],
+        banks: vec![[48, 520], [70, 64]],
+        sampling: vec![[3, 70]],
+        small: tiny.clone(),
+        large: tiny,
+        cached: 16,
+        tokens: 20,
+        sequences: vec![1, 2],
+    }
+}
+
+#[test]
+fn every_part_runs_and_reports() {
+    let Some(rig) = Rig::one() else { return };
+    let path = std::env::temp_dir().join(format!("choir-bench-{}.json", std::process::id()));
+    let parts = Part::value_variants();
+    measure(rig.machine.clone(), tiny(), 1e-9, parts, Some(path.clone())).unwrap();
+    let lines: Vec<serde_json::Value> =
+        serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    for part in parts {
+        let name = part.to_possible_value().unwrap().get_name().to_owned();
+        let of: Vec<_> = lines.iter().filter(|line| line["part"] == name).collect();
+        assert!(!of.is_empty(), "{name} said nothing");
+        for line in of {
+            let figures = line.as_object().unwrap().values();
+            assert!(
+                figures
+                    .clone()
+                    .filter_map(|figure| figure.as_f64())
+                    .any(|figure| figure > 0.0)
+            );
+        }
+    }
+}
