@@ -11,9 +11,7 @@ use choir::catalog::{BaseSource, Catalog, CatalogConfig};
 use choir::engine::{Engine, EngineConfig, EngineHandle, Event, Generation, Request, Sampling};
 use choir::model::gpu::Device;
 use choir::model::kv_cache::KvCache;
-use choir::model::{
-    Batch, Between, Denoiser, Logits, NetworkFacts, Outcome, Place, Process, VariantId,
-};
+use choir::model::{Batch, Denoiser, Logits, NetworkFacts, Outcome, Place, Process, VariantId};
 use choir::ops::gpu::{Dtype, Gemm, Graph, Launch, Machine, Result};
 use choir::ops::quantized::Form;
 
@@ -153,14 +151,9 @@ impl Denoiser for Watched {
         self.network.forward(batch, cache)
     }
 
-    fn step(
-        &self,
-        batch: &Batch,
-        cache: &mut KvCache,
-        between: &mut Between,
-    ) -> candle_core::Result<Outcome> {
+    fn step(&self, batch: &Batch, cache: &mut KvCache) -> candle_core::Result<Outcome> {
         let begun = Instant::now();
-        let outcome = self.network.step(batch, cache, between)?;
+        let outcome = self.network.step(batch, cache)?;
         let mut steps = self.steps.lock().expect("steps");
         if let Some(left) = steps.left {
             steps.done.push(Step {

@@ -56,7 +56,7 @@ fn a_step_draws_where_it_is_told_and_gives_back_the_other_rows() {
     };
     let mut cache = network.cache(PAGE, 0).expect("cache");
     let all = network.forward(&batch, &mut cache).expect("forward");
-    let outcome = network.step(&batch, &mut cache, &mut |_| ()).expect("step");
+    let outcome = network.step(&batch, &mut cache).expect("step");
     let vocab = case.config.vocab_size;
     assert_eq!(
         outcome.logits.data,
@@ -69,7 +69,7 @@ fn a_step_draws_where_it_is_told_and_gives_back_the_other_rows() {
 
     batch.segments[0].draws.pop();
     let error = network
-        .step(&batch, &mut cache, &mut |_| ())
+        .step(&batch, &mut cache)
         .expect_err("a row without a draw");
     assert!(error.to_string().contains("draws"), "{error}");
 }
@@ -79,49 +79,6 @@ fn cached_blocks_match_the_reference_past_the_window() {
     let case = Case::load("bd3lm-tiny");
     let network = Dit::new(base(&case), &[], Vec::new()).expect("network");
     cached_blocks(&case, &network, 1);
-}
-
-#[test]
-fn evaluations_inside_another_change_nothing() {
-    let case = Case::load("bd3lm-tiny");
-    let network = Dit::new(base(&case), &[], Vec::new()).expect("network");
-    let block = case.config.block().expect("block");
-    let batch = |page: u32, token: u32, blocks: usize| Batch {
-        segments: vec![Segment {
-            clean: block,
-            pages: (0..block.div_ceil(PAGE) as u32)
-                .map(|offset| PageId(page + offset))
-                .collect(),
-            ..segment(&case, &vec![token; blocks * block], 0.0)
-        }],
-    };
-    let pages = block.div_ceil(PAGE) as u32;
-    let (outer, inner) = (batch(0, 1, 3), batch(pages, 2, 2));
-    let evaluate =
-        |batch: &Batch, cache: &mut KvCache| network.forward(batch, cache).expect("forward").data;
-    let kept = |cache: &KvCache| -> Vec<_> {
-        let slots = (0..2 * pages).flat_map(|page| (0..PAGE).map(move |slot| (PageId(page), slot)));
-        let read = |(page, slot)| {
-            (0..case.config.n_blocks).map(move |layer| cache.read(page, layer, slot))
-        };
-        slots.flat_map(read).collect()
-    };
-    let mut cache = network.cache(PAGE, 2 * pages as usize).expect("cache");
-    let alone = (
-        evaluate(&outer, &mut cache),
-        evaluate(&inner, &mut cache),
-        kept(&cache),
-    );
-
-    let mut cache = network.cache(PAGE, 2 * pages as usize).expect("cache");
-    let mut inside = Vec::new();
-    let logits = network.interruptible(&outer, &mut cache, &mut |cache| {
-        inside.push(evaluate(&inner, cache))
-    });
-    assert_eq!(logits.expect("forward").data, alone.0);
-    assert!(inside.len() > 2 * case.config.n_blocks);
-    assert!(inside.iter().all(|logits| *logits == alone.1));
-    assert_eq!(kept(&cache), alone.2);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The door: checks requests, holds those that wait, and is the only thing that clients and the model thread share.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -22,8 +22,6 @@ pub struct Admission {
     pub materialised: Arc<Materialised>,
     caps: Arc<Caps>,
     streams: AtomicUsize,
-    /// Somebody has come since the model thread last asked.
-    called: AtomicBool,
     state: Mutex<State>,
     /// Something has come, or somebody has read.
     arrival: Condvar,
@@ -93,7 +91,6 @@ impl Admission {
             pages_total,
             materialised,
             streams: AtomicUsize::new(0),
-            called: AtomicBool::new(false),
             state: Mutex::new(state),
             arrival: Condvar::new(),
         }
@@ -196,7 +193,6 @@ impl Admission {
         if let Some(mut displaced) = displaced {
             displaced.tell(full);
         }
-        self.called.store(true, Ordering::Relaxed);
         self.arrival.notify_one();
         Ok(id)
     }
@@ -258,7 +254,6 @@ impl Admission {
         let mut arrivals = Arrivals::default();
         let placed: Vec<_> = running.iter().map(|sequence| &sequence.tenant).collect();
         let mut state = self.state();
-        self.called.store(false, Ordering::Relaxed);
         loop {
             let now = Instant::now();
             state.give_up(now, self.config.stall, &mut arrivals.given_up);
@@ -296,22 +291,6 @@ impl Admission {
                 return Some(arrivals);
             }
         }
-    }
-
-    /// Whether anybody has come since this was last asked.
-    pub fn has_called(&self) -> bool {
-        self.called.swap(false, Ordering::Relaxed)
-    }
-
-    /// As [`arrivals`](Self::arrivals), of those only that may start beside `placed` now, in the middle of a step.
-    pub fn callers(
-        &self,
-        placed: &[&Tenant],
-        mut room: impl FnMut(&Sequence) -> bool,
-    ) -> Vec<BoxedSequence> {
-        let mut started = Vec::new();
-        self.state().start(placed, &mut room, &mut started);
-        started
     }
 
     /// The model thread looks again at who can go on.

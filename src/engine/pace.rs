@@ -56,34 +56,6 @@ impl Pace {
     }
 }
 
-/// Steps may be kept short for who is urgent, for at most one part of so many of the time: they do less than others.
-const SHORT_PART: f64 = 4.0;
-/// Seconds that may be saved up for that.
-const MOST_SAVED: f64 = 0.5;
-
-/// How much time there is for short steps, in seconds; below 0 after one that took more.
-#[derive(Debug)]
-pub struct Allowance(f64);
-
-impl Allowance {
-    pub fn new() -> Self {
-        Allowance(MOST_SAVED)
-    }
-
-    pub fn is_left(&self) -> bool {
-        self.0 > 0.0
-    }
-
-    /// Counts a step.
-    pub fn record(&mut self, took: Duration, short: bool) {
-        self.0 += match short {
-            true => -took.as_secs_f64(),
-            false => took.as_secs_f64() / (SHORT_PART - 1.0),
-        };
-        self.0 = self.0.min(MOST_SAVED);
-    }
-}
-
 /// What is ahead of a request at the door, in evaluations still to be made, those of running sequences included.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Ahead {
@@ -141,20 +113,6 @@ mod tests {
         assert!((measured.usual.as_secs_f64() - 0.03).abs() < 1e-9);
         (0..20 * WINDOW).for_each(|_| pace.record(ms(4), 1, 1));
         assert!((pace.measured().unwrap().usual.as_secs_f64() - 0.004).abs() < 1e-9);
-    }
-
-    #[test]
-    fn short_steps_take_a_quarter_of_the_time_at_most() {
-        let (mut allowance, mut short) = (Allowance::new(), Duration::ZERO);
-        for step in 0..40_000 {
-            let is_short = allowance.is_left();
-            let took = ms(1 + step % 5);
-            allowance.record(took, is_short);
-            short += if is_short { took } else { Duration::ZERO };
-        }
-        let (all, short) = (120.0, short.as_secs_f64()); // 40,000 times 3 ms
-        let earned = MOST_SAVED + (all - short) / 3.0;
-        assert!((short - earned).abs() < 0.01, "{short} of {earned}");
     }
 
     #[test]

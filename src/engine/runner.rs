@@ -1,18 +1,16 @@
 //! The model thread.
 
 use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Error;
 use super::admission::Admission;
-use super::ledger::Tenant;
-use super::pace::{Allowance, Pace};
+use super::pace::Pace;
 use super::pages::Pool;
 use super::scheduler::{Account, Claim, Step, choose, short};
 use super::sequence::{BoxedSequence, Sequence};
-use super::step::{Failure, Group, Member};
+use super::step::{Failure, Group};
 use crate::model::kv_cache::KvCache;
 
 /// What the model thread owns, but for the cache.
@@ -21,14 +19,11 @@ pub struct Runner {
     pool: Pool,
     /// In the order in which they started. Those of the step under way are not among them.
     running: Vec<BoxedSequence>,
-    /// Those of the step under way, where others may have steps of their own inside it.
-    away: Vec<Away>,
     /// Steps so far.
     step: u64,
     pace: Pace,
-    allowance: Allowance,
-    /// Time that went to steps inside others.
-    inside: Duration,
+    /// Steps that may still be kept short.
+    short_steps: u32,
     tally: Tally,
     /// There was no room for somebody who could have started.
     crowded: bool,
@@ -36,13 +31,9 @@ pub struct Runner {
     lost: Option<String>,
 }
 
-/// A sequence that takes part in the step under way.
-struct Away {
-    id: u64,
-    tenant: Tenant,
-    /// Its place is somebody else's when the step is over.
-    leaves: bool,
-}
+/// Steps kept short that may follow one another: enough for a first block. Every full step gives one back, so that no more
+/// than half of all steps are short.
+const SHORT_STEPS: u32 = 32;
 
 /// What running sequences ask of a step.
 struct Claims {
@@ -99,11 +90,9 @@ impl Runner {
             admission,
             pool,
             running: Vec::new(),
-            away: Vec::new(),
             step: 0,
             pace: Pace::default(),
-            allowance: Allowance::new(),
-            inside: Duration::ZERO,
+            short_steps: SHORT_STEPS,
             tally: Tally::default(),
             crowded: false,
             lost: None,
@@ -114,73 +103,52 @@ impl Runner {
     pub fn run(mut self, mut cache: KvCache) {
         while self.lost.is_none() && self.admit() {
             let claims = self.claims();
-            let short = self.short(&claims);
-            self.step(&claims, short, &mut cache);
+            self.step(&claims, &mut cache);
         }
     }
 
-    /// The tokens of a step that is kept short for those whom somebody waits for, if there are any and time for it.
-    fn short(&self, claims: &Claims) -> Option<usize> {
+    /// The tokens of the next step: few where somebody waits for a first block, as long as steps may be kept short.
+    fn budget(&mut self, claims: &Claims) -> usize {
         let all = self.admission.config.step_tokens;
         let budget = short(&claims.claims, all);
-        (self.allowance.is_left() && budget < all).then_some(budget)
+        if budget == all {
+            self.short_steps = (self.short_steps + 1).min(SHORT_STEPS);
+            return all;
+        }
+        match self.short_steps.checked_sub(1) {
+            Some(left) => {
+                self.short_steps = left;
+                budget
+            }
+            None => {
+                self.short_steps = 1;
+                all
+            }
+        }
     }
 
-    /// One step of about as many tokens as it may have, or as a `short` one has.
-    fn step(&mut self, claims: &Claims, short: Option<usize>, cache: &mut KvCache) {
-        let begun = self.now();
-        let outer = self.away.is_empty();
-        let ready = claims.ready.len() + self.away.len();
-        let groups = self.schedule(claims, short.unwrap_or(self.admission.config.step_tokens));
-        let members = || groups.iter().flat_map(|group| &group.members);
-        let took_part = members().count();
-        if outer {
-            let away = |member: &Member| Away {
-                id: member.sequence.id,
-                tenant: member.sequence.tenant.clone(),
-                leaves: false,
-            };
-            self.away = members().map(away).collect();
-        }
+    fn step(&mut self, claims: &Claims, cache: &mut KvCache) {
+        let begun = Instant::now();
+        let ready = claims.ready.len();
+        let budget = self.budget(claims);
+        let groups = self.schedule(claims, budget);
+        let took_part = groups.iter().map(|group| group.members.len()).sum();
         for group in groups {
             match self.lost.clone() {
-                None => self.evaluate(group, outer, cache),
+                None => self.evaluate(group, cache),
                 Some(detail) => self.fail(group, &detail),
             }
         }
         if took_part > 0 {
-            let took = self.since(begun);
-            self.pace.record(took, ready, took_part);
-            self.allowance
-                .record(took, short.is_some() && took_part < ready);
+            self.pace.record(begun.elapsed(), ready, took_part);
         }
     }
 
-    /// Now, and the time that went to steps inside others until now.
-    fn now(&self) -> (Instant, Duration) {
-        (Instant::now(), self.inside)
-    }
-
-    /// The time since then, but for steps inside.
-    fn since(&self, (begun, inside): (Instant, Duration)) -> Duration {
-        begun.elapsed().saturating_sub(self.inside - inside)
-    }
-
-    fn evaluate(&mut self, mut group: Group, outer: bool, cache: &mut KvCache) {
-        let begun = self.now();
-        let mut broken = None;
-        let outcome = group.forward(cache, &mut |cache| {
-            if outer && broken.is_none() {
-                // Not to be taken for a panic of the network.
-                broken = catch_unwind(AssertUnwindSafe(|| self.between(cache))).err();
-            }
-        });
-        if let Some(panic) = broken {
-            resume_unwind(panic);
-        }
-        match outcome {
+    fn evaluate(&mut self, mut group: Group, cache: &mut KvCache) {
+        let begun = Instant::now();
+        match group.forward(cache) {
             Ok(outcome) => {
-                group.learn(&self.admission.materialised, self.since(begun));
+                group.learn(&self.admission.materialised, begun.elapsed());
                 group.sample(&outcome);
                 self.deliver(group);
             }
@@ -189,35 +157,6 @@ impl Runner {
                 self.lost = lost.then_some(detail);
             }
         }
-    }
-
-    /// Inside a step, between two parts of it: who has come since it began and is all that its variant has running gets its first
-    /// block now, from steps of its own.
-    fn between(&mut self, cache: &mut KvCache) {
-        if !self.allowance.is_left() || !self.admission.has_called() {
-            return;
-        }
-        let begun = Instant::now();
-        self.make_room();
-        let mut room = self.room();
-        let running = self.running.iter().map(|sequence| &sequence.tenant);
-        let placed: Vec<_> = running
-            .chain(self.away.iter().map(|away| &away.tenant))
-            .collect();
-        let alone = |next: &Sequence| !placed.iter().any(|tenant| tenant.shares_with(&next.tenant));
-        let admit = |next: &Sequence| next.is_waited_for() && alone(next) && room.take(next);
-        let started = self.admission.callers(&placed, admit);
-        self.begin(started);
-        while self.lost.is_none() {
-            let claims = self.claims();
-            let short = self.short(&claims);
-            if short.is_none() {
-                break;
-            }
-            self.step(&claims, short, cache);
-            self.drop_over();
-        }
-        self.inside += begun.elapsed();
     }
 
     /// Drops sequences that nobody waits for.
@@ -237,36 +176,25 @@ impl Runner {
 
     /// Has one of those that have places make room for the next that waits, where all are taken and not as they should be shared.
     fn make_room(&mut self) {
-        let running = self
-            .running
-            .iter()
-            .map(|sequence| (sequence.id, &sequence.tenant));
-        let away = self.away.iter().filter(|away| !away.leaves);
+        let running = self.running.iter();
         let placed: Vec<_> = running
-            .chain(away.map(|away| (away.id, &away.tenant)))
+            .map(|sequence| (sequence.id, &sequence.tenant))
             .collect();
         if placed.len() < self.admission.config.max_running {
             return;
         }
-        let Some(victim) = self.admission.victim(&placed) else {
-            return;
-        };
-        let id = placed[victim].0;
-        match self.away.iter_mut().find(|away| away.id == id) {
-            Some(away) => away.leaves = true,
-            None => {
-                let latest = self.running.remove(victim);
-                self.preempt(latest);
-            }
+        if let Some(victim) = self.admission.victim(&placed) {
+            let latest = self.running.remove(victim);
+            self.preempt(latest);
         }
     }
 
     fn room(&self) -> Room {
-        let away = self.away.iter().filter(|away| !away.leaves).count();
+        let running = self.running.len();
         Room {
-            places: (self.admission.config.max_running).saturating_sub(self.running.len() + away),
+            places: self.admission.config.max_running.saturating_sub(running),
             // Whoever runs may need another page soon.
-            pages: (self.pool.available()).saturating_sub(self.running.len() + self.away.len()),
+            pages: self.pool.available().saturating_sub(running),
             page_tokens: self.pool.page_tokens(),
         }
     }
@@ -318,7 +246,6 @@ impl Runner {
             .filter(|&index| self.running[index].paused.is_none())
             .collect();
         let tenants = ready.iter().map(|&index| &self.running[index].tenant);
-        let tenants = tenants.chain(self.away.iter().map(|away| &away.tenant));
         let (accounts_of, accounts) = self.admission.ledger(|ledger| ledger.accounts(tenants));
         let mut alone = vec![0; accounts.len()];
         accounts_of.iter().for_each(|&account| alone[account] += 1);
@@ -392,16 +319,9 @@ impl Runner {
         self.admission.put_back(sequence);
     }
 
-    /// A sequence's part of a step is over. Returns whether somebody else has its place.
-    fn back(&mut self, id: u64) -> bool {
-        let away = self.away.iter().position(|away| away.id == id);
-        away.is_some_and(|index| self.away.swap_remove(index).leaves)
-    }
-
     fn deliver(&mut self, group: Group) {
         let now = Instant::now();
         for mut member in group.members {
-            let leaves = self.back(member.sequence.id);
             member.sequence.note(&mut self.pool);
             let (tokens, ended) = member.sequence.deliver(member.after, now);
             self.tally.tokens += tokens as u64;
@@ -416,8 +336,6 @@ impl Runner {
                     self.admission.ledger(|ledger| ledger.took(payer, made));
                 }
                 member.sequence.end(&mut self.pool);
-            } else if leaves {
-                self.preempt(member.sequence);
             } else {
                 self.running.push(member.sequence);
             }
@@ -428,7 +346,6 @@ impl Runner {
     fn fail(&mut self, group: Group, detail: &str) {
         for member in group.members {
             let request_id = member.sequence.id;
-            self.back(request_id);
             tracing::error!(
                 request_id,
                 generation = member.sequence.lease.number,

@@ -12,7 +12,7 @@ use super::Generation;
 use super::materialised::{Materialised, Single};
 use super::sequence::{After, BoxedSequence};
 use crate::model::kv_cache::KvCache;
-use crate::model::{Batch, Between, Denoiser, Mix, Outcome, Segment};
+use crate::model::{Batch, Denoiser, Mix, Outcome, Segment};
 use crate::ops::gpu::Fault;
 
 /// Sequences of one generation that take part in a step: one evaluation of one model instance.
@@ -110,16 +110,16 @@ impl Group {
     ///
     /// # Errors
     /// An error, a panic or an outcome of the wrong shape, as what there is to say of them.
-    pub fn forward(&self, cache: &mut KvCache, between: &mut Between) -> Result<Outcome, Failure> {
+    pub fn forward(&self, cache: &mut KvCache) -> Result<Outcome, Failure> {
         let Some(single) = &self.single else {
-            return self.evaluate(&*self.lease.denoiser, &self.batch, cache, between);
+            return self.evaluate(&*self.lease.denoiser, &self.batch, cache);
         };
         let mut batch = self.batch.clone();
         batch
             .segments
             .iter_mut()
             .for_each(|segment| segment.mix = Mix::base());
-        match self.evaluate(&*single.denoiser, &batch, cache, between) {
+        match self.evaluate(&*single.denoiser, &batch, cache) {
             Err(Failure {
                 detail,
                 lost: false,
@@ -129,7 +129,7 @@ impl Group {
                     "a materialised variant failed; it is read from its bank again"
                 );
                 single.give_up();
-                self.evaluate(&*self.lease.denoiser, &self.batch, cache, between)
+                self.evaluate(&*self.lease.denoiser, &self.batch, cache)
             }
             outcome => outcome,
         }
@@ -145,10 +145,9 @@ impl Group {
         denoiser: &dyn Denoiser,
         batch: &Batch,
         cache: &mut KvCache,
-        between: &mut Between,
     ) -> Result<Outcome, Failure> {
         // What a panic leaves half written in the cache are pages of this group's sequences: they do not go on, or write them anew.
-        let outcome = catch_unwind(AssertUnwindSafe(|| denoiser.step(batch, cache, between)))
+        let outcome = catch_unwind(AssertUnwindSafe(|| denoiser.step(batch, cache)))
             .map_err(|panic| Failure::of_step(format!("panic: {}", said(&*panic))))?
             .map_err(|error| Failure {
                 detail: error.to_string(),

@@ -1,7 +1,6 @@
 //! Attention of a batch's segments over cached pages and their own rows.
 
 use super::plan::Rows;
-use super::profile::{Split, Stopwatch};
 use super::workspace::{HeadSpace, Spares, sized};
 use super::{Segment, kv_cache::KvCache};
 use crate::ops::Rotary;
@@ -87,14 +86,14 @@ pub fn keep(qkv: &[f32], segments: &[Segment], shape: Shape, layer: usize, cache
 }
 
 /// One layer's attention: of rotated `qkv` [rows, 3 * hidden], which holds `all` the segments' rows in order, the output of
-/// the `wanted` ones into `out` [wanted rows, hidden]. What products take of the time goes to `split`.
+/// the `wanted` ones into `out` [wanted rows, hidden].
 pub fn attend(
     qkv: &[f32],
     segments: &[Segment],
     (all, wanted): (&Rows, &Rows),
     (shape, layer): (Shape, usize),
     cache: &KvCache,
-    (spares, split): (&Spares<HeadSpace>, &Split),
+    spares: &Spares<HeadSpace>,
     out: &mut [f32],
 ) {
     let hidden = shape.hidden();
@@ -124,20 +123,15 @@ pub fn attend(
             let tokens = wanted.tokens[rows.clone()]
                 .iter()
                 .map(|token| token - first);
-            task.attend(
-                tokens,
-                &mut space.inner,
-                split.stopwatch(),
-                |row, element, part| {
-                    let at = (rows.start + row) * hidden + head * shape.head_dim + element;
-                    // SAFETY: a row of this segment's and elements of this head's, which lie inside `out`, as was checked; no
-                    // other task has them.
-                    #[allow(unsafe_code)]
-                    unsafe {
-                        std::ptr::copy_nonoverlapping(part.as_ptr(), columns.at(at), part.len());
-                    }
-                },
-            );
+            task.attend(tokens, &mut space.inner, |row, element, part| {
+                let at = (rows.start + row) * hidden + head * shape.head_dim + element;
+                // SAFETY: a row of this segment's and elements of this head's, which lie inside `out`, as was checked; no
+                // other task has them.
+                #[allow(unsafe_code)]
+                unsafe {
+                    std::ptr::copy_nonoverlapping(part.as_ptr(), columns.at(at), part.len());
+                }
+            });
         },
     );
 }
@@ -159,7 +153,6 @@ impl Head<'_> {
         &self,
         tokens: impl Iterator<Item = usize>,
         space: &mut HeadSpace,
-        mut stopwatch: Stopwatch,
         mut put: impl FnMut(usize, usize, &[f32]),
     ) {
         let mut tokens = tokens.peekable();
@@ -193,8 +186,7 @@ impl Head<'_> {
                     stride: dim,
                 };
                 let runs = || self.runs(keys, values, seen.clone());
-                let watch = |flops| stopwatch.lap(flops);
-                attend::attend(tile, count, runs, scores, watch, |query, element, part| {
+                attend::attend(tile, count, runs, scores, |query, element, part| {
                     put(row + query, element, part);
                 });
                 row += count;

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::facts::NetworkFacts;
 use super::kv_cache::KvCache;
-use super::profile::Profile;
+use super::profile::StageHook;
 use crate::ops::categorical::{Draw, Drawn, draw_all};
 
 /// A variant's index in one model instance; it means nothing outside that instance.
@@ -142,10 +142,6 @@ pub struct Outcome {
     pub drawn: Vec<Drawn>,
 }
 
-/// What is done with the cache between two parts of an evaluation. Other sequences' batches may be evaluated in it; what the
-/// evaluation under way reads of it must stay.
-pub type Between<'a> = dyn FnMut(&mut KvCache) + 'a;
-
 /// One network evaluation. Implemented by the DiT and by a fake for tests.
 ///
 /// `Cache` is the state that changes (keys and values); the weights do not. The engine owns one cache and
@@ -167,35 +163,20 @@ pub trait Denoiser: Send + Sync {
     /// be drawn from them does not matter here.
     fn forward(&self, batch: &Batch, cache: &mut KvCache) -> candle_core::Result<Logits>;
 
-    /// Evaluates `batch` as [`forward`](Self::forward) does; where it can, it calls `between` every few products.
-    fn interruptible(
-        &self,
-        batch: &Batch,
-        cache: &mut KvCache,
-        _between: &mut Between,
-    ) -> candle_core::Result<Logits> {
-        self.forward(batch, cache)
-    }
-
-    /// Evaluates `batch` as [`forward`](Self::forward) does, and adds to `profile` what its parts took where they are known.
+    /// Evaluates `batch` as [`forward`](Self::forward) does; `ended` is told as each stage ends, where stages are known.
     fn profiled(
         &self,
         batch: &Batch,
         cache: &mut KvCache,
-        profile: &mut Profile,
+        ended: &mut StageHook,
     ) -> candle_core::Result<Logits> {
-        let _ = profile;
+        let _ = ended;
         self.forward(batch, cache)
     }
 
-    /// Evaluates `batch` as [`interruptible`](Self::interruptible) does, and draws from the rows of segments that say how.
-    fn step(
-        &self,
-        batch: &Batch,
-        cache: &mut KvCache,
-        between: &mut Between,
-    ) -> candle_core::Result<Outcome> {
-        let logits = self.interruptible(batch, cache, between)?;
+    /// Evaluates `batch` as [`forward`](Self::forward) does, and draws from the rows of segments that say how.
+    fn step(&self, batch: &Batch, cache: &mut KvCache) -> candle_core::Result<Outcome> {
+        let logits = self.forward(batch, cache)?;
         logits.check(batch.logit_rows(), self.facts().rows)?;
         let (outcome, spent) = logits.draw(batch);
         cache.recycle(spent);

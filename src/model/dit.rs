@@ -2,12 +2,12 @@
 
 use super::NetworkFacts;
 use super::attention::{Shape, attend, keep, rotate};
-use super::batch::{Batch, Between, Denoiser, Logits, Mix, VariantId};
+use super::batch::{Batch, Denoiser, Logits, Mix, VariantId};
 use super::kv_cache::KvCache;
 use super::linear::{Superposed, SuperposedLinear};
 use super::modulation::Modulation;
 use super::plan::Rows;
-use super::profile::{Meter, Part as Stage, Profile};
+use super::profile::{Stage, StageHook};
 use super::variant::{Placed, ServedVariant};
 use super::weights::{BaseWeights, HEAD, ServedBank, VariantWeights, layer_products};
 use super::workspace::{Workspace, sized};
@@ -148,38 +148,17 @@ impl Dit {
         })
     }
 
-    /// Evaluates as [`Denoiser::forward`] does, watched by `meter`.
-    fn evaluate(
-        &self,
-        batch: &Batch,
-        cache: &mut KvCache,
-        meter: &mut impl Meter,
-        between: &mut Between,
-    ) -> Result<Logits> {
-        check(batch, cache)?;
-        if cache.on_device().is_some() {
-            bail!("a cache on a device for a network on the host")
-        }
-        let mut work = cache.workspaces.pop().unwrap_or_default();
-        let data = self.logits(batch, cache, &mut work, meter, between);
-        cache.workspaces.push(work);
-        Ok(Logits {
-            vocab: self.base.config.vocab_size,
-            data: data?,
-        })
-    }
-
     fn logits(
         &self,
         batch: &Batch,
         cache: &mut KvCache,
         work: &mut Workspace,
-        meter: &mut impl Meter,
-        between: &mut Between,
+        ended: &mut StageHook,
     ) -> Result<Vec<f32>> {
         let config = &self.base.config;
         let (hidden, vocab) = (config.hidden_dim, config.vocab_size);
-        meter.part(Stage::Plan, 0, || work.plan.fill(batch, &self.modulation))?;
+        work.plan.fill(batch, &self.modulation)?;
+        ended(Stage::Plan, 0);
         let mut data = work.logits(work.plan.wanted.len() * vocab);
         let plan = &work.plan;
         let mut rows = &plan.all;
@@ -196,28 +175,25 @@ impl Dit {
             .iter()
             .map(|s| (s.first_position, s.tokens.len()));
         let positions = first_positions.flat_map(|(first, count)| first..first + count);
-        meter.part(Stage::Rotary, 0, || {
-            self.rotary.pick(positions, &mut work.rotary)
-        });
+        self.rotary.pick(positions, &mut work.rotary);
+        ended(Stage::Rotary, 0);
 
         let count = rows.len();
         let mut x = sized(&mut work.x, count * hidden);
         let mut normed = sized(&mut work.normed, count * hidden);
-        meter.part(Stage::Embedding, 0, || self.embed(batch, x))?;
-        meter.part(Stage::Norm, 0, || {
-            ops::norm_modulate_into(x, normed, hidden, |row| {
-                let t = &plan.line(rows, row).layers[0];
-                (&t.gain1, &t.shift1)
-            });
+        self.embed(batch, x)?;
+        ended(Stage::Embedding, 0);
+        ops::norm_modulate_into(x, normed, hidden, |row| {
+            let t = &plan.line(rows, row).layers[0];
+            (&t.gain1, &t.shift1)
         });
+        ended(Stage::Norm, 0);
         let qkv = sized(&mut work.qkv, count * 3 * hidden);
         for (number, layer) in self.layers.iter().enumerate() {
-            between(cache);
-            product(meter, Stage::Qkv, &layer.qkv, normed, rows, qkv)?;
-            meter.part(Stage::Rotary, 0, || {
-                rotate(qkv, shape, &work.rotary);
-                keep(qkv, &batch.segments, shape, number, cache);
-            });
+            product(ended, Stage::Qkv, &layer.qkv, normed, rows, qkv)?;
+            rotate(qkv, shape, &work.rotary);
+            keep(qkv, &batch.segments, shape, number, cache);
+            ended(Stage::Rotary, 0);
             if number + 1 == self.layers.len() {
                 // Of the last layer others need keys and values at most: the rest is for rows of logits only.
                 rows = &plan.wanted;
@@ -231,68 +207,61 @@ impl Dit {
             }
             let count = rows.len();
             let attended = sized(&mut work.attended, count * hidden);
-            meter.split(Stage::Attention, Stage::Softmax, |split| {
-                attend(
-                    qkv,
-                    &batch.segments,
-                    (&plan.all, rows),
-                    (shape, number),
-                    cache,
-                    (&work.heads, split),
-                    attended,
-                );
-            });
+            attend(
+                qkv,
+                &batch.segments,
+                (&plan.all, rows),
+                (shape, number),
+                cache,
+                &work.heads,
+                attended,
+            );
+            ended(Stage::Attention, 0);
             let narrow = sized(&mut work.narrow, count * hidden);
-            product(meter, Stage::Out, &layer.out, attended, rows, narrow)?;
-            meter.part(Stage::Norm, 0, || {
-                ops::residual_norm(x, narrow, normed, hidden, |row| {
-                    let t = &plan.line(rows, row).layers[number];
-                    Residual {
-                        gate: &t.gate1,
-                        bias: None,
-                        gain: &t.gain2,
-                        shift: &t.shift2,
-                    }
-                });
+            product(ended, Stage::Out, &layer.out, attended, rows, narrow)?;
+            ops::residual_norm(x, narrow, normed, hidden, |row| {
+                let t = &plan.line(rows, row).layers[number];
+                Residual {
+                    gate: &t.gate1,
+                    bias: None,
+                    gain: &t.gain2,
+                    shift: &t.shift2,
+                }
             });
-            between(cache);
+            ended(Stage::Norm, 0);
             let wide = sized(&mut work.wide, count * 4 * hidden);
-            product(meter, Stage::Expand, &layer.expand, normed, rows, wide)?;
-            meter.part(Stage::Gelu, 0, || {
-                ops::bias_gelu_in_place(wide, 4 * hidden, |row| {
-                    &plan.line(rows, row).layers[number].bias0
-                });
+            product(ended, Stage::Expand, &layer.expand, normed, rows, wide)?;
+            ops::bias_gelu_in_place(wide, 4 * hidden, |row| {
+                &plan.line(rows, row).layers[number].bias0
             });
-            product(meter, Stage::Contract, &layer.contract, wide, rows, narrow)?;
-            meter.part(Stage::Norm, 0, || {
-                ops::residual_norm(x, narrow, normed, hidden, |row| {
-                    let line = plan.line(rows, row);
-                    let t = &line.layers[number];
-                    let next = line.layers.get(number + 1);
-                    let (gain, shift) = next.map_or((&line.gain, &line.shift), |next| {
-                        (&next.gain1, &next.shift1)
-                    });
-                    Residual {
-                        gate: &t.gate2,
-                        bias: Some(&t.bias2),
-                        gain,
-                        shift,
-                    }
+            ended(Stage::Gelu, 0);
+            product(ended, Stage::Contract, &layer.contract, wide, rows, narrow)?;
+            ops::residual_norm(x, narrow, normed, hidden, |row| {
+                let line = plan.line(rows, row);
+                let t = &line.layers[number];
+                let next = line.layers.get(number + 1);
+                let (gain, shift) = next.map_or((&line.gain, &line.shift), |next| {
+                    (&next.gain1, &next.shift1)
                 });
+                Residual {
+                    gate: &t.gate2,
+                    bias: Some(&t.bias2),
+                    gain,
+                    shift,
+                }
             });
+            ended(Stage::Norm, 0);
         }
-        between(cache);
-        product(meter, Stage::Head, &self.head, normed, rows, &mut data)?;
-        meter.part(Stage::Bias, 0, || {
-            ops::add_bias_in_place(&mut data, vocab, |row| &plan.line(rows, row).bias);
-        });
+        product(ended, Stage::Head, &self.head, normed, rows, &mut data)?;
+        ops::add_bias_in_place(&mut data, vocab, |row| &plan.line(rows, row).bias);
+        ended(Stage::Bias, 0);
         Ok(data)
     }
 }
 
 /// y [rows, out] of x [rows, in]: one product of the base, and what the banks add to it.
 fn product(
-    meter: &mut impl Meter,
+    ended: &mut StageHook,
     stage: Stage,
     linear: &SuperposedLinear,
     x: &[f32],
@@ -301,15 +270,13 @@ fn product(
 ) -> Result<()> {
     let (out, input) = linear.base.shape();
     let flops = |rows: usize| 2 * rows * out * input;
-    meter.part(stage, flops(rows.len()), || {
-        linear.base.product(x, rows.len(), y)
-    })?;
-    if rows.parts.is_empty() {
-        return Ok(());
+    linear.base.product(x, rows.len(), y)?;
+    ended(stage, flops(rows.len()));
+    if !rows.parts.is_empty() {
+        linear.variants.add_products(x, &rows.parts, y)?;
+        ended(Stage::Banks, flops(rows.parts.len()));
     }
-    meter.part(Stage::Banks, flops(rows.parts.len()), || {
-        linear.variants.add_products(x, &rows.parts, y)
-    })
+    Ok(())
 }
 
 /// Refuses a batch that does not fit its cache or itself.
@@ -369,24 +336,25 @@ impl Denoiser for Dit {
     }
 
     fn forward(&self, batch: &Batch, cache: &mut KvCache) -> Result<Logits> {
-        self.evaluate(batch, cache, &mut (), &mut |_| ())
-    }
-
-    fn interruptible(
-        &self,
-        batch: &Batch,
-        cache: &mut KvCache,
-        between: &mut Between,
-    ) -> Result<Logits> {
-        self.evaluate(batch, cache, &mut (), between)
+        self.profiled(batch, cache, &mut |_, _| ())
     }
 
     fn profiled(
         &self,
         batch: &Batch,
         cache: &mut KvCache,
-        profile: &mut Profile,
+        ended: &mut StageHook,
     ) -> Result<Logits> {
-        self.evaluate(batch, cache, profile, &mut |_| ())
+        check(batch, cache)?;
+        if cache.on_device().is_some() {
+            bail!("a cache on a device for a network on the host")
+        }
+        let mut work = std::mem::take(&mut cache.workspace);
+        let data = self.logits(batch, cache, &mut work, ended);
+        cache.workspace = work;
+        Ok(Logits {
+            vocab: self.base.config.vocab_size,
+            data: data?,
+        })
     }
 }

@@ -26,9 +26,8 @@ pub struct KvCache {
     head_dim: usize,
     page_tokens: usize,
     pages: usize,
-    /// What one evaluation leaves to the next but results: memory. Of those that run inside one another each takes the last,
-    /// and puts it back.
-    pub(super) workspaces: Vec<Workspace>,
+    /// Memory that one evaluation leaves to the next.
+    pub(super) workspace: Workspace,
 }
 
 impl KvCache {
@@ -48,7 +47,7 @@ impl KvCache {
             head_dim: shape.head_dim,
             page_tokens,
             pages,
-            workspaces: Vec::new(),
+            workspace: Workspace::default(),
         }
     }
 
@@ -159,8 +158,6 @@ impl KvCache {
 
     /// Takes back the memory of logits that nobody needs any more.
     pub(super) fn recycle(&mut self, logits: Vec<f32>) {
-        if let Some(workspace) = self.workspaces.last_mut() {
-            workspace.recycle(logits);
-        }
+        self.workspace.recycle(logits);
     }
 }

@@ -21,7 +21,7 @@ pub mod variant;
 pub mod weights;
 mod workspace;
 
-pub use batch::{Batch, Between, Denoiser, Logits, Mix, Outcome, PageId, Segment, VariantId};
+pub use batch::{Batch, Denoiser, Logits, Mix, Outcome, PageId, Segment, VariantId};
 pub use config::DitConfig;
 pub use dit::Dit;
 pub use facts::{CacheShape, NetworkFacts, Process, Regime};

@@ -95,14 +95,12 @@ struct Attention<'a> {
 }
 
 /// Softmax attention of up to [`QUERIES`] queries [rows, head_dim], already scaled, over the runs' positions in order; `put`
-/// takes a row, a first element and elements of the output, each once. `watch` is told when a piece of the work is done and
-/// how many floating-point operations of matrix products it had.
+/// takes a row, a first element and elements of the output, each once.
 pub fn attend<'a, I: Iterator<Item = Run<'a>>>(
     queries: Rows,
     rows: usize,
     runs: impl Fn() -> I,
     scores: &mut Vec<f32>,
-    mut watch: impl FnMut(usize),
     mut put: impl FnMut(usize, usize, &[f32]),
 ) {
     assert!(rows <= QUERIES, "{rows} queries");
@@ -120,10 +118,7 @@ pub fn attend<'a, I: Iterator<Item = Run<'a>>>(
         scores: &mut scores[..rows * stride],
         stride,
     };
-    let flops = 2 * rows * positions * dim;
-    watch(0);
     all.score(runs().flat_map(|run| run.keys(dim)));
-    watch(flops);
     let mut totals = [0f32; QUERIES];
     all.isa.run(Exponentials {
         scores: all.scores,
@@ -131,7 +126,6 @@ pub fn attend<'a, I: Iterator<Item = Run<'a>>>(
         positions,
         totals: &mut totals,
     });
-    watch(0);
     let mut element = 0;
     while element < dim {
         let mut put = |row: usize, sums: &mut [f32]| {
@@ -156,7 +150,6 @@ pub fn attend<'a, I: Iterator<Item = Run<'a>>>(
         };
         element += groups * LANES;
     }
-    watch(flops);
 }
 
 impl Attention<'_> {
@@ -342,7 +335,6 @@ mod tests {
                 queries.len() / dim,
                 runs,
                 &mut Vec::new(),
-                |_| {},
                 |row, first, part| {
                     out[(tile * QUERIES + row) * dim + first..][..part.len()].copy_from_slice(part);
                 },

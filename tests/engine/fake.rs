@@ -15,8 +15,7 @@ use choir::engine::{
 use choir::model::kv_cache::KvCache;
 use choir::model::tokenizer::Tokenizer;
 use choir::model::{
-    Batch, Between, CacheShape, Denoiser, Logits, Mix, NetworkFacts, Process, Regime, Segment,
-    VariantId,
+    Batch, CacheShape, Denoiser, Logits, Mix, NetworkFacts, Process, Regime, Segment, VariantId,
 };
 use choir::ops::gemm::View;
 use choir::sampler::Predictor;
@@ -246,21 +245,11 @@ impl Denoiser for Fake {
     }
 
     fn forward(&self, batch: &Batch, cache: &mut KvCache) -> candle_core::Result<Logits> {
-        self.interruptible(batch, cache, &mut |_| ())
-    }
-
-    fn interruptible(
-        &self,
-        batch: &Batch,
-        cache: &mut KvCache,
-        between: &mut Between,
-    ) -> candle_core::Result<Logits> {
         if let Some(gate) = &self.gate {
             let gate = gate.lock().expect("gate");
             let _ = gate.entered.send(batch.segments.len());
             let _ = gate.permits.recv();
         }
-        between(cache);
         match self
             .fault
             .as_ref()

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use choir::engine::{Engine, EngineConfig, EngineHandle, Error, Event, Request, Sampling};
 use choir::model::kv_cache::KvCache;
-use choir::model::{Batch, Between, Denoiser, Logits, NetworkFacts, Outcome};
+use choir::model::{Batch, Denoiser, Logits, NetworkFacts, Outcome};
 use choir::sampler::Predictor;
 
 use super::fake::*;
@@ -263,13 +263,8 @@ impl Denoiser for Poor {
         self.network.forward(batch, cache)
     }
 
-    fn step(
-        &self,
-        batch: &Batch,
-        cache: &mut KvCache,
-        between: &mut Between,
-    ) -> candle_core::Result<Outcome> {
-        let mut outcome = self.network.step(batch, cache, between)?;
+    fn step(&self, batch: &Batch, cache: &mut KvCache) -> candle_core::Result<Outcome> {
+        let mut outcome = self.network.step(batch, cache)?;
         outcome.drawn.pop();
         Ok(outcome)
     }

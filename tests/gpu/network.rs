@@ -304,7 +304,7 @@ fn a_step_draws_what_the_host_draws_from_the_same_logits() {
         let mut cache = network.cache(PAGE, 1).unwrap();
         let logits = network.forward(&batch, &mut cache).unwrap();
         for _ in 0..3 {
-            let outcome = network.step(&batch, &mut cache, &mut |_| ()).unwrap();
+            let outcome = network.step(&batch, &mut cache).unwrap();
             let (mut expected, mut kept, mut row) = (Vec::new(), Vec::new(), 0);
             for segment in &batch.segments {
                 for at in 0..segment.rows.len() {

@@ -14,7 +14,7 @@ mod variant;
 mod weights;
 mod work;
 
-use super::batch::{Batch, Between, Denoiser, Logits, Mix, Outcome, VariantId};
+use super::batch::{Batch, Denoiser, Logits, Mix, Outcome, VariantId};
 use super::dit;
 use super::facts::NetworkFacts;
 use super::kv_cache::KvCache;
@@ -423,10 +423,10 @@ impl Denoiser for GpuDit {
             .segments
             .iter_mut()
             .for_each(|segment| segment.draws.clear());
-        Ok(self.step(&batch, cache, &mut |_| ())?.logits)
+        Ok(self.step(&batch, cache)?.logits)
     }
 
-    fn step(&self, batch: &Batch, cache: &mut KvCache, _between: &mut Between) -> Result<Outcome> {
+    fn step(&self, batch: &Batch, cache: &mut KvCache) -> Result<Outcome> {
         let mut state = self.state();
         if batch
             .segments

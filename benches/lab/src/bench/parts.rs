@@ -1,6 +1,6 @@
 //! Where steps' time went, part by part.
 
-use choir::model::profile::{Part, Profile};
+use choir::model::profile::{Profile, Stage};
 use serde::Serialize;
 use std::time::Duration;
 
@@ -36,32 +36,31 @@ impl Kind {
     const ALL: [(Kind, &str); 4] = [
         (Kind::Base, "products of the base"),
         (Kind::Banks, "products with banks"),
-        (Kind::Attention, "products of attention"),
-        (Kind::Rest, "no product"),
+        (Kind::Attention, "attention"),
+        (Kind::Rest, "all else"),
     ];
 
-    fn of(part: Part) -> Self {
-        match part {
-            Part::Qkv | Part::Out | Part::Expand | Part::Contract | Part::Head => Kind::Base,
-            Part::Banks => Kind::Banks,
-            Part::Attention => Kind::Attention,
-            Part::Plan
-            | Part::Embedding
-            | Part::Norm
-            | Part::Rotary
-            | Part::Softmax
-            | Part::Gelu
-            | Part::Bias
-            | Part::Drawing => Kind::Rest,
+    fn of(stage: Stage) -> Self {
+        match stage {
+            Stage::Qkv | Stage::Out | Stage::Expand | Stage::Contract | Stage::Head => Kind::Base,
+            Stage::Banks => Kind::Banks,
+            Stage::Attention => Kind::Attention,
+            Stage::Plan
+            | Stage::Embedding
+            | Stage::Norm
+            | Stage::Rotary
+            | Stage::Gelu
+            | Stage::Bias
+            | Stage::Drawing => Kind::Rest,
         }
     }
 }
 
 impl Table {
     pub fn new(profile: &Profile, steps: usize) -> Self {
-        let total: Duration = Part::ALL.iter().map(|part| profile.of(*part).0).sum();
-        let row = |part: String, of: &dyn Fn(Part) -> bool| {
-            let spent = Part::ALL
+        let total: Duration = Stage::ALL.iter().map(|part| profile.of(*part).0).sum();
+        let row = |part: String, of: &dyn Fn(Stage) -> bool| {
+            let spent = Stage::ALL
                 .into_iter()
                 .filter(|part| of(*part))
                 .map(|part| profile.of(part));
@@ -76,7 +75,7 @@ impl Table {
                 gflops: (flops > 0).then(|| 1e-9 * flops as f64 / seconds),
             })
         };
-        let parts = Part::ALL.into_iter();
+        let parts = Stage::ALL.into_iter();
         let kinds = Kind::ALL.into_iter();
         Table {
             parts: parts
@@ -108,7 +107,7 @@ impl Table {
         let products = self.sums.iter().filter(|row| row.gflops.is_some());
         let products: f64 = products.map(|row| row.share).sum();
         println!(
-            "{:22}{all:>10.3}{:>7.1} % in matrix products",
+            "{:22}{all:>10.3}{:>7.1} % in products with weights",
             "all",
             100.0 * products
         );
@@ -118,45 +117,31 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use choir::model::profile::Meter;
     use std::time::Instant;
 
     #[test]
-    fn attention_is_products_and_the_rest() {
+    fn table_tells_products_from_attention_and_the_rest() {
         let mut profile = Profile::default();
-        let tick = || {
+        let mut spend = |stage, flops| {
             let begin = Instant::now();
             while begin.elapsed().is_zero() {}
+            profile.ended(stage, flops);
         };
-        profile.part(Part::Qkv, 10, tick);
-        profile.split(Part::Attention, Part::Softmax, |split| {
-            let mut stopwatch = split.stopwatch();
-            tick();
-            stopwatch.lap(7);
-            tick();
-        });
+        spend(Stage::Qkv, 10);
+        spend(Stage::Attention, 0);
+        spend(Stage::Gelu, 0);
         let table = Table::new(&profile, 1);
         let names = |rows: &[Row]| rows.iter().map(|row| row.part.clone()).collect::<Vec<_>>();
-        assert_eq!(names(&table.parts), ["qkv", "attention", "softmax"]);
+        assert_eq!(names(&table.parts), ["qkv", "attention", "gelu"]);
         assert_eq!(
             names(&table.sums),
-            [
-                "products of the base",
-                "products of attention",
-                "no product"
-            ]
+            ["products of the base", "attention", "all else"]
         );
         let share: f64 = table.sums.iter().map(|row| row.share).sum();
         assert!((share - 1.0).abs() < 1e-9);
-        let rate = |row: &Row| row.gflops.map(|rate| rate * row.milliseconds);
-        assert!(
-            table.sums[..2]
-                .iter()
-                .zip([10e-6, 7e-6])
-                .all(|(row, flops)| {
-                    rate(row).is_some_and(|found| (found - flops).abs() < 1e-9)
-                })
-        );
-        assert_eq!(table.sums[2].gflops, None);
+        let product = &table.sums[0];
+        let flops = product.gflops.map(|rate| rate * product.milliseconds);
+        assert!(flops.is_some_and(|flops| (flops - 10e-6).abs() < 1e-9));
+        assert!(table.sums[1..].iter().all(|row| row.gflops.is_none()));
     }
 }

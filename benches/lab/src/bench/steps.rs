@@ -4,7 +4,7 @@
 use anyhow::Result;
 use choir::catalog::loading::give_back;
 use choir::cli::bench::process_bytes;
-use choir::model::profile::{Meter, Part, Profile};
+use choir::model::profile::{Profile, Stage};
 use choir::model::{Batch, Denoiser, Logits, Mix, PageId, Segment};
 use choir::sampler::{Progress, Sampler};
 use rayon::prelude::*;
@@ -60,17 +60,22 @@ pub fn run(
             _ => None,
         };
         let start = Instant::now();
-        let segments = profile.part(Part::Drawing, 0, || {
-            running
-                .iter_mut()
-                .map(|(slot, sequence)| segment(sequence, *slot, pages))
-                .collect()
-        });
-        let batch = Batch { segments };
+        profile.begin();
+        let segments = running
+            .iter_mut()
+            .map(|(slot, sequence)| segment(sequence, *slot, pages));
+        let batch = Batch {
+            segments: segments.collect(),
+        };
+        profile.ended(Stage::Drawing, 0);
         let forward = Instant::now();
-        let logits = network.profiled(&batch, &mut cache, profile)?;
+        let logits = network.profiled(&batch, &mut cache, &mut |stage, flops| {
+            profile.ended(stage, flops)
+        })?;
         let network = forward.elapsed().as_secs_f64();
-        running = profile.part(Part::Drawing, 0, || accept(running, &batch, &logits));
+        profile.begin();
+        running = accept(running, &batch, &logits);
+        profile.ended(Stage::Drawing, 0);
         steps.push(Step {
             network,
             sampling: start.elapsed().as_secs_f64() - network,

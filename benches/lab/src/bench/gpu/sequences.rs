@@ -47,7 +47,7 @@ fn take(
         });
     }
     let batch = Batch { segments };
-    let outcome = network.step(&batch, cache, &mut |_| ())?;
+    let outcome = network.step(&batch, cache)?;
     let mut drawn = &outcome.drawn[..];
     let mut more = true;
     for (sampler, segment) in samplers.iter_mut().zip(&batch.segments) {

@@ -70,7 +70,7 @@ impl Blocks<'_> {
             let batch = Batch {
                 segments: vec![clean],
             };
-            network.step(&batch, &mut cache, &mut |_| ())?;
+            network.step(&batch, &mut cache)?;
         }
         Ok(cache)
     }
@@ -125,7 +125,7 @@ fn steps(
 ) -> Result<Took> {
     let mut once = || -> Result<f64> {
         let start = Instant::now();
-        network.step(batch, cache, &mut |_| ())?;
+        network.step(batch, cache)?;
         Ok(1e3 * start.elapsed().as_secs_f64())
     };
     if let Some(profile) = profile {
