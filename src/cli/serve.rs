@@ -6,10 +6,12 @@ use crate::catalog::{BaseSource, Catalog, CatalogConfig};
 use crate::engine::{Engine, EngineConfig};
 use crate::model::Place;
 use crate::ops::quantized::Form;
-use crate::{server, telemetry};
+use crate::server::{self, Limits};
+use crate::telemetry;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +39,32 @@ pub struct ServeArgs {
     /// their addresses otherwise.
     #[arg(long)]
     trust_client_id: bool,
+    /// Seconds that requests under way may take to finish after SIGTERM; what still runs then ends with UNAVAILABLE.
+    #[arg(long, default_value_t = Limits::default().drain.as_secs())]
+    drain_seconds: u64,
+    /// Connections open at most [default: 4096, or what the limit of open files leaves].
+    #[arg(long)]
+    max_connections: Option<NonZeroUsize>,
+    /// Seconds after which a connection takes no new calls, so that clients behind a balancer spread [default: never]. Calls
+    /// under way have another minute.
+    #[arg(long)]
+    max_connection_age: Option<u64>,
+}
+
+impl ServeArgs {
+    fn limits(&self) -> Limits {
+        let mut limits = Limits {
+            trust_client_id: self.trust_client_id,
+            drain: Duration::from_secs(self.drain_seconds),
+            connection_age: (self.max_connection_age)
+                .map(|seconds| (Duration::from_secs(seconds), Duration::from_secs(60))),
+            ..Limits::default()
+        };
+        if let Some(most) = self.max_connections {
+            limits.connections.connections = most.get();
+        }
+        limits
+    }
 }
 
 /// Which base, which store, and how they are kept in memory.
@@ -219,6 +247,7 @@ pub fn run(args: ServeArgs) -> Result<()> {
         .enable_all()
         .build()?;
     // Listen first: a taken port is a mistake to hear of before the model is loaded.
+    let limits = args.limits();
     let listener = runtime.block_on(server::bind(args.listen, args.insecure_bind))?;
     let config = args.store.config()?;
     let engine_config = EngineConfig {
@@ -253,7 +282,7 @@ pub fn run(args: ServeArgs) -> Result<()> {
         status.generation,
         data_dir.display(),
     );
-    runtime.block_on(async {
+    let served = runtime.block_on(async {
         let (mut terminate, mut interrupt) = (
             signal(SignalKind::terminate())?,
             signal(SignalKind::interrupt())?,
@@ -266,12 +295,11 @@ pub fn run(args: ServeArgs) -> Result<()> {
                 std::process::exit(1);
             });
         };
-        let limits = server::Limits {
-            trust_client_id: args.trust_client_id,
-            ..server::Limits::default()
-        };
         server::serve(listener, catalog, engine, limits, asked)
             .await
             .context("serving")
-    })
+    });
+    // A thread that waits for a disk must not keep the process; the store stays whole whenever it ends.
+    runtime.shutdown_background();
+    served
 }

@@ -1,68 +1,133 @@
-//! The standard health service: one name for each variant being served, and "" for the server itself.
+//! The standard health service: a name for the server (""), for each of its services and for each variant being served.
 
 use crate::engine::EngineHandle;
 use std::collections::BTreeSet;
-use std::sync::Arc;
-use tokio::sync::Mutex;
-use tonic_health::ServingStatus;
-use tonic_health::server::HealthReporter;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse, health_server};
 
-/// Keeps the health service's names those of the generation in force.
-#[derive(Clone)]
-pub struct Health {
-    engine: EngineHandle,
-    state: Arc<Mutex<State>>,
+/// Names that are known from the start to the end. A variant's name has no dot, so none can be taken for a service.
+const SERVICES: [&str; 3] = ["", "choir.v1.Inference", "choir.v1.Admin"];
+
+/// What is known of every name.
+#[derive(Clone, Debug, Default)]
+struct State {
+    variants: BTreeSet<String>,
+    stage: Stage,
 }
 
-struct State {
-    reporter: HealthReporter,
-    names: BTreeSet<String>,
-    draining: bool,
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Stage {
+    #[default]
+    Loading,
+    Serving,
+    Drained,
+}
+
+impl State {
+    fn of(&self, name: &str) -> ServingStatus {
+        match SERVICES.contains(&name) || self.variants.contains(name) {
+            false => ServingStatus::ServiceUnknown,
+            true if self.stage == Stage::Serving => ServingStatus::Serving,
+            true => ServingStatus::NotServing,
+        }
+    }
+}
+
+/// Answers checks and watches. Clones share one state. Nothing serves until [`Health::begin`].
+#[derive(Clone)]
+pub struct Health {
+    state: watch::Sender<State>,
 }
 
 impl Health {
-    pub fn new(engine: EngineHandle, reporter: HealthReporter) -> Self {
-        let state = State {
-            reporter,
-            names: BTreeSet::new(),
-            draining: false,
-        };
+    pub fn new() -> Self {
         Health {
-            engine,
-            state: Arc::new(Mutex::new(state)),
+            state: watch::Sender::new(State::default()),
         }
+    }
+
+    /// The service to register.
+    pub fn service(&self) -> health_server::HealthServer<Health> {
+        health_server::HealthServer::new(self.clone())
+    }
+
+    /// What is known serves from now on, until it is drained.
+    pub fn begin(&self) {
+        self.state.send_modify(|state| {
+            if state.stage == Stage::Loading {
+                state.stage = Stage::Serving;
+            }
+        });
     }
 
     /// Follows the generation in force. Whoever publishes calls this afterwards; the last call sees the last generation.
-    pub async fn follow(&self) {
-        let mut state = self.state.lock().await;
-        if state.draining {
-            return;
-        }
-        let names: BTreeSet<String> = self.engine.generation().variants.keys().cloned().collect();
-        let before = std::mem::replace(&mut state.names, names.clone());
-        for gone in before.difference(&names) {
-            state.reporter.clear_service_status(gone).await;
-        }
-        for come in names.difference(&before) {
-            state
-                .reporter
-                .set_service_status(come, ServingStatus::Serving)
-                .await;
+    pub fn follow(&self, engine: &EngineHandle) {
+        self.state.send_modify(|state| {
+            state.variants = engine.generation().variants.keys().cloned().collect();
+        });
+    }
+
+    /// Nothing serves any more.
+    pub fn drain(&self) {
+        self.state.send_modify(|state| state.stage = Stage::Drained);
+    }
+}
+
+fn response(status: ServingStatus) -> HealthCheckResponse {
+    HealthCheckResponse {
+        status: status.into(),
+    }
+}
+
+#[tonic::async_trait]
+impl health_server::Health for Health {
+    type WatchStream = ReceiverStream<Result<HealthCheckResponse, Status>>;
+
+    async fn check(
+        &self,
+        request: Request<HealthCheckRequest>,
+    ) -> Result<Response<HealthCheckResponse>, Status> {
+        let name = &request.get_ref().service;
+        match self.state.borrow().of(name) {
+            ServingStatus::ServiceUnknown => Err(Status::not_found(format!(
+                "there is neither a service nor a variant {name:?}"
+            ))),
+            status => Ok(Response::new(response(status))),
         }
     }
 
-    /// Everything stops serving, for good.
-    pub async fn drain(&self) {
-        let mut state = self.state.lock().await;
-        state.draining = true;
-        let State {
-            reporter, names, ..
-        } = &*state;
-        for name in names.iter().map(String::as_str).chain([""]) {
-            reporter
-                .set_service_status(name, ServingStatus::NotServing)
-                .await;
-        }
+    /// Stays open whatever becomes of the name, which may come later or come back, until nothing serves any more.
+    async fn watch(
+        &self,
+        request: Request<HealthCheckRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let name = request.into_inner().service;
+        let mut states = self.state.subscribe();
+        let (to, answers) = mpsc::channel(1);
+        tokio::spawn(async move {
+            let mut before = None;
+            loop {
+                let (now, drained) = {
+                    let state = states.borrow_and_update();
+                    (state.of(&name), state.stage == Stage::Drained)
+                };
+                if before.replace(now) != Some(now) && to.send(Ok(response(now))).await.is_err() {
+                    return;
+                }
+                tokio::select! {
+                    changed = states.changed(), if !drained => {
+                        if changed.is_err() {
+                            return;
+                        }
+                    }
+                    () = to.closed(), if !drained => return,
+                    else => return,
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(answers)))
     }
 }

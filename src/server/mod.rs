@@ -2,7 +2,9 @@
 
 pub mod choir;
 pub mod codec;
+mod front;
 mod health;
+pub mod listener;
 pub mod status;
 
 use crate::catalog::Catalog;
@@ -14,14 +16,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
-use tonic::transport::server::TcpIncoming;
 
 /// Room in a message for everything but its prompt or chunk, in bytes.
 const ENVELOPE_BYTES: usize = 64 << 10;
 /// Calls that one connection may have open.
 const CALLS_PER_CONNECTION: u32 = 4096;
+/// How long calls may go on after the engine has ended by itself.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+/// How long errors of calls that were ended are waited for to be taken.
+const TAKE_ERRORS: Duration = Duration::from_millis(500);
 
-/// What a client may ask for at most, and how long the last ones are waited for.
+/// What clients may ask for and hold at most, and how long the last ones are waited for.
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// A prompt, or a text to score, in bytes.
@@ -30,8 +35,12 @@ pub struct Limits {
     pub upload_bytes: u64,
     /// Whether to believe the client ids that requests bring ([`choir::convert::CLIENT_ID`]): only where a proxy sets them.
     pub trust_client_id: bool,
-    /// After a drain: for clients that have not yet taken their last bytes.
-    pub linger: Duration,
+    /// How long a drain may take. What still runs then ends with UNAVAILABLE.
+    pub drain: Duration,
+    /// Connections: how many, and how long they may be silent before their first request.
+    pub connections: listener::Bounds,
+    /// How long a connection lives at most, and its calls after that.
+    pub connection_age: Option<(Duration, Duration)>,
 }
 
 impl Default for Limits {
@@ -40,7 +49,9 @@ impl Default for Limits {
             prompt_bytes: 1 << 20,
             upload_bytes: 1 << 30,
             trust_client_id: false,
-            linger: Duration::from_secs(5),
+            drain: Duration::from_secs(25),
+            connections: listener::Bounds::default(),
+            connection_age: None,
         }
     }
 }
@@ -81,7 +92,7 @@ pub async fn bind(address: SocketAddr, insecure: bool) -> Result<TcpListener, Er
 }
 
 /// Serves until `shutdown` resolves, then drains: health says NOT_SERVING, new requests are refused, what was accepted
-/// is finished.
+/// is finished, for [`Limits::drain`] at most: what still runs then ends with UNAVAILABLE.
 ///
 /// # Errors
 /// `Engine` where the engine ended by itself, as it does when its device is lost: health says NOT_SERVING then, too.
@@ -92,9 +103,9 @@ pub async fn serve(
     limits: Limits,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Error> {
-    let (reporter, health_service) = tonic_health::server::health_reporter();
-    let health = health::Health::new(engine.clone(), reporter);
-    health.follow().await;
+    let health = health::Health::new();
+    health.follow(&engine);
+    health.begin();
     let inference = choir::InferenceService::new(engine.clone(), &limits);
     let inference = pb::inference_server::InferenceServer::new(inference)
         .max_decoding_message_size(limits.prompt_bytes + ENVELOPE_BYTES);
@@ -102,40 +113,57 @@ pub async fn serve(
         choir::AdminService::new(catalog, engine.clone(), health.clone(), limits.upload_bytes);
     let admin = pb::admin_server::AdminServer::new(admin)
         .max_decoding_message_size(choir::CHUNK_BYTES + ENVELOPE_BYTES);
-    let router = tonic::transport::Server::builder()
+    let end = front::End::default();
+    let mut server = tonic::transport::Server::builder()
+        .layer(front::FrontLayer(end.clone()))
         .max_concurrent_streams(CALLS_PER_CONNECTION)
-        .http2_keepalive_interval(Some(Duration::from_secs(30)))
-        .add_service(health_service)
+        // A proxy's connection carries many clients: one that resets its calls must not end it for the others.
+        .http2_max_pending_accept_reset_streams(Some(CALLS_PER_CONNECTION as usize))
+        .http2_max_local_error_reset_streams(Some(CALLS_PER_CONNECTION as usize))
+        .http2_keepalive_interval(Some(Duration::from_secs(30)));
+    if let Some((age, grace)) = limits.connection_age {
+        server = server
+            .max_connection_age(age)
+            .max_connection_age_grace(grace);
+    }
+    let router = server
+        .add_service(health.service())
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)
         .add_service(inference)
         .add_service(admin);
 
     let by_itself = AtomicBool::new(false);
-    let (drained, after_drain) = oneshot::channel();
+    let (drain_begins, draining) = oneshot::channel();
     let drain = async {
-        tokio::select! {
-            () = shutdown => tracing::info!("draining"),
+        let most = tokio::select! {
+            () = shutdown => {
+                tracing::info!("draining");
+                limits.drain
+            }
             () = engine.ended() => {
                 by_itself.store(true, Ordering::Relaxed);
                 tracing::error!("the engine has ended");
+                limits.drain.min(LAST_WORDS)
             }
-        }
-        health.drain().await;
+        };
+        health.drain();
+        let _ = drain_begins.send(most);
         engine.drain().await;
-        let _ = drained.send(());
     };
     let late = async {
-        // A health watcher never leaves by itself.
-        match after_drain.await {
-            Ok(()) => tokio::time::sleep(limits.linger).await,
-            Err(_) => std::future::pending().await,
-        }
+        let Ok(most) = draining.await else {
+            return std::future::pending().await;
+        };
+        tokio::time::sleep(most).await;
+        end.now();
+        // Connections that do not even take their errors are left.
+        tokio::time::sleep(TAKE_ERRORS).await;
     };
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let incoming = listener::accept(Arc::new(listener), limits.connections);
     tokio::select! {
         served = router.serve_with_incoming_shutdown(incoming, drain) => served?,
-        () = late => {}
+        () = late => tracing::warn!("the drain took too long: what was left has been ended"),
     }
     match engine.status().lost {
         Some(reason) => Err(Error::Engine { reason }),

@@ -1,6 +1,9 @@
 //! A model's tensors by name, from a checkpoint.
 
 use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use super::digest::TensorHash;
@@ -86,11 +89,22 @@ impl NamedTensors {
     }
 }
 
-/// Reads a file whole; says so where `path` is a directory, or a device or a pipe, which may never end.
+/// Reads a file whole; says so where `path` is a directory, or a device or a pipe, which may never end. A file that says it
+/// is empty is taken at its word: those of /proc do, and some of them block.
 pub fn read_file(path: &Path) -> Result<Vec<u8>, Unreadable> {
-    match std::fs::metadata(path)? {
-        found if found.is_dir() => Err(Unreadable::Directory),
-        found if !found.is_file() => Err(Unreadable::NotAFile),
-        _ => Ok(std::fs::read(path)?),
-    }
+    let mut file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK) // opening a pipe would wait for its writer
+        .open(path)?;
+    let length = match file.metadata()? {
+        found if found.is_dir() => return Err(Unreadable::Directory),
+        found if !found.is_file() => return Err(Unreadable::NotAFile),
+        found if found.len() == 0 => return Err(Unreadable::Empty),
+        found => found.len(),
+    };
+    let mut bytes = Vec::new();
+    let wanted = usize::try_from(length).unwrap_or(usize::MAX);
+    (bytes.try_reserve_exact(wanted)).map_err(std::io::Error::other)?;
+    (&mut file).take(length).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }

@@ -112,7 +112,7 @@ impl AdminService {
         })
         .await?;
         tracing::info!(variant = info.name, cosine = info.cosine, "added");
-        self.health.follow().await;
+        self.health.follow(&self.engine);
         Ok(convert::variant(info))
     }
 }
@@ -152,7 +152,7 @@ impl Admin for AdminService {
         let task = tokio::spawn(async move {
             let generation = blocking("path", move || catalog.remove(&name, removal)).await?;
             tracing::info!(variant, generation, "removed");
-            service.health.follow().await;
+            service.health.follow(&service.engine);
             Ok::<_, Status>(generation)
         });
         let generation = task

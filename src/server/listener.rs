@@ -1,0 +1,261 @@
+//! Accepts connections: so many at most, each with a time for its first request, and with a pause where the system has no
+//! descriptors left.
+
+mod first;
+
+use first::First;
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::time::Sleep;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::{Connected, TcpConnectInfo};
+
+/// Descriptors left to the store, the log and the runtime.
+const KEPT_DESCRIPTORS: u64 = 128;
+/// How long accepting rests after an error that is not one connection's own.
+const PAUSE: Duration = Duration::from_millis(100);
+/// A repeated trouble is logged once in this time.
+const SAY_AGAIN: Duration = Duration::from_secs(60);
+
+/// Bounds on the connections of one address.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Open connections at most.
+    pub connections: usize,
+    /// Time for the headers of the first request.
+    pub first: Duration,
+}
+
+impl Default for Bounds {
+    /// 4096 connections, or fewer where the process may not open so many files; ten seconds.
+    fn default() -> Self {
+        let open = open_files().saturating_sub(KEPT_DESCRIPTORS).max(16);
+        Bounds {
+            connections: usize::try_from(open).unwrap_or(usize::MAX).min(4096),
+            first: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Files that the process may have open.
+#[allow(unsafe_code)]
+fn open_files() -> u64 {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: it writes the struct given and nothing else.
+    match unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } {
+        0 => limit.rlim_cur,
+        _ => 1024,
+    }
+}
+
+/// Those that have not asked for anything yet, the oldest first. Dropping the sender ends the connection.
+type Silent = Arc<Mutex<VecDeque<oneshot::Sender<()>>>>;
+
+/// Accepts on `listener` until the stream is dropped. Where all places are taken a new connection takes that of the oldest
+/// which has asked for nothing yet; where there is none such, it waits.
+pub fn accept(
+    listener: Arc<TcpListener>,
+    bounds: Bounds,
+) -> ReceiverStream<io::Result<Connection>> {
+    let (to, accepted) = mpsc::channel(1);
+    tokio::spawn(async move {
+        tokio::select! {
+            () = to.closed() => {}
+            () = accept_all(&listener, bounds, &to) => {}
+        }
+    });
+    ReceiverStream::new(accepted)
+}
+
+async fn accept_all(
+    listener: &TcpListener,
+    bounds: Bounds,
+    to: &mpsc::Sender<io::Result<Connection>>,
+) {
+    let seats = Arc::new(Semaphore::new(bounds.connections));
+    let silent = Silent::default();
+    let (mut refused, mut full) = (Occasionally::default(), Occasionally::default());
+    loop {
+        let (tcp, _) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) if of_one_connection(&error) => continue,
+            Err(error) => {
+                if refused.now() {
+                    tracing::warn!(%error, "connections cannot be accepted");
+                }
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+        };
+        let seat = match seats.clone().try_acquire_owned() {
+            Ok(seat) => seat,
+            Err(_) => {
+                if full.now() {
+                    tracing::warn!(
+                        connections = bounds.connections,
+                        "all connections are taken"
+                    );
+                }
+                end_oldest(&silent);
+                match seats.clone().acquire_owned().await {
+                    Ok(seat) => seat,
+                    Err(_) => return,
+                }
+            }
+        };
+        // Small messages must not wait for others; a connection that is gone already says so when it is read.
+        let _ = tcp.set_nodelay(true);
+        let (alive, ended) = oneshot::channel();
+        {
+            let mut silent = silent.lock().unwrap_or_else(PoisonError::into_inner);
+            silent.push_back(alive);
+            if silent.len() > 2 * bounds.connections {
+                silent.retain(|alive| !alive.is_closed());
+            }
+        }
+        let connection = Connection {
+            info: tcp.connect_info(),
+            tcp,
+            waiting: Some(Box::new(Waiting {
+                deadline: Box::pin(tokio::time::sleep(bounds.first)),
+                ended,
+                first: First::default(),
+            })),
+            _seat: seat,
+        };
+        if to.send(Ok(connection)).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Whether an error of accept(2) is about the connection that was to be accepted and not about this process.
+fn of_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+    )
+}
+
+/// Ends the connection that has been silent longest, where there is one.
+fn end_oldest(silent: &Silent) {
+    let mut silent = silent.lock().unwrap_or_else(PoisonError::into_inner);
+    while let Some(alive) = silent.pop_front() {
+        if !alive.is_closed() {
+            break;
+        }
+    }
+}
+
+/// Says yes once in [`SAY_AGAIN`].
+#[derive(Default)]
+struct Occasionally(Option<Instant>);
+
+impl Occasionally {
+    fn now(&mut self) -> bool {
+        let again = self.0.is_none_or(|said| said.elapsed() >= SAY_AGAIN);
+        if again {
+            self.0 = Some(Instant::now());
+        }
+        again
+    }
+}
+
+/// One connection, which has its place until it is dropped.
+pub struct Connection {
+    tcp: TcpStream,
+    info: TcpConnectInfo,
+    /// Until the headers of its first request have come.
+    waiting: Option<Box<Waiting>>,
+    _seat: OwnedSemaphorePermit,
+}
+
+struct Waiting {
+    deadline: Pin<Box<Sleep>>,
+    /// Resolves where somebody else needs the place.
+    ended: oneshot::Receiver<()>,
+    first: First,
+}
+
+impl Connection {
+    /// The other side's address.
+    pub fn remote(&self) -> Option<SocketAddr> {
+        self.info.remote_addr()
+    }
+}
+
+impl Connected for Connection {
+    type ConnectInfo = TcpConnectInfo;
+
+    fn connect_info(&self) -> TcpConnectInfo {
+        self.info.clone()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        to: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if let Some(waiting) = &mut this.waiting {
+            let late = waiting.deadline.as_mut().poll(context).is_ready();
+            if late || Pin::new(&mut waiting.ended).poll(context).is_ready() {
+                let reason = "no request came in time";
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, reason)));
+            }
+        }
+        let before = to.filled().len();
+        let read = Pin::new(&mut this.tcp).poll_read(context, to);
+        if let Some(waiting) = &mut this.waiting
+            && waiting.first.saw(&to.filled()[before..])
+        {
+            this.waiting = None;
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tcp).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_shutdown(context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tcp).poll_write_vectored(context, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.tcp.is_write_vectored()
+    }
+}
