@@ -1,7 +1,7 @@
 //! One row of logits to one token, with and without cuts, and one step of whole sequences: what a step does beside the network.
 
 use choir::rng::{Key, Stream};
-use choir::sampler::{BlockSampler, BlockSettings, LastBlock};
+use choir::sampler::{BlockSampler, BlockSettings};
 use choir::sampler::{
     Crossing, Filter, Predictor, Sampler, UniformPredictor, UniformSampler, UniformSettings,
     Workspace,
@@ -76,20 +76,8 @@ fn steps(criterion: &mut Criterion) {
         time_conditioned: true,
         prefill_chunk: LENGTH,
     };
-    let block = BlockSettings {
-        block_size: LENGTH,
-        max_tokens: LENGTH,
-        predictor: Predictor::Ancestral { steps: 2 },
-        temperature: 1.0,
-        nucleus_p: 1.0,
-        top_k: None,
-        stop_ids: Vec::new(),
-        mask_id: VOCAB as u32 - 1,
-        vocab_size: VOCAB,
-        time_conditioned: false,
-        prefill_chunk: LENGTH,
-        last_block: LastBlock::Whole,
-    };
+    let predictor = Predictor::Ancestral { steps: 2 };
+    let block = BlockSettings::new(LENGTH, LENGTH, predictor, VOCAB as u32 - 1, VOCAB);
     let samplers = [
         (
             "uniform",

@@ -11,10 +11,10 @@ const ORDER: [&str; 14] = [
     "catalog",
     "train",
     "engine",
-    "sampler",
     "model",
     "store",
     "superposition",
+    "sampler",
     "checkpoint",
     "ops",
     "transform",
@@ -23,7 +23,7 @@ const ORDER: [&str; 14] = [
 ];
 /// What the order allows and the design does not.
 const NEVER: [(&str, &str); 5] = [
-    ("sampler", "model"),
+    ("model", "sampler"),
     ("engine", "store"),
     ("engine", "superposition"),
     ("train", "engine"),

@@ -5,7 +5,7 @@ mod fixtures;
 use choir::model::kv_cache::KvCache;
 use choir::model::weights::is_product;
 use choir::model::{BaseWeights, Batch, Denoiser, Dit, Mix, PageId, Segment, ServedBank};
-use choir::ops::categorical::{Crossing, Draw, Filter, Kind, Workspace};
+use choir::ops::categorical::{Certainty, Crossing, Draw, Filter, Kind, Workspace};
 use choir::ops::quantized::Form;
 use choir::rng::Noise;
 use fixtures::{Case, PAGE, cached_blocks, close, mixes, segment, variants, whole_sequences};
@@ -43,7 +43,7 @@ fn a_step_draws_where_it_is_told_and_gives_back_the_other_rows() {
         noise: Noise::new(5),
         step: 1,
         position: position as u32,
-        kind: Kind::Sure,
+        kind: Kind::Sure(Certainty::Best),
     };
     let length = case.config.block().expect("block");
     let kept = segment(&case, &vec![1; length], 0.0);

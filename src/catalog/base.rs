@@ -1,15 +1,20 @@
 //! Where the base comes from, and the model that is compiled in.
 
-use super::{Error, tuning};
-use crate::model::tokenizer::Tokenizer;
+use super::{Error, defaults, tuning};
+use crate::checkpoint::read_small;
+use crate::engine::Sampling;
+use crate::model::tokenizer::{GenerationConfig, Tokenizer};
 use crate::model::{DitConfig, NetworkFacts, Place, Process, Regime, place};
 use crate::store::BaseFacts;
-use crate::superposition::{Digest, NamedTensors, Refused, Unreadable};
+use crate::superposition::{NamedTensors, Refused, Unreadable};
 use serde::Deserialize;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// Bytes of a file beside the weights at most.
+const LONGEST_FILE: u64 = 128 << 20;
 
 /// The files of `models/`, as they were when the binary was built.
 mod embedded {
@@ -106,6 +111,16 @@ impl BaseSource {
         }
     }
 
+    /// A file that there may be; one that cannot be read is told as missing.
+    fn find(&self, file: &str) -> Option<Vec<u8>> {
+        match self {
+            BaseSource::Embedded => {
+                (file == "tokenizer.json").then(|| embedded::TOKENIZER.to_vec())
+            }
+            BaseSource::Folder(folder) => read_small(&folder.join(file), LONGEST_FILE).ok(),
+        }
+    }
+
     fn refuse(&self, reason: impl ToString) -> Error {
         Error::Base {
             origin: self.to_string(),
@@ -125,7 +140,14 @@ impl BaseSource {
 
     /// The tokenizer and its file.
     pub fn tokenizer(&self) -> Result<Tokenizer, Error> {
-        Tokenizer::from_bytes(&self.read("tokenizer.json")?).map_err(|error| self.refuse(error))
+        Tokenizer::from_files(|file| self.find(file)).map_err(|error| self.refuse(error))
+    }
+
+    /// What the checkpoint's own configuration says of sampling, where it has one.
+    fn generation_config(&self) -> Result<Option<GenerationConfig>, Error> {
+        let text = self.find("generation_config.json");
+        let config = text.map(|text| GenerationConfig::parse(&text)).transpose();
+        config.map_err(|error| self.refuse(error))
     }
 
     /// The tokenizer's file as text.
@@ -143,21 +165,34 @@ impl BaseSource {
     /// Everything about the base that is needed for as long as it is served.
     pub(super) fn load(&self, place: &Place) -> Result<Base, Error> {
         let (config, tokenizer, tensors) = (self.config()?, self.tokenizer()?, self.tensors()?);
-        if tokenizer.vocab_size() > config.vocab_size {
-            let (pieces, rows) = (tokenizer.vocab_size(), config.vocab_size);
+        if tokenizer.pieces() > config.vocab_size {
+            let (pieces, rows) = (tokenizer.pieces(), config.vocab_size);
             return Err(self.refuse(format!(
                 "tokenizer.json has {pieces} pieces and the network {rows} rows"
             )));
         }
+        if tokenizer.ends().is_empty() {
+            tracing::warn!(
+                "the tokenizer {self} names no end of text: a text ends at its length only"
+            );
+        }
         let facts = BaseFacts::of(&tensors, tokenizer.digest().into());
         let weights = place::Base::new(place, config, &tensors.into_parts())
             .map_err(|error| self.refuse(place::message(&error)))?;
-        Ok(Base {
+        let base = Base {
             source: self.clone(),
             facts,
             weights,
             tokenizer: Arc::new(tokenizer),
-        })
+            generation_config: self.generation_config()?,
+        };
+        let (facts, usual) = (
+            base.weights.facts(),
+            base.usual(base.weights.facts().regime),
+        );
+        crate::engine::check_sampling(facts, facts.regime, &usual)
+            .map_err(|error| self.refuse(format!("generation_config.json: {error}")))?;
+        Ok(base)
     }
 }
 
@@ -176,9 +211,16 @@ pub(super) struct Base {
     pub facts: BaseFacts,
     pub weights: place::Base,
     pub tokenizer: Arc<Tokenizer>,
+    generation_config: Option<GenerationConfig>,
 }
 
 impl Base {
+    /// How a variant of this regime is sampled that says nothing of it.
+    pub fn usual(&self, regime: Regime) -> Sampling {
+        let said = self.generation_config.as_ref();
+        defaults::usual(self.weights.facts(), regime, said)
+    }
+
     /// The weights again, in f32, to compare a checkpoint with: they are not kept, so they are read anew.
     ///
     /// # Errors
@@ -200,11 +242,13 @@ impl Base {
     /// have.
     pub fn check_neighbours(&self, checkpoint: &Path) -> Result<Option<Regime>, Error> {
         let beside = |name: &str| std::fs::read(checkpoint.with_file_name(name)).ok();
-        if let Some(found) = beside("tokenizer.json").map(|bytes| Digest::of(&bytes))
-            && found != self.facts.tokenizer
-        {
-            let expected = self.facts.tokenizer;
-            return Err(crate::store::Error::OtherTokenizer { expected, found }.into());
+        if let Some(bytes) = beside("tokenizer.json") {
+            let theirs = Tokenizer::from_bytes(&bytes);
+            let same = theirs.and_then(|theirs| self.tokenizer.same_pieces(&theirs));
+            same.map_err(|source| Error::OtherTokenizer {
+                origin: checkpoint.display().to_string(),
+                source,
+            })?;
         }
         let Some(bytes) = beside("config.json") else {
             return Ok(None);

@@ -1,68 +1,32 @@
 //! Sampling defaults and the regime they go with, between the engine and the store's manifest.
 
-use crate::engine::{Predictor, Sampling};
+use crate::engine::Sampling;
+use crate::model::tokenizer::GenerationConfig;
 use crate::model::{NetworkFacts, Process, Regime};
-use crate::sampler::{self, NoiseRemoval, Psi, UniformPredictor};
 use crate::store::{self, SamplerDefaults, VariantRecord};
+
+/// What a checkpoint is sampled with where nobody says otherwise: what its family's own code does, with the temperature and filters
+/// of the `generation_config.json` that came with it.
+pub fn usual(network: &NetworkFacts, regime: Regime, said: Option<&GenerationConfig>) -> Sampling {
+    let family = Sampling::of_family(network.family, regime.block);
+    let mut sampling = family.unwrap_or_else(|| Sampling::of(regime.process));
+    let Some(said) = said else { return sampling };
+    sampling.top_k = said.top_k.filter(|&k| k > 0).or(sampling.top_k);
+    sampling.nucleus_p = said.top_p.unwrap_or(sampling.nucleus_p);
+    sampling.temperature = match said.do_sample {
+        Some(false) => 0.0,
+        _ => said.temperature.unwrap_or(sampling.temperature),
+    };
+    sampling
+}
 
 /// Sampling and regime as the store records them.
 pub fn to_store(sampling: &Sampling, regime: Regime) -> SamplerDefaults {
-    SamplerDefaults {
-        predictor: match sampling.predictor {
-            Predictor::Absorbing(sampler::Predictor::FirstHitting) => {
-                store::Predictor::FirstHitting
-            }
-            Predictor::Absorbing(sampler::Predictor::Ancestral { steps }) => {
-                store::Predictor::Ancestral { steps }
-            }
-            Predictor::Absorbing(sampler::Predictor::Confidence { threshold }) => {
-                store::Predictor::Confidence { threshold }
-            }
-            Predictor::Uniform(uniform) => store::Predictor::Uniform(store::UniformPredictor {
-                steps: uniform.steps,
-                eps: uniform.eps,
-                noise_removal: match uniform.noise_removal {
-                    NoiseRemoval::Ancestral => store::NoiseRemoval::Ancestral,
-                    NoiseRemoval::Greedy => store::NoiseRemoval::Greedy,
-                },
-                psi: psi_to_store(&uniform.psi),
-            }),
-        },
-        temperature: sampling.temperature,
-        nucleus_p: sampling.nucleus_p,
-        top_k: sampling.top_k,
-        block_size: match regime.process {
-            Process::Absorbing => sampling.block_size,
-            Process::Uniform => regime.block,
-        },
-        time_conditioning: regime.time_conditioned,
+    let mut defaults = SamplerDefaults::new(sampling, regime.time_conditioned);
+    if regime.process == Process::Uniform {
+        defaults.block_size = regime.block;
     }
-}
-
-pub fn from_store(defaults: &SamplerDefaults) -> Sampling {
-    Sampling {
-        predictor: match defaults.predictor {
-            store::Predictor::FirstHitting => sampler::Predictor::FirstHitting.into(),
-            store::Predictor::Ancestral { steps } => sampler::Predictor::Ancestral { steps }.into(),
-            store::Predictor::Confidence { threshold } => {
-                sampler::Predictor::Confidence { threshold }.into()
-            }
-            store::Predictor::Uniform(uniform) => UniformPredictor {
-                steps: uniform.steps,
-                eps: uniform.eps,
-                noise_removal: match uniform.noise_removal {
-                    store::NoiseRemoval::Ancestral => NoiseRemoval::Ancestral,
-                    store::NoiseRemoval::Greedy => NoiseRemoval::Greedy,
-                },
-                psi: psi_from_store(&uniform.psi),
-            }
-            .into(),
-        },
-        block_size: defaults.block_size,
-        temperature: defaults.temperature,
-        nucleus_p: defaults.nucleus_p,
-        top_k: defaults.top_k,
-    }
+    defaults
 }
 
 /// What a recorded variant of this network was tuned for. The base's blocks are those of all its absorbing variants.
@@ -100,54 +64,71 @@ pub(super) fn process_from_store(process: store::Process) -> Process {
     }
 }
 
-fn psi_to_store(psi: &Psi) -> store::Psi {
-    use sampler::{Kappa as From, TimeProfile};
-    use store::Kappa as To;
-    let kappa = |kappa| match kappa {
-        From::PurePosterior => To::PurePosterior,
-        From::PureCorrector => To::PureCorrector,
-        From::Constant(kappa) => To::Constant(kappa),
-        From::ConstantRemdm { eta } => To::ConstantRemdm { eta },
-        From::MaxCapped { eta } => To::MaxCapped { eta },
-        From::MaxRescale { eta } => To::MaxRescale { eta },
-        From::MaxRescaleOnce { eta } => To::MaxRescaleOnce { eta },
-    };
-    store::Psi {
-        profile: match psi.profile {
-            TimeProfile::Linear => store::TimeProfile::Linear,
-            TimeProfile::Pause { time } => store::TimeProfile::Pause { time },
-            TimeProfile::PauseAtAlpha { alpha } => store::TimeProfile::PauseAtAlpha { alpha },
-        },
-        high_fraction: psi.high_fraction,
-        middle_fraction: psi.middle_fraction,
-        high: kappa(psi.high),
-        middle: kappa(psi.middle),
-        low: kappa(psi.low),
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::CacheShape;
+    use crate::sampler::{Certainty, Predictor};
 
-fn psi_from_store(psi: &store::Psi) -> Psi {
-    use sampler::{Kappa as To, TimeProfile};
-    use store::Kappa as From;
-    let kappa = |kappa| match kappa {
-        From::PurePosterior => To::PurePosterior,
-        From::PureCorrector => To::PureCorrector,
-        From::Constant(kappa) => To::Constant(kappa),
-        From::ConstantRemdm { eta } => To::ConstantRemdm { eta },
-        From::MaxCapped { eta } => To::MaxCapped { eta },
-        From::MaxRescale { eta } => To::MaxRescale { eta },
-        From::MaxRescaleOnce { eta } => To::MaxRescaleOnce { eta },
-    };
-    Psi {
-        profile: match psi.profile {
-            store::TimeProfile::Linear => TimeProfile::Linear,
-            store::TimeProfile::Pause { time } => TimeProfile::Pause { time },
-            store::TimeProfile::PauseAtAlpha { alpha } => TimeProfile::PauseAtAlpha { alpha },
-        },
-        high_fraction: psi.high_fraction,
-        middle_fraction: psi.middle_fraction,
-        high: kappa(psi.high),
-        middle: kappa(psi.middle),
-        low: kappa(psi.low),
+    fn network(family: &'static str, block: Option<usize>) -> NetworkFacts {
+        NetworkFacts {
+            family,
+            slides: false,
+            rows: 320,
+            tokens: 318,
+            mask: Some(317),
+            context: 512,
+            regime: Regime {
+                process: Process::Absorbing,
+                block,
+                time_conditioned: false,
+            },
+            hidden: 64,
+            parameters: 1,
+            cache: CacheShape {
+                layers: 1,
+                heads: 2,
+                head_dim: 32,
+            },
+        }
+    }
+
+    #[test]
+    fn a_family_is_run_as_its_own_code_does_unless_its_files_say_otherwise() {
+        let sdar = network("sdar", Some(4));
+        let usually = usual(&sdar, sdar.regime, None);
+        let dynamic = Predictor::Confidence {
+            threshold: 0.85,
+            steps: Some(4),
+        };
+        assert_eq!(usually.predictor, dynamic.into());
+        assert_eq!(
+            (usually.temperature, usually.certainty),
+            (1.0, Certainty::Filtered)
+        );
+        let said = br#"{"do_sample": true, "temperature": 0.6, "top_k": 20, "top_p": 0.95}"#;
+        let said = GenerationConfig::parse(said).unwrap();
+        let told = usual(&sdar, sdar.regime, Some(&said));
+        assert_eq!(
+            (told.temperature, told.top_k, told.nucleus_p, told.predictor),
+            (0.6, Some(20), 0.95, dynamic.into())
+        );
+        let greedy = GenerationConfig::parse(br#"{"do_sample": false, "top_k": 0}"#).unwrap();
+        let told = usual(&sdar, sdar.regime, Some(&greedy));
+        assert_eq!((told.temperature, told.top_k), (0.0, None));
+    }
+
+    #[test]
+    fn every_usual_setting_is_one_that_requests_may_have() {
+        let a2d = |block| network("a2d-qwen3", block);
+        for network in [
+            network("sdar", Some(64)),
+            a2d(Some(32)),
+            a2d(None),
+            network("dit", Some(4)),
+        ] {
+            let usually = usual(&network, network.regime, None);
+            crate::engine::check_sampling(&network, network.regime, &usually).unwrap();
+        }
     }
 }

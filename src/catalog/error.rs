@@ -1,5 +1,6 @@
 //! Why an operator's action was refused; nothing has changed then.
 
+use crate::model::tokenizer::TokenizerError;
 use crate::store;
 use crate::superposition::Refused;
 use std::path::PathBuf;
@@ -14,6 +15,12 @@ pub enum Error {
     /// The configuration beside a checkpoint is another one than the base's.
     #[error("{origin}: it is configured otherwise than the base: {field}")]
     OtherConfig { origin: String, field: &'static str },
+    /// The tokenizer beside a checkpoint has other pieces than the base's.
+    #[error("{origin}: the tokenizer beside it does not fit the base: {source}")]
+    OtherTokenizer {
+        origin: String,
+        source: TokenizerError,
+    },
     #[error("{field}: {reason}")]
     BadField { field: &'static str, reason: String },
     /// The base or its tokenizer cannot be served.

@@ -2,7 +2,7 @@
 
 use super::base::Base;
 use super::{Error, Forms, defaults, tuning};
-use crate::engine::{Generation, MemoryPart, Sampling, VariantFacts};
+use crate::engine::{Generation, MemoryPart, VariantFacts};
 use crate::model::place::{self, Bank, Bytes, Variant, message};
 use crate::model::{VariantId, VariantWeights};
 use crate::ops::gpu::Fault;
@@ -179,7 +179,7 @@ pub(super) fn build(
         let facts = VariantFacts {
             id: VariantId(number),
             regime,
-            defaults: defaults::from_store(&record.defaults),
+            defaults: record.defaults.sampling(),
         };
         variants.insert(name.clone(), facts);
     }
@@ -211,7 +211,7 @@ pub(super) fn build(
         number: manifest.generation,
         denoiser: instance.denoiser,
         tokenizer: base.tokenizer.clone(),
-        defaults: Sampling::of(network.regime.process),
+        defaults: base.usual(network.regime),
         variants,
         memory,
     };

@@ -271,7 +271,7 @@ impl Catalog {
         let said = Said::of(&origin, &bytes, beside, network)?;
         drop((bytes, base));
         let regime = tuning.regime(&said, network)?;
-        let sampling = sampling(&said, regime, &defaults, network)?;
+        let sampling = sampling(&said, regime, &defaults, &self.base)?;
         let variant = NewVariant {
             name: name.clone(),
             seed,
@@ -413,7 +413,7 @@ fn info(name: &str, record: &VariantRecord, network: &NetworkFacts) -> VariantIn
         archived: record.archive.is_some(),
         added: record.added,
         regime: defaults::regime(record, network),
-        defaults: defaults::from_store(&record.defaults),
+        defaults: record.defaults.sampling(),
     }
 }
 
@@ -428,7 +428,7 @@ fn shipped_variants(base: &Base) -> Result<Vec<NewVariant>, Error> {
                    }| {
         let said = Said::of(name, packed, None, network)?;
         let regime = Tuning::default().regime(&said, network)?;
-        let sampling = sampling(&said, regime, &Choice::default(), network)?;
+        let sampling = sampling(&said, regime, &Choice::default(), base)?;
         Ok(NewVariant {
             name: name.to_owned(),
             seed: None,
@@ -443,18 +443,13 @@ fn shipped_variants(base: &Base) -> Result<Vec<NewVariant>, Error> {
 }
 
 /// A variant's sampling defaults: what is chosen, else what its file says, else what is usual for its process.
-fn sampling(
-    said: &Said,
-    regime: Regime,
-    chosen: &Choice,
-    network: &NetworkFacts,
-) -> Result<Sampling, Error> {
+fn sampling(said: &Said, regime: Regime, chosen: &Choice, base: &Base) -> Result<Sampling, Error> {
     let usual = match &said.defaults {
-        Some(recorded) => defaults::from_store(recorded),
-        None => Sampling::of(regime.process),
+        Some(recorded) => recorded.sampling(),
+        None => base.usual(regime),
     };
     let sampling = chosen.over(usual).and_then(|sampling| {
-        engine::check_sampling(network, regime, &sampling)?;
+        engine::check_sampling(base.weights.facts(), regime, &sampling)?;
         Ok(sampling)
     });
     sampling.map_err(|error| Error::BadField {

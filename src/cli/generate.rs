@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::json;
 use std::io::{Read, Write};
+use tonic::transport::Channel;
 
 /// Continue a prompt, or fill in a text.
 ///
@@ -38,6 +39,14 @@ pub struct GenerateArgs {
     /// End before this text; may be given several times.
     #[arg(long)]
     stop: Vec<String>,
+    /// The prompt is what a user says to the model: it is written as the model's chat template does.
+    #[arg(long, conflicts_with_all = ["suffix", "template", "control_tokens"])]
+    chat: bool,
+    #[command(flatten)]
+    turns: TurnArgs,
+    /// The text of a control token in the prompt, as <|im_end|>, is that token.
+    #[arg(long)]
+    control_tokens: bool,
     /// Show every denoising step: what it revealed, and where.
     #[arg(long)]
     show_steps: bool,
@@ -51,6 +60,25 @@ pub struct GenerateArgs {
     json: bool,
     #[command(flatten)]
     sampling: SamplingArgs,
+}
+
+/// What a conversation begins with.
+#[derive(Args, Clone, Debug)]
+pub struct TurnArgs {
+    /// Chat: what the model is told before anything else.
+    #[arg(long)]
+    pub system: Option<String>,
+    /// Chat: whether a model that can think aloud first does [default: as its template says].
+    #[arg(long, value_name = "WHETHER")]
+    pub thinking: Option<bool>,
+}
+
+/// A turn of a conversation.
+pub fn turn(role: pb::Role, content: impl Into<String>) -> pb::Message {
+    pb::Message {
+        role: role.into(),
+        content: content.into(),
+    }
 }
 
 /// Pieces of text and holes.
@@ -96,9 +124,24 @@ pub fn run(args: GenerateArgs) -> Result<()> {
         }
         text => text.unwrap_or_default().to_owned(),
     };
+    if !args.chat && (args.turns.system.is_some() || args.turns.thinking.is_some()) {
+        bail!("--system and --thinking are for --chat");
+    }
+    let (prompt, messages) = match args.chat {
+        false => (prompt, Vec::new()),
+        true => {
+            let system = args.turns.system.iter();
+            let system = system.map(|text| turn(pb::Role::System, text));
+            let user = turn(pb::Role::User, prompt);
+            (String::new(), system.chain([user]).collect())
+        }
+    };
     let request = pb::GenerateRequest {
         mix: args.mix.wire(),
         prompt,
+        messages,
+        enable_thinking: args.turns.thinking,
+        control_tokens: args.control_tokens,
         max_tokens: args.max_tokens,
         sampling: args.sampling.wire(),
         stop: args.stop.clone(),
@@ -118,45 +161,69 @@ pub fn run(args: GenerateArgs) -> Result<()> {
     };
     block_on(async {
         let mut client = InferenceClient::new(args.server.connect().await?);
-        let mut events = client
-            .generate(request)
-            .await
-            .map_err(refused)?
-            .into_inner();
-        let mut started = None;
-        while let Some(response) = events.message().await.map_err(refused)? {
-            let Some(event) = response.event else {
-                continue;
-            };
-            if args.json {
-                println!("{}", as_json(&event));
-                if let Event::Finished(_) = event {
-                    return Ok(());
-                }
-                continue;
-            }
-            match event {
-                Event::Started(event) => started = Some(event),
-                Event::Step(step) => {
-                    let shown = step
-                        .revealed
-                        .iter()
-                        .map(|one| format!("{}:{:?}", one.position, one.text));
-                    eprintln!("step: {}", shown.collect::<Vec<_>>().join(" "));
-                }
-                Event::Block(block) => {
-                    print!("{}", block.text);
-                    std::io::stdout().flush()?;
-                }
-                Event::Finished(finished) => {
-                    println!();
-                    eprintln!("{}", figures(started.as_ref(), &finished));
-                    return Ok(());
-                }
+        match args.json {
+            false => _ = shown(&mut client, request).await?,
+            true => {
+                let print = |event: &Event| {
+                    println!("{}", as_json(event));
+                    Ok(())
+                };
+                follow(&mut client, request, print).await?;
             }
         }
-        bail!("the server ended the stream before the text was finished")
+        Ok(())
     })
+}
+
+/// Sends a request and hands over its events to the last one.
+async fn follow(
+    client: &mut InferenceClient<Channel>,
+    request: pb::GenerateRequest,
+    mut event: impl FnMut(&Event) -> Result<()>,
+) -> Result<()> {
+    let events = client.generate(request).await.map_err(refused)?;
+    let mut events = events.into_inner();
+    while let Some(response) = events.message().await.map_err(refused)? {
+        if let Some(found) = response.event {
+            event(&found)?;
+            if let Event::Finished(_) = found {
+                return Ok(());
+            }
+        }
+    }
+    bail!("the server ended the stream before the text was finished")
+}
+
+/// Sends a request and prints its text as it comes, and a line of figures to standard error; returns the text.
+pub async fn shown(
+    client: &mut InferenceClient<Channel>,
+    request: pb::GenerateRequest,
+) -> Result<String> {
+    let (mut started, mut text) = (None, String::new());
+    let print = |event: &Event| {
+        match event {
+            Event::Started(event) => started = Some(event.clone()),
+            Event::Step(step) => {
+                let shown = step
+                    .revealed
+                    .iter()
+                    .map(|one| format!("{}:{:?}", one.position, one.text));
+                eprintln!("step: {}", shown.collect::<Vec<_>>().join(" "));
+            }
+            Event::Block(block) => {
+                text += &block.text;
+                print!("{}", block.text);
+                std::io::stdout().flush()?;
+            }
+            Event::Finished(finished) => {
+                println!();
+                eprintln!("{}", figures(started.as_ref(), finished));
+            }
+        }
+        Ok(())
+    };
+    follow(client, request, print).await?;
+    Ok(text)
 }
 
 fn figures(started: Option<&pb::Started>, finished: &pb::Finished) -> String {

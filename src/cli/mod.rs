@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod capacity;
+mod chat;
 mod client;
 mod exit;
 mod generate;
@@ -36,6 +37,7 @@ struct Cli {
 enum Command {
     Serve(serve::ServeArgs),
     Generate(generate::GenerateArgs),
+    Chat(chat::ChatArgs),
     Score(score::ScoreArgs),
     Variants(variants::VariantsArgs),
     Status(status::StatusArgs),
@@ -48,6 +50,7 @@ pub fn run() -> Result<()> {
     match Cli::parse().command {
         Command::Serve(args) => serve::run(args),
         Command::Generate(args) => generate::run(args),
+        Command::Chat(args) => chat::run(args),
         Command::Score(args) => score::run(args),
         Command::Variants(args) => variants::run(args),
         Command::Status(args) => status::run(args),

@@ -23,14 +23,20 @@ pub struct SamplingArgs {
     #[arg(long, value_enum, conflicts_with = "first_hitting")]
     predictor: Option<Kind>,
     /// Steps for each block, or for a whole text: fewer are faster, more are better.
-    #[arg(long, conflicts_with = "threshold")]
+    #[arg(long)]
     steps: Option<u32>,
-    /// Reveal whatever is at least this probable (the confidence predictor).
+    /// Reveal whatever is surer than this probability (the confidence predictor).
     #[arg(long, allow_negative_numbers = true, conflicts_with = "first_hitting")]
     threshold: Option<f32>,
     /// The same as --predictor first-hitting.
     #[arg(long, conflicts_with = "steps")]
     first_hitting: bool,
+    /// Confidence and static: what a token's certainty is.
+    #[arg(long, value_enum)]
+    certainty: Option<By>,
+    /// Absorbing variants that denoise whole texts: reveal the answer in windows of this many tokens, from left to right.
+    #[arg(long)]
+    window: Option<u32>,
     /// Uniform variants: how the last step turns what is left of the noise into text.
     #[arg(long, value_enum)]
     noise_removal: Option<Removal>,
@@ -64,10 +70,24 @@ enum Kind {
     FirstHitting,
     /// Any variant: --steps equal steps.
     Ancestral,
-    /// Absorbing variants: all positions that are sure by --threshold at once.
+    /// Absorbing variants: all positions that are sure by --threshold at once; at least as many as static with --steps.
     Confidence,
+    /// Absorbing variants: the surest positions, an equal share in each of --steps.
+    Static,
+    /// Absorbing variants: from left to right, an equal share in each of --steps.
+    Sequential,
     /// Uniform variants: steps that also correct, see --profile and --kappa-high.
     Psi,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug)]
+enum By {
+    /// The most likely token's probability, at temperature 1.
+    Best,
+    /// The drawn token's, at temperature 1.
+    Drawn,
+    /// The drawn token's, after temperature, top-k and nucleus.
+    Filtered,
 }
 
 #[derive(ValueEnum, Clone, Copy, Debug)]
@@ -86,7 +106,15 @@ impl SamplingArgs {
             None | Some(Kind::FirstHitting) => pb::PredictorKind::FirstHitting,
             Some(Kind::Ancestral) => pb::PredictorKind::Ancestral,
             Some(Kind::Confidence) => pb::PredictorKind::Confidence,
+            Some(Kind::Static) => pb::PredictorKind::Static,
+            Some(Kind::Sequential) => pb::PredictorKind::Sequential,
             Some(Kind::Psi) => pb::PredictorKind::Psi,
+        };
+        let certainty = match self.certainty {
+            None => pb::Certainty::Unspecified,
+            Some(By::Best) => pb::Certainty::Best,
+            Some(By::Drawn) => pb::Certainty::Drawn,
+            Some(By::Filtered) => pb::Certainty::Filtered,
         };
         let noise_removal = match self.noise_removal {
             None => pb::NoiseRemoval::Unspecified,
@@ -108,10 +136,11 @@ impl SamplingArgs {
             eps: self.eps,
             noise_removal: noise_removal.into(),
             psi: (psi != pb::Psi::default()).then_some(psi),
+            certainty: certainty.into(),
         };
         let wire = pb::Sampling {
             predictor: (predictor != pb::Predictor::default()).then_some(predictor),
-            block_size: None,
+            block_size: self.window,
             temperature: self.temperature,
             nucleus_p: self.nucleus_p,
             top_k: self.top_k,
@@ -139,6 +168,13 @@ pub fn line(sampling: &pb::Sampling) -> String {
     let fields = [
         ("steps", predictor.steps.map(|v| v.to_string())),
         ("threshold", predictor.threshold.map(|v| v.to_string())),
+        (
+            "certainty",
+            Some(predictor.certainty())
+                .filter(|by| *by != pb::Certainty::Unspecified)
+                .map(|by| name(by.as_str_name(), "CERTAINTY_")),
+        ),
+        ("window", sampling.block_size.map(|v| v.to_string())),
         (
             "noise removal",
             removal.map(|v| name(v.as_str_name(), "NOISE_REMOVAL_")),

@@ -14,10 +14,13 @@ use super::score::Scorer;
 use super::sequence::{Scoring, Sequence, Text, Work};
 use super::stream;
 use super::text::TextStream;
-use super::{EngineConfig, Error, Event, Predictor, Request, Sampling, Score, ScoreRequest};
+use super::{
+    EngineConfig, Error, Event, Generation, Predictor, Request, Sampling, Score, ScoreRequest,
+};
 use crate::model::{NetworkFacts, Process, Regime};
 use crate::sampler::{
-    self, BlockSampler, BlockSettings, LastBlock, Sampler, UniformSampler, UniformSettings,
+    self, BlockSampler, BlockSettings, Convention, LastBlock, Sampler, UniformSampler,
+    UniformSettings,
 };
 
 /// Most stop strings of a request, and bytes of each.
@@ -67,13 +70,13 @@ pub fn text(
     if request.stop_ids.len() > MAX_STOP_IDS {
         return Err(bad("stop_ids", format!("at most {MAX_STOP_IDS} ids")));
     }
-    let network = lease.denoiser.facts();
+    let network = &known(&lease, regime);
     let total = fixed + holes;
     let sampler = sampler(
         config,
         network,
         regime,
-        lease.tokenizer.end_of_text(),
+        lease.tokenizer.ends(),
         &request,
         seed,
     )?;
@@ -95,14 +98,21 @@ pub fn text(
         lease.banks(&mix),
     );
     let (sender, events) = stream::channel(config.unread);
+    // What a predictor's steps share out.
+    let shared_out = match regime.block {
+        None if regime.process == Process::Absorbing => {
+            request.sampling.block_size.unwrap_or(block_size)
+        }
+        _ => block_size,
+    };
     let work = Work::Text(Box::new(Text {
         sampler,
         stream: TextStream::new(lease.tokenizer.clone(), request.stop),
         prompt_tokens: request.prompt.len(),
         delivered: 0,
         steps_wanted: request.steps_wanted,
-        evaluations: least_evaluations(request.sampling.predictor, expected, block_size),
-        most_evaluations: most_evaluations(request.sampling.predictor, holes, block_size),
+        evaluations: evaluations(request.sampling.predictor, expected, shared_out).0,
+        most_evaluations: evaluations(request.sampling.predictor, holes, shared_out).1,
         events: sender,
     }));
     let pages_needed = pages::needed(written, span, config.page_tokens);
@@ -136,7 +146,7 @@ pub fn score(
             limit,
         });
     }
-    let network = lease.denoiser.facts();
+    let network = &known(&lease, regime);
     let chunk = prefill_chunk(config, regime.block.unwrap_or(1));
     let (tokens, given) = (request.tokens, request.given);
     let scorer = Scorer::new(network, regime, tokens, given, request.samples, chunk, seed)?;
@@ -168,6 +178,15 @@ pub fn score(
         work,
     );
     Ok((sequence, reply))
+}
+
+/// The network as texts know it: of the absorbing process, rows that the tokenizer does not know stand for none.
+fn known(lease: &Generation, regime: Regime) -> NetworkFacts {
+    let mut network = lease.denoiser.facts().clone();
+    if regime.process == Process::Absorbing {
+        network.tokens = network.tokens.min(lease.tokenizer.pieces()).max(2);
+    }
+    network
 }
 
 /// A mix takes of its heaviest variant's share, so that mixes do not add to the shares.
@@ -206,20 +225,26 @@ pub fn can_start(sequence: &Sequence, pages_total: usize, now: Instant) -> Resul
 /// Refuses sampling settings that no request to a variant of this network could have.
 pub fn sampling(network: &NetworkFacts, regime: Regime, sampling: &Sampling) -> Result<(), Error> {
     let request = Request::new(vec![0], 1, sampling.clone());
-    sampler(&EngineConfig::default(), network, regime, None, &request, 0).map(drop)
+    sampler(&EngineConfig::default(), network, regime, &[], &request, 0).map(drop)
 }
 
 fn sampler(
     config: &EngineConfig,
     network: &NetworkFacts,
     regime: Regime,
-    end_of_text: Option<u32>,
+    ends: &[u32],
     request: &Request,
     seed: u64,
 ) -> Result<Sampler, Error> {
     let (prompt, after) = (&request.prompt, &request.after);
     let total = prompt.len() + request.max_tokens + after.len();
-    if regime.block.is_none() && total > network.context {
+    let convention = Convention::of(network.family);
+    let whole = match (regime.block, convention.last_block) {
+        (Some(block), LastBlock::Whole) => total.next_multiple_of(block),
+        _ => total,
+    };
+    let bounded = regime.block.is_none() || !network.slides;
+    if bounded && whole > network.context {
         let field = if after.is_empty() {
             "max_tokens"
         } else {
@@ -238,8 +263,15 @@ fn sampler(
         temperature,
         nucleus_p,
         top_k,
+        certainty,
     } = request.sampling;
-    if let Some(asked) = asked.filter(|asked| *asked != block_size) {
+    // Where whole texts are denoised by certainty or in order, blocks are the answer's windows.
+    let windows = match predictor {
+        Predictor::Absorbing(predictor) => regime.block.is_none() && predictor.has_windows(),
+        Predictor::Uniform(_) => false,
+    };
+    let window = asked.filter(|_| windows);
+    if let Some(asked) = asked.filter(|asked| !windows && *asked != block_size) {
         return Err(bad(
             "block_size",
             format!("it is {asked}, but this variant's is {block_size}"),
@@ -247,7 +279,8 @@ fn sampler(
     }
     let prefill_chunk = prefill_chunk(config, block_size);
     let mut stop_ids = request.stop_ids.clone();
-    stop_ids.extend(end_of_text.filter(|&id| (id as usize) < network.tokens));
+    let known = |id: &&u32| (**id as usize) < network.tokens;
+    stop_ids.extend(ends.iter().filter(known));
     let holes = std::iter::repeat_n(None, request.max_tokens);
     let template = || -> Vec<Option<u32>> {
         let prompt = prompt.iter().copied().map(Some);
@@ -255,19 +288,19 @@ fn sampler(
     };
     let sampler = match (predictor, regime.process, network.mask) {
         (Predictor::Absorbing(predictor), Process::Absorbing, Some(mask_id)) => {
+            let rows = network.rows;
             let settings = BlockSettings {
-                block_size,
-                max_tokens: request.max_tokens,
-                predictor,
+                convention,
+                tokens: network.tokens,
+                window,
+                certainty,
                 temperature,
                 nucleus_p,
                 top_k,
                 stop_ids,
-                mask_id,
-                vocab_size: network.rows,
                 time_conditioned: regime.time_conditioned,
                 prefill_chunk,
-                last_block: LastBlock::Whole,
+                ..BlockSettings::new(block_size, request.max_tokens, predictor, mask_id, rows)
             };
             let sampler = match after.is_empty() {
                 true => BlockSampler::new(settings, prompt, seed),
@@ -300,29 +333,18 @@ fn sampler(
     sampler.map_err(from_sampler)
 }
 
-/// Evaluations that make so many tokens, at least.
-fn least_evaluations(predictor: Predictor, tokens: usize, block_size: usize) -> u32 {
+/// Evaluations that make so many tokens in blocks, or windows, of `block_size`: at least, and at most.
+fn evaluations(predictor: Predictor, tokens: usize, block_size: usize) -> (u32, u32) {
     let blocks = tokens.div_ceil(block_size);
-    let evaluations = match predictor {
-        Predictor::Absorbing(sampler::Predictor::FirstHitting) => tokens,
-        // A step may reveal any number of tokens, and one that reveals none is left out.
-        Predictor::Absorbing(_) => blocks,
-        Predictor::Uniform(predictor) => blocks * predictor.steps as usize,
-    };
-    u32::try_from(evaluations).unwrap_or(u32::MAX)
-}
-
-/// Evaluations of a text of so many tokens, at most.
-fn most_evaluations(predictor: Predictor, tokens: usize, block_size: usize) -> u32 {
-    let blocks = tokens.div_ceil(block_size);
-    let evaluations = match predictor {
-        Predictor::Absorbing(sampler::Predictor::Ancestral { steps }) => {
-            tokens.min(blocks * steps as usize)
+    let (least, most) = match predictor {
+        Predictor::Absorbing(predictor) => predictor.evaluations(tokens, blocks),
+        Predictor::Uniform(predictor) => {
+            let steps = predictor.steps as usize;
+            (blocks * steps, blocks * (steps + 1))
         }
-        Predictor::Absorbing(_) => tokens,
-        Predictor::Uniform(predictor) => blocks * (predictor.steps as usize + 1),
     };
-    u32::try_from(evaluations).unwrap_or(u32::MAX)
+    let fits = |evaluations| u32::try_from(evaluations).unwrap_or(u32::MAX);
+    (fits(least), fits(most))
 }
 
 /// Clean tokens to one evaluation: half a step, in whole blocks, so that rows being denoised always find room beside them.

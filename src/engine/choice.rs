@@ -2,7 +2,7 @@
 
 use super::{Error, Predictor, Sampling};
 use crate::model::Process;
-use crate::sampler::{self, Kappa, NoiseRemoval, Psi, TimeProfile, UniformPredictor};
+use crate::sampler::{self, Certainty, Kappa, NoiseRemoval, Psi, TimeProfile, UniformPredictor};
 
 /// The predictors by name. What `Ancestral` is depends on the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -10,6 +10,8 @@ pub enum PredictorKind {
     FirstHitting,
     Ancestral,
     Confidence,
+    Static,
+    Sequential,
     Psi,
 }
 
@@ -26,6 +28,7 @@ pub struct Choice {
     pub temperature: Option<f32>,
     pub nucleus_p: Option<f32>,
     pub top_k: Option<usize>,
+    pub certainty: Option<Certainty>,
 }
 
 /// The parts of a [`Psi`].
@@ -54,11 +57,12 @@ impl Choice {
             temperature: self.temperature.unwrap_or(defaults.temperature),
             nucleus_p: self.nucleus_p.unwrap_or(defaults.nucleus_p),
             top_k: self.top_k.or(defaults.top_k),
+            certainty: self.certainty.unwrap_or(defaults.certainty),
         })
     }
 
     fn absorbing(&self, default: sampler::Predictor) -> Result<Predictor, Error> {
-        use sampler::Predictor::{Ancestral, Confidence, FirstHitting};
+        use sampler::Predictor::{Ancestral, Confidence, FirstHitting, Sequential, Static};
         if self.kind == Some(PredictorKind::Psi) {
             return Err(wrong_process("psi", Process::Absorbing));
         }
@@ -75,36 +79,49 @@ impl Choice {
         }
         let (default_steps, default_threshold) = match default {
             FirstHitting => (None, None),
-            Ancestral { steps } => (Some(steps), None),
-            Confidence { threshold } => (None, Some(threshold)),
+            Ancestral { steps } | Static { steps } | Sequential { steps } => (Some(steps), None),
+            Confidence { threshold, steps } => (steps, Some(threshold)),
         };
-        // A setting that one predictor alone has chooses it.
+        // A setting that the default does not have chooses the predictor that has it.
         let kind = self.kind.or(match (self.steps, self.threshold) {
-            (Some(_), _) => Some(PredictorKind::Ancestral),
             (_, Some(_)) => Some(PredictorKind::Confidence),
+            (Some(_), None) if default_steps.is_none() => Some(PredictorKind::Ancestral),
             _ => None,
         });
+        let kind = kind.unwrap_or(match default {
+            FirstHitting => PredictorKind::FirstHitting,
+            Ancestral { .. } => PredictorKind::Ancestral,
+            Confidence { .. } => PredictorKind::Confidence,
+            Static { .. } => PredictorKind::Static,
+            Sequential { .. } => PredictorKind::Sequential,
+        });
+        let needed = || {
+            let steps = self.steps.or(default_steps);
+            steps.ok_or_else(|| bad("steps", "this predictor needs them"))
+        };
         let predictor = match kind {
-            None | Some(PredictorKind::Psi) => default,
-            Some(PredictorKind::FirstHitting) => FirstHitting,
-            Some(PredictorKind::Ancestral) => {
-                let steps = self.steps.or(default_steps);
-                let steps =
-                    steps.ok_or_else(|| bad("steps", "the ancestral predictor needs them"))?;
-                Ancestral { steps }
-            }
-            Some(PredictorKind::Confidence) => {
+            PredictorKind::FirstHitting | PredictorKind::Psi => FirstHitting,
+            PredictorKind::Ancestral => Ancestral { steps: needed()? },
+            PredictorKind::Static => Static { steps: needed()? },
+            PredictorKind::Sequential => Sequential { steps: needed()? },
+            PredictorKind::Confidence => {
                 let threshold = self.threshold.or(default_threshold);
-                let threshold = threshold
-                    .ok_or_else(|| bad("threshold", "the confidence predictor needs it"))?;
-                Confidence { threshold }
+                let least = matches!(default, Confidence { .. }).then_some(default_steps);
+                Confidence {
+                    threshold: threshold
+                        .ok_or_else(|| bad("threshold", "the confidence predictor needs it"))?,
+                    steps: self.steps.or(least.flatten()),
+                }
             }
         };
-        if self.steps.is_some() && !matches!(predictor, Ancestral { .. }) {
-            return Err(bad("steps", "only the ancestral predictor has them"));
+        if self.steps.is_some() && predictor == FirstHitting {
+            return Err(bad("steps", "the first-hitting predictor has none"));
         }
         if self.threshold.is_some() && !matches!(predictor, Confidence { .. }) {
             return Err(bad("threshold", "only the confidence predictor has it"));
+        }
+        if self.certainty.is_some() && !matches!(predictor, Confidence { .. } | Static { .. }) {
+            return Err(bad("certainty", "this predictor does not reveal by it"));
         }
         Ok(predictor.into())
     }
@@ -117,6 +134,10 @@ impl Choice {
             }
             Some(PredictorKind::Confidence) => {
                 return Err(wrong_process("confidence", Process::Uniform));
+            }
+            Some(PredictorKind::Static) => return Err(wrong_process("static", Process::Uniform)),
+            Some(PredictorKind::Sequential) => {
+                return Err(wrong_process("sequential", Process::Uniform));
             }
             Some(PredictorKind::Ancestral) if chosen != PsiChoice::default() => {
                 return Err(bad("psi", "the ancestral predictor has no such settings"));
@@ -136,6 +157,9 @@ impl Choice {
         if self.threshold.is_some() {
             return Err(bad("threshold", "only the confidence predictor has it"));
         }
+        if self.certainty.is_some() {
+            return Err(bad("certainty", "only the absorbing process has it"));
+        }
         let predictor = UniformPredictor {
             steps: self.steps.unwrap_or(default.steps),
             eps: self.eps.unwrap_or(default.eps),
@@ -150,7 +174,7 @@ impl Choice {
 pub(super) fn wrong_process(predictor: &str, process: Process) -> Error {
     let reason = match process {
         Process::Absorbing => {
-            "is of the uniform process; this variant's is absorbing: first-hitting, ancestral or confidence"
+            "is of the uniform process; this variant's is absorbing: first-hitting, ancestral, confidence, static or sequential"
         }
         Process::Uniform => {
             "is of the absorbing process; this variant's is uniform: ancestral or psi"

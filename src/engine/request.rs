@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::Error;
 use crate::model::Process;
 pub use crate::sampler::Reason;
+pub use crate::sampler::settings::{Predictor, Sampling};
 use crate::sampler::{self, UniformPredictor};
 
 /// A request for text. Tokens in, tokens out: the caller encodes with the generation's tokenizer.
@@ -66,13 +67,6 @@ pub enum Priority {
     Batch,
 }
 
-/// How noise becomes text: a predictor of the variant's own process.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Predictor {
-    Absorbing(sampler::Predictor),
-    Uniform(UniformPredictor),
-}
-
 impl Predictor {
     pub fn process(&self) -> Process {
         match self {
@@ -82,43 +76,13 @@ impl Predictor {
     }
 }
 
-impl From<sampler::Predictor> for Predictor {
-    fn from(predictor: sampler::Predictor) -> Self {
-        Predictor::Absorbing(predictor)
-    }
-}
-
-impl From<UniformPredictor> for Predictor {
-    fn from(predictor: UniformPredictor) -> Self {
-        Predictor::Uniform(predictor)
-    }
-}
-
-/// How tokens are drawn. Refused where out of range: `temperature` in 0 ..= 100 (0 takes the most
-/// likely token), `nucleus_p` in (0, 1], `top_k` and `steps` at least 1, `threshold` in (0, 1].
-#[derive(Clone, Debug, PartialEq)]
-pub struct Sampling {
-    pub predictor: Predictor,
-    /// Must be the variant's own where that is block-causal; absent means the variant's own.
-    pub block_size: Option<usize>,
-    pub temperature: f32,
-    pub nucleus_p: f32,
-    pub top_k: Option<usize>,
-}
-
 impl Sampling {
     /// What a variant of this process gets that says nothing.
     pub fn of(process: Process) -> Self {
-        Sampling {
-            predictor: match process {
-                Process::Absorbing => sampler::Predictor::FirstHitting.into(),
-                Process::Uniform => UniformPredictor::default().into(),
-            },
-            block_size: None,
-            temperature: 1.0,
-            nucleus_p: 1.0,
-            top_k: None,
-        }
+        Sampling::plain(match process {
+            Process::Absorbing => sampler::Predictor::FirstHitting.into(),
+            Process::Uniform => UniformPredictor::default().into(),
+        })
     }
 }
 

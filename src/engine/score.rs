@@ -35,13 +35,10 @@ const TOKEN: u32 = 2;
 /// The process of the text's noise.
 #[derive(Clone, Copy, Debug)]
 enum Law {
-    Absorbing {
-        mask_id: u32,
-    },
+    /// A token is one of the first `tokens` of the vocabulary, and not the mask.
+    Absorbing { mask_id: u32, tokens: usize },
     /// Draws from the first `tokens` of the vocabulary.
-    Uniform {
-        tokens: usize,
-    },
+    Uniform { tokens: usize },
 }
 
 /// The bound of one text, under way.
@@ -92,7 +89,10 @@ impl Scorer {
         let states = facts.tokens;
         let law = match (regime.process, facts.mask) {
             (Process::Uniform, _) => Law::Uniform { tokens: states },
-            (Process::Absorbing, Some(mask_id)) => Law::Absorbing { mask_id },
+            (Process::Absorbing, Some(mask_id)) => Law::Absorbing {
+                mask_id,
+                tokens: states,
+            },
             (Process::Absorbing, None) => return bad("process", "the network has no mask".into()),
         };
         if tokens.len() <= given {
@@ -208,7 +208,10 @@ impl Scorer {
                     return 0.0;
                 };
                 match self.law {
-                    Law::Absorbing { mask_id } => nats(logits, text[row], mask_id),
+                    Law::Absorbing { mask_id, tokens } => {
+                        let logits = logits.get(..tokens).unwrap_or(logits);
+                        nats(logits, text[row], mask_id)
+                    }
                     Law::Uniform { tokens } => {
                         let logits = logits.get(..tokens).unwrap_or(logits);
                         let schedule = LogLinear::UNIFORM;
@@ -242,7 +245,7 @@ impl Scorer {
         let mut rows: Vec<usize> = (first..length).collect();
         let mut tokens = self.tokens[block..block + length].to_vec();
         let (t, factor, sigma) = match self.law {
-            Law::Absorbing { mask_id } => {
+            Law::Absorbing { mask_id, .. } => {
                 let masked = ((scored as f64 * share) as usize + 1).min(scored);
                 rows.sort_by_cached_key(|&row| draw(row, RANK).to_bits()); // of positive numbers: in their order
                 let t = draw(rows[masked - 1], RANK);

@@ -118,6 +118,8 @@ impl DitConfig {
     /// What others may know of it.
     pub fn facts(&self) -> NetworkFacts {
         NetworkFacts {
+            family: "dit",
+            slides: true,
             rows: self.vocab_size,
             tokens: self.tokens(),
             mask: self.mask_id(),

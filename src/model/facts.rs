@@ -41,6 +41,10 @@ impl CacheShape {
 /// Sizes and conventions of a network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetworkFacts {
+    /// As the published configuration names it (`model_type`): how its samplers differ from others' goes with it.
+    pub family: &'static str,
+    /// Whether a text may outgrow the context: what lies further back than that is forgotten then.
+    pub slides: bool,
     /// Rows of the embedding and of the output head: the length of a row of logits.
     pub rows: usize,
     /// A text is made of the ids below this one, but for the mask.

@@ -1,52 +1,108 @@
-//! When masked positions are revealed in the absorbing process. Except under a confidence threshold this does not
-//! depend on the logits, so it is drawn first and the network's head runs on the chosen positions only.
+//! When masked positions are revealed in the absorbing process. Where this does not depend on the logits it is drawn
+//! first, and the network's head runs on the chosen positions only.
 
 use super::error::{Error, count, share};
 use super::schedule::{LogLinear, absorbing_sigma, first_hit, reveal_probability};
-use crate::ops::categorical::{Drawn, Kind, draws};
+use crate::ops::categorical::{Certainty, Drawn, Kind, draws};
 use crate::rng::Noise;
+use serde::{Deserialize, Serialize};
 
-/// Steps to a block that an ancestral grid may have at most.
+/// Steps to a block that a predictor may have at most.
 pub const MAX_STEPS: u32 = 8192;
 
-/// How the masked positions of a block become tokens.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// How the masked positions of a block, or of an answer window, become tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Predictor {
     /// One position a step, at the random times at which the reverse process would reveal them.
     FirstHitting,
     /// A grid of `steps` equal times to a block; a grid step that reveals nothing costs no evaluation.
     Ancestral { steps: u32 },
-    /// Every position whose most probable token is more probable than `threshold`, and always the surest one.
-    Confidence { threshold: f32 },
+    /// Every position whose certainty is above `threshold`, and at least as many of the surest as `Static` would reveal; one
+    /// without `steps`.
+    Confidence {
+        threshold: f32,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        steps: Option<u32>,
+    },
+    /// An equal share of the block at each of `steps`: the surest.
+    Static { steps: u32 },
+    /// The same share: the leftmost.
+    Sequential { steps: u32 },
 }
 
 impl Predictor {
     pub(super) fn check(&self) -> Result<(), Error> {
+        let steps = |steps: u32| count("steps", steps as usize, 1, MAX_STEPS as usize);
         match *self {
             Self::FirstHitting => Ok(()),
-            Self::Ancestral { steps } => count("steps", steps as usize, 1, MAX_STEPS as usize),
-            Self::Confidence { threshold } => share("threshold", threshold),
+            Self::Ancestral { steps: many }
+            | Self::Static { steps: many }
+            | Self::Sequential { steps: many } => steps(many),
+            Self::Confidence {
+                threshold,
+                steps: many,
+            } => share("threshold", threshold).and(many.map_or(Ok(()), steps)),
         }
     }
+
+    /// Whether it reveals by rank or by place, so that answer windows mean something.
+    pub fn has_windows(&self) -> bool {
+        !matches!(self, Self::FirstHitting | Self::Ancestral { .. })
+    }
+
+    /// Evaluations that make `tokens` tokens in `blocks` blocks: at least, and at most.
+    pub fn evaluations(&self, tokens: usize, blocks: usize) -> (usize, usize) {
+        match *self {
+            Self::FirstHitting => (tokens, tokens),
+            // A step may reveal any number of tokens, and one that reveals none is left out.
+            Self::Ancestral { steps } => (blocks, tokens.min(blocks * steps as usize)),
+            Self::Static { steps } | Self::Sequential { steps } => {
+                let most = tokens.min(blocks * steps as usize);
+                (most.min(blocks), most)
+            }
+            Self::Confidence { steps, .. } => {
+                let steps = steps.map_or(tokens, |steps| blocks * steps as usize);
+                (blocks, tokens.min(steps))
+            }
+        }
+    }
+}
+
+/// How `steps` share a block out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Share {
+    /// The block's length by the steps, one more in the first ones where that leaves a rest: SDAR.
+    #[default]
+    Equal,
+    /// What is masked by the steps that are left, rounded; steps that would reveal nothing are left out: dLLM (A2D).
+    Rounded,
 }
 
 /// The reverse process of one block, going from time 1 to 0.
 #[derive(Clone, Debug)]
 pub(super) struct Clock {
     predictor: Predictor,
+    share: Share,
+    certainty: Certainty,
     time: f64,
-    /// Ancestral grid steps taken in this block.
+    /// Steps of `predictor` taken in this block.
     taken: u32,
+    /// How many are revealed in this step, at least.
+    least: usize,
     /// Steps taken since the sequence began, idle ones included: the step index of the noise.
     pub step: u32,
 }
 
 impl Clock {
-    pub fn new(predictor: Predictor) -> Self {
+    pub fn new(predictor: Predictor, share: Share, certainty: Certainty) -> Self {
         Self {
             predictor,
+            share,
+            certainty,
             time: 1.0,
             taken: 0,
+            least: 1,
             step: 0,
         }
     }
@@ -62,14 +118,16 @@ impl Clock {
         absorbing_sigma(LogLinear::ABSORBING.move_chance(self.time)) as f32
     }
 
-    /// Goes on to the next step that reveals anything and fills `chosen` with the positions it reveals; under a
-    /// confidence threshold, with every candidate.
+    /// Goes on to the next step that reveals anything and fills `chosen` with the positions it reveals; where that depends
+    /// on the logits, with every candidate.
     ///
-    /// `masked`: the block's masked positions, ascending, at least one. `block`: its first and last position.
+    /// `masked`: the block's masked positions, ascending, at least one. `start`: the block's first position. `size`: the length
+    /// of a whole block.
     pub fn advance(
         &mut self,
         masked: &[usize],
-        block: std::ops::Range<usize>,
+        start: usize,
+        size: usize,
         noise: &Noise,
         chosen: &mut Vec<usize>,
     ) {
@@ -77,7 +135,7 @@ impl Clock {
         match self.predictor {
             Predictor::FirstHitting => {
                 self.step = self.step.wrapping_add(1);
-                let drawn = noise.at(self.step, block.start as u32);
+                let drawn = noise.at(self.step, start as u32);
                 self.time = first_hit(self.time, masked.len(), drawn.uniform(draws::TIME));
                 let place = drawn.uniform(draws::PLACE) * masked.len() as f64;
                 chosen.extend(masked.get(place as usize));
@@ -104,37 +162,107 @@ impl Clock {
                     );
                 }
             }
-            Predictor::Confidence { .. } => {
-                self.step = self.step.wrapping_add(1);
-                self.time = masked.len() as f64 / block.len().max(1) as f64;
+            Predictor::Confidence { steps, .. } => {
+                self.begin(steps, masked.len(), size);
                 chosen.extend(masked);
+            }
+            Predictor::Static { steps } => {
+                self.begin(Some(steps), masked.len(), size);
+                chosen.extend(masked);
+            }
+            Predictor::Sequential { steps } => {
+                self.begin(Some(steps), masked.len(), size);
+                chosen.extend(masked.iter().take(self.least));
             }
         }
     }
 
-    /// Of what was drawn for the candidates, the indices of those to be revealed.
-    pub fn sure(&self, drawn: &[Drawn]) -> Vec<usize> {
-        let Predictor::Confidence { threshold } = self.predictor else {
-            return (0..drawn.len()).collect();
+    /// Begins a step of a predictor that shares the block out.
+    fn begin(&mut self, steps: Option<u32>, masked: usize, size: usize) {
+        self.step = self.step.wrapping_add(1);
+        self.time = masked as f64 / size.max(1) as f64;
+        let Some(steps) = steps else {
+            self.least = 1;
+            return;
         };
-        let above = (0..drawn.len()).filter(|&index| drawn[index].certainty > f64::from(threshold));
+        self.least = match self.share {
+            Share::Equal => {
+                let (steps, taken) = (steps as usize, self.taken as usize);
+                size / steps + usize::from(taken < size % steps)
+            }
+            Share::Rounded => loop {
+                let share = rounded_share(masked, self.taken, steps);
+                if share > 0 || self.taken + 1 >= steps {
+                    break share;
+                }
+                self.taken += 1;
+            },
+        };
+        self.least = self.least.clamp(1, masked);
+        self.taken += 1;
+    }
+
+    /// Of what was drawn for the candidates, the indices of those to be revealed, ascending.
+    pub fn sure(&self, drawn: &[Drawn]) -> Vec<usize> {
+        let threshold = match self.predictor {
+            Predictor::Confidence { threshold, .. } => f64::from(threshold),
+            Predictor::Static { .. } => f64::INFINITY,
+            _ => return (0..drawn.len()).collect(),
+        };
+        let above = (0..drawn.len()).filter(|&index| drawn[index].certainty > threshold);
         let above: Vec<usize> = above.collect();
-        if !above.is_empty() {
+        if above.len() >= self.least {
             return above;
         }
-        // `max_by` takes the last of equals; reversed, the first.
-        (0..drawn.len())
-            .rev()
-            .max_by(|&a, &b| drawn[a].certainty.total_cmp(&drawn[b].certainty))
-            .into_iter()
-            .collect()
+        let mut surest: Vec<usize> = (0..drawn.len()).collect();
+        // Stable: the first of equals comes first.
+        surest.sort_by(|&a, &b| drawn[b].certainty.total_cmp(&drawn[a].certainty));
+        surest.truncate(self.least);
+        surest.sort_unstable();
+        surest
     }
 
     /// What is drawn at a position that is revealed, or may be.
     pub fn kind(&self) -> Kind {
         match self.predictor {
-            Predictor::Confidence { .. } => Kind::Sure,
+            Predictor::Confidence { .. } | Predictor::Static { .. } => Kind::Sure(self.certainty),
             _ => Kind::Predicted,
         }
+    }
+}
+
+/// How many of `masked` positions step `taken` of `steps` reveals: `masked` (1 - (1 - alpha_s) / (1 - alpha_t)) with alpha = 1 - t,
+/// rounded half to even. The chances are f32, as in dLLM's scheduler: halves fall as they do there.
+fn rounded_share(masked: usize, taken: u32, steps: u32) -> usize {
+    let noise = |left: u32| {
+        let time = (f64::from(left) / f64::from(steps)) as f32;
+        1.0 - (1.0 - time)
+    };
+    let left = steps.saturating_sub(taken).max(1);
+    let chance = 1.0 - noise(left - 1) / noise(left);
+    (masked as f64 * f64::from(chance)).round_ties_even() as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounded_shares_are_the_published_ones() {
+        let shares = |masks: usize, steps: u32| {
+            let mut left = masks;
+            let mut shares = Vec::new();
+            for taken in 0..steps {
+                let share = rounded_share(left, taken, steps).min(left);
+                left -= share;
+                shares.extend((share > 0).then_some(share));
+            }
+            shares
+        };
+        assert_eq!(shares(8, 3), [3, 2, 3]);
+        assert_eq!(shares(5, 8), [1; 5]);
+        assert_eq!(shares(32, 10), [3, 3, 3, 3, 3, 3, 3, 4, 3, 4]);
+        assert_eq!(shares(24, 10), [2, 2, 2, 3, 3, 2, 2, 3, 2, 3]);
+        assert_eq!(shares(32, 32), [1; 32]);
     }
 }

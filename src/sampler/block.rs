@@ -1,11 +1,11 @@
 //! The block sampler of BD3-LM, and of MDLM as a sequence of one block.
 
-use super::absorbing::{Clock, Predictor};
+use super::absorbing::{Clock, Predictor, Share};
 use super::error::{self, Error};
 use super::template::Template;
 use super::text::Text;
 use super::{Progress, Reason};
-use crate::ops::categorical::{Crossing, Draw, Drawn, Filter};
+use crate::ops::categorical::{Certainty, Crossing, Draw, Drawn, Filter};
 use crate::rng::Noise;
 use std::ops::Range;
 
@@ -17,17 +17,43 @@ pub enum LastBlock {
     Cut,
 }
 
+/// What the samplers of a family do each in their own way, and no request chooses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Convention {
+    pub crossing: Crossing,
+    pub share: Share,
+    pub last_block: LastBlock,
+}
+
+impl Default for Convention {
+    /// BD3-LM's and MDLM's.
+    fn default() -> Self {
+        Convention {
+            crossing: Crossing::Dropped,
+            share: Share::Equal,
+            last_block: LastBlock::Whole,
+        }
+    }
+}
+
 /// What a request and its variant ask of the block sampler.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BlockSettings {
     /// Tokens denoised together; for MDLM, the length of the whole sequence.
     pub block_size: usize,
+    /// Length of the first block, where that is another: blocks are counted from its end. 0 where it is not.
+    pub first_block: usize,
+    /// Tokens of the answer that are revealed before any after them; `None` for the whole block. Only with a predictor that
+    /// [has windows](Predictor::has_windows).
+    pub window: Option<usize>,
     /// Tokens to make after the prompt.
     pub max_tokens: usize,
     pub predictor: Predictor,
+    /// What a position is revealed by, where it is by certainty.
+    pub certainty: Certainty,
     /// 0 is greedy.
     pub temperature: f32,
-    /// In (0, 1]; the token that crosses p is dropped, as in BD3-LM's sampler.
+    /// In (0, 1].
     pub nucleus_p: f32,
     pub top_k: Option<usize>,
     /// Tokens that end the sequence and are not part of it.
@@ -35,11 +61,13 @@ pub struct BlockSettings {
     pub mask_id: u32,
     /// Rows of the output head, the mask included.
     pub vocab_size: usize,
+    /// Of these the leading ones that stand for a text; none after them is drawn, nor the mask.
+    pub tokens: usize,
     /// True where the network is told the noise level; sigma is 0 otherwise.
     pub time_conditioned: bool,
     /// Prompt tokens to one evaluation, rounded down to whole blocks but at least one.
     pub prefill_chunk: usize,
-    pub last_block: LastBlock,
+    pub convention: Convention,
 }
 
 /// Longest block.
@@ -48,9 +76,41 @@ pub const MAX_BLOCK: usize = 1 << 16;
 pub const MAX_TEMPERATURE: f32 = 100.0;
 
 impl BlockSettings {
+    /// Plain settings: nothing is cut off, nothing ends the text before its length, every row but the mask's is a token, and
+    /// the network is not told the noise level.
+    pub fn new(
+        block_size: usize,
+        max_tokens: usize,
+        predictor: Predictor,
+        mask_id: u32,
+        vocab_size: usize,
+    ) -> Self {
+        BlockSettings {
+            block_size,
+            first_block: 0,
+            window: None,
+            max_tokens,
+            predictor,
+            certainty: Certainty::Best,
+            temperature: 1.0,
+            nucleus_p: 1.0,
+            top_k: None,
+            stop_ids: Vec::new(),
+            mask_id,
+            vocab_size,
+            tokens: vocab_size,
+            time_conditioned: false,
+            prefill_chunk: MAX_BLOCK,
+            convention: Convention::default(),
+        }
+    }
+
     fn check(&self) -> Result<(), Error> {
         error::count("block_size", self.block_size, 1, MAX_BLOCK)?;
         error::count("vocab_size", self.vocab_size, 2, u32::MAX as usize)?;
+        error::count("block_size", self.first_block, 0, self.block_size)?;
+        error::count("block_size", self.window.unwrap_or(1), 1, MAX_BLOCK)?;
+        error::count("tokens", self.tokens, 2, self.vocab_size)?;
         self.predictor.check()?;
         error::filter(&self.filter())?;
         error::at_least_one("prefill_chunk", self.prefill_chunk)?;
@@ -63,7 +123,7 @@ impl BlockSettings {
             temperature: self.temperature,
             top_k: self.top_k,
             nucleus_p: self.nucleus_p,
-            crossing: Crossing::Dropped,
+            crossing: self.convention.crossing,
             forbidden: Some(self.mask_id),
         }
     }
@@ -126,7 +186,11 @@ impl BlockSampler {
         let mut sampler = Self {
             filter: settings.filter(),
             noise: Noise::new(seed),
-            clock: Clock::new(settings.predictor),
+            clock: Clock::new(
+                settings.predictor,
+                settings.convention.share,
+                settings.certainty,
+            ),
             text: Text::new(template),
             chosen: Vec::new(),
             decided: false,
@@ -138,14 +202,23 @@ impl BlockSampler {
 
     /// Goes on to the next block with a hole, masked; false where there is none.
     fn mask_block(&mut self) -> bool {
-        let BlockSettings {
-            block_size,
-            last_block,
-            mask_id,
-            ..
-        } = self.settings;
+        let s = &self.settings;
         self.clock.restart();
-        self.text.begin_block(block_size, last_block, |_| mask_id)
+        let sizes = (s.first_block, s.block_size);
+        self.text
+            .begin_block(sizes, s.convention.last_block, |_| s.mask_id)
+    }
+
+    /// The part of the block that is revealed first: the answer's first window with a mask, or all of it.
+    fn window(&self) -> Range<usize> {
+        let block = self.text.block..self.text.tokens.len();
+        let Some(size) = self.settings.window else {
+            return block;
+        };
+        let first = self.masked(block.clone()).next().unwrap_or(block.start);
+        let begin = self.text.prompt();
+        let start = begin + (first.saturating_sub(begin)) / size * size;
+        start.max(block.start)..(start + size).min(block.end)
     }
 
     fn masked(&self, positions: Range<usize>) -> impl Iterator<Item = usize> {
@@ -154,17 +227,19 @@ impl BlockSampler {
 
     pub(super) fn prepare(&mut self) {
         let s = &self.settings;
-        if !self
-            .text
-            .offer(s.block_size, s.prefill_chunk, s.time_conditioned)
-        {
+        if !self.text.offer(
+            (s.first_block, s.block_size),
+            s.prefill_chunk,
+            s.time_conditioned,
+        ) {
             return;
         }
         if !self.decided {
-            let block = self.text.block..self.text.tokens.len();
-            let masked: Vec<usize> = self.masked(block.clone()).collect();
+            let window = self.window();
+            let masked: Vec<usize> = self.masked(window.clone()).collect();
+            let size = s.window.unwrap_or(s.block_size);
             self.clock
-                .advance(&masked, block, &self.noise, &mut self.chosen);
+                .advance(&masked, window.start, size, &self.noise, &mut self.chosen);
             self.decided = true;
         }
         let first = self.text.written;
@@ -179,7 +254,7 @@ impl BlockSampler {
     pub(super) fn draw(&self, position: usize) -> Draw {
         Draw {
             filter: self.filter,
-            tokens: self.settings.vocab_size,
+            tokens: self.settings.tokens,
             noise: self.noise,
             step: self.clock.step,
             position: position as u32,
@@ -189,6 +264,7 @@ impl BlockSampler {
 
     pub(super) fn reveal(&mut self, drawn: &[Drawn]) -> Progress {
         self.decided = false;
+        let window = self.window();
         for index in self.clock.sure(drawn) {
             let (Some(&position), Some(&Drawn { token, .. })) =
                 (self.chosen.get(index), drawn.get(index))
@@ -202,8 +278,15 @@ impl BlockSampler {
             self.text.revealed.push((position, token));
         }
         let wanted = self.text.block..self.text.tokens.len().min(self.text.end);
-        if self.masked(wanted).next().is_some() {
-            Progress::Continue
+        let next = self.masked(wanted).next();
+        if let Some(next) = next {
+            if next < window.end {
+                return Progress::Continue;
+            }
+            // The next window's turn: what lies before it is final.
+            self.clock.restart();
+            self.text.settled = next;
+            Progress::BlockDone
         } else if self.text.end < self.text.template.len() {
             Progress::Finished(Reason::Stop)
         } else if self.mask_block() {

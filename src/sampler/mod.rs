@@ -7,9 +7,11 @@
 mod absorbing;
 mod block;
 mod error;
+mod family;
 mod notation;
 mod psi;
 pub mod schedule;
+pub mod settings;
 mod template;
 #[cfg(test)]
 mod tests;
@@ -18,14 +20,15 @@ mod uniform;
 
 use rayon::prelude::*;
 
-pub use absorbing::{MAX_STEPS, Predictor};
-pub use block::{BlockSampler, BlockSettings, LastBlock, MAX_BLOCK, MAX_TEMPERATURE};
+pub use absorbing::{MAX_STEPS, Predictor, Share};
+pub use block::{BlockSampler, BlockSettings, Convention, LastBlock, MAX_BLOCK, MAX_TEMPERATURE};
 pub use error::Error;
 pub use psi::{Kappa, Psi, TimeProfile};
+pub use settings::Sampling;
 use text::Text;
 pub use uniform::{NoiseRemoval, UniformPredictor, UniformSampler, UniformSettings};
 
-pub use crate::ops::categorical::{Crossing, Distribution, Filter, Mixture, Workspace};
+pub use crate::ops::categorical::{Certainty, Crossing, Distribution, Filter, Mixture, Workspace};
 use crate::ops::categorical::{Draw, Drawn, draw_all};
 
 /// What a sampler wants evaluated next. See `model::Segment` for the visibility rule.

@@ -6,9 +6,11 @@
 
 use super::error::{Error, within};
 use super::schedule::LogLinear;
+use serde::{Deserialize, Serialize};
 
 /// How time runs over the steps, from 1 to eps.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum TimeProfile {
     Linear,
     /// Linear down to `time`, then constant, then linear down to eps; the parts as long as [`Psi`]'s fractions say.
@@ -25,7 +27,8 @@ pub enum TimeProfile {
 
 /// The share of the posterior, over one part of the steps. Where sigma is given, as in ReMDM (arXiv 2503.00307), it is the
 /// chance that a settled token is unsettled again, and kappa = 1 - sigma / (1 - alpha_s), clipped to [0, 1].
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Kappa {
     /// 1: ancestral.
     PurePosterior,
@@ -51,7 +54,8 @@ pub enum Kappa {
 }
 
 /// A Psi-sampler: a time profile, and a kappa for each of three parts of the steps.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Psi {
     pub profile: TimeProfile,
     /// Share of the grid that is the first part, rounded to whole points (half to even).

@@ -66,17 +66,18 @@ impl Template {
         self.0.get(position).is_none_or(Option::is_none)
     }
 
-    /// Appends blocks of `size` to `tokens`, which hold whole blocks or nothing, up to the first with a hole, and returns
+    /// Appends blocks of `size`, the first one of `first` where that is not 0, to `tokens`, which hold whole blocks or nothing, up to the first with a hole, and returns
     /// where that one begins; `None` where the rest of the text has none. Free positions start as `fill` says.
     pub fn next_block(
         &self,
         tokens: &mut Vec<u32>,
-        size: usize,
+        (first, size): (usize, usize),
         last: LastBlock,
         fill: impl Fn(usize) -> u32,
     ) -> Option<usize> {
         while tokens.len() < self.len() {
             let start = tokens.len();
+            let size = if start == 0 && first > 0 { first } else { size };
             let end = match last {
                 LastBlock::Whole => start + size,
                 LastBlock::Cut => (start + size).min(self.len()),

@@ -15,6 +15,8 @@ pub(super) struct Text {
     pub tokens: Vec<u32>,
     /// First position of the current block.
     pub block: usize,
+    /// Positions below this one are final.
+    pub settled: usize,
     /// Positions below this one are in the cache: whole blocks.
     pub written: usize,
     pub evaluation: Evaluation,
@@ -35,6 +37,7 @@ impl Text {
             template,
             tokens: Vec::new(),
             block: 0,
+            settled: 0,
             written: 0,
             evaluation: Evaluation {
                 first_position: 0,
@@ -51,23 +54,39 @@ impl Text {
         }
     }
 
-    /// Goes on to the next block with a hole, whose free positions start as `fill` says; false where there is none.
+    /// Where the text that is made begins.
+    pub fn prompt(&self) -> usize {
+        self.prompt
+    }
+
+    /// Goes on to the next block with a hole, whose free positions start as `fill` says; false where there is none. `sizes`: the
+    /// first block's (0 where it is as the others) and the others'.
     pub fn begin_block(
         &mut self,
-        size: usize,
+        sizes: (usize, usize),
         last: LastBlock,
         fill: impl Fn(usize) -> u32,
     ) -> bool {
-        let block = self.template.next_block(&mut self.tokens, size, last, fill);
+        let block = self
+            .template
+            .next_block(&mut self.tokens, sizes, last, fill);
         self.block = block.unwrap_or(self.block);
+        self.settled = self.block;
         block.is_some()
     }
 
-    /// Makes `evaluation` of the clean tokens that are not in the cache, in blocks of `size` and at most `chunk` tokens but a
+    /// Makes `evaluation` of the clean tokens that are not in the cache, in blocks of `sizes` and at most `chunk` tokens but a
     /// block, and of the current block after the last of them; whether that is part of it. Clean tokens have sigma 0, so a
     /// network that is `told` the noise level evaluates them by themselves.
-    pub fn offer(&mut self, size: usize, chunk: usize, told: bool) -> bool {
-        let clean = (self.block - self.written).min((chunk / size).max(1) * size);
+    pub fn offer(&mut self, (first, size): (usize, usize), chunk: usize, told: bool) -> bool {
+        let head = match self.written {
+            0 => first,
+            _ => 0,
+        };
+        // At least a block, whichever it is.
+        let whole = chunk.saturating_sub(head) / size;
+        let most = head + whole.max(usize::from(head == 0)) * size;
+        let clean = (self.block - self.written).min(most);
         let with_block = self.written + clean == self.block && (clean == 0 || !told);
         let end = match with_block {
             true => self.tokens.len(),
@@ -87,7 +106,7 @@ impl Text {
     pub fn generated(&self) -> &[u32] {
         let end = match self.finished {
             Some(_) => self.end,
-            None => self.block.max(self.prompt),
+            None => self.settled.max(self.prompt),
         };
         &self.tokens[self.prompt..end]
     }

@@ -11,9 +11,11 @@ use super::text::Text;
 use super::{Progress, Reason};
 use crate::ops::categorical::{Crossing, Draw, Drawn, Filter, Kind, anything, draws};
 use crate::rng::Noise;
+use serde::{Deserialize, Serialize};
 
 /// The last evaluation, which turns x at time eps into text.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum NoiseRemoval {
     /// Draws from the posterior at alpha_s = 1.
     Ancestral,
@@ -23,14 +25,15 @@ pub enum NoiseRemoval {
 }
 
 /// How noise becomes a text, or a block of it.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct UniformPredictor {
     /// Steps before noise removal, which is one evaluation more.
     pub steps: u32,
     /// The time at which noise is removed; published: 1e-5.
     pub eps: f64,
-    pub psi: Psi,
     pub noise_removal: NoiseRemoval,
+    pub psi: Psi,
 }
 
 impl Default for UniformPredictor {
@@ -171,13 +174,13 @@ impl UniformSampler {
         let prior =
             |position: usize| anything(noise.uniform(0, position as u32, draws::TOKEN), vocab);
         self.taken = 0;
-        self.text.begin_block(size, last, prior)
+        self.text.begin_block((0, size), last, prior)
     }
 
     pub(super) fn prepare(&mut self) {
         let s = &self.settings;
         let (size, text) = (s.block_size.unwrap_or(1), &mut self.text);
-        if !text.offer(size, s.prefill_chunk, s.time_conditioned) {
+        if !text.offer((0, size), s.prefill_chunk, s.time_conditioned) {
             return;
         }
         let free =

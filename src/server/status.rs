@@ -142,7 +142,8 @@ impl From<catalog::Error> for Status {
                 source: Refused::Mismatch(_),
                 ..
             }
-            | OtherConfig { .. } => Status::failed_precondition(message),
+            | OtherConfig { .. }
+            | OtherTokenizer { .. } => Status::failed_precondition(message),
             Checkpoint {
                 source: Refused::Unreadable(_),
                 ..

@@ -38,9 +38,7 @@ pub use manifest::{
 };
 pub use name::{BASE, check_name, shown};
 pub use placement::emptiest;
-pub use sampling::{
-    Kappa, NoiseRemoval, Predictor, Process, Psi, SamplerDefaults, TimeProfile, UniformPredictor,
-};
+pub use sampling::{Process, SamplerDefaults};
 
 use crate::superposition::{Bank, Delta, Digest, NamedTensors, Private};
 use disk::{Disk, Lock};

@@ -134,11 +134,16 @@ fn what_the_operator_chooses_is_kept() {
         ..Choice::default()
     };
     let sampling = Sampling {
-        predictor: sampler::Predictor::Confidence { threshold: 0.5 }.into(),
+        predictor: sampler::Predictor::Confidence {
+            threshold: 0.5,
+            steps: None,
+        }
+        .into(),
         temperature: 0.25,
         nucleus_p: 0.5,
         top_k: Some(7),
         block_size: Some(8),
+        certainty: sampler::Certainty::Best,
     };
     let chosen = AddRequest {
         seed: Some(77),

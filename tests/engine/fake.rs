@@ -82,6 +82,8 @@ impl Gate {
 impl Fake {
     pub fn new(salt: u64) -> Self {
         let facts = NetworkFacts {
+            family: "dit",
+            slides: true,
             rows: VOCAB,
             tokens: VOCAB - 1,
             mask: Some(VOCAB as u32 - 1),
@@ -408,7 +410,10 @@ pub fn assorted(index: usize) -> Request {
     let predictors = [
         Predictor::FirstHitting,
         Predictor::Ancestral { steps: 5 },
-        Predictor::Confidence { threshold: 0.02 },
+        Predictor::Confidence {
+            threshold: 0.02,
+            steps: None,
+        },
     ];
     let mixes: [&[(&str, f32)]; 5] = [
         &[],
@@ -418,11 +423,10 @@ pub fn assorted(index: usize) -> Request {
         &[("c", 1.0)],
     ];
     let sampling = Sampling {
-        predictor: predictors[index % 3].into(),
         temperature: [1.0, 0.7, 0.0, 1.3][index % 4],
         nucleus_p: [1.0, 0.9][index % 2],
         top_k: [None, Some(20)][index / 2 % 2],
-        block_size: None,
+        ..Sampling::plain(predictors[index % 3].into())
     };
     Request {
         mix: mixes[index % 5]

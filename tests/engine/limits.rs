@@ -418,6 +418,7 @@ fn bad_requests_are_refused_by_the_field_at_fault() {
     );
     let threshold = Predictor::Confidence {
         threshold: f32::NAN,
+        steps: None,
     };
     assert_eq!(
         field(sampling(Sampling {

@@ -1,6 +1,6 @@
 //! Tokens drawn by the kernel are those the CPU draws.
 
-use choir::ops::categorical::{Crossing, Draw, Drawn, Filter, Kind, Workspace};
+use choir::ops::categorical::{Certainty, Crossing, Draw, Drawn, Filter, Kind, Workspace};
 use choir::ops::gpu::draw::{Categorical, DrawFacts, DrawnFacts, LOOK};
 use choir::ops::gpu::pointwise::NONE;
 use choir::rng::{Noise, Stream};
@@ -69,7 +69,16 @@ fn draw(random: &mut Stream, vocab: usize) -> Draw {
         noise: Noise::new(random.next_u64()),
         step: random.below(100) as u32,
         position: random.below(100_000) as u32,
-        kind: [Kind::Predicted, Kind::Best, Kind::Sure, mixture, mixture][random.below(5)],
+        kind: [
+            Kind::Predicted,
+            Kind::Best,
+            Kind::Sure(Certainty::Best),
+            Kind::Sure(Certainty::Drawn),
+            Kind::Sure(Certainty::Filtered),
+            mixture,
+            mixture,
+            mixture,
+        ][random.below(8)],
     }
 }
 

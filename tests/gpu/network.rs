@@ -5,7 +5,7 @@ use std::sync::Arc;
 use choir::model::gpu::{Device, GpuBank, GpuBase, GpuDit, GpuVariant};
 use choir::model::variant::Placed;
 use choir::model::{BaseWeights, Batch, Denoiser, Dit, Mix, Segment, ServedBank, VariantId};
-use choir::ops::categorical::{Crossing, Draw, Filter, Kind, Workspace};
+use choir::ops::categorical::{Certainty, Crossing, Draw, Filter, Kind, Workspace};
 use choir::ops::gpu::{Dtype, Machine};
 use choir::ops::quantized::Form;
 use choir::rng::Noise;
@@ -278,7 +278,7 @@ fn a_step_draws_what_the_host_draws_from_the_same_logits() {
             crossing: Crossing::Dropped,
             forbidden: case.config.mask_id(),
         };
-        let kinds = [Kind::Predicted, Kind::Best, Kind::Sure];
+        let kinds = [Kind::Predicted, Kind::Best, Kind::Sure(Certainty::Best)];
         let mut draws = Vec::new();
         for (number, segment) in batch
             .segments

@@ -5,7 +5,7 @@ use crate::chi_square::{LEVEL, against_law, joint, marginal, two_samples};
 use crate::drive::{evaluate, network, reference, sample};
 use crate::fixtures::{self, Case};
 use choir::model::Denoiser;
-use choir::sampler::{BlockSampler, BlockSettings, LastBlock, Predictor, Sampler};
+use choir::sampler::{BlockSampler, BlockSettings, Predictor, Sampler};
 use std::collections::HashMap;
 
 const SEQUENCES: u64 = 5000;
@@ -15,19 +15,11 @@ const STEPS: usize = 8;
 fn make(case: &Case, network: &dyn Denoiser, predictor: Predictor, length: usize) -> Vec<Vec<u32>> {
     let (vocab_size, mask_id) = (case.config.vocab_size, case.config.mask_id().expect("mask"));
     let first = mask_id - 1;
+    let block = case.config.block().expect("block");
     let settings = BlockSettings {
-        block_size: case.config.block().expect("block"),
-        max_tokens: length - 1,
-        predictor,
-        temperature: 1.0,
-        nucleus_p: 1.0,
-        top_k: None,
-        stop_ids: Vec::new(),
-        mask_id,
-        vocab_size,
         time_conditioned: case.config.time_conditioned(),
         prefill_chunk: 32,
-        last_block: LastBlock::Whole,
+        ..BlockSettings::new(block, length - 1, predictor, mask_id, vocab_size)
     };
     let start = |seed| {
         Sampler::Block(BlockSampler::new(settings.clone(), &[first], seed).expect("settings"))
@@ -287,7 +279,10 @@ fn the_first_block_has_its_enumerated_law() {
         1.0,
         &mut confident,
     );
-    let predictor = Predictor::Confidence { threshold };
+    let predictor = Predictor::Confidence {
+        threshold,
+        steps: None,
+    };
     meets(
         &conditionals,
         &confident,

@@ -8,4 +8,5 @@ mod chi_square;
 mod closed_forms;
 mod drive;
 mod psi_grids;
+mod traces;
 mod uniform_law;

@@ -216,3 +216,40 @@ async fn a_score_is_finite_repeatable_and_says_what_it_took() {
         "{mixed:?}"
     );
 }
+
+#[tokio::test]
+async fn shares_of_a_block_take_as_many_evaluations_as_steps() {
+    let (client, _) = shared().await;
+    let with = |kind: pb::PredictorKind, threshold, seed| pb::GenerateRequest {
+        sampling: Some(pb::Sampling {
+            predictor: Some(pb::Predictor {
+                kind: kind.into(),
+                steps: Some(2),
+                threshold,
+                ..pb::Predictor::default()
+            }),
+            ..pb::Sampling::default()
+        }),
+        ..request("kjv", 32, seed)
+    };
+    use pb::PredictorKind::{Confidence, Sequential, Static};
+    for (kind, threshold) in [
+        (Static, None),
+        (Sequential, None),
+        (Confidence, Some(0.999)),
+    ] {
+        let made = generate(&client, with(kind, threshold, 3))
+            .await
+            .expect("text");
+        let again = generate(&client, with(kind, threshold, 3))
+            .await
+            .expect("text");
+        assert_eq!(made.tokens(), again.tokens(), "{kind:?}");
+        // 32 tokens lie in five blocks of 8 at most.
+        assert!(
+            (1..=10).contains(&made.finished.nfe),
+            "{kind:?}: {:?}",
+            made.finished
+        );
+    }
+}

@@ -1,6 +1,7 @@
 //! The server over the wire: a real one on a free port of this machine, the model compiled in, and tonic's clients.
 
 mod admin;
+mod chat;
 mod connections;
 mod endings;
 mod generate;

@@ -207,6 +207,20 @@ async fn variants_of_both_processes_are_served_listed_and_come_back() {
         ),
         (
             "sampling.predictor.kind",
+            with("whole", kind(pb::PredictorKind::Static)),
+        ),
+        (
+            "sampling.predictor.certainty",
+            with(
+                "whole",
+                pb::Predictor {
+                    certainty: pb::Certainty::Drawn.into(),
+                    ..pb::Predictor::default()
+                },
+            ),
+        ),
+        (
+            "sampling.predictor.kind",
             with("kjv", kind(pb::PredictorKind::Psi)),
         ),
         ("sampling.predictor.steps", with("whole", steps(0))),

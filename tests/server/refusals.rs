@@ -207,7 +207,7 @@ async fn bad_fields_are_named() {
         )
         .await;
     };
-    for unknown in [5, 77, -1, i32::MAX] {
+    for unknown in [7, 77, -1, i32::MAX] {
         predictor("kind", unknown, None, None).await;
     }
     let (steps, threshold) = ("steps", "threshold");
@@ -216,13 +216,37 @@ async fn bad_fields_are_named() {
     predictor("steps", Kind::Ancestral.into(), Some(0), None).await;
     predictor("steps", Kind::Ancestral.into(), Some(8193), None).await;
     predictor(threshold, Kind::Confidence.into(), None, None).await;
-    predictor(steps, Kind::Confidence.into(), Some(4), Some(0.5)).await;
+    predictor(steps, Kind::Confidence.into(), Some(0), Some(0.5)).await;
+    for share in [Kind::Static, Kind::Sequential] {
+        predictor(steps, share.into(), None, None).await;
+        predictor(steps, share.into(), Some(8193), None).await;
+        predictor(threshold, share.into(), Some(4), Some(0.5)).await;
+    }
     for bad in [f32::NAN, 0.0, -1.0, 1.5] {
         predictor("threshold", Kind::Confidence.into(), None, Some(bad)).await;
     }
     predictor(steps, Kind::FirstHitting.into(), Some(4), None).await;
     predictor(threshold, Kind::FirstHitting.into(), None, Some(0.5)).await;
-    predictor(threshold, Kind::Unspecified.into(), Some(4), Some(0.5)).await;
+    let certainty = async |kind: Kind, certainty: i32| {
+        let predictor = Some(pb::Predictor {
+            kind: kind.into(),
+            steps: Some(4).filter(|_| kind != Kind::FirstHitting),
+            certainty,
+            ..pb::Predictor::default()
+        });
+        sampling(
+            "predictor.certainty",
+            pb::Sampling {
+                predictor,
+                ..default()
+            },
+        )
+        .await;
+    };
+    certainty(Kind::Static, 77).await;
+    for without in [Kind::FirstHitting, Kind::Ancestral, Kind::Sequential] {
+        certainty(without, pb::Certainty::Drawn.into()).await;
+    }
 }
 
 #[tokio::test]

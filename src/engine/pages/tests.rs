@@ -26,6 +26,8 @@ impl Denoiser for Nothing {
 
 fn generation() -> Arc<Generation> {
     let facts = NetworkFacts {
+        family: "dit",
+        slides: true,
         rows: 4,
         tokens: 3,
         mask: Some(3),

@@ -1,6 +1,7 @@
 //! Draws as data: all that is needed to make a row's token of its logits.
 
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use super::{Filter, Mixture, Workspace, draws};
 use crate::rng::Noise;
@@ -25,8 +26,8 @@ pub enum Kind {
     Predicted,
     /// The best token that is not forbidden.
     Best,
-    /// As `Predicted`, and the network's own certainty beside it.
-    Sure,
+    /// As `Predicted`, and how sure it is beside it.
+    Sure(Certainty),
     /// A step of the uniform process, see [`Mixture::new`]. `present`: the row's token at time t.
     Mixture {
         present: u32,
@@ -36,11 +37,23 @@ pub enum Kind {
     },
 }
 
+/// What is told beside a drawn token: a probability.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Certainty {
+    /// The best token's, at temperature 1 and before top-k and nucleus: how sure the network is of anything there.
+    Best,
+    /// The drawn token's, likewise.
+    Drawn,
+    /// The drawn token's in the distribution that it was drawn from; where that is the best token alone, as `Drawn`.
+    Filtered,
+}
+
 /// What became of a [`Draw`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Drawn {
     pub token: u32,
-    /// [`Filter::confidence`] under [`Kind::Sure`]; 0 otherwise.
+    /// Under [`Kind::Sure`]; 0 otherwise.
     pub certainty: f64,
 }
 
@@ -48,21 +61,29 @@ impl Draw {
     /// Draws from one row of logits, [at least `tokens`].
     pub fn apply(&self, logits: &[f32], workspace: &mut Workspace) -> Drawn {
         let logits = logits.get(..self.tokens).unwrap_or(logits);
-        let certainty = match self.kind {
-            Kind::Sure => self.filter.confidence(logits, workspace),
-            _ => 0.0,
+        let Kind::Sure(certainty) = self.kind else {
+            return Drawn {
+                token: self.token(logits, workspace),
+                certainty: 0.0,
+            };
         };
-        Drawn {
-            token: self.token(logits, workspace),
-            certainty,
-        }
+        let distribution = self.filter.distribution(logits, workspace);
+        let token = distribution.draw(self.noise.uniform(self.step, self.position, draws::TOKEN));
+        let certainty = match certainty {
+            Certainty::Filtered if self.filter.temperature != 0.0 => {
+                distribution.probability(token)
+            }
+            Certainty::Best => self.filter.plain(logits, workspace, None),
+            _ => self.filter.plain(logits, workspace, Some(token)),
+        };
+        Drawn { token, certainty }
     }
 
     fn token(&self, logits: &[f32], workspace: &mut Workspace) -> u32 {
         let uniform = |draw| self.noise.uniform(self.step, self.position, draw);
         match self.kind {
             Kind::Best => self.filter.best(logits),
-            Kind::Predicted | Kind::Sure => {
+            Kind::Predicted | Kind::Sure(_) => {
                 let predicted = self.filter.distribution(logits, workspace);
                 predicted.draw(uniform(draws::TOKEN))
             }

@@ -71,12 +71,16 @@ impl Filter {
         Weights::new(logits, 1.0, self.forbidden).1
     }
 
-    /// The network's own certainty: the probability of its best token at temperature 1, before top-k and nucleus (which
-    /// would raise it) but without the forbidden token.
-    pub fn confidence(&self, logits: &[f32], workspace: &mut Workspace) -> f64 {
+    /// The probability of a token, or of the best one, at temperature 1 and before top-k and nucleus (which would raise
+    /// it) but without the forbidden token.
+    pub fn plain(&self, logits: &[f32], workspace: &mut Workspace, token: Option<u32>) -> f64 {
         let (weights, _) = Weights::new(logits, 1.0, self.forbidden);
         let total = weights.sum(logits, &mut workspace.sums);
-        if total > 0.0 { 1.0 / total } else { 0.0 }
+        let weight = token.map_or(1.0, |token| {
+            let logit = logits.get(token as usize).copied().unwrap_or(f32::NAN);
+            f64::from(weights.of_logit(logit))
+        });
+        if total > 0.0 { weight / total } else { 0.0 }
     }
 
     /// The rank from which on tokens are cut off.

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use rayon::prelude::*;
 
 use super::distribution::{logit_of, rank};
-use super::{Crossing, Draw, Drawn, Filter, Kind, Workspace, draw_all};
+use super::{Certainty, Crossing, Draw, Drawn, Filter, Kind, Workspace, draw_all};
 use crate::rng::{Key, Noise, Stream};
 
 /// The distribution, and how near the nucleus' running sum comes to p where tokens are cut off (within rounding of it
@@ -109,7 +109,7 @@ proptest! {
             let kind = match kind {
                 0 => Kind::Predicted,
                 1 => Kind::Best,
-                2 => Kind::Sure,
+                2 => Kind::Sure(Certainty::Best),
                 _ => Kind::Mixture { present: 1, alpha_t: 0.3, alpha_s: 0.6, kappa: 0.5 },
             };
             let filter = Filter { nucleus_p, top_k: cut.then_some(9), ..plain() };
@@ -259,8 +259,68 @@ fn confidence_ignores_temperature_and_cuts() {
         forbidden: Some(2),
         ..plain()
     };
-    let confidence = filter.confidence(&[0.0, 3f32.ln(), 80.0], &mut Workspace::default());
-    assert!((confidence - 0.75).abs() < 1e-6, "{confidence}");
+    let mut workspace = Workspace::default();
+    let mut plain = |token| filter.plain(&[0.0, 3f32.ln(), 80.0], &mut workspace, token);
+    for (token, expected) in [
+        (None, 0.75),
+        (Some(1), 0.75),
+        (Some(0), 0.25),
+        (Some(9), 0.0),
+    ] {
+        let found = plain(token);
+        assert!((found - expected).abs() < 1e-6, "{token:?}: {found}");
+    }
+}
+
+#[test]
+fn certainty_is_the_best_tokens_or_the_drawn_ones_before_or_after_filters() {
+    let logits: [f32; 4] = [2f32.ln(), 0.0, 0.0, 0.0]; // 0.4, 0.2, 0.2, 0.2
+    let certain = |temperature, top_k, certainty, seed| {
+        let draw = Draw {
+            filter: Filter {
+                temperature,
+                top_k,
+                ..plain()
+            },
+            tokens: 4,
+            noise: Noise::new(seed),
+            step: 1,
+            position: 2,
+            kind: Kind::Sure(certainty),
+        };
+        draw.apply(&logits, &mut Workspace::default())
+    };
+    let mut others = 0;
+    for seed in 0..40 {
+        for (certainty, of_best, of_other) in [
+            (Certainty::Best, 0.4, 0.4),
+            (Certainty::Drawn, 0.4, 0.2),
+            (Certainty::Filtered, 2.0 / 3.0, 1.0 / 3.0),
+        ] {
+            let drawn = certain(1.0, Some(2), certainty, seed);
+            let expected = if drawn.token == 0 { of_best } else { of_other };
+            assert!(
+                (drawn.certainty - expected).abs() < 1e-6,
+                "{certainty:?}: {drawn:?}"
+            );
+            others += u32::from(drawn.token != 0);
+        }
+    }
+    assert!(others > 0, "nothing but the best token was drawn");
+    let squared = certain(0.5, None, Certainty::Filtered, 0);
+    let expected = if squared.token == 0 {
+        4.0 / 7.0
+    } else {
+        1.0 / 7.0
+    };
+    assert!((squared.certainty - expected).abs() < 1e-6, "{squared:?}");
+    for certainty in [Certainty::Drawn, Certainty::Filtered] {
+        let greedy = certain(0.0, None, certainty, 0);
+        assert!(
+            greedy.token == 0 && (greedy.certainty - 0.4).abs() < 1e-6,
+            "{greedy:?}"
+        );
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use super::launch::launch;
 use super::pointwise::NONE;
 use super::{Machine, Result, plain};
-use crate::ops::categorical::{Crossing, Draw, Drawn, Kind};
+use crate::ops::categorical::{Certainty, Crossing, Draw, Drawn, Kind};
 
 /// A [`Draw`] as the kernel reads it.
 #[repr(C)]
@@ -51,7 +51,9 @@ impl DrawFacts {
         match draw.kind {
             Kind::Predicted => {}
             Kind::Best => facts.kind = 1,
-            Kind::Sure => facts.kind = 2,
+            Kind::Sure(Certainty::Best) => facts.kind = 2,
+            Kind::Sure(Certainty::Drawn) => facts.kind = 4,
+            Kind::Sure(Certainty::Filtered) => facts.kind = 5,
             Kind::Mixture {
                 present,
                 alpha_t,

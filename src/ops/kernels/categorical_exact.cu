@@ -27,11 +27,13 @@ DEVICE u64 limit_of(const Draw &draw, const Row &row, const Look &look, Scratch 
 DEVICE_CALL Drawn drawn_in_order(const Draw &draw, Row row, const Look &look, const double *uniforms, double *sums, Scratch &scratch) {
     SHARED double shared[CHUNK];
     Drawn drawn = Drawn{0.0, look.best, 1};
-    if (draw.kind == SURE) {
-        const float sharpness = row.sharpness;
+    const bool filtered = draw.kind == SURE_FILTERED && draw.temperature != 0.0f;
+    const bool plain = is_sure(draw) && !filtered;
+    const float sharpness = row.sharpness;
+    double whole = 0.0;
+    if (plain) {
         row.sharpness = 1.0f;
-        const double total = total_of(row, cut_at(ALL), sums);
-        drawn.certainty = total > 0.0 ? 1.0 / total : 0.0;
+        whole = total_of(row, cut_at(ALL), sums);
         row.sharpness = sharpness;
     }
     const Cut cut = cut_at(limit_of(draw, row, look, scratch));
@@ -52,6 +54,15 @@ DEVICE_CALL Drawn drawn_in_order(const Draw &draw, Row row, const Look &look, co
     } else if (total > 0.0) {
         drawn.token = draw_token(row, cut, sums, uniforms[0] * total, shared);
     }
+    if (plain) row.sharpness = 1.0f;
+    if (draw.kind == SURE) {
+        drawn.certainty = whole > 0.0 ? 1.0 / whole : 0.0;
+    } else if (plain) {
+        drawn.certainty = whole > 0.0 ? weight_below(row, drawn.token, logit_at(row, drawn.token), cut_at(ALL)) / whole : 0.0;
+    } else if (filtered) {
+        const double weight = total > 0.0 ? weight_below(row, drawn.token, logit_at(row, drawn.token), cut) / total : 0.0;
+        drawn.certainty = total > 0.0 ? weight : 1.0;
+    }
     return drawn;
 }
 
@@ -70,7 +81,7 @@ KERNEL_OF(categorical_exact, Categorical, 32 * WARPS, 2) {
     row.top = finite(look.highest);
     const bool all = draw.top_k == 0 || draw.top_k >= row.tokens;
     u32 token = NONE;
-    if (all && draw.temperature != 0.0f && draw.kind != SURE) token = token_unordered(draw, row, look, uniforms, sums, scratch);
+    if (all && draw.temperature != 0.0f && !is_sure(draw)) token = token_unordered(draw, row, look, uniforms, sums, scratch);
     const Drawn found = token != NONE ? Drawn{0.0, token, 1} : drawn_in_order(draw, row, look, uniforms, sums, scratch);
     if (threadIdx.x == 0) drawn = found;
 }

@@ -2,7 +2,7 @@
 #pragma once
 #include "logits.cuh"
 
-enum Kind { PREDICTED = 0, BEST = 1, SURE = 2, MIXTURE = 3 };
+enum Kind { PREDICTED = 0, BEST = 1, SURE = 2, MIXTURE = 3, SURE_DRAWN = 4, SURE_FILTERED = 5 };
 // What each of a (step, position)'s draws is for, as in the sampler.
 const int TOKEN = 0, BRANCH = 4;
 
@@ -22,6 +22,9 @@ struct Draw {
     double alpha_s;
     double kappa;
 };
+
+// Whether a probability is told beside the token.
+DEVICE bool is_sure(const Draw &draw) { return draw.kind == SURE || draw.kind == SURE_DRAWN || draw.kind == SURE_FILTERED; }
 
 struct Drawn {
     double certainty;

@@ -3,8 +3,8 @@
 use proptest::prelude::*;
 
 use crate::sampler::{
-    BlockSampler, BlockSettings, Evaluation, LastBlock, MAX_STEPS, Predictor, Progress, Reason,
-    Sampler,
+    BlockSampler, BlockSettings, Convention, Evaluation, LastBlock, MAX_STEPS, Predictor, Progress,
+    Reason, Sampler,
 };
 
 pub const VOCAB: usize = 12;
@@ -12,35 +12,25 @@ pub const MASK: u32 = 11;
 
 pub fn settings() -> BlockSettings {
     BlockSettings {
-        block_size: 4,
-        max_tokens: 10,
-        predictor: Predictor::FirstHitting,
-        temperature: 1.0,
-        nucleus_p: 1.0,
-        top_k: None,
-        stop_ids: Vec::new(),
-        mask_id: MASK,
-        vocab_size: VOCAB,
-        time_conditioned: false,
         prefill_chunk: 8,
-        last_block: LastBlock::Whole,
+        ..BlockSettings::new(4, 10, Predictor::FirstHitting, MASK, VOCAB)
     }
 }
 
 /// A network sure of the token `position mod 11`, and surer still of the mask.
-fn counting(_: &Evaluation, position: usize) -> Vec<f32> {
+pub fn counting(_: &Evaluation, position: usize) -> Vec<f32> {
     let mut row = vec![0.0; VOCAB];
     row[position % 11] = 60.0;
     row[MASK as usize] = 90.0;
     row
 }
 
-fn flat(_: &Evaluation, _: usize) -> Vec<f32> {
+pub fn flat(_: &Evaluation, _: usize) -> Vec<f32> {
     vec![0.0; VOCAB]
 }
 
 /// One evaluation and what became of it.
-fn step(
+pub fn step(
     sampler: &mut Sampler,
     network: impl Fn(&Evaluation, usize) -> Vec<f32>,
 ) -> (Evaluation, Progress) {
@@ -54,7 +44,7 @@ fn step(
     (evaluation, progress)
 }
 
-fn run(
+pub fn run(
     sampler: &mut Sampler,
     network: impl Fn(&Evaluation, usize) -> Vec<f32>,
 ) -> (Vec<Evaluation>, Reason) {
@@ -73,11 +63,11 @@ fn start(settings: BlockSettings, prompt: &[u32]) -> Sampler {
     seeded(settings, prompt, 42)
 }
 
-fn seeded(settings: BlockSettings, prompt: &[u32], seed: u64) -> Sampler {
+pub fn seeded(settings: BlockSettings, prompt: &[u32], seed: u64) -> Sampler {
     Sampler::Block(BlockSampler::new(settings, prompt, seed).unwrap())
 }
 
-fn counted(from: usize, to: usize) -> Vec<u32> {
+pub fn counted(from: usize, to: usize) -> Vec<u32> {
     (from..to).map(|position| position as u32 % 11).collect()
 }
 
@@ -303,7 +293,10 @@ fn confidence_reveals_what_is_sure_and_always_something() {
         row[MASK as usize] = 20.0;
         row
     };
-    let predictor = Predictor::Confidence { threshold: 0.9 };
+    let predictor = Predictor::Confidence {
+        threshold: 0.9,
+        steps: None,
+    };
     let mut sampler = start(
         BlockSettings {
             predictor,
@@ -401,7 +394,10 @@ fn the_last_block_may_be_cut() {
         let (evaluations, _) = run(
             &mut start(
                 BlockSettings {
-                    last_block,
+                    convention: Convention {
+                        last_block,
+                        ..Convention::default()
+                    },
                     ..settings()
                 },
                 &[],
@@ -456,13 +452,15 @@ proptest! {
         predictor in prop_oneof![
             Just(Predictor::FirstHitting),
             (1u32..20).prop_map(|steps| Predictor::Ancestral { steps }),
-            (0.05f32..=1.0).prop_map(|threshold| Predictor::Confidence { threshold }),
+            (0.05f32..=1.0).prop_map(|threshold| Predictor::Confidence { threshold, steps: None }),
         ],
         stop in prop::option::of(0u32..11), cut: bool, nucleus_p in 0.05f32..=1.0,
     ) {
         let settings = BlockSettings {
             block_size, max_tokens, predictor, nucleus_p, prefill_chunk, stop_ids: stop.into_iter().collect(),
-            last_block: if cut { LastBlock::Cut } else { LastBlock::Whole }, ..settings()
+            convention: Convention {
+                last_block: if cut { LastBlock::Cut } else { LastBlock::Whole }, ..Convention::default()
+            }, ..settings()
         };
         let mut sampler = seeded(settings, &counted(0, prompt), seed);
         let (evaluations, reason) = run(&mut sampler, flat);

@@ -47,7 +47,10 @@ fn sampler(way: usize, seed: u64) -> Sampler {
     match way {
         0 => block(Predictor::FirstHitting),
         1 => block(Predictor::Ancestral { steps: 3 }),
-        2 => block(Predictor::Confidence { threshold: 0.4 }),
+        2 => block(Predictor::Confidence {
+            threshold: 0.4,
+            steps: None,
+        }),
         3 => uniform(NoiseRemoval::Greedy, Psi::ANCESTRAL, None),
         4 => uniform(NoiseRemoval::Ancestral, Psi::ANCESTRAL, Some(4)),
         _ => uniform(NoiseRemoval::Greedy, psi, None),

@@ -88,7 +88,10 @@ fn samplers(template: &[Option<u32>]) -> Vec<Sampler> {
     for predictor in [
         Predictor::FirstHitting,
         Predictor::Ancestral { steps: 3 },
-        Predictor::Confidence { threshold: 0.9 },
+        Predictor::Confidence {
+            threshold: 0.9,
+            steps: None,
+        },
     ] {
         let settings = BlockSettings {
             predictor,

@@ -1,4 +1,5 @@
 mod block;
+mod decoders;
 mod draws;
 mod infilling;
 mod refusals;

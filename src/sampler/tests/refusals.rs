@@ -23,7 +23,10 @@ fn bad_settings_are_named() {
     }
     for share in [f32::NAN, 0.0, -1.0, 1.01, f32::INFINITY] {
         assert_eq!(field(|settings| settings.nucleus_p = share), "nucleus_p");
-        let predictor = Predictor::Confidence { threshold: share };
+        let predictor = Predictor::Confidence {
+            threshold: share,
+            steps: None,
+        };
         assert_eq!(
             field(|settings| settings.predictor = predictor),
             "threshold"

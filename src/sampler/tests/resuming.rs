@@ -69,7 +69,7 @@ proptest! {
         let make = || match kind {
             0..3 => {
                 let predictors =
-                    [Predictor::FirstHitting, Predictor::Ancestral { steps: 5 }, Predictor::Confidence { threshold: 0.3 }];
+                    [Predictor::FirstHitting, Predictor::Ancestral { steps: 5 }, Predictor::Confidence { threshold: 0.3, steps: None }];
                 let settings = block::settings();
                 let settings = crate::sampler::BlockSettings {
                     predictor: predictors[kind], time_conditioned: conditioned, ..settings

@@ -8,6 +8,7 @@ pub use sampling::{choice, kappa_to_wire, path, process, profile_to_wire, sampli
 use crate::catalog::{Stage, VariantInfo};
 use crate::engine::{self, Event, Priority, Reason};
 use crate::model::Process;
+use crate::model::tokenizer::{Message, Role};
 use crate::pb;
 use crate::server::status::BadField;
 use std::sync::Arc;
@@ -28,6 +29,39 @@ pub fn mix(parts: Vec<pb::VariantWeight>) -> Vec<(String, f32)> {
         .into_iter()
         .map(|part| (part.name, part.weight.unwrap_or(1.0)))
         .collect()
+}
+
+/// Messages of a conversation at most.
+const MOST_MESSAGES: usize = 1024;
+
+/// A conversation that somebody is to answer.
+///
+/// # Errors
+/// A message without content or of a role that there is not, none to answer, or too many.
+pub fn messages(wire: Vec<pb::Message>) -> Result<Vec<Message>, BadField> {
+    let bad = |reason: String| BadField::new("messages", reason);
+    if wire.len() > MOST_MESSAGES {
+        return Err(bad(format!("there are more than {MOST_MESSAGES}")));
+    }
+    if wire.last().map(|message| message.role()) == Some(pb::Role::Assistant) {
+        return Err(bad(
+            "the last one is the assistant's: there is nothing to answer".into(),
+        ));
+    }
+    let message = |(at, message): (usize, pb::Message)| {
+        if message.content.is_empty() {
+            return Err(bad(format!("message {at} is empty")));
+        }
+        let role = match pb::Role::try_from(message.role) {
+            Ok(pb::Role::System) => Role::System,
+            Ok(pb::Role::User) => Role::User,
+            Ok(pb::Role::Assistant) => Role::Assistant,
+            _ => return Err(bad(format!("message {at} has no role that is known here"))),
+        };
+        let content = message.content;
+        Ok(Message { role, content })
+    };
+    wire.into_iter().enumerate().map(message).collect()
 }
 
 /// Metadata in which a proxy in front of the server says who asks.

@@ -2,6 +2,7 @@
 
 use super::convert;
 use crate::engine::{self, EngineHandle, EventStream};
+use crate::model::tokenizer::ChatError;
 use crate::pb;
 use crate::pb::inference_server::Inference;
 use crate::pb::piece::Piece;
@@ -18,6 +19,7 @@ const LONG_TEXT: usize = 4096;
 /// Pieces of a template at most.
 const MAX_PIECES: usize = 1024;
 const TEMPLATE: &str = "template";
+const MESSAGES: &str = "messages";
 
 /// Serves what the engine's generation serves.
 pub struct InferenceService {
@@ -56,30 +58,68 @@ impl InferenceService {
         self.engine
             .generation()
             .tokenizer
-            .end_of_text()
+            .begin()
             .into_iter()
             .collect()
     }
 
-    /// The tokens of a text, at least one.
-    async fn encode(&self, field: &'static str, text: String) -> Result<Vec<u32>, Status> {
+    /// The tokens of a text, at least one; `control`: whether control tokens may be written in it.
+    async fn encode(
+        &self,
+        field: &'static str,
+        text: String,
+        control: bool,
+    ) -> Result<Vec<u32>, Status> {
         if text.is_empty() {
             return Err(BadField::new(field, "it is empty").into());
         }
         self.check_bytes(field, text.len())?;
         let tokenizer = self.engine.generation().tokenizer.clone();
-        let tokens = if text.len() <= LONG_TEXT {
-            tokenizer.encode(&text)
-        } else {
-            let encoding = tokio::task::spawn_blocking(move || tokenizer.encode(&text));
+        let long = text.len() > LONG_TEXT;
+        let encode = move || match control {
+            true => tokenizer.encode_control(&text),
+            false => tokenizer.encode(&text),
+        };
+        let tokens = if long {
+            let encoding = tokio::task::spawn_blocking(encode);
             encoding
                 .await
                 .map_err(|error| Status::internal(format!("{field}: {error}")))?
+        } else {
+            encode()
         };
-        match tokens.is_empty() {
-            false => Ok(tokens),
-            true => Err(BadField::new(field, "the tokenizer makes no token of it").into()),
+        match tokens {
+            Ok(tokens) if tokens.is_empty() => {
+                Err(BadField::new(field, "the tokenizer makes no token of it").into())
+            }
+            tokens => tokens.map_err(|error| BadField::new(field, error.to_string()).into()),
         }
+    }
+
+    /// The tokens of a conversation, up to where its answer begins.
+    async fn conversation(
+        &self,
+        messages: Vec<pb::Message>,
+        enable_thinking: Option<bool>,
+    ) -> Result<Vec<u32>, Status> {
+        let messages = convert::messages(messages)?;
+        let bytes = messages.iter().map(|message| message.content.len());
+        self.check_bytes(MESSAGES, bytes.sum())?;
+        let tokenizer = self.engine.generation().tokenizer.clone();
+        let rendering =
+            tokio::task::spawn_blocking(move || tokenizer.chat(&messages, enable_thinking));
+        let tokens = rendering
+            .await
+            .map_err(|error| Status::internal(format!("{MESSAGES}: {error}")))?;
+        tokens.map_err(|error| {
+            let message = format!("{MESSAGES}: {error}");
+            match error {
+                ChatError::NoTemplate | ChatError::Template(_) | ChatError::Endless => {
+                    Status::failed_precondition(message)
+                }
+                _ => Status::invalid_argument(message),
+            }
+        })
     }
 
     /// What a request gives, as the engine takes it: the prompt, the length of the first hole, and what stands after it.
@@ -87,17 +127,34 @@ impl InferenceService {
         &self,
         request: &mut pb::GenerateRequest,
     ) -> Result<(Vec<u32>, usize, Vec<Option<u32>>), Status> {
+        let control = request.control_tokens;
+        let max_tokens = request.max_tokens.unwrap_or(convert::DEFAULT_MAX_TOKENS) as usize;
+        if !request.messages.is_empty() {
+            let bad = |reason: &str| Err(BadField::new(MESSAGES, reason).into());
+            if !request.prompt.is_empty()
+                || request.suffix.is_some()
+                || !request.template.is_empty()
+            {
+                return bad("they stand instead of prompt, suffix and template");
+            }
+            if control {
+                return bad("control tokens are the chat template's");
+            }
+            let messages = std::mem::take(&mut request.messages);
+            let prompt = self.conversation(messages, request.enable_thinking).await?;
+            return Ok((prompt, max_tokens, Vec::new()));
+        }
+        if request.enable_thinking.is_some() {
+            return Err(BadField::new("enable_thinking", "there are no messages").into());
+        }
         if request.template.is_empty() {
             let mut prompt = self.beginning();
-            prompt.extend(
-                self.encode("prompt", std::mem::take(&mut request.prompt))
-                    .await?,
-            );
+            let text = std::mem::take(&mut request.prompt);
+            prompt.extend(self.encode("prompt", text, control).await?);
             let after = match request.suffix.take() {
-                Some(suffix) => self.encode("suffix", suffix).await?,
+                Some(suffix) => self.encode("suffix", suffix, control).await?,
                 None => Vec::new(),
             };
-            let max_tokens = request.max_tokens.unwrap_or(convert::DEFAULT_MAX_TOKENS) as usize;
             return Ok((prompt, max_tokens, after.into_iter().map(Some).collect()));
         }
         let bad = |reason: &str| Status::from(BadField::new(TEMPLATE, reason));
@@ -126,10 +183,11 @@ impl InferenceService {
         for piece in pieces {
             match piece {
                 Piece::Text(text) if first == 0 => {
-                    prompt.extend(self.encode(TEMPLATE, text).await?)
+                    prompt.extend(self.encode(TEMPLATE, text, control).await?)
                 }
                 Piece::Text(text) => {
-                    after.extend(self.encode(TEMPLATE, text).await?.into_iter().map(Some))
+                    let tokens = self.encode(TEMPLATE, text, control).await?;
+                    after.extend(tokens.into_iter().map(Some))
                 }
                 Piece::Hole(0) => return Err(bad("one of its holes is empty")),
                 Piece::Hole(length) => {
@@ -167,7 +225,7 @@ impl Inference for InferenceService {
         generation.regime(&mix)?; // a variant that is not there, before what does not fit it
         let defaults = generation.defaults(&mix);
         let sampling = convert::choice(request.sampling)?.over(defaults)?;
-        let template = !request.template.is_empty();
+        let (template, chat) = (!request.template.is_empty(), !request.messages.is_empty());
         let (prompt, max_tokens, after) = self.given(&mut request).await?;
         let request = engine::Request {
             sampling,
@@ -187,6 +245,7 @@ impl Inference for InferenceService {
         let events = events.map_err(|error| {
             of_given(error, |field| match field {
                 "prompt" | "max_tokens" if template => TEMPLATE,
+                "prompt" if chat => MESSAGES,
                 TEMPLATE if !template => "suffix",
                 field => field,
             })
@@ -207,7 +266,7 @@ impl Inference for InferenceService {
         let request = request.into_inner();
         let mut tokens = self.beginning();
         let given = tokens.len();
-        tokens.extend(self.encode("text", request.text).await?);
+        tokens.extend(self.encode("text", request.text, false).await?);
         let request = engine::ScoreRequest {
             mix: convert::mix(request.mix),
             tokens,

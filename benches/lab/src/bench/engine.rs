@@ -255,7 +255,8 @@ fn rate(args: &LoadArgs, scenario: &Scenario) -> Result<f64> {
         variants: like.variants.clone(),
         memory: Vec::new(),
     };
-    let prompt = (like.tokenizer).encode("It was in the morning, and nobody had yet said a word.");
+    let text = "It was in the morning, and nobody had yet said a word.";
+    let prompt = like.tokenizer.encode(text)?;
     let defaults = EngineConfig::default();
     // Room for all of them, with a block more than is wanted.
     let pages = (prompt.len() + args.tokens).div_ceil(defaults.page_tokens) + 2;

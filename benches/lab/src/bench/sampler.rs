@@ -15,7 +15,7 @@ use choir::model::{BaseWeights, Dit, DitConfig, Mix};
 use choir::ops::quantized::Form;
 use choir::rng::{Key, Stream};
 use choir::sampler::{
-    BlockSampler, BlockSettings, LastBlock, Predictor, Sampler, UniformPredictor, UniformSampler,
+    BlockSampler, BlockSettings, Predictor, Sampler, UniformPredictor, UniformSampler,
     UniformSettings,
 };
 use clap::Args;
@@ -223,19 +223,12 @@ fn blocks(
     block: usize,
     sequences: usize,
 ) -> Result<Figures> {
+    let mask = args.vocab as u32 - 1;
+    let predictor = Predictor::FirstHitting;
     let settings = BlockSettings {
-        block_size: block,
-        max_tokens: args.tokens - 1,
-        predictor: Predictor::FirstHitting,
-        temperature: 1.0,
         nucleus_p: args.nucleus_p,
-        top_k: None,
-        stop_ids: Vec::new(),
-        mask_id: args.vocab as u32 - 1,
-        vocab_size: args.vocab,
-        time_conditioned: false,
         prefill_chunk: args.length,
-        last_block: LastBlock::Whole,
+        ..BlockSettings::new(block, args.tokens - 1, predictor, mask, args.vocab)
     };
     let samplers = (0..sequences as u64)
         .map(|seed| {

@@ -9,7 +9,7 @@ use choir::cli::json::JsonArgs;
 use choir::cli::serve::StoreArgs;
 use choir::model::profile::Profile;
 use choir::model::{Denoiser, Mix, VariantId};
-use choir::sampler::{BlockSampler, BlockSettings, LastBlock, Predictor, Sampler};
+use choir::sampler::{BlockSampler, BlockSettings, Predictor, Sampler};
 use clap::Args;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -117,19 +117,12 @@ struct Figures {
 
 fn measure(args: &StepArgs, scenario: &Scenario, block: usize) -> Result<Figures> {
     let network = scenario.instance.facts();
+    let mask = network.mask.context("a base without a mask")?;
+    let predictor = Predictor::FirstHitting;
     let settings = BlockSettings {
-        block_size: block,
-        max_tokens: args.tokens,
-        predictor: Predictor::FirstHitting,
-        temperature: 1.0,
-        nucleus_p: 1.0,
-        top_k: None,
-        stop_ids: Vec::new(),
-        mask_id: network.mask.context("a base without a mask")?,
-        vocab_size: network.rows,
         time_conditioned: network.regime.time_conditioned,
         prefill_chunk: network.context,
-        last_block: LastBlock::Whole,
+        ..BlockSettings::new(block, args.tokens, predictor, mask, network.rows)
     };
     let mixes = scenario.mixes.iter().cycle();
     let mut sequences = (0..args.sequences as u64)

@@ -133,8 +133,8 @@ pub fn measure(
     let tokenizer = &generation.tokenizer;
     let wanted = Wanted {
         first: tokenizer
-            .end_of_text()
-            .context("the tokenizer has no end of text")?,
+            .begin()
+            .context("the tokenizer has nothing that begins a text")?,
         ..wanted
     };
     let mut benches: Vec<Bench> = Vec::new();
@@ -144,7 +144,7 @@ pub fn measure(
             benches.push(Bench::new(
                 text,
                 &documents,
-                |text| tokenizer.encode(text),
+                |text| tokenizer.encode(text).unwrap_or_default(),
                 tokens,
                 length,
             )?);

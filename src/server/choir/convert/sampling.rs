@@ -4,7 +4,7 @@ use super::small;
 use crate::engine::{Choice, Predictor, PredictorKind, PsiChoice, Sampling};
 use crate::model::Process;
 use crate::pb;
-use crate::sampler::{self, Kappa, NoiseRemoval, Psi, TimeProfile};
+use crate::sampler::{self, Certainty, Kappa, NoiseRemoval, Psi, TimeProfile};
 use crate::server::status::BadField;
 
 /// What is set in `wire`.
@@ -33,6 +33,7 @@ pub fn choice(wire: Option<pb::Sampling>) -> Result<Choice, BadField> {
         temperature: wire.temperature,
         nucleus_p: wire.nucleus_p,
         top_k: wire.top_k.map(|k| k as usize),
+        certainty: certainty(predictor.certainty)?,
     })
 }
 
@@ -48,6 +49,7 @@ pub fn path(field: &'static str) -> &'static str {
         "threshold" => "sampling.predictor.threshold",
         "eps" => "sampling.predictor.eps",
         "noise_removal" => "sampling.predictor.noise_removal",
+        "certainty" => "sampling.predictor.certainty",
         "psi" => "sampling.predictor.psi",
         "profile_time" | "profile_alpha" => "sampling.predictor.psi.profile.at",
         "high_fraction" => "sampling.predictor.psi.high_fraction",
@@ -76,6 +78,8 @@ fn kind(wire: i32) -> Result<Option<PredictorKind>, BadField> {
         Ok(Wire::FirstHitting) => Ok(Some(PredictorKind::FirstHitting)),
         Ok(Wire::Ancestral) => Ok(Some(PredictorKind::Ancestral)),
         Ok(Wire::Confidence) => Ok(Some(PredictorKind::Confidence)),
+        Ok(Wire::Static) => Ok(Some(PredictorKind::Static)),
+        Ok(Wire::Sequential) => Ok(Some(PredictorKind::Sequential)),
         Ok(Wire::Psi) => Ok(Some(PredictorKind::Psi)),
         Err(_) => Err(unknown("sampling.predictor.kind", wire)),
     }
@@ -87,6 +91,24 @@ fn noise_removal(wire: i32) -> Result<Option<NoiseRemoval>, BadField> {
         Ok(pb::NoiseRemoval::Ancestral) => Ok(Some(NoiseRemoval::Ancestral)),
         Ok(pb::NoiseRemoval::Greedy) => Ok(Some(NoiseRemoval::Greedy)),
         Err(_) => Err(unknown("sampling.predictor.noise_removal", wire)),
+    }
+}
+
+fn certainty(wire: i32) -> Result<Option<Certainty>, BadField> {
+    match pb::Certainty::try_from(wire) {
+        Ok(pb::Certainty::Unspecified) => Ok(None),
+        Ok(pb::Certainty::Best) => Ok(Some(Certainty::Best)),
+        Ok(pb::Certainty::Drawn) => Ok(Some(Certainty::Drawn)),
+        Ok(pb::Certainty::Filtered) => Ok(Some(Certainty::Filtered)),
+        Err(_) => Err(unknown("sampling.predictor.certainty", wire)),
+    }
+}
+
+fn certainty_to_wire(certainty: Certainty) -> pb::Certainty {
+    match certainty {
+        Certainty::Best => pb::Certainty::Best,
+        Certainty::Drawn => pb::Certainty::Drawn,
+        Certainty::Filtered => pb::Certainty::Filtered,
     }
 }
 
@@ -143,6 +165,10 @@ pub fn sampling_to_wire(sampling: &Sampling) -> pb::Sampling {
         threshold,
         ..pb::Predictor::default()
     };
+    let by = |predictor| pb::Predictor {
+        certainty: certainty_to_wire(sampling.certainty).into(),
+        ..predictor
+    };
     let predictor = match sampling.predictor {
         Predictor::Absorbing(sampler::Predictor::FirstHitting) => {
             with(Kind::FirstHitting, None, None)
@@ -150,8 +176,14 @@ pub fn sampling_to_wire(sampling: &Sampling) -> pb::Sampling {
         Predictor::Absorbing(sampler::Predictor::Ancestral { steps }) => {
             with(Kind::Ancestral, Some(steps), None)
         }
-        Predictor::Absorbing(sampler::Predictor::Confidence { threshold }) => {
-            with(Kind::Confidence, None, Some(threshold))
+        Predictor::Absorbing(sampler::Predictor::Confidence { threshold, steps }) => {
+            by(with(Kind::Confidence, steps, Some(threshold)))
+        }
+        Predictor::Absorbing(sampler::Predictor::Static { steps }) => {
+            by(with(Kind::Static, Some(steps), None))
+        }
+        Predictor::Absorbing(sampler::Predictor::Sequential { steps }) => {
+            with(Kind::Sequential, Some(steps), None)
         }
         Predictor::Uniform(uniform) => {
             let ancestral = uniform.psi == Psi::ANCESTRAL;

@@ -9,8 +9,8 @@ use choir::model::gpu::GpuDit;
 use choir::model::kv_cache::KvCache;
 use choir::model::{Batch, Denoiser, DitConfig, Mix, PageId, Segment, VariantId};
 use choir::sampler::{
-    BlockSampler, BlockSettings, LastBlock, Predictor, Progress, Sampler, UniformPredictor,
-    UniformSampler, UniformSettings,
+    BlockSampler, BlockSettings, Predictor, Progress, Sampler, UniformPredictor, UniformSampler,
+    UniformSettings,
 };
 use std::time::Instant;
 
@@ -85,19 +85,10 @@ pub fn latency(bench: &mut Bench) -> Result<()> {
     let single = network.materialise(&Mix::single(VariantId(0)))?;
     let mut cache = network.cache(PAGE, (1 + tokens + block).div_ceil(PAGE) + 1)?;
     let sampler = || -> Result<[Sampler; 1]> {
+        let (rows, predictor) = (config.vocab_size, Predictor::FirstHitting);
         let settings = BlockSettings {
-            block_size: block,
-            max_tokens: tokens,
-            predictor: Predictor::FirstHitting,
-            temperature: 1.0,
-            nucleus_p: 1.0,
-            top_k: None,
-            stop_ids: Vec::new(),
-            mask_id: config.vocab_size as u32 - 1,
-            vocab_size: config.vocab_size,
-            time_conditioned: false,
             prefill_chunk: config.model_length,
-            last_block: LastBlock::Whole,
+            ..BlockSettings::new(block, tokens, predictor, rows as u32 - 1, rows)
         };
         Ok([Sampler::Block(BlockSampler::new(settings, &[0], 0)?)])
     };

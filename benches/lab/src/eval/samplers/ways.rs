@@ -39,11 +39,9 @@ pub fn ways(config: &DitConfig, settings: &Settings) -> Vec<Way> {
         sampler,
         steps,
         sampling: Sampling {
-            predictor,
-            block_size: None,
             temperature: settings.temperature,
             nucleus_p: settings.nucleus_p,
-            top_k: None,
+            ..Sampling::plain(predictor)
         },
     };
     match config.process() {

@@ -1,0 +1,218 @@
+//! Text to tokens and back, and conversations to text, from the files that are published with a checkpoint.
+
+mod chat;
+mod control;
+mod files;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+
+use sha2::{Digest, Sha256};
+
+use chat::Template;
+pub use chat::{ChatError, Message, Role};
+use control::Control;
+pub use files::GenerationConfig;
+
+/// Why a tokenizer cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenizerError {
+    #[error("the tokenizer cannot be read: {0}")]
+    Unreadable(String),
+    #[error("{file}: {reason}")]
+    File { file: &'static str, reason: String },
+    #[error("it has neither tokenizer.json nor vocab.json and merges.txt")]
+    Missing,
+    #[error("the text cannot be encoded: {0}")]
+    Encoding(String),
+    #[error("token {id} is {theirs:?} and the base's is {ours:?}")]
+    OtherPiece {
+        id: u32,
+        ours: String,
+        theirs: String,
+    },
+    #[error("its pieces are the base's, but it joins them in another order")]
+    OtherMerges,
+}
+
+/// A tokenizer, what its files say besides, and the digest of the file that has its pieces.
+#[derive(Debug)]
+pub struct Tokenizer {
+    /// Takes the text of control tokens for text.
+    inner: tokenizers::Tokenizer,
+    digest: [u8; 32],
+    pieces: usize,
+    control: Control,
+    begin: Option<u32>,
+    ends: Vec<u32>,
+    mask: Option<u32>,
+    template: Option<Template>,
+}
+
+/// What ends a text, and begins one, where no file says so.
+const ENDS: [&str; 3] = ["<|endoftext|>", "</s>", "[EOS]"];
+
+impl Tokenizer {
+    /// A `tokenizer.json` by itself: texts begin and end with its end of text.
+    ///
+    /// # Errors
+    /// Where it is none.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, TokenizerError> {
+        let mut inner = tokenizers::Tokenizer::from_bytes(bytes)
+            .map_err(|error| TokenizerError::Unreadable(error.to_string()))?;
+        inner.set_encode_special_tokens(true);
+        let pieces = inner.get_vocab(true).into_values();
+        let end = ENDS.iter().find_map(|name| inner.token_to_id(name));
+        Ok(Self {
+            control: Control::of(&inner),
+            pieces: pieces.max().map_or(0, |id| id as usize + 1),
+            inner,
+            digest: Sha256::digest(bytes).into(),
+            begin: end,
+            ends: end.into_iter().collect(),
+            mask: None,
+            template: None,
+        })
+    }
+
+    /// From the files of a checkpoint's folder, which `read` gives by name, where they are: `tokenizer.json`, or `vocab.json` and
+    /// `merges.txt`; `tokenizer_config.json`, `generation_config.json` and `config.json` say what begins and ends a text, and
+    /// `chat_template.jinja`, or `tokenizer_config.json`, how a conversation is written.
+    ///
+    /// # Errors
+    /// Names the file at fault. A chat template that does not parse is refused when it is used.
+    pub fn from_files(read: impl Fn(&str) -> Option<Vec<u8>>) -> Result<Self, TokenizerError> {
+        files::read(read)
+    }
+
+    /// The tokens of a text. The text of a control token is text.
+    ///
+    /// # Errors
+    /// `Encoding` for a text that the tokenizer has no pieces for.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        let encoding = self.inner.encode_fast(text, false);
+        let encoding = encoding.map_err(|error| TokenizerError::Encoding(error.to_string()))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The same, but the text of a control token is that token.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode)'s.
+    pub fn encode_control(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        let mut ids = Vec::new();
+        for part in self.control.split(text) {
+            match part {
+                control::Part::Text(text) => ids.extend(self.encode(text)?),
+                control::Part::Token(id) => ids.push(id),
+            }
+        }
+        Ok(ids)
+    }
+
+    /// The tokens of a conversation as the model's template writes it, up to where the assistant's answer begins. The text of a
+    /// control token in a message is text. `enable_thinking`: for templates that ask.
+    ///
+    /// # Errors
+    /// A model without a template, a template that does not parse, raises or does not come to an end, and messages it refuses.
+    pub fn chat(
+        &self,
+        messages: &[Message],
+        enable_thinking: Option<bool>,
+    ) -> Result<Vec<u32>, ChatError> {
+        let template = self.template.as_ref().ok_or(ChatError::NoTemplate)?;
+        let guard = control::Guard::new(messages.iter().map(|message| message.content.as_str()))
+            .ok_or(ChatError::NotText)?;
+        let guarded: Vec<Message> = messages
+            .iter()
+            .map(|message| Message {
+                role: message.role,
+                content: self.control.guard(&message.content, guard),
+            })
+            .collect();
+        let text = template.render(&guarded, enable_thinking)?;
+        let mut ids = Vec::new();
+        for part in self.control.split(&text) {
+            match part {
+                control::Part::Text(text) => ids.extend(self.encode(&guard.lift(text))?),
+                control::Part::Token(id) => ids.push(id),
+            }
+        }
+        Ok(ids)
+    }
+
+    /// Whether a conversation can be written.
+    pub fn has_chat(&self) -> bool {
+        self.template.is_some()
+    }
+
+    /// Bytes that are no whole character become U+FFFD.
+    pub fn decode(&self, tokens: &[u32]) -> String {
+        self.inner.decode(tokens, false).unwrap_or_default()
+    }
+
+    /// The token that begins every text, where one does.
+    pub fn begin(&self) -> Option<u32> {
+        self.begin
+    }
+
+    /// The tokens that end a text, or a turn.
+    pub fn ends(&self) -> &[u32] {
+        &self.ends
+    }
+
+    /// The mask, where the files name one.
+    pub fn mask(&self) -> Option<u32> {
+        self.mask
+    }
+
+    /// One more than the highest id: rows from there on stand for no text.
+    pub fn pieces(&self) -> usize {
+        self.pieces
+    }
+
+    /// SHA-256 of the file that has the pieces.
+    pub fn digest(&self) -> [u8; 32] {
+        self.digest
+    }
+
+    /// Whether texts of `other` are texts of this one: the same pieces under the same ids, joined alike. Layout, and the text
+    /// of control tokens, may differ.
+    ///
+    /// # Errors
+    /// The first piece that is another.
+    pub fn same_pieces(&self, other: &Tokenizer) -> Result<(), TokenizerError> {
+        if self.digest == other.digest {
+            return Ok(());
+        }
+        let (ours, theirs) = (self.by_id(), other.by_id());
+        let control = |id: &u32| self.control.has(*id) || other.control.has(*id);
+        for id in ours.keys().chain(theirs.keys()) {
+            let (our, their) = (ours.get(id), theirs.get(id));
+            if our != their && !(control(id) && our.is_some() && their.is_some()) {
+                let text = |piece: Option<&String>| piece.cloned().unwrap_or_default();
+                return Err(TokenizerError::OtherPiece {
+                    id: *id,
+                    ours: text(our),
+                    theirs: text(their),
+                });
+            }
+        }
+        match self.model() == other.model() {
+            true => Ok(()),
+            false => Err(TokenizerError::OtherMerges),
+        }
+    }
+
+    fn by_id(&self) -> BTreeMap<u32, String> {
+        let vocab = self.inner.get_vocab(true).into_iter();
+        vocab.map(|(piece, id)| (id, piece)).collect()
+    }
+
+    /// Merges and all else that the model of the pieces is, in the one form that they are written in.
+    fn model(&self) -> Option<[u8; 32]> {
+        let text = serde_json::to_vec(self.inner.get_model()).ok()?;
+        Some(Sha256::digest(text).into())
+    }
+}

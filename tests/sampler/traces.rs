@@ -1,0 +1,362 @@
+//! Decode traces of the families' own code, replayed: from the tokens and certainties that were recorded at every step, the
+//! state machines must reveal the same positions, and end with the same text.
+
+use std::collections::BTreeMap;
+
+use choir::ops::categorical::{Certainty, Draw, Drawn, Filter, Kind, Workspace};
+use choir::rng::Noise;
+use choir::sampler::{
+    BlockSampler, BlockSettings, Convention, Crossing, Predictor, Progress, Sampler,
+};
+use serde_json::Value;
+
+use crate::fixtures;
+
+/// A folder of a family's golden data.
+struct Family {
+    cases: Value,
+    tensors: BTreeMap<String, (Vec<usize>, Vec<f64>)>,
+}
+
+/// What a sampler asked for and was told in one step.
+struct Recorded<'a> {
+    tokens: &'a [f64],
+    certainties: &'a [f64],
+    /// Position of the first of both.
+    first: usize,
+    /// Logits of the same positions, where they were recorded.
+    logits: Option<&'a [f64]>,
+}
+
+impl Family {
+    fn load(name: &str) -> Self {
+        let folder = fixtures::folder().join("families").join(name);
+        let cases = std::fs::read(folder.join("cases.json")).expect("cases.json");
+        Family {
+            cases: serde_json::from_slice(&cases).expect("cases.json"),
+            tensors: fixtures::read(&folder.join("cases.safetensors")),
+        }
+    }
+
+    /// The traces that begin with `prefix` and were recorded step by step; `q.*` show bugs.
+    fn traces(&self, prefix: &str) -> Vec<(&String, &Value)> {
+        let traces = self.cases["traces"].as_object().expect("traces");
+        let recorded = |name: &str| self.tensors.contains_key(&format!("{name}.x0"));
+        let found: Vec<_> = traces
+            .iter()
+            .filter(|(name, _)| name.starts_with(prefix) && recorded(name))
+            .collect();
+        assert!(!found.is_empty(), "no trace {prefix}*");
+        found
+    }
+
+    fn ids(&self, name: &str) -> Vec<u32> {
+        self.tensors[name].1.iter().map(|&id| id as u32).collect()
+    }
+
+    /// Row `row` of a tensor.
+    fn row(&self, name: &str, row: usize) -> &[f64] {
+        let (shape, values) = &self.tensors[name];
+        let width: usize = shape[1..].iter().product();
+        &values[row * width..][..width]
+    }
+
+    fn number(&self, name: &str) -> usize {
+        self.cases[name].as_u64().expect(name) as usize
+    }
+
+    fn settings(&self, block: usize, max_tokens: usize, predictor: Predictor) -> BlockSettings {
+        let (mask, vocab) = (self.number("mask_token_id"), self.number("vocab_size"));
+        BlockSettings {
+            temperature: 0.0,
+            convention: Convention::of(self.cases["family"].as_str().expect("family")),
+            ..BlockSettings::new(block, max_tokens, predictor, mask as u32, vocab)
+        }
+    }
+}
+
+fn count(args: &Value, name: &str) -> usize {
+    args[name]
+        .as_u64()
+        .unwrap_or_else(|| panic!("{name} in {args}")) as usize
+}
+
+/// One step with what was recorded; the positions that it revealed.
+fn step(sampler: &mut Sampler, recorded: &Recorded) -> (Vec<usize>, Progress) {
+    while sampler.next().rows.is_empty() {
+        sampler.take(&[]); // the prompt
+    }
+    let first = sampler.next().first_position;
+    let rows = sampler.next().rows.clone();
+    let drawn: Vec<Drawn> = rows
+        .iter()
+        .zip(sampler.draws())
+        .map(|(row, draw)| {
+            let at = first + row - recorded.first;
+            let told = Drawn {
+                token: recorded.tokens[at] as u32,
+                certainty: recorded.certainties[at],
+            };
+            if let Some(logits) = recorded.logits {
+                let vocab = logits.len() / recorded.tokens.len();
+                let row: Vec<f32> = logits[at * vocab..][..vocab]
+                    .iter()
+                    .map(|&x| x as f32)
+                    .collect();
+                let ours = draw.apply(&row, &mut Workspace::default());
+                assert_eq!(ours.token, told.token, "at {}", first + rows[0]);
+                if matches!(draw.kind, Kind::Sure(_)) {
+                    let off = (ours.certainty - told.certainty).abs();
+                    assert!(
+                        off < 1e-5,
+                        "certainty {} for {}",
+                        ours.certainty,
+                        told.certainty
+                    );
+                }
+            }
+            told
+        })
+        .collect();
+    let progress = sampler.take(&drawn);
+    let revealed = sampler.revealed().iter().map(|&(position, _)| position);
+    (revealed.collect(), progress)
+}
+
+/// A text up to its first stop id.
+fn until<'a>(text: &'a [u32], stops: &[u32]) -> &'a [u32] {
+    let end = text.iter().position(|token| stops.contains(token));
+    &text[..end.unwrap_or(text.len())]
+}
+
+#[test]
+fn sdar_reveals_as_its_own_code_does() {
+    let family = Family::load("sdar-tiny");
+    for (name, trace) in family.traces("c.") {
+        let args = &trace["args"];
+        let (block, steps) = (
+            count(args, "block_length"),
+            count(args, "denoising_steps") as u32,
+        );
+        let threshold = args["confidence_threshold"]
+            .as_f64()
+            .or(args["threshold"].as_f64());
+        let predictor = match (args["remasking_strategy"].as_str(), threshold) {
+            (Some("sequential"), _) => Predictor::Sequential { steps },
+            (Some("low_confidence_static"), _) | (None, None) => Predictor::Static { steps },
+            (_, Some(threshold)) => Predictor::Confidence {
+                threshold: threshold as f32,
+                steps: Some(steps),
+            },
+            other => panic!("{name}: {other:?}"),
+        };
+        let prompt = family.ids(&format!("{name}.prompt"));
+        let max_tokens = count(args, "gen_length");
+        let stops = args["stopping_criteria_idx"]
+            .as_array()
+            .into_iter()
+            .flatten();
+        let stops: Vec<u32> = stops.map(|id| id.as_u64().expect("id") as u32).collect();
+        let settings = BlockSettings {
+            certainty: Certainty::Drawn, // greedily; at temperature 1 the same as Filtered
+            stop_ids: stops.clone(),
+            ..family.settings(block, max_tokens, predictor)
+        };
+        let mut sampler = Sampler::Block(BlockSampler::new(settings, &prompt, 0).expect(name));
+        let forwards = trace["forwards"].as_array().expect("forwards");
+        let logits = family
+            .tensors
+            .get(&format!("{name}.logits"))
+            .map(|(shape, _)| shape[0]);
+        let mut progress = Progress::Continue;
+        for (at, forward) in forwards.iter().enumerate() {
+            if forward["kind"] != "denoise" {
+                continue;
+            }
+            let recorded = Recorded {
+                tokens: family.row(&format!("{name}.x0"), at),
+                certainties: family.row(&format!("{name}.confidence"), at),
+                first: count(forward, "start"),
+                logits: logits
+                    .map(|many| family.row(&format!("{name}.logits"), at + many - forwards.len())),
+            };
+            let (revealed, now) = step(&mut sampler, &recorded);
+            let theirs = forward["revealed"].as_array().expect("revealed");
+            let theirs: Vec<usize> = theirs
+                .iter()
+                .map(|position| position.as_u64().expect("position") as usize)
+                .filter(|&position| position < prompt.len() + max_tokens)
+                .collect();
+            progress = now;
+            match now {
+                // Nothing past the stop counts.
+                Progress::Finished(_) => {
+                    assert!(theirs.starts_with(&revealed) || !stops.is_empty())
+                }
+                _ => assert_eq!(revealed, theirs, "{name}, forward {at}"),
+            }
+            if let Progress::Finished(_) = now {
+                break;
+            }
+        }
+        assert!(
+            matches!(progress, Progress::Finished(_)),
+            "{name}: {progress:?}"
+        );
+        let text = &family.ids(&format!("{name}.final"))[prompt.len()..];
+        let text = until(&text[..max_tokens.min(text.len())], &stops);
+        assert_eq!(sampler.generated(), text, "{name}");
+    }
+}
+
+#[test]
+fn a2d_reveals_as_its_own_code_does() {
+    let family = Family::load("a2d-qwen3-tiny");
+    let traces = [family.traces("c.bd3lm"), family.traces("c.mdlm")].concat();
+    for (name, trace) in traces
+        .into_iter()
+        .filter(|(name, _)| !name.ends_with(".cfg"))
+    {
+        let args = &trace["args"];
+        let (block, max_tokens) = (count(args, "block_size"), count(args, "max_new_tokens"));
+        let blocks = max_tokens.div_ceil(block);
+        let steps = count(args, "steps").div_ceil(blocks) as u32;
+        let prompt = family.ids(&format!("{name}.prompt"));
+        let whole = name.starts_with("c.mdlm");
+        // Pads before the prompt make it whole blocks.
+        let pads = if whole {
+            0
+        } else {
+            (block - prompt.len() % block) % block
+        };
+        let stops: Vec<u32> = trace["eos"]
+            .as_u64()
+            .into_iter()
+            .map(|id| id as u32)
+            .collect();
+        let predictor = Predictor::Static { steps };
+        let settings = BlockSettings {
+            certainty: Certainty::Drawn,
+            stop_ids: stops.clone(),
+            ..match whole {
+                true => BlockSettings {
+                    window: Some(block),
+                    ..family.settings(prompt.len() + max_tokens, max_tokens, predictor)
+                },
+                false => BlockSettings {
+                    first_block: prompt.len() % block,
+                    ..family.settings(block, max_tokens, predictor)
+                },
+            }
+        };
+        let mut sampler = Sampler::Block(BlockSampler::new(settings, &prompt, 0).expect(name));
+        let states = format!("{name}.states");
+        let mut progress = Progress::Continue;
+        for at in 0..count(trace, "denoise_forwards") {
+            let tokens = &family.row(&format!("{name}.x0"), at)[pads..];
+            let recorded = Recorded {
+                tokens,
+                certainties: &family.row(&format!("{name}.confidence"), at)[pads..],
+                first: 0,
+                logits: None,
+            };
+            let (revealed, now) = step(&mut sampler, &recorded);
+            // -1: not there yet.
+            let mask = family.number("mask_token_id") as f64;
+            let (before, after) = (family.row(&states, at), family.row(&states, at + 1));
+            let changed = |&position: &usize| {
+                let unknown = [mask, -1.0].contains(&before[pads + position]);
+                unknown && ![mask, -1.0].contains(&after[pads + position])
+            };
+            let theirs: Vec<usize> = (0..tokens.len()).filter(changed).collect();
+            progress = now;
+            match now {
+                Progress::Finished(_) if !stops.is_empty() => {}
+                _ => assert_eq!(revealed, theirs, "{name}, step {at}"),
+            }
+            if let Progress::Finished(_) = now {
+                break;
+            }
+        }
+        assert!(
+            matches!(progress, Progress::Finished(_)),
+            "{name}: {progress:?}"
+        );
+        let text = &family.ids(&format!("{name}.final"))[pads + prompt.len()..];
+        assert_eq!(
+            sampler.generated(),
+            until(&text[..max_tokens.min(text.len())], &stops),
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn sdar_filters_and_certainties_are_its_own() {
+    let family = Family::load("sdar-tiny");
+    let (shape, logits) = &family.tensors["d.logits"];
+    let vocab = shape[1];
+    let mut workspace = Workspace::default();
+    for case in family.cases["d_cases"].as_array().expect("d_cases") {
+        let index = count(case, "index");
+        let number = |name: &str| case[name].as_f64().expect(name) as f32;
+        let filter = Filter {
+            temperature: number("temperature"),
+            top_k: Some(count(case, "top_k")).filter(|&k| k > 0),
+            nucleus_p: number("top_p"),
+            crossing: Convention::of("sdar").crossing,
+            forbidden: None, // the reference draws the mask, too
+        };
+        assert_eq!(filter.crossing, Crossing::Kept);
+        let column = |name: &str, row: usize| family.row(&format!("d.{index}.{name}"), row)[0];
+        for row in 0..shape[0] {
+            let logits: Vec<f32> = logits[row * vocab..][..vocab]
+                .iter()
+                .map(|&x| x as f32)
+                .collect();
+            let distribution = filter.distribution(&logits, &mut workspace);
+            let expected = family.row(&format!("d.{index}.probs"), row);
+            for (token, &probability) in expected.iter().enumerate() {
+                let ours = distribution.probability(token as u32);
+                assert!(
+                    (ours - probability).abs() < 1e-5,
+                    "d.{index} row {row} token {token}: {ours}"
+                );
+            }
+            let token = column("token", row) as u32;
+            let filtered = distribution.probability(token);
+            assert!(
+                (filtered - column("confidence_filtered", row)).abs() < 1e-5,
+                "d.{index} row {row}"
+            );
+            // Greedily, so that the recorded token is drawn.
+            let draw = |temperature, certainty| Draw {
+                filter: Filter {
+                    temperature,
+                    ..filter
+                },
+                tokens: vocab,
+                noise: Noise::new(0),
+                step: 1,
+                position: 0,
+                kind: Kind::Sure(certainty),
+            };
+            if filter.temperature == 1.0 {
+                let drawn = draw(0.0, Certainty::Drawn).apply(&logits, &mut workspace);
+                assert_eq!(drawn.token, token, "d.{index} row {row}");
+                let plain = column("confidence_unfiltered", row);
+                assert!(
+                    (drawn.certainty - plain).abs() < 1e-5,
+                    "d.{index} row {row}"
+                );
+            }
+            let drawn =
+                draw(filter.temperature, Certainty::Filtered).apply(&logits, &mut workspace);
+            let expected = expected[drawn.token as usize];
+            assert!(
+                (drawn.certainty - expected).abs() < 1e-5,
+                "d.{index} row {row}: {drawn:?}"
+            );
+        }
+    }
+}
