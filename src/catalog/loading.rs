@@ -1,42 +1,20 @@
-//! What loading leaves in memory: banks pass through f32 on their way to few bits, a base through its file, and glibc by itself
-//! would keep most of that for later.
+//! Says when much is read and thrown away again: a program can then have its allocator return it.
 
-/// While one of these lives, large blocks are returned to the system as they are freed; afterwards they come from the heap
-/// again, as the buffers of a step should.
-pub(super) struct Loading(());
+pub struct Loading(Option<fn(bool)>);
 
 impl Loading {
-    pub fn begin() -> Self {
-        from_the_system_above(128 << 10);
-        Loading(())
+    pub fn begin(hook: Option<fn(bool)>) -> Self {
+        if let Some(hook) = hook {
+            hook(true);
+        }
+        Loading(hook)
     }
 }
 
 impl Drop for Loading {
     fn drop(&mut self) {
-        from_the_system_above(32 << 20);
-        give_back();
-    }
-}
-
-/// Blocks of at least this many bytes are asked of the system one by one, and free memory of twice as much at the end of
-/// the heap goes back to it.
-#[allow(unsafe_code)]
-fn from_the_system_above(bytes: i32) {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: any thread may set a parameter of the allocator at any time.
-    unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, bytes);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, 2 * bytes);
-    }
-}
-
-/// Hands free memory back to the system.
-#[allow(unsafe_code)]
-pub fn give_back() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: it has no precondition and moves nothing that is in use.
-    unsafe {
-        libc::malloc_trim(0);
+        if let Some(hook) = self.0 {
+            hook(false);
+        }
     }
 }

@@ -5,7 +5,7 @@ pub mod defaults;
 pub mod error;
 mod forms;
 mod instance;
-pub mod loading;
+mod loading;
 mod source;
 mod tuning;
 
@@ -24,7 +24,7 @@ use base::Base;
 use instance::Served;
 use loading::Loading;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use tuning::Said;
 
 /// Settings of a catalog.
@@ -141,6 +141,8 @@ pub struct Catalog {
     forms: Forms,
     changing: Mutex<Changing>,
     served: Mutex<Arc<Snapshot>>,
+    /// Told that loading begins (true) and that it is over (false).
+    loading: OnceLock<fn(bool)>,
 }
 
 /// What only one action at a time may hold.
@@ -181,7 +183,6 @@ impl Catalog {
         watch: Option<Watch>,
         mut progress: impl FnMut(Progress),
     ) -> Result<(Catalog, Generation), Error> {
-        let _loading = Loading::begin();
         progress(Progress::at(Stage::Reading));
         let base = config.base.load(&config.place)?;
         let dir = &config.data_dir;
@@ -232,8 +233,15 @@ impl Catalog {
                 engine: None,
             }),
             base,
+            loading: OnceLock::new(),
         };
         Ok((catalog, generation))
+    }
+
+    /// Tells `hook` of every addition and removal from now on: with true where it begins and with false where it ends, also where it
+    /// is refused.
+    pub fn watch_loading(&self, hook: fn(bool)) {
+        let _ = self.loading.set(hook); // the first one stays
     }
 
     /// Where committed changes are published from now on.
@@ -250,7 +258,7 @@ impl Catalog {
         request: AddRequest,
         mut progress: impl FnMut(Progress),
     ) -> Result<VariantInfo, Error> {
-        let _loading = Loading::begin();
+        let _loading = Loading::begin(self.loading.get().copied());
         let mut tell = |stage| progress(Progress::at(stage));
         let AddRequest {
             name,
@@ -299,7 +307,7 @@ impl Catalog {
     /// # Errors
     /// Nothing has changed.
     pub fn remove(&self, name: &str, request: RemoveRequest) -> Result<u64, Error> {
-        let _loading = Loading::begin();
+        let _loading = Loading::begin(self.loading.get().copied());
         let given = request.delta.map(|source| -> Result<Delta, Error> {
             let origin = source.origin();
             let (bytes, _) = source.read(&self.base)?;

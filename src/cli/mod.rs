@@ -8,6 +8,7 @@ mod exit;
 mod generate;
 pub mod json;
 mod materialise;
+pub mod memory;
 pub mod place;
 mod sampling;
 mod score;

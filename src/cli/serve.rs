@@ -1,6 +1,7 @@
 //! `choir serve`: the wiring diagram.
 
 use super::materialise::MaterialiseArgs;
+use super::memory::{self, Loading};
 use super::place::PlaceArgs;
 use crate::catalog::{BaseSource, Catalog, CatalogConfig};
 use crate::engine::{Engine, EngineConfig};
@@ -259,11 +260,14 @@ pub fn run(args: ServeArgs) -> Result<()> {
     };
     let (data_dir, place) = (config.data_dir.clone(), config.place.clone());
     let mut stage = None;
+    let loading = Loading::begin();
     let (catalog, generation) = Catalog::open(config, |progress| {
         if stage.replace(progress.stage) != Some(progress.stage) {
             tracing::debug!(stage = ?progress.stage, "opening the store");
         }
     })?;
+    drop(loading);
+    catalog.watch_loading(memory::loading);
     let catalog = Arc::new(catalog);
     let engine = Engine::start(engine_config, generation)?;
     catalog.attach(engine.clone());

@@ -1,4 +1,4 @@
-//! A [`Machine`] without a card: kernels run as `src/ops/kernels/host.h` tells, in the host's memory.
+//! A [`Machine`] without a card: kernels run as `host/host.h` tells, in the host's memory.
 //!
 //! New memory is full of NaN and has guards on both sides; a launch that writes into one fails.
 
@@ -57,11 +57,7 @@ impl Libraries {
                 return None;
             }
         };
-        // The laboratory's tests include this file, from a package of their own.
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .ancestors()
-            .find(|dir| dir.join("src/ops/kernels").is_dir())
-            .unwrap();
+        let root = root();
         let files = |folder: &str, extensions: &[&str]| -> Vec<PathBuf> {
             let mut files: Vec<_> = std::fs::read_dir(root.join(folder))
                 .unwrap()
@@ -77,7 +73,9 @@ impl Libraries {
         };
         let mut common = Sha256::new_with_prefix(&version);
         FLAGS.iter().for_each(|flag| common.update(flag));
-        for header in files("src/ops/kernels", &["h", "cuh"]) {
+        let mut headers = files("src/ops/kernels", &["cuh"]);
+        headers.extend(files("tests/gpu/host", &["h"]));
+        for header in headers {
             common.update(std::fs::read(header).unwrap());
         }
         let mut sources = files("src/ops/kernels", &["cu"]);
@@ -127,6 +125,14 @@ const FLAGS: &[&str] = &[
     "c++",
 ];
 
+/// The repository. The laboratory's tests include this file, from a package of their own.
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .ancestors()
+        .find(|dir| dir.join("src/ops/kernels").is_dir())
+        .unwrap()
+}
+
 /// The library of `source`, compiled unless one of the same `hash` is there.
 fn library(compiler: &str, source: &Path, hash: u64) -> PathBuf {
     let stem = source.file_stem().unwrap().to_str().unwrap();
@@ -138,6 +144,8 @@ fn library(compiler: &str, source: &Path, hash: u64) -> PathBuf {
     let beside = path.with_extension(format!("{}", std::process::id()));
     let output = Command::new(compiler)
         .args(FLAGS)
+        .arg("-I")
+        .arg(root().join("tests/gpu/host"))
         .arg(source)
         .arg("-o")
         .arg(&beside)

@@ -34,7 +34,6 @@ fn tiny() -> Sizes {
         gemm: 16,
         skinny: 16,
         retrieve: [48, 520],
-        accumulate: [33, 528],
         banks: vec![[48, 520], [70, 64]],
         sampling: vec![[3, 70]],
         small: tiny.clone(),

@@ -3,6 +3,7 @@
 mod serve;
 
 use crate::catalog::{Catalog, CatalogConfig};
+use crate::cli::memory::Loading;
 use crate::cli::scratch::Scratch;
 use crate::cli::serve::StoreArgs;
 use crate::engine::Generation;
@@ -34,7 +35,7 @@ pub fn open(args: &StoreArgs) -> Result<(Catalog, Generation, Option<Scratch>)> 
     let scratch = args.data_dir().is_none().then(|| Scratch::new("bench"));
     let (catalog, generation) = match &scratch {
         Some(scratch) => open_in(args, scratch.path())?,
-        None => Catalog::open(args.config()?, |_| {}).context("opening the store")?,
+        None => open_as(args.config()?)?,
     };
     Ok((catalog, generation, scratch))
 }
@@ -45,6 +46,11 @@ pub fn open_in(args: &StoreArgs, dir: &Path) -> Result<(Catalog, Generation)> {
         data_dir: dir.to_owned(),
         ..args.config()?
     };
+    open_as(config)
+}
+
+fn open_as(config: CatalogConfig) -> Result<(Catalog, Generation)> {
+    let _loading = Loading::begin();
     Catalog::open(config, |_| {}).context("opening the store")
 }
 

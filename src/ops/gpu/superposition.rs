@@ -1,4 +1,4 @@
-//! Whole matrices: retrieval and accumulation (`kernels/retrieve.cu`, `kernels/accumulate.cu`), and noise to time them with.
+//! Whole matrices of variants (`kernels/retrieve.cu`), and noise to time kernels with.
 
 use super::launch::{THREADS, launch, launch_of};
 use super::{Dtype, Machine, Result, plain};
@@ -44,39 +44,6 @@ impl Retrieve {
     }
 }
 
-/// S ← S ± l ⊙ (d / a) ⊙ r in fixed point.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Accumulate {
-    /// [rows, cols], i16 or i32.
-    pub cells: u64,
-    /// [rows, cols] i8.
-    pub levels: u64,
-    /// [rows] f64: cells to a level.
-    pub factors: u64,
-    /// [rows] u32: all ones where the row is negated.
-    pub negative: u64,
-    /// [8] u32.
-    pub key: u64,
-    /// u32, set to 1 where a cell wraps around.
-    pub wrapped: u64,
-    pub rows: u32,
-    pub cols: u32,
-}
-
-impl Accumulate {
-    /// `narrow`: whether cells are i16.
-    pub fn launch(&self, machine: &dyn Machine, narrow: bool) -> Result<()> {
-        let kernel = if narrow {
-            "accumulate_i16"
-        } else {
-            "accumulate_i32"
-        };
-        let grid = [self.cols.div_ceil(512), self.rows.div_ceil(32), 1];
-        launch(machine, kernel, grid, (THREADS, 0), self)
-    }
-}
-
 /// Numbers within `scale` of 0.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
@@ -106,4 +73,4 @@ impl Noise {
     }
 }
 
-plain!(Retrieve, Accumulate, Noise);
+plain!(Retrieve, Noise);

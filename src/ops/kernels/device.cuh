@@ -1,4 +1,4 @@
-// What kernels are written in, for nvcc and for a host compiler: host.h defines the same names for the host, where a block
+// What kernels are written in, for nvcc and for a host compiler: the tests' host.h defines the same names for the host, where a block
 // is a set of fibres. Everything is compiled without contraction of multiply and add, so a sum is the same on both.
 #pragma once
 

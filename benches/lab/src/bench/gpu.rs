@@ -49,8 +49,6 @@ pub enum Part {
     Gemm,
     /// Whole matrices of variants.
     Retrieve,
-    /// A delta added to a bank.
-    Accumulate,
     /// Products of rows with banks.
     BankGemm,
     /// Draws from logits.
@@ -164,7 +162,6 @@ impl Bench {
             Part::Copy => streams::copy(self),
             Part::Gemm => streams::gemm(self),
             Part::Retrieve => streams::retrieve(self),
-            Part::Accumulate => streams::accumulate(self),
             Part::BankGemm => bank_gemm::measure(self),
             Part::Sampling => sampling::measure(self),
             Part::StepSmall => step::measure(self, "step-small", self.sizes.small.clone()),

@@ -2,7 +2,6 @@
 //! apart.
 
 use anyhow::Result;
-use choir::catalog::loading::give_back;
 use choir::cli::bench::process_bytes;
 use choir::model::profile::{Profile, Stage};
 use choir::model::{Batch, Denoiser, Logits, Mix, PageId, Segment};

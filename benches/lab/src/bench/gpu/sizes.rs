@@ -14,8 +14,6 @@ pub struct Sizes {
     pub skinny: usize,
     /// Of matrices that are retrieved: outputs, inputs.
     pub retrieve: [usize; 2],
-    /// Of banks that are added to: rows, columns.
-    pub accumulate: [usize; 2],
     /// Of banks that rows go through: outputs, inputs.
     pub banks: Vec<[usize; 2]>,
     /// Rows and vocabulary of logits.
@@ -56,7 +54,6 @@ impl Sizes {
             gemm: 8192,
             skinny: 4096,
             retrieve: [16_384, 32_768],
-            accumulate: [16_384, 32_768],
             banks: vec![[4096, 4096], [12_288, 4096], [4096, 16_384], [50_258, 768]],
             sampling: vec![[64, 50_258], [1024, 50_258]],
             small: blocks(12, 768, 12),

@@ -1,8 +1,8 @@
-//! What whole matrices go through once: copies, products, retrieval, accumulation.
+//! What whole matrices go through once: copies, products, retrieval.
 
 use super::Bench;
 use anyhow::Result;
-use choir::ops::gpu::superposition::{Accumulate, Retrieve};
+use choir::ops::gpu::superposition::Retrieve;
 use choir::ops::gpu::tiles::tile_bytes;
 use choir::ops::gpu::{Buffer, Dtype, Fault, Gemm};
 
@@ -105,44 +105,6 @@ pub fn retrieve(bench: &mut Bench) -> Result<()> {
             let name = format!("{out} x {input}, bank in {form}, variants: {count}");
             bench.report.line("retrieve", &name, &figures);
         }
-    }
-    Ok(())
-}
-
-pub fn accumulate(bench: &mut Bench) -> Result<()> {
-    let [rows, cols] = bench.sizes.accumulate;
-    let machine = bench.machine.clone();
-    let levels = bench.noise(Dtype::Bf16, (rows * cols).div_ceil(2), 1.0)?; // any bytes are levels
-    let factors = Buffer::from(&machine, &vec![3.7f64; rows])?;
-    // Added, then taken away: no cell ever wraps around.
-    let directions = [
-        Buffer::from(&machine, &vec![0u32; rows])?,
-        Buffer::from(&machine, &vec![u32::MAX; rows])?,
-    ];
-    let key = Buffer::from(&machine, &bench.key())?;
-    let wrapped = Buffer::from(&machine, &[0u32])?;
-    for (narrow, size) in [(true, 2), (false, 4)] {
-        // Numbers in bf16 are far from the ends of i16, and pairs of them from those of i32.
-        let cells = bench.noise(Dtype::Bf16, rows * cols * size / 2, 1.0)?;
-        let took = bench.each(2, |direction| {
-            let launch = Accumulate {
-                cells: cells.address(),
-                levels: levels.address(),
-                factors: factors.address(),
-                negative: directions[direction].address(),
-                key: key.address(),
-                wrapped: wrapped.address(),
-                rows: rows as u32,
-                cols: cols as u32,
-            };
-            launch.launch(&*machine, narrow)
-        })?;
-        if wrapped.read::<u32>(0, 1)? != [0] {
-            anyhow::bail!("a cell wrapped around");
-        }
-        let figures = bench.bandwidth(rows * cols * (2 * size + 1), took)?;
-        let name = format!("{rows} x {cols}, i{}", 8 * size);
-        bench.report.line("accumulate", &name, &figures);
     }
     Ok(())
 }

@@ -1,0 +1,54 @@
+//! What loading leaves in memory: banks pass through f32 on their way to few bits, a base through its file, and glibc by itself
+//! would keep most of that for later.
+
+/// While it lasts, large blocks go back to the system as they are freed; afterwards they come from the heap again, as the
+/// buffers of a step should.
+pub struct Loading(());
+
+impl Loading {
+    pub fn begin() -> Self {
+        loading(true);
+        Loading(())
+    }
+}
+
+impl Drop for Loading {
+    fn drop(&mut self) {
+        loading(false);
+    }
+}
+
+/// Loading begins, or is over: what a catalog tells.
+pub fn loading(begins: bool) {
+    match begins {
+        true => from_the_system_above(128 << 10),
+        false => {
+            from_the_system_above(32 << 20);
+            give_back();
+        }
+    }
+}
+
+/// Blocks of at least this many bytes are asked of the system one by one, and free memory of twice as much at the end of
+/// the heap goes back to it.
+#[allow(unsafe_code)]
+fn from_the_system_above(bytes: i32) {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: any thread may set a parameter of the allocator at any time.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, bytes);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 2 * bytes);
+    }
+    #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+    let _ = bytes;
+}
+
+/// Hands free memory back to the system.
+#[allow(unsafe_code)]
+pub fn give_back() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: it has no precondition and moves nothing that is in use.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
