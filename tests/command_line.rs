@@ -236,3 +236,41 @@ fn asked_to_end_it_finishes_what_it_has_and_ends_well() {
     assert!(asking.wait().expect("a client").success());
     assert_eq!(server.process.wait().expect("a server").code(), Some(0));
 }
+
+#[test]
+fn an_evaluation_says_what_ones_own_fine_tunes_keep() {
+    let path = |name: &str| root().join("models").join(name).display().to_string();
+    let own = |name: &str| {
+        let text = path(&format!("held-out/{name}.txt"));
+        format!("{name}={}={text}", delta(name).display())
+    };
+    let (base, kjv, shakespeare) = (path("base"), own("kjv"), own("shakespeare"));
+    let eval = |words: &[&str]| {
+        choir(
+            Command::new(CHOIR)
+                .args(["eval", "--base", &base])
+                .args(words),
+        )
+    };
+    let words = "--contexts 2 --samples 2 --capacities 1 --forms f32,q2k --json";
+    let mut words: Vec<&str> = words.split(' ').collect();
+    words.extend(["--variant", &kjv, "--variant", &shakespeare]);
+    let output = eval(&words);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).expect("json");
+    let [exact, rounded] = [0, 1].map(|way| &report["kept"][way]);
+    let share = |kept: &Value| kept["worst"].as_f64().expect("a share");
+    // A head by itself takes two bits, whatever the body's form.
+    assert!(share(exact) > 0.9 && share(rounded) > 0.5, "{report}");
+    let bits = |kept: &Value| kept["bits"].as_f64().expect("bits");
+    assert!(bits(exact) > 16.0 && bits(rounded) < 4.0, "{report}");
+    for (words, named) in [
+        (&["--variant", "kjv"][..], "NAME=CHECKPOINT=TEXT"),
+        (&["--variant", "a=/no/such/file=x"], "/no/such/file"),
+        (&["--variant", &kjv, "--contexts", "0"], "--contexts"),
+    ] {
+        let output = eval(words);
+        let said = text(&output.stderr);
+        assert!(!output.status.success() && said.contains(named), "{said}");
+    }
+}

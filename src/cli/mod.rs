@@ -4,6 +4,7 @@ pub mod bench;
 pub mod capacity;
 mod chat;
 mod client;
+pub mod eval;
 mod exit;
 mod generate;
 pub mod json;
@@ -44,6 +45,7 @@ enum Command {
     Status(status::StatusArgs),
     Train(train::TrainArgs),
     Bench(bench::BenchArgs),
+    Eval(eval::EvalArgs),
 }
 
 /// Parses the arguments and runs the command. Wrong arguments end the process with status 2.
@@ -57,6 +59,7 @@ pub fn run() -> Result<()> {
         Command::Status(args) => status::run(args),
         Command::Train(args) => train::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Eval(args) => eval::run(args),
     }
 }
 

@@ -3,6 +3,7 @@
 
 use anyhow::Result;
 use choir::cli::bench::process_bytes;
+use choir::cli::memory::give_back;
 use choir::model::profile::{Profile, Stage};
 use choir::model::{Batch, Denoiser, Logits, Mix, PageId, Segment};
 use choir::sampler::{Progress, Sampler};

@@ -1,11 +1,12 @@
 //! `choir-lab eval --samplers`: what samples are worth against the network evaluations that they take.
 
-use super::engines::{Service, lone};
+use super::engines::Service;
 use super::judge::Judge;
 use super::progress::Progress;
 use super::subjects::{Effort, Subject, Subjects};
 use anyhow::{Context, Result, bail};
 use bench::{Bench, held_out};
+use choir::cli::eval::measure::lone;
 use choir::engine::EngineHandle;
 use choir::model::{Place, Process};
 use choir::ops::quantized::Form;

@@ -2,11 +2,12 @@
 //! engine's own score, which visits blocks with a cache and draws its own noise. Another estimator of the
 //! same bound, so the references are measured with it too.
 
-use super::engines::{IN_FLIGHT, Service, lone};
+use super::engines::Service;
 use super::share::{Reached, Summary, bits};
 use super::subjects::Subjects;
-use anyhow::{Context, Result};
-use choir::engine::{EngineHandle, Event, MemoryPart, Request, Sampling, ScoreRequest};
+use anyhow::Result;
+use choir::cli::eval::measure::{IN_FLIGHT, lone, nats};
+use choir::engine::{EngineHandle, Event, MemoryPart, Request, Sampling};
 use choir::model::Place;
 use choir::ops::quantized::Form;
 use choir::train::data::Contexts;
@@ -124,39 +125,6 @@ fn text(contexts: &Contexts, index: usize) -> (Vec<u32>, usize) {
         .rposition(scored)
         .map_or(0, |last| last + 1);
     (one.tokens[..end].to_vec(), given)
-}
-
-/// Nats per scored token over all texts; a text's noise depends on its number only.
-fn nats(
-    engine: &EngineHandle,
-    mix: &[(String, f32)],
-    texts: &[(Vec<u32>, usize)],
-    samples: usize,
-) -> Result<f64> {
-    let (mut sum, mut tokens) = (0.0, 0);
-    for (first, part) in (0..).step_by(IN_FLIGHT).zip(texts.chunks(IN_FLIGHT)) {
-        let ask = |(index, (tokens, given)): (u64, &(Vec<u32>, usize))| {
-            engine.score(ScoreRequest {
-                mix: mix.to_vec(),
-                tokens: tokens.clone(),
-                given: *given,
-                samples,
-                seed: Some(index),
-                deadline: None,
-                client: None,
-            })
-        };
-        let replies = (first..)
-            .zip(part)
-            .map(ask)
-            .collect::<Result<Vec<_>, _>>()?;
-        for reply in replies {
-            let score = reply.blocking_recv().context("the engine has stopped")??;
-            sum += score.nats_per_token * score.tokens as f64;
-            tokens += score.tokens;
-        }
-    }
-    Ok(sum / tokens.max(1) as f64)
 }
 
 /// Prompts whose answer the service generates token by token, its line end included.

@@ -1,9 +1,7 @@
 //! What the figures mean: recovered share, bits, and their summaries.
 
+pub use choir::cli::eval::measure::{mean, recovered};
 use serde::Serialize;
-
-/// Nats per token that a fine-tune must have gained before a share of it means anything.
-pub const LEAST_GAIN: f64 = 1e-3;
 
 /// What one set of weights reaches on one variant's held-out data.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -12,13 +10,6 @@ pub struct Reached {
     pub nats_per_token: f64,
     /// Prompts answered exactly, for a skill.
     pub exact: Option<usize>,
-}
-
-/// The share of the fine-tune's gain that is left: 1 is all of it, 0 none, below 0 worse than the base. `None`
-/// where the fine-tune itself gained next to nothing.
-pub fn recovered(base: f64, fine_tuned: f64, retrieved: f64) -> Option<f64> {
-    let gain = base - fine_tuned;
-    (gain >= LEAST_GAIN).then(|| (base - retrieved) / gain)
 }
 
 /// Bits for each of `parameters` of each of `variants` in `bytes` that all variants take together.
@@ -65,12 +56,4 @@ impl Summary {
             reached,
         }
     }
-}
-
-/// The mean; `None` of nothing.
-pub fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
-    let (count, sum) = values.fold((0usize, 0.0), |(count, sum), value| {
-        (count + 1, sum + value)
-    });
-    (count > 0).then(|| sum / count as f64)
 }

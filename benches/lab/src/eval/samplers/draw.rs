@@ -1,7 +1,7 @@
 //! Samples from an engine.
 
-use crate::eval::engines::IN_FLIGHT;
 use anyhow::{Result, bail};
+use choir::cli::eval::measure::IN_FLIGHT;
 use choir::engine::{EngineHandle, Event, Request, Sampling};
 use std::time::Instant;
 
