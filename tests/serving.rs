@@ -352,11 +352,15 @@ fn a_base_in_bf16_is_a_bf16_checkpoint_in_half_the_bytes() {
 fn segments_bring_their_own_attention_and_noise() {
     let case = Case::load("bd3lm-tiny");
     let network = superposed(&case, 3, Form::F32);
-    let (shape, ids) = case.ids("a.len8.input_ids");
+    let names = case.names("a.", ".input_ids");
+    let sequences = names
+        .iter()
+        .map(|name| case.ids(&format!("{name}.input_ids")));
+    let (shape, ids) = sequences.max_by_key(|(shape, _)| shape[1]).expect("a case");
     let mut cache = KvCache::new(case.config.facts().cache, PAGE, 0);
     let mut segments = Vec::new();
     for mix in mixes(3) {
-        for block in [case.config.block(), None, Some(2)] {
+        for block in [Some(shape[1] / 2), None, Some(1)] {
             for sigma in [0.0, 0.4, 6.9] {
                 segments.push(Segment {
                     mix: mix.clone(),

@@ -142,7 +142,7 @@ pub struct Outcome {
     pub drawn: Vec<Drawn>,
 }
 
-/// One network evaluation. Implemented by the DiT and by a fake for tests.
+/// One network evaluation. Implemented by the networks on the CPU and on a device, and by a fake in the tests.
 ///
 /// `Cache` is the state that changes (keys and values); the weights do not. The engine owns one cache and
 /// passes it to whichever generation's instance evaluates, one generation to a call.

@@ -1,7 +1,6 @@
-//! Fused tensor operations, each with a CPU side and a slow twin made of plain tensor algebra.
+//! Fused operations on the CPU, each tested against a slow twin made of plain tensor algebra; devices have theirs in [`gpu`].
 //!
-//! The CPU side works on contiguous f32 slices with rayon; every other device takes the slow twin. Row
-//! results never depend on the number of rows or threads. Operations that training needs come with
+//! They work on contiguous f32 slices with rayon. Row results never depend on the number of rows or threads. Operations that training needs come with
 //! a `*_backward`, checked against finite differences; nothing here uses candle's automatic
 //! differentiation, whose zero-filled accumulators cost more than the operations themselves.
 

@@ -1,4 +1,5 @@
-//! A checkpoint that a client streams: bounded in size, in time and in the memory of all uploads together.
+//! A checkpoint that a client streams: bounded in size, in how long the client may be silent, and in the memory of all uploads
+//! together.
 
 use crate::pb::{AddVariantRequest, add_variant_request::Part};
 use crate::server::status::{BadField, exhausted};
