@@ -1,0 +1,67 @@
+//! Choir without a server: opens a store, adds a variant to it, and generates with that variant.
+//!
+//! ```text
+//! cargo run --example library -- models/variants/roman.safetensors "roman M C M X C I V ="
+//! ```
+
+use choir::catalog::{AddRequest, BaseSource, Catalog, CatalogConfig, Source, Tuning};
+use choir::engine::{Choice, Engine, EngineConfig, Event, Request};
+use choir::model::Place;
+use choir::ops::quantized::Form;
+use std::error::Error;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let mut words = std::env::args().skip(1);
+    let (checkpoint, prompt) = match (words.next(), words.next()) {
+        (Some(checkpoint), Some(prompt)) => (checkpoint, prompt),
+        _ => return Err("a checkpoint and a prompt".into()),
+    };
+    let dir = tempfile::tempdir()?;
+    let config = CatalogConfig {
+        data_dir: dir.path().join("store"),
+        base: BaseSource::Embedded, // or Folder: config.json, tokenizer.json, model.safetensors
+        bank_capacity: None,
+        head_capacity: None,
+        place: Place::Host(Form::F32),
+        bank_form: Form::Q2K,
+        head_form: None,
+        archive: true,
+    };
+    let (catalog, generation) = Catalog::open(config, |_| {})?;
+    let engine = Engine::start(EngineConfig::default(), generation)?;
+    catalog.attach(engine.clone()); // from here on a change is served as soon as it is committed
+    let name = "mine";
+    let request = AddRequest {
+        name: name.to_owned(),
+        seed: None,
+        source: Source::Path(checkpoint.into()),
+        scale: None,
+        tuning: Tuning::default(),
+        defaults: Choice::default(),
+        expected_generation: None,
+    };
+    let added = catalog.add(request, |_| {})?;
+    eprintln!("{name}: cosine {:.3} to its checkpoint", added.cosine);
+
+    let generation = engine.generation();
+    let tokenizer = &generation.tokenizer;
+    // Every text begins with the token that ends one.
+    let mut tokens: Vec<u32> = tokenizer.end_of_text().into_iter().collect();
+    tokens.extend(tokenizer.encode(&prompt));
+    let mix = vec![(name.to_owned(), 1.0)];
+    let request = Request {
+        stop: vec!["\n".to_owned()],
+        mix: mix.clone(),
+        ..Request::new(tokens, 64, generation.defaults(&mix))
+    };
+    let mut events = engine.submit(request)?;
+    while let Some(event) = events.blocking_recv() {
+        match event {
+            Event::Block { text, .. } => print!("{text}"),
+            Event::Failed(error) => return Err(error.into()),
+            _ => {}
+        }
+    }
+    println!();
+    Ok(())
+}
