@@ -6,7 +6,10 @@
 
 use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
 use candle_core::{Device, Module, Tensor};
+use choir::ops::coded::{Code, Kept, LowRank, Nibbles, Own, Rate, Share, add_own};
 use choir::ops::quantized::{Form, Served};
+use choir::transform::Rotation;
+use half::bf16;
 use timing::{Product, noise, rates};
 
 mod timing;
@@ -24,6 +27,32 @@ fn main() {
     rayon::scope(|_| measure(&wanted));
 }
 
+/// Any bits are a code, and any nibbles factors.
+fn coded(rate: Rate, rank: usize, [out, input]: [usize; 2]) -> Own {
+    let bytes = |count: usize| {
+        (0..count)
+            .map(|at| (at * 167 % 251) as u8)
+            .collect::<Vec<u8>>()
+    };
+    let (used, row) = (rate.row_bits(input) % 8, rate.row_bytes(input));
+    let mut stream = bytes(out * row);
+    for row in stream.chunks_mut(row).filter(|_| used > 0) {
+        *row.last_mut().expect("a byte") &= (1 << used) - 1;
+    }
+    let factors = Nibbles {
+        scales: vec![1.0; rank],
+        a: bytes(rank * input.div_ceil(2)),
+        b: bytes(rank * out.div_ceil(2)),
+    };
+    let kept = Kept::Coded {
+        code: Code::new(rate, [out, input], stream).expect("a code"),
+        gains: vec![bf16::ONE; out],
+        low_rank: (rank > 0).then_some(LowRank::Nibbles(factors)),
+    };
+    let rotation = Rotation::new(1, "matrix", input);
+    Own::new(&kept, [out, input], rotation, 1.0).expect("what fits")
+}
+
 fn measure(wanted: &[String]) {
     for (out, input) in SHAPES {
         let shape = format!("{out}x{input}");
@@ -38,6 +67,17 @@ fn measure(wanted: &[String]) {
                 matrix.product(x, rows, y).expect("product")
             };
             contenders.push((form.to_string(), Box::new(product)));
+        }
+        let rank = out * input / 16 / (out + input); // a quarter of a bit in four-bit factors
+        let kinds = Rate::ALL.map(|rate| (rate, 0));
+        for (rate, rank) in kinds.into_iter().chain([(Rate::Half, rank)]) {
+            let matrix = coded(rate, rank, [out, input]);
+            let product = move |x: &[f32], rows: usize, y: &mut [f32]| {
+                let shares = (0..rows).map(|row| Share { row, weight: 1.0 });
+                add_own(&[(&matrix, shares.collect())], x, y).expect("product")
+            };
+            let low_rank = if rank > 0 { ", low rank" } else { "" };
+            contenders.push((format!("coded {rate}{low_rank}"), Box::new(product)));
         }
         let dense = Tensor::from_slice(&weights, (out, input), &Device::Cpu).expect("tensor");
         let tensor = move |x: &[f32], rows: usize| {

@@ -1,14 +1,17 @@
 //! One evaluation of sixteen sequences of eight tokens, with sixty-four in the cache and one row of logits wanted of each: by a
 //! tiny network and by one of the compiled-in model's size, of random weights; from the base, from one variant, from four of
-//! one bank and of four banks.
+//! one bank and of four banks; from coded variants, with and without a low-rank part: one, ten, and one for each sequence. A
+//! materialised variant takes what the base takes.
 
 use choir::model::{
     BaseWeights, Batch, Denoiser, Dit, DitConfig, Mix, PageId, Segment, ServedBank, VariantId,
     VariantWeights,
 };
+use choir::ops::coded::{Code, Kept, LowRank, Nibbles, Rate};
 use choir::ops::quantized::Form;
 use choir::rng::{Key, Stream};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use half::bf16;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +20,7 @@ const BLOCK: usize = 8;
 /// Positions in the cache, in pages of sixteen.
 const CACHED: usize = 64;
 const PAGES: u32 = 4;
+/// Of superposed variants, whose numbers come first; those of coded ones follow.
 const BANKS: usize = 4;
 /// Variants to a bank; those of bank b are 4 b to 4 b + 3.
 const CAPACITY: usize = 4;
@@ -69,10 +73,55 @@ fn network(config: &DitConfig) -> Dit {
             .iter()
             .map(|(name, [out, _])| (name.clone(), vec![0.01; *out]))
             .collect(),
+        kept: Default::default(),
         vectors: Default::default(),
     });
+    let coded = (0..2 * SEQUENCES).map(|index| {
+        let low_rank = index < SEQUENCES;
+        let matrices = matrices.iter();
+        VariantWeights {
+            seed: index as u64,
+            scale: 1.0,
+            banks: Vec::new(),
+            gains: Default::default(),
+            kept: matrices
+                .map(|(name, shape)| (name.clone(), kept(name, *shape, low_rank)))
+                .collect(),
+            vectors: Default::default(),
+        }
+    });
     let base = Arc::new(BaseWeights::new(config.clone(), &dense).expect("a base"));
+    let variants = variants.chain(coded);
     Dit::new(base, &banks, variants.collect()).expect("a network")
+}
+
+/// A matrix at the default rates: half a bit, with a quarter of a bit in factors where that is asked for; the embedding one bit, the
+/// head two. Any bits are a code.
+fn kept(name: &str, [out, input]: [usize; 2], low_rank: bool) -> Kept {
+    let (rate, rank) = match name {
+        name if name.contains("vocab_embed") => (Rate::One, 0),
+        name if name.starts_with("output_layer.linear") => (Rate::Two, 0),
+        _ => (Rate::Half, out * input / 16 / (out + input)),
+    };
+    let bytes = |count: usize| {
+        let byte = |at: usize| (at * 167 % 251) as u8;
+        (0..count).map(byte).collect::<Vec<u8>>()
+    };
+    let (used, row) = (rate.row_bits(input) % 8, rate.row_bytes(input));
+    let mut stream = bytes(out * row);
+    for row in stream.chunks_mut(row).filter(|_| used > 0) {
+        *row.last_mut().expect("a byte") &= (1 << used) - 1;
+    }
+    let factors = LowRank::Nibbles(Nibbles {
+        scales: vec![1e-5; rank],
+        a: bytes(rank * input.div_ceil(2)),
+        b: bytes(rank * out.div_ceil(2)),
+    });
+    Kept::Coded {
+        code: Code::new(rate, [out, input], stream).expect("a code"),
+        gains: vec![bf16::from_f32(1e-4); out],
+        low_rank: (low_rank && rank > 0).then_some(factors),
+    }
 }
 
 /// One block of each sequence, which takes turns with the variants.
@@ -113,14 +162,22 @@ fn steps(criterion: &mut Criterion) {
         group.warm_up_time(Duration::from_millis(300));
         group.measurement_time(Duration::from_secs(1));
         group.sample_size(20);
-        let mixes: [(&str, &[u32]); 4] = [
-            ("base", &[]),
-            ("1 variant", &[0]),
-            ("4 of 1 bank", &[0, 1, 2, 3]),
-            ("4 of 4 banks", &[0, 4, 8, 12]),
+        let coded = |count: usize| (16..16 + count as u32).collect::<Vec<u32>>();
+        let code_alone = |count: usize| (32..32 + count as u32).collect::<Vec<u32>>();
+        let mixes: [(&str, Vec<u32>); 10] = [
+            ("base", vec![]),
+            ("1 variant", vec![0]),
+            ("4 of 1 bank", vec![0, 1, 2, 3]),
+            ("4 of 4 banks", vec![0, 4, 8, 12]),
+            ("1 coded", coded(1)),
+            ("10 coded", coded(10)),
+            ("16 coded", coded(16)),
+            ("1 coded, no low rank", code_alone(1)),
+            ("10 coded, no low rank", code_alone(10)),
+            ("16 coded, no low rank", code_alone(16)),
         ];
         for (label, variants) in mixes {
-            let batch = batch(variants);
+            let batch = batch(&variants);
             group.bench_function(BenchmarkId::from_parameter(label), |bencher| {
                 bencher.iter(|| network.forward(&batch, &mut cache));
             });

@@ -113,6 +113,7 @@ fn serve_variant(
         scale: 1.0,
         banks: Vec::new(),
         gains: private.gains,
+        kept: BTreeMap::new(),
         vectors: private.vectors,
     };
     base.weights

@@ -8,7 +8,7 @@ use super::linear::{Superposed, SuperposedLinear};
 use super::modulation::Modulation;
 use super::plan::Rows;
 use super::profile::{Stage, StageHook};
-use super::variant::{Placed, ServedVariant};
+use super::variant::{Placed, ServedVariant, homes};
 use super::weights::{BaseWeights, HEAD, ServedBank, VariantWeights, layer_products};
 use super::workspace::{Workspace, sized};
 use crate::ops::norm::Residual;
@@ -76,8 +76,9 @@ impl Dit {
         }
         let head = linear(HEAD)?;
         let rotary = Rotary::new(config.head_dim(), 0..2 * config.model_length);
+        let homes = homes(banks.len(), &variants, |own| !own.own.is_empty());
         Ok(Self {
-            modulation: Modulation::new(base.clone(), banks, variants)?,
+            modulation: Modulation::new(base.clone(), banks, variants, homes)?,
             base,
             layers,
             head,

@@ -1,15 +1,17 @@
 //! A linear layer of the base and of every variant at once.
 //!
 //! ```text
-//! y = W_0 x + sum over the row's parts of  weight · c_k · (a_k l_k) ⊙ (S_b (r_k ⊙ x))
+//! y = W_0 x + sum over the row's parts of  weight · c_k · (a_k l_k) ⊙ (S_b (r_k ⊙ x))       superposed: a member of a bank
+//!                                      or  weight · c_k · (g_k ⊙ (q_k (R_k x)) + B_k A_k x)  kept by itself: coded, low-rank, or both
 //! ```
 //!
 //! The first term is one product that all rows share; the second is one product per bank touched, with the
-//! rows of that bank only. A base row takes no part in it.
+//! rows of that bank only, what a variant keeps by itself being a bank of one. A base row takes no part in it.
 
 use super::VariantId;
 use super::variant::{Placed, Rotation, ServedVariant};
 use super::weights::ServedBank;
+use crate::ops::coded::{self, Own, Share};
 use crate::ops::quantized::{self, Rotated, Served};
 use candle_core::{Result, bail};
 use rayon::prelude::*;
@@ -26,7 +28,7 @@ pub struct Part {
 /// The parts of a step's rows, those of a bank side by side: gathered once for all matrices that read these rows.
 #[derive(Debug, Default)]
 pub struct Parts {
-    /// By the bank's index in the instance, ascending.
+    /// By the bank's index in the instance, ascending; see [`homes`](super::variant::homes).
     banks: Vec<(usize, Vec<Part>)>,
     count: usize,
 }
@@ -58,12 +60,20 @@ impl Parts {
     }
 }
 
-/// One matrix of every variant: the banks that hold it, by their index in the instance, and for every variant its bank and its
-/// rotation (none where the variant has no delta for it).
+/// Where one matrix of a variant is read from.
+#[derive(Clone, Debug)]
+enum Source {
+    /// A bank, by its index in the instance.
+    Bank(usize, Arc<Rotation>),
+    Own(Arc<Own>),
+}
+
+/// One matrix of every variant: the banks that hold it, by their index in the instance, and where every variant has it (nowhere
+/// where the variant has no delta for it).
 #[derive(Clone, Debug, Default)]
 pub struct Superposed {
     banks: Vec<Option<Arc<Served>>>,
-    rotations: Vec<Option<(usize, Arc<Rotation>)>>,
+    sources: Vec<Option<Source>>,
 }
 
 impl Superposed {
@@ -77,7 +87,10 @@ impl Superposed {
             .iter()
             .map(|bank| bank.tensors.get(name).cloned())
             .collect();
-        let rotation = |(index, variant): (usize, &Placed<ServedVariant>)| {
+        let source = |(index, variant): (usize, &Placed<ServedVariant>)| {
+            if let Some(own) = variant.own.own.get(name) {
+                return Ok(Some(Source::Own(own.clone())));
+            }
             let Some(rotation) = variant.own.rotations.get(name) else {
                 return Ok(None);
             };
@@ -86,7 +99,7 @@ impl Superposed {
                 (variant.banks.iter()).filter_map(|&bank| Some((bank, banks.get(bank)?.as_ref()?)));
             match held.next() {
                 Some((bank, served)) if served.shape() == shape => {
-                    Ok(Some((bank, rotation.clone())))
+                    Ok(Some(Source::Bank(bank, rotation.clone())))
                 }
                 Some(_) => bail!(
                     "a bank holds {name} in another shape than {} x {}",
@@ -96,37 +109,45 @@ impl Superposed {
                 None => bail!("variant {index} lies in no bank that holds {name}"),
             }
         };
-        let rotations = variants
+        let sources = variants
             .iter()
             .enumerate()
-            .map(rotation)
+            .map(source)
             .collect::<Result<_>>()?;
-        Ok(Superposed { banks, rotations })
+        Ok(Superposed { banks, sources })
     }
 
-    /// The variant's bank and rotation, where it has a delta of this matrix.
-    fn rotation(&self, variant: VariantId) -> Result<Option<(usize, &Served, &Rotation)>> {
-        let Some(rotation) = self.rotations.get(variant.0 as usize) else {
-            bail!("no variant {} in this instance", variant.0)
-        };
-        let placed = rotation.as_ref();
-        Ok(placed.and_then(|(bank, rotation)| {
-            Some((*bank, self.banks.get(*bank)?.as_deref()?, &**rotation))
-        }))
+    /// Where the variant has this matrix, if it has a delta of it.
+    fn source(&self, variant: VariantId) -> Result<Option<&Source>> {
+        match self.sources.get(variant.0 as usize) {
+            Some(source) => Ok(source.as_ref()),
+            None => bail!("no variant {} in this instance", variant.0),
+        }
     }
 
     /// Adds the parts' retrieved products to y [rows, out], given x [rows, in].
     pub fn add_products(&self, x: &[f32], parts: &Parts, y: &mut [f32]) -> Result<()> {
-        let mut touched = Vec::with_capacity(parts.banks.len());
+        let (mut superposed, mut own) = (Vec::new(), Vec::<(&Own, Vec<Share>)>::new());
         for (bank, parts) in &parts.banks {
-            let Some(Some(served)) = self.banks.get(*bank) else {
+            let Some(served) = self.banks.get(*bank) else {
+                // A bank of one: all parts are the same variant's.
+                let shares = parts
+                    .iter()
+                    .map(|&Part { row, weight, .. }| Share { row, weight });
+                if let Some(part) = parts.first()
+                    && let Some(Source::Own(matrix)) = self.source(part.variant)?
+                {
+                    own.push((matrix, shares.collect()));
+                }
+                continue;
+            };
+            let Some(served) = served else {
                 continue;
             };
             let mut rotated = Vec::with_capacity(parts.len());
             for part in parts {
-                if let Some((_, _, rotation)) = self
-                    .rotation(part.variant)?
-                    .filter(|(home, ..)| home == bank)
+                if let Some(Source::Bank(home, rotation)) = self.source(part.variant)?
+                    && home == bank
                 {
                     rotated.push(Rotated {
                         row: part.row,
@@ -136,9 +157,10 @@ impl Superposed {
                     });
                 }
             }
-            touched.push((&**served, rotated));
+            superposed.push((&**served, rotated));
         }
-        quantized::add_rotated(&touched, x, y)
+        quantized::add_rotated(&superposed, x, y)?;
+        coded::add_own(&own, x, y)
     }
 
     /// Adds `weight` times row `index` of the variant's retrieved delta to `target` [in].
@@ -149,14 +171,21 @@ impl Superposed {
         index: usize,
         target: &mut [f32],
     ) -> Result<()> {
-        if let Some((_, bank, rotation)) = self.rotation(variant)? {
-            let mut row = vec![0f32; target.len()];
-            bank.row(index, &mut row);
-            rotation.input.apply(&mut row);
-            let factor = weight * rotation.output[index].to_f32();
-            for (t, d) in target.iter_mut().zip(&row) {
-                *t = factor.mul_add(*d, *t);
+        match self.source(variant)? {
+            Some(Source::Own(own)) => own.add_row(index, weight, target),
+            Some(Source::Bank(bank, rotation)) => {
+                let Some(Some(bank)) = self.banks.get(*bank) else {
+                    bail!("no bank {bank} in this instance")
+                };
+                let mut row = vec![0f32; target.len()];
+                bank.row(index, &mut row);
+                rotation.input.apply(&mut row);
+                let factor = weight * rotation.output[index].to_f32();
+                for (t, d) in target.iter_mut().zip(&row) {
+                    *t = factor.mul_add(*d, *t);
+                }
             }
+            None => {}
         }
         Ok(())
     }

@@ -17,15 +17,19 @@ pub struct Modulation {
     /// The matrices that are looked up.
     plain: BTreeMap<String, Superposed>,
     variants: Vec<Placed<ServedVariant>>,
+    /// Where they are read from.
+    homes: Vec<Vec<usize>>,
     /// The variants' numbers among the base's tables.
     numbers: Vec<u64>,
 }
 
 impl Modulation {
+    /// `homes`: the banks that every variant is read from; see [`homes`](super::variant::homes).
     pub fn new(
         base: Arc<BaseWeights>,
         banks: &[Arc<ServedBank>],
         variants: Vec<Placed<ServedVariant>>,
+        homes: Vec<Vec<usize>>,
     ) -> Result<Self> {
         let mut plain = BTreeMap::new();
         for (name, tensor) in &base.plain {
@@ -38,6 +42,7 @@ impl Modulation {
             base,
             plain,
             variants,
+            homes,
         })
     }
 
@@ -60,11 +65,11 @@ impl Modulation {
         }
     }
 
-    /// The instance's banks that hold a variant; none where there is no such variant.
+    /// The banks that a variant is read from, the one that is its own, if any, first; none where there is no such variant.
     pub fn home(&self, variant: VariantId) -> &[usize] {
-        self.variants
+        self.homes
             .get(variant.0 as usize)
-            .map_or(&[], |placed| &placed.banks)
+            .map_or(&[], |homes| homes)
     }
 
     /// A tensor of the mix, base plus deltas, in f32.

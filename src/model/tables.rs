@@ -174,6 +174,7 @@ mod tests {
             scale: 1.0,
             banks: Vec::new(),
             gains: BTreeMap::new(),
+            kept: BTreeMap::new(),
             vectors: BTreeMap::new(),
         };
         Placed {

@@ -1,7 +1,8 @@
 //! What a variant keeps for itself, in the form it is served in: made once, and shared by all generations that have it.
 
 use super::weights::VariantWeights;
-use crate::transform::{Signs, Transform};
+use crate::ops::coded::Own;
+use crate::transform::{Rotation as Rotated, Signs, Transform};
 use candle_core::{Result, bail};
 use half::bf16;
 use std::collections::BTreeMap;
@@ -36,8 +37,10 @@ impl Rotation {
 /// A variant but for its share of the banks.
 #[derive(Debug)]
 pub struct ServedVariant {
-    /// By matrix.
+    /// By matrix that lies in a bank.
     pub(super) rotations: BTreeMap<String, Arc<Rotation>>,
+    /// By matrix that it keeps for itself.
+    pub(super) own: BTreeMap<String, Arc<Own>>,
     /// Deltas of the one-dimensional tensors.
     pub(super) vectors: BTreeMap<String, Vec<bf16>>,
 }
@@ -68,14 +71,24 @@ impl ServedVariant {
     /// Takes what `weights` has of the matrices among `tensors` (name, shape), and its vectors.
     ///
     /// # Errors
-    /// Where a matrix has other than one gain a row.
+    /// Where a matrix has other than one gain a row, or what is kept of it does not fit it.
     pub fn new(
         weights: &VariantWeights,
         tensors: impl IntoIterator<Item = (String, Vec<usize>)>,
     ) -> Result<Self> {
         let rounded = |values: &Vec<f32>| values.iter().copied().map(bf16::from_f32).collect();
-        let vectors = weights.vectors.iter();
+        let (vectors, tensors) = (weights.vectors.iter(), Vec::from_iter(tensors));
+        let mut own = BTreeMap::new();
+        for (name, shape) in &tensors {
+            if let (&[out, input], Some(kept)) = (&shape[..], weights.kept.get(name)) {
+                let rotation = Rotated::new(weights.seed, name, input);
+                let matrix = Own::new(kept, [out, input], rotation, weights.scale)
+                    .map_err(|error| error.context(name.clone()))?;
+                own.insert(name.clone(), Arc::new(matrix));
+            }
+        }
         Ok(Self {
+            own,
             rotations: rotations(weights, tensors)?,
             vectors: vectors
                 .map(|(name, values)| (name.clone(), rounded(values)))
@@ -86,7 +99,8 @@ impl ServedVariant {
     /// Bytes held.
     pub fn bytes(&self) -> usize {
         let vectors = self.vectors.values().map(|vector| size_of_val(&vector[..]));
-        vectors.sum::<usize>()
+        let own = self.own.values().map(|own| own.bytes());
+        vectors.chain(own).sum::<usize>()
             + self
                 .rotations
                 .values()
@@ -101,6 +115,22 @@ pub struct Placed<V> {
     pub own: Arc<V>,
     /// Indices of its banks in the instance.
     pub banks: Vec<usize>,
+}
+
+/// What every variant of an instance with so many `banks` is read from. What a variant keeps for itself, where `keeps` says that
+/// it does, is a bank of one: those come after the others, by variant.
+pub(super) fn homes<V>(
+    banks: usize,
+    variants: &[Placed<V>],
+    keeps: impl Fn(&V) -> bool,
+) -> Vec<Vec<usize>> {
+    let homes = variants.iter().enumerate().map(|(index, variant)| {
+        let own = keeps(&variant.own).then_some(banks + index);
+        own.into_iter()
+            .chain(variant.banks.iter().copied())
+            .collect()
+    });
+    homes.collect()
 }
 
 impl<V> Clone for Placed<V> {

@@ -2,6 +2,7 @@
 
 use super::tables::TableCache;
 use super::{DitConfig, NetworkFacts};
+use crate::ops::coded::Kept;
 use crate::ops::quantized::{Form, Served};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use std::collections::BTreeMap;
@@ -162,8 +163,10 @@ pub struct VariantWeights {
     pub scale: f32,
     /// Indices of its banks in the instance.
     pub banks: Vec<usize>,
-    /// a_k by matrix, [out].
+    /// a_k by matrix that lies in a bank, [out].
     pub gains: BTreeMap<String, Vec<f32>>,
+    /// What it keeps of the other matrices for itself.
+    pub kept: BTreeMap<String, Kept>,
     /// Deltas of the one-dimensional tensors.
     pub vectors: BTreeMap<String, Vec<f32>>,
 }

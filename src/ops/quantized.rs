@@ -21,6 +21,7 @@ mod panels;
 mod rows;
 
 pub(super) use panels::bytes;
+pub(super) use rows::round;
 
 /// How a matrix is kept in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,7 +143,7 @@ impl fmt::Debug for Served {
 }
 
 /// The number itself: `to_f32` also looks for NaN, which gains are not, and is no vector instruction for it.
-fn widened(gain: bf16) -> f32 {
+pub(super) fn widened(gain: bf16) -> f32 {
     f32::from_bits(u32::from(gain.to_bits()) << 16)
 }
 

@@ -41,6 +41,7 @@ fn network(form: Form) -> (Case, Dit) {
             scale: 1.0,
             banks: vec![index / 2],
             gains,
+            kept: BTreeMap::new(),
             vectors,
         }
     };

@@ -6,6 +6,7 @@ mod emulated;
 #[path = "../fixtures/mod.rs"]
 mod fixtures;
 mod network;
+mod own;
 mod pointwise;
 mod probe;
 mod product;

@@ -4,19 +4,29 @@ use std::sync::Arc;
 
 use choir::model::gpu::{Device, GpuBank, GpuBase, GpuDit, GpuVariant};
 use choir::model::variant::Placed;
-use choir::model::{BaseWeights, Batch, Denoiser, Dit, Mix, Segment, ServedBank, VariantId};
+use choir::model::{
+    BaseWeights, Batch, Denoiser, Dit, Mix, Segment, ServedBank, VariantId, VariantWeights,
+};
 use choir::ops::categorical::{Certainty, Crossing, Draw, Filter, Kind, Workspace};
 use choir::ops::gpu::{Dtype, Machine};
 use choir::ops::quantized::Form;
 use choir::rng::Noise;
 
+use crate::fixtures::kept::{KINDS, kept_variants};
 use crate::fixtures::{
-    Case, PAGE, cached_blocks, close, mixes, segment, variants, whole_sequences,
+    Case, Matrices, PAGE, cached_blocks, close, mixes, segment, variants, whole_sequences,
 };
 use crate::rig::Rig;
 
 fn on_host(case: &Case, count: usize, form: Form) -> Dit {
-    let (banks, variants) = variants(case, count);
+    host_with(case, variants(case, count), form)
+}
+
+fn host_with(
+    case: &Case,
+    (banks, variants): (Vec<Matrices>, Vec<VariantWeights>),
+    form: Form,
+) -> Dit {
     let base = Arc::new(BaseWeights::new(case.config.clone(), &case.weights).unwrap());
     let bank = |matrices| Arc::new(ServedBank::build(form, matrices).unwrap());
     Dit::new(
@@ -34,7 +44,16 @@ fn on_device(
     count: usize,
     form: Form,
 ) -> GpuDit {
-    let (banks, variants) = variants(case, count);
+    device_with(machine, dtype, case, variants(case, count), form)
+}
+
+fn device_with(
+    machine: &Arc<dyn Machine>,
+    dtype: Dtype,
+    case: &Case,
+    (banks, variants): (Vec<Matrices>, Vec<VariantWeights>),
+    form: Form,
+) -> GpuDit {
     let machine = machine.clone();
     let device = Device { machine, dtype };
     let bank = |matrices| Arc::new(GpuBank::build(&device, form, matrices).unwrap());
@@ -123,6 +142,63 @@ fn variants_are_those_of_the_host() {
             let theirs = host.forward(&batch, &mut host_cache).unwrap();
             let off = relative(&ours.data, &theirs.data);
             assert!(off < tolerance, "{folder} {dtype:?} {form}: {off}");
+        }
+    }
+}
+
+/// What variants keep by themselves, in every way, beside what lies in banks; rows enough for several groups. Every batch is launched,
+/// recorded and replayed.
+#[test]
+fn kept_variants_are_those_of_the_host() {
+    for rig in Rig::all() {
+        for (folder, dtype, form, tolerance) in [
+            ("bd3lm-tiny", Dtype::F32, Form::F32, 2e-2),
+            ("duo-tiny", Dtype::F32, Form::F32, 2e-2),
+            ("bd3lm-tiny", Dtype::Bf16, Form::F32, 5e-2),
+            ("bd3lm-tiny", Dtype::Bf16, Form::Q4K, 0.15),
+        ] {
+            let case = Case::load(folder);
+            let kept = || kept_variants(&case, KINDS);
+            let network = device_with(&rig.machine, dtype, &case, kept(), form);
+            // The host rounds x to bytes.
+            let host = host_with(&case, kept(), Form::F32);
+            let batch = all_kinds(&case, KINDS as u32);
+            let mut cache = network.cache(PAGE, 1).unwrap();
+            let mut host_cache = host.cache(PAGE, 1).unwrap();
+            let theirs = host.forward(&batch, &mut host_cache).unwrap();
+            for time in 0..3 {
+                let ours = network.forward(&batch, &mut cache).unwrap();
+                let off = relative(&ours.data, &theirs.data);
+                assert!(
+                    off < tolerance,
+                    "{folder} {dtype:?} {form}, time {time}: {off}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn kept_variants_materialise_to_what_they_give() {
+    let Some(rig) = Rig::one() else { return };
+    for (dtype, tolerance) in [(Dtype::F32, 1e-2), (Dtype::Bf16, 4e-2)] {
+        let case = Case::load("bd3lm-tiny");
+        let kept = kept_variants(&case, KINDS);
+        let network = device_with(&rig.machine, dtype, &case, kept, Form::F32);
+        let mut cache = network.cache(PAGE, 1).unwrap();
+        let (shape, ids) = case.ids("a.len8.input_ids");
+        for mix in mixes(KINDS as u32) {
+            let of = |mix: &Mix| Batch {
+                segments: vec![Segment {
+                    mix: mix.clone(),
+                    ..segment(&case, &ids[..shape[1]], 0.0)
+                }],
+            };
+            let ours = network.forward(&of(&mix), &mut cache).unwrap();
+            let single = network.materialise(&mix).unwrap();
+            let theirs = single.forward(&of(&Mix::base()), &mut cache).unwrap();
+            let off = relative(&ours.data, &theirs.data);
+            assert!(off < tolerance, "{dtype:?} {mix:?}: {off}");
         }
     }
 }

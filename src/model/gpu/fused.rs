@@ -42,14 +42,15 @@ impl GpuDit {
     ) -> Result<(), Fault> {
         let (device, waves, out) = (
             &self.base.device,
-            &step.places.lists[linear.list],
+            step.waves(linear),
             linear.base.out as u32,
         );
+        let bare = waves.banks.is_empty() && waves.own.is_empty();
         let product = of(Product {
             w: linear.base.data.address(),
             x,
             banked: step.work.y,
-            parted: if waves.is_empty() {
+            parted: if bare {
                 0
             } else {
                 step.places.parted[linear.list]
@@ -63,7 +64,14 @@ impl GpuDit {
             ..Product::default()
         });
         let banked = (x, product.banked, product.pitch as usize);
-        linear.banks(device, banked, (waves, true), step.work.scratch)?;
+        // What variants keep by themselves is added to what is there: to zeros, where that may be nothing.
+        let writes = waves.own.is_empty();
+        if !writes {
+            let bytes = rows * product.pitch as usize * size_of::<f32>();
+            device.machine.clear(product.banked, bytes)?;
+        }
+        linear.banks(device, banked, (waves.banks, writes), step.work.scratch)?;
+        linear.own(device, banked, waves.own, step.work.scratch)?;
         product.launch(&*device.machine, after)
     }
 

@@ -5,9 +5,10 @@ use super::variant::{GpuVariant, MatrixSlots};
 use super::weights::{Device, GpuBank, GpuBase, Matrix, padded};
 use crate::model::batch::Mix;
 use crate::model::variant::Placed;
+use crate::ops::gpu::own::{EmbedOwn, GpuOwn, OwnFacts, OwnProduct, RetrieveOwn};
 use crate::ops::gpu::products::{BankGemm, RotateIn, RotateOut};
 use crate::ops::gpu::superposition::Retrieve;
-use crate::ops::gpu::{Buffer, Dtype, Fault, Gemm};
+use crate::ops::gpu::{Buffer, Dtype, Fault, Gemm, Machine};
 use candle_core::{Result, bail};
 use std::sync::Arc;
 
@@ -24,6 +25,10 @@ pub struct GpuSuperposed {
     pub addresses: Buffer,
     /// The variants' keys and gains; none without variants.
     slots: Option<Arc<MatrixSlots>>,
+    /// What each variant keeps by itself.
+    own: Vec<Option<Arc<GpuOwn>>>,
+    /// The same as kernels see it, [variants].
+    own_facts: Buffer,
 }
 
 impl GpuSuperposed {
@@ -43,6 +48,11 @@ impl GpuSuperposed {
                 .banks
                 .iter()
                 .filter_map(|bank| holding.binary_search(bank).ok());
+            if let Some(own) = variant.own.own.get(name)
+                && own.shape() != (out, input)
+            {
+                bail!("variant {index} keeps {name} in another shape than {out} x {input}")
+            }
             placement.push(match (variant.own.has(name), held.next()) {
                 (true, Some(bank)) => Some((variant.own.slot, bank as u32)),
                 (true, None) => bail!("variant {index} lies in no bank that holds {name}"),
@@ -61,7 +71,15 @@ impl GpuSuperposed {
         }
         let addresses: Vec<u64> = banks_of.iter().map(|bank| bank.data.address()).collect();
         let tiled = holding.first().is_some_and(|&b| banks[b].tiled);
+        let own: Vec<Option<Arc<GpuOwn>>> = (variants.iter())
+            .map(|variant| variant.own.own.get(name).cloned())
+            .collect();
+        let facts = own
+            .iter()
+            .map(|own| own.as_ref().map_or(OwnFacts::default(), |own| own.facts()));
         Ok(Self {
+            own_facts: Buffer::from(&base.device.machine, &facts.collect::<Vec<_>>())?,
+            own,
             tiled,
             banks: banks_of,
             slots: base.slots.table(name).filter(|_| !variants.is_empty()),
@@ -82,10 +100,50 @@ impl GpuSuperposed {
             .map_or(0, |slots| slots.outputs.address())
     }
 
-    /// Bytes of the variants' keys and gains.
+    /// Variants that keep this matrix by themselves: each is its own bank.
+    pub fn own_placement(&self) -> Placement {
+        let place = |(index, own): (u32, &Option<_>)| own.as_ref().map(|_| (index, index));
+        (0..).zip(&self.own).map(place).collect()
+    }
+
+    /// The highest rank of what a variant keeps by itself.
+    pub fn ranks(&self) -> usize {
+        self.own
+            .iter()
+            .flatten()
+            .map(|own| own.rank())
+            .max()
+            .unwrap_or(0)
+    }
+
+    /// Bytes of the variants' keys and gains, and of what they keep by themselves.
     pub fn variant_bytes(&self) -> usize {
         let bytes = |slots: &Arc<MatrixSlots>| slots.keys.bytes() + slots.outputs.bytes();
-        self.slots.as_ref().map_or(0, bytes)
+        let own = self.own.iter().flatten().map(|own| own.bytes());
+        own.sum::<usize>() + self.own_facts.bytes() + self.slots.as_ref().map_or(0, bytes)
+    }
+
+    /// x [rows, width] f32 += what the parts' variants keep of the rows of `tokens`, a wave after the other.
+    pub fn embed(
+        &self,
+        machine: &dyn Machine,
+        (x, tokens): (u64, u64),
+        (vocab, width): (usize, usize),
+        waves: &[Wave],
+    ) -> std::result::Result<(), Fault> {
+        let embed = |wave: &Wave| {
+            EmbedOwn {
+                x,
+                tokens,
+                parts: wave.parts,
+                own: self.own_facts.address(),
+                vocab: vocab as u32,
+                width: width as u32,
+                ..EmbedOwn::default()
+            }
+            .launch(machine, wave.shape.parts)
+        };
+        waves.iter().try_for_each(embed)
     }
 }
 
@@ -107,6 +165,15 @@ pub struct Scratch {
     pub counters: u64,
 }
 
+/// The parts of a matrix in a step.
+#[derive(Clone, Copy, Debug)]
+pub struct Waves<'a> {
+    /// Of banks.
+    pub banks: &'a [Wave],
+    /// Of what variants keep by themselves.
+    pub own: &'a [Wave],
+}
+
 impl GpuLinear {
     /// y [rows, pitch] of `gives` = the rows' products with x [rows, input]; f32 where there are parts.
     pub fn forward(
@@ -114,7 +181,7 @@ impl GpuLinear {
         device: &Device,
         (x, y, rows, pitch): (u64, u64, usize, usize),
         gives: Dtype,
-        waves: &[Wave],
+        waves: Waves,
         scratch: Scratch,
     ) -> std::result::Result<(), Fault> {
         let out = self.base.out;
@@ -130,7 +197,8 @@ impl GpuLinear {
             dtype: device.dtype,
             gives,
         })?;
-        self.banks(device, (x, y, pitch), (waves, false), scratch)
+        self.banks(device, (x, y, pitch), (waves.banks, false), scratch)?;
+        self.own(device, (x, y, pitch), waves.own, scratch)
     }
 
     /// y [rows, pitch] f32 += what banks give for the rows' parts, or = where that is said and banks are tiled: of rows that have
@@ -206,6 +274,38 @@ impl GpuLinear {
     }
 }
 
+impl GpuLinear {
+    /// y [rows, pitch] f32 += what variants keep by themselves, for the rows' parts.
+    pub fn own(
+        &self,
+        device: &Device,
+        (x, y, pitch): (u64, u64, usize),
+        waves: &[Wave],
+        scratch: Scratch,
+    ) -> std::result::Result<(), Fault> {
+        let product = |wave: &Wave| {
+            OwnProduct {
+                x,
+                y,
+                own: self.variants.own_facts.address(),
+                parts: wave.parts,
+                part_count: wave.shape.parts,
+                groups: wave.groups,
+                group_count: wave.shape.groups,
+                tier: wave.shape.tier,
+                out: self.base.out,
+                input: self.base.input,
+                y_pitch: pitch,
+                ranks: self.variants.ranks(),
+                rotated: scratch.rotated,
+                thin: scratch.products,
+            }
+            .launch(&*device.machine, device.dtype)
+        };
+        waves.iter().try_for_each(product)
+    }
+}
+
 /// The base's matrix plus the mix's retrieved deltas, as one matrix: a pass over both for every variant of the mix.
 pub fn materialise(
     device: &Device,
@@ -217,6 +317,22 @@ pub fn materialise(
     let target = device.matrix(base.out, base.input)?;
     let mut source = base.data.address();
     for &(variant, weight) in &mix.0 {
+        let own = variants.own.get(variant.0 as usize);
+        if let Some(Some(_)) = own {
+            let at = variant.0 as usize * size_of::<OwnFacts>();
+            RetrieveOwn {
+                base: source,
+                target: target.data.address(),
+                own: variants.own_facts.address() + at as u64,
+                out: base.out as u32,
+                input: base.input as u32,
+                weight,
+                ..RetrieveOwn::default()
+            }
+            .launch(&**machine, device.dtype)?;
+            source = target.data.address();
+            continue;
+        }
         let Some(&Some((slot, bank))) = variants.placement.get(variant.0 as usize) else {
             continue;
         };

@@ -19,7 +19,7 @@ use super::dit;
 use super::facts::NetworkFacts;
 use super::kv_cache::KvCache;
 use super::modulation::Modulation;
-use super::variant::Placed;
+use super::variant::{Placed, homes};
 use super::weights::{BaseWeights, HEAD, ServedBank, VariantWeights, layer_products};
 use crate::ops::categorical::Drawn;
 use crate::ops::gpu::attention::MAX_HEAD;
@@ -58,7 +58,7 @@ pub struct GpuDit {
     head: GpuLinear,
     lists: Vec<List>,
     /// They keep their slots.
-    variants: Vec<Placed<GpuVariant>>,
+    _variants: Vec<Placed<GpuVariant>>,
     /// Of the rotary embedding, [head_dim / 2] f64.
     frequencies: Buffer,
     state: Mutex<State>,
@@ -125,6 +125,7 @@ impl GpuDit {
                 GpuSuperposed::of(&base, (name, matrix.out, matrix.input), banks, &variants)?;
             let list = List {
                 placement: superposed.placement.clone(),
+                own: superposed.own_placement(),
                 rows,
                 most: if rows == Rows::All && config.hidden_dim <= SMALL {
                     16
@@ -172,17 +173,21 @@ impl GpuDit {
             own: variant.own.host.clone(),
             banks: variant.banks.clone(),
         };
+        let homes = homes(banks.len(), &variants, |own| {
+            !own.own.is_empty() || !own.host.own.is_empty()
+        });
         Ok(Self {
             modulation: Modulation::new(
                 base.host.clone(),
                 &host,
                 variants.iter().map(on_host).collect(),
+                homes,
             )?,
             embedding,
             layers,
             head,
             lists,
-            variants,
+            _variants: variants,
             frequencies: Buffer::from(&device.machine, &frequencies)?,
             state: Mutex::new(State {
                 work: Work::new(),
@@ -409,8 +414,7 @@ impl Denoiser for GpuDit {
     }
 
     fn banks(&self, variant: VariantId) -> &[usize] {
-        let placed = self.variants.get(variant.0 as usize);
-        placed.map_or(&[], |placed| placed.banks.as_slice())
+        self.modulation.home(variant)
     }
 
     fn materialise(&self, mix: &Mix) -> Result<Option<Arc<dyn Denoiser>>> {

@@ -1,6 +1,6 @@
 //! The launches of one step.
 
-use super::linear::GpuLinear;
+use super::linear::{GpuLinear, Waves};
 use super::pack::{Places, Shape};
 use super::slots::{TableSlots, Vector};
 use super::work::{Pieces, logits_pitch};
@@ -29,6 +29,16 @@ pub struct Step<'a> {
     pub pages: Pages,
 }
 
+impl Step<'_> {
+    /// A matrix's parts.
+    pub fn waves(&self, linear: &GpuLinear) -> Waves<'_> {
+        Waves {
+            banks: &self.places.lists[linear.list],
+            own: &self.places.own[linear.list],
+        }
+    }
+}
+
 /// Rows from which on memory is what a step waits for.
 const MANY: usize = 257;
 
@@ -55,7 +65,7 @@ impl GpuDit {
     }
 
     fn product(&self, step: &Step, linear: &GpuLinear, (x, y): (u64, u64)) -> Result<(), Fault> {
-        let waves = &step.places.lists[linear.list];
+        let waves = step.waves(linear);
         let rows = (x, y, step.shape.rows, linear.base.out);
         linear.forward(
             &self.base.device,
@@ -87,6 +97,12 @@ impl GpuDit {
             unused: 0,
         }
         .launch(machine, dtype, rows)?;
+        self.embedding.variants.embed(
+            machine,
+            (work.x, places.tokens),
+            (config.vocab_size, config.hidden_dim),
+            step.waves(&self.embedding).own,
+        )?;
         Angles {
             cosines: work.cosines,
             sines: work.sines,
@@ -265,7 +281,7 @@ impl GpuDit {
             self.fused_head(step)?;
         } else {
             let (waves, rows) = (
-                &step.places.lists[self.head.list],
+                step.waves(&self.head),
                 (step.work.last, step.work.logits, wanted, pitch),
             );
             self.head.forward(

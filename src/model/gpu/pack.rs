@@ -26,6 +26,8 @@ pub enum Rows {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct List {
     pub placement: Placement,
+    /// Variants that keep such a matrix by themselves, as banks of one.
+    pub own: Placement,
     pub rows: Rows,
     /// Parts to a group at most: more of them read a bank less often, fewer are done sooner, which is what small banks are about.
     pub most: usize,
@@ -35,7 +37,7 @@ pub struct List {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct WaveShape {
     /// Parts to a group at most.
-    tier: usize,
+    pub tier: usize,
     pub groups: usize,
     pub parts: usize,
 }
@@ -59,6 +61,8 @@ pub struct Shape {
     pub cut: Cut,
     /// By list, by wave.
     waves: Vec<Vec<WaveShape>>,
+    /// The same of what variants keep by themselves.
+    own: Vec<Vec<WaveShape>>,
 }
 
 impl Shape {
@@ -67,15 +71,21 @@ impl Shape {
         self.waves.get(list).into_iter().flatten()
     }
 
+    /// Waves of parts of one list that variants keep by themselves.
+    pub fn own(&self, list: usize) -> impl Iterator<Item = &WaveShape> {
+        self.own.get(list).into_iter().flatten()
+    }
+
     /// Whether no row has a part.
     pub fn bare(&self) -> bool {
-        self.waves.iter().all(Vec::is_empty)
+        self.waves.iter().chain(&self.own).all(Vec::is_empty)
     }
 
     /// Whether a batch of this shape is launched alike whatever its rows hold. Mixes of variants of several banks are rare, and
     /// dense banks are asked for one by one.
     pub fn recordable(&self) -> bool {
-        self.waves.iter().all(|waves| waves.len() <= 1)
+        let mut all = self.waves.iter().chain(&self.own);
+        all.all(|waves| waves.len() <= 1)
     }
 }
 
@@ -109,6 +119,8 @@ pub struct Places {
     /// By list: [rows] u32, 1 for rows that have parts.
     pub parted: Vec<u64>,
     pub lists: Vec<Vec<Wave>>,
+    /// By list, of what variants keep by themselves.
+    pub own: Vec<Vec<Wave>>,
 }
 
 /// A batch, packed.
@@ -196,10 +208,10 @@ fn parts(placement: &Placement, mix: &Mix) -> impl Iterator<Item = PartFacts> {
 }
 
 /// The parts of all rows, in waves; of a wave bank by bank, and by row within a bank.
-fn waves(list: &List, runs: &[Run]) -> Vec<Vec<PartFacts>> {
+fn waves(placement: &Placement, runs: &[Run]) -> Vec<Vec<PartFacts>> {
     let mut waves: Vec<Vec<(PartFacts, &Range<u32>)>> = Vec::new();
     for Run { rows, mix } in runs.iter().filter(|run| !run.rows.is_empty()) {
-        for (ordinal, part) in parts(&list.placement, mix).enumerate() {
+        for (ordinal, part) in parts(placement, mix).enumerate() {
             match waves.get_mut(ordinal) {
                 Some(wave) => wave.push((part, rows)),
                 None => waves.push(vec![(part, rows)]),
@@ -258,6 +270,26 @@ fn wave(parts: Vec<PartFacts>, most: usize, writer: &mut Writer) -> Wave {
         groups: writer.put(groups, shape.groups, Group::default()),
         dense,
     }
+}
+
+/// Appends the waves of every list.
+fn put_waves(
+    lists: &[List],
+    parts: Vec<Vec<Vec<PartFacts>>>,
+    writer: &mut Writer,
+) -> Vec<Vec<Wave>> {
+    let of_list = |(list, waves): (&List, Vec<Vec<PartFacts>>)| {
+        let waves = waves
+            .into_iter()
+            .map(|parts| wave(parts, list.most, writer));
+        waves.collect()
+    };
+    lists.iter().zip(parts).map(of_list).collect()
+}
+
+fn shapes(lists: &[Vec<Wave>]) -> Vec<Vec<WaveShape>> {
+    let of_list = |waves: &Vec<Wave>| waves.iter().map(|wave| wave.shape).collect();
+    lists.iter().map(of_list).collect()
 }
 
 impl Packed {
@@ -368,11 +400,30 @@ impl Packed {
             .iter()
             .flat_map(|s| (0..s.rows.len()).map(|at| s.draws.get(at)));
         let draws: Vec<Option<&Draw>> = draws.collect();
-        let parts_of = |list: &List| match list.rows {
-            Rows::All => waves(list, &runs),
-            Rows::Wanted => waves(list, &wanted_runs),
+        let parts_of = |list: &List| {
+            let runs = match list.rows {
+                Rows::All => &runs,
+                Rows::Wanted => &wanted_runs,
+            };
+            [&list.placement, &list.own].map(|placement| waves(placement, runs))
         };
-        let all_parts: Vec<Vec<Vec<PartFacts>>> = lists.iter().map(parts_of).collect();
+        let all_parts: Vec<[Vec<Vec<PartFacts>>; 2]> = lists.iter().map(parts_of).collect();
+        let parted = (lists.iter().zip(&all_parts)).map(|(list, waves)| {
+            let count = match list.rows {
+                Rows::All => rows,
+                Rows::Wanted => logit_rows,
+            };
+            let mut parted = vec![0u32; count];
+            let parts = waves.iter().flatten().flatten();
+            parts.for_each(|part| parted[part.row as usize] = 1);
+            parted
+        });
+        let parted: Vec<Vec<u32>> = parted.collect();
+        let [mut banked, mut own] = [Vec::new(), Vec::new()];
+        for [of_banks, of_own] in all_parts {
+            banked.push(of_banks);
+            own.push(of_own);
+        }
         let places = Places {
             tokens: writer.put(tokens, rows, NONE),
             positions: writer.put(positions, rows, 0),
@@ -387,28 +438,11 @@ impl Packed {
             embedded: writer.put(embedded, embedded_count, PartFacts::default()),
             first_embedded: writer.put(first_embedded, rows + 1, last),
             draws: writer.put_draws(&draws, logit_rows, vocab),
-            parted: (lists.iter().zip(&all_parts))
-                .map(|(list, waves)| {
-                    let mut parted = vec![
-                        0u32;
-                        if list.rows == Rows::All {
-                            rows
-                        } else {
-                            logit_rows
-                        }
-                    ];
-                    (waves.iter().flatten()).for_each(|part| parted[part.row as usize] = 1);
-                    writer.put(parted, 0, 0)
-                })
+            parted: (parted.into_iter())
+                .map(|parted| writer.put(parted, 0, 0))
                 .collect(),
-            lists: (lists.iter().zip(all_parts))
-                .map(|(list, waves)| {
-                    (waves
-                        .into_iter()
-                        .map(|parts| wave(parts, list.most, &mut writer)))
-                    .collect()
-                })
-                .collect(),
+            lists: put_waves(lists, banked, &mut writer),
+            own: put_waves(lists, own, &mut writer),
         };
         let shape = Shape {
             rows,
@@ -418,11 +452,8 @@ impl Packed {
             embedded: embedded_count,
             tiles: tile_count,
             cut,
-            waves: places
-                .lists
-                .iter()
-                .map(|waves| waves.iter().map(|wave| wave.shape).collect())
-                .collect(),
+            waves: shapes(&places.lists),
+            own: shapes(&places.own),
         };
         Ok(Self {
             shape,
@@ -454,7 +485,7 @@ impl Places {
             .into_iter()
             .chain(&mut self.parted)
             .for_each(|place| *place += start);
-        for wave in self.lists.iter_mut().flatten() {
+        for wave in self.lists.iter_mut().chain(&mut self.own).flatten() {
             wave.parts += start;
             wave.groups += start;
         }

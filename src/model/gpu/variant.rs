@@ -5,7 +5,8 @@ use crate::model::variant::{self, ServedVariant};
 use crate::model::weights::VariantWeights;
 use crate::ops::gpu::Buffer;
 use crate::ops::gpu::draw::key_words;
-use crate::transform::{self, Side};
+use crate::ops::gpu::own::GpuOwn;
+use crate::transform::{self, Rotation, Side};
 use candle_core::{Result, bail};
 use half::bf16;
 use std::collections::{BTreeMap, BTreeSet};
@@ -84,20 +85,46 @@ pub struct GpuVariant {
     /// Of the matrices that are not on the device, and its vectors.
     pub host: Arc<ServedVariant>,
     pub slot: u32,
-    /// Matrices on the device of which it has a delta.
+    /// Matrices on the device that it keeps by itself.
+    pub own: BTreeMap<String, Arc<GpuOwn>>,
+    /// Matrices on the device of which it has a delta in a bank.
     matrices: BTreeSet<String>,
     slots: Arc<VariantSlots>,
+}
+
+/// What `weights` keeps by itself of the matrices among `tensors` (name, shape).
+fn own(
+    base: &GpuBase,
+    weights: &VariantWeights,
+    tensors: &[(String, Vec<usize>)],
+) -> Result<BTreeMap<String, Arc<GpuOwn>>> {
+    let mut own = BTreeMap::new();
+    for (name, shape) in tensors {
+        let (&[out, input], Some(kept)) = (&shape[..], weights.kept.get(name)) else {
+            continue;
+        };
+        if let Err(error) = kept.check([out, input]) {
+            bail!("{name}: {error}")
+        }
+        let rotation = Rotation::new(weights.seed, name, input);
+        let (machine, shape) = (&base.device.machine, [out, input]);
+        let matrix = GpuOwn::new(machine, kept, shape, &rotation, weights.scale)?;
+        own.insert(name.clone(), Arc::new(matrix));
+    }
+    Ok(own)
 }
 
 impl GpuVariant {
     pub fn new(base: &GpuBase, weights: &VariantWeights) -> Result<Self> {
         let (there, here): (Vec<_>, Vec<_>) =
             (base.host.config.tensors().into_iter()).partition(|(name, _)| on_device(name));
+        let own = own(base, weights, &there)?;
         let rotations = variant::rotations(weights, there)?;
         let made = Self {
             host: Arc::new(ServedVariant::new(weights, here)?),
             slot: base.slots.take(base)?,
             matrices: rotations.keys().cloned().collect(),
+            own,
             slots: base.slots.clone(),
         };
         for (name, rotation) in rotations {
@@ -118,7 +145,7 @@ impl GpuVariant {
         Ok(made)
     }
 
-    /// Whether it has a delta of this matrix.
+    /// Whether it has a delta of this matrix in a bank.
     pub fn has(&self, name: &str) -> bool {
         self.matrices.contains(name)
     }

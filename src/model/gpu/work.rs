@@ -5,6 +5,7 @@ use super::pack::{Rows, Shape, drawn_bytes};
 use super::weights::{Device, padded};
 use crate::model::DitConfig;
 use crate::ops::gpu::draw::LOOK;
+use crate::ops::gpu::own::OwnProduct;
 use crate::ops::gpu::{Buffer, Fault, Machine, Plain, bytes_of_mut};
 use std::sync::Arc;
 
@@ -71,6 +72,12 @@ impl Work {
             widest_in = widest_in.max(input);
             if rows == Rows::All {
                 widest_out = widest_out.max(out);
+            }
+            for wave in shape.own(linear.list) {
+                let ranks = linear.variants.ranks();
+                let bytes = OwnProduct::rotated_bytes(wave.parts, input, device.dtype);
+                rotated = rotated.max(bytes);
+                products = products.max(OwnProduct::thin_bytes(wave.parts, ranks));
             }
             for wave in shape.waves(linear.list) {
                 if linear.variants.tiled {

@@ -17,11 +17,19 @@
 //! Source: trellis-coded quantisation (Marcellin and Fischer, 1990) over a shift register, whose states need no
 //! table of transitions (as in QTIP, arXiv 2406.11235).
 
+mod kept;
+mod kernel;
+mod own;
+mod panels;
 mod rate;
+mod rows;
 mod tables;
 #[cfg(test)]
 mod tests;
+mod thin;
 
+pub use kept::{Kept, KeptError, LowRank, MOST_INPUTS, Nibbles};
+pub use own::{Own, Share, add_own};
 pub use rate::{NoSuchRate, Rate};
 
 /// Bits of a window: the states of the trellis are 2^7.

@@ -11,6 +11,7 @@ pub mod attention;
 pub mod cuda;
 pub mod draw;
 mod launch;
+pub mod own;
 pub mod pointwise;
 pub mod product;
 pub mod products;

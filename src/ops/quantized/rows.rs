@@ -82,11 +82,16 @@ impl Part {
     }
 }
 
-/// Rounds one super-block to -127 ..= 127 and returns the scale. A value that is not finite makes all of it not a number.
-fn round(values: &[f32], quants: &mut [i8]) -> f32 {
+/// Rounds to -127 ..= 127 and returns the scale. A value that is not finite makes all of it not a number.
+pub fn round(values: &[f32], quants: &mut [i8]) -> f32 {
     // Sixteen at a time, which the compiler turns into vectors; a sum of magnitudes that is finite has no summand that is not.
-    let (mut largest, mut sum) = ([0f32; 16], [0f32; 16]);
-    for values in values.as_chunks::<16>().0 {
+    let mut largest = [0f32; 16];
+    let (chunks, rest) = values.as_chunks::<16>();
+    for (value, largest) in rest.iter().zip(&mut largest) {
+        *largest = value.abs();
+    }
+    let mut sum = largest;
+    for values in chunks {
         for ((largest, sum), value) in largest.iter_mut().zip(&mut sum).zip(values) {
             let size = value.abs();
             *largest = if size > *largest { size } else { *largest };

@@ -117,6 +117,7 @@ fn variant(config: &DitConfig, index: usize) -> VariantWeights {
         scale: 1.0,
         banks: vec![index / TO_A_BANK],
         gains,
+        kept: BTreeMap::new(),
         vectors,
     }
 }
