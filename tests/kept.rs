@@ -2,7 +2,6 @@
 
 mod fixtures;
 
-use choir::model::kv_cache::KvCache;
 use choir::model::{BaseWeights, Batch, Denoiser, Dit, Mix, Segment, ServedBank, VariantId};
 use choir::ops::quantized::Form;
 use fixtures::kept::{KINDS, dense, kept_variants};
@@ -33,8 +32,8 @@ fn segments(case: &Case, mixes: Vec<Mix>) -> Vec<Segment> {
     mixes.into_iter().enumerate().map(of).collect()
 }
 
-fn logits(case: &Case, network: &dyn Denoiser, segments: &[Segment]) -> Vec<f32> {
-    let mut cache = KvCache::new(&case.config, PAGE, 0);
+fn logits(network: &dyn Denoiser, segments: &[Segment]) -> Vec<f32> {
+    let mut cache = network.cache(PAGE, 1).expect("cache");
     let batch = Batch {
         segments: segments.to_vec(),
     };
@@ -56,7 +55,7 @@ fn kept_variants_are_what_their_weights_added_up_are() {
             }
             checked += 1;
             let segments = segments(&case, vec![Mix::single(VariantId(number))]);
-            let ours = logits(&case, &network, &segments);
+            let ours = logits(&network, &segments);
             let weights = dense(&case, variant);
             let whole = BaseWeights::new(case.config.clone(), &weights).expect("base");
             let whole = Dit::new(Arc::new(whole), &[], Vec::new()).expect("network");
@@ -67,10 +66,10 @@ fn kept_variants_are_what_their_weights_added_up_are() {
                     ..segment.clone()
                 })
                 .collect();
-            let theirs = logits(&case, &whole, &alone);
+            let theirs = logits(&whole, &alone);
             // x is rounded to bytes.
             close(&ours, &theirs, 0.05, &format!("{folder} variant {number}"));
-            let of_base = logits(&case, &plain, &alone);
+            let of_base = logits(&plain, &alone);
             let far = |(a, b): (&f32, &f32)| (a - b).abs() > 0.2;
             assert!(
                 theirs.iter().zip(&of_base).any(far),
@@ -91,14 +90,13 @@ fn kept_variants_do_not_depend_on_the_batch_and_materialise() {
             .map(|(v, w)| (VariantId(v), w))
             .to_vec()));
         let segments = segments(&case, mixes);
-        let together = logits(&case, &network, &segments);
+        let together = logits(&network, &segments);
         let each = together.len() / segments.len();
         for (segment, ours) in segments.into_iter().zip(together.chunks_exact(each)) {
-            let alone = logits(&case, &network, std::slice::from_ref(&segment));
+            let alone = logits(&network, std::slice::from_ref(&segment));
             assert_eq!(ours, &alone[..], "the batch changed {:?}", segment.mix);
             let single = network.materialise(&segment.mix).expect("materialised");
             let theirs = logits(
-                &case,
                 &single,
                 &[Segment {
                     mix: Mix::base(),
@@ -120,7 +118,6 @@ fn kept_variants_do_not_depend_on_one_another() {
         let network = Dit::new(base(&case), &[], chosen_variants).expect("network");
         let index = chosen.iter().position(|&v| v == of).expect("chosen");
         logits(
-            &case,
             &network,
             &segments(&case, vec![Mix::single(VariantId(index as u32))]),
         )
