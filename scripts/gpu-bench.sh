@@ -9,7 +9,7 @@ choir=${1:?the choir binary} lab=$1-lab logs=${2:?a folder for logs}
 shift 2
 mkdir -p "$logs"
 source "$(dirname "$0")/gpu-libraries.sh"
-[ "$#" -gt 0 ] || set -- copy gemm retrieve bank-gemm sampling step-small latency duo step-4b engine train
+[ "$#" -gt 0 ] || set -- copy gemm retrieve bank-gemm own sampling step-small latency duo step-4b engine train
 device=${CHOIR_DEVICE:-cuda:0} models=$(dirname "$0")/../models
 
 within_limit() { timeout "${CHOIR_PART_SECONDS:-90}" "$@"; }

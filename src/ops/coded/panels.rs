@@ -44,7 +44,8 @@ impl Panels {
         let mut ends = vec![[0; GROUP]; groups];
         let work = words.par_chunks_mut(across).zip(&mut ends).enumerate();
         work.for_each(|(group, (words, ends))| {
-            for lane in 0..GROUP.min(out.saturating_sub(group * GROUP)) {
+            let rows = out.saturating_sub(group * GROUP);
+            for (lane, end) in ends.iter_mut().enumerate().take(rows) {
                 let (whole, rest) = code.row(group * GROUP + lane).as_chunks::<8>();
                 let mut of_row = whole.iter().map(|bytes| u64::from_le_bytes(*bytes));
                 for words in &mut *words {
@@ -55,7 +56,7 @@ impl Panels {
                 last[..rest.len()].copy_from_slice(rest);
                 match words.get_mut(whole.len()) {
                     Some(words) => words.0[lane] = u64::from_le_bytes(last),
-                    None => ends[lane] = last[0],
+                    None => *end = last[0],
                 }
             }
         });

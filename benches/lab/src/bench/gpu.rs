@@ -4,6 +4,7 @@
 mod bank_gemm;
 mod meter;
 mod network;
+mod own;
 mod report;
 mod sampling;
 mod sequences;
@@ -51,6 +52,8 @@ pub enum Part {
     Retrieve,
     /// Products of rows with banks.
     BankGemm,
+    /// Products of rows with what variants keep by themselves.
+    Own,
     /// Draws from logits.
     Sampling,
     /// Steps of the published small size.
@@ -163,6 +166,7 @@ impl Bench {
             Part::Gemm => streams::gemm(self),
             Part::Retrieve => streams::retrieve(self),
             Part::BankGemm => bank_gemm::measure(self),
+            Part::Own => own::measure(self),
             Part::Sampling => sampling::measure(self),
             Part::StepSmall => step::measure(self, "step-small", self.sizes.small.clone()),
             Part::Latency => sequences::latency(self),
