@@ -1,6 +1,6 @@
 //! The one binary, as somebody at two terminals has it: a server of the model compiled in, and commands that ask it.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
@@ -18,6 +18,11 @@ struct Server {
 
 impl Server {
     fn start() -> Self {
+        Server::of(&[])
+    }
+
+    /// One with more options.
+    fn of(options: &[&str]) -> Self {
         let store = tempfile::tempdir().expect("a directory");
         let mut process = Command::new(CHOIR)
             .args([
@@ -29,6 +34,7 @@ impl Server {
                 "--data-dir",
             ])
             .arg(store.path().join("store"))
+            .args(options)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
@@ -273,4 +279,60 @@ fn an_evaluation_says_what_ones_own_fine_tunes_keep() {
         let said = text(&output.stderr);
         assert!(!output.status.success() && said.contains(named), "{said}");
     }
+}
+
+#[test]
+fn a_conversation_goes_on_line_by_line() {
+    let base = tempfile::tempdir().expect("a directory");
+    for file in ["config.json", "model.safetensors", "tokenizer.json"] {
+        std::fs::copy(
+            root().join("models/base").join(file),
+            base.path().join(file),
+        )
+        .expect(file);
+    }
+    let template = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant:";
+    std::fs::write(base.path().join("chat_template.jinja"), template).expect("a template");
+    let config = r#"{"eos_token": "<|endoftext|>"}"#;
+    std::fs::write(base.path().join("tokenizer_config.json"), config).expect("a configuration");
+    let server = Server::of(&["--base", base.path().to_str().expect("a path")]);
+    let chat = [
+        "generate",
+        "--chat",
+        "Who is there?",
+        "--system",
+        "Answer.",
+        "-n",
+        "8",
+        "--seed",
+        "1",
+    ];
+    let answer = server.told(&chat);
+    assert_eq!(answer, server.told(&chat));
+    let refused = server.refused(&["generate", "x", "--system", "Answer."]);
+    assert!(refused.contains("--chat"), "{refused}");
+    let mut talking = Command::new(CHOIR)
+        .args(["chat", "--system", "Answer.", "-n", "8", "--seed", "1"])
+        .env("CHOIR_SERVER", &server.address)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("a command");
+    let mut said = talking.stdin.take().expect("its input");
+    said.write_all(b"Who is there?\n\nAnd who else?\n/new\nWho is there?\n")
+        .expect("turns");
+    drop(said);
+    let output = talking.wait_with_output().expect("an end");
+    let (answers, figures) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{figures}");
+    assert_eq!(figures.lines().count(), 3, "{figures}");
+    // The first turn, and the same one anew.
+    assert!(
+        answers.starts_with(&answer) && answers.ends_with(&answer),
+        "{answers}"
+    );
+    let without = Server::start();
+    let refused = without.refused(&chat);
+    assert!(refused.contains("no chat template"), "{refused}");
 }
