@@ -188,7 +188,7 @@ fn open(data_dir: &std::path::Path) -> (Catalog, Generation) {
 /// One request after the other.
 async fn keep_busy(engine: EngineHandle, variant: String, sampling: Sampling, seed: u64) {
     let request = Request {
-        mix: vec![(variant, 1.0)],
+        mix: vec![(variant, 1.0)].into(),
         seed: Some(seed),
         ..Request::new((300..320).collect(), TOKENS, sampling)
     };

@@ -43,16 +43,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     let added = catalog.add(request, |_| {})?;
     eprintln!("{name}: cosine {:.3} to its checkpoint", added.cosine);
 
-    let generation = engine.generation();
-    let tokenizer = &generation.tokenizer;
-    // Every text begins with the token that ends one.
-    let mut tokens: Vec<u32> = tokenizer.end_of_text().into_iter().collect();
-    tokens.extend(tokenizer.encode(&prompt));
-    let mix = vec![(name.to_owned(), 1.0)];
+    // Names are resolved once; what they mean leases the generation that the text is made on.
+    let mine = engine.resolve(vec![(name.to_owned(), 1.0)])?;
+    let tokenizer = &mine.lease.tokenizer;
+    let mut tokens: Vec<u32> = tokenizer.begin().into_iter().collect();
+    tokens.extend(tokenizer.encode(&prompt)?);
+    let sampling = mine.defaults().clone();
     let request = Request {
         stop: vec!["\n".to_owned()],
-        mix: mix.clone(),
-        ..Request::new(tokens, 64, generation.defaults(&mix))
+        mix: mine.into(),
+        ..Request::new(tokens, 64, sampling)
     };
     let mut events = engine.submit(request)?;
     while let Some(event) = events.blocking_recv() {

@@ -1,6 +1,7 @@
 //! Who may know what: the paths in `src` keep to the order of the modules, outer crates stay where they belong, and
 //! files stay short.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -170,6 +171,83 @@ fn modules_use_only_modules_below_them() {
         }
     }
     assert!(seen > 50, "only {seen} uses were found");
+}
+
+/// Which files (or folders) right below a module use which others of them. Tests may use any.
+fn uses(of: &str) -> BTreeMap<String, BTreeSet<String>> {
+    let mut uses: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for file in files(&format!("src/{of}")) {
+        let module = module(&file);
+        if module.len() < 2 || module.last().is_some_and(|name| name == "tests") {
+            continue;
+        }
+        let source = fs::read_to_string(&file).expect("source");
+        let source = source.split("#[cfg(test)]").next().unwrap_or_default();
+        // As a file in the folder of its module sees the others: one `super` up from where it is.
+        let found = inner_paths(&tokens(source), module.len() - 1);
+        let inside = found
+            .iter()
+            .map(|path| path.strip_prefix(&format!("{of}::")).unwrap_or(path));
+        let names = inside.filter_map(|path| path.split("::").next().map(str::to_owned));
+        uses.entry(module[1].clone()).or_default().extend(names);
+    }
+    let files: BTreeSet<String> = uses.keys().cloned().collect();
+    for (own, used) in &mut uses {
+        used.retain(|name| files.contains(name) && name != own);
+    }
+    uses
+}
+
+#[test]
+fn files_of_engine_use_each_other_in_no_circle() {
+    let mut left = uses("engine");
+    assert!(
+        left.values().map(BTreeSet::len).sum::<usize>() > 50,
+        "{left:?}"
+    );
+    while let Some(lowest) = left.iter().find(|(_, uses)| uses.is_empty()) {
+        let lowest = lowest.0.clone();
+        left.remove(&lowest);
+        left.values_mut().for_each(|uses| _ = uses.remove(&lowest));
+    }
+    assert!(left.is_empty(), "a circle: {left:?}");
+}
+
+#[test]
+fn door_and_batcher_know_no_tensor_no_channel_and_no_clock() {
+    for name in [
+        "door",
+        "batcher",
+        "sequence",
+        "schedule",
+        "ledger",
+        "caps",
+        "throughput",
+        "pages",
+    ] {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("src/engine/{name}.rs"));
+        let source = fs::read_to_string(file).expect("source");
+        let tokens = tokens(source.split("#[cfg(test)]").next().unwrap_or_default());
+        let foreign = [
+            "tokio",
+            "candle_core",
+            "mpsc",
+            "Mutex",
+            "rayon",
+            "Denoiser",
+            "Segment",
+        ];
+        let named = foreign
+            .iter()
+            .find(|name| tokens.iter().any(|token| token == *name));
+        assert_eq!(named, None, "{name}");
+        assert!(
+            !tokens
+                .windows(3)
+                .any(|three| three == ["Instant", "::", "now"]),
+            "{name}"
+        );
+    }
 }
 
 #[test]

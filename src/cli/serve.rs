@@ -137,6 +137,9 @@ pub struct EngineArgs {
     /// Most tokens that one request may ask for.
     #[arg(long, default_value_t = EngineConfig::default().max_tokens)]
     max_tokens: usize,
+    /// Variants in one mix at most.
+    #[arg(long, default_value_t = EngineConfig::default().max_parts)]
+    max_parts: usize,
     /// Compute every text from its beginning, also where the cache still has it from another request.
     #[arg(long)]
     no_prefix_reuse: bool,
@@ -219,6 +222,7 @@ impl EngineArgs {
             step_tokens: self.step_tokens,
             max_prompt: self.max_prompt,
             max_tokens: self.max_tokens,
+            max_parts: self.max_parts,
             prefix_reuse: !self.no_prefix_reuse,
             threads: self.threads.unwrap_or(0),
             pinned: self.pin_threads,

@@ -130,7 +130,7 @@ fn as_json(status: &pb::GetStatusResponse) -> serde_json::Value {
         "running": status.running, "max_running": status.max_running,
         "waiting": status.waiting, "queue_limit": status.queue_limit,
         "pages_used": status.pages_used, "pages_total": status.pages_total, "pages_idle": status.pages_idle,
-        "preempted": status.preempted, "tokens_reused": status.tokens_reused,
+        "preempted": status.preempted, "tokens_reused": status.tokens_reused, "max_parts": status.max_parts,
         "steps": status.steps, "tokens_generated": status.tokens_generated,
         "finished": status.finished, "cancelled": status.cancelled, "failed": status.failed,
         "late": status.late, "stalled": status.stalled, "paused": status.paused, "open_streams": status.open_streams,

@@ -1,7 +1,7 @@
-//! How many requests of a variant and of a client may be in the engine, waiting and running together.
+//! How many requests of a variant and of a client are in the engine, waiting and running together.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use super::error::Capped;
 
@@ -17,14 +17,7 @@ enum Key {
 pub struct Caps {
     per_variant: Option<usize>,
     per_client: Option<usize>,
-    counts: Mutex<BTreeMap<Key, usize>>,
-}
-
-/// Counts for one request until it is dropped.
-#[derive(Debug)]
-pub struct Permit {
-    caps: Arc<Caps>,
-    keys: Vec<Key>,
+    counts: BTreeMap<Key, usize>,
 }
 
 /// What is full.
@@ -36,39 +29,36 @@ pub struct Full {
 }
 
 impl Caps {
-    pub fn new(per_variant: Option<usize>, per_client: Option<usize>) -> Arc<Self> {
-        Arc::new(Caps {
+    pub fn new(per_variant: Option<usize>, per_client: Option<usize>) -> Self {
+        Caps {
             per_variant,
             per_client,
-            ..Caps::default()
-        })
+            counts: BTreeMap::new(),
+        }
     }
 
-    fn counts(&self) -> MutexGuard<'_, BTreeMap<Key, usize>> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Lets one more in, of a client where it is known.
-    pub fn permit(
-        self: &Arc<Self>,
+    /// What is counted of a request, and how many there may be.
+    fn limits(
+        &self,
         variant: &Arc<str>,
-        client: Option<Arc<str>>,
-    ) -> Result<Permit, Full> {
+        client: Option<&Arc<str>>,
+    ) -> impl Iterator<Item = (Key, usize)> + use<> {
         let variant = self
             .per_variant
             .map(|limit| (Key::Variant(variant.clone()), limit));
-        let client = self
-            .per_client
-            .and_then(|limit| Some((Key::Client(client?), limit)));
-        let mut counts = self.counts();
-        for (key, limit) in [&variant, &client].into_iter().flatten() {
-            let count = counts.get(key).copied().unwrap_or(0);
-            if count >= *limit {
+        let client = client.and_then(|name| Some((Key::Client(name.clone()), self.per_client?)));
+        variant.into_iter().chain(client)
+    }
+
+    /// Whether there may be one more of this variant, and of this client where it is known.
+    pub fn check(&self, variant: &Arc<str>, client: Option<&Arc<str>>) -> Result<(), Full> {
+        for (key, limit) in self.limits(variant, client) {
+            let count = self.counts.get(&key).copied().unwrap_or(0);
+            if count >= limit {
                 let capped = match key {
                     Key::Variant(name) => Capped::Variant(name.to_string()),
                     Key::Client(_) => Capped::Client,
                 };
-                let limit = *limit;
                 return Err(Full {
                     capped,
                     count,
@@ -76,31 +66,31 @@ impl Caps {
                 });
             }
         }
-        let keys: Vec<Key> = [variant, client]
-            .into_iter()
-            .flatten()
-            .map(|(key, _)| key)
-            .collect();
-        for key in &keys {
-            *counts.entry(key.clone()).or_default() += 1;
-        }
-        drop(counts);
-        let caps = self.clone();
-        Ok(Permit { caps, keys })
+        Ok(())
     }
-}
 
-impl Drop for Permit {
-    fn drop(&mut self) {
-        let mut counts = self.caps.counts();
-        for key in &self.keys {
-            if let Some(count) = counts.get_mut(key) {
+    /// One more has come.
+    pub fn enter(&mut self, variant: &Arc<str>, client: Option<&Arc<str>>) {
+        for (key, _) in self.limits(variant, client) {
+            *self.counts.entry(key).or_default() += 1;
+        }
+    }
+
+    /// One that came has left.
+    pub fn leave(&mut self, variant: &Arc<str>, client: Option<&Arc<str>>) {
+        for (key, _) in self.limits(variant, client) {
+            if let Some(count) = self.counts.get_mut(&key) {
                 *count -= 1;
                 if *count == 0 {
-                    counts.remove(key);
+                    self.counts.remove(&key);
                 }
             }
         }
+    }
+
+    /// Nobody is counted.
+    pub fn is_empty(&self) -> bool {
+        self.counts.is_empty()
     }
 }
 
@@ -109,38 +99,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn permits_count_until_they_are_dropped() {
-        let caps = Caps::new(Some(2), Some(3));
-        let (a, b, one): (Arc<str>, Arc<str>, Arc<str>) = ("a".into(), "b".into(), "one".into());
-        let full = |capped, count| Full {
-            capped,
-            count,
-            limit: count,
+    fn caps_count_who_came_until_they_leave() {
+        let mut caps = Caps::new(Some(2), Some(3));
+        let [a, b, c, one] = ["a", "b", "c", "one"].map(Arc::<str>::from);
+        let full = |capped, count| {
+            Err(Full {
+                capped,
+                count,
+                limit: count,
+            })
         };
-        let mut held = vec![
-            caps.permit(&a, Some(one.clone())).unwrap(),
-            caps.permit(&a, None).unwrap(),
-        ];
-        assert_eq!(
-            caps.permit(&a, None).unwrap_err(),
-            full(Capped::Variant("a".into()), 2)
-        );
-        held.extend([1, 2].map(|_| caps.permit(&b, Some(one.clone())).unwrap()));
-        let c: Arc<str> = "c".into();
-        assert_eq!(
-            caps.permit(&c, Some(one.clone())).unwrap_err(),
-            full(Capped::Client, 3)
-        );
-        held.remove(0);
-        held.push(caps.permit(&c, Some(one)).unwrap());
-        drop(held);
-        assert!(caps.counts().is_empty());
-        assert!(
-            Caps::new(None, None)
-                .permit(&a, Some(b))
-                .unwrap()
-                .keys
-                .is_empty()
-        );
+        caps.enter(&a, Some(&one));
+        caps.enter(&a, None);
+        assert_eq!(caps.check(&a, None), full(Capped::Variant("a".into()), 2));
+        (0..2).for_each(|_| caps.enter(&b, Some(&one)));
+        assert_eq!(caps.check(&c, Some(&one)), full(Capped::Client, 3));
+        caps.leave(&a, Some(&one));
+        assert_eq!(caps.check(&c, Some(&one)), Ok(()));
+        caps.leave(&a, None);
+        (0..2).for_each(|_| caps.leave(&b, Some(&one)));
+        assert!(caps.is_empty());
+        let mut none = Caps::new(None, None);
+        none.enter(&a, Some(&one));
+        assert!(none.is_empty());
     }
 }

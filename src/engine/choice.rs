@@ -1,6 +1,7 @@
 //! Sampling settings as somebody chooses them: some, and defaults for the rest.
 
-use super::{Error, Predictor, Sampling};
+use super::error::Error;
+use super::sampling::{Predictor, Sampling};
 use crate::model::Process;
 use crate::sampler::{self, Certainty, Kappa, NoiseRemoval, Psi, TimeProfile, UniformPredictor};
 

@@ -1,9 +1,11 @@
 //! A generation: one committed state of the store, as a model instance and the names it serves.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{Error, Sampling};
+use super::error::Error;
+use super::ledger::BASE;
+use super::sampling::Sampling;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::{Denoiser, Mix, Process, Regime, VariantId};
 
@@ -45,89 +47,189 @@ impl std::fmt::Display for MemoryPart {
     }
 }
 
-impl Generation {
-    /// The banks that rows of a mix read.
-    pub fn banks(&self, mix: &Mix) -> Vec<usize> {
-        let banks = mix
-            .0
-            .iter()
-            .flat_map(|(variant, _)| self.denoiser.banks(*variant));
-        banks
-            .copied()
-            .collect::<BTreeSet<usize>>()
-            .into_iter()
-            .collect()
-    }
+/// Largest weight, by magnitude, that a mix may give a variant.
+pub const MAX_WEIGHT: f32 = 16.0;
 
-    /// Sampling defaults for a mix: those of its heaviest variant, the base's for the empty mix.
-    pub fn defaults(&self, mix: &[(String, f32)]) -> Sampling {
-        mix.iter()
-            .max_by(|a, b| a.1.total_cmp(&b.1))
-            .and_then(|(name, _)| self.variants.get(name))
-            .map_or_else(|| self.defaults.clone(), |facts| facts.defaults.clone())
-    }
+/// Which weights a request is for.
+#[derive(Clone, Debug)]
+pub enum Target {
+    /// Variants by name with their weights; empty is the base. They are resolved when the request is submitted.
+    Named(Vec<(String, f32)>),
+    Resolved(Resolved),
+}
 
-    /// What a mix was tuned for, which all its variants must share; what the base was for the empty one.
-    pub fn regime(&self, mix: &[(String, f32)]) -> Result<Regime, Error> {
-        let mut shared: Option<(&str, Regime)> = None;
-        for (name, _) in mix {
-            let unknown = || Error::UnknownVariant { name: name.clone() };
-            let regime = self.variants.get(name).ok_or_else(unknown)?.regime;
-            match shared {
-                Some((other, first)) if first != regime => {
-                    let what = |regime: Regime| match (regime.process, regime.block) {
-                        (Process::Absorbing, _) => "the absorbing process".to_owned(),
-                        (Process::Uniform, Some(block)) => {
-                            format!("the uniform process in blocks of {block}")
-                        }
-                        (Process::Uniform, None) => {
-                            "the uniform process over whole sequences".to_owned()
-                        }
-                    };
-                    let reason = format!(
-                        "{other:?} was tuned for {} and {name:?} for {}",
-                        what(first),
-                        what(regime)
-                    );
-                    return Err(Error::BadField {
-                        field: "mix",
-                        reason,
-                    });
-                }
-                _ => shared = Some((name, regime)),
-            }
-        }
-        Ok(shared.map_or_else(|| self.denoiser.facts().regime, |(_, regime)| regime))
-    }
-
-    /// Turns names into this generation's ids, in canonical order.
-    pub fn mix(&self, names: &[(String, f32)]) -> Result<Mix, Error> {
-        let mut parts = Vec::with_capacity(names.len());
-        for (name, weight) in names {
-            let facts = self
-                .variants
-                .get(name)
-                .ok_or_else(|| Error::UnknownVariant { name: name.clone() })?;
-            if !weight.is_finite() || weight.abs() > MAX_WEIGHT {
-                let reason =
-                    format!("the weight of {name:?} is {weight}, not within {MAX_WEIGHT} of 0");
-                return Err(Error::BadField {
-                    field: "mix",
-                    reason,
-                });
-            }
-            parts.push((facts.id, *weight));
-        }
-        parts.sort_by_key(|(id, _)| *id);
-        match parts.windows(2).find(|pair| pair[0].0 == pair[1].0) {
-            Some(_) => Err(Error::BadField {
-                field: "mix",
-                reason: "a variant is named twice".into(),
-            }),
-            None => Ok(Mix(parts)),
-        }
+impl Default for Target {
+    fn default() -> Self {
+        Target::Named(Vec::new())
     }
 }
 
-/// Largest weight, by magnitude, that a mix may give a variant.
-pub const MAX_WEIGHT: f32 = 16.0;
+impl From<Vec<(String, f32)>> for Target {
+    fn from(names: Vec<(String, f32)>) -> Self {
+        Target::Named(names)
+    }
+}
+
+impl From<Resolved> for Target {
+    fn from(resolved: Resolved) -> Self {
+        Target::Resolved(resolved)
+    }
+}
+
+/// What the names of a mix mean in one generation, which it leases: whatever comes later of a request needs no name any more.
+#[derive(Clone)]
+pub struct Resolved {
+    pub lease: Arc<Generation>,
+    pub(super) mix: Mix,
+    /// What all its variants were tuned for; what the base was for the empty mix.
+    pub(super) regime: Regime,
+    /// As they were given.
+    names: Vec<(String, f32)>,
+    /// Which of them has the largest weight by magnitude, if any.
+    heaviest: Option<usize>,
+}
+
+impl std::fmt::Debug for Resolved {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut debug = f.debug_struct("Resolved");
+        debug
+            .field("generation", &self.lease.number)
+            .field("names", &self.names)
+            .finish()
+    }
+}
+
+impl Resolved {
+    /// # Errors
+    /// `UnknownVariant`; `BadField` for more than `most` parts, weights out of bounds, a variant named twice, and variants that were
+    /// not tuned alike.
+    pub(super) fn new(
+        lease: Arc<Generation>,
+        names: Vec<(String, f32)>,
+        most: usize,
+    ) -> Result<Self, Error> {
+        let bad = |reason: String| Error::BadField {
+            field: "mix",
+            reason,
+        };
+        if names.len() > most {
+            return Err(bad(format!(
+                "it has {} variants and at most {most} may be mixed",
+                names.len()
+            )));
+        }
+        let mut parts = Vec::with_capacity(names.len());
+        let mut shared: Option<(&str, Regime)> = None;
+        for (name, weight) in &names {
+            let unknown = || Error::UnknownVariant { name: name.clone() };
+            let facts = lease.variants.get(name).ok_or_else(unknown)?;
+            if !weight.is_finite() || weight.abs() > MAX_WEIGHT {
+                let reason =
+                    format!("the weight of {name:?} is {weight}, not within {MAX_WEIGHT} of 0");
+                return Err(bad(reason));
+            }
+            if let Some((other, first)) = shared.filter(|(_, first)| *first != facts.regime) {
+                let (first, own) = (tuned_for(first), tuned_for(facts.regime));
+                let reason = format!("{other:?} was tuned for {first} and {name:?} for {own}");
+                return Err(bad(reason));
+            }
+            shared = Some((name, facts.regime));
+            parts.push((facts.id, *weight));
+        }
+        let regime = shared.map_or_else(|| lease.denoiser.facts().regime, |(_, regime)| regime);
+        parts.sort_by_key(|(id, _)| *id);
+        if parts.windows(2).any(|pair| pair[0].0 == pair[1].0) {
+            return Err(bad("a variant is named twice".into()));
+        }
+        let magnitude = |index: &usize| names[*index].1.abs();
+        let heaviest = (0..names.len()).max_by(|a, b| magnitude(a).total_cmp(&magnitude(b)));
+        Ok(Resolved {
+            mix: Mix(parts),
+            regime,
+            lease,
+            names,
+            heaviest,
+        })
+    }
+
+    /// The names and weights that were asked for.
+    pub fn names(&self) -> &[(String, f32)] {
+        &self.names
+    }
+
+    /// Whose share a request takes of: that of the heaviest variant, so that mixes do not add to the shares.
+    pub fn payer(&self) -> &str {
+        self.heaviest.map_or(BASE, |index| &self.names[index].0)
+    }
+
+    /// Sampling defaults: those of the heaviest variant, the base's for the empty mix.
+    pub fn defaults(&self) -> &Sampling {
+        let heaviest = self.lease.variants.get(self.payer());
+        heaviest.map_or(&self.lease.defaults, |facts| &facts.defaults)
+    }
+}
+
+fn tuned_for(regime: Regime) -> String {
+    match (regime.process, regime.block) {
+        (Process::Absorbing, _) => "the absorbing process".to_owned(),
+        (Process::Uniform, Some(block)) => format!("the uniform process in blocks of {block}"),
+        (Process::Uniform, None) => "the uniform process over whole sequences".to_owned(),
+    }
+}
+
+/// A generation that is never evaluated, for tests that only look at which one it is.
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+    use crate::model::kv_cache::KvCache;
+    use crate::model::{Batch, DitConfig, Logits, NetworkFacts};
+
+    pub const SIZE: usize = 100;
+
+    struct Network {
+        facts: NetworkFacts,
+        fails: bool,
+    }
+
+    impl Denoiser for Network {
+        fn facts(&self) -> &NetworkFacts {
+            &self.facts
+        }
+
+        fn forward(&self, _batch: &Batch, _cache: &mut KvCache) -> candle_core::Result<Logits> {
+            candle_core::bail!("not asked for here")
+        }
+
+        fn bytes(&self) -> usize {
+            SIZE
+        }
+
+        fn materialise(&self, _mix: &Mix) -> candle_core::Result<Option<Arc<dyn Denoiser>>> {
+            if self.fails {
+                candle_core::bail!("no room")
+            }
+            Ok(Some(Arc::new(network(false))))
+        }
+    }
+
+    fn network(fails: bool) -> Network {
+        let config = include_bytes!("../../models/base/config.json");
+        let config: DitConfig = serde_json::from_slice(config).expect("config");
+        let facts = config.facts();
+        Network { facts, fails }
+    }
+
+    /// One whose variants can be materialised, or not.
+    pub fn generation(fails: bool) -> Arc<Generation> {
+        let tokenizer = include_bytes!("../../models/base/tokenizer.json");
+        let tokenizer = Tokenizer::from_bytes(tokenizer).expect("tokenizer");
+        Arc::new(Generation {
+            number: 1,
+            denoiser: Arc::new(network(fails)),
+            tokenizer: Arc::new(tokenizer),
+            defaults: Sampling::default(),
+            variants: BTreeMap::new(),
+            memory: Vec::new(),
+        })
+    }
+}

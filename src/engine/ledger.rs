@@ -5,9 +5,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::request::Priority;
-use super::scheduler::Account;
 
 /// Whom the ledger knows: a variant, or the [`BASE`]. All that is asked of it is found without looking for its name.
 #[derive(Debug)]
@@ -16,16 +16,22 @@ pub struct Payer {
     slot: usize,
 }
 
+impl Payer {
+    pub fn is_base(&self) -> bool {
+        *self.name == *BASE
+    }
+}
+
 /// Where a request belongs, and what it costs.
 #[derive(Clone, Debug)]
 pub struct Tenant {
     /// Whose share it takes of: its variant, or the heaviest one of a mix.
     pub payer: Arc<Payer>,
     pub priority: Priority,
-    /// Tokens of a usual evaluation.
+    /// Variants in its mix: a row is charged once for each, a row of the base once.
+    pub parts: usize,
+    /// What a usual evaluation is charged.
     pub cost: usize,
-    /// The banks that its rows read.
-    pub banks: Arc<[usize]>,
 }
 
 impl Tenant {
@@ -34,9 +40,9 @@ impl Tenant {
         PRIORITIES * self.payer.slot + self.priority as usize
     }
 
-    /// Whether both take of one share.
-    pub fn shares_with(&self, other: &Tenant) -> bool {
-        self.key() == other.key()
+    /// What so many of its tokens are charged, and count of a step.
+    pub fn charge(&self, tokens: usize) -> usize {
+        tokens * self.parts.max(1)
     }
 }
 
@@ -51,6 +57,13 @@ pub const BATCH_PART: usize = 8;
 pub const LEAST_WEIGHT: f64 = 0.001;
 pub const MOST_WEIGHT: f64 = 1000.0;
 
+/// A variant's service so far, of one priority, in tokens over its weight.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Account {
+    pub counter: f64,
+    pub weight: f64,
+}
+
 /// What a variant has had of the engine since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Service {
@@ -63,75 +76,48 @@ pub struct Service {
 /// Virtual tokens by key.
 #[derive(Debug, Default)]
 struct Counters {
-    of: Vec<Counter>,
-    /// Those that say more than the floor, or had work when it was last asked.
-    known: Vec<usize>,
+    tokens: Vec<f64>,
+    /// Who had work when it was last asked.
+    was: Vec<bool>,
+    /// What nobody has less than.
     floor: f64,
 }
 
-#[derive(Clone, Debug, Default)]
-struct Counter {
-    /// The floor, where it is not known.
-    tokens: f64,
-    known: bool,
-    /// Whether there was work when it was last asked.
-    was: bool,
-    active: bool,
-}
-
 impl Counters {
-    fn entry(&mut self, key: usize) -> &mut Counter {
-        if key >= self.of.len() {
-            self.of.resize(key + 1, Counter::default());
-        }
-        let counter = &mut self.of[key];
-        if !counter.known {
-            (counter.tokens, counter.known) = (self.floor, true);
-            self.known.push(key);
-        }
-        counter
+    fn grow(&mut self, keys: usize) {
+        let keys = keys.max(self.tokens.len());
+        self.tokens.resize(keys, self.floor);
+        self.was.resize(keys, false);
     }
 
-    /// Lifts those that were idle. `active` is whoever has work; counters that say no more than the floor are forgotten.
-    fn settle(&mut self, active: impl Iterator<Item = usize>) {
-        active.for_each(|key| self.entry(key).active = true);
+    /// Lifts those that were idle to the lowest of those that were not. `active` is whoever has work.
+    fn settle(&mut self, active: impl Iterator<Item = usize> + Clone) {
+        self.grow(active.clone().max().map_or(0, |key| key + 1));
+        let mut is = vec![false; self.was.len()];
+        active.for_each(|key| is[key] = true);
         let lowest = |all: bool| {
-            let known = self.known.iter().map(|&key| &self.of[key]);
-            let of = known.filter(|counter| counter.was && (all || counter.active));
-            of.map(|counter| counter.tokens).min_by(f64::total_cmp)
+            let of = (0..is.len()).filter(|&key| self.was[key] && (all || is[key]));
+            of.map(|key| self.tokens[key]).min_by(f64::total_cmp)
         };
-        let floor = lowest(false)
-            .or_else(|| lowest(true))
-            .unwrap_or(0.0)
-            .max(self.floor);
-        self.floor = floor;
-        self.known.retain(|&key| {
-            let counter = &mut self.of[key];
-            counter.was = std::mem::take(&mut counter.active);
-            if counter.was {
-                counter.tokens = counter.tokens.max(floor);
-            }
-            counter.known = counter.was || counter.tokens > floor;
-            counter.known
-        });
+        let floor = lowest(false).or_else(|| lowest(true)).unwrap_or(0.0);
+        self.floor = self.floor.max(floor);
+        self.was = is;
     }
 
     fn charge(&mut self, key: usize, tokens: f64) {
-        let is_new = !self.of.get(key).is_some_and(|counter| counter.known);
-        let counter = self.entry(key);
-        counter.tokens += tokens;
-        counter.was |= is_new;
+        self.grow(key + 1);
+        self.tokens[key] = self.get(key) + tokens;
     }
 
     fn get(&self, key: usize) -> f64 {
-        let known = self.of.get(key).filter(|counter| counter.known);
-        known.map_or(self.floor, |counter| counter.tokens)
+        self.tokens
+            .get(key)
+            .map_or(self.floor, |tokens| tokens.max(self.floor))
     }
 
     fn forget(&mut self, key: usize) {
-        self.known.retain(|&known| known != key);
-        if let Some(counter) = self.of.get_mut(key) {
-            *counter = Counter::default();
+        if let Some(tokens) = self.tokens.get_mut(key) {
+            (*tokens, self.was[key]) = (0.0, false);
         }
     }
 }
@@ -154,21 +140,25 @@ struct Slot {
     payer: Arc<Payer>,
     weight: f64,
     service: Service,
-    /// Of the evaluations that its texts could take at most, the part that they usually do; `None` until any was finished.
-    usual: Option<f64>,
+    /// Of the evaluations that its texts could take at most, the part that they usually do, and when the last one was finished.
+    usual: Option<(f64, Instant)>,
 }
 
 /// How much that part follows the last text.
 const FOLLOW: f64 = 1.0 / 8.0;
+/// How long it is believed.
+const AGE: Duration = Duration::from_secs(60);
 
 /// What is under way of one payer and priority.
 #[derive(Clone, Debug)]
-pub struct Work {
+pub struct Underway {
     pub payer: Arc<Payer>,
     pub priority: Priority,
     pub sequences: usize,
-    /// Evaluations still to be made, usually.
-    pub evaluations: u64,
+    /// What one evaluation of each of them is charged, together.
+    pub step: usize,
+    /// What all evaluations still to be made usually are charged.
+    pub left: u64,
 }
 
 impl Ledger {
@@ -222,7 +212,7 @@ impl Ledger {
     }
 
     pub fn charge(&mut self, tenant: &Tenant, tokens: usize) {
-        let cost = tokens as f64;
+        let cost = tenant.charge(tokens) as f64;
         let slot = &mut self.slots[tenant.payer.slot];
         slot.service.evaluated += tokens as u64;
         self.variants.charge(tenant.key(), cost / slot.weight);
@@ -236,10 +226,10 @@ impl Ledger {
     }
 
     /// A text of the variant took so many evaluations, of so many that it could have.
-    pub fn took(&mut self, payer: &Payer, (evaluations, most): (u32, u32)) {
+    pub fn took(&mut self, payer: &Payer, (evaluations, most): (u32, u32), now: Instant) {
         let part = (f64::from(evaluations) / f64::from(most.max(1))).min(1.0);
-        let usual = self.slots[payer.slot].usual.get_or_insert(part);
-        *usual += FOLLOW * (part - *usual);
+        let usual = self.usual(payer, now).unwrap_or(part);
+        self.slots[payer.slot].usual = Some((usual + FOLLOW * (part - usual), now));
     }
 
     /// Forgets what variants have had that are not served any more, and those of whom there is no request.
@@ -264,9 +254,10 @@ impl Ledger {
         }
     }
 
-    /// Of the evaluations that a text of the variant can take, the part that one usually does; `None` until any was finished.
-    pub fn usual(&self, payer: &Payer) -> Option<f64> {
-        self.slots[payer.slot].usual
+    /// Of the evaluations that a text of the variant can take, the part that one usually does; `None` where none was finished lately.
+    pub fn usual(&self, payer: &Payer, now: Instant) -> Option<f64> {
+        let (usual, last) = self.slots[payer.slot].usual?;
+        (now.duration_since(last) < AGE).then_some(usual)
     }
 
     pub fn weight(&self, payer: &Payer) -> f64 {
@@ -303,7 +294,6 @@ impl Ledger {
                 accounts.push(Account {
                     counter: self.variants.get(tenant.key()),
                     weight: self.weight(&tenant.payer),
-                    banks: tenant.banks.clone(),
                 });
                 accounts.len() - 1
             })
@@ -321,27 +311,31 @@ impl Ledger {
         move |tenant| counts[tenant.key()]
     }
 
-    /// What these have under way, of one payer and priority together; each says how much that is where its texts usually take
-    /// this part of what they could.
-    pub fn work<'a>(
+    /// What these have under way, of one payer and priority together; each says how many evaluations that is where its texts usually
+    /// take this part of what they could.
+    pub fn underway<'a>(
         &self,
         sequences: impl Iterator<Item = (&'a Tenant, impl Fn(Option<f64>) -> u64)>,
-    ) -> Vec<Work> {
-        let (mut work, mut numbers) = (Vec::<Work>::new(), vec![None; self.keys()]);
+        now: Instant,
+    ) -> Vec<Underway> {
+        let (mut all, mut numbers) = (Vec::<Underway>::new(), vec![None; self.keys()]);
         for (tenant, evaluations) in sequences {
             let number = *numbers[tenant.key()].get_or_insert_with(|| {
-                work.push(Work {
+                all.push(Underway {
                     payer: tenant.payer.clone(),
                     priority: tenant.priority,
                     sequences: 0,
-                    evaluations: 0,
+                    step: 0,
+                    left: 0,
                 });
-                work.len() - 1
+                all.len() - 1
             });
-            work[number].sequences += 1;
-            work[number].evaluations += evaluations(self.usual(&tenant.payer));
+            let of = &mut all[number];
+            of.sequences += 1;
+            of.step += tenant.cost;
+            of.left += evaluations(self.usual(&tenant.payer, now)) * tenant.cost as u64;
         }
-        work
+        all
     }
 }
 

@@ -1,38 +1,47 @@
-//! The engine: one thread owns the model and its cache, and runs schedule, forward, sample, deliver
-//! for all sequences together, one step after the other.
+//! The engine: one thread owns the model and its cache, and runs step after step for all sequences together.
 //!
 //! What it is given is a [`Generation`] (a model instance and the names it serves); what it knows of the
-//! network is `model::Denoiser`. It knows neither files nor the wire.
+//! network is `model::Denoiser`. It knows neither files nor the wire. Two state machines without clocks, channels and tensors decide
+//! everything: the [`door`], who may wait and who starts next, and the [`batcher`], what the next step holds. The loop around them
+//! is `Runner::run`.
 
-mod admission;
+pub mod batcher;
 mod caps;
-mod check;
 pub mod choice;
+pub mod config;
+pub mod door;
 pub mod error;
 pub mod generation;
 pub mod handle;
 pub mod ledger;
 mod materialised;
-mod pace;
-mod pages;
-mod prefix;
+pub mod pages;
+pub mod prefix;
+mod prepare;
 pub mod request;
 mod runner;
-mod scheduler;
+pub mod sampling;
+mod schedule;
 pub mod score;
-mod sequence;
+pub mod sequence;
+mod shared;
+pub mod status;
 mod step;
 pub mod stream;
 mod text;
 mod threads;
+pub mod throughput;
+mod wake;
+mod work;
 
-pub use check::sampling as check_sampling;
 pub use choice::{Choice, PredictorKind, PsiChoice};
+pub use config::EngineConfig;
 pub use error::{Capped, Error};
-pub use generation::{Generation, MemoryPart, VariantFacts};
-pub use handle::{Engine, EngineConfig, EngineHandle, Refused, ScoreReply, Status, VariantLoad};
+pub use generation::{Generation, MemoryPart, Resolved, Target, VariantFacts};
+pub use handle::{Engine, EngineHandle, Preparation, ScoreReply};
 pub use ledger::{BASE, Service};
-pub use request::{
-    Event, Predictor, Priority, Reason, Request, Revealed, Sampling, Score, ScoreRequest, Summary,
-};
+pub use prepare::sampling as check_sampling;
+pub use request::{Event, Priority, Reason, Request, Revealed, Score, ScoreRequest, Summary};
+pub use sampling::{Predictor, Sampling};
+pub use status::{Refused, Status, VariantLoad};
 pub use stream::EventStream;

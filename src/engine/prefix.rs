@@ -7,7 +7,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Weak};
 
-use super::Generation;
+use super::generation::Generation;
 use crate::model::batch::MixKey;
 use crate::model::{Mix, PageId};
 

@@ -3,17 +3,16 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::Error;
-use crate::model::Process;
+use super::error::Error;
+use super::generation::Target;
+use super::sampling::Sampling;
 pub use crate::sampler::Reason;
-pub use crate::sampler::settings::{Predictor, Sampling};
-use crate::sampler::{self, UniformPredictor};
 
 /// A request for text. Tokens in, tokens out: the caller encodes with the generation's tokenizer.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// Variants by name with their weights; empty is the base. A name given twice is refused.
-    pub mix: Vec<(String, f32)>,
+    /// Which variants, by name or resolved already.
+    pub mix: Target,
     /// At least one token, unless one is fixed in `after`.
     pub prompt: Vec<u32>,
     /// Tokens to make at most, at least 1; with `after`, the length of the hole between it and the prompt.
@@ -41,7 +40,7 @@ impl Request {
     /// A text of the base to continue, of which nothing else is asked.
     pub fn new(prompt: Vec<u32>, max_tokens: usize, sampling: Sampling) -> Self {
         Request {
-            mix: Vec::new(),
+            mix: Target::default(),
             prompt,
             max_tokens,
             after: Vec::new(),
@@ -65,32 +64,6 @@ pub enum Priority {
     Interactive,
     /// Takes what interactive requests leave, and an eighth where they leave nothing. Scores are of this priority.
     Batch,
-}
-
-impl Predictor {
-    pub fn process(&self) -> Process {
-        match self {
-            Predictor::Absorbing(_) => Process::Absorbing,
-            Predictor::Uniform(_) => Process::Uniform,
-        }
-    }
-}
-
-impl Sampling {
-    /// What a variant of this process gets that says nothing.
-    pub fn of(process: Process) -> Self {
-        Sampling::plain(match process {
-            Process::Absorbing => sampler::Predictor::FirstHitting.into(),
-            Process::Uniform => UniformPredictor::default().into(),
-        })
-    }
-}
-
-impl Default for Sampling {
-    /// Of the absorbing process.
-    fn default() -> Self {
-        Sampling::of(Process::Absorbing)
-    }
 }
 
 /// What a client hears, in this order: one `Started`, any `Step`s and `Block`s, then one of `Finished` and `Failed`.
@@ -144,7 +117,7 @@ pub struct Summary {
 #[derive(Clone, Debug)]
 pub struct ScoreRequest {
     /// As in [`Request::mix`].
-    pub mix: Vec<(String, f32)>,
+    pub mix: Target,
     /// More than `given` tokens.
     pub tokens: Vec<u32>,
     /// Leading tokens that are context and not scored, such as the one that begins every text.

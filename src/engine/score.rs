@@ -17,7 +17,7 @@
 //! [`UniformTerm::nelbo`]. That of a replaced token grows as 1/t, at a chance of t: for t drawn evenly the estimate would have no
 //! finite variance. So t = u² for u drawn evenly, and what is found counts dt/du = 2u.
 
-use super::Error;
+use super::error::Error;
 use crate::model::{NetworkFacts, Process, Regime};
 use crate::ops::UniformTerm;
 use crate::rng::Noise;

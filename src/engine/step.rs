@@ -4,13 +4,14 @@ use std::any::Any;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Duration;
 
 use rayon::prelude::*;
 
-use super::Generation;
+use super::batcher::Part;
+use super::generation::Generation;
 use super::materialised::{Materialised, Single};
-use super::sequence::{After, BoxedSequence};
+use super::sequence::Sequence;
+use super::work::{Made, Work};
 use crate::model::kv_cache::KvCache;
 use crate::model::{Batch, Denoiser, Mix, Outcome, Segment};
 use crate::ops::gpu::Fault;
@@ -25,11 +26,13 @@ pub struct Group {
 }
 
 pub struct Member {
-    pub sequence: BoxedSequence,
+    pub sequence: Box<Sequence<Work>>,
+    /// Tokens that it has in the batch.
+    pub tokens: usize,
     /// What is its own of a step's tokens and of its rows of logits; one of the two is empty.
     drawn: Range<usize>,
     logits: Range<usize>,
-    pub after: After,
+    pub made: Made,
 }
 
 /// What went wrong in an evaluation.
@@ -52,18 +55,20 @@ impl Failure {
 
 impl Group {
     /// One group for each generation among the sequences, and one more for each materialised mix.
-    pub fn of(
-        chosen: Vec<(BoxedSequence, Vec<Segment>)>,
-        materialised: &Materialised,
-    ) -> Vec<Group> {
-        let rows = |segments: &[Segment]| segments.iter().map(|segment| segment.tokens.len()).sum();
-        let work: Vec<_> = chosen
-            .iter()
-            .map(|(sequence, segments)| (&sequence.lease, &sequence.mix, rows(segments)))
-            .collect();
-        let singles = materialised.choose(&work);
+    pub fn of(parts: Vec<Part<Work>>, materialised: &mut Materialised) -> Vec<Group> {
+        let work = parts.iter().map(|Part { sequence, tokens }| {
+            let (job, rows) = (&sequence.job, sequence.tenant.charge(*tokens));
+            (&job.lease, &job.mix, rows)
+        });
+        let singles = materialised.choose(&work.collect::<Vec<_>>());
         let mut groups = Vec::new();
-        for ((sequence, segments), single) in chosen.into_iter().zip(singles) {
+        for (part, single) in parts.into_iter().zip(singles) {
+            let Part {
+                mut sequence,
+                tokens,
+            } = part;
+            let (pages, pages_start) = (sequence.table.held(), sequence.table.start());
+            let segments = sequence.job.segments(tokens, pages, pages_start);
             Group::join(&mut groups, single, sequence, segments);
         }
         groups
@@ -72,16 +77,17 @@ impl Group {
     fn join(
         groups: &mut Vec<Group>,
         single: Option<Arc<Single>>,
-        sequence: BoxedSequence,
+        sequence: Box<Sequence<Work>>,
         segments: Vec<Segment>,
     ) {
+        let lease = &sequence.job.lease;
         let same = |group: &Group| {
-            Arc::ptr_eq(&group.lease, &sequence.lease)
+            Arc::ptr_eq(&group.lease, lease)
                 && group.single.as_ref().map(Arc::as_ptr) == single.as_ref().map(Arc::as_ptr)
         };
         let at = groups.iter().position(same).unwrap_or_else(|| {
             groups.push(Group {
-                lease: sequence.lease.clone(),
+                lease: lease.clone(),
                 single,
                 batch: Batch::default(),
                 members: Vec::new(),
@@ -90,13 +96,15 @@ impl Group {
         });
         let group = &mut groups[at];
         let (drawn, logits) = group.wanted();
+        let tokens = segments.iter().map(|segment| segment.tokens.len()).sum();
         group.batch.segments.extend(segments);
         let (drawn_end, logits_end) = group.wanted();
         group.members.push(Member {
             sequence,
+            tokens,
             drawn: drawn..drawn_end,
             logits: logits..logits_end,
-            after: After::Step,
+            made: Made::default(),
         });
     }
 
@@ -106,41 +114,38 @@ impl Group {
         (drawn, self.batch.logit_rows() - drawn)
     }
 
-    /// Evaluates the network once, or a second time with the generation's own instance where that of a mix fails.
+    /// Evaluates the network once, or a second time with the generation's own instance where that of a mix fails, and gives every
+    /// sequence what is its own.
     ///
     /// # Errors
     /// An error, a panic or an outcome of the wrong shape, as what there is to say of them.
-    pub fn forward(&self, cache: &mut KvCache) -> Result<Outcome, Failure> {
-        let Some(single) = &self.single else {
-            return self.evaluate(&*self.lease.denoiser, &self.batch, cache);
-        };
-        let mut batch = self.batch.clone();
-        batch
-            .segments
-            .iter_mut()
-            .for_each(|segment| segment.mix = Mix::base());
-        match self.evaluate(&*single.denoiser, &batch, cache) {
-            Err(Failure {
-                detail,
-                lost: false,
-            }) => {
-                tracing::warn!(
-                    detail,
-                    "a materialised variant failed; it is read from its bank again"
-                );
-                single.give_up();
-                self.evaluate(&*self.lease.denoiser, &self.batch, cache)
+    pub fn evaluate(&mut self, cache: &mut KvCache) -> Result<(), Failure> {
+        let outcome = match &self.single {
+            None => self.forward(&*self.lease.denoiser, &self.batch, cache),
+            Some(single) => {
+                let mut batch = self.batch.clone();
+                let segments = batch.segments.iter_mut();
+                segments.for_each(|segment| segment.mix = Mix::base());
+                match self.forward(&*single.denoiser, &batch, cache) {
+                    Err(Failure {
+                        detail,
+                        lost: false,
+                    }) => {
+                        tracing::warn!(
+                            detail,
+                            "a materialised variant failed; it is retrieved again"
+                        );
+                        single.give_up();
+                        self.forward(&*self.lease.denoiser, &self.batch, cache)
+                    }
+                    outcome => outcome,
+                }
             }
-            outcome => outcome,
-        }
+        };
+        outcome.map(|outcome| self.sample(&outcome))
     }
 
-    /// Has it known what the evaluation took.
-    pub fn learn(&self, materialised: &Materialised, took: Duration) {
-        materialised.learn(&self.lease, &self.batch, self.single.is_some(), took);
-    }
-
-    fn evaluate(
+    fn forward(
         &self,
         denoiser: &dyn Denoiser,
         batch: &Batch,
@@ -167,13 +172,14 @@ impl Group {
 
     /// Gives every sequence what is its own of the outcome. What scores does so here, and depends on its own rows only, so
     /// sequences may do so side by side; for drawn tokens alone other threads are not worth waking.
-    pub fn sample(&mut self, outcome: &Outcome) {
+    fn sample(&mut self, outcome: &Outcome) {
         let sample = |member: &mut Member| {
-            let rows: Vec<&[f32]> = (member.logits.clone())
-                .map(|row| outcome.logits.row(row))
-                .collect();
-            let drawn = &outcome.drawn[member.drawn.clone()];
-            member.after = member.sequence.accept(drawn, &rows);
+            let rows = member.logits.clone().map(|row| outcome.logits.row(row));
+            let (drawn, rows) = (
+                &outcome.drawn[member.drawn.clone()],
+                rows.collect::<Vec<_>>(),
+            );
+            member.made = member.sequence.job.accept(drawn, &rows);
         };
         match outcome.logits.data.is_empty() {
             true => self.members.iter_mut().for_each(sample),

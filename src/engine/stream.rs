@@ -10,8 +10,8 @@ use std::task::{Context, Poll};
 
 use tokio::sync::{Semaphore, mpsc};
 
-use super::Event;
-use super::admission::Admission;
+use super::request::Event;
+use super::wake::Wake;
 
 /// What has to be free before a step: its `Step`, its `Block` and the last event; and a place for a failure after it.
 pub const ROOM: usize = 4;
@@ -45,20 +45,16 @@ pub struct EventStream {
     request_id: u64,
     events: mpsc::Receiver<Event>,
     /// To be told when a paused sequence may go on.
-    admission: Arc<Admission>,
+    wake: Arc<Wake>,
 }
 
 impl EventStream {
-    pub(super) fn new(
-        request_id: u64,
-        events: mpsc::Receiver<Event>,
-        admission: Arc<Admission>,
-    ) -> Self {
-        admission.stream_opened();
+    pub(super) fn new(request_id: u64, events: mpsc::Receiver<Event>, wake: Arc<Wake>) -> Self {
+        wake.stream_opened();
         EventStream {
             request_id,
             events,
-            admission,
+            wake,
         }
     }
 
@@ -83,7 +79,7 @@ impl EventStream {
     /// Wakes the model thread where this event's place is the one that was missing.
     fn taken(&self) {
         if self.events.capacity() == ROOM {
-            self.admission.wake();
+            self.wake.call();
         }
     }
 }
@@ -103,7 +99,7 @@ impl tokio_stream::Stream for EventStream {
 impl Drop for EventStream {
     fn drop(&mut self) {
         self.events.close();
-        self.admission.stream_closed();
+        self.wake.stream_closed();
     }
 }
 

@@ -1,6 +1,6 @@
 //! The threads that compute.
 
-use super::Error;
+use super::error::Error;
 use rayon::ThreadPool;
 
 /// A pool of so many threads, 0 being one for each processor that this process may use; where `pinned`, every thread stays on a

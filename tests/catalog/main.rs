@@ -117,7 +117,8 @@ fn request(variant: Option<&str>, max_tokens: usize) -> Request {
         mix: variant
             .iter()
             .map(|name| ((*name).to_owned(), 1.0))
-            .collect(),
+            .collect::<Vec<_>>()
+            .into(),
         seed: Some(5),
         ..Request::new(vec![1, 2, 3], max_tokens, Sampling::default())
     }

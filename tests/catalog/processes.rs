@@ -66,9 +66,11 @@ fn uniform(block_size: Option<usize>) -> Tuning {
 }
 
 fn text(engine: &EngineHandle, name: &str) -> Vec<u32> {
-    let mix = vec![(name.to_owned(), 1.0)];
+    let resolved = engine
+        .resolve(vec![(name.to_owned(), 1.0)])
+        .expect("a variant");
     let request = Request {
-        sampling: engine.generation().defaults(&mix),
+        sampling: resolved.defaults().clone(),
         ..request(Some(name), 9)
     };
     let mut events = engine.submit(request).expect("submit");

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use choir::engine::{Capped, Engine, EngineConfig, Error, Refused, Request, ScoreRequest};
+use choir::engine::{
+    Capped, Engine, EngineConfig, EngineHandle, Error, Refused, Request, ScoreRequest,
+};
 
 use super::fake::*;
 
@@ -39,14 +41,14 @@ fn no_more_of_a_variant_and_of_a_client_than_may() {
     assert_eq!(refused(of("three", "a")), (Capped::Variant("a".into()), 2));
     // A mix counts as its heaviest variant.
     let mix = Request {
-        mix: vec![("b".into(), 0.5), ("a".into(), 0.6)],
+        mix: vec![("b".into(), 0.5), ("a".into(), 0.6)].into(),
         ..of("three", "a")
     };
     assert_eq!(refused(mix), (Capped::Variant("a".into()), 2));
     streams.extend(["b", "b"].map(|variant| engine.submit(of("one", variant)).expect("submit")));
     assert_eq!(refused(of("one", "c")), (Capped::Client, 3));
     let score = ScoreRequest {
-        mix: Vec::new(),
+        mix: Vec::new().into(),
         tokens: tokens("scores count, too"),
         given: 0,
         samples: 1,
@@ -108,4 +110,80 @@ fn settings_that_leave_nothing_are_refused() {
             "weights"
         );
     }
+}
+
+#[test]
+fn mix_has_so_many_parts_at_most_and_counts_as_its_largest_weight_of_either_sign() {
+    let limits = EngineConfig {
+        max_parts: 2,
+        max_per_variant: Some(1),
+        ..config()
+    };
+    let (network, gate) = Fake::new(1).gated();
+    let engine = start(limits, network);
+    assert_eq!(engine.status().max_parts, 2);
+    let mixed = |parts: &[(&str, f32)]| Request {
+        mix: parts
+            .iter()
+            .map(|&(name, weight)| (name.to_owned(), weight))
+            .collect::<Vec<_>>()
+            .into(),
+        ..request("x", 4, 1)
+    };
+    let three = mixed(&[("a", 1.0), ("b", 1.0), ("c", 1.0)]);
+    match engine.submit(three).expect_err("refused") {
+        Error::BadField { field, reason } => {
+            assert!(field == "mix" && reason.contains("at most 2"), "{reason}")
+        }
+        other => panic!("{other}"),
+    }
+    let held = engine
+        .submit(mixed(&[("b", -0.9), ("a", 0.6)]))
+        .expect("submit");
+    gate.wait();
+    let refused = engine.submit(to("b", 4, 1)).expect_err("refused");
+    assert!(
+        matches!(&refused, Error::TooMany { capped: Capped::Variant(name), .. } if name == "b"),
+        "{refused}"
+    );
+    drop(engine.submit(to("a", 4, 1)).expect("submit"));
+    drop(gate);
+    assert_eq!(outcome(&events(held)).1.len(), 4);
+}
+
+#[test]
+fn preparation_is_for_few_at_once_and_as_many_wait_as_may_for_the_engine() {
+    let limits = EngineConfig {
+        queue: 3,
+        ..config()
+    };
+    let engine = start(limits, Fake::new(1));
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    runtime.expect("runtime").block_on(async {
+        let mut held = Vec::new();
+        for _ in 0..16 {
+            held.push(engine.prepare().await.expect("a place"));
+        }
+        let waits = |engine: EngineHandle| async move { engine.prepare().await.map(drop) };
+        let waiting: Vec<_> = (0..3)
+            .map(|_| tokio::spawn(waits(engine.clone())))
+            .collect();
+        tokio::task::yield_now().await;
+        let refused = engine.prepare().await.map(drop);
+        assert!(
+            matches!(refused, Err(Error::QueueFull { .. })),
+            "{refused:?}"
+        );
+        waiting[0].abort(); // who leaves makes room for another
+        tokio::task::yield_now().await;
+        let late = tokio::spawn(waits(engine.clone()));
+        tokio::task::yield_now().await;
+        drop(held);
+        assert!(late.await.expect("a task").is_ok());
+        for (index, waits) in waiting.into_iter().enumerate() {
+            assert_eq!(waits.await.is_ok_and(|place| place.is_ok()), index > 0);
+        }
+        engine.drain().await;
+        assert_eq!(engine.prepare().await.map(drop), Err(Error::Stopped));
+    });
 }

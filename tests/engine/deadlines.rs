@@ -61,6 +61,20 @@ fn what_cannot_be_finished_is_not_begun_or_not_gone_on_with() {
         "it had begun"
     );
     until(&engine, |now| now.late == 1);
+    // With nothing ahead it is let in, whatever is expected of it, and given up as soon as it cannot be finished.
+    let alone = events(engine.submit(long()).expect("accepted"));
+    assert!(
+        matches!(
+            alone.last(),
+            Some(Event::Failed(Error::DeadlineOutOfReach { .. }))
+        ),
+        "{:?}",
+        alone.last()
+    );
+    let beside = engine
+        .submit(request("beside", 16_000, 2))
+        .expect("accepted");
+    until(&engine, |now| now.late == 2 && now.running == 1);
     match engine.submit(long()).expect_err("refused") {
         Error::Overloaded {
             needed,
@@ -80,9 +94,10 @@ fn what_cannot_be_finished_is_not_begun_or_not_gone_on_with() {
     };
     drop(engine.submit(stops).expect("accepted"));
     assert_eq!(run(&engine, within(10, request("short", 8, 1))).1.len(), 8);
+    drop(beside);
     let status = engine.status();
     assert_eq!(
         (status.late, status.refused.deadline, status.failed),
-        (1, 1, 0)
+        (2, 1, 0)
     );
 }

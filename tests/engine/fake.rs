@@ -432,7 +432,8 @@ pub fn assorted(index: usize) -> Request {
         mix: mixes[index % 5]
             .iter()
             .map(|&(name, weight)| (name.to_owned(), weight))
-            .collect(),
+            .collect::<Vec<_>>()
+            .into(),
         sampling,
         steps_wanted: index.is_multiple_of(2),
         ..request(
@@ -475,9 +476,16 @@ pub fn run(engine: &EngineHandle, request: Request) -> (String, Vec<u32>, Summar
 /// A request to one variant.
 pub fn to(variant: &str, max_tokens: usize, seed: u64) -> Request {
     Request {
-        mix: vec![(variant.into(), 1.0)],
+        mix: vec![(variant.into(), 1.0)].into(),
         ..request("x", max_tokens, seed)
     }
+}
+
+/// The sampling defaults of a mix.
+pub fn defaults(engine: &EngineHandle, mix: &[(&str, f32)]) -> Sampling {
+    let mix = mix.iter().map(|&(name, weight)| (name.to_owned(), weight));
+    let resolved = engine.resolve(mix.collect()).expect("a mix");
+    resolved.defaults().clone()
 }
 
 /// Asks for the status until it is as wished: the engine writes it down between two steps.

@@ -44,7 +44,7 @@ fn a_removed_variant_serves_those_it_had_and_is_unknown_to_the_next() {
     let (network, gate) = Fake::new(3).gated();
     let engine = start(config(), network);
     let of_b = || Request {
-        mix: vec![("b".into(), 1.0)],
+        mix: vec![("b".into(), 1.0)].into(),
         ..request("text", 20, 1)
     };
     let stream = engine.submit(of_b()).expect("submit");

@@ -173,7 +173,7 @@ fn a_failing_step_fails_its_requests_and_the_engine_goes_on() {
         let engine = start(config(), network);
         let before = run(&engine, request("fine", 20, 1)).1;
         let mixed = Request {
-            mix: vec![("b".into(), 1.0)],
+            mix: vec![("b".into(), 1.0)].into(),
             ..request("broken", 20, 1)
         };
         let stream = engine.submit(mixed).expect("submit");
@@ -368,12 +368,12 @@ fn bad_requests_are_refused_by_the_field_at_fault() {
     assert_eq!(field(refused(&|r| r.stop = vec!["x".into(); 100])), "stop");
     assert_eq!(field(refused(&|r| r.stop_ids = vec![9999])), "stop_ids");
     assert_eq!(
-        field(refused(&|r| r.mix = vec![("a".into(), f32::NAN)])),
+        field(refused(&|r| r.mix = vec![("a".into(), f32::NAN)].into())),
         "mix"
     );
     assert_eq!(
         field(refused(
-            &|r| r.mix = vec![("a".into(), 1.0), ("a".into(), 2.0)]
+            &|r| r.mix = vec![("a".into(), 1.0), ("a".into(), 2.0)].into()
         )),
         "mix"
     );
@@ -427,7 +427,7 @@ fn bad_requests_are_refused_by_the_field_at_fault() {
         })),
         "threshold"
     );
-    let unknown = refused(&|r| r.mix = vec![("nobody".into(), 1.0)]);
+    let unknown = refused(&|r| r.mix = vec![("nobody".into(), 1.0)].into());
     assert_eq!(
         unknown,
         Error::UnknownVariant {

@@ -14,6 +14,7 @@ mod network;
 mod pages;
 mod readers;
 mod scoring;
+mod simulator;
 mod soak;
 mod text;
 mod uniform;

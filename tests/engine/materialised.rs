@@ -15,7 +15,7 @@ fn materialising(bytes: usize) -> EngineConfig {
 
 fn of(variant: &str, seed: u64) -> Request {
     Request {
-        mix: vec![(variant.into(), 1.0)],
+        mix: vec![(variant.into(), 1.0)].into(),
         ..request("text", 40, seed)
     }
 }

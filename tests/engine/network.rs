@@ -158,7 +158,7 @@ fn a_score_is_near_the_uniform_one_for_random_weights() {
         vec![("untold".to_owned(), 1.0)],
     ] {
         let request = ScoreRequest {
-            mix,
+            mix: mix.into(),
             tokens: tokens.clone(),
             given: 0,
             samples: 8,

@@ -19,7 +19,7 @@ fn a_text_that_begins_like_another_is_not_computed_again() {
         "It was in the morning, but nobody ",
     );
     let ask = |mix: &str, prompt: &str, seed| Request {
-        mix: mix_of(mix),
+        mix: mix_of(mix).into(),
         ..request(prompt, 20, seed)
     };
     let asked = [
@@ -125,7 +125,7 @@ fn sequences_that_lose_their_pages_say_the_same() {
                 ),
             );
             let scored = |seed| ScoreRequest {
-                mix: mix_of("b"),
+                mix: mix_of("b").into(),
                 tokens: tokens("a text that is scored beside the others"),
                 given: 1,
                 samples: 3,

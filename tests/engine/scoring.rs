@@ -11,7 +11,7 @@ use super::fake::*;
 
 fn wanted(text: &str, samples: usize, seed: u64) -> ScoreRequest {
     ScoreRequest {
-        mix: Vec::new(),
+        mix: Vec::new().into(),
         tokens: tokens(text),
         given: 0,
         samples,
@@ -221,7 +221,7 @@ fn a_dropped_score_stops_and_bad_ones_are_refused() {
     );
     assert_eq!(
         field(ScoreRequest {
-            mix: vec![("a".into(), f32::INFINITY)],
+            mix: vec![("a".into(), f32::INFINITY)].into(),
             ..wanted("x", 1, 1)
         }),
         "mix"

@@ -77,7 +77,7 @@ fn client(engine: &EngineHandle, number: u64) -> Ends {
             deadline.then(|| Instant::now() + Duration::from_micros(chance.below(4_000) as u64));
         if chance.below(10) == 0 {
             let scored = engine.score(ScoreRequest {
-                mix: Vec::new(),
+                mix: Vec::new().into(),
                 tokens: tokens("a text that is scored"),
                 given: 1,
                 samples: 1 + chance.below(8),

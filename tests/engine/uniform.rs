@@ -69,7 +69,7 @@ pub fn mixed(index: usize) -> Request {
     let mut request = assorted(index);
     let name = ["whole", "blocks", "untold"][index / 2 % 3];
     if index.is_multiple_of(2) {
-        request.mix = vec![(name.into(), 1.0)];
+        request.mix = vec![(name.into(), 1.0)].into();
         request.sampling.predictor = predictor(index).into();
         if name == "whole" {
             request.prompt.truncate(9);
@@ -116,8 +116,8 @@ fn whole_sequences_come_at_once_and_blocks_as_they_are_made() {
     let engine = serve(config());
     for (name, block) in [("whole", 26), ("blocks", BLOCK), ("untold", 2 * BLOCK)] {
         let request = Request {
-            mix: vec![(name.into(), 1.0)],
-            sampling: engine.generation().defaults(&[(name.into(), 1.0)]),
+            mix: vec![(name.into(), 1.0)].into(),
+            sampling: defaults(&engine, &[(name, 1.0)]),
             steps_wanted: true,
             ..request("ab", 24, 3)
         };
@@ -145,7 +145,7 @@ fn whole_sequences_come_at_once_and_blocks_as_they_are_made() {
 fn blocks_have_no_length_limit_and_slide_over_the_window() {
     let engine = serve(config());
     let long = |name: &str| Request {
-        mix: vec![(name.into(), 1.0)],
+        mix: vec![(name.into(), 1.0)].into(),
         sampling: Sampling {
             predictor: predictor(1).into(),
             ..Sampling::of(Process::Uniform)
@@ -179,8 +179,8 @@ fn fixed_tokens_keep_their_places_under_both_processes() {
     for name in ["a", "whole", "blocks", "untold"] {
         let mix = vec![(name.to_owned(), 1.0)];
         let request = Request {
-            sampling: engine.generation().defaults(&mix),
-            mix,
+            sampling: defaults(&engine, &[(name, 1.0)]),
+            mix: mix.into(),
             after: after.clone(),
             steps_wanted: true,
             ..request("pq", 3, 8)
@@ -215,8 +215,8 @@ fn text_after_a_hole_is_seen_as_far_as_it_reaches() {
         let mix = vec![(name.to_owned(), 1.0)];
         let mut filled = |after: &str| {
             let request = Request {
-                sampling: engine.generation().defaults(&mix),
-                mix: mix.clone(),
+                sampling: defaults(&engine, &[(name, 1.0)]),
+                mix: mix.clone().into(),
                 after: tokens(after).into_iter().map(Some).collect(),
                 ..request("pq", 1, 8)
             };
@@ -257,8 +257,8 @@ fn the_end_of_text_cuts_the_output_and_says_so() {
     for name in ["whole", "blocks", "untold"] {
         let mix = vec![(name.to_owned(), 1.0)];
         let request = Request {
-            sampling: engine.generation().defaults(&mix),
-            mix,
+            sampling: defaults(&engine, &[(name, 1.0)]),
+            mix: mix.into(),
             ..request("pq", 20, 4)
         };
         let (text, _, summary) = run(&engine, request);
@@ -272,7 +272,7 @@ fn the_end_of_text_cuts_the_output_and_says_so() {
 #[test]
 fn a_uniform_base_is_served_as_well() {
     let engine = start(config(), Fake::new(11).uniform());
-    let defaults = engine.generation().defaults(&[]);
+    let defaults = defaults(&engine, &[]);
     assert_eq!(defaults, Sampling::of(Process::Uniform));
     let request = Request {
         sampling: defaults,
@@ -280,7 +280,7 @@ fn a_uniform_base_is_served_as_well() {
     };
     assert_eq!(run(&engine, request).1.len(), 9);
     let score = ScoreRequest {
-        mix: Vec::new(),
+        mix: Vec::new().into(),
         tokens: tokens("some text"),
         given: 1,
         samples: 3,
@@ -306,8 +306,8 @@ fn what_does_not_fit_the_process_is_named() {
     let refused = |name: &str, change: &dyn Fn(&mut Request)| {
         let mix = vec![(name.to_owned(), 1.0)];
         let mut request = Request {
-            sampling: engine.generation().defaults(&mix),
-            mix,
+            sampling: defaults(&engine, &[(name, 1.0)]),
+            mix: mix.into(),
             ..request("ab", 4, 1)
         };
         change(&mut request);
@@ -387,7 +387,9 @@ fn what_does_not_fit_the_process_is_named() {
     );
     for other in ["a", "whole", "untold"] {
         assert_eq!(
-            refused("blocks", &|r| r.mix.push((other.into(), 0.5))),
+            refused("blocks", &|r| {
+                r.mix = vec![("blocks".into(), 1.0), (other.into(), 0.5)].into()
+            }),
             "mix"
         );
     }

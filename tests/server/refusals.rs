@@ -418,3 +418,31 @@ async fn the_network_does_not_reach_the_server_by_accident() {
     let error = server::bind(taken, false).await.expect_err("taken");
     assert!(matches!(error, server::Error::Listen { .. }), "{error}");
 }
+
+#[tokio::test]
+async fn timeout_that_cannot_be_read_is_refused() {
+    let (client, _) = shared().await;
+    for timeout in ["soon", "20", "-1S", "123456789S"] {
+        let mut request = tonic::Request::new(request("", 4, 1));
+        let value = timeout.parse().expect("ASCII");
+        request.metadata_mut().insert("grpc-timeout", value);
+        let status = client.clone().generate(request).await.expect_err(timeout);
+        assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+        assert!(status.message().contains("grpc-timeout"), "{status}");
+    }
+}
+
+#[tokio::test]
+async fn mix_of_too_many_variants_is_refused() {
+    let (client, _) = shared().await;
+    let mixed = pb::GenerateRequest {
+        mix: (0..9).map(|one| part(&format!("v{one}"), None)).collect(),
+        ..request("", 4, 1)
+    };
+    let status = refused(&client, mixed).await;
+    assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+    assert!(
+        status.message().contains("mix: it has 9 variants"),
+        "{status}"
+    );
+}

@@ -53,7 +53,7 @@ pub fn nats(
     for (first, part) in (0..).step_by(IN_FLIGHT).zip(texts.chunks(IN_FLIGHT)) {
         let ask = |(index, (tokens, given)): (u64, &(Vec<u32>, usize))| {
             engine.score(ScoreRequest {
-                mix: mix.to_vec(),
+                mix: mix.to_vec().into(),
                 tokens: tokens.clone(),
                 given: *given,
                 samples,

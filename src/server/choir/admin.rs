@@ -239,6 +239,7 @@ impl Admin for AdminService {
             pages_idle: engine.pages_idle as u64,
             preempted: engine.preempted,
             tokens_reused: engine.tokens_reused,
+            max_parts: convert::small(engine.max_parts),
         }))
     }
 }

@@ -11,6 +11,7 @@ use crate::model::Process;
 use crate::model::tokenizer::{Message, Role};
 use crate::pb;
 use crate::server::status::BadField;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tonic::metadata::MetadataMap;
@@ -70,16 +71,12 @@ pub const CLIENT_ID: &str = "choir-client-id";
 const LONGEST_CLIENT_ID: usize = 128;
 
 /// Who asks: where `trusted`, what the metadata say, if anything; else the address of the other end of the connection, which
-/// nobody can make up.
+/// nobody can make up. Of an IPv6 address that is its first half: whoever has one has all that begin so.
 ///
 /// # Errors
 /// A client id that is empty, too long or not printable ASCII.
 pub fn client<T>(request: &tonic::Request<T>, trusted: bool) -> Result<Option<Arc<str>>, BadField> {
-    let address = || {
-        request
-            .remote_addr()
-            .map(|address| address.ip().to_string().into())
-    };
+    let address = || Some(of_address(request.remote_addr()?.ip()).into());
     let Some(id) = request.metadata().get(CLIENT_ID).filter(|_| trusted) else {
         return Ok(address());
     };
@@ -90,6 +87,16 @@ pub fn client<T>(request: &tonic::Request<T>, trusted: bool) -> Result<Option<Ar
         _ => {
             let reason = format!("it is not 1 to {LONGEST_CLIENT_ID} bytes of printable ASCII");
             Err(BadField::new(CLIENT_ID, reason))
+        }
+    }
+}
+
+fn of_address(address: IpAddr) -> String {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V6(address) => {
+            let network = address.to_bits() >> 64 << 64;
+            format!("{}/64", Ipv6Addr::from_bits(network))
         }
     }
 }
@@ -106,22 +113,43 @@ pub fn priority(wire: i32) -> Result<Priority, BadField> {
     }
 }
 
+/// Metadata in which a call says how long it may take.
+const TIMEOUT: &str = "grpc-timeout";
+/// Digits of it at most.
+const TIMEOUT_DIGITS: usize = 8;
+
 /// When a call's `grpc-timeout` ends, less a sixteenth (at most `EARLIER`): an answer takes time to travel, and tonic,
-/// on both sides, calls its own end of that time CANCELLED. `None` where it has none that can be read.
-pub fn deadline(metadata: &MetadataMap) -> Option<Instant> {
-    let text = metadata.get("grpc-timeout")?.to_str().ok()?;
+/// on both sides, calls its own end of that time CANCELLED. `None` where it has none.
+///
+/// # Errors
+/// One that is not one to eight digits and a unit.
+pub fn deadline(metadata: &MetadataMap) -> Result<Option<Instant>, BadField> {
+    let Some(value) = metadata.get(TIMEOUT) else {
+        return Ok(None);
+    };
+    let duration = value.to_str().ok().and_then(timeout).ok_or_else(|| {
+        let reason = "it is not one to eight digits and one of H, M, S, m, u and n";
+        BadField::new(TIMEOUT, reason)
+    })?;
+    Ok(Instant::now().checked_add(duration - (duration / 16).min(EARLIER)))
+}
+
+fn timeout(text: &str) -> Option<Duration> {
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let all = digits.bytes().all(|byte| byte.is_ascii_digit());
+    if !all || !(1..=TIMEOUT_DIGITS).contains(&digits.len()) {
+        return None;
+    }
     let count: u64 = digits.parse().ok()?;
-    let duration = match unit {
-        "H" => Duration::from_secs(count.checked_mul(3600)?),
-        "M" => Duration::from_secs(count.checked_mul(60)?),
+    Some(match unit {
+        "H" => Duration::from_secs(count * 3600),
+        "M" => Duration::from_secs(count * 60),
         "S" => Duration::from_secs(count),
         "m" => Duration::from_millis(count),
         "u" => Duration::from_micros(count),
         "n" => Duration::from_nanos(count),
         _ => return None,
-    };
-    Instant::now().checked_add(duration - (duration / 16).min(EARLIER))
+    })
 }
 
 /// An engine's event on the wire; `mix` is what the request asked for. A failure is an error of the stream.
@@ -238,4 +266,47 @@ pub fn small(count: usize) -> u32 {
 
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeout_is_digits_and_a_unit_or_refused() {
+        for (text, expected) in [
+            ("20S", Some(Duration::from_secs(20))),
+            ("99999999H", Some(Duration::from_secs(99_999_999 * 3600))),
+            ("5m", Some(Duration::from_millis(5))),
+            ("0n", Some(Duration::ZERO)),
+            ("", None),
+            ("S", None),
+            ("20", None),
+            ("+2S", None),
+            ("-2S", None),
+            ("2.5S", None),
+            ("123456789S", None),
+            ("20s", None),
+            ("20 S", None),
+            ("2\u{fc}", None),
+        ] {
+            assert_eq!(timeout(text), expected, "{text:?}");
+        }
+        let mut metadata = MetadataMap::new();
+        assert_eq!(deadline(&metadata), Ok(None));
+        metadata.insert(TIMEOUT, "soon".parse().expect("ASCII"));
+        assert_eq!(deadline(&metadata).expect_err("refused").field, TIMEOUT);
+    }
+
+    #[test]
+    fn client_is_its_address_and_of_ipv6_the_network() {
+        for (address, expected) in [
+            ("192.0.2.7", "192.0.2.7"),
+            ("::ffff:192.0.2.7", "192.0.2.7"),
+            ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+            ("2001:db8:1:2:ffff::1", "2001:db8:1:2::/64"),
+        ] {
+            assert_eq!(of_address(address.parse().expect("address")), expected);
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! `choir.v1.Inference`: requests in, the engine's events out.
 
 use super::convert;
-use crate::engine::{self, EngineHandle, EventStream};
+use crate::engine::{self, EngineHandle, EventStream, Preparation, Resolved};
 use crate::model::tokenizer::ChatError;
 use crate::pb;
 use crate::pb::inference_server::Inference;
@@ -9,6 +9,7 @@ use crate::pb::piece::Piece;
 use crate::server::Limits;
 use crate::server::status::BadField;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 use tokio_stream::Stream;
@@ -28,6 +29,36 @@ pub struct InferenceService {
     prompt_bytes: usize,
     /// Whether clients are believed who they say they are.
     trust_client_id: bool,
+}
+
+/// A request that is being prepared: it leases the generation that it will run on.
+struct Prepared {
+    place: Arc<Preparation>,
+    target: Resolved,
+}
+
+impl Prepared {
+    /// The token that begins every text, where the tokenizer has one.
+    fn beginning(&self) -> Vec<u32> {
+        self.target.lease.tokenizer.begin().into_iter().collect()
+    }
+
+    /// Does what takes long beside the runtime's threads. The place is taken until it is done, also where the call does not
+    /// wait for it any more.
+    async fn beside<T: Send + 'static>(
+        &self,
+        field: &'static str,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Status> {
+        let place = self.place.clone();
+        let done = tokio::task::spawn_blocking(move || {
+            let done = work();
+            drop(place);
+            done
+        });
+        done.await
+            .map_err(|error| Status::internal(format!("{field}: {error}")))
+    }
 }
 
 impl InferenceService {
@@ -53,19 +84,21 @@ impl InferenceService {
         }
     }
 
-    /// The token that begins every text, where the tokenizer has one.
-    fn beginning(&self) -> Vec<u32> {
-        self.engine
-            .generation()
-            .tokenizer
-            .begin()
-            .into_iter()
-            .collect()
+    /// A place to be prepared in, and what the names of a mix mean.
+    async fn prepare(
+        &self,
+        mix: Vec<pb::VariantWeight>,
+        deadline: Option<Instant>,
+    ) -> Result<Prepared, Status> {
+        let place = Arc::new(within(deadline, self.engine.prepare()).await??);
+        let target = self.engine.resolve(convert::mix(mix))?;
+        Ok(Prepared { place, target })
     }
 
     /// The tokens of a text, at least one; `control`: whether control tokens may be written in it.
     async fn encode(
         &self,
+        prepared: &Prepared,
         field: &'static str,
         text: String,
         control: bool,
@@ -74,17 +107,14 @@ impl InferenceService {
             return Err(BadField::new(field, "it is empty").into());
         }
         self.check_bytes(field, text.len())?;
-        let tokenizer = self.engine.generation().tokenizer.clone();
+        let tokenizer = prepared.target.lease.tokenizer.clone();
         let long = text.len() > LONG_TEXT;
         let encode = move || match control {
             true => tokenizer.encode_control(&text),
             false => tokenizer.encode(&text),
         };
         let tokens = if long {
-            let encoding = tokio::task::spawn_blocking(encode);
-            encoding
-                .await
-                .map_err(|error| Status::internal(format!("{field}: {error}")))?
+            prepared.beside(field, encode).await?
         } else {
             encode()
         };
@@ -99,18 +129,16 @@ impl InferenceService {
     /// The tokens of a conversation, up to where its answer begins.
     async fn conversation(
         &self,
+        prepared: &Prepared,
         messages: Vec<pb::Message>,
         enable_thinking: Option<bool>,
     ) -> Result<Vec<u32>, Status> {
         let messages = convert::messages(messages)?;
         let bytes = messages.iter().map(|message| message.content.len());
         self.check_bytes(MESSAGES, bytes.sum())?;
-        let tokenizer = self.engine.generation().tokenizer.clone();
-        let rendering =
-            tokio::task::spawn_blocking(move || tokenizer.chat(&messages, enable_thinking));
-        let tokens = rendering
-            .await
-            .map_err(|error| Status::internal(format!("{MESSAGES}: {error}")))?;
+        let tokenizer = prepared.target.lease.tokenizer.clone();
+        let render = move || tokenizer.chat(&messages, enable_thinking);
+        let tokens = prepared.beside(MESSAGES, render).await?;
         tokens.map_err(|error| {
             let message = format!("{MESSAGES}: {error}");
             match error {
@@ -125,6 +153,7 @@ impl InferenceService {
     /// What a request gives, as the engine takes it: the prompt, the length of the first hole, and what stands after it.
     async fn given(
         &self,
+        prepared: &Prepared,
         request: &mut pb::GenerateRequest,
     ) -> Result<(Vec<u32>, usize, Vec<Option<u32>>), Status> {
         let control = request.control_tokens;
@@ -141,18 +170,19 @@ impl InferenceService {
                 return bad("control tokens are the chat template's");
             }
             let messages = std::mem::take(&mut request.messages);
-            let prompt = self.conversation(messages, request.enable_thinking).await?;
+            let thinking = request.enable_thinking;
+            let prompt = self.conversation(prepared, messages, thinking).await?;
             return Ok((prompt, max_tokens, Vec::new()));
         }
         if request.enable_thinking.is_some() {
             return Err(BadField::new("enable_thinking", "there are no messages").into());
         }
         if request.template.is_empty() {
-            let mut prompt = self.beginning();
+            let mut prompt = prepared.beginning();
             let text = std::mem::take(&mut request.prompt);
-            prompt.extend(self.encode("prompt", text, control).await?);
+            prompt.extend(self.encode(prepared, "prompt", text, control).await?);
             let after = match request.suffix.take() {
-                Some(suffix) => self.encode("suffix", suffix, control).await?,
+                Some(suffix) => self.encode(prepared, "suffix", suffix, control).await?,
                 None => Vec::new(),
             };
             return Ok((prompt, max_tokens, after.into_iter().map(Some).collect()));
@@ -179,14 +209,15 @@ impl InferenceService {
         if !pieces.iter().any(|piece| matches!(piece, Piece::Text(_))) {
             return Err(bad("it is nothing but holes"));
         }
-        let (mut prompt, mut first, mut after, mut holes) = (self.beginning(), 0, Vec::new(), 0);
+        let (mut prompt, mut first, mut after, mut holes) =
+            (prepared.beginning(), 0, Vec::new(), 0);
         for piece in pieces {
             match piece {
                 Piece::Text(text) if first == 0 => {
-                    prompt.extend(self.encode(TEMPLATE, text, control).await?)
+                    prompt.extend(self.encode(prepared, TEMPLATE, text, control).await?)
                 }
                 Piece::Text(text) => {
-                    let tokens = self.encode(TEMPLATE, text, control).await?;
+                    let tokens = self.encode(prepared, TEMPLATE, text, control).await?;
                     after.extend(tokens.into_iter().map(Some))
                 }
                 Piece::Hole(0) => return Err(bad("one of its holes is empty")),
@@ -217,16 +248,18 @@ impl Inference for InferenceService {
         &self,
         request: Request<pb::GenerateRequest>,
     ) -> Result<Response<Events>, Status> {
-        let deadline = convert::deadline(request.metadata());
+        let deadline = convert::deadline(request.metadata())?;
         let client = convert::client(&request, self.trust_client_id)?;
         let mut request = request.into_inner();
-        let mix = convert::mix(std::mem::take(&mut request.mix));
-        let generation = self.engine.generation();
-        generation.regime(&mix)?; // a variant that is not there, before what does not fit it
-        let defaults = generation.defaults(&mix);
+        // A variant that is not there, before what does not fit it.
+        let prepared = self
+            .prepare(std::mem::take(&mut request.mix), deadline)
+            .await?;
+        let defaults = prepared.target.defaults().clone();
         let sampling = convert::choice(request.sampling)?.over(defaults)?;
         let (template, chat) = (!request.template.is_empty(), !request.messages.is_empty());
-        let (prompt, max_tokens, after) = self.given(&mut request).await?;
+        let (prompt, max_tokens, after) = self.given(&prepared, &mut request).await?;
+        let mix = prepared.target.names().to_vec();
         let request = engine::Request {
             sampling,
             prompt,
@@ -236,7 +269,7 @@ impl Inference for InferenceService {
             stop_ids: request.stop_ids,
             seed: request.seed,
             steps_wanted: request.want_steps,
-            mix: mix.clone(),
+            mix: prepared.target.into(),
             deadline,
             priority: convert::priority(request.priority)?,
             client,
@@ -261,14 +294,16 @@ impl Inference for InferenceService {
         &self,
         request: Request<pb::ScoreRequest>,
     ) -> Result<Response<pb::ScoreResponse>, Status> {
-        let deadline = convert::deadline(request.metadata());
+        let deadline = convert::deadline(request.metadata())?;
         let client = convert::client(&request, self.trust_client_id)?;
         let request = request.into_inner();
-        let mut tokens = self.beginning();
+        let prepared = self.prepare(request.mix, deadline).await?;
+        let mut tokens = prepared.beginning();
         let given = tokens.len();
-        tokens.extend(self.encode("text", request.text, false).await?);
+        let text = self.encode(&prepared, "text", request.text, false);
+        tokens.extend(text.await?);
         let request = engine::ScoreRequest {
-            mix: convert::mix(request.mix),
+            mix: prepared.target.into(),
             tokens,
             given,
             samples: request.samples.unwrap_or(convert::DEFAULT_SAMPLES) as usize,

@@ -315,7 +315,7 @@ async fn keep_busy(
     let mut round = 0;
     loop {
         let request = Request {
-            mix: mix.clone(),
+            mix: mix.clone().into(),
             seed: Some(seed << 32 | round),
             ..Request::new(prompt.clone(), max_tokens, Sampling::default())
         };

@@ -64,7 +64,7 @@ pub fn measure(
     for variant in &subjects.variants {
         tick(&format!("as served: {}", variant.name));
         let mix = vec![(variant.name.clone(), 1.0)];
-        let sampling = generation.defaults(&mix);
+        let sampling = service.engine.resolve(mix.clone())?.defaults().clone();
         let reached =
             |engine: &EngineHandle, mix| reached(engine, mix, &sampling, &variant.test, samples);
         let alone = |place: &Place, weights: &Tensors| {
@@ -138,7 +138,7 @@ fn exact(
     for part in texts.chunks(IN_FLIGHT) {
         let ask = |(tokens, given): &(Vec<u32>, usize)| {
             engine.submit(Request {
-                mix: mix.to_vec(),
+                mix: mix.to_vec().into(),
                 seed: Some(0),
                 ..Request::new(
                     tokens[..*given].to_vec(),

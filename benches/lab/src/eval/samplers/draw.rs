@@ -38,7 +38,7 @@ pub fn draw(
         let part = first..wanted.samples.min(first + IN_FLIGHT);
         let ask = |index: usize| {
             engine.submit(Request {
-                mix: mix.to_vec(),
+                mix: mix.to_vec().into(),
                 seed: Some(wanted.seed.wrapping_add(index as u64)),
                 ..Request::new(vec![wanted.first], wanted.length, sampling.clone())
             })

@@ -1,22 +1,24 @@
 //! From a request to a sequence that may wait: everything a client can get wrong is refused here.
 
 use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::admission::Admission;
 use super::choice::wrong_process;
-use super::ledger::{BASE, Tenant};
+use super::config::EngineConfig;
+use super::error::Error;
+use super::generation::{Generation, Resolved};
+use super::ledger::{Payer, Tenant};
 use super::pages;
-use super::request::Priority;
+use super::request::{Event, Priority, Request, Score, ScoreRequest};
+use super::sampling::{Predictor, Sampling};
 use super::score::Scorer;
-use super::sequence::{Scoring, Sequence, Text, Work};
+use super::sequence::Sequence;
 use super::stream;
 use super::text::TextStream;
-use super::{
-    EngineConfig, Error, Event, Generation, Predictor, Request, Sampling, Score, ScoreRequest,
-};
+use super::work::{Kind, Scoring, Text, Work};
 use crate::model::{NetworkFacts, Process, Regime};
 use crate::sampler::{
     self, BlockSampler, BlockSettings, Convention, LastBlock, Sampler, UniformSampler,
@@ -31,11 +33,14 @@ pub const MAX_STOP_IDS: usize = 256;
 
 /// A sequence for text, and the receiving end of its events.
 pub fn text(
-    admission: &Admission,
+    config: &EngineConfig,
+    payer: Arc<Payer>,
+    resolved: Resolved,
     request: Request,
-) -> Result<(Sequence, mpsc::Receiver<Event>), Error> {
-    let (config, lease) = (&admission.config, admission.generation());
-    let (mix, regime) = (lease.mix(&request.mix)?, lease.regime(&request.mix)?);
+    now: Instant,
+) -> Result<(Sequence<Work>, mpsc::Receiver<Event>), Error> {
+    let (lease, regime) = (&resolved.lease, resolved.regime);
+    let parts = resolved.mix.0.len();
     let seed = request.seed.unwrap_or_else(fresh_seed);
     let fixed = request.prompt.len() + request.after.iter().flatten().count();
     if fixed == 0 {
@@ -70,34 +75,20 @@ pub fn text(
     if request.stop_ids.len() > MAX_STOP_IDS {
         return Err(bad("stop_ids", format!("at most {MAX_STOP_IDS} ids")));
     }
-    let network = &known(&lease, regime);
+    let network = &known(lease, regime);
     let total = fixed + holes;
-    let sampler = sampler(
-        config,
-        network,
-        regime,
-        lease.tokenizer.ends(),
-        &request,
-        seed,
-    )?;
+    let ends = lease.tokenizer.ends();
+    let sampler = sampler(config, network, regime, parts, ends, &request, seed)?;
     let block_size = regime.block.unwrap_or(total);
 
     // The last block is never written to the cache.
     let written = (total - 1) / block_size * block_size;
-    let span = network.context + prefill_chunk(config, block_size);
+    let span = network.context + prefill_chunk(config, block_size, parts);
     // A client that says what its text ends at expects it to end before its length.
     let expected = match request.stop.is_empty() && request.stop_ids.is_empty() {
         true => holes,
         false => 1,
     };
-    let tenant = tenant(
-        admission,
-        &request.mix,
-        request.priority,
-        block_size,
-        lease.banks(&mix),
-    );
-    let (sender, events) = stream::channel(config.unread);
     // What a predictor's steps share out.
     let shared_out = match regime.block {
         None if regime.process == Process::Absorbing => {
@@ -105,78 +96,76 @@ pub fn text(
         }
         _ => block_size,
     };
-    let work = Work::Text(Box::new(Text {
+    let (sender, events) = stream::channel(config.unread);
+    let kind = Kind::Text(Box::new(Text {
         sampler,
         stream: TextStream::new(lease.tokenizer.clone(), request.stop),
         prompt_tokens: request.prompt.len(),
         delivered: 0,
+        begun: false,
         steps_wanted: request.steps_wanted,
         evaluations: evaluations(request.sampling.predictor, expected, shared_out).0,
         most_evaluations: evaluations(request.sampling.predictor, holes, shared_out).1,
         events: sender,
     }));
-    let pages_needed = pages::needed(written, span, config.page_tokens);
-    let sequence = Sequence::new(
-        lease,
-        tenant,
-        (mix, regime),
-        seed,
-        request.deadline,
-        pages_needed,
-        work,
-    );
+    let sequence = Sequence {
+        client: request.client,
+        deadline: request.deadline,
+        ..Sequence::new(
+            tenant(payer, request.priority, block_size, &resolved),
+            pages::needed(written, span, config.page_tokens),
+            now,
+            work(resolved, seed, kind),
+        )
+    };
     Ok((sequence, events))
 }
 
+/// What a score is heard from.
+type Reply = oneshot::Receiver<Result<Score, Error>>;
+
 /// A sequence for a score, and the receiving end of its reply.
 pub fn score(
-    admission: &Admission,
+    config: &EngineConfig,
+    payer: Arc<Payer>,
+    resolved: Resolved,
     request: ScoreRequest,
-) -> Result<(Sequence, oneshot::Receiver<Result<Score, Error>>), Error> {
-    let (config, lease) = (&admission.config, admission.generation());
-    let (mix, regime) = (lease.mix(&request.mix)?, lease.regime(&request.mix)?);
+    now: Instant,
+) -> Result<(Sequence<Work>, Reply), Error> {
+    let regime = resolved.regime;
+    let network = &known(&resolved.lease, regime);
     let seed = request.seed.unwrap_or_else(fresh_seed);
-    let (written, limit) = (
-        request.tokens.len(),
-        config.max_prompt.saturating_add(config.max_tokens),
-    );
+    let written = request.tokens.len();
+    let limit = config.max_prompt.saturating_add(config.max_tokens);
     if written > limit {
         return Err(Error::PromptTooLong {
             tokens: written,
             limit,
         });
     }
-    let network = &known(&lease, regime);
-    let chunk = prefill_chunk(config, regime.block.unwrap_or(1));
+    let parts = resolved.mix.0.len();
+    let chunk = prefill_chunk(config, regime.block.unwrap_or(1), parts);
     let (tokens, given) = (request.tokens, request.given);
     let scorer = Scorer::new(network, regime, tokens, given, request.samples, chunk, seed)?;
     // Clean blocks are written while copies of the chunk before them are still evaluated.
     let span = network.context + 2 * chunk;
-    let cost = regime.block.unwrap_or(written);
-    let tenant = tenant(
-        admission,
-        &request.mix,
-        Priority::Batch,
-        cost,
-        lease.banks(&mix),
-    );
+    let tokens = regime.block.unwrap_or(written);
     let (sender, reply) = oneshot::channel();
-    let work = Work::Score(Box::new(Scoring {
+    let kind = Kind::Score(Box::new(Scoring {
         scorer,
         step_tokens: config.step_tokens,
         reply: Some(sender),
-        nats_per_token: None,
     }));
-    let pages_needed = pages::needed(written, span, config.page_tokens);
-    let sequence = Sequence::new(
-        lease,
-        tenant,
-        (mix, regime),
-        seed,
-        request.deadline,
-        pages_needed,
-        work,
-    );
+    let sequence = Sequence {
+        client: request.client,
+        deadline: request.deadline,
+        ..Sequence::new(
+            tenant(payer, Priority::Batch, tokens, &resolved),
+            pages::needed(written, span, config.page_tokens),
+            now,
+            work(resolved, seed, kind),
+        )
+    };
     Ok((sequence, reply))
 }
 
@@ -189,28 +178,32 @@ fn known(lease: &Generation, regime: Regime) -> NetworkFacts {
     network
 }
 
-/// A mix takes of its heaviest variant's share, so that mixes do not add to the shares.
-fn tenant(
-    admission: &Admission,
-    mix: &[(String, f32)],
-    priority: Priority,
-    cost: usize,
-    banks: Vec<usize>,
-) -> Tenant {
-    let heaviest = mix.iter().max_by(|a, b| a.1.total_cmp(&b.1));
-    let name = heaviest.map_or(BASE, |(name, _)| name);
+fn work(resolved: Resolved, seed: u64, kind: Kind) -> Work {
+    Work {
+        lease: resolved.lease,
+        mix: resolved.mix,
+        regime: resolved.regime,
+        seed,
+        kind,
+    }
+}
+
+/// `tokens`: those of a usual evaluation.
+fn tenant(payer: Arc<Payer>, priority: Priority, tokens: usize, resolved: &Resolved) -> Tenant {
+    let parts = resolved.mix.0.len();
     Tenant {
-        payer: admission.ledger(|ledger| ledger.payer(name)),
+        payer,
         priority,
-        cost,
-        banks: banks.into(),
+        parts,
+        cost: tokens * parts.max(1),
     }
 }
 
 /// Refuses what has no time left, and what could never start.
-pub fn can_start(sequence: &Sequence, pages_total: usize, now: Instant) -> Result<(), Error> {
-    if let Some(error) = sequence.given_up(now, None) {
-        return Err(error);
+pub fn can_start(sequence: &Sequence<Work>, pages_total: usize, now: Instant) -> Result<(), Error> {
+    if sequence.deadline.is_some_and(|deadline| deadline <= now) {
+        let waited = std::time::Duration::ZERO;
+        return Err(Error::DeadlinePassed { waited });
     }
     let needed = sequence.pages_needed;
     if needed > pages_total {
@@ -225,13 +218,23 @@ pub fn can_start(sequence: &Sequence, pages_total: usize, now: Instant) -> Resul
 /// Refuses sampling settings that no request to a variant of this network could have.
 pub fn sampling(network: &NetworkFacts, regime: Regime, sampling: &Sampling) -> Result<(), Error> {
     let request = Request::new(vec![0], 1, sampling.clone());
-    sampler(&EngineConfig::default(), network, regime, &[], &request, 0).map(drop)
+    sampler(
+        &EngineConfig::default(),
+        network,
+        regime,
+        0,
+        &[],
+        &request,
+        0,
+    )
+    .map(drop)
 }
 
 fn sampler(
     config: &EngineConfig,
     network: &NetworkFacts,
     regime: Regime,
+    parts: usize,
     ends: &[u32],
     request: &Request,
     seed: u64,
@@ -277,7 +280,7 @@ fn sampler(
             format!("it is {asked}, but this variant's is {block_size}"),
         ));
     }
-    let prefill_chunk = prefill_chunk(config, block_size);
+    let prefill_chunk = prefill_chunk(config, block_size, parts);
     let mut stop_ids = request.stop_ids.clone();
     let known = |id: &&u32| (**id as usize) < network.tokens;
     stop_ids.extend(ends.iter().filter(known));
@@ -347,9 +350,10 @@ fn evaluations(predictor: Predictor, tokens: usize, block_size: usize) -> (u32, 
     (fits(least), fits(most))
 }
 
-/// Clean tokens to one evaluation: half a step, in whole blocks, so that rows being denoised always find room beside them.
-fn prefill_chunk(config: &EngineConfig, block_size: usize) -> usize {
-    (config.step_tokens / 2 / block_size).max(1) * block_size
+/// Clean tokens to one evaluation: half a step, in whole blocks, so that rows being denoised always find room beside them. A row counts
+/// once for each part of its mix.
+fn prefill_chunk(config: &EngineConfig, block_size: usize, parts: usize) -> usize {
+    (config.step_tokens / 2 / parts.max(1) / block_size).max(1) * block_size
 }
 
 fn bad(field: &'static str, reason: impl Into<String>) -> Error {

@@ -1,9 +1,7 @@
 //! Who takes part in the next step, and who makes room for another. Knows neither tensors nor tokens, only how many each would
 //! bring.
 
-use std::sync::Arc;
-
-use super::ledger::BATCH_PART;
+use super::ledger::{Account, BATCH_PART};
 use super::request::Priority;
 
 /// What one running sequence asks for.
@@ -18,19 +16,8 @@ pub struct Claim {
     pub elastic: bool,
     /// The last step it took part in.
     pub served: u64,
-    /// It was the first that did not fit into the last step.
-    pub passed_over: bool,
     /// Somebody waits for its first block, and it is all that its variant has running.
     pub urgent: bool,
-}
-
-/// A variant's service so far, of one priority, in tokens over its weight.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Account {
-    pub counter: f64,
-    pub weight: f64,
-    /// The banks that its rows read.
-    pub banks: Arc<[usize]>,
 }
 
 /// One sequence's part of a step.
@@ -42,54 +29,32 @@ pub struct Share {
     pub tokens: usize,
 }
 
-/// A step.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Step {
-    pub shares: Vec<Share>,
-    /// Of each priority one that did not fit: indices into the claims.
-    pub passed_over: Vec<usize>,
-}
-
-/// One step of so many passes over who was served longest ago instead of who came first in it.
+/// Who was left out of so many steps comes first.
 const ELDEST: u64 = 64;
-/// Counters that are no further apart are as good as equal: then who reads no other banks than the step does already comes first.
-const ABOUT: f64 = 32.0;
 
 /// Chooses step number `now`, of about `budget` tokens.
 ///
-/// Interactive claims come first; batch claims get an eighth of the tokens and what is left over. Of each priority, who is
-/// urgent and who was passed over in the last step come first; then, token by token, the variant with the lowest counter (of those
-/// about as low, who adds fewest banks to the step), and of a variant who was served longest ago. The first one of each priority always fits. So a long prefill and many denoising rows take
-/// turns, nobody starves, and no claim is left out that would have fitted into what is left.
-pub fn choose(claims: &[Claim], accounts: &[Account], budget: usize, now: u64) -> Step {
-    let of = |priority| move |&index: &usize| claims[index].priority == priority;
-    let batch = (0..claims.len()).any(|index| of(Priority::Batch)(&index));
+/// Interactive claims come first; batch claims get an eighth of the tokens and what is left over. Of each priority, who was
+/// left out for long and who is urgent come first; then, token by token, the variant with the lowest counter, and of a variant who was
+/// served longest ago. The first one of each priority always fits. So a long prefill and many denoising rows take turns, nobody
+/// starves, and no claim is left out that would have fitted into what is left.
+pub fn choose(claims: &[Claim], accounts: &[Account], budget: usize, now: u64) -> Vec<Share> {
+    let is_of = |index: &usize, priority| claims[*index].priority == priority;
+    let batch = claims.iter().any(|claim| claim.priority == Priority::Batch);
     let kept_back = if batch { budget / BATCH_PART } else { 0 };
     let mut left = budget - kept_back;
-    let most_banks = accounts
-        .iter()
-        .flat_map(|account| account.banks.iter())
-        .max();
-    let mut read = vec![false; most_banks.map_or(0, |bank| bank + 1)];
     let (mut shares, mut misfits) = (Vec::with_capacity(claims.len()), Vec::new());
-    for priority in [Priority::Interactive, Priority::Batch] {
-        let of_this = || (0..claims.len()).filter(of(priority));
-        let mut queues = queues(claims, accounts, of_this());
+    for (priority, later) in [(Priority::Interactive, kept_back), (Priority::Batch, 0)] {
+        let of_this = || (0..claims.len()).filter(|index| is_of(index, priority));
+        let mut queues = queues(claims, accounts, of_this(), now);
         let smallest = of_this()
             .map(|index| claims[index].tokens)
             .min()
             .unwrap_or(0);
-        let later = if priority == Priority::Interactive {
-            kept_back
-        } else {
-            0
-        };
         let (mut first, before) = (true, misfits.len());
-        while let Some(at) = lowest(&queues, &read) {
+        while let Some(at) = lowest(&queues) {
             if misfits.len() > before && left + later < smallest {
-                // Nothing fits any more, now or later: whose turn it would have been does not matter.
-                misfits.extend(queues.iter().flat_map(Queue::indices));
-                break;
+                break; // nothing fits any more, now or later
             }
             let Some(index) = queues[at].pop() else {
                 queues.remove(at);
@@ -105,46 +70,26 @@ pub fn choose(claims: &[Claim], accounts: &[Account], budget: usize, now: u64) -
             let tokens = if elastic { tokens.max(left) } else { tokens };
             left = left.saturating_sub(tokens);
             queues[at].pay(tokens);
-            queues[at]
-                .account
-                .banks
-                .iter()
-                .for_each(|&bank| read[bank] = true);
             shares.push(Share { index, tokens });
             first = false;
         }
         left += later;
     }
     // Batch claims may have used less than was kept back for them.
-    misfits.retain(|&index| {
+    for index in misfits {
         let tokens = claims[index].tokens;
-        let fits = tokens <= left;
-        if fits {
+        if tokens <= left {
             left -= tokens;
             shares.push(Share { index, tokens });
         }
-        !fits
-    });
-    let misfit = |priority| {
-        let mut misfits = misfits.iter().copied().filter(of(priority));
-        match now.is_multiple_of(ELDEST) {
-            true => misfits.min_by_key(|&index| claims[index].served),
-            false => misfits.next(),
-        }
-    };
-    Step {
-        shares,
-        passed_over: [Priority::Interactive, Priority::Batch]
-            .into_iter()
-            .filter_map(misfit)
-            .collect(),
     }
+    shares
 }
 
 impl Claim {
     /// Lower comes first, whatever its variant has had.
-    fn turn(&self) -> u8 {
-        match (self.urgent, self.passed_over) {
+    fn turn(&self, now: u64) -> u8 {
+        match (now.saturating_sub(self.served) > ELDEST, self.urgent) {
             (true, _) => 0,
             (false, true) => 1,
             (false, false) => 2,
@@ -183,10 +128,6 @@ impl Queue<'_> {
         self.claims.pop().map(|claim| claim.2)
     }
 
-    fn indices(&self) -> impl Iterator<Item = usize> {
-        self.claims.iter().map(|claim| claim.2)
-    }
-
     fn pay(&mut self, tokens: usize) {
         self.counter += tokens as f64 / self.account.weight;
     }
@@ -197,6 +138,7 @@ fn queues<'a>(
     claims: &[Claim],
     accounts: &'a [Account],
     of: impl Iterator<Item = usize>,
+    now: u64,
 ) -> Vec<Queue<'a>> {
     let queue = |account: &'a Account| Queue {
         account,
@@ -208,7 +150,7 @@ fn queues<'a>(
         let claim = &claims[index];
         queues[claim.account]
             .claims
-            .push((claim.turn(), claim.served, index));
+            .push((claim.turn(now), claim.served, index));
     }
     queues.retain_mut(|queue| {
         queue.claims.sort_unstable_by(|a, b| b.cmp(a)); // of equals who came first
@@ -217,26 +159,12 @@ fn queues<'a>(
     queues
 }
 
-/// Whose next claim comes next, among `queues`; `read` are the banks that the step reads so far.
-fn lowest(queues: &[Queue], read: &[bool]) -> Option<usize> {
-    let turn = queues.iter().map(Queue::turn).min()?;
-    let in_turn = || (queues.iter().enumerate()).filter(|(_, queue)| queue.turn() == turn);
-    let least = in_turn()
-        .map(|(_, queue)| queue.counter)
-        .fold(f64::INFINITY, f64::min);
-    let added = |queue: &Queue| {
-        queue
-            .account
-            .banks
-            .iter()
-            .filter(|&&bank| !read[bank])
-            .count()
-    };
-    in_turn()
-        .filter(|(_, queue)| queue.counter <= least + ABOUT)
-        .map(|(at, queue)| (added(queue), queue.counter, at))
-        .min_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)))
-        .map(|key| key.2)
+/// Whose next claim comes next.
+fn lowest(queues: &[Queue]) -> Option<usize> {
+    let key = |queue: &Queue| (queue.turn(), queue.counter);
+    let keys = queues.iter().map(key).enumerate();
+    let least = keys.min_by(|(_, a), (_, b)| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)));
+    least.map(|(at, _)| at)
 }
 
 /// A sequence as it counts among those that have a place.
