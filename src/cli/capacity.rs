@@ -1,6 +1,5 @@
 //! Variants to a bank, as options give them.
 
-use crate::store::Options;
 use crate::train::run::Members;
 use serde::Serialize;
 use std::fmt;
@@ -14,20 +13,6 @@ pub struct Capacity {
 }
 
 impl Capacity {
-    pub fn same(capacity: usize) -> Self {
-        let (body, head) = (capacity, capacity);
-        Self { body, head }
-    }
-
-    /// What a store is made with.
-    pub fn of_store() -> Self {
-        let options = Options::default();
-        Self {
-            body: options.bank_capacity,
-            head: options.head_capacity,
-        }
-    }
-
     /// As training has them.
     pub fn members(self) -> Members {
         let Self { body, head } = self;

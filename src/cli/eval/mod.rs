@@ -55,10 +55,10 @@ pub struct EvalArgs {
 
 /// `NAME=CHECKPOINT=TEXT`.
 #[derive(Clone, Debug)]
-struct Own {
-    name: String,
+pub struct Own {
+    pub name: String,
     checkpoint: PathBuf,
-    text: PathBuf,
+    pub text: PathBuf,
 }
 
 impl FromStr for Own {
@@ -81,7 +81,7 @@ impl FromStr for Own {
 
 impl Own {
     /// The file with its weights.
-    fn file(&self) -> PathBuf {
+    pub fn file(&self) -> PathBuf {
         match self.checkpoint.is_dir() {
             true => self.checkpoint.join("model.safetensors"),
             false => self.checkpoint.clone(),

@@ -3,6 +3,7 @@
 use crate::picture;
 use anyhow::{Result, bail};
 use choir::cli::capacity::Capacity;
+use choir::cli::eval::Own;
 use choir::cli::json::JsonArgs;
 use choir::cli::place::PlaceArgs;
 use choir::ops::quantized::Form;
@@ -34,13 +35,24 @@ mod tests;
 mod trial;
 mod tuning;
 
-/// Measure what superposition costs the variants compiled in, and what it saves.
+/// Measure what ways to keep variants cost those compiled in, or your own, and what they save.
 ///
 /// Every variant's held-out text or prompts are scored under the base, under the fine-tune alone and under the variant
 /// as read back from banks of several capacities in several forms. --device and --base-form are for what goes through the service
 /// itself: the scheme "served", and --samplers.
 #[derive(Args, Debug)]
 pub struct EvalArgs {
+    /// Folder of a base, to measure fine-tunes of it instead of those compiled in.
+    #[arg(long, requires = "own", conflicts_with_all = ["variants", "samplers"])]
+    base: Option<PathBuf>,
+    /// A fine-tune of --base and a text that nothing was trained on.
+    #[arg(
+        long = "variant",
+        id = "own",
+        requires = "base",
+        value_name = "NAME=CHECKPOINT=TEXT"
+    )]
+    own: Vec<Own>,
     /// Variants to keep in the banks and to measure [default: all].
     #[arg(long, value_delimiter = ',')]
     variants: Vec<String>,
@@ -123,7 +135,10 @@ pub fn run(args: EvalArgs) -> Result<()> {
         draws: args.draws,
         prompts: args.prompts,
     };
-    let subjects = Subjects::compiled_in(&args.variants, effort)?;
+    let subjects = match &args.base {
+        Some(base) => Subjects::own(base, &args.own, effort)?,
+        None => Subjects::compiled_in(&args.variants, effort)?,
+    };
     let count = subjects.variants.len();
     let mut plan = Plan::new(
         &args.capacities,
@@ -133,7 +148,8 @@ pub fn run(args: EvalArgs) -> Result<()> {
     );
     plan.tensors = args.tensors;
     let groups = if args.tensors { Group::ALL.len() } else { 0 };
-    let served = args.wants(Named::Served);
+    // `choir eval` measures one's own as served.
+    let served = args.wants(Named::Served) && args.base.is_none();
     let place = args.place.open()?;
     let progress = Progress::new((1 + plan.trials.len() + groups + usize::from(served)) * count);
     let mut tick = |what: &str| progress.step(what);

@@ -2,14 +2,16 @@
 
 use anyhow::{Context, Result, anyhow, bail};
 use choir::catalog::base::{self, BaseSource, Shipped};
+use choir::cli::eval::Own;
 use choir::model::{DitConfig, Process, Trainable};
-use choir::superposition::{Delta, NamedTensor, NamedTensors};
+use choir::superposition::{Delta, NamedTensor, NamedTensors, read_file};
 use choir::train::data::held_out_contexts;
 use choir::train::folder::Tensors;
 use choir::train::objective::Objective;
 use choir::train::packing::SkillSource;
 use choir::train::run::{Score, Validation};
 use choir::train::{objective, tokenizer};
+use std::path::Path;
 
 /// How much is measured.
 #[derive(Clone, Copy, Debug)]
@@ -29,7 +31,7 @@ pub struct Subject {
     pub delta: Delta,
     /// The base's, but with what the variant was tuned for.
     pub config: DitConfig,
-    /// Its held-out text, for a style.
+    /// Its held-out text, for a style compiled in.
     pub text: Option<HeldOut>,
     pub test: Validation,
 }
@@ -128,6 +130,52 @@ impl Subjects {
             })
         };
         let variants = shipped.into_iter().map(subject).collect::<Result<_>>()?;
+        Ok(Self {
+            config,
+            base,
+            variants,
+        })
+    }
+
+    /// Fine-tunes of the base in a folder, each with a text that nothing was trained on.
+    pub fn own(base: &Path, variants: &[Own], effort: Effort) -> Result<Self> {
+        let source = BaseSource::Folder(base.to_owned());
+        let (config, base) = (source.config()?, source.tensors()?);
+        let pieces = tokenizer::from_json(&source.tokenizer_json()?)?;
+        let subject = |own: &Own| -> Result<Subject> {
+            let file = own.file();
+            let shown = || file.display().to_string();
+            let delta = Delta::read(&base, &read_file(&file)?).with_context(shown)?;
+            let beside = file.with_file_name("config.json");
+            let config = match std::fs::read(&beside) {
+                Ok(json) => {
+                    let tuned: DitConfig = serde_json::from_slice(&json)
+                        .with_context(|| beside.display().to_string())?;
+                    config.tuned(tuned.regime())
+                }
+                Err(_) => config.clone(),
+            };
+            let text = std::fs::read_to_string(&own.text)
+                .with_context(|| own.text.display().to_string())?;
+            let block = objective(&config)?.unit(16);
+            let length = config.model_length;
+            let (contexts, bytes) =
+                held_out_contexts(&[&text], &pieces, length, block, effort.contexts)?;
+            Ok(Subject {
+                name: own.name.clone(),
+                seed: delta.digest().seed(),
+                delta,
+                config,
+                text: None,
+                test: Validation {
+                    contexts,
+                    bytes,
+                    draws: effort.draws,
+                    exact: false,
+                },
+            })
+        };
+        let variants = variants.iter().map(subject).collect::<Result<_>>()?;
         Ok(Self {
             config,
             base,

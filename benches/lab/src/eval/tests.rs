@@ -6,10 +6,9 @@ use super::plot;
 use super::share::{Reached, Summary, bits, recovered};
 use super::table::Tables;
 use super::tensors::Group;
-use super::trial::{Comparison, Kept, Plan};
+use super::trial::{Comparison, Kept, Plan, same};
 use crate::picture::{self, tests::shows};
 use choir::catalog::Forms;
-use choir::cli::capacity::Capacity;
 use choir::ops::quantized::Form;
 use choir::superposition::Scheme;
 use clap::ValueEnum;
@@ -27,7 +26,7 @@ fn both(form: Form) -> Forms {
 fn measured() -> Report {
     let subjects = subjects(&[1, 2, 3]);
     let mut plan = Plan::new(
-        &[Capacity::same(1)],
+        &[same(1)],
         (&[Form::F32, Form::Q4K], None),
         Comparison::value_variants(),
         3,
@@ -43,7 +42,7 @@ fn measured() -> Report {
 fn alone_in_a_bank_a_variant_keeps_its_gain() {
     let report = measured();
     let alone = |outcome: &&super::evaluate::Outcome| {
-        outcome.trial.capacity == Capacity::same(1)
+        outcome.trial.capacity == same(1)
             && outcome.trial.scheme == Kept::Choir
             && outcome.trial.forms == both(Form::F32)
     };
@@ -118,7 +117,7 @@ fn banks_are_filled_as_a_store_fills_them() {
         let arrangement = Arrangement::new(
             &subjects,
             Scheme::default(),
-            Capacity::same(capacity),
+            same(capacity),
             both(Form::F32),
         );
         arrangement.expect("arrangement").bits()

@@ -3,6 +3,7 @@
 use choir::catalog::Forms;
 use choir::cli::capacity::Capacity;
 use choir::ops::quantized::Form;
+use choir::store::Options;
 use choir::superposition::Scheme;
 use clap::ValueEnum;
 use serde::{Serialize, Serializer};
@@ -101,7 +102,7 @@ impl Plan {
         comparisons: &[Comparison],
         variants: usize,
     ) -> Self {
-        let all = [&[Capacity::of_store()], capacities].concat();
+        let all = [&[of_store()], capacities].concat();
         let mut trials = Vec::new();
         let mut add = |scheme, capacity, forms| {
             let trial = Trial {
@@ -116,11 +117,7 @@ impl Plan {
         // The last form, the smallest, is the one that the others are compared in.
         let last = forms.last().copied().unwrap_or(Form::Q2K);
         let served = |capacity: Capacity| Forms::new(last, head, capacity.head);
-        add(
-            Kept::Choir,
-            Capacity::of_store(),
-            served(Capacity::of_store()),
-        );
+        add(Kept::Choir, of_store(), served(of_store()));
         for capacity in all {
             add(Kept::Choir, capacity, served(capacity));
             for &body in forms {
@@ -130,8 +127,8 @@ impl Plan {
         }
         for &comparison in comparisons {
             let capacities = match comparison {
-                Comparison::Bitdelta => vec![Capacity::same(1)],
-                _ => vec![Capacity::of_store(), Capacity::same(variants)],
+                Comparison::Bitdelta => vec![same(1)],
+                _ => vec![of_store(), same(variants)],
             };
             for capacity in capacities {
                 add(Kept::Compared(comparison), capacity, served(capacity));
@@ -141,6 +138,23 @@ impl Plan {
             trials,
             tensors: false,
         }
+    }
+}
+
+/// So many variants to every bank.
+pub fn same(capacity: usize) -> Capacity {
+    Capacity {
+        body: capacity,
+        head: capacity,
+    }
+}
+
+/// What a store is made with.
+fn of_store() -> Capacity {
+    let options = Options::default();
+    Capacity {
+        body: options.bank_capacity,
+        head: options.head_capacity,
     }
 }
 

@@ -10,19 +10,10 @@ struct Cli {
     args: ServeBenchArgs,
 }
 
-fn args(options: &[&str]) -> ServeBenchArgs {
-    let defaults = [
-        "bench",
-        "--tokens",
-        "4..12",
-        "--warm-up",
-        "0",
-        "--seconds",
-        "600",
-        "--threads",
-        "1",
-    ];
-    Cli::try_parse_from(defaults.iter().chain(options))
+fn args(options: &str) -> ServeBenchArgs {
+    let defaults = "bench --tokens 4..12 --warm-up 0 --seconds 600 --threads 1";
+    let words = [defaults, options].map(str::split_whitespace);
+    Cli::try_parse_from(words.into_iter().flatten())
         .expect("options")
         .args
 }
@@ -32,51 +23,31 @@ fn with_server<T>(work: impl AsyncFnOnce(String, tokio::task::AbortHandle) -> T)
     let dir = tempfile::tempdir().expect("directory");
     let store = dir.path().join("store").display().to_string();
     let runtime = tokio::runtime::Runtime::new().expect("runtime");
-    let own = Own::start(&args(&["--data-dir", &store]), &runtime).expect("server");
+    let own = Own::start(&args(&format!("--data-dir {store}")), &runtime).expect("server");
     runtime.block_on(work(own.address.clone(), own.served.abort_handle()))
 }
 
 #[test]
 fn a_closed_and_an_open_load_are_answered() {
     with_server(async |address, _| {
-        for arrivals in [["--clients", "3"], ["--rate", "500"]] {
-            let mut options = vec![
-                "--requests",
-                "24",
-                "--variants",
-                "base,kjv,kjv-few",
-                "--popularity",
-                "zipf",
-            ];
-            options.extend(arrivals);
-            let report = bench(&args(&options), address.clone())
-                .await
-                .expect("report");
+        for arrivals in ["--clients 3", "--rate 500"] {
+            let options = "--requests 24 --variants base,kjv,kjv-few --popularity zipf";
+            let args = args(&format!("{options} {arrivals}"));
+            let report = bench(&args, address.clone()).await.expect("report");
             let all = &report.overall;
             assert_eq!(
                 (all.requests, all.finished, all.failed, report.unanswered),
                 (24, 24, 0, 0),
                 "{report}"
             );
-            assert_eq!(
-                report
-                    .variants
-                    .iter()
-                    .map(|variant| variant.requests)
-                    .sum::<usize>(),
-                24
-            );
+            let asked = report.variants.iter().map(|variant| variant.requests);
+            assert_eq!(asked.sum::<usize>(), 24);
             assert!(all.tokens >= 24 && all.first_block.p50 <= all.end_to_end.p50);
-            assert!(
-                report
-                    .memory
-                    .iter()
-                    .any(|(part, bytes)| part == "base" && *bytes > 0)
-            );
+            let mut memory = report.memory.iter();
+            assert!(memory.any(|(part, bytes)| part == "base" && *bytes > 0));
         }
-        let unknown = bench(&args(&["--variants", "nobody"]), address)
-            .await
-            .expect_err("refused");
+        let unknown = bench(&args("--variants nobody"), address).await;
+        let unknown = unknown.expect_err("refused");
         assert!(unknown.to_string().contains("nobody"), "{unknown}");
     });
 }
@@ -84,35 +55,20 @@ fn a_closed_and_an_open_load_are_answered() {
 #[test]
 fn a_noisy_variant_an_overload_and_a_probe() {
     with_server(async |address, _| {
-        let noisy = [
-            "--variants",
-            "base,kjv",
-            "--noisy",
-            "kjv=3",
-            "--clients",
-            "1",
-            "--requests",
-            "12",
-            "--probe",
-            "quijote",
-        ];
-        let report = bench(&args(&noisy), address.clone()).await.expect("report");
-        assert_eq!(
-            (report.overall.finished, report.unanswered),
-            (12, 0),
-            "{report}"
-        );
-        assert!(
-            report.variants[1].requests > report.variants[0].requests,
-            "{report}"
-        );
+        let noisy =
+            args("--variants base,kjv --noisy kjv=3 --clients 1 --requests 12 --probe quijote");
+        let report = bench(&noisy, address.clone()).await.expect("report");
+        let ended = (report.overall.finished, report.unanswered);
+        assert_eq!(ended, (12, 0), "{report}");
+        let [few, many] = [0, 1].map(|variant| report.variants[variant].requests);
+        assert!(many > few, "{report}");
         let probe = report.probe.as_ref().expect("probed");
         assert!(
             probe.unloaded.p50.is_some() && report.to_string().contains("alone on quijote"),
             "{report}"
         );
 
-        let mut over = args(&["--variants", "base", "--clients", "2", "--overload", "2"]);
+        let mut over = args("--variants base --clients 2 --overload 2");
         over.seconds = 0.5;
         let report = bench(&over, address.clone()).await.expect("report");
         let overload = report.overload.expect("overload");
@@ -128,13 +84,12 @@ fn a_noisy_variant_an_overload_and_a_probe() {
         );
 
         for (options, word) in [
-            (["--probe", "nobody", "--variants", "base"], "nobody"),
-            (["--probe", "kjv", "--variants", "kjv"], "among"),
-            (["--noisy", "kjv=2", "--variants", "base"], "--noisy"),
+            ("--probe nobody --variants base", "nobody"),
+            ("--probe kjv --variants kjv", "among"),
+            ("--noisy kjv=2 --variants base", "--noisy"),
         ] {
-            let error = bench(&args(&options), address.clone())
-                .await
-                .expect_err("refused");
+            let found = bench(&args(options), address.clone()).await;
+            let error = found.expect_err("refused");
             assert!(error.to_string().contains(word), "{error}");
         }
     });
@@ -143,27 +98,14 @@ fn a_noisy_variant_an_overload_and_a_probe() {
 #[test]
 fn a_deadline_that_cannot_be_met_is_counted_as_late() {
     with_server(async |address, _| {
-        let options = [
-            "--requests",
-            "6",
-            "--clients",
-            "2",
-            "--variants",
-            "kjv",
-            "--deadline-ms",
-            "1",
-        ];
-        let mut args = args(&options);
+        let mut args = args("--requests 6 --clients 2 --variants kjv --deadline-ms 1");
         args.tokens = Span {
             least: 1000,
             most: 1000,
         };
         let report = bench(&args, address).await.expect("report");
-        assert_eq!(
-            (report.overall.late, report.overall.finished),
-            (6, 0),
-            "{report}"
-        );
+        let ended = (report.overall.late, report.overall.finished);
+        assert_eq!(ended, (6, 0), "{report}");
     });
 }
 
@@ -221,32 +163,18 @@ fn what_came_before_a_server_went_away_is_kept() {
 fn a_bench_whose_server_goes_away_shows_what_it_has_and_fails() {
     let dir = tempfile::tempdir().expect("directory");
     let file = dir.path().join("report.json");
-    let options = [
-        "--variants",
-        "base",
-        "--clients",
-        "2",
-        "--probe",
-        "kjv",
-        "--json",
-    ];
-    let args = args(&[&options[..], &[file.to_str().expect("path")]].concat());
+    let options = "--variants base --clients 2 --probe kjv --json";
+    let args = args(&format!("{options} {}", file.display()));
     let report = with_server(async |address, server| {
         let kill = async {
-            let channel = ServerArgs::at(address.clone())
-                .connect()
-                .await
-                .expect("server");
-            let mut admin = AdminClient::new(channel);
+            let connected = ServerArgs::at(address.clone()).connect().await;
+            let mut admin = AdminClient::new(connected.expect("server"));
             // The probe's requests before the load are thirty.
-            while admin
-                .get_status(pb::GetStatusRequest {})
-                .await
-                .expect("status")
-                .into_inner()
-                .finished
-                < 40
-            {
+            loop {
+                let status = admin.get_status(pb::GetStatusRequest {}).await;
+                if status.expect("status").into_inner().finished >= 40 {
+                    break;
+                }
                 tokio::task::yield_now().await;
             }
             server.abort();
@@ -287,16 +215,16 @@ fn impossible_loads_are_refused() {
         assert!(error.to_string().contains(&options[0]), "{error}");
     }
     for options in [
-        ["--popularity", "even"],
-        ["--tokens", "9..3"],
-        ["--prompt-words", "0"],
+        "--popularity even",
+        "--tokens 9..3",
+        "--prompt-words 0",
+        "--noisy kjv=0",
+        "--rate 3 --clients 4",
+        "--rate 3 --overload 4",
     ] {
-        assert!(
-            Cli::try_parse_from(["bench", options[0], options[1]]).is_err(),
-            "{options:?}"
-        );
+        let words = ["bench"].into_iter().chain(options.split(' '));
+        assert!(Cli::try_parse_from(words).is_err(), "{options}");
     }
-    assert!(Cli::try_parse_from(["bench", "--noisy", "kjv=0"]).is_err());
     let weights = |text| {
         Cli::try_parse_from(["bench", "--weights", text])
             .map(|cli| cli.args.engine.config().weights)
@@ -304,8 +232,6 @@ fn impossible_loads_are_refused() {
     let found = weights("kjv=2,base=0.5").expect("weights");
     assert_eq!((found.len(), found["kjv"], found["base"]), (2, 2.0, 0.5));
     assert!(weights("kjv").is_err() && weights("kjv=much").is_err());
-    assert!(Cli::try_parse_from(["bench", "--rate", "3", "--clients", "4"]).is_err());
-    assert!(Cli::try_parse_from(["bench", "--rate", "3", "--overload", "4"]).is_err());
     // What only the engine knows is refused when its server is started: before any load.
     let dir = tempfile::tempdir().expect("directory");
     let store = dir.path().join("store").display().to_string();
@@ -320,7 +246,8 @@ fn impossible_loads_are_refused() {
         ("--stall-seconds", "0", "stall"),
         ("--weights", "kjv=0", "weights"),
     ] {
-        let error = run(args(&["--data-dir", &store, option, value])).expect_err(option);
+        let args = args(&format!("--data-dir {store} {option} {value}"));
+        let error = run(args).expect_err(option);
         assert!(format!("{error:#}").contains(field), "{option}: {error:#}");
     }
 }
