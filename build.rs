@@ -1,4 +1,4 @@
-//! Generates the code of `proto/choir/v1` without `protoc`, and the descriptors that reflection serves; lists the files
+//! Generates the code of `proto` without `protoc`, and the descriptors that reflection serves; lists the files
 //! of `models/`, which are compiled in; with the `cuda` feature compiles `src/ops/kernels`.
 
 use protox::prost::Message;
@@ -7,23 +7,35 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, error::Error, fs, thread};
 
-const FILES: [&str; 2] = [
-    "proto/choir/v1/inference.proto",
-    "proto/choir/v1/admin.proto",
+/// The packages whose code is generated, and their files.
+const PACKAGES: [(&str, &[&str]); 2] = [
+    (
+        "choir.v1",
+        &[
+            "proto/choir/v1/inference.proto",
+            "proto/choir/v1/admin.proto",
+        ],
+    ),
+    ("inference", &["proto/inference/inference.proto"]),
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {
     // tonic-prost-build prints none for a descriptor set.
     println!("cargo:rerun-if-changed=build.rs");
-    FILES
-        .iter()
-        .for_each(|file| println!("cargo:rerun-if-changed={file}"));
-    let descriptors = protox::compile(FILES, ["proto"])?;
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("no OUT_DIR")?);
-    fs::write(out.join("choir.v1.bin"), descriptors.encode_to_vec())?;
-    tonic_prost_build::configure()
-        .codec_path("crate::server::codec::Codec")
-        .compile_fds(descriptors)?;
+    for (package, files) in PACKAGES {
+        files
+            .iter()
+            .for_each(|file| println!("cargo:rerun-if-changed={file}"));
+        let descriptors = protox::compile(files, ["proto"])?;
+        fs::write(
+            out.join(format!("{package}.bin")),
+            descriptors.encode_to_vec(),
+        )?;
+        tonic_prost_build::configure()
+            .codec_path("crate::server::codec::Codec")
+            .compile_fds(descriptors)?;
+    }
     fs::write(out.join("embedded.rs"), embedded()?)?;
     if env::var_os("CARGO_FEATURE_CUDA").is_some() {
         fs::write(out.join("kernels.rs"), kernels(&out)?)?;

@@ -47,6 +47,15 @@ pub mod telemetry;
 pub mod train;
 pub mod transform;
 
+/// The generated code of `proto/inference`, for `server`.
+#[allow(missing_docs, clippy::all)]
+pub mod kserve {
+    tonic::include_proto!("inference");
+
+    /// The encoded descriptor set, for reflection.
+    pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/inference.bin"));
+}
+
 /// The generated code of `proto/choir/v1`, for `server` and the command line's client.
 #[allow(missing_docs, clippy::all)]
 pub mod pb {

@@ -1,37 +1,121 @@
 //! What every client command shares: the connection, the mix, and errors in words.
 
 use crate::pb;
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
-use tonic::transport::Channel;
+use std::path::PathBuf;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::{Request, Status};
 
-/// Where the server is.
-#[derive(Args, Debug)]
+/// A server, asked with a key where there is one.
+pub type Connection = InterceptedService<Channel, Bearer>;
+
+/// Where the server is, and who asks.
+#[derive(Args, Clone, Debug, Default)]
 pub struct ServerArgs {
-    /// The server to ask.
+    /// The server to ask: http://HOST:PORT, https://HOST:PORT, or unix:PATH.
     #[arg(long, default_value = "http://127.0.0.1:50051", env = "CHOIR_SERVER")]
     server: String,
+    /// The API key, for a server that has keys; better given in the environment, where other users do not see it.
+    #[arg(long, env = "CHOIR_API_KEY", hide_env_values = true)]
+    api_key: Option<String>,
+    /// Who vouches for an https:// server, in PEM [default: whom this machine trusts].
+    #[arg(long, env = "CHOIR_TLS_CA")]
+    tls_ca: Option<PathBuf>,
+    /// A certificate of one's own, in PEM, for a server that asks for one.
+    #[arg(long, requires = "tls_client_key", env = "CHOIR_TLS_CLIENT_CERT")]
+    tls_client_cert: Option<PathBuf>,
+    /// Its private key, in PEM.
+    #[arg(long, requires = "tls_client_cert", env = "CHOIR_TLS_CLIENT_KEY")]
+    tls_client_key: Option<PathBuf>,
+}
+
+/// Puts the API key into every request.
+#[derive(Clone, Debug)]
+pub struct Bearer(Option<MetadataValue<Ascii>>);
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(key) = &self.0 {
+            request.metadata_mut().insert("authorization", key.clone());
+        }
+        Ok(request)
+    }
 }
 
 impl ServerArgs {
     pub fn at(server: String) -> Self {
-        ServerArgs { server }
+        ServerArgs {
+            server,
+            ..ServerArgs::default()
+        }
     }
 
-    pub async fn connect(&self) -> Result<Channel> {
-        let address = match self.server.contains("://") {
-            true => self.server.clone(),
-            false => format!("http://{}", self.server),
-        };
-        let endpoint = Channel::from_shared(address)
-            .map_err(|error| anyhow!("--server {}: {error}", self.server))?;
-        endpoint.connect().await.map_err(|error| {
+    pub async fn connect(&self) -> Result<Connection> {
+        let mut bearer = None;
+        if let Some(key) = &self.api_key {
+            let key = format!("Bearer {key}").parse::<MetadataValue<Ascii>>();
+            let mut key = key.map_err(|_| anyhow!("--api-key: it is not printable ASCII"))?;
+            key.set_sensitive(true);
+            bearer = Some(key);
+        }
+        let channel = self.endpoint()?.connect().await.map_err(|error| {
             anyhow!(
                 "no server answers at {}: {} (is `choir serve` running?)",
                 self.server,
                 root(&error)
             )
-        })
+        })?;
+        Ok(InterceptedService::new(channel, Bearer(bearer)))
+    }
+
+    fn endpoint(&self) -> Result<Endpoint> {
+        let said = |error: &dyn std::fmt::Display| anyhow!("--server {}: {error}", self.server);
+        let settings = [&self.tls_ca, &self.tls_client_cert];
+        let plain = |kind: &str| match settings.iter().any(|one| one.is_some()) {
+            true => Err(said(&format!(
+                "{kind} has no TLS, and certificates are given"
+            ))),
+            false => Ok(()),
+        };
+        if let Some(path) = self.server.strip_prefix("unix:") {
+            plain("a unix socket")?;
+            let path = std::path::absolute(path.trim_start_matches("//"))?;
+            let address = format!("unix://{}", path.display());
+            return Endpoint::from_shared(address).map_err(|error| said(&error));
+        }
+        let address = match self.server.contains("://") {
+            true => self.server.clone(),
+            false => format!("http://{}", self.server),
+        };
+        let endpoint = Endpoint::from_shared(address).map_err(|error| said(&error))?;
+        let uri = endpoint.uri();
+        if !["", "/"].contains(&uri.path()) || uri.query().is_some() {
+            return Err(said(&"an address ends after its port"));
+        }
+        match uri.scheme_str() {
+            Some("http") => plain("http://").map(|()| endpoint),
+            Some("https") => endpoint
+                .tls_config(self.tls()?)
+                .map_err(|error| said(&root(&error))),
+            _ => bail!(said(&"it is neither http:// nor https:// nor unix:")),
+        }
+    }
+
+    fn tls(&self) -> Result<ClientTlsConfig> {
+        let read = |path: &PathBuf| std::fs::read(path).with_context(|| path.display().to_string());
+        let mut tls = ClientTlsConfig::new();
+        tls = match &self.tls_ca {
+            None => tls.with_native_roots(),
+            Some(path) => tls.ca_certificate(Certificate::from_pem(read(path)?)),
+        };
+        if let (Some(certificate), Some(key)) = (&self.tls_client_cert, &self.tls_client_key) {
+            tls = tls.identity(Identity::from_pem(read(certificate)?, read(key)?));
+        }
+        Ok(tls)
     }
 }
 
@@ -95,5 +179,51 @@ impl MixArgs {
             weight: *weight,
         };
         self.variants.iter().map(part).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(server: &str, tls_ca: Option<&str>) -> String {
+        let args = ServerArgs {
+            tls_ca: tls_ca.map(PathBuf::from),
+            ..ServerArgs::at(server.to_owned())
+        };
+        let endpoint = args.endpoint().map(|endpoint| endpoint.uri().clone());
+        endpoint.expect_err(server).to_string()
+    }
+
+    #[test]
+    fn addresses_that_are_none_are_refused() {
+        for (server, said) in [
+            ("http://a:1/path", "an address ends"),
+            ("http://a:1/?query", "an address ends"),
+            ("a:1/path", "an address ends"),
+            ("ftp://a:1", "neither"),
+            ("http://", "--server"),
+            ("", "--server"),
+            ("not an address", "--server"),
+        ] {
+            let error = refused(server, None);
+            assert!(error.contains(said), "{server}: {error}");
+        }
+        for plain in ["http://a:1", "a:1", "unix:/a"] {
+            let error = refused(plain, Some("ca.pem"));
+            assert!(error.contains("no TLS"), "{plain}: {error}");
+        }
+        let error = refused("https://a:1", Some("/no/such/file"));
+        assert!(error.contains("/no/such/file"), "{error}");
+        for good in [
+            "a:1",
+            "http://a:1",
+            "http://[::1]:1/",
+            "unix:a",
+            "unix:///a",
+        ] {
+            let args = ServerArgs::at(good.to_owned());
+            args.endpoint().expect(good);
+        }
     }
 }

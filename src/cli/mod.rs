@@ -4,6 +4,7 @@ pub mod bench;
 pub mod capacity;
 mod chat;
 mod client;
+mod doors;
 pub mod eval;
 mod exit;
 mod generate;

@@ -1,5 +1,6 @@
 //! `choir serve`: the wiring diagram.
 
+use super::doors::DoorArgs;
 use super::materialise::MaterialiseArgs;
 use super::memory::{self, Loading};
 use super::place::PlaceArgs;
@@ -11,35 +12,29 @@ use crate::server::{self, Limits};
 use crate::telemetry;
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Serve a base and its variants over gRPC.
+/// Serve a base and its variants over gRPC and HTTP.
 ///
 /// Without arguments: the model compiled into this binary, its variants, and a store in the user's data directory.
 /// SIGTERM or SIGINT finishes what was accepted and ends; a second one ends at once.
 #[derive(Args, Debug)]
 pub struct ServeArgs {
-    /// Address to listen on; port 0 takes any free one.
-    #[arg(long, default_value = "127.0.0.1:50051", env = "CHOIR_LISTEN")]
-    listen: SocketAddr,
-    /// Allow an address that other machines can reach. There is no authentication.
-    #[arg(long)]
-    insecure_bind: bool,
+    #[command(flatten)]
+    doors: DoorArgs,
     #[command(flatten)]
     store: StoreArgs,
     #[command(flatten)]
     engine: EngineArgs,
     #[command(flatten)]
     materialise: MaterialiseArgs,
-    /// Believe who clients say they are, in the metadata choir-client-id; for servers behind a proxy that sets it. Clients are
-    /// their addresses otherwise.
-    #[arg(long)]
-    trust_client_id: bool,
+    /// How log lines are written.
+    #[arg(long, value_enum, default_value_t, env = "CHOIR_LOG_FORMAT")]
+    log_format: telemetry::Format,
     /// Seconds that requests under way may take to finish after SIGTERM; what still runs then ends with UNAVAILABLE.
     #[arg(long, default_value_t = Limits::default().drain.as_secs())]
     drain_seconds: u64,
@@ -55,7 +50,6 @@ pub struct ServeArgs {
 impl ServeArgs {
     fn limits(&self) -> Limits {
         let mut limits = Limits {
-            trust_client_id: self.trust_client_id,
             drain: Duration::from_secs(self.drain_seconds),
             connection_age: (self.max_connection_age)
                 .map(|seconds| (Duration::from_secs(seconds), Duration::from_secs(60))),
@@ -247,13 +241,13 @@ fn default_data_dir() -> Result<PathBuf> {
 }
 
 pub fn run(args: ServeArgs) -> Result<()> {
-    telemetry::init();
+    telemetry::init(args.log_format);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
     // Listen first: a taken port is a mistake to hear of before the model is loaded.
-    let limits = args.limits();
-    let listener = runtime.block_on(server::bind(args.listen, args.insecure_bind))?;
+    let (doors, mut settings) = runtime.block_on(args.doors.open())?;
+    settings.limits = args.limits();
     let config = args.store.config()?;
     let engine_config = EngineConfig {
         materialise_bytes: args.materialise.bytes(match config.place {
@@ -275,10 +269,11 @@ pub fn run(args: ServeArgs) -> Result<()> {
     let catalog = Arc::new(catalog);
     let engine = Engine::start(engine_config, generation)?;
     catalog.attach(engine.clone());
-    let (status, address) = (catalog.status(), listener.local_addr()?);
+    let status = catalog.status();
+    let tls = settings.tls.is_some();
     let bytes: u64 = status.memory.iter().map(|part| part.bytes).sum();
     println!(
-        "choir {} serves the base and {} variants in {} banks ({:.1} MiB of weights{}, generation {}) from {} on {address}",
+        "choir {} serves the base and {} variants in {} banks ({:.1} MiB of weights{}, generation {}) from {} on {}{}",
         env!("CARGO_PKG_VERSION"),
         status.variants,
         status.banks,
@@ -289,6 +284,8 @@ pub fn run(args: ServeArgs) -> Result<()> {
         },
         status.generation,
         data_dir.display(),
+        doors,
+        if tls { ", with TLS" } else { "" },
     );
     let served = runtime.block_on(async {
         let (mut terminate, mut interrupt) = (
@@ -303,7 +300,7 @@ pub fn run(args: ServeArgs) -> Result<()> {
                 std::process::exit(1);
             });
         };
-        server::serve(listener, catalog, engine, limits, asked)
+        server::serve(doors, catalog, engine, settings, asked)
             .await
             .context("serving")
     });

@@ -9,7 +9,12 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse, health_server};
 
 /// Names that are known from the start to the end. A variant's name has no dot, so none can be taken for a service.
-const SERVICES: [&str; 3] = ["", "choir.v1.Inference", "choir.v1.Admin"];
+const SERVICES: [&str; 4] = [
+    "",
+    "choir.v1.Inference",
+    "choir.v1.Admin",
+    "inference.GRPCInferenceService",
+];
 
 /// What is known of every name.
 #[derive(Clone, Debug, Default)]

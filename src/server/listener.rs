@@ -1,22 +1,27 @@
-//! Accepts connections: so many at most, each with a time for its first request, and with a pause where the system has no
-//! descriptors left.
+//! Accepts connections: so many at most, each with a time for its handshake and its first request, and with a pause where the
+//! system has no descriptors left.
 
+mod door;
 mod first;
+mod stream;
 
+pub use door::Listener;
+
+use super::access::Peer;
+use super::tls::Tls;
 use first::First;
 use std::collections::VecDeque;
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
+use stream::{Plain, Stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Sleep;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::server::{Connected, TcpConnectInfo};
+use tonic::transport::server::Connected;
 
 /// Descriptors left to the store, the log and the runtime.
 const KEPT_DESCRIPTORS: u64 = 128;
@@ -30,7 +35,7 @@ const SAY_AGAIN: Duration = Duration::from_secs(60);
 pub struct Bounds {
     /// Open connections at most.
     pub connections: usize,
-    /// Time for the headers of the first request.
+    /// Time for a handshake and the headers of the first request.
     pub first: Duration,
 }
 
@@ -65,21 +70,23 @@ type Silent = Arc<Mutex<VecDeque<oneshot::Sender<()>>>>;
 /// Accepts on `listener` until the stream is dropped. Where all places are taken a new connection takes that of the oldest
 /// which has asked for nothing yet; where there is none such, it waits.
 pub fn accept(
-    listener: Arc<TcpListener>,
+    listener: Listener,
+    tls: Option<Arc<Tls>>,
     bounds: Bounds,
 ) -> ReceiverStream<io::Result<Connection>> {
     let (to, accepted) = mpsc::channel(1);
     tokio::spawn(async move {
         tokio::select! {
             () = to.closed() => {}
-            () = accept_all(&listener, bounds, &to) => {}
+            () = accept_all(&listener, tls, bounds, &to) => {}
         }
     });
     ReceiverStream::new(accepted)
 }
 
 async fn accept_all(
-    listener: &TcpListener,
+    listener: &Listener,
+    tls: Option<Arc<Tls>>,
     bounds: Bounds,
     to: &mpsc::Sender<io::Result<Connection>>,
 ) {
@@ -87,7 +94,7 @@ async fn accept_all(
     let silent = Silent::default();
     let (mut refused, mut full) = (Occasionally::default(), Occasionally::default());
     loop {
-        let (tcp, _) = match listener.accept().await {
+        let (plain, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) if of_one_connection(&error) => continue,
             Err(error) => {
@@ -114,8 +121,6 @@ async fn accept_all(
                 }
             }
         };
-        // Small messages must not wait for others; a connection that is gone already says so when it is read.
-        let _ = tcp.set_nodelay(true);
         let (alive, ended) = oneshot::channel();
         {
             let mut silent = silent.lock().unwrap_or_else(PoisonError::into_inner);
@@ -124,18 +129,51 @@ async fn accept_all(
                 silent.retain(|alive| !alive.is_closed());
             }
         }
-        let connection = Connection {
-            info: tcp.connect_info(),
-            tcp,
-            waiting: Some(Box::new(Waiting {
-                deadline: Box::pin(tokio::time::sleep(bounds.first)),
-                ended,
-                first: First::default(),
-            })),
-            _seat: seat,
+        let waiting = Box::new(Waiting {
+            deadline: Box::pin(tokio::time::sleep(bounds.first)),
+            ended,
+            first: First::default(),
+        });
+        let Some(tls) = &tls else {
+            let stream = Stream::Plain(plain);
+            if to
+                .send(Ok(Connection::new(stream, peer, waiting, seat)))
+                .await
+                .is_err()
+            {
+                return;
+            }
+            continue;
         };
-        if to.send(Ok(connection)).await.is_err() {
-            return;
+        // Beside the others: a handshake takes as long as its client likes, until its deadline.
+        let (tls, to) = (tls.clone(), to.clone());
+        tokio::spawn(async move {
+            if let Some((stream, waiting)) = shake_hands(&tls, plain, peer, waiting).await {
+                let _ = to
+                    .send(Ok(Connection::new(stream, peer, waiting, seat)))
+                    .await;
+            }
+        });
+    }
+}
+
+/// TLS, unless it fails, the deadline passes or somebody else needs the place.
+async fn shake_hands(
+    tls: &Tls,
+    plain: Plain,
+    peer: Peer,
+    mut waiting: Box<Waiting>,
+) -> Option<(Stream, Box<Waiting>)> {
+    let shaken = tokio::select! {
+        shaken = tls.acceptor().accept(plain) => shaken,
+        () = waiting.deadline.as_mut() => return None,
+        _ = &mut waiting.ended => return None,
+    };
+    match shaken {
+        Ok(stream) => Some((Stream::Tls(Box::new(stream)), waiting)),
+        Err(error) => {
+            tracing::debug!(?peer, "no TLS: {error}");
+            None
         }
     }
 }
@@ -176,8 +214,9 @@ impl Occasionally {
 
 /// One connection, which has its place until it is dropped.
 pub struct Connection {
-    tcp: TcpStream,
-    info: TcpConnectInfo,
+    stream: Stream,
+    /// Who is at its other end.
+    pub peer: Peer,
     /// Until the headers of its first request have come.
     waiting: Option<Box<Waiting>>,
     _seat: OwnedSemaphorePermit,
@@ -191,17 +230,26 @@ struct Waiting {
 }
 
 impl Connection {
-    /// The other side's address.
-    pub fn remote(&self) -> Option<SocketAddr> {
-        self.info.remote_addr()
+    fn new(
+        stream: Stream,
+        peer: Peer,
+        waiting: Box<Waiting>,
+        seat: OwnedSemaphorePermit,
+    ) -> Connection {
+        Connection {
+            stream,
+            peer,
+            waiting: Some(waiting),
+            _seat: seat,
+        }
     }
 }
 
 impl Connected for Connection {
-    type ConnectInfo = TcpConnectInfo;
+    type ConnectInfo = Peer;
 
-    fn connect_info(&self) -> TcpConnectInfo {
-        self.info.clone()
+    fn connect_info(&self) -> Peer {
+        self.peer
     }
 }
 
@@ -220,7 +268,7 @@ impl AsyncRead for Connection {
             }
         }
         let before = to.filled().len();
-        let read = Pin::new(&mut this.tcp).poll_read(context, to);
+        let read = Pin::new(&mut this.stream).poll_read(context, to);
         if let Some(waiting) = &mut this.waiting
             && waiting.first.saw(&to.filled()[before..])
         {
@@ -236,15 +284,15 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tcp).poll_write(context, bytes)
+        Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_flush(context)
+        Pin::new(&mut self.stream).poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_shutdown(context)
+        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 
     fn poll_write_vectored(
@@ -252,10 +300,10 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tcp).poll_write_vectored(context, bytes)
+        Pin::new(&mut self.stream).poll_write_vectored(context, bytes)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.tcp.is_write_vectored()
+        self.stream.is_write_vectored()
     }
 }

@@ -1,6 +1,8 @@
 //! The one table from what went wrong to what a client is told.
 
-use super::choir::convert;
+use super::access::Overspent;
+use super::requests::Refusal;
+use crate::model::tokenizer::ChatError;
 use crate::superposition::Refused;
 use crate::{catalog, engine, store};
 use std::io::ErrorKind;
@@ -47,13 +49,38 @@ fn told(error: &dyn std::error::Error) -> String {
     message
 }
 
+impl From<Refusal> for Status {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Field(error) => error.into(),
+            Refusal::Engine(error) => error.into(),
+            Refusal::Chat(
+                ref error @ (ChatError::NoTemplate | ChatError::Template(_) | ChatError::Endless),
+            ) => {
+                tracing::debug!("no conversation: {error}");
+                Status::failed_precondition(told(&refusal))
+            }
+            Refusal::Chat(_) => Status::invalid_argument(told(&refusal)),
+            Refusal::Overspent(error) => {
+                let retry_after = match error {
+                    // Whenever another of the key's requests ends.
+                    Overspent::Requests { .. } => Some(Duration::from_secs(1)),
+                    Overspent::Tokens { retry_after, .. } => Some(retry_after),
+                    Overspent::Never { .. } => None,
+                };
+                exhausted(told(&error), retry_after)
+            }
+        }
+    }
+}
+
 impl From<engine::Error> for Status {
     fn from(error: engine::Error) -> Self {
         use engine::Error::*;
         let message = told(&error);
         match error {
             UnknownVariant { .. } => Status::not_found(message),
-            BadField { field, reason } => self::BadField::new(convert::path(field), reason).into(),
+            BadField { field, reason } => self::BadField { field, reason }.into(),
             PromptTooLong { .. } => self::BadField::new("prompt", message).into(),
             // Overloaded: not DEADLINE_EXCEEDED, which would say that time was spent on it; coming back later, or going
             // elsewhere, is what helps.

@@ -105,14 +105,15 @@ async fn calls_that_are_reset_leave_their_neighbour_on_the_connection_alone() {
 
 #[tokio::test]
 async fn silent_connections_keep_nobody_out() {
-    let limits = Limits {
+    let mut settings = settings();
+    settings.limits = Limits {
         connections: Bounds {
             connections: 4,
             ..Bounds::default()
         },
-        ..limits()
+        ..settings.limits
     };
-    let server = Server::start_within(engine_config(), limits, |generation| generation).await;
+    let server = Server::start_within(engine_config(), settings, |generation| generation).await;
     let mut silent = Vec::new();
     for _ in 0..12 {
         let mut tcp = TcpStream::connect(server.address).await.expect("connect");
@@ -134,14 +135,15 @@ async fn silent_connections_keep_nobody_out() {
 
 #[tokio::test]
 async fn a_connection_without_a_request_is_ended() {
-    let limits = Limits {
+    let mut settings = settings();
+    settings.limits = Limits {
         connections: Bounds {
             first: Duration::from_millis(20),
             ..Bounds::default()
         },
-        ..limits()
+        ..settings.limits
     };
-    let server = Server::start_within(engine_config(), limits, |generation| generation).await;
+    let server = Server::start_within(engine_config(), settings, |generation| generation).await;
     for said in [&b""[..], b"PRI * HT", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"] {
         let mut tcp = TcpStream::connect(server.address).await.expect("connect");
         tcp.write_all(said).await.expect("written");
@@ -172,11 +174,12 @@ async fn other_content_types_are_unsupported() {
 
 #[tokio::test]
 async fn a_drain_that_lasts_too_long_ends_what_is_left() {
-    let limits = Limits {
+    let mut settings = settings();
+    settings.limits = Limits {
         drain: Duration::from_millis(200),
-        ..limits()
+        ..settings.limits
     };
-    let server = Server::start_within(engine_config(), limits, |generation| generation).await;
+    let server = Server::start_within(engine_config(), settings, |generation| generation).await;
     let (client, _admin) = server.clients().await;
     // One that nobody reads: it would not end by itself.
     let mut left = started(&client, request("", 4096, 3)).await;

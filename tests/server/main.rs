@@ -3,8 +3,12 @@
 mod admin;
 mod chat;
 mod connections;
+mod doors;
 mod endings;
 mod generate;
+mod keys;
+mod kserve;
+mod patience;
 mod processes;
 mod raw;
 mod refusals;
@@ -12,7 +16,9 @@ mod soak;
 mod tenants;
 #[path = "../fixtures/tiny.rs"]
 mod tiny;
+mod tls;
 mod uploads;
+mod web;
 
 use choir::catalog::base::shipped;
 use choir::catalog::{BaseSource, Catalog, CatalogConfig};
@@ -23,7 +29,7 @@ use choir::pb;
 use choir::pb::admin_client::AdminClient;
 use choir::pb::generate_response::Event;
 use choir::pb::inference_client::InferenceClient;
-use choir::server::{self, Limits};
+use choir::server::{self, Doors, Limits, Settings};
 use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -80,11 +86,15 @@ fn link(from: &Path, to: &Path) {
 }
 
 /// Small limits, so that they are met.
-fn limits() -> Limits {
-    Limits {
+fn settings() -> Settings {
+    let limits = Limits {
         prompt_bytes: 10_000,
         upload_bytes: 4 << 20,
         ..Limits::default()
+    };
+    Settings {
+        limits,
+        ..Settings::default()
     }
 }
 
@@ -97,9 +107,23 @@ fn engine_config() -> EngineConfig {
     }
 }
 
+/// A free port for each protocol.
+async fn doors() -> Doors {
+    let free = async || {
+        let address = "127.0.0.1:0".parse().expect("address");
+        server::bind(address, false).await.expect("bind")
+    };
+    Doors {
+        grpc: free().await,
+        http: Some(free().await),
+        admin: None,
+    }
+}
+
 /// A server of its own.
 struct Server {
     address: SocketAddr,
+    http: SocketAddr,
     shutdown: oneshot::Sender<()>,
     served: JoinHandle<Result<(), server::Error>>,
     _data: TempDir,
@@ -115,12 +139,12 @@ impl Server {
         config: EngineConfig,
         change: impl FnOnce(Generation) -> Generation,
     ) -> Server {
-        Server::start_within(config, limits(), change).await
+        Server::start_within(config, settings(), change).await
     }
 
     async fn start_within(
         config: EngineConfig,
-        limits: Limits,
+        settings: Settings,
         change: impl FnOnce(Generation) -> Generation,
     ) -> Server {
         let data = tempfile::tempdir_in(&ROOT.0).expect("directory");
@@ -130,7 +154,7 @@ impl Server {
             Catalog::open(catalog_config(&store), |_| {}).expect("open")
         });
         let (catalog, generation) = open.await.expect("open");
-        Server::of(data, catalog, change(generation), config, limits).await
+        Server::of(data, catalog, change(generation), config, settings).await
     }
 
     /// One of what lies in `data`.
@@ -139,25 +163,38 @@ impl Server {
         catalog: Catalog,
         generation: Generation,
         config: EngineConfig,
-        limits: Limits,
+        settings: Settings,
+    ) -> Server {
+        Server::behind(doors().await, data, catalog, generation, config, settings).await
+    }
+
+    /// The same behind doors that are open already.
+    async fn behind(
+        doors: Doors,
+        data: TempDir,
+        catalog: Catalog,
+        generation: Generation,
+        config: EngineConfig,
+        settings: Settings,
     ) -> Server {
         let engine = Engine::start(config, generation).expect("engine");
         catalog.attach(engine.clone());
-        let listener = server::bind("127.0.0.1:0".parse().expect("address"), false).await;
-        let listener = listener.expect("bind");
-        let address = listener.local_addr().expect("address");
+        let address = doors.grpc.address().parse().expect("address");
+        let listener = doors.http.as_ref().expect("a door");
+        let http = listener.address().parse().expect("address");
         let (shutdown, ending) = oneshot::channel();
         let served = tokio::spawn(server::serve(
-            listener,
+            doors,
             Arc::new(catalog),
             engine,
-            limits,
+            settings,
             async {
                 let _ = ending.await;
             },
         ));
         Server {
             address,
+            http,
             shutdown,
             served,
             _data: data,
@@ -189,13 +226,15 @@ async fn clients(address: SocketAddr) -> (InferenceClient<Channel>, AdminClient<
 }
 
 /// The server of all tests that change nothing. It ends with the process.
-static SHARED: LazyLock<SocketAddr> = LazyLock::new(|| {
+static SHARED: LazyLock<(SocketAddr, SocketAddr)> = LazyLock::new(|| {
     let (sender, address) = mpsc::channel();
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Runtime::new().expect("runtime");
         runtime.block_on(async {
             let server = Server::start(engine_config()).await;
-            sender.send(server.address).expect("a test waits");
+            sender
+                .send((server.address, server.http))
+                .expect("a test waits");
             server.served.await.expect("server").expect("served");
         });
     });
@@ -207,7 +246,13 @@ async fn shared() -> (InferenceClient<Channel>, AdminClient<Channel>) {
 }
 
 async fn shared_address() -> SocketAddr {
-    tokio::task::spawn_blocking(|| *SHARED)
+    tokio::task::spawn_blocking(|| SHARED.0)
+        .await
+        .expect("a server")
+}
+
+async fn shared_http() -> SocketAddr {
+    tokio::task::spawn_blocking(|| SHARED.1)
         .await
         .expect("a server")
 }

@@ -46,13 +46,16 @@ impl Decoder for Raw {
 
 /// The end of a call whose message is `bytes`.
 pub async fn call(path: &'static str, bytes: Vec<u8>) -> Status {
-    let mut client = tonic::client::Grpc::new(channel(shared_address().await).await);
+    let channel = channel(shared_address().await).await;
+    call_with(channel, path, tonic::Request::new(bytes)).await
+}
+
+/// The same of any server, with metadata.
+pub async fn call_with(channel: Channel, path: &str, request: tonic::Request<Vec<u8>>) -> Status {
+    let mut client = tonic::client::Grpc::new(channel);
     client.ready().await.expect("ready");
-    let request = tonic::Request::new(bytes);
-    match client
-        .server_streaming(request, PathAndQuery::from_static(path), Raw)
-        .await
-    {
+    let path = PathAndQuery::try_from(path).expect("a path");
+    match client.server_streaming(request, path, Raw).await {
         Err(status) => status,
         Ok(stream) => {
             let mut stream: Streaming<()> = stream.into_inner();

@@ -414,7 +414,7 @@ async fn the_network_does_not_reach_the_server_by_accident() {
     let listener = server::bind("127.0.0.1:0".parse().expect("address"), false)
         .await
         .expect("bind");
-    let taken = listener.local_addr().expect("address");
+    let taken = listener.address().parse().expect("address");
     let error = server::bind(taken, false).await.expect_err("taken");
     assert!(matches!(error, server::Error::Listen { .. }), "{error}");
 }

@@ -5,7 +5,7 @@ use super::tiny::{TINY, checkpoint, tuned};
 use super::*;
 use choir::pb::add_variant_request::Part;
 use choir::rng::{Key, Stream as Chance};
-use choir::server::choir::convert::CLIENT_ID;
+use choir::server::access::CLIENT_ID;
 use choir::train::folder::Precision;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -392,12 +392,12 @@ fn server(runtime: &Runtime) -> Server {
         step_tokens: 48,
         ..engine_config()
     };
-    let limits = Limits {
+    let settings = Settings {
         trust_client_id: true,
-        ..limits()
+        ..settings()
     };
     runtime.block_on(async {
-        let server = Server::of(data, catalog, generation, config, limits).await;
+        let server = Server::of(data, catalog, generation, config, settings).await;
         let (_, admin) = server.clients().await;
         for (seed, name) in (1..).zip(["absorbing", "other", "uniform", "whole"]) {
             let mut upload = uploads::upload(name, &checkpoint(&tuned(seed)));
@@ -494,7 +494,7 @@ fn nothing_is_left_of_ten_thousand_requests() {
         let all = pb::AddVariantHeader {
             name: "all".into(),
             source: Some(pb::add_variant_header::Source::UploadBytes(
-                limits().upload_bytes,
+                settings().limits.upload_bytes,
             )),
             ..pb::AddVariantHeader::default()
         };

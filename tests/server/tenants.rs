@@ -2,7 +2,7 @@
 
 use super::endings::until;
 use super::*;
-use choir::server::choir::convert::CLIENT_ID;
+use choir::server::access::CLIENT_ID;
 
 /// A request of somebody who says who they are.
 fn of(client: &str, request: pb::GenerateRequest) -> tonic::Request<pb::GenerateRequest> {
@@ -58,11 +58,11 @@ async fn clients_are_who_they_say_where_they_are_believed() {
         max_per_client: Some(1),
         ..engine_config()
     };
-    let limits = Limits {
+    let settings = Settings {
         trust_client_id: true,
-        ..limits()
+        ..settings()
     };
-    let server = Server::start_within(config, limits, |generation| generation).await;
+    let server = Server::start_within(config, settings, |generation| generation).await;
     let (client, admin) = server.clients().await;
     let long = || pb::GenerateRequest {
         want_steps: true,

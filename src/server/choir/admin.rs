@@ -2,16 +2,16 @@
 
 use super::convert;
 use super::upload::{self, Room};
-use crate::catalog::{self, AddRequest, Catalog, RemoveRequest, Source, Tuning};
+use crate::catalog::{AddRequest, Progress, RemoveRequest, Source, Tuning};
 use crate::engine::{EngineHandle, MemoryPart};
 use crate::pb;
 use crate::pb::add_variant_request::Part;
 use crate::pb::add_variant_response::Event;
 use crate::pb::admin_server::Admin;
-use crate::server::health::Health;
-use crate::server::status::{BadField, of_change};
+use crate::server::access::Caller;
+use crate::server::changes::Changes;
+use crate::server::status::BadField;
 use crate::store;
-use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -24,30 +24,24 @@ const PROGRESS_WAITING: usize = 32;
 /// Serves the catalog.
 #[derive(Clone)]
 pub struct AdminService {
-    catalog: Arc<Catalog>,
+    changes: Changes,
     engine: EngineHandle,
-    health: Health,
     room: Room,
 }
 
 impl AdminService {
     /// `upload_bytes` bounds all uploads under way together.
-    pub fn new(
-        catalog: Arc<Catalog>,
-        engine: EngineHandle,
-        health: Health,
-        upload_bytes: u64,
-    ) -> Self {
+    pub fn new(changes: Changes, engine: EngineHandle, upload_bytes: u64) -> Self {
         AdminService {
-            catalog,
+            changes,
             engine,
-            health,
             room: Room::new(upload_bytes),
         }
     }
 
     async fn add(
         &self,
+        caller: &Caller,
         mut requests: Streaming<pb::AddVariantRequest>,
         events: &AddSender,
     ) -> Result<pb::Variant, Status> {
@@ -59,7 +53,7 @@ impl AdminService {
         };
         // Before the upload, not after it.
         store::check_name(&header.name)?;
-        if self.catalog.get(&header.name).is_ok() {
+        if self.changes.catalog.get(&header.name).is_ok() {
             return Err(store::Error::NameTaken { name: header.name }.into());
         }
         let defaults = convert::choice(header.defaults).map_err(|error| {
@@ -75,7 +69,8 @@ impl AdminService {
         // Held until the catalog is done with the bytes.
         let (source, permit, field) = match header.source {
             Some(pb::add_variant_header::Source::Path(path)) if !path.is_empty() => {
-                (Source::Path(path.into()), None, "header.path")
+                let file = self.changes.file("header.path", &path)?;
+                (Source::Path(file), None, "header.path")
             }
             Some(pb::add_variant_header::Source::UploadBytes(bytes)) => {
                 let permit = self.room.reserve(bytes)?;
@@ -103,16 +98,12 @@ impl AdminService {
             defaults,
             expected_generation: header.expected_generation,
         };
-        let (catalog, events) = (self.catalog.clone(), events.clone());
-        let info = blocking(field, move || {
-            let _permit = permit;
-            catalog.add(request, |progress| {
-                tell(&events, convert::stage(progress.stage), progress.fraction)
-            })
-        })
-        .await?;
-        tracing::info!(variant = info.name, cosine = info.cosine, "added");
-        self.health.follow(&self.engine);
+        let events = events.clone();
+        let told = move |progress: Progress| {
+            let _held = &permit;
+            tell(&events, convert::stage(progress.stage), progress.fraction)
+        };
+        let info = self.changes.add(caller, field, request, told).await?;
         Ok(convert::variant(info))
     }
 }
@@ -126,9 +117,10 @@ impl Admin for AdminService {
         request: Request<Streaming<pb::AddVariantRequest>>,
     ) -> Result<Response<Self::AddVariantStream>, Status> {
         let (sender, receiver) = mpsc::channel(PROGRESS_WAITING);
+        let caller = Caller::of(request.extensions())?;
         let (service, requests) = (self.clone(), request.into_inner());
         tokio::spawn(async move {
-            let end = service.add(requests, &sender).await;
+            let end = service.add(&caller, requests, &sender).await;
             let end = end.map(|variant| pb::AddVariantResponse {
                 event: Some(Event::Variant(variant)),
             });
@@ -141,23 +133,15 @@ impl Admin for AdminService {
         &self,
         request: Request<pb::RemoveVariantRequest>,
     ) -> Result<Response<pb::RemoveVariantResponse>, Status> {
+        let caller = Caller::of(request.extensions())?;
         let request = request.into_inner();
-        let (catalog, name) = (self.catalog.clone(), request.name);
+        let file = |path: String| self.changes.file("path", &path).map(Source::Path);
         let removal = RemoveRequest {
-            delta: request.path.map(|path| Source::Path(path.into())),
+            delta: request.path.map(file).transpose()?,
             expected_generation: request.expected_generation,
         };
-        let (service, variant) = (self.clone(), name.clone());
-        // A task of its own: the names follow the store even where the client leaves.
-        let task = tokio::spawn(async move {
-            let generation = blocking("path", move || catalog.remove(&name, removal)).await?;
-            tracing::info!(variant, generation, "removed");
-            service.health.follow(&service.engine);
-            Ok::<_, Status>(generation)
-        });
-        let generation = task
-            .await
-            .map_err(|error| Status::internal(error.to_string()))??;
+        let removed = self.changes.remove(&caller, "path", request.name, removal);
+        let generation = removed.await?;
         Ok(Response::new(pb::RemoveVariantResponse { generation }))
     }
 
@@ -166,6 +150,7 @@ impl Admin for AdminService {
         _: Request<pb::ListVariantsRequest>,
     ) -> Result<Response<pb::ListVariantsResponse>, Status> {
         let variants = self
+            .changes
             .catalog
             .list()
             .into_iter()
@@ -178,7 +163,7 @@ impl Admin for AdminService {
         &self,
         request: Request<pb::GetVariantRequest>,
     ) -> Result<Response<pb::GetVariantResponse>, Status> {
-        let variant = convert::variant(self.catalog.get(&request.into_inner().name)?);
+        let variant = convert::variant(self.changes.catalog.get(&request.into_inner().name)?);
         Ok(Response::new(pb::GetVariantResponse {
             variant: Some(variant),
         }))
@@ -188,7 +173,7 @@ impl Admin for AdminService {
         &self,
         _: Request<pb::GetStatusRequest>,
     ) -> Result<Response<pb::GetStatusResponse>, Status> {
-        let (catalog, engine) = (self.catalog.status(), self.engine.status());
+        let (catalog, engine) = (self.changes.catalog.status(), self.engine.status());
         let cache = MemoryPart {
             part: "key-value cache".into(),
             bytes: engine.kv_bytes,
@@ -253,17 +238,4 @@ fn tell(events: &AddSender, stage: pb::AddStage, fraction: f32) {
     let _ = events.try_send(Ok(pb::AddVariantResponse {
         event: Some(Event::Progress(progress)),
     }));
-}
-
-/// Does something off the runtime's threads; `field` is where the client gave a checkpoint.
-async fn blocking<T: Send + 'static>(
-    field: &'static str,
-    action: impl FnOnce() -> Result<T, catalog::Error> + Send + 'static,
-) -> Result<T, Status> {
-    let done = tokio::task::spawn_blocking(action).await;
-    let done = done.map_err(|error| {
-        tracing::error!("an operator's action failed: {error}");
-        Status::internal("the action failed; the server's log has the details")
-    })?;
-    done.map_err(|error| of_change(error, field))
 }

@@ -10,19 +10,10 @@ use crate::engine::{self, Event, Priority, Reason};
 use crate::model::Process;
 use crate::model::tokenizer::{Message, Role};
 use crate::pb;
+use crate::pb::piece::Piece as WirePiece;
+use crate::server::requests::{Given, Piece, Text};
 use crate::server::status::BadField;
-use std::net::{IpAddr, Ipv6Addr};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
-use tonic::metadata::MetadataMap;
-
-/// `GenerateRequest.max_tokens` where it is unset.
-pub const DEFAULT_MAX_TOKENS: u32 = 128;
-/// `ScoreRequest.samples` where it is unset.
-pub const DEFAULT_SAMPLES: u32 = 4;
-
-/// How much earlier than the client's a deadline is at most.
-const EARLIER: Duration = Duration::from_millis(100);
+use std::time::Duration;
 
 /// Names and weights; a weight that is unset is 1.
 pub fn mix(parts: Vec<pb::VariantWeight>) -> Vec<(String, f32)> {
@@ -32,32 +23,20 @@ pub fn mix(parts: Vec<pb::VariantWeight>) -> Vec<(String, f32)> {
         .collect()
 }
 
-/// Messages of a conversation at most.
-const MOST_MESSAGES: usize = 1024;
-
 /// A conversation that somebody is to answer.
 ///
 /// # Errors
-/// A message without content or of a role that there is not, none to answer, or too many.
-pub fn messages(wire: Vec<pb::Message>) -> Result<Vec<Message>, BadField> {
-    let bad = |reason: String| BadField::new("messages", reason);
-    if wire.len() > MOST_MESSAGES {
-        return Err(bad(format!("there are more than {MOST_MESSAGES}")));
-    }
-    if wire.last().map(|message| message.role()) == Some(pb::Role::Assistant) {
-        return Err(bad(
-            "the last one is the assistant's: there is nothing to answer".into(),
-        ));
-    }
+/// A message of a role that there is not.
+fn messages(wire: Vec<pb::Message>) -> Result<Vec<Message>, BadField> {
     let message = |(at, message): (usize, pb::Message)| {
-        if message.content.is_empty() {
-            return Err(bad(format!("message {at} is empty")));
-        }
         let role = match pb::Role::try_from(message.role) {
             Ok(pb::Role::System) => Role::System,
             Ok(pb::Role::User) => Role::User,
             Ok(pb::Role::Assistant) => Role::Assistant,
-            _ => return Err(bad(format!("message {at} has no role that is known here"))),
+            _ => {
+                let reason = format!("message {at} has no role that is known here");
+                return Err(BadField::new("messages", reason));
+            }
         };
         let content = message.content;
         Ok(Message { role, content })
@@ -65,40 +44,44 @@ pub fn messages(wire: Vec<pb::Message>) -> Result<Vec<Message>, BadField> {
     wire.into_iter().enumerate().map(message).collect()
 }
 
-/// Metadata in which a proxy in front of the server says who asks.
-pub const CLIENT_ID: &str = "choir-client-id";
-/// Bytes of it at most.
-const LONGEST_CLIENT_ID: usize = 128;
-
-/// Who asks: where `trusted`, what the metadata say, if anything; else the address of the other end of the connection, which
-/// nobody can make up. Of an IPv6 address that is its first half: whoever has one has all that begin so.
-///
-/// # Errors
-/// A client id that is empty, too long or not printable ASCII.
-pub fn client<T>(request: &tonic::Request<T>, trusted: bool) -> Result<Option<Arc<str>>, BadField> {
-    let address = || Some(of_address(request.remote_addr()?.ip()).into());
-    let Some(id) = request.metadata().get(CLIENT_ID).filter(|_| trusted) else {
-        return Ok(address());
-    };
-    match id.to_str() {
-        Ok(id) if (1..=LONGEST_CLIENT_ID).contains(&id.len()) => {
-            Ok(Some(format!("id {id}").into()))
+/// What is given: a prompt and perhaps a suffix, or a conversation or a template instead of both.
+pub fn given(request: pb::GenerateRequest) -> Result<Given, BadField> {
+    if !request.messages.is_empty() {
+        let bad = |reason| Err(BadField::new("messages", reason));
+        if !request.prompt.is_empty() || request.suffix.is_some() || !request.template.is_empty() {
+            return bad("they stand instead of prompt, suffix and template");
         }
-        _ => {
-            let reason = format!("it is not 1 to {LONGEST_CLIENT_ID} bytes of printable ASCII");
-            Err(BadField::new(CLIENT_ID, reason))
+        if request.control_tokens {
+            return bad("control tokens are the chat template's");
         }
+        return Ok(Given::Conversation {
+            messages: messages(request.messages)?,
+            enable_thinking: request.enable_thinking,
+            max_tokens: request.max_tokens,
+        });
     }
-}
-
-fn of_address(address: IpAddr) -> String {
-    match address.to_canonical() {
-        IpAddr::V4(address) => address.to_string(),
-        IpAddr::V6(address) => {
-            let network = address.to_bits() >> 64 << 64;
-            format!("{}/64", Ipv6Addr::from_bits(network))
-        }
+    if request.enable_thinking.is_some() {
+        return Err(BadField::new("enable_thinking", "there are no messages"));
     }
+    if request.template.is_empty() {
+        return Ok(Given::Prompt {
+            prompt: Text::Written(request.prompt),
+            suffix: request.suffix,
+            max_tokens: request.max_tokens,
+        });
+    }
+    let bad = |reason| BadField::new("template", reason);
+    if !request.prompt.is_empty() || request.suffix.is_some() || request.max_tokens.is_some() {
+        return Err(bad("it stands instead of prompt, suffix and max_tokens"));
+    }
+    let pieces = request.template.into_iter().map(|piece| match piece.piece {
+        Some(WirePiece::Text(text)) => Some(Piece::Text(text)),
+        Some(WirePiece::Hole(length)) => Some(Piece::Hole(length)),
+        None => None,
+    });
+    let pieces: Option<Vec<Piece>> = pieces.collect();
+    let pieces = pieces.ok_or_else(|| bad("one of its pieces is neither text nor hole"))?;
+    Ok(Given::Template(pieces))
 }
 
 /// The priority of a request.
@@ -111,45 +94,6 @@ pub fn priority(wire: i32) -> Result<Priority, BadField> {
             format!("there is no number {wire}"),
         )),
     }
-}
-
-/// Metadata in which a call says how long it may take.
-const TIMEOUT: &str = "grpc-timeout";
-/// Digits of it at most.
-const TIMEOUT_DIGITS: usize = 8;
-
-/// When a call's `grpc-timeout` ends, less a sixteenth (at most `EARLIER`): an answer takes time to travel, and tonic,
-/// on both sides, calls its own end of that time CANCELLED. `None` where it has none.
-///
-/// # Errors
-/// One that is not one to eight digits and a unit.
-pub fn deadline(metadata: &MetadataMap) -> Result<Option<Instant>, BadField> {
-    let Some(value) = metadata.get(TIMEOUT) else {
-        return Ok(None);
-    };
-    let duration = value.to_str().ok().and_then(timeout).ok_or_else(|| {
-        let reason = "it is not one to eight digits and one of H, M, S, m, u and n";
-        BadField::new(TIMEOUT, reason)
-    })?;
-    Ok(Instant::now().checked_add(duration - (duration / 16).min(EARLIER)))
-}
-
-fn timeout(text: &str) -> Option<Duration> {
-    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    let all = digits.bytes().all(|byte| byte.is_ascii_digit());
-    if !all || !(1..=TIMEOUT_DIGITS).contains(&digits.len()) {
-        return None;
-    }
-    let count: u64 = digits.parse().ok()?;
-    Some(match unit {
-        "H" => Duration::from_secs(count * 3600),
-        "M" => Duration::from_secs(count * 60),
-        "S" => Duration::from_secs(count),
-        "m" => Duration::from_millis(count),
-        "u" => Duration::from_micros(count),
-        "n" => Duration::from_nanos(count),
-        _ => return None,
-    })
 }
 
 /// An engine's event on the wire; `mix` is what the request asked for. A failure is an error of the stream.
@@ -266,47 +210,4 @@ pub fn small(count: usize) -> u32 {
 
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn timeout_is_digits_and_a_unit_or_refused() {
-        for (text, expected) in [
-            ("20S", Some(Duration::from_secs(20))),
-            ("99999999H", Some(Duration::from_secs(99_999_999 * 3600))),
-            ("5m", Some(Duration::from_millis(5))),
-            ("0n", Some(Duration::ZERO)),
-            ("", None),
-            ("S", None),
-            ("20", None),
-            ("+2S", None),
-            ("-2S", None),
-            ("2.5S", None),
-            ("123456789S", None),
-            ("20s", None),
-            ("20 S", None),
-            ("2\u{fc}", None),
-        ] {
-            assert_eq!(timeout(text), expected, "{text:?}");
-        }
-        let mut metadata = MetadataMap::new();
-        assert_eq!(deadline(&metadata), Ok(None));
-        metadata.insert(TIMEOUT, "soon".parse().expect("ASCII"));
-        assert_eq!(deadline(&metadata).expect_err("refused").field, TIMEOUT);
-    }
-
-    #[test]
-    fn client_is_its_address_and_of_ipv6_the_network() {
-        for (address, expected) in [
-            ("192.0.2.7", "192.0.2.7"),
-            ("::ffff:192.0.2.7", "192.0.2.7"),
-            ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
-            ("2001:db8:1:2:ffff::1", "2001:db8:1:2::/64"),
-        ] {
-            assert_eq!(of_address(address.parse().expect("address")), expected);
-        }
-    }
 }

@@ -1,6 +1,7 @@
 //! Requests over the wire, and what became of each.
 
 use super::load::{Load, Plan};
+use crate::cli::client::Connection;
 use crate::engine::BASE;
 use crate::pb;
 use crate::pb::generate_response::Event;
@@ -10,7 +11,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
-use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
 /// How requests come.
@@ -72,7 +72,7 @@ pub enum End {
 
 /// What the load needs to know of all that it does.
 pub struct Driver {
-    pub channel: Channel,
+    pub channel: Connection,
     /// The variants' names; `base` stands for the base.
     pub names: Vec<String>,
     pub deadline: Option<Duration>,
@@ -270,7 +270,7 @@ pub fn wire(name: &str, plan: &Plan) -> pb::GenerateRequest {
 
 /// Reads an answer to its end; `block` is told the tokens of each block as it comes.
 pub async fn follow(
-    channel: Channel,
+    channel: Connection,
     request: Request<pb::GenerateRequest>,
     mut block: impl FnMut(u32),
 ) -> Result<(), Status> {

@@ -8,13 +8,13 @@ mod probe;
 mod tests;
 
 use super::{open, process_bytes};
-use crate::cli::client::{ServerArgs, refused};
+use crate::cli::client::{Connection, ServerArgs, refused};
 use crate::cli::json::JsonArgs;
 use crate::cli::serve::{EngineArgs, StoreArgs};
 use crate::engine::{BASE, Engine};
 use crate::pb;
 use crate::pb::admin_client::AdminClient;
-use crate::server::{self, Limits};
+use crate::server::{self, Doors};
 use anyhow::{Result, bail};
 use clap::Args;
 use drive::{Arrivals, Driver, Until};
@@ -26,7 +26,6 @@ use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
-use tonic::transport::Channel;
 
 #[derive(Args, Debug)]
 pub struct ServeBenchArgs {
@@ -174,16 +173,16 @@ impl Own {
         let engine = Engine::start(args.engine.config(), generation)?;
         catalog.attach(engine.clone());
         let listener = runtime.block_on(server::bind(([127, 0, 0, 1], 0).into(), false))?;
-        let address = format!("http://{}", listener.local_addr()?);
+        let address = format!("http://{}", listener.address());
         let (shutdown, ending) = oneshot::channel();
         let until = async {
             let _ = ending.await; // also where the sender is dropped
         };
         let served = server::serve(
-            listener,
+            Doors::only(listener),
             Arc::new(catalog),
             engine,
-            Limits::default(),
+            server::Settings::default(),
             until,
         );
         Ok(Own {
@@ -299,7 +298,7 @@ async fn bench(args: &ServeBenchArgs, address: String) -> Result<Report> {
 }
 
 /// Those that were asked for, or all that the server has but the one that is probed.
-async fn names(args: &ServeBenchArgs, channel: Channel) -> Result<Vec<String>> {
+async fn names(args: &ServeBenchArgs, channel: Connection) -> Result<Vec<String>> {
     let listed = AdminClient::new(channel)
         .list_variants(pb::ListVariantsRequest {})
         .await;

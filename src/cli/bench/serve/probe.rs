@@ -3,9 +3,9 @@
 use super::drive::{follow, wire};
 use super::figures::{Probe, quantiles};
 use super::load::{Load, Settings};
+use crate::cli::client::Connection;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
-use tonic::transport::Channel;
 use tonic::{Request, Status};
 
 /// Requests before the load.
@@ -15,14 +15,14 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// Asks.
 pub struct Prober {
-    pub channel: Channel,
+    pub channel: Connection,
     pub name: String,
     load: Load,
 }
 
 impl Prober {
     /// `settings` say how long prompts and texts are.
-    pub fn new(channel: Channel, name: String, settings: Settings) -> Self {
+    pub fn new(channel: Connection, name: String, settings: Settings) -> Self {
         let load = Load::new(Settings {
             seed: !settings.seed,
             ..settings

@@ -1,0 +1,186 @@
+//! `POST /v1/completions`: its fields.
+
+use super::fields::{Fields, Ours};
+use crate::engine::Choice;
+use crate::server::access::Caller;
+use crate::server::metrics::Protocol;
+use crate::server::mix;
+use crate::server::requests::{Ask, Given, Text};
+use crate::server::status::BadField;
+use serde_json::Value;
+
+/// Texts that one request may ask for, over all its prompts.
+const MOST_CHOICES: usize = 128;
+/// Tokens to make where a request does not say, as OpenAI has it.
+const DEFAULT_MAX_TOKENS: u32 = 16;
+
+/// How answers are to be shown.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Shown {
+    pub model: String,
+    pub stream: bool,
+    /// A last chunk with the usage, where it streams.
+    pub include_usage: bool,
+    /// Choices of each prompt.
+    pub n: usize,
+}
+
+/// One request: what to ask for each choice, and what stands before its text.
+#[derive(Debug)]
+pub struct Completion {
+    pub shown: Shown,
+    pub asks: Vec<(Ask, Option<Text>)>,
+}
+
+/// What completions and chats have in common.
+pub struct Shared {
+    pub shown: Shown,
+    /// Everything but what is given.
+    pub ask: Ask,
+    pub template: Option<Given>,
+}
+
+impl Shared {
+    pub fn read(fields: &mut Fields, caller: Caller) -> Result<Shared, BadField> {
+        let model: Option<String> = fields.take("model")?;
+        let model = model.ok_or_else(|| BadField::new("model", "it is missing"))?;
+        for penalty in ["presence_penalty", "frequency_penalty"] {
+            let zero = |value: &Value| value.as_f64() == Some(0.0);
+            fields.refuse(penalty, "there are no penalties", zero)?;
+        }
+        let empty = |value: &Value| value.as_object().is_some_and(serde_json::Map::is_empty);
+        fields.refuse("logit_bias", "logits have no bias", empty)?;
+        let n: usize = fields.take("n")?.unwrap_or(1);
+        if !(1..=MOST_CHOICES).contains(&n) {
+            let reason = format!("it is {n}, not within 1 and {MOST_CHOICES}");
+            return Err(BadField::new("n", reason));
+        }
+        let ours = Ours::read(fields)?;
+        let mut options = Fields::of(fields.take("stream_options")?.unwrap_or_default());
+        let shown = Shown {
+            model,
+            stream: fields.flag("stream")?,
+            include_usage: options.flag("include_usage")?,
+            n,
+        };
+        let ask = Ask {
+            protocol: Protocol::openai,
+            mix: mix::named("model", &shown.model)?,
+            choice: Choice {
+                temperature: fields.take("temperature")?,
+                nucleus_p: fields.take("top_p")?,
+                ..ours.choice
+            },
+            stop: fields.stop()?,
+            stop_ids: fields.take("stop_token_ids")?.unwrap_or_default(),
+            seed: fields.seed()?,
+            want_steps: ours.want_steps,
+            deadline: ours.deadline,
+            priority: ours.priority,
+            caller,
+            given: Given::default(),
+        };
+        let template = ours.template.map(Given::Template);
+        Ok(Shared {
+            shown,
+            ask,
+            template,
+        })
+    }
+
+    /// One request for each choice. Each of several has a seed of its own: the one given and those after it.
+    pub fn asks(&self, given: &Given, first: usize) -> impl Iterator<Item = Ask> {
+        (0..self.shown.n).map(move |index| {
+            let seed = |seed: u64| seed.wrapping_add((first + index) as u64);
+            Ask {
+                seed: self.ask.seed.map(seed),
+                given: given.clone(),
+                ..self.ask.clone()
+            }
+        })
+    }
+}
+
+impl Completion {
+    pub fn read(body: &[u8], caller: Caller) -> Result<Completion, super::error::Failure> {
+        let mut fields = Fields::read(body)?;
+        let shared = Shared::read(&mut fields, caller)?;
+        Ok(Self::of(fields, shared)?)
+    }
+
+    fn of(mut fields: Fields, shared: Shared) -> Result<Completion, BadField> {
+        let off = |value: &Value| value == &Value::Bool(false);
+        fields.refuse(
+            "logprobs",
+            "probabilities are not told: a text is not made token by token",
+            off,
+        )?;
+        let as_n = |value: &Value| value.as_u64() == Some(shared.shown.n as u64);
+        fields.refuse(
+            "best_of",
+            "choices are not ranked: it is n or nothing",
+            as_n,
+        )?;
+        let (suffix, max_tokens) = (fields.take::<String>("suffix")?, fields.take("max_tokens")?);
+        let echo = fields.flag("echo")?;
+        if let Some(template) = &shared.template {
+            let instead = fields
+                .take::<Value>("prompt")?
+                .is_some_and(|prompt| prompt != "");
+            if instead || suffix.is_some() || max_tokens.is_some() {
+                let reason = "it stands instead of prompt, suffix and max_tokens";
+                return Err(BadField::new("choir.template", reason));
+            }
+            let asks = shared.asks(template, 0).map(|ask| (ask, None)).collect();
+            return Ok(Completion {
+                shown: shared.shown,
+                asks,
+            });
+        }
+        let prompts = prompts(fields.take("prompt")?)?;
+        if prompts.len() * shared.shown.n > MOST_CHOICES {
+            let reason = format!("it asks for more than {MOST_CHOICES} choices");
+            return Err(BadField::new("prompt", reason));
+        }
+        let mut asks = Vec::new();
+        for prompt in prompts {
+            let given = Given::Prompt {
+                prompt: prompt.clone(),
+                suffix: suffix.clone().filter(|suffix| !suffix.is_empty()),
+                max_tokens: Some(max_tokens.unwrap_or(DEFAULT_MAX_TOKENS)),
+            };
+            let before = echo.then_some(prompt);
+            let choices = shared.asks(&given, asks.len());
+            asks.extend(choices.map(|ask| (ask, before.clone())));
+        }
+        Ok(Completion {
+            shown: shared.shown,
+            asks,
+        })
+    }
+}
+
+/// A string, strings, ids of tokens, or lists of those.
+fn prompts(given: Option<Value>) -> Result<Vec<Text>, BadField> {
+    let bad = |reason: &str| BadField::new("prompt", reason);
+    let kinds = || bad("it is a string, a list of strings, or a list of token ids");
+    let token = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    let tokens = |values: &[Value]| values.iter().map(token).collect::<Option<Vec<u32>>>();
+    match given {
+        None => Err(bad("it is missing")),
+        Some(Value::String(text)) => Ok(vec![Text::Written(text)]),
+        Some(Value::Array(values)) => match values.first() {
+            None => Err(bad("it is an empty list")),
+            Some(Value::Number(_)) => Ok(vec![Text::Tokens(tokens(&values).ok_or_else(kinds)?)]),
+            Some(_) => values
+                .into_iter()
+                .map(|value| match value {
+                    Value::String(text) => Ok(Text::Written(text)),
+                    Value::Array(ids) => Ok(Text::Tokens(tokens(&ids).ok_or_else(kinds)?)),
+                    _ => Err(kinds()),
+                })
+                .collect(),
+        },
+        Some(_) => Err(kinds()),
+    }
+}

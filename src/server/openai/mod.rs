@@ -1,0 +1,111 @@
+//! OpenAI's HTTP interface, as far as it has a meaning here: models, completions, server-sent events, usage, errors.
+
+mod completion;
+pub mod error;
+mod fields;
+mod models;
+mod reply;
+
+pub use error::Failure;
+
+use super::access::Caller;
+use super::requests::{Answer, Ask, Requests};
+use crate::catalog::Catalog;
+use axum::Router;
+use axum::body::{Body, Bytes, HttpBody};
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::Response;
+use axum::routing::{get, post};
+use completion::Completion;
+use reply::{Form, Making};
+use serde_json::Value;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What the routes stand on.
+#[derive(Clone)]
+pub struct OpenAi {
+    pub requests: Requests,
+    pub catalog: Arc<Catalog>,
+    /// Limit of a body.
+    pub body_bytes: usize,
+    /// How long a client may take to send it.
+    pub patience: Duration,
+    /// When the server began, in seconds since 1970: when the base was "created".
+    pub since: u64,
+}
+
+/// The routes of this protocol.
+pub fn routes(openai: OpenAi) -> Router {
+    Router::new()
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{model}", get(models::one))
+        .route("/v1/completions", post(completions))
+        .with_state(openai)
+}
+
+async fn completions(State(openai): State<OpenAi>, request: Request) -> Result<Response, Failure> {
+    let caller = Caller::of(request.extensions())?;
+    let body = openai.read(request.into_body()).await?;
+    let Completion { shown, asks } = Completion::read(&body, caller)?;
+    let mut making = Vec::with_capacity(asks.len());
+    for (ask, echo) in asks {
+        let before = echo.map_or_else(String::new, |text| openai.requests.written(text));
+        let answer = openai.submit(ask).await?;
+        making.push(Making { answer, before });
+    }
+    match shown.stream {
+        true => Ok(reply::streamed(Form::Text, shown, making)),
+        false => reply::whole(Form::Text, shown, making).await,
+    }
+}
+
+impl OpenAi {
+    async fn submit(&self, ask: Ask) -> Result<Answer, Failure> {
+        let answer = self.requests.generate(ask).await;
+        Ok(answer.map_err(|refusal| refusal.named(fields::path))?)
+    }
+
+    /// A whole body, unless it is too long or does not end.
+    async fn read(&self, body: Body) -> Result<Bytes, Failure> {
+        let (most, patience) = (self.body_bytes, self.patience);
+        let too_large = || {
+            let message = format!("the body has more than {most} bytes");
+            Failure::new(StatusCode::PAYLOAD_TOO_LARGE, message)
+        };
+        if body.size_hint().lower() > most as u64 {
+            return Err(too_large()); // its head says so
+        }
+        match tokio::time::timeout(patience, axum::body::to_bytes(body, most)).await {
+            Ok(Ok(bytes)) => Ok(bytes),
+            Ok(Err(error)) if too_long(&error) => Err(too_large()),
+            Ok(Err(_)) => {
+                let message = "the body ended early, or is not what its headers say";
+                Err(Failure::new(StatusCode::BAD_REQUEST, message))
+            }
+            Err(_) => {
+                let message = format!("the body did not end within {patience:?}");
+                Err(Failure::new(StatusCode::REQUEST_TIMEOUT, message))
+            }
+        }
+    }
+}
+
+fn too_long(error: &axum::Error) -> bool {
+    let mut cause: Option<&dyn std::error::Error> = Some(error);
+    while let Some(error) = cause {
+        if error.is::<http_body_util::LengthLimitError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+fn json(value: &Value) -> Response {
+    let mut response = Response::new(Body::from(value.to_string()));
+    let json = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(header::CONTENT_TYPE, json);
+    response
+}

@@ -1,0 +1,281 @@
+//! What a request gives, as the engine takes it: tokens before the first hole, its length, and what stands after it.
+
+use super::prepared::Prepared;
+use super::{DEFAULT_MAX_TOKENS, Refusal, Requests};
+use crate::model::tokenizer::{Message, Role};
+use crate::server::status::BadField;
+
+/// Text of more bytes than this is tokenized off the runtime's threads.
+const LONG_TEXT: usize = 4096;
+/// Pieces of a template at most.
+const MAX_PIECES: usize = 1024;
+const TEMPLATE: &str = "template";
+/// Messages of a conversation at most.
+const MOST_MESSAGES: usize = 1024;
+const MESSAGES: &str = "messages";
+
+/// Text as a client gives it.
+#[derive(Clone, Debug)]
+pub enum Text {
+    Written(String),
+    /// Ids of the served vocabulary.
+    Tokens(Vec<u32>),
+}
+
+/// What is given and what is to be made.
+#[derive(Clone, Debug)]
+pub enum Given {
+    /// A text to continue, or a hole between two texts.
+    Prompt {
+        prompt: Text,
+        suffix: Option<String>,
+        max_tokens: Option<u32>,
+    },
+    /// Text with holes.
+    Template(Vec<Piece>),
+    /// Turns that somebody is to answer, written as the model's own chat template does.
+    Conversation {
+        messages: Vec<Message>,
+        enable_thinking: Option<bool>,
+        max_tokens: Option<u32>,
+    },
+}
+
+/// A piece of a template.
+#[derive(Clone, Debug)]
+pub enum Piece {
+    Text(String),
+    /// Tokens to make.
+    Hole(u32),
+}
+
+impl Default for Given {
+    fn default() -> Self {
+        Given::Prompt {
+            prompt: Text::Written(String::new()),
+            suffix: None,
+            max_tokens: None,
+        }
+    }
+}
+
+/// As the engine takes it.
+pub(super) struct LaidOut {
+    pub prompt: Vec<u32>,
+    pub max_tokens: usize,
+    pub after: Vec<Option<u32>>,
+}
+
+impl LaidOut {
+    /// Tokens to make at most.
+    pub fn asked(&self) -> usize {
+        let holes = self.after.iter().filter(|token| token.is_none()).count();
+        self.max_tokens.saturating_add(holes)
+    }
+}
+
+impl Given {
+    /// Which of the request's fields the engine means, who knows tokens before and after a hole.
+    pub(super) fn names(&self) -> fn(&'static str) -> &'static str {
+        match self {
+            Given::Prompt { .. } => |field| match field {
+                TEMPLATE => "suffix",
+                field => field,
+            },
+            Given::Template(_) => |field| match field {
+                "prompt" | "max_tokens" => TEMPLATE,
+                field => field,
+            },
+            Given::Conversation { .. } => |field| match field {
+                "prompt" => MESSAGES,
+                field => field,
+            },
+        }
+    }
+}
+
+impl Requests {
+    /// Refuses more bytes of text than a prompt may have.
+    fn check_bytes(&self, field: &'static str, bytes: usize) -> Result<(), BadField> {
+        match bytes <= self.prompt_bytes {
+            true => Ok(()),
+            false => {
+                let reason = format!(
+                    "it has {bytes} bytes and at most {} are allowed",
+                    self.prompt_bytes
+                );
+                Err(BadField::new(field, reason))
+            }
+        }
+    }
+
+    /// A text as it is shown.
+    pub fn written(&self, text: Text) -> String {
+        match text {
+            Text::Written(text) => text,
+            Text::Tokens(tokens) => self.engine.generation().tokenizer.decode(&tokens),
+        }
+    }
+
+    /// The tokens of a text, at least one; `control`: whether control tokens may be written in it.
+    pub(super) async fn encode(
+        &self,
+        prepared: &Prepared,
+        field: &'static str,
+        text: Text,
+        control: bool,
+    ) -> Result<Vec<u32>, Refusal> {
+        let text = match text {
+            Text::Tokens(tokens) if tokens.is_empty() => {
+                return Err(BadField::new(field, "it is empty").into());
+            }
+            Text::Tokens(tokens) => return Ok(tokens),
+            Text::Written(text) => text,
+        };
+        if text.is_empty() {
+            return Err(BadField::new(field, "it is empty").into());
+        }
+        self.check_bytes(field, text.len())?;
+        let tokenizer = prepared.target.lease.tokenizer.clone();
+        let long = text.len() > LONG_TEXT;
+        let encode = move || match control {
+            true => tokenizer.encode_control(&text),
+            false => tokenizer.encode(&text),
+        };
+        let tokens = match long {
+            true => prepared.beside(encode).await?,
+            false => encode(),
+        };
+        match tokens {
+            Ok(tokens) if tokens.is_empty() => {
+                Err(BadField::new(field, "the tokenizer makes no token of it").into())
+            }
+            tokens => tokens.map_err(|error| BadField::new(field, error.to_string()).into()),
+        }
+    }
+
+    /// The tokens of a conversation, up to where its answer begins.
+    async fn conversation(
+        &self,
+        prepared: &Prepared,
+        messages: Vec<Message>,
+        enable_thinking: Option<bool>,
+    ) -> Result<Vec<u32>, Refusal> {
+        let bad = |reason: String| Err(BadField::new(MESSAGES, reason).into());
+        if messages.is_empty() {
+            return bad("there are none".to_owned());
+        }
+        if messages.len() > MOST_MESSAGES {
+            return bad(format!("there are more than {MOST_MESSAGES}"));
+        }
+        if let Some(at) = messages.iter().position(|one| one.content.is_empty()) {
+            return bad(format!("message {at} is empty"));
+        }
+        if messages.last().map(|last| last.role) == Some(Role::Assistant) {
+            return bad("the last one is the assistant's: there is nothing to answer".to_owned());
+        }
+        let bytes = messages.iter().map(|message| message.content.len());
+        self.check_bytes(MESSAGES, bytes.sum())?;
+        let tokenizer = prepared.target.lease.tokenizer.clone();
+        let render = move || tokenizer.chat(&messages, enable_thinking);
+        Ok(prepared.beside(render).await??)
+    }
+
+    pub(super) async fn lay_out(
+        &self,
+        prepared: &Prepared,
+        given: Given,
+        control: bool,
+    ) -> Result<LaidOut, Refusal> {
+        let length = |most: Option<u32>| most.unwrap_or(DEFAULT_MAX_TOKENS) as usize;
+        match given {
+            Given::Conversation {
+                messages,
+                enable_thinking,
+                max_tokens,
+            } => Ok(LaidOut {
+                prompt: self
+                    .conversation(prepared, messages, enable_thinking)
+                    .await?,
+                max_tokens: length(max_tokens),
+                after: Vec::new(),
+            }),
+            Given::Prompt {
+                prompt: text,
+                suffix,
+                max_tokens,
+            } => {
+                let mut prompt = prepared.beginning();
+                prompt.extend(self.encode(prepared, "prompt", text, control).await?);
+                let after = match suffix {
+                    Some(suffix) => {
+                        self.encode(prepared, "suffix", Text::Written(suffix), control)
+                            .await?
+                    }
+                    None => Vec::new(),
+                };
+                Ok(LaidOut {
+                    prompt,
+                    max_tokens: length(max_tokens),
+                    after: after.into_iter().map(Some).collect(),
+                })
+            }
+            Given::Template(pieces) => self.lay_out_pieces(prepared, pieces, control).await,
+        }
+    }
+
+    async fn lay_out_pieces(
+        &self,
+        prepared: &Prepared,
+        pieces: Vec<Piece>,
+        control: bool,
+    ) -> Result<LaidOut, Refusal> {
+        let bad = |reason: &str| Refusal::from(BadField::new(TEMPLATE, reason));
+        if pieces.len() > MAX_PIECES {
+            return Err(bad("it has more than 1024 pieces"));
+        }
+        let bytes = pieces.iter().map(|piece| match piece {
+            Piece::Text(text) => text.len(),
+            Piece::Hole(_) => 0,
+        });
+        self.check_bytes(TEMPLATE, bytes.sum())?;
+        let limit = self.engine.config().max_tokens;
+        if !pieces.iter().any(|piece| matches!(piece, Piece::Text(_))) {
+            return Err(bad("it is nothing but holes"));
+        }
+        let (mut prompt, mut first, mut after, mut holes) =
+            (prepared.beginning(), 0, Vec::new(), 0);
+        for piece in pieces {
+            match piece {
+                Piece::Text(text) => {
+                    let tokens = self
+                        .encode(prepared, TEMPLATE, Text::Written(text), control)
+                        .await?;
+                    match first {
+                        0 => prompt.extend(tokens),
+                        _ => after.extend(tokens.into_iter().map(Some)),
+                    }
+                }
+                Piece::Hole(0) => return Err(bad("one of its holes is empty")),
+                Piece::Hole(length) => {
+                    holes += length as usize;
+                    if holes > limit {
+                        return Err(bad(&format!("its holes have more than {limit} tokens")));
+                    }
+                    match first {
+                        0 => first = length as usize,
+                        _ => after.extend(std::iter::repeat_n(None, length as usize)),
+                    }
+                }
+            }
+        }
+        match first {
+            0 => Err(bad("it has no hole")),
+            _ => Ok(LaidOut {
+                prompt,
+                max_tokens: first,
+                after,
+            }),
+        }
+    }
+}

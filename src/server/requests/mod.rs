@@ -1,0 +1,212 @@
+//! The one way from a protocol to the engine: what was asked, in the words that all protocols share, checked and turned into
+//! tokens; and the events that come of it.
+
+mod answer;
+mod given;
+mod prepared;
+
+pub use answer::{Answer, Whole};
+pub use given::{Given, Piece, Text};
+
+use prepared::Prepared;
+
+use super::access::{Caller, Overspent};
+use super::metrics::{Metrics, Protocol, Watch};
+use super::status::BadField;
+use crate::engine::{self, Choice, EngineHandle, Priority};
+use crate::model::tokenizer::ChatError;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Tokens to make where a request does not say.
+pub const DEFAULT_MAX_TOKENS: u32 = 128;
+/// Noise levels of a score where a request does not say.
+pub const DEFAULT_SAMPLES: u32 = 4;
+
+/// A request for text. Fields are refused by the names they have here, or that the engine gives them: [`Refusal::named`].
+#[derive(Clone, Debug, Default)]
+pub struct Ask {
+    pub protocol: Protocol,
+    /// Variants by name with their weights; none is the base.
+    pub mix: Vec<(String, f32)>,
+    pub given: Given,
+    /// Over the defaults of the mix.
+    pub choice: Choice,
+    pub stop: Vec<String>,
+    pub stop_ids: Vec<u32>,
+    pub seed: Option<u64>,
+    pub want_steps: bool,
+    /// Whether the text of a control token in what is given is that token.
+    pub control_tokens: bool,
+    pub deadline: Option<Instant>,
+    pub priority: Priority,
+    pub caller: Caller,
+}
+
+/// A request for the likelihood of a text.
+#[derive(Debug)]
+pub struct ScoreAsk {
+    pub mix: Vec<(String, f32)>,
+    pub text: String,
+    pub samples: Option<u32>,
+    pub seed: Option<u64>,
+    pub deadline: Option<Instant>,
+    pub caller: Caller,
+}
+
+/// Why a request came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    #[error(transparent)]
+    Field(#[from] BadField),
+    #[error(transparent)]
+    Engine(engine::Error),
+    #[error("messages: {0}")]
+    Chat(#[from] ChatError),
+    /// The key that was given has no more of something.
+    #[error(transparent)]
+    Overspent(#[from] Overspent),
+}
+
+impl From<engine::Error> for Refusal {
+    fn from(error: engine::Error) -> Self {
+        match error {
+            engine::Error::BadField { field, reason } => BadField { field, reason }.into(),
+            engine::Error::PromptTooLong { tokens, limit } => {
+                let reason = format!("it has {tokens} tokens and at most {limit} are allowed");
+                BadField::new("prompt", reason).into()
+            }
+            other => Refusal::Engine(other),
+        }
+    }
+}
+
+impl Refusal {
+    /// The same, with its field as `name` has it.
+    #[must_use]
+    pub fn named(self, name: impl Fn(&'static str) -> &'static str) -> Self {
+        match self {
+            Refusal::Field(BadField { field, reason }) => BadField {
+                field: name(field),
+                reason,
+            }
+            .into(),
+            other => other,
+        }
+    }
+}
+
+/// The way in, for every protocol.
+#[derive(Clone)]
+pub struct Requests {
+    engine: EngineHandle,
+    metrics: Arc<Metrics>,
+    /// Limit of the text of a request, in bytes.
+    prompt_bytes: usize,
+}
+
+impl Requests {
+    pub fn new(engine: EngineHandle, metrics: Arc<Metrics>, prompt_bytes: usize) -> Self {
+        Requests {
+            engine,
+            metrics,
+            prompt_bytes,
+        }
+    }
+
+    pub fn engine(&self) -> &EngineHandle {
+        &self.engine
+    }
+
+    /// Lets a request wait for the engine, or says why not.
+    pub async fn generate(&self, ask: Ask) -> Result<Answer, Refusal> {
+        let protocol = ask.protocol;
+        let answer = self.admit(ask).await;
+        answer.inspect_err(|refusal| self.metrics.count_refusal(protocol, refusal))
+    }
+
+    async fn admit(&self, ask: Ask) -> Result<Answer, Refusal> {
+        // A variant that is not there, before what does not fit it.
+        let prepared = self.prepare(ask.mix, ask.deadline).await?;
+        let sampling = ask.choice.over(prepared.target.defaults().clone())?;
+        let rename = ask.given.names();
+        let laid_out = self.lay_out(&prepared, ask.given, ask.control_tokens);
+        let laid_out = laid_out.await?;
+        let mix = prepared.target.names().to_vec();
+        let payer = prepared.target.payer().to_owned();
+        let charge = ask.caller.charge(laid_out.asked())?;
+        let events = self.engine.submit(engine::Request {
+            mix: prepared.target.into(),
+            prompt: laid_out.prompt,
+            max_tokens: laid_out.max_tokens,
+            after: laid_out.after,
+            sampling,
+            stop: ask.stop,
+            stop_ids: ask.stop_ids,
+            seed: ask.seed,
+            steps_wanted: ask.want_steps,
+            deadline: ask.deadline,
+            priority: ask.priority,
+            client: ask.caller.client,
+        });
+        let events = events.map_err(|error| Refusal::from(error).named(rename))?;
+        let id = events.request_id();
+        let watch = Watch::new(self.metrics.clone(), ask.protocol, &payer, id);
+        Ok(Answer::new(events, mix, watch, charge))
+    }
+
+    /// A place to be prepared in, and what the names of a mix mean.
+    async fn prepare(
+        &self,
+        mix: Vec<(String, f32)>,
+        deadline: Option<Instant>,
+    ) -> Result<Prepared, Refusal> {
+        let place = Arc::new(within(deadline, self.engine.prepare()).await??);
+        let target = self.engine.resolve(mix)?;
+        Ok(Prepared { place, target })
+    }
+
+    /// How likely a text is.
+    pub async fn score(&self, ask: ScoreAsk) -> Result<engine::Score, Refusal> {
+        let prepared = self.prepare(ask.mix, ask.deadline).await?;
+        let mut tokens = prepared.beginning();
+        let given = tokens.len();
+        let text = self.encode(&prepared, "text", Text::Written(ask.text), false);
+        tokens.extend(text.await?);
+        let _charge = ask.caller.charge(0)?;
+        let reply = self.engine.score(engine::ScoreRequest {
+            mix: prepared.target.into(),
+            tokens,
+            given,
+            samples: ask.samples.unwrap_or(DEFAULT_SAMPLES) as usize,
+            seed: ask.seed,
+            deadline: ask.deadline,
+            client: ask.caller.client,
+        });
+        let reply = reply.map_err(|error| {
+            Refusal::from(error).named(|field| match field {
+                "prompt" | "tokens" => "text",
+                field => field,
+            })
+        })?;
+        let score = within(ask.deadline, reply).await?;
+        Ok(score.map_err(|_| engine::Error::Stopped)??)
+    }
+}
+
+/// What `future` gives, unless the deadline passes first: the engine notices that only between two steps.
+async fn within<T>(
+    deadline: Option<Instant>,
+    future: impl Future<Output = T>,
+) -> Result<T, engine::Error> {
+    let Some(deadline) = deadline else {
+        return Ok(future.await);
+    };
+    let begun = Instant::now();
+    let passed = |_| engine::Error::DeadlinePassed {
+        waited: begun.elapsed(),
+    };
+    tokio::time::timeout_at(deadline.into(), future)
+        .await
+        .map_err(passed)
+}
