@@ -4,7 +4,7 @@ use super::access::{self, Access, Peer};
 use super::listener::Connection;
 use super::metrics::{self, Metrics};
 use super::openai::{self, Failure, OpenAi};
-use super::{CALLS_PER_CONNECTION, KEEP_ALIVE};
+use super::{CALLS_PER_CONNECTION, KEEP_ALIVE, page};
 use crate::engine::EngineHandle;
 use axum::Router;
 use axum::body::Body;
@@ -48,6 +48,7 @@ pub fn router(port: Port) -> Router {
         .route("/metrics", get(scrape))
         .with_state(port.clone())
         .merge(openai::routes(port.openai.clone()))
+        .merge(page::routes())
         .fallback(async || Failure::new(StatusCode::NOT_FOUND, "there is no such route"))
         .method_not_allowed_fallback(async || {
             let message = "this route has no such method";

@@ -14,6 +14,7 @@ pub mod listener;
 mod metrics;
 mod mix;
 mod openai;
+mod page;
 pub mod paths;
 mod reload;
 mod requests;

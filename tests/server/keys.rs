@@ -117,7 +117,7 @@ async fn health_is_told_to_all() {
         .server_ready(oip::ServerReadyRequest {})
         .await
         .expect("ready");
-    for path in ["/health", "/ready"] {
+    for path in ["/health", "/ready", "/", "/page.js"] {
         assert_eq!(get(server.http, path).await.status, 200);
     }
     server.stop().await;
@@ -150,7 +150,6 @@ async fn keys_of_either_role_are_served_on_every_protocol() {
         "/metrics",
         "/v1/completions",
         "/nowhere",
-        "/",
     ] {
         let none = get(server.http, path).await;
         assert_eq!(none.status, 401, "{path}: {none:?}");
@@ -249,10 +248,10 @@ async fn keys_have_no_more_than_they_may() {
             break;
         }
     }
-    // What was not made has come back, but not more than there may be.
-    let body = json!({"model": "kjv", "prompt": "And", "max_tokens": 4096});
+    // What was not made has come back.
+    let body = json!({"model": "kjv", "prompt": "And", "max_tokens": 2000, "stop": " "});
     let most = ask(server.http, "POST", "/v1/completions", &header, Some(&body)).await;
-    assert!([200, 429].contains(&most.status), "{most:?}");
+    assert_eq!(most.status, 200, "{most:?}");
     let body = json!({"model": "kjv", "prompt": "And", "max_tokens": 4096, "n": 2});
     let never = ask(server.http, "POST", "/v1/completions", &header, Some(&body)).await;
     assert_eq!(never.status, 429, "{never:?}");
@@ -364,7 +363,7 @@ async fn series_of_a_variant_go_with_it() {
         ..Default::default()
     };
     admin.remove_variant(removal).await.expect("removed");
-    assert!(!has("variant=\"kjv\"").await);
+    assert!(!has("choir_requests_total{variant=\"kjv\"").await);
     drop(long);
     until(&admin, |now| now.leases == 0).await;
     assert!(

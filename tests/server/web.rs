@@ -408,7 +408,8 @@ async fn bodies_that_are_no_requests_are_refused() {
 async fn routes_and_methods_that_are_not_there_are_said() {
     let address = shared_http().await;
     for (method, path, status) in [
-        ("GET", "/", 404),
+        ("GET", "/page.html", 404),
+        ("POST", "/", 405),
         ("GET", "/v1", 404),
         ("POST", "/v1/embeddings", 404),
         ("GET", "/v1/completions", 405),
@@ -428,6 +429,28 @@ async fn routes_and_methods_that_are_not_there_are_said() {
     assert_eq!((old.status, old.body.as_str()), (200, "ok\n"));
     let nonsense = exchange(address, b"nonsense\r\n\r\n").await;
     assert_eq!(nonsense.status, 400);
+}
+
+#[tokio::test]
+async fn pages_run_nothing_but_their_own_files() {
+    let address = shared_http().await;
+    for (path, kind) in [
+        ("/", "text/html"),
+        ("/page.css", "text/css"),
+        ("/page.js", "text/javascript"),
+    ] {
+        let answered = get(address, path).await;
+        assert_eq!(answered.status, 200, "{path}");
+        assert!(answered.headers["content-type"].starts_with(kind), "{path}");
+        let policy = &answered.headers["content-security-policy"];
+        assert!(policy.starts_with("default-src 'none'"), "{policy}");
+        assert!(!policy.contains("unsafe"), "{policy}");
+        for inline in [
+            "<style", "style=\"", "onclick", "<script>", "http://", "https://",
+        ] {
+            assert!(!answered.body.contains(inline), "{path} has {inline}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! Which role each method takes. A method that stands in no list takes an admin.
 
 use super::Role;
+use crate::server::page;
 
 /// What it takes to be answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +42,7 @@ pub fn of_method(path: &str) -> Option<Need> {
 pub fn of_route(path: &str) -> Need {
     match path {
         "/health" | "/ready" => Need::Nothing,
+        path if page::has(path) => Need::Nothing,
         _ => Need::Role(Role::Infer),
     }
 }
