@@ -159,11 +159,10 @@ async fn keys_of_either_role_are_served_on_every_protocol() {
         let twice = ask(server.http, "GET", path, &twice, None).await;
         assert_eq!(twice.status, 401, "{path}: {twice:?}");
     }
-    let listed = admin
-        .clone()
-        .list_variants(keyed(ADMIN, pb::ListVariantsRequest {}));
+    let mut admins = admin.clone();
+    let listed = admins.list_variants(keyed(ADMIN, pb::ListVariantsRequest {}));
     listed.await.expect("an admin");
-    drop((client, admin));
+    drop((client, admin, admins));
     server.stop().await;
 }
 
@@ -179,7 +178,8 @@ async fn keys_are_exchanged_while_the_server_runs() {
     .await;
     let (client, _) = server.clients().await;
     let code = async |key: &str| {
-        let stream = client.clone().generate(keyed(key, request("kjv", 1, 1)));
+        let mut client = client.clone();
+        let stream = client.generate(keyed(key, request("kjv", 1, 1)));
         stream
             .await
             .map_or_else(|status| status.code(), |_| Code::Ok)
@@ -237,13 +237,14 @@ async fn keys_have_no_more_than_they_may() {
     let third = ask(server.http, "POST", "/v1/completions", &header, Some(&body)).await;
     assert_eq!(third.status, 429, "{third:?}");
     assert!(third.headers.contains_key("retry-after"), "{third:?}");
-    let other = client.clone().generate(keyed(ADMIN, request("kjv", 1, 1)));
+    let mut others = client.clone();
+    let other = others.generate(keyed(ADMIN, request("kjv", 1, 1)));
     other.await.expect("another key has its own");
+    drop(others);
     drop(stream);
     for _ in 0..100_000 {
-        let now = admin
-            .clone()
-            .get_status(keyed(ADMIN, pb::GetStatusRequest {}));
+        let mut admin = admin.clone();
+        let now = admin.get_status(keyed(ADMIN, pb::GetStatusRequest {}));
         if now.await.expect("status").into_inner().leases == 0 {
             break;
         }
