@@ -54,10 +54,7 @@ impl From<Refusal> for Status {
         match refusal {
             Refusal::Field(error) => error.into(),
             Refusal::Engine(error) => error.into(),
-            Refusal::Chat(
-                ref error @ (ChatError::NoTemplate | ChatError::Template(_) | ChatError::Endless),
-            ) => {
-                tracing::debug!("no conversation: {error}");
+            Refusal::Chat(ChatError::NoTemplate | ChatError::Template(_) | ChatError::Endless) => {
                 Status::failed_precondition(told(&refusal))
             }
             Refusal::Chat(_) => Status::invalid_argument(told(&refusal)),

@@ -171,3 +171,94 @@ async fn templates_that_fail_are_told_as_what_they_are() {
         server.stop().await;
     }
 }
+
+#[tokio::test]
+async fn chats_over_http_are_the_same_conversations() {
+    use serde_json::json;
+    let server = with_template(TEMPLATE).await;
+    let (client, _) = server.clients().await;
+    let ours = conversation(vec![
+        turn(pb::Role::System, "Be brief."),
+        turn(pb::Role::User, "When?"),
+    ]);
+    let ours = generate(&client, ours).await.expect("text");
+    let mut body = json!({
+        "model": "base",
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": [{"type": "text", "text": "When?"}]},
+        ],
+        "max_tokens": 12,
+        "seed": 5,
+    });
+    let path = "/v1/chat/completions";
+    let whole = web::post(server.http, path, &body).await;
+    assert_eq!(whole.status, 200, "{whole:?}");
+    let whole = whole.json();
+    assert_eq!(whole["object"], "chat.completion");
+    let message = &whole["choices"][0]["message"];
+    assert_eq!(message["role"], "assistant");
+    assert_eq!(message["content"], ours.text());
+    assert_eq!(whole["usage"]["prompt_tokens"], ours.finished.prompt_tokens);
+    body["stream"] = true.into();
+    let streamed = web::post(server.http, path, &body).await;
+    let mut text = String::new();
+    for event in streamed.events() {
+        assert_eq!(event["object"], "chat.completion.chunk");
+        text.push_str(
+            event["choices"][0]["delta"]["content"]
+                .as_str()
+                .unwrap_or_default(),
+        );
+    }
+    assert_eq!(text, ours.text());
+    for bad in [
+        json!(null),
+        json!([]),
+        json!("hello"),
+        json!(["hello"]),
+        json!([{"content": "hello"}]),
+        json!([{"role": "tool", "content": "hello"}]),
+        json!([{"role": "user"}]),
+        json!([{"role": "user", "content": ""}]),
+        json!([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "a"}}]}]),
+        json!([{"role": "assistant", "content": "hello"}]),
+        json!(vec![json!({"role": "user", "content": "a"}); 1025]),
+    ] {
+        body["messages"] = bad;
+        let refused = web::post(server.http, path, &body).await;
+        assert_eq!(refused.status, 400, "{body}");
+        assert_eq!(refused.error()["param"], "messages", "{body}");
+    }
+    body["messages"] = json!([{"role": "user", "content": "When?"}]);
+    for (field, value) in [
+        ("tools", json!([{"type": "function"}])),
+        ("logprobs", json!(true)),
+        ("response_format", json!({"type": "json_object"})),
+        ("choir.template", json!({"template": ["a", 3]})),
+    ] {
+        let mut body = body.clone();
+        body[field.split('.').next().expect("a field")] = value;
+        let refused = web::post(server.http, path, &body).await;
+        assert_eq!(refused.status, 400, "{field}");
+        assert_eq!(refused.error()["param"], field);
+    }
+    drop(client);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn chats_with_a_model_that_has_no_template_are_refused() {
+    let body =
+        serde_json::json!({"model": "base", "messages": [{"role": "user", "content": "When?"}]});
+    let refused = web::post(shared_http().await, "/v1/chat/completions", &body).await;
+    assert_eq!(refused.status, 400, "{refused:?}");
+    let error = refused.error();
+    assert_eq!(error["param"], "messages");
+    assert!(
+        error["message"]
+            .as_str()
+            .is_some_and(|said| said.contains("no chat template")),
+        "{error}"
+    );
+}

@@ -84,6 +84,10 @@ impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
         match refusal {
             Refusal::Field(error) => error.into(),
+            chat @ Refusal::Chat(_) => Failure {
+                param: Some("messages".to_owned()),
+                ..Status::from(chat).into()
+            },
             other => Status::from(other).into(),
         }
     }

@@ -2,7 +2,7 @@
 
 use super::error::Failure;
 use crate::engine::{Choice, PredictorKind, Priority};
-use crate::sampler::NoiseRemoval;
+use crate::sampler::{Certainty, NoiseRemoval};
 use crate::server::requests::Piece;
 use crate::server::status::BadField;
 use axum::http::StatusCode;
@@ -118,6 +118,8 @@ impl Ours {
                     ("first_hitting", PredictorKind::FirstHitting),
                     ("ancestral", PredictorKind::Ancestral),
                     ("confidence", PredictorKind::Confidence),
+                    ("static", PredictorKind::Static),
+                    ("sequential", PredictorKind::Sequential),
                     ("psi", PredictorKind::Psi),
                 ],
             )?,
@@ -134,6 +136,15 @@ impl Ours {
             )?,
             block_size: inner.take_as("block_size", "choir.block_size")?,
             top_k: inner.take_as("top_k", "choir.top_k")?,
+            certainty: named(
+                inner.take_as("certainty", "choir.certainty")?,
+                "choir.certainty",
+                &[
+                    ("best", Certainty::Best),
+                    ("drawn", Certainty::Drawn),
+                    ("filtered", Certainty::Filtered),
+                ],
+            )?,
             ..Choice::default()
         };
         let priority = named(
@@ -210,6 +221,7 @@ pub fn path(field: &'static str) -> &'static str {
         "noise_removal" => "choir.noise_removal",
         "block_size" => "choir.block_size",
         "top_k" => "choir.top_k",
+        "certainty" => "choir.certainty",
         "template" => "choir.template",
         other => other,
     }

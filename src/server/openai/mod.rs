@@ -1,5 +1,6 @@
-//! OpenAI's HTTP interface, as far as it has a meaning here: models, completions, server-sent events, usage, errors.
+//! OpenAI's HTTP interface, as far as it has a meaning here: models, completions, chats, server-sent events, usage, errors.
 
+mod chat;
 mod completion;
 pub mod error;
 mod fields;
@@ -42,6 +43,7 @@ pub fn routes(openai: OpenAi) -> Router {
         .route("/v1/models", get(models::list))
         .route("/v1/models/{model}", get(models::one))
         .route("/v1/completions", post(completions))
+        .route("/v1/chat/completions", post(chat_completions))
         .with_state(openai)
 }
 
@@ -58,6 +60,25 @@ async fn completions(State(openai): State<OpenAi>, request: Request) -> Result<R
     match shown.stream {
         true => Ok(reply::streamed(Form::Text, shown, making)),
         false => reply::whole(Form::Text, shown, making).await,
+    }
+}
+
+async fn chat_completions(
+    State(openai): State<OpenAi>,
+    request: Request,
+) -> Result<Response, Failure> {
+    let caller = Caller::of(request.extensions())?;
+    let body = openai.read(request.into_body()).await?;
+    let (shown, asks) = chat::read(&body, caller)?;
+    let mut making = Vec::with_capacity(asks.len());
+    for ask in asks {
+        let answer = openai.submit(ask).await?;
+        let before = String::new();
+        making.push(Making { answer, before });
+    }
+    match shown.stream {
+        true => Ok(reply::streamed(Form::Chat, shown, making)),
+        false => reply::whole(Form::Chat, shown, making).await,
     }
 }
 

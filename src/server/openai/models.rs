@@ -32,7 +32,9 @@ impl OpenAi {
     fn base(&self) -> Value {
         let generation = self.requests.engine().generation();
         let regime = &generation.denoiser.facts().regime;
-        model(BASE, self.since, process(regime))
+        let mut ours = process(regime);
+        ours["chat"] = generation.tokenizer.has_chat().into();
+        model(BASE, self.since, ours)
     }
 }
 
