@@ -1,6 +1,6 @@
 //! `choir generate`: a prompt continued, block by block as the server sends it.
 
-use super::client::{MixArgs, ServerArgs, block_on, refused};
+use super::client::{Connection, MixArgs, ServerArgs, block_on, refused};
 use super::sampling::SamplingArgs;
 use crate::pb;
 use crate::pb::generate_response::Event;
@@ -10,7 +10,6 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::json;
 use std::io::{Read, Write};
-use tonic::transport::Channel;
 
 /// Continue a prompt, or fill in a text.
 ///
@@ -177,7 +176,7 @@ pub fn run(args: GenerateArgs) -> Result<()> {
 
 /// Sends a request and hands over its events to the last one.
 async fn follow(
-    client: &mut InferenceClient<Channel>,
+    client: &mut InferenceClient<Connection>,
     request: pb::GenerateRequest,
     mut event: impl FnMut(&Event) -> Result<()>,
 ) -> Result<()> {
@@ -196,7 +195,7 @@ async fn follow(
 
 /// Sends a request and prints its text as it comes, and a line of figures to standard error; returns the text.
 pub async fn shown(
-    client: &mut InferenceClient<Channel>,
+    client: &mut InferenceClient<Connection>,
     request: pb::GenerateRequest,
 ) -> Result<String> {
     let (mut started, mut text) = (None, String::new());

@@ -75,6 +75,7 @@ impl Shared {
             stop_ids: fields.take("stop_token_ids")?.unwrap_or_default(),
             seed: fields.seed()?,
             want_steps: ours.want_steps,
+            control_tokens: ours.control_tokens,
             deadline: ours.deadline,
             priority: ours.priority,
             caller,

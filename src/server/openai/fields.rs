@@ -99,6 +99,7 @@ pub struct Ours {
     pub choice: Choice,
     pub priority: Priority,
     pub want_steps: bool,
+    pub control_tokens: bool,
     pub deadline: Option<Instant>,
     pub template: Option<Vec<Piece>>,
 }
@@ -162,6 +163,9 @@ impl Ours {
             priority: priority.unwrap_or_default(),
             want_steps: inner
                 .take_as("want_steps", "choir.want_steps")?
+                .unwrap_or(false),
+            control_tokens: inner
+                .take_as("control_tokens", "choir.control_tokens")?
                 .unwrap_or(false),
             deadline: milliseconds.and_then(after),
             template: inner
