@@ -2,7 +2,7 @@
 
 use super::panels::{CHUNK, GROUP, LANES, Panel};
 use super::rows::{self, Facts, Rows, Source};
-use super::thin::{RANKS, Thin};
+use super::thin::{DEEP, Line};
 use super::{Rate, WINDOW};
 use crate::ops::isa::Isa;
 
@@ -98,57 +98,31 @@ impl Kernel {
         }
     }
 
-    /// Sums of thin rows of numbers of four bits with a row of x: see [`Thin::first`].
+    /// Sums of some rows of x, at most [`TILE`], with sixteen outputs of numbers of four bits, as they lie there from 0 to 15.
     #[allow(unsafe_code)]
-    pub fn first(self, thin: &Thin, x: &[i8], sums: &mut [i32]) {
-        assert!(thin.across * 64 <= x.len() && thin.rank() == sums.len());
+    pub fn nibbles(self, lines: &[Line], x: &[&[[i8; DEEP]]], sums: &mut [[i32; LANES]]) {
+        assert!(x.len() == sums.len() && x.len() <= TILE);
+        assert!(x.iter().all(|x| x.len() == lines.len()));
         match self {
             Kernel::Portable => {
-                for (a, sum) in thin.a.chunks_exact(thin.across).zip(sums) {
-                    let products = a.iter().zip(x.as_chunks::<64>().0).flat_map(|(half, x)| {
-                        let (low, high) = x.split_at(32);
-                        let product = |((a, low), high): ((&u8, &i8), &i8)| {
-                            i32::from(a & 15) * i32::from(*low)
-                                + i32::from(a >> 4) * i32::from(*high)
-                        };
-                        half.0.iter().zip(low).zip(high).map(product)
-                    });
-                    *sum = products.sum();
+                for (x, sums) in x.iter().zip(sums) {
+                    *sums = [0; LANES];
+                    for (line, x) in lines.iter().zip(*x) {
+                        for (sum, bytes) in sums.iter_mut().zip(line.0.as_chunks::<4>().0) {
+                            for (at, byte) in bytes.iter().enumerate() {
+                                *sum += i32::from(byte & 15) * i32::from(x[at])
+                                    + i32::from(byte >> 4) * i32::from(x[4 + at]);
+                            }
+                        }
+                    }
                 }
             }
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: whoever has this value has asked the processor for its instructions; x is long enough.
-            Kernel::Avx2 => unsafe { avx2::first(thin, x, sums) },
+            // SAFETY: whoever has this value has asked the processor for its instructions; rows have all inputs.
+            Kernel::Avx2 => unsafe { avx2::nibbles(lines, x, sums) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Kernel::Vbmi => unsafe { vbmi::first(thin, x, sums) },
-        }
-    }
-
-    /// Sums over the ranks with the sixteen rows of panel `index`: see [`Thin::second`].
-    #[allow(unsafe_code)]
-    pub fn second(self, thin: &Thin, index: usize, t: &[[i8; RANKS]], sums: &mut [i32; LANES]) {
-        let panel = &thin.b[index * thin.deep..][..thin.deep];
-        assert_eq!(panel.len(), t.len());
-        match self {
-            Kernel::Portable => {
-                for (lane, sum) in sums.iter_mut().enumerate() {
-                    let products = panel.iter().zip(t).map(|(line, t)| {
-                        let of = |i: usize| {
-                            let byte = line.0[4 * lane + i % 4];
-                            i32::from(byte >> (4 * (i / 4)) & 15) * i32::from(t[i])
-                        };
-                        (0..RANKS).map(of).sum::<i32>()
-                    });
-                    *sum = products.sum();
-                }
-            }
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: whoever has this value has asked the processor for its instructions; there are as many of t as lines.
-            Kernel::Avx2 => unsafe { avx2::second(panel, t, sums) },
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: as above.
-            Kernel::Vbmi => unsafe { vbmi::second(panel, t, sums) },
+            Kernel::Vbmi => unsafe { vbmi::nibbles(lines, x, sums) },
         }
     }
 }

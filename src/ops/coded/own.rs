@@ -216,30 +216,41 @@ impl Own {
             .code
             .as_ref()
             .map(|(panels, gains)| (panels.panel(index), &gains[first..first + width]));
+        let mut gains = [0f32; LANES];
+        for (wide, gain) in gains
+            .iter_mut()
+            .zip(panel.iter().flat_map(|(_, gains)| *gains))
+        {
+            *wide = widened(*gain);
+        }
         for (tile, shares) in shares.chunks(TILE).enumerate() {
             let start = start + tile * TILE;
-            let mut sums = [[0; LANES]; TILE];
+            let (mut sums, mut low) = ([[0; LANES]; TILE], [[0; LANES]; TILE]);
             if let Some((panel, _)) = panel {
                 kernel.run(panel, rows, start, &mut sums[..shares.len()]);
             }
-            for ((row, share), sums) in (start..).zip(shares).zip(&sums) {
+            let t: [Option<&Between>; TILE] = std::array::from_fn(|at| match at < shares.len() {
+                true => between[start + at].get(),
+                false => None,
+            });
+            if let Some(thin) = &self.thin {
+                let of: [&[_]; TILE] = t.map(|t| t.map_or(&[][..], Between::quants));
+                thin.second(kernel, index, &of[..shares.len()], &mut low[..shares.len()]);
+            }
+            for (at, share) in shares.iter().enumerate() {
                 // SAFETY: row and outputs lie inside y, as the caller checked, and no other task has these outputs.
                 #[allow(unsafe_code)]
                 let y = unsafe {
                     std::slice::from_raw_parts_mut(y.at(share.row * self.out + first), width)
                 };
                 let weight = share.weight * self.scale;
-                if let Some((_, gains)) = panel {
-                    let factor = weight * rows.facts(row).scale;
-                    for ((y, gain), sum) in y.iter_mut().zip(gains).zip(sums) {
-                        *y = (factor * widened(*gain)).mul_add(*sum as f32, *y);
-                    }
+                let factor = weight * rows.facts(start + at).scale;
+                for ((y, gain), sum) in y.iter_mut().zip(&gains).zip(&sums[at]) {
+                    *y = (factor * gain).mul_add(*sum as f32, *y);
                 }
-                if let (Some(thin), Some(t)) = (&self.thin, between[row].get()) {
-                    let mut low = [0f32; LANES];
-                    thin.second(kernel, index, t, &mut low);
-                    for (y, low) in y.iter_mut().zip(low) {
-                        *y = weight.mul_add(low, *y);
+                if let Some(t) = t[at] {
+                    for (y, low) in y.iter_mut().zip(&low[at]) {
+                        *y = weight.mul_add(t.value(*low), *y);
                     }
                 }
             }

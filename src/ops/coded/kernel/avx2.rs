@@ -3,7 +3,6 @@
 #![allow(unsafe_code)]
 
 use super::*;
-use crate::ops::coded::thin::{Half, Line};
 use std::arch::x86_64::*;
 use std::sync::LazyLock;
 
@@ -120,58 +119,32 @@ fn sum(total: __m256i) -> i32 {
 }
 
 /// # Safety
-/// x has the factor's inputs.
+/// There are as many sums as rows, and all of these have the lines' inputs.
 #[target_feature(enable = "avx2")]
-pub unsafe fn first(thin: &Thin, x: &[i8], sums: &mut [i32]) {
-    let low = _mm256_set1_epi8(15);
-    for (a, result) in thin.a.chunks_exact(thin.across).zip(sums) {
-        let mut total = _mm256_setzero_si256();
-        for (at, a) in a.iter().enumerate() {
-            // SAFETY: a half of a line is 32 bytes, and x has 64 for every one.
-            let (a, first, second) = unsafe {
-                let x = x.as_ptr().add(64 * at);
-                (
-                    _mm256_load_si256(std::ptr::from_ref::<Half>(a).cast()),
-                    _mm256_loadu_si256(x.cast()),
-                    _mm256_loadu_si256(x.add(32).cast()),
-                )
-            };
-            let high = _mm256_and_si256(_mm256_srli_epi16::<4>(a), low);
-            let pairs = _mm256_add_epi16(
-                _mm256_maddubs_epi16(_mm256_and_si256(a, low), first),
-                _mm256_maddubs_epi16(high, second),
+pub unsafe fn nibbles(lines: &[Line], x: &[&[[i8; DEEP]]], sums: &mut [[i32; LANES]]) {
+    let (low, ones) = (_mm256_set1_epi8(15), _mm256_set1_epi16(1));
+    for (x, sums) in x.iter().zip(sums) {
+        let mut total = [_mm256_setzero_si256(); 2];
+        for (line, x) in lines.iter().zip(*x) {
+            let x = i64::from_le_bytes(x.map(i8::cast_unsigned));
+            let (a, b) = (
+                _mm256_set1_epi32(x as i32),
+                _mm256_set1_epi32((x >> 32) as i32),
             );
-            total = _mm256_add_epi32(total, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+            for (half, total) in total.iter_mut().enumerate() {
+                // SAFETY: a line is 64 bytes.
+                let line = unsafe { _mm256_load_si256(line.0.as_ptr().add(32 * half).cast()) };
+                let high = _mm256_and_si256(_mm256_srli_epi16::<4>(line), low);
+                let pairs = _mm256_add_epi16(
+                    _mm256_maddubs_epi16(_mm256_and_si256(line, low), a),
+                    _mm256_maddubs_epi16(high, b),
+                );
+                *total = _mm256_add_epi32(*total, _mm256_madd_epi16(pairs, ones));
+            }
         }
-        *result = sum(total);
-    }
-}
-
-/// # Safety
-/// There are as many of t as lines.
-#[target_feature(enable = "avx2")]
-pub unsafe fn second(panel: &[Line], t: &[[i8; RANKS]], sums: &mut [i32; LANES]) {
-    let low = _mm256_set1_epi8(15);
-    let mut total = [_mm256_setzero_si256(); 2];
-    for (line, t) in panel.iter().zip(t) {
-        let t = i64::from_le_bytes(t.map(i8::cast_unsigned));
-        let (first, second) = (
-            _mm256_set1_epi32(t as i32),
-            _mm256_set1_epi32((t >> 32) as i32),
-        );
-        for (half, total) in total.iter_mut().enumerate() {
-            // SAFETY: a line is 64 bytes.
-            let line = unsafe { _mm256_load_si256(line.0.as_ptr().add(32 * half).cast()) };
-            let high = _mm256_and_si256(_mm256_srli_epi16::<4>(line), low);
-            let pairs = _mm256_add_epi16(
-                _mm256_maddubs_epi16(_mm256_and_si256(line, low), first),
-                _mm256_maddubs_epi16(high, second),
-            );
-            *total = _mm256_add_epi32(*total, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+        for (half, total) in total.into_iter().enumerate() {
+            // SAFETY: eight numbers go to one half of sixteen.
+            unsafe { _mm256_storeu_si256(sums.as_mut_ptr().add(8 * half).cast(), total) };
         }
-    }
-    for (half, total) in total.into_iter().enumerate() {
-        // SAFETY: eight numbers go to one half of sixteen.
-        unsafe { _mm256_storeu_si256(sums.as_mut_ptr().add(8 * half).cast(), total) };
     }
 }

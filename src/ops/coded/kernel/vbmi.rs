@@ -2,7 +2,6 @@
 #![allow(unsafe_code)]
 
 use super::*;
-use crate::ops::coded::thin::{Half, Line};
 use std::arch::x86_64::*;
 
 /// # Safety
@@ -146,48 +145,54 @@ unsafe fn tile<const K: usize, const M: usize, const ROWS: usize>(
 }
 
 /// # Safety
-/// x has the factor's inputs.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-pub unsafe fn first(thin: &Thin, x: &[i8], sums: &mut [i32]) {
-    let low = _mm256_set1_epi8(15);
-    for (a, sum) in thin.a.chunks_exact(thin.across).zip(sums) {
-        let mut total = _mm512_setzero_si512();
-        for (at, a) in a.iter().enumerate() {
-            // SAFETY: a half of a line is 32 bytes, and x has 64 for every one.
-            let (a, x) = unsafe {
-                (
-                    _mm256_load_si256(std::ptr::from_ref::<Half>(a).cast()),
-                    _mm512_loadu_si512(x.as_ptr().add(64 * at).cast()),
-                )
-            };
-            let numbers = _mm512_inserti64x4::<1>(
-                _mm512_castsi256_si512(_mm256_and_si256(a, low)),
-                _mm256_and_si256(_mm256_srli_epi16::<4>(a), low),
-            );
-            total = _mm512_dpbusd_epi32(total, numbers, x);
+/// There are as many sums as rows, and all of these have the lines' inputs.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+pub unsafe fn nibbles(lines: &[Line], x: &[&[[i8; DEEP]]], sums: &mut [[i32; LANES]]) {
+    // SAFETY: the caller's.
+    unsafe {
+        match sums.len() {
+            0 => {}
+            1 => nibbles_of::<1>(lines, x, sums),
+            2 => nibbles_of::<2>(lines, x, sums),
+            3 => nibbles_of::<3>(lines, x, sums),
+            4 => nibbles_of::<4>(lines, x, sums),
+            5 => nibbles_of::<5>(lines, x, sums),
+            6 => nibbles_of::<6>(lines, x, sums),
+            7 => nibbles_of::<7>(lines, x, sums),
+            _ => nibbles_of::<TILE>(lines, x, sums),
         }
-        *sum = _mm512_reduce_add_epi32(total);
     }
 }
 
 /// # Safety
-/// There are as many of t as lines.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-pub unsafe fn second(panel: &[Line], t: &[[i8; RANKS]], sums: &mut [i32; LANES]) {
+/// As [`nibbles`], with `ROWS` sums.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+unsafe fn nibbles_of<const ROWS: usize>(
+    lines: &[Line],
+    x: &[&[[i8; DEEP]]],
+    sums: &mut [[i32; LANES]],
+) {
     let low = _mm512_set1_epi8(15);
-    let mut total = _mm512_setzero_si512();
-    for (line, t) in panel.iter().zip(t) {
+    let rows: [*const [i8; DEEP]; ROWS] = std::array::from_fn(|row| x[row].as_ptr());
+    let mut total = [_mm512_setzero_si512(); ROWS];
+    for (at, line) in lines.iter().enumerate() {
         // SAFETY: a line is 64 bytes.
         let line = unsafe { _mm512_load_si512(std::ptr::from_ref(line).cast()) };
-        let t = i64::from_le_bytes(t.map(i8::cast_unsigned));
-        let (first, second) = (
-            _mm512_set1_epi32(t as i32),
-            _mm512_set1_epi32((t >> 32) as i32),
-        );
-        total = _mm512_dpbusd_epi32(total, _mm512_and_si512(line, low), first);
-        let high = _mm512_and_si512(_mm512_srli_epi16::<4>(line), low);
-        total = _mm512_dpbusd_epi32(total, high, second);
+        let first = _mm512_and_si512(line, low);
+        let second = _mm512_and_si512(_mm512_srli_epi16::<4>(line), low);
+        for (row, total) in rows.iter().zip(&mut total) {
+            // SAFETY: rows have all inputs.
+            let (a, b) = unsafe {
+                let x = row.add(at).cast::<i32>();
+                (x.read_unaligned(), x.add(1).read_unaligned())
+            };
+            *total = _mm512_dpbusd_epi32(*total, first, _mm512_set1_epi32(a));
+            *total = _mm512_dpbusd_epi32(*total, second, _mm512_set1_epi32(b));
+        }
     }
-    // SAFETY: sixteen numbers.
-    unsafe { _mm512_storeu_si512(sums.as_mut_ptr().cast(), total) };
+    for (sums, total) in sums.iter_mut().zip(total) {
+        // SAFETY: sixteen numbers.
+        unsafe { _mm512_storeu_si512(sums.as_mut_ptr().cast(), total) };
+    }
 }
