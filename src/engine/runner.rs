@@ -115,6 +115,10 @@ impl Runner {
         if !groups.is_empty() {
             door.throughput
                 .record(members().map(charged).sum(), variants, now - begun, now);
+            let tokens: usize = members().map(|member| member.tokens).sum();
+            door.status.step_time += now - begun;
+            door.status.step_sequences += members().count() as u64;
+            door.status.step_tokens += tokens as u64;
         }
         for Member {
             sequence,

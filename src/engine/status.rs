@@ -34,6 +34,10 @@ pub struct Status {
     pub materialised_bytes: u64,
     /// Network evaluations since the start, all sequences of a step together counting once.
     pub steps: u64,
+    /// Time that they took, the sequences in them, and the tokens.
+    pub step_time: Duration,
+    pub step_sequences: u64,
+    pub step_tokens: u64,
     pub tokens_generated: u64,
     pub finished: u64,
     /// Their clients left.

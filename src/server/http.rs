@@ -152,8 +152,11 @@ async fn identify(State(ids): State<Ids>, request: Request, next: Next) -> Respo
         let count = count.fetch_add(1, Ordering::Relaxed);
         HeaderValue::try_from(format!("req-{start:016x}-{count}")).ok()
     });
+    let asked = format!("{} {}", request.method(), request.uri().path());
     let mut response = next.run(request).await;
     if let Some(id) = id {
+        let status = response.status().as_u16();
+        tracing::debug!(request_id = ?id, asked, status, "answered");
         response.headers_mut().insert(REQUEST_ID, id);
     }
     response

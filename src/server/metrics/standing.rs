@@ -101,6 +101,16 @@ impl Collector for Standing {
                 "Network evaluations, all sequences of a step counting once",
                 engine.steps,
             ),
+            (
+                "step_sequences",
+                "Sequences in all steps: by steps, the rows of one",
+                engine.step_sequences,
+            ),
+            (
+                "step_tokens",
+                "Tokens in all steps, prompts among them",
+                engine.step_tokens,
+            ),
             ("tokens", "Tokens made", engine.tokens_generated),
             (
                 "preemptions",
@@ -117,6 +127,9 @@ impl Collector for Standing {
             let counter = ConstCounter::new(value);
             counter.encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)?;
         }
+        let took = ConstCounter::new(engine.step_time.as_secs_f64());
+        let help = "Time of all steps: by steps, that of one";
+        took.encode(encoder.encode_descriptor("step_seconds", help, None, MetricType::Counter)?)?;
         let free = engine
             .pages_total
             .saturating_sub(engine.pages_used + engine.pages_idle);

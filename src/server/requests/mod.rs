@@ -8,13 +8,12 @@ mod prepared;
 pub use answer::{Answer, Whole};
 pub use given::{Given, Piece, Text};
 
-use prepared::Prepared;
-
 use super::access::{Caller, Overspent};
 use super::metrics::{Metrics, Protocol, Watch};
 use super::status::BadField;
 use crate::engine::{self, Choice, EngineHandle, Priority};
 use crate::model::tokenizer::ChatError;
+use prepared::Prepared;
 use std::sync::Arc;
 use std::time::Instant;
 
