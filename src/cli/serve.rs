@@ -25,8 +25,6 @@ use tokio::signal::unix::{SignalKind, signal};
 #[derive(Args, Debug)]
 pub struct ServeArgs {
     #[command(flatten)]
-    doors: DoorArgs,
-    #[command(flatten)]
     store: StoreArgs,
     #[command(flatten)]
     engine: EngineArgs,
@@ -45,6 +43,8 @@ pub struct ServeArgs {
     /// under way have another minute.
     #[arg(long)]
     max_connection_age: Option<u64>,
+    #[command(flatten)]
+    doors: DoorArgs,
 }
 
 impl ServeArgs {
