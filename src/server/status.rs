@@ -169,7 +169,11 @@ impl From<catalog::Error> for Status {
             | OtherConfig { .. }
             | OtherTokenizer { .. } => Status::failed_precondition(message),
             Checkpoint {
-                source: Refused::Unreadable(_),
+                source:
+                    Refused::Unreadable(_)
+                    | Refused::Version { .. }
+                    | Refused::Rate(_)
+                    | Refused::TooFewBits(_),
                 ..
             } => Status::invalid_argument(message),
             BadField { .. } => Status::invalid_argument(format!("header.{message}")),

@@ -204,26 +204,30 @@ pub(super) fn check_shapes(
     expected: &BTreeMap<String, Vec<usize>>,
     found: &BTreeMap<String, Vec<usize>>,
 ) -> Result<(), Mismatch> {
-    for (name, expected) in expected {
+    for (name, shape) in expected {
         let tensor = name.clone();
-        match found.get(name) {
-            None => return Err(Mismatch::Missing { tensor }),
-            Some(found) if found != expected => {
-                let (expected, found) = (expected.clone(), found.clone());
-                return Err(Mismatch::Shape {
-                    tensor,
-                    expected,
-                    found,
-                });
-            }
-            Some(_) => {}
-        }
+        let found = found.get(name).ok_or(Mismatch::Missing { tensor })?;
+        check_shape(name, Some(shape), found)?;
     }
-    match found.keys().find(|name| !expected.contains_key(*name)) {
-        Some(extra) => Err(Mismatch::Extra {
-            tensor: extra.clone(),
+    let extra = found.keys().find(|name| !expected.contains_key(*name));
+    extra.map_or(Ok(()), |extra| check_shape(extra, None, &[]))
+}
+
+/// Refuses a tensor that is not one of the base's, or is misshapen.
+pub(super) fn check_shape(
+    name: &str,
+    expected: Option<&Vec<usize>>,
+    found: &[usize],
+) -> Result<(), Mismatch> {
+    let tensor = name.to_owned();
+    match expected {
+        None => Err(Mismatch::Extra { tensor }),
+        Some(expected) if expected != found => Err(Mismatch::Shape {
+            tensor,
+            expected: expected.clone(),
+            found: found.to_vec(),
         }),
-        None => Ok(()),
+        Some(_) => Ok(()),
     }
 }
 

@@ -8,12 +8,15 @@
 //! A [`Bank`] holds S in fixed point, so that any order of adding and removing the same variants gives the same
 //! bits; a [`Delta`] is a variant's d_k in the form that is archived and accumulated; [`Private`] is what the
 //! variant keeps whole: its gains a_k and the deltas of its vectors.
+//!
+//! A [`CodedDelta`] is a variant by itself, in codes of a few bits and thin factors: no sum, no interference.
 
 mod archive;
 mod bank;
 mod bank_file;
 mod bitdelta;
 mod checkpoint;
+mod code;
 mod container;
 mod delta;
 mod digest;
@@ -30,6 +33,7 @@ mod tests;
 pub use bank::{AccumulateError, Bank};
 pub use bitdelta::{BitDelta, BitMatrix};
 pub use checkpoint::{NamedTensor, NamedTensors, read_file};
+pub use code::{About, CodedDelta, Encoding, KeptTensor, Measured, Plan, TooFewBits};
 pub use delta::{Delta, DeltaMatrix};
 pub use digest::Digest;
 pub use fixed::{Cells, FixedTensor};
@@ -42,3 +46,5 @@ pub use scheme::Scheme;
 
 /// The output head: the most sensitive matrix, superposed in banks of its own.
 pub const HEAD: &str = "output_layer.linear.weight";
+/// The embedding: second to it.
+pub const EMBEDDING: &str = "vocab_embed.embedding";

@@ -1,7 +1,8 @@
 //! Why a file or a checkpoint is refused: each error names the first offender.
 
-use super::Digest;
+use super::{Digest, TooFewBits};
 pub use crate::checkpoint::Unreadable;
+use crate::ops::coded::NoSuchRate;
 
 /// The tensors do not fit the base.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -33,4 +34,10 @@ pub enum Refused {
     Unreadable(#[from] Unreadable),
     #[error(transparent)]
     Mismatch(#[from] Mismatch),
+    #[error("its {what} is number {found}, which is not known here")]
+    Version { what: &'static str, found: u64 },
+    #[error(transparent)]
+    Rate(#[from] NoSuchRate),
+    #[error(transparent)]
+    TooFewBits(#[from] TooFewBits),
 }

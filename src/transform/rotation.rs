@@ -34,6 +34,14 @@ impl Rotation {
         }
     }
 
+    /// What leaves `cols` inputs as they are.
+    pub fn none(cols: usize) -> Self {
+        Rotation {
+            signs: Signs::ones(cols),
+            block: 1,
+        }
+    }
+
     /// Elements to a block of H.
     pub fn block(&self) -> usize {
         self.block

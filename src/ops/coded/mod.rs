@@ -101,6 +101,17 @@ impl Code {
         })
     }
 
+    /// A code of what an encoder has made, which [`Code::new`] would not refuse.
+    pub(crate) fn of(rate: Rate, [rows, cols]: [usize; 2], stream: Vec<u8>) -> Code {
+        debug_assert_eq!(stream.len(), rows * rate.row_bytes(cols));
+        Code {
+            rate,
+            rows,
+            cols,
+            stream,
+        }
+    }
+
     pub fn rate(&self) -> Rate {
         self.rate
     }
@@ -138,20 +149,6 @@ impl Code {
 
     /// The weights of one row, `cols` of them.
     pub fn decode_row(&self, row: usize, weights: &mut [i8]) {
-        let (bits, per_step) = (self.rate.step_bits(), self.rate.step_weights());
-        let (stream, tables) = (self.row(row), self.rate.tables());
-        let (mut bytes, mut ahead, mut have) = (stream.iter(), 0u32, 0);
-        for step in weights.chunks_mut(per_step) {
-            while have < WINDOW {
-                ahead |= u32::from(bytes.next().copied().unwrap_or(0)) << have;
-                have += 8;
-            }
-            let window = ahead as usize % STATES;
-            for (weight, table) in step.iter_mut().zip(tables) {
-                *weight = table[window];
-            }
-            ahead >>= bits;
-            have -= bits;
-        }
+        self.rate.decode(self.row(row), weights);
     }
 }

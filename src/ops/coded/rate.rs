@@ -75,6 +75,24 @@ impl Rate {
         tables::of(self).0
     }
 
+    /// The weights of one row from its stream, as many as there is room for.
+    pub fn decode(self, stream: &[u8], weights: &mut [i8]) {
+        let (bits, tables) = (self.step_bits(), self.tables());
+        let (mut bytes, mut ahead, mut have) = (stream.iter(), 0u32, 0);
+        for step in weights.chunks_mut(self.step_weights()) {
+            while have < WINDOW {
+                ahead |= u32::from(bytes.next().copied().unwrap_or(0)) << have;
+                have += 8;
+            }
+            let window = ahead as usize % STATES;
+            for (weight, table) in step.iter_mut().zip(tables) {
+                *weight = table[window];
+            }
+            ahead >>= bits;
+            have -= bits;
+        }
+    }
+
     /// What a standard deviation of 1 is in the tables' units: the nearest row of N(0, 1) numbers x is that of
     /// `unit · x` among the table's.
     pub fn unit(self) -> f32 {

@@ -1,0 +1,161 @@
+//! From a fine-tune to its coded delta, one tensor in memory at a time.
+
+use std::collections::BTreeMap;
+
+use half::bf16;
+use rayon::prelude::*;
+
+use super::matrix::squares;
+use super::plan::{Choice, Plan, codable};
+use super::{About, CodedDelta, KeptTensor, dense, low_rank, matrix};
+use crate::ops::coded::{Kept, LowRank};
+use crate::superposition::delta::{check_related, check_shapes};
+use crate::superposition::digest::TensorHash;
+use crate::superposition::{Digest, Mismatch, NamedTensors, Refused, Remarks};
+use crate::transform::Rotation;
+
+/// How a delta is to be coded.
+#[derive(Clone, Debug, Default)]
+pub struct Encoding {
+    pub plan: Plan,
+    /// Defines the rotations [default: from the delta itself].
+    pub seed: Option<u64>,
+    pub remarks: Remarks,
+}
+
+impl CodedDelta {
+    /// Codes fine-tuned − base. Refuses what [`Delta::between`](crate::superposition::Delta::between) does, and a budget that
+    /// is too small.
+    pub fn between(
+        base: &NamedTensors,
+        fine_tuned: &NamedTensors,
+        encoding: &Encoding,
+    ) -> Result<CodedDelta, Refused> {
+        let shapes = base.shapes();
+        check_shapes(&shapes, &fine_tuned.shapes())?;
+        check_related(base, fine_tuned)?;
+        let difference = |name: &str| -> Result<Vec<f32>, Refused> {
+            let of = |tensors: &NamedTensors| tensors.0.get(name).cloned();
+            let (Some(base), Some(tuned)) = (of(base), of(fine_tuned)) else {
+                let tensor = name.to_owned();
+                return Err(Mismatch::Missing { tensor }.into());
+            };
+            Ok(tuned
+                .data
+                .iter()
+                .zip(&base.data)
+                .map(|(tuned, base)| tuned - base)
+                .collect())
+        };
+        CodedDelta::encode(base.digest(), &shapes, encoding, difference)
+    }
+
+    /// Codes the delta that `delta` gives for each of the base's tensors, as many elements in row order. It is asked three times
+    /// for each, and never holds more than one: the seed comes of all of them, and what each of them gets depends on all.
+    ///
+    /// # Errors
+    /// What `delta` refuses, a delta that is not finite, and a budget below the smallest plan.
+    pub fn encode(
+        base: Digest,
+        shapes: &BTreeMap<String, Vec<usize>>,
+        encoding: &Encoding,
+        delta: impl Fn(&str) -> Result<Vec<f32>, Refused>,
+    ) -> Result<CodedDelta, Refused> {
+        let mut hash = TensorHash::new("choir/delta-source/1");
+        for (name, shape) in shapes {
+            hash.tensor(name, shape);
+            hash.f32s(&finite(name, delta(name)?)?);
+        }
+        let source = hash.finish();
+        let seed = encoding.seed.unwrap_or(source.seed());
+        let turned = |name: &str, [_, cols]: [usize; 2]| -> Result<Vec<f32>, Refused> {
+            let (mut values, rotation) = (delta(name)?, Rotation::new(seed, name, cols));
+            let rows = values.par_chunks_exact_mut(cols);
+            rows.for_each(|row| rotation.apply(row));
+            Ok(values)
+        };
+        let mut survey = encoding.plan.survey();
+        for (name, shape) in shapes {
+            match codable(shape) {
+                Some(shape) => survey.matrix(name, shape, &turned(name, shape)?),
+                None => survey.whole(shape, &delta(name)?),
+            }
+        }
+        let mut choices = survey.choose()?;
+        let (mut error, mut total) = (0.0, 0.0);
+        let mut tensors = BTreeMap::new();
+        for (name, shape) in shapes {
+            let (kept, power) = match (codable(shape), choices.remove(name)) {
+                (Some(matrix), Some(choice)) => {
+                    let rotated = turned(name, matrix)?;
+                    let kept = keep(&rotated, matrix, choice);
+                    error += apart(&kept, matrix, &rotated);
+                    (kept, squares(&rotated))
+                }
+                _ => {
+                    let values = delta(name)?;
+                    let power = squares(&values);
+                    (
+                        Kept::Whole(values.into_iter().map(bf16::from_f32).collect()),
+                        power,
+                    )
+                }
+            };
+            if power > 0.0 {
+                total += power;
+                let shape = shape.clone();
+                tensors.insert(name.clone(), KeptTensor { shape, kept });
+            }
+        }
+        Ok(CodedDelta {
+            base,
+            seed,
+            tensors,
+            about: About {
+                remarks: encoding.remarks.clone(),
+                error: if total > 0.0 {
+                    (error / total).sqrt()
+                } else {
+                    0.0
+                },
+                source,
+                measured: None,
+            },
+        })
+    }
+}
+
+fn finite(name: &str, delta: Vec<f32>) -> Result<Vec<f32>, Mismatch> {
+    match delta.iter().position(|value| !value.is_finite()) {
+        None => Ok(delta),
+        Some(index) => Err(Mismatch::NotFinite {
+            tensor: name.to_owned(),
+            index,
+        }),
+    }
+}
+
+/// One rotated matrix as it was chosen to be kept.
+fn keep(rotated: &[f32], [_, cols]: [usize; 2], choice: Choice) -> Kept {
+    let mut rest = rotated.to_vec();
+    if let Some(nibbles) = &choice.low_rank {
+        let mut low = vec![0.0; rest.len()];
+        low_rank::add(nibbles, cols, &mut low);
+        rest.iter_mut()
+            .zip(low)
+            .for_each(|(rest, low)| *rest -= low);
+    }
+    let (code, gains) = matrix::encode(&rest, cols, choice.rate);
+    Kept::Coded {
+        code,
+        gains,
+        low_rank: choice.low_rank.map(LowRank::Nibbles),
+    }
+}
+
+/// The power of what `kept` lacks of a rotated matrix.
+fn apart(kept: &Kept, shape: [usize; 2], rotated: &[f32]) -> f64 {
+    let kept = dense(kept, shape, &Rotation::none(shape[1]));
+    let apart: Vec<f32> = kept.iter().zip(rotated).map(|(a, b)| a - b).collect();
+    squares(&apart)
+}

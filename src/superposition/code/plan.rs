@@ -1,0 +1,208 @@
+//! What each matrix gets of a budget of bits.
+//!
+//! What is lost of a fine-tune's gain is taken for the sum over the matrices of sensitivity · noise, noise being the power
+//! of what a code adds: the power of what is coded times D / (1 - D), D the code's mean squared error over Gaussian
+//! numbers (a gain that brings the row's own part back whole makes of an error of D such a noise). Each matrix begins with
+//! the least; then the step that saves most for a byte is taken, as long as one fits.
+
+use std::collections::BTreeMap;
+
+use super::low_rank::{self, bytes_of, rank_of};
+use super::matrix::squares;
+use crate::ops::coded::{Nibbles, Rate};
+use crate::superposition::{EMBEDDING, HEAD};
+use crate::transform::hadamard_block;
+
+/// The smallest block of a Hadamard transform whose sums are near enough to Gaussian, and the smallest matrix that is
+/// worth its gains.
+const SMALLEST: (usize, usize) = (32, 4096);
+/// Bits a weight that the two thin factors may take, to choose from.
+const LOW_RANK: [f64; 3] = [0.125, 0.25, 0.5];
+
+/// Whether a matrix is kept in a code; any other tensor is kept whole.
+pub(super) fn codable(shape: &[usize]) -> Option<[usize; 2]> {
+    match *shape {
+        [rows, cols] if hadamard_block(cols) >= SMALLEST.0 && rows * cols >= SMALLEST.1 => {
+            Some([rows, cols])
+        }
+        _ => None,
+    }
+}
+
+/// A budget, and what the network feels.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// For each weight of the base's matrices, everything counted: codes, factors, gains and what is kept whole.
+    pub bits: f64,
+    /// By name, what noise of a power costs in comparison with the same in a matrix that is not here.
+    pub sensitivities: BTreeMap<String, f64>,
+    /// Whether thin factors may be used.
+    pub low_rank: bool,
+}
+
+/// The budget does not hold the smallest plan.
+#[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
+#[error("{bits} bits a weight are too few: the least is {least:.3}")]
+pub struct TooFewBits {
+    pub bits: f64,
+    pub least: f64,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Plan {
+            bits: Plan::BITS,
+            sensitivities: BTreeMap::from([(HEAD.to_owned(), 6.0), (EMBEDDING.to_owned(), 2.0)]),
+            low_rank: true,
+        }
+    }
+}
+
+/// What one matrix gets.
+pub(super) struct Choice {
+    pub rate: Rate,
+    pub low_rank: Option<Nibbles>,
+}
+
+/// One way to keep a matrix: its bytes and its noise, weighed.
+#[derive(Clone, Copy)]
+struct Way {
+    rate: Rate,
+    rank: usize,
+    bytes: usize,
+    cost: f64,
+}
+
+struct Surveyed {
+    name: String,
+    shape: [usize; 2],
+    ways: Vec<Way>,
+    low_rank: Option<Nibbles>,
+}
+
+/// What is known of the tensors before anything is coded.
+pub(super) struct Survey<'a> {
+    plan: &'a Plan,
+    matrices: Vec<Surveyed>,
+    whole: usize,
+    weights: usize,
+}
+
+impl Plan {
+    /// Bits a weight where nobody asks for others.
+    pub const BITS: f64 = 1.05;
+
+    pub(super) fn survey(&self) -> Survey<'_> {
+        Survey {
+            plan: self,
+            matrices: Vec::new(),
+            whole: 0,
+            weights: 0,
+        }
+    }
+}
+
+impl Survey<'_> {
+    /// Takes note of a tensor that is kept whole.
+    pub fn whole(&mut self, shape: &[usize], delta: &[f32]) {
+        if shape.len() == 2 {
+            self.weights += delta.len();
+        }
+        if delta.iter().any(|value| *value != 0.0) {
+            self.whole += 2 * delta.len();
+        }
+    }
+
+    /// Takes note of a matrix, rotated. Nothing is kept of one that is all zeros.
+    pub fn matrix(&mut self, name: &str, [rows, cols]: [usize; 2], rotated: &[f32]) {
+        self.weights += rotated.len();
+        let power = squares(rotated);
+        if power == 0.0 {
+            return;
+        }
+        let sensitivity = self.plan.sensitivities.get(name).copied();
+        let mut thin = vec![(0, 0, power)];
+        let mut low_rank = None;
+        // What has a sensitivity of its own has tokens for rows: what one of them has changed is no few directions.
+        if self.plan.low_rank && sensitivity.is_none() {
+            let most = rank_of(LOW_RANK[LOW_RANK.len() - 1], [rows, cols]);
+            let (found, saved) = low_rank::encode(rotated, [rows, cols], most);
+            for bits in LOW_RANK {
+                let rank = rank_of(bits, [rows, cols]).min(saved.len());
+                let saved: f64 = saved[..rank].iter().sum();
+                let bytes = bytes_of(rank, [rows, cols]);
+                thin.push((rank, bytes, (power - saved).max(0.0)));
+            }
+            low_rank = Some(found);
+        }
+        let ways = thin.iter().flat_map(|&(rank, bytes, power)| {
+            Rate::ALL.map(|rate| Way {
+                rate,
+                rank,
+                bytes: bytes + rows * (rate.row_bytes(cols) + 2),
+                cost: sensitivity.unwrap_or(1.0) * power * noise(rate),
+            })
+        });
+        let (name, ways) = (name.to_owned(), ways.collect());
+        self.matrices.push(Surveyed {
+            name,
+            shape: [rows, cols],
+            ways,
+            low_rank,
+        });
+    }
+
+    /// What each matrix gets.
+    pub fn choose(self) -> Result<BTreeMap<String, Choice>, TooFewBits> {
+        let budget = self.plan.bits * self.weights as f64 / 8.0;
+        let cheapest = |ways: &[Way]| ways.iter().copied().min_by_key(|way| way.bytes);
+        let mut chosen: Vec<Way> = self
+            .matrices
+            .iter()
+            .filter_map(|m| cheapest(&m.ways))
+            .collect();
+        let mut bytes = self.whole + chosen.iter().map(|way| way.bytes).sum::<usize>();
+        if bytes as f64 > budget {
+            let least = 8.0 * bytes as f64 / self.weights.max(1) as f64;
+            return Err(TooFewBits {
+                bits: self.plan.bits,
+                least,
+            });
+        }
+        loop {
+            let mut best: Option<(f64, usize, Way)> = None;
+            for (index, (matrix, now)) in self.matrices.iter().zip(&chosen).enumerate() {
+                for way in matrix.ways.iter().filter(|way| way.bytes > now.bytes) {
+                    let more = way.bytes - now.bytes;
+                    let saved = (now.cost - way.cost) / more as f64;
+                    let fits = (bytes + more) as f64 <= budget;
+                    if fits && saved > best.map_or(0.0, |(most, ..)| most) {
+                        best = Some((saved, index, *way));
+                    }
+                }
+            }
+            let Some((_, index, way)) = best else { break };
+            bytes += way.bytes - chosen[index].bytes;
+            chosen[index] = way;
+        }
+        let choice = |(matrix, way): (Surveyed, Way)| {
+            let first = |found| low_rank::first(found, way.rank, matrix.shape);
+            let (rate, low_rank) = (way.rate, matrix.low_rank.and_then(first));
+            (matrix.name, Choice { rate, low_rank })
+        };
+        Ok(self.matrices.into_iter().zip(chosen).map(choice).collect())
+    }
+}
+
+/// D / (1 - D) of a rate's code.
+fn noise(rate: Rate) -> f64 {
+    let error = match rate {
+        Rate::Quarter => 0.735,
+        Rate::Half => 0.537,
+        Rate::One => 0.282,
+        Rate::Two => 0.0759,
+        Rate::Three => 0.0204,
+        Rate::Four => 0.00617,
+    };
+    error / (1.0 - error)
+}
