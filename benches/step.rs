@@ -4,8 +4,8 @@
 //! materialised variant takes what the base takes.
 
 use choir::model::{
-    BaseWeights, Batch, Denoiser, Dit, DitConfig, Mix, PageId, Segment, ServedBank, VariantId,
-    VariantWeights,
+    BaseWeights, Batch, Denoiser, DitConfig, HostNetwork, Mix, PageId, Segment, ServedBank,
+    VariantId, VariantWeights,
 };
 use choir::ops::coded::{Code, Kept, LowRank, Nibbles, Rate};
 use choir::ops::quantized::Form;
@@ -41,7 +41,7 @@ fn config(hidden_dim: usize, n_blocks: usize, vocab_size: usize) -> DitConfig {
     }
 }
 
-fn network(config: &DitConfig) -> Dit {
+fn network(config: &DitConfig) -> HostNetwork {
     let mut stream = Stream::new(Key::derive(&[b"bench"]));
     let mut noise = |count: usize, size: f64| {
         (0..count)
@@ -90,9 +90,11 @@ fn network(config: &DitConfig) -> Dit {
             vectors: Default::default(),
         }
     });
-    let base = Arc::new(BaseWeights::new(config.clone(), &dense).expect("a base"));
+    let base = Arc::new(
+        BaseWeights::new(config.architecture().expect("a network"), &dense).expect("a base"),
+    );
     let variants = variants.chain(coded);
-    Dit::new(base, &banks, variants.collect()).expect("a network")
+    HostNetwork::new(base, &banks, variants.collect()).expect("a network")
 }
 
 /// A matrix at the default rates: half a bit, with a quarter of a bit in factors where that is asked for; the embedding one bit, the
@@ -132,6 +134,7 @@ fn batch(variants: &[u32]) -> Batch {
             _ => Mix::single(VariantId(variants[index % variants.len()])),
         },
         block: Some(BLOCK),
+        phase: 0,
         sigma: 0.0,
         tokens: (0..BLOCK as u32).collect(),
         first_position: CACHED,

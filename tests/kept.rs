@@ -2,21 +2,29 @@
 
 mod fixtures;
 
-use choir::model::{BaseWeights, Batch, Denoiser, Dit, Mix, Segment, ServedBank, VariantId};
+use choir::model::{
+    BaseWeights, Batch, Denoiser, HostNetwork, Mix, Segment, ServedBank, VariantId,
+};
 use choir::ops::quantized::Form;
 use fixtures::kept::{KINDS, dense, kept_variants};
 use fixtures::{Case, PAGE, close, mixes, segment};
 use std::sync::Arc;
 
 fn base(case: &Case) -> Arc<BaseWeights> {
-    Arc::new(BaseWeights::new(case.config.clone(), &case.weights).expect("base"))
+    Arc::new(
+        BaseWeights::new(
+            case.config.architecture().expect("a network"),
+            &case.weights,
+        )
+        .expect("base"),
+    )
 }
 
-fn network(case: &Case, count: usize) -> Dit {
+fn network(case: &Case, count: usize) -> HostNetwork {
     let (banks, variants) = kept_variants(case, count);
     let bank = |matrices| Arc::new(ServedBank::build(Form::F32, matrices).expect("bank"));
     let banks: Vec<_> = banks.into_iter().map(bank).collect();
-    Dit::new(base(case), &banks, variants).expect("network")
+    HostNetwork::new(base(case), &banks, variants).expect("network")
 }
 
 /// A sequence of the reference of every mix, at several noise levels.
@@ -47,7 +55,7 @@ fn kept_variants_are_what_their_weights_added_up_are() {
         let case = Case::load(folder);
         let (_, variants) = kept_variants(&case, KINDS);
         let network = network(&case, KINDS);
-        let plain = Dit::new(base(&case), &[], Vec::new()).expect("network");
+        let plain = HostNetwork::new(base(&case), &[], Vec::new()).expect("network");
         let mut checked = 0;
         for (number, variant) in (0..).zip(&variants) {
             if !variant.gains.is_empty() {
@@ -57,8 +65,9 @@ fn kept_variants_are_what_their_weights_added_up_are() {
             let segments = segments(&case, vec![Mix::single(VariantId(number))]);
             let ours = logits(&network, &segments);
             let weights = dense(&case, variant);
-            let whole = BaseWeights::new(case.config.clone(), &weights).expect("base");
-            let whole = Dit::new(Arc::new(whole), &[], Vec::new()).expect("network");
+            let whole = BaseWeights::new(case.config.architecture().expect("a network"), &weights)
+                .expect("base");
+            let whole = HostNetwork::new(Arc::new(whole), &[], Vec::new()).expect("network");
             let alone: Vec<Segment> = segments
                 .iter()
                 .map(|segment| Segment {
@@ -115,7 +124,7 @@ fn kept_variants_do_not_depend_on_one_another() {
     let (_, variants) = kept_variants(&case, 3);
     let of = |chosen: &[usize], of: usize| {
         let chosen_variants = chosen.iter().map(|&v| variants[v].clone()).collect();
-        let network = Dit::new(base(&case), &[], chosen_variants).expect("network");
+        let network = HostNetwork::new(base(&case), &[], chosen_variants).expect("network");
         let index = chosen.iter().position(|&v| v == of).expect("chosen");
         logits(
             &network,
@@ -137,7 +146,7 @@ fn what_does_not_fit_a_matrix_is_refused_by_its_name() {
         panic!("matrices")
     };
     variants[0].kept.insert(last.clone(), kept[0].clone());
-    let Err(error) = Dit::new(base(&case), &[], variants) else {
+    let Err(error) = HostNetwork::new(base(&case), &[], variants) else {
         panic!("{last} has the shape of {first}")
     };
     assert!(error.to_string().contains(last.as_str()), "{error}");

@@ -2,9 +2,9 @@
 
 mod fixtures;
 
+use choir::model::architecture::dit::is_product;
 use choir::model::kv_cache::KvCache;
-use choir::model::weights::is_product;
-use choir::model::{BaseWeights, Batch, Denoiser, Dit, Mix, PageId, Segment, ServedBank};
+use choir::model::{BaseWeights, Batch, Denoiser, HostNetwork, Mix, PageId, Segment, ServedBank};
 use choir::ops::categorical::{Certainty, Crossing, Draw, Filter, Kind, Workspace};
 use choir::ops::quantized::Form;
 use choir::rng::Noise;
@@ -13,14 +13,20 @@ use half::bf16;
 use std::sync::Arc;
 
 fn base(case: &Case) -> Arc<BaseWeights> {
-    Arc::new(BaseWeights::new(case.config.clone(), &case.weights).expect("weights"))
+    Arc::new(
+        BaseWeights::new(
+            case.config.architecture().expect("a network"),
+            &case.weights,
+        )
+        .expect("weights"),
+    )
 }
 
 #[test]
 fn whole_sequences_match_the_reference() {
     for folder in ["bd3lm-tiny", "mdlm-tiny", "duo-tiny"] {
         let case = Case::load(folder);
-        let network = Dit::new(base(&case), &[], Vec::new()).expect("network");
+        let network = HostNetwork::new(base(&case), &[], Vec::new()).expect("network");
         whole_sequences(&case, &network, |ours, golden, name| {
             close(ours, golden, 2e-4, &format!("{folder} {name}"));
         });
@@ -30,7 +36,7 @@ fn whole_sequences_match_the_reference() {
 #[test]
 fn a_step_draws_where_it_is_told_and_gives_back_the_other_rows() {
     let case = Case::load("bd3lm-tiny");
-    let network = Dit::new(base(&case), &[], Vec::new()).expect("network");
+    let network = HostNetwork::new(base(&case), &[], Vec::new()).expect("network");
     let draw = |position: usize| Draw {
         filter: Filter {
             temperature: 1.0,
@@ -77,14 +83,14 @@ fn a_step_draws_where_it_is_told_and_gives_back_the_other_rows() {
 #[test]
 fn cached_blocks_match_the_reference_past_the_window() {
     let case = Case::load("bd3lm-tiny");
-    let network = Dit::new(base(&case), &[], Vec::new()).expect("network");
+    let network = HostNetwork::new(base(&case), &[], Vec::new()).expect("network");
     cached_blocks(&case, &network, 1);
 }
 
 #[test]
 fn a_finished_block_and_the_next_can_share_one_evaluation() {
     let case = Case::load("bd3lm-tiny");
-    let network = Dit::new(base(&case), &[], Vec::new()).expect("network");
+    let network = HostNetwork::new(base(&case), &[], Vec::new()).expect("network");
     let block = case.config.block().expect("block");
     let (shape, ids) = case.ids("b.clean_ids");
     let ids = &ids[..shape[1].min(case.config.model_length)];
@@ -138,15 +144,15 @@ fn a_finished_block_and_the_next_can_share_one_evaluation() {
 }
 
 /// Variants with random deltas of a fine-tune's size, two to a bank.
-fn superposed(case: &Case, count: usize, form: Form) -> Dit {
+fn superposed(case: &Case, count: usize, form: Form) -> HostNetwork {
     with_variants(base(case), case, count, form)
 }
 
-fn with_variants(base: Arc<BaseWeights>, case: &Case, count: usize, form: Form) -> Dit {
+fn with_variants(base: Arc<BaseWeights>, case: &Case, count: usize, form: Form) -> HostNetwork {
     let (banks, variants) = variants(case, count);
     let bank = |matrices| Arc::new(ServedBank::build(form, matrices).expect("bank"));
     let banks: Vec<_> = banks.into_iter().map(bank).collect();
-    Dit::new(base, &banks, variants).expect("network")
+    HostNetwork::new(base, &banks, variants).expect("network")
 }
 
 #[test]
@@ -176,7 +182,7 @@ fn retrieval_on_the_activations_equals_materialised_weights() {
                 &mut cache,
             )
             .expect("batch");
-        let base_alone = Dit::new(base(&case), &[], Vec::new()).expect("network");
+        let base_alone = HostNetwork::new(base(&case), &[], Vec::new()).expect("network");
         for (segment, ours) in segments
             .into_iter()
             .zip(together.data.chunks(shape[1] * together.vocab))
@@ -229,7 +235,13 @@ fn retrieval_on_the_activations_equals_materialised_weights() {
 }
 
 /// A batch of mixes is near what `exact` makes of it, and every segment the same by itself.
-fn near_and_not_of_the_batch(case: &Case, network: &Dit, exact: &Dit, tolerance: f32, what: &str) {
+fn near_and_not_of_the_batch(
+    case: &Case,
+    network: &HostNetwork,
+    exact: &HostNetwork,
+    tolerance: f32,
+    what: &str,
+) {
     let (shape, ids) = case.ids("a.len8.input_ids");
     let mut cache = KvCache::new(case.config.facts().cache, PAGE, 0);
     let segments: Vec<_> = mixes(3)
@@ -281,7 +293,12 @@ fn so_do_bases_in_few_bits_and_what_is_materialised_has_their_form() {
     let exact = superposed(&case, 3, Form::F32);
     for (form, tolerance) in FORMS {
         let tolerance = 4.0 * tolerance; // the weights are larger than any delta
-        let base = BaseWeights::in_form(case.config.clone(), &case.weights, form).expect("weights");
+        let base = BaseWeights::in_form(
+            case.config.architecture().expect("a network"),
+            &case.weights,
+            form,
+        )
+        .expect("weights");
         let network = with_variants(Arc::new(base), &case, 3, Form::F32);
         near_and_not_of_the_batch(
             &case,
@@ -298,7 +315,8 @@ fn so_do_bases_in_few_bits_and_what_is_materialised_has_their_form() {
         let batch = Batch {
             segments: vec![whole],
         };
-        let mut logits = |network: &Dit| network.forward(&batch, &mut cache).expect("forward").data;
+        let mut logits =
+            |network: &HostNetwork| network.forward(&batch, &mut cache).expect("forward").data;
         let again = network.materialise(&Mix::default()).expect("materialised");
         if form == Form::Q8_0 {
             // Rounding again changes nothing, so only another product could.
@@ -320,7 +338,14 @@ fn a_base_in_bf16_is_a_bf16_checkpoint_in_half_the_bytes() {
     let values = case.weights.values_mut().flat_map(|(_, data)| data);
     values.for_each(|value| *value = bf16::from_f32(*value).to_f32());
     let [exact, halved] = [Form::F32, Form::Bf16].map(|form| {
-        Arc::new(BaseWeights::in_form(case.config.clone(), &case.weights, form).expect("weights"))
+        Arc::new(
+            BaseWeights::in_form(
+                case.config.architecture().expect("a network"),
+                &case.weights,
+                form,
+            )
+            .expect("weights"),
+        )
     });
     let bytes = |(name, shape): (String, Vec<usize>)| match shape[..] {
         [out, input] if is_product(&name) => out.next_multiple_of(64) * input * 2,
@@ -365,6 +390,7 @@ fn segments_bring_their_own_attention_and_noise() {
                 segments.push(Segment {
                     mix: mix.clone(),
                     block,
+                    phase: 0,
                     ..segment(&case, &ids[..shape[1]], sigma)
                 });
             }

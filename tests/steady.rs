@@ -2,7 +2,7 @@
 
 mod fixtures;
 
-use choir::model::{BaseWeights, Batch, Denoiser, Dit};
+use choir::model::{BaseWeights, Batch, Denoiser, HostNetwork};
 use fixtures::{Case, segment};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::Arc;
@@ -32,8 +32,14 @@ unsafe impl GlobalAlloc for Counting {
 #[test]
 fn a_step_like_the_last_one_allocates_its_logits_only() {
     let case = Case::load("mdlm-tiny");
-    let base = Arc::new(BaseWeights::new(case.config.clone(), &case.weights).expect("weights"));
-    let network = Dit::new(base, &[], Vec::new()).expect("network");
+    let base = Arc::new(
+        BaseWeights::new(
+            case.config.architecture().expect("a network"),
+            &case.weights,
+        )
+        .expect("weights"),
+    );
+    let network = HostNetwork::new(base, &[], Vec::new()).expect("network");
     let mut cache = network.cache(16, 0).expect("cache");
     let tokens: Vec<u32> = (0..case.config.model_length as u32)
         .map(|token| token % 7)

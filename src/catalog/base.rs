@@ -1,12 +1,14 @@
 //! Where the base comes from, and the model that is compiled in.
 
 use super::{Error, defaults, tuning};
-use crate::checkpoint::read_small;
+use crate::checkpoint::{self, Checkpoint, read_small};
 use crate::engine::Sampling;
+use crate::model::architecture::published::{Unfit, read};
+use crate::model::architecture::{TensorSpec, shapes};
 use crate::model::tokenizer::{GenerationConfig, Tokenizer};
-use crate::model::{DitConfig, NetworkFacts, Place, Process, Regime, place};
+use crate::model::{Architecture, NetworkFacts, Place, Process, Regime, place};
 use crate::store::BaseFacts;
-use crate::superposition::{NamedTensors, Refused, Unreadable};
+use crate::superposition::{Digest, NamedTensor, NamedTensors, Refused, TensorDigest, Unreadable};
 use serde::Deserialize;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -128,14 +130,14 @@ impl BaseSource {
         }
     }
 
-    /// The configuration, checked.
-    pub fn config(&self) -> Result<DitConfig, Error> {
-        let config: DitConfig = serde_json::from_slice(&self.read("config.json")?)
-            .map_err(|error| self.refuse(format!("config.json: {error}")))?;
-        config
-            .check()
-            .map_err(|error| self.refuse(place::message(&error)))?;
-        Ok(config)
+    /// The network that the configuration describes.
+    pub fn architecture(&self) -> Result<Architecture, Error> {
+        Architecture::read(&self.config_json()?).map_err(|error| self.refuse(error))
+    }
+
+    /// The configuration's file.
+    pub fn config_json(&self) -> Result<Cow<'static, [u8]>, Error> {
+        self.read("config.json")
     }
 
     /// The tokenizer and its file.
@@ -156,17 +158,78 @@ impl BaseSource {
             .map_err(|error| self.refuse(error))
     }
 
-    /// The weights by internal name.
+    /// The weights by internal name, in f32.
     pub fn tensors(&self) -> Result<NamedTensors, Error> {
-        NamedTensors::from_safetensors(&self.read("model.safetensors")?)
-            .map_err(|error| self.refuse(format!("model.safetensors: {error}")))
+        let architecture = self.architecture()?;
+        let checkpoint = self.checkpoint(&architecture)?;
+        if architecture.conditioning.is_some() {
+            return NamedTensors::read(&checkpoint)
+                .map_err(|error| self.refuse(format!("model.safetensors: {error}")));
+        }
+        let tensor = |spec: &TensorSpec| {
+            let (shape, data) = (spec.shape.clone(), read(&checkpoint, spec)?);
+            Ok((spec.name.clone(), NamedTensor { shape, data }))
+        };
+        let tensors = architecture.tensors.iter().map(tensor);
+        tensors
+            .collect::<Result<_, Unfit>>()
+            .map(NamedTensors)
+            .map_err(|error| self.refuse(error))
+    }
+
+    /// The weights where they lie.
+    fn checkpoint(&self, architecture: &Architecture) -> Result<Checkpoint<'static>, Error> {
+        let checkpoint = match self {
+            BaseSource::Embedded => Checkpoint::from_bytes(embedded::WEIGHTS),
+            BaseSource::Folder(folder) => Checkpoint::open(folder),
+        };
+        match checkpoint {
+            Ok(checkpoint) => Ok(architecture.unwrapped(checkpoint)),
+            Err(error) => Err(self.refuse(format!("model.safetensors: {error}"))),
+        }
+    }
+
+    /// What the store is to know of the weights, and the weights where they are served.
+    fn weights(
+        &self,
+        place: &Place,
+        architecture: Architecture,
+        tokenizer: Digest,
+    ) -> Result<(BaseFacts, place::Base), Error> {
+        let refused = |error: candle_core::Error| self.refuse(place::message(&error));
+        if architecture.conditioning.is_some() {
+            let tensors = self.tensors()?;
+            let facts = BaseFacts::of(&tensors, tokenizer);
+            let weights = place::Base::new(place, architecture, &tensors.into_parts());
+            return Ok((facts, weights.map_err(refused)?));
+        }
+        let checkpoint = self.checkpoint(&architecture)?;
+        if let Place::Host(form) = place {
+            let needed = architecture.bytes(*form) + architecture.loading_bytes();
+            checkpoint::room(needed as u64).map_err(|error| self.refuse(error))?;
+        }
+        let shapes = shapes(&architecture).collect();
+        let mut digest = TensorDigest::default();
+        let weights = place::Base::load(place, architecture, |spec| {
+            let data = read(&checkpoint, spec).map_err(candle_core::Error::wrap)?;
+            digest.add(&spec.name, &spec.shape, &data);
+            Ok(Cow::Owned(data))
+        });
+        let weights = weights.map_err(refused)?;
+        let facts = BaseFacts {
+            digest: digest.finish(),
+            tokenizer,
+            shapes,
+        };
+        Ok((facts, weights))
     }
 
     /// Everything about the base that is needed for as long as it is served.
     pub(super) fn load(&self, place: &Place) -> Result<Base, Error> {
-        let (config, tokenizer, tensors) = (self.config()?, self.tokenizer()?, self.tensors()?);
-        if tokenizer.pieces() > config.vocab_size {
-            let (pieces, rows) = (tokenizer.pieces(), config.vocab_size);
+        let mut architecture = self.architecture()?;
+        let tokenizer = self.tokenizer()?;
+        let (pieces, rows) = (tokenizer.pieces(), architecture.vocabulary.rows);
+        if pieces > rows {
             return Err(self.refuse(format!(
                 "tokenizer.json has {pieces} pieces and the network {rows} rows"
             )));
@@ -176,9 +239,16 @@ impl BaseSource {
                 "the tokenizer {self} names no end of text: a text ends at its length only"
             );
         }
-        let facts = BaseFacts::of(&tensors, tokenizer.digest().into());
-        let weights = place::Base::new(place, config, &tensors.into_parts())
-            .map_err(|error| self.refuse(place::message(&error)))?;
+        let absorbing = architecture.regime.process == Process::Absorbing;
+        let mask = architecture.vocabulary.mask.or(tokenizer.mask());
+        match mask.filter(|&mask| absorbing && (mask as usize) < rows) {
+            None if absorbing => {
+                let nobody = "neither config.json nor the tokenizer names a mask of the network's";
+                return Err(self.refuse(nobody));
+            }
+            mask => architecture.vocabulary.mask = mask,
+        }
+        let (facts, weights) = self.weights(place, architecture, tokenizer.digest().into())?;
         let base = Base {
             source: self.clone(),
             facts,
@@ -253,23 +323,21 @@ impl Base {
         let Some(bytes) = beside("config.json") else {
             return Ok(None);
         };
-        let config: DitConfig =
-            serde_json::from_slice(&bytes).map_err(|error| Error::Checkpoint {
-                origin: checkpoint.display().to_string(),
-                source: Unreadable::Malformed {
-                    detail: format!("the config.json beside it: {error}"),
-                }
-                .into(),
-            })?;
-        let (ours, theirs) = (self.weights.config(), config.regime());
-        let field = match theirs.process {
-            _ if config.check().is_err() => "config.json",
-            Process::Absorbing if theirs != ours.regime() => {
-                tuning::differing(theirs, ours.regime())
+        let theirs = Architecture::read(&bytes).map_err(|error| Error::Checkpoint {
+            origin: checkpoint.display().to_string(),
+            source: Unreadable::Malformed {
+                detail: format!("beside it: {error}"),
             }
-            _ if config.n_heads != ours.n_heads => "n_heads",
-            Process::Uniform if config.tokens() != ours.tokens() => "states",
-            _ => return Ok(Some(theirs)),
+            .into(),
+        })?;
+        let ours = self.weights.architecture();
+        let absorbing = theirs.regime.process == Process::Absorbing;
+        let field = match ours.differs(&theirs) {
+            _ if absorbing && theirs.regime != ours.regime => {
+                tuning::differing(theirs.regime, ours.regime)
+            }
+            Some(field) => field,
+            None => return Ok(Some(theirs.regime)),
         };
         Err(Error::OtherConfig {
             origin: checkpoint.display().to_string(),

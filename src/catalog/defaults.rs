@@ -45,6 +45,7 @@ pub(super) fn recorded(
         store::Process::Uniform => Regime {
             process: Process::Uniform,
             block: defaults.block_size,
+            grid: network.regime.grid,
             time_conditioned: defaults.time_conditioning,
         },
     }
@@ -67,7 +68,7 @@ pub(super) fn process_from_store(process: store::Process) -> Process {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::CacheShape;
+    use crate::model::{CacheShape, Grid};
     use crate::sampler::{Certainty, Predictor};
 
     fn network(family: &'static str, block: Option<usize>) -> NetworkFacts {
@@ -80,6 +81,7 @@ mod tests {
             context: 512,
             regime: Regime {
                 process: Process::Absorbing,
+                grid: Grid::Start,
                 block,
                 time_conditioned: false,
             },

@@ -110,12 +110,14 @@ impl Tuning {
             None => Regime {
                 process,
                 block: self.block_size,
+                grid: own.grid,
                 time_conditioned: self.time_conditioning.unwrap_or(true),
             },
         };
         let asked = Regime {
             process: self.process.unwrap_or(process),
             block: self.block_size.or(regime.block),
+            grid: regime.grid,
             time_conditioned: self.time_conditioning.unwrap_or(regime.time_conditioned),
         };
         if asked != regime {

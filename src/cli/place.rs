@@ -14,7 +14,8 @@ pub struct PlaceArgs {
     /// Where the network runs: cpu, cuda, or cuda:N for the driver's device number N. Needs a build with --features cuda.
     #[arg(long, default_value = "cpu")]
     device: DeviceName,
-    /// What the base's matrices are kept in [default: f32 on the CPU, bf16 on a device, which has these two].
+    /// What the base's matrices are kept in [default: on the CPU f32, or q4k where that is more than a sixteenth of the memory; bf16 on a
+    /// device, which has these two].
     #[arg(long, value_enum)]
     base_form: Option<BaseForm>,
 }
@@ -67,12 +68,13 @@ impl FromStr for DeviceName {
 }
 
 impl PlaceArgs {
-    /// Opens the device.
-    pub fn open(&self) -> Result<Place> {
+    /// Opens the device. `usual` is what a base's matrices are kept in on the CPU where nobody says it.
+    pub fn open(&self, usual: impl FnOnce() -> Result<Form>) -> Result<Place> {
         let ordinal = match self.device {
             DeviceName::Cpu => {
                 return Ok(Place::Host(match self.base_form {
-                    None | Some(BaseForm::F32) => Form::F32,
+                    None => usual()?,
+                    Some(BaseForm::F32) => Form::F32,
                     Some(BaseForm::Bf16) => Form::Bf16,
                     Some(BaseForm::Q8_0) => Form::Q8_0,
                     Some(BaseForm::Q4K) => Form::Q4K,
@@ -97,7 +99,7 @@ mod tests {
 
     fn open(device: &str, base_form: Option<BaseForm>) -> Result<Place> {
         let device = device.parse().map_err(anyhow::Error::msg)?;
-        PlaceArgs { device, base_form }.open()
+        PlaceArgs { device, base_form }.open(|| Ok(Form::F32))
     }
 
     #[test]

@@ -5,8 +5,9 @@ use super::materialise::MaterialiseArgs;
 use super::memory::{self, Loading};
 use super::place::PlaceArgs;
 use crate::catalog::{BaseSource, Catalog, CatalogConfig};
+use crate::checkpoint;
 use crate::engine::{Engine, EngineConfig};
-use crate::model::Place;
+use crate::model::{Denoiser, Place};
 use crate::ops::quantized::Form;
 use crate::server::{self, Limits};
 use crate::telemetry;
@@ -119,9 +120,10 @@ pub struct EngineArgs {
     /// Seconds that a client may leave its text unread before it loses it. Meanwhile its request is paused.
     #[arg(long, default_value_t = EngineConfig::default().stall.as_secs())]
     stall_seconds: u64,
-    /// Memory of the key-value cache, in MiB.
-    #[arg(long, default_value_t = EngineConfig::default().kv_bytes >> 20, value_parser = mebibytes)]
-    kv_mib: usize,
+    /// Memory of the key-value cache, in MiB [default: room for sixteen texts of the network's context, of 4096 tokens at most, within a
+    /// quarter of the memory that is left; at least, and on a device, 64].
+    #[arg(long, value_parser = mebibytes)]
+    kv_mib: Option<usize>,
     /// Tokens in one step at most.
     #[arg(long, default_value_t = EngineConfig::default().step_tokens)]
     step_tokens: usize,
@@ -183,15 +185,18 @@ impl StoreArgs {
 
     /// Opens the device, too.
     pub fn config(&self) -> Result<CatalogConfig> {
+        let base = self
+            .base
+            .clone()
+            .map_or(BaseSource::Embedded, BaseSource::Folder);
+        let usual = || Ok(base.architecture()?.usual_form(checkpoint::available()));
+        let place = self.place.open(usual)?;
         Ok(CatalogConfig {
             data_dir: self.data_dir.clone().map_or_else(default_data_dir, Ok)?,
-            base: self
-                .base
-                .clone()
-                .map_or(BaseSource::Embedded, BaseSource::Folder),
+            base,
             bank_capacity: self.bank_capacity,
             head_capacity: self.head_capacity,
-            place: self.place.open()?,
+            place,
             bank_form: self.bank_form,
             head_form: self.head_form,
             archive: !self.no_archive,
@@ -212,7 +217,10 @@ impl EngineArgs {
                 .map(|part| (part.name.clone(), part.weight))
                 .collect(),
             stall: Duration::from_secs(self.stall_seconds),
-            kv_bytes: self.kv_mib.saturating_mul(1 << 20),
+            kv_bytes: match self.kv_mib {
+                Some(mib) => mib.saturating_mul(1 << 20),
+                None => EngineConfig::default().kv_bytes,
+            },
             step_tokens: self.step_tokens,
             max_prompt: self.max_prompt,
             max_tokens: self.max_tokens,
@@ -223,6 +231,18 @@ impl EngineArgs {
             ..EngineConfig::default()
         }
     }
+}
+
+/// Texts that the usual cache has room for, and the most tokens of each.
+const TEXTS: usize = 16;
+const TEXT_TOKENS: usize = 4096;
+
+/// Bytes of the cache where nobody says them, with so much memory left.
+fn usual_cache(network: &dyn Denoiser, page_tokens: usize, memory: Option<u64>) -> usize {
+    let tokens = TEXTS * network.facts().context.min(TEXT_TOKENS);
+    let wanted = tokens.div_ceil(page_tokens) * network.page_bytes(page_tokens);
+    let most = memory.map_or(usize::MAX, |memory| (memory / 4) as usize);
+    wanted.min(most).max(EngineConfig::default().kv_bytes)
 }
 
 /// `$XDG_DATA_HOME/choir/store`, or the same under `~/.local/share`.
@@ -267,6 +287,17 @@ pub fn run(args: ServeArgs) -> Result<()> {
     drop(loading);
     catalog.watch_loading(memory::loading);
     let catalog = Arc::new(catalog);
+    let engine_config = EngineConfig {
+        kv_bytes: match (args.engine.kv_mib, &place) {
+            (None, Place::Host(_)) => usual_cache(
+                &*generation.denoiser,
+                engine_config.page_tokens,
+                checkpoint::available(),
+            ),
+            _ => engine_config.kv_bytes,
+        },
+        ..engine_config
+    };
     let engine = Engine::start(engine_config, generation)?;
     catalog.attach(engine.clone());
     let status = catalog.status();

@@ -1,4 +1,4 @@
-//! Which pages hold the keys and values of which text: a tree of whole pages for each (generation, mix, block size).
+//! Which pages hold the keys and values of which text: a tree of whole pages for each (generation, mix, grid of blocks).
 //!
 //! Keys and values of a position depend on the weights and on every token up to the end of the position's block. So a page
 //! is known by its place in the tree (all tokens before it) and by the tokens up to the end of the block in which the page ends.
@@ -21,10 +21,12 @@ pub struct Owner<'a> {
     pub mix: &'a Mix,
     /// Tokens to a block.
     pub block: usize,
+    /// Tokens before the first whole block.
+    pub phase: usize,
 }
 
 /// A generation by its address, which nobody else gets while a `Weak` to it is kept.
-type RootKey = (usize, MixKey, usize);
+type RootKey = (usize, MixKey, usize, usize);
 
 #[derive(Debug)]
 struct Node {
@@ -50,12 +52,21 @@ impl Owner<'_> {
             Arc::as_ptr(self.generation).addr(),
             self.mix.key(),
             self.block,
+            self.phase,
         )
+    }
+
+    /// The end of the block that the token before position `end` is in.
+    fn block_end(&self, end: usize) -> usize {
+        match end.checked_sub(self.phase) {
+            Some(beyond) => self.phase + beyond.next_multiple_of(self.block),
+            None => self.phase,
+        }
     }
 
     /// The tokens that, beyond those before it, decide what stands in page `index`; `None` where `text` does not reach so far.
     fn edge<'t>(&self, text: &'t [u32], index: usize, page_tokens: usize) -> Option<&'t [u32]> {
-        let end = ((index + 1) * page_tokens).next_multiple_of(self.block);
+        let end = self.block_end((index + 1) * page_tokens);
         text.get(index * page_tokens..end)
     }
 }
@@ -78,7 +89,8 @@ impl Prefixes {
             let edge = owner.edge(text, pages.len(), page_tokens);
             at = edge.and_then(|edge| self.children.get(&(node, edge.into())).copied());
             pages.extend(at.and_then(|node| self.nodes.get(&node)?.page));
-            if at.is_some() && (pages.len() * page_tokens).is_multiple_of(owner.block) {
+            let end = pages.len() * page_tokens;
+            if at.is_some() && owner.block_end(end) == end {
                 ended = (pages.len(), at);
             }
         }

@@ -293,6 +293,9 @@ fn sampler(
         (Predictor::Absorbing(predictor), Process::Absorbing, Some(mask_id)) => {
             let rows = network.rows;
             let settings = BlockSettings {
+                first_block: regime
+                    .block
+                    .map_or(0, |block| regime.grid.phase(prompt.len(), block)),
                 convention,
                 tokens: network.tokens,
                 window,

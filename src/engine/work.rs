@@ -140,6 +140,7 @@ impl Job for Work {
             generation: &self.lease,
             mix: &self.mix,
             block,
+            phase: self.phase(),
         };
         Some((owner, text.sampler.clean(), text.sampler.cached()))
     }
@@ -169,6 +170,14 @@ impl Job for Work {
 }
 
 impl Work {
+    /// Tokens before the first whole block. A text that is scored has its blocks from the beginning.
+    fn phase(&self) -> usize {
+        match (&self.kind, self.regime.block) {
+            (Kind::Text(text), Some(block)) => self.regime.grid.phase(text.prompt_tokens, block),
+            _ => 0,
+        }
+    }
+
     fn evaluations(&mut self, tokens: usize) -> &[Evaluation] {
         match &mut self.kind {
             Kind::Text(text) => std::slice::from_ref(text.sampler.next()),
@@ -190,10 +199,11 @@ impl Work {
             }
             Kind::Score(_) => Vec::new(),
         };
-        let (mix, block) = (self.mix.clone(), self.regime.block);
+        let (mix, block, phase) = (self.mix.clone(), self.regime.block, self.phase());
         let segment = |evaluation: &Evaluation| Segment {
             mix: mix.clone(),
             block,
+            phase,
             sigma: evaluation.sigma,
             tokens: evaluation.tokens.clone(),
             first_position: evaluation.first_position,

@@ -1,8 +1,11 @@
 //! Attention of a batch's segments over cached pages and their own rows.
 
+use super::architecture::Attention;
+use super::batch::Segment;
+use super::conditioning::LayerLine;
+use super::kv_cache::KvCache;
 use super::plan::Rows;
 use super::workspace::{HeadSpace, Spares, sized};
-use super::{Segment, kv_cache::KvCache};
 use crate::ops::Rotary;
 use crate::ops::attend::{self, QUERIES, Run};
 use crate::ops::gemm::View;
@@ -14,15 +17,20 @@ use std::ops::Range;
 /// What the attention of one network needs to know of it.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
-    pub heads: usize,
-    pub head_dim: usize,
+    pub of: Attention,
     /// Tokens of context that a query may see.
     pub window: usize,
 }
 
 impl Shape {
-    fn hidden(&self) -> usize {
-        self.heads * self.head_dim
+    /// Numbers in the queries of a row.
+    fn queries(&self) -> usize {
+        self.of.heads * self.of.head_dim
+    }
+
+    /// Numbers in its keys, and in its values.
+    fn keys(&self) -> usize {
+        self.of.kv_heads * self.of.head_dim
     }
 
     /// Queries of a segment (indices into its tokens) that see the same keys, and those keys' absolute positions.
@@ -34,8 +42,14 @@ impl Shape {
             segment.pages_start,
         );
         let block = segment.block.unwrap_or(count).max(1);
-        (0..count).step_by(block).map(move |start| {
-            let queries = start..(start + block).min(count);
+        // Blocks begin at the phase, and the text's beginning may be part of one.
+        let begun = match segment.block {
+            Some(block) => (first + block - segment.phase % block) % block,
+            None => 0,
+        };
+        let starts = (0..count + begun).step_by(block);
+        starts.map(move |start| {
+            let queries = start.saturating_sub(begun)..(start + block - begun).min(count);
             let end = first + queries.end;
             let oldest = if first == 0 { 0 } else { pages_start };
             (queries, end.saturating_sub(self.window).max(oldest)..end)
@@ -43,28 +57,48 @@ impl Shape {
     }
 }
 
-/// Rotates the queries and keys of `qkv` [rows, 3 * hidden], `rotary` having a line for every row; queries are scaled, too.
-pub fn rotate(qkv: &mut [f32], shape: Shape, rotary: &Rotary) {
-    let hidden = shape.hidden();
-    let scale = 1.0 / (shape.head_dim as f32).sqrt();
+/// Makes of `qkv` [rows, queries | keys | values] what attention reads: biases added, heads' queries and keys normalised, both
+/// rotated, `rotary` having a line for every row, and queries scaled. `line` gives a row's vectors.
+pub fn prepare<'a>(
+    qkv: &mut [f32],
+    shape: Shape,
+    rotary: &Rotary,
+    line: impl Fn(usize) -> &'a LayerLine + Sync,
+) {
+    let (attention, dim) = (shape.of, shape.of.head_dim);
+    let scale = 1.0 / (dim as f32).sqrt();
     let rows = qkv
-        .par_chunks_mut(3 * hidden)
+        .par_chunks_mut(attention.width())
         .enumerate()
         .with_min_len(TILE);
     rows.for_each(|(row, qkv)| {
-        let (queries, rest) = qkv.split_at_mut(hidden);
-        for head in queries.chunks_mut(shape.head_dim) {
-            rotary.apply(row, head);
-            head.iter_mut().for_each(|x| *x *= scale);
+        let line = line(row);
+        if let Some(bias) = &line.qkv_bias {
+            qkv.iter_mut()
+                .zip(&bias[..])
+                .for_each(|(x, bias)| *x += bias);
         }
-        let keys = rest[..hidden].chunks_mut(shape.head_dim);
-        keys.for_each(|head| rotary.apply(row, head));
+        let (queries, rest) = qkv.split_at_mut(shape.queries());
+        let keys = &mut rest[..shape.keys()];
+        let sides = [
+            (queries, &line.query_gain, scale),
+            (keys, &line.key_gain, 1.0),
+        ];
+        for (side, gain, scale) in sides {
+            for head in side.chunks_mut(dim) {
+                if let (Some(norm), Some(gain)) = (attention.qk_norm, gain) {
+                    norm.in_place(head, gain);
+                }
+                rotary.apply(row, head);
+                head.iter_mut().for_each(|x| *x *= scale);
+            }
+        }
     });
 }
 
-/// Writes one layer's keys and values of clean tokens, of rotated `qkv` [rows, 3 * hidden], to `cache`.
+/// Writes one layer's keys and values of clean tokens, of prepared `qkv`, to `cache`.
 pub fn keep(qkv: &[f32], segments: &[Segment], shape: Shape, layer: usize, cache: &mut KvCache) {
-    let (hidden, page_tokens) = (shape.hidden(), cache.page_tokens());
+    let (width, page_tokens) = (shape.of.width(), cache.page_tokens());
     let mut first = 0;
     for segment in segments {
         let mut token = 0;
@@ -72,21 +106,17 @@ pub fn keep(qkv: &[f32], segments: &[Segment], shape: Shape, layer: usize, cache
             let offset = segment.first_position + token - segment.pages_start;
             let (page, slot) = (segment.pages[offset / page_tokens], offset % page_tokens);
             let count = (page_tokens - slot).min(segment.clean - token);
-            let side = |number: usize| {
-                View::rows(
-                    &qkv[(first + token) * 3 * hidden + number * hidden..],
-                    3 * hidden,
-                )
-            };
-            cache.write(page, layer, slot, count, side(1), side(2));
+            let side = |at: usize| View::rows(&qkv[(first + token) * width + at..], width);
+            let (keys, values) = (shape.queries(), shape.queries() + shape.keys());
+            cache.write(page, layer, slot, count, side(keys), side(values));
             token += count;
         }
         first += segment.tokens.len();
     }
 }
 
-/// One layer's attention: of rotated `qkv` [rows, 3 * hidden], which holds `all` the segments' rows in order, the output of
-/// the `wanted` ones into `out` [wanted rows, hidden].
+/// One layer's attention: of prepared `qkv`, which holds `all` the segments' rows in order, the output of the `wanted` ones into
+/// `out` [wanted rows, heads * head_dim].
 pub fn attend(
     qkv: &[f32],
     segments: &[Segment],
@@ -96,24 +126,25 @@ pub fn attend(
     spares: &Spares<HeadSpace>,
     out: &mut [f32],
 ) {
-    let hidden = shape.hidden();
+    let (width, dim) = (shape.queries(), shape.of.head_dim);
+    let (heads, group) = (shape.of.kv_heads, shape.of.heads / shape.of.kv_heads);
     assert_eq!(
         out.len(),
-        wanted.len() * hidden,
-        "{} rows of {hidden}",
+        wanted.len() * width,
+        "{} rows of {width}",
         wanted.len()
     );
     let columns = Columns::of(out);
     // A task is one head of one segment: enough of them even for one sequence, and results independent of the rest.
-    let tasks = (0..segments.len() * shape.heads).into_par_iter();
+    let tasks = (0..segments.len() * heads).into_par_iter();
     tasks.for_each_init(
         || spares.borrow(),
         |space, task| {
-            let (segment, head) = (task / shape.heads, task % shape.heads);
+            let (segment, head) = (task / heads, task % heads);
             let first = all.starts[segment];
             let rows = wanted.starts[segment]..wanted.starts[segment + 1];
             let task = Head {
-                qkv: &qkv[first * 3 * hidden..],
+                qkv: &qkv[first * shape.of.width()..],
                 segment: &segments[segment],
                 shape,
                 head,
@@ -123,10 +154,10 @@ pub fn attend(
             let tokens = wanted.tokens[rows.clone()]
                 .iter()
                 .map(|token| token - first);
-            task.attend(tokens, &mut space.inner, |row, element, part| {
-                let at = (rows.start + row) * hidden + head * shape.head_dim + element;
-                // SAFETY: a row of this segment's and elements of this head's, which lie inside `out`, as was checked; no
-                // other task has them.
+            task.attend(tokens, &mut space.inner, |row, query, element, part| {
+                let at = (rows.start + row) * width + (head * group + query) * dim + element;
+                // SAFETY: a row of this segment's and elements of this head's queries, which lie inside `out`, as was checked;
+                // no other task has them.
                 #[allow(unsafe_code)]
                 unsafe {
                     std::ptr::copy_nonoverlapping(part.as_ptr(), columns.at(at), part.len());
@@ -136,7 +167,7 @@ pub fn attend(
     );
 }
 
-/// One head of one segment.
+/// One head of keys and values of one segment, and the queries that share it.
 struct Head<'a> {
     /// From the segment's first row on.
     qkv: &'a [f32],
@@ -148,12 +179,13 @@ struct Head<'a> {
 }
 
 impl Head<'_> {
-    /// The output of some of the segment's tokens, ascending; `put` takes (which of them, first element, elements).
+    /// The output of some of the segment's tokens, ascending; `put` takes (which of them, which of the queries that share the head,
+    /// first element, elements).
     fn attend(
         &self,
         tokens: impl Iterator<Item = usize>,
         space: &mut HeadSpace,
-        mut put: impl FnMut(usize, usize, &[f32]),
+        mut put: impl FnMut(usize, usize, usize, &[f32]),
     ) {
         let mut tokens = tokens.peekable();
         if tokens.peek().is_none() {
@@ -166,17 +198,19 @@ impl Head<'_> {
             scores,
         } = space;
         self.gather(keys, values);
-        let (dim, mut row) = (self.shape.head_dim, 0);
-        let queries = sized(queries, QUERIES * dim);
+        let (dim, mut row) = (self.shape.of.head_dim, 0);
+        let group = self.shape.of.heads / self.shape.of.kv_heads;
+        let queries = sized(queries, QUERIES / group * group * dim);
         for (span, seen) in self.shape.spans(self.segment) {
             loop {
                 let mut count = 0;
-                for query in queries.chunks_exact_mut(dim) {
+                for query in queries.chunks_exact_mut(group * dim) {
                     let Some(token) = tokens.next_if(|token| span.contains(token)) else {
                         break;
                     };
-                    query.copy_from_slice(&self.side(token, 0)[..dim]);
-                    count += 1;
+                    let at = self.head * group * dim;
+                    query.copy_from_slice(&self.row(token)[at..at + group * dim]);
+                    count += group;
                 }
                 if count == 0 {
                     break;
@@ -187,32 +221,38 @@ impl Head<'_> {
                 };
                 let runs = || self.runs(keys, values, seen.clone());
                 attend::attend(tile, count, runs, scores, |query, element, part| {
-                    put(row + query, element, part);
+                    put(row + query / group, query % group, element, part);
                 });
-                row += count;
+                row += count / group;
             }
         }
     }
 
-    /// A token's queries, keys or values: this head's first.
+    /// A token's queries, keys and values.
+    fn row(&self, token: usize) -> &[f32] {
+        let width = self.shape.of.width();
+        &self.qkv[token * width..][..width]
+    }
+
+    /// This head's key, or value, of a token.
     fn side(&self, token: usize, number: usize) -> &[f32] {
-        let hidden = self.shape.hidden();
-        &self.qkv[(3 * token + number) * hidden + self.head * self.shape.head_dim..]
+        let (shape, dim) = (self.shape, self.shape.of.head_dim);
+        &self.row(token)[shape.queries() + number * shape.keys() + self.head * dim..][..dim]
     }
 
     /// The segment's own keys and values, as those of a page.
     fn gather(&self, keys: &mut Vec<f32>, values: &mut Vec<f32>) {
-        let (dim, count) = (self.shape.head_dim, self.segment.tokens.len());
+        let (dim, count) = (self.shape.of.head_dim, self.segment.tokens.len());
         let sizes = attend::sizes(count, dim);
         let (keys, values) = (sized(keys, sizes.0), sized(values, sizes.1));
         for (token, value) in values
             .chunks_exact_mut(dim.next_multiple_of(LANES))
             .enumerate()
         {
-            value[..dim].copy_from_slice(&self.side(token, 2)[..dim]);
+            value[..dim].copy_from_slice(self.side(token, 1));
             let elements = keys[attend::key_at(token, dim)..].iter_mut().step_by(LANES);
             elements
-                .zip(&self.side(token, 1)[..dim])
+                .zip(self.side(token, 0))
                 .for_each(|(to, key)| *to = *key);
         }
     }

@@ -1,12 +1,7 @@
-//! What one network evaluation reads, and the trait that evaluates it.
-
-use std::sync::Arc;
+//! What one network evaluation reads and gives.
 
 use rayon::prelude::*;
 
-use super::facts::NetworkFacts;
-use super::kv_cache::KvCache;
-use super::profile::StageHook;
 use crate::ops::categorical::{Draw, Drawn, draw_all};
 
 /// A variant's index in one model instance; it means nothing outside that instance.
@@ -44,7 +39,7 @@ pub struct PageId(pub u32);
 /// `pages_start .. first_position`.
 ///
 /// Query and key visibility: with block size b and window w tokens, the query at absolute position p sees
-/// keys in `max(pages_start, end - w) .. end`, `end` being the end of p's block, `(p / b + 1) * b`
+/// keys in `max(pages_start, end - w) .. end`, `end` being the end of p's block
 /// (or the end of the segment where that comes first). Without a block size (MDLM, Duo) the whole
 /// segment is one block. Blocks and noise level are the segment's own: a variant's may differ from its base's.
 #[derive(Clone, Debug)]
@@ -52,10 +47,12 @@ pub struct Segment {
     pub mix: Mix,
     /// Tokens to a block; `None` where every token of the segment sees every other.
     pub block: Option<usize>,
+    /// Tokens before the first whole block: one begins at every position that is this much more than a multiple of `block`.
+    pub phase: usize,
     /// Noise level given to the network, as it is; 0 for what was tuned without time conditioning.
     pub sigma: f32,
     pub tokens: Vec<u32>,
-    /// Absolute position of `tokens[0]`; a multiple of the block size.
+    /// Absolute position of `tokens[0]`: 0, or where a block begins.
     pub first_position: usize,
     /// How many leading tokens are clean: their keys and values are written to `pages`.
     pub clean: usize,
@@ -111,7 +108,7 @@ impl Logits {
 
     /// Draws what the batch says from its rows, side by side, and keeps the others; also gives the memory back, unless all
     /// are kept.
-    fn draw(self, batch: &Batch) -> (Outcome, Vec<f32>) {
+    pub(super) fn draw(self, batch: &Batch) -> (Outcome, Vec<f32>) {
         let (mut kept, mut draws, mut first) = (Vec::new(), Vec::new(), 0);
         for segment in &batch.segments {
             let rows = (first..first + segment.rows.len()).map(|row| self.row(row));
@@ -140,62 +137,4 @@ pub struct Outcome {
     pub logits: Logits,
     /// Of the rows of segments with draws.
     pub drawn: Vec<Drawn>,
-}
-
-/// One network evaluation. Implemented by the networks on the CPU and on a device, and by a fake in the tests.
-///
-/// `Cache` is the state that changes (keys and values); the weights do not. The engine owns one cache and
-/// passes it to whichever generation's instance evaluates, one generation to a call.
-pub trait Denoiser: Send + Sync {
-    fn facts(&self) -> &NetworkFacts;
-
-    /// Bytes of one page of its cache.
-    fn page_bytes(&self, page_tokens: usize) -> usize {
-        KvCache::page_bytes(self.facts().cache, page_tokens)
-    }
-
-    /// A cache of so many pages that this network can use.
-    fn cache(&self, page_tokens: usize, pages: usize) -> candle_core::Result<KvCache> {
-        KvCache::within_memory(self.facts().cache, page_tokens, pages)
-    }
-
-    /// Evaluates `batch`, writes the keys and values of clean tokens into `cache`. Gives the logits of all rows: what is to
-    /// be drawn from them does not matter here.
-    fn forward(&self, batch: &Batch, cache: &mut KvCache) -> candle_core::Result<Logits>;
-
-    /// Evaluates `batch` as [`forward`](Self::forward) does; `ended` is told as each stage ends, where stages are known.
-    fn profiled(
-        &self,
-        batch: &Batch,
-        cache: &mut KvCache,
-        ended: &mut StageHook,
-    ) -> candle_core::Result<Logits> {
-        let _ = ended;
-        self.forward(batch, cache)
-    }
-
-    /// Evaluates `batch` as [`forward`](Self::forward) does, and draws from the rows of segments that say how.
-    fn step(&self, batch: &Batch, cache: &mut KvCache) -> candle_core::Result<Outcome> {
-        let logits = self.forward(batch, cache)?;
-        logits.check(batch.logit_rows(), self.facts().rows)?;
-        let (outcome, spent) = logits.draw(batch);
-        cache.recycle(spent);
-        Ok(outcome)
-    }
-
-    /// Bytes held now, but for banks and what variants keep for themselves.
-    fn bytes(&self) -> usize {
-        0
-    }
-
-    /// The banks that a variant is read from, by their index in this instance, the one of most of its matrices first.
-    fn banks(&self, _variant: VariantId) -> &[usize] {
-        &[]
-    }
-
-    /// An instance whose base is this one's with the mix added to its weights, without variants; `None` where there are
-    /// no weights to add to.
-    fn materialise(&self, _mix: &Mix) -> candle_core::Result<Option<Arc<dyn Denoiser>>> {
-        Ok(None)
-    }
 }

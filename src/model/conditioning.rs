@@ -1,65 +1,220 @@
-//! From sigma and the small tensors to modulation tables: one line per noise level.
+//! From the noise level and the small tensors to what modulates the layers: one line for every mix and noise level.
 
-use super::DitConfig;
+use super::architecture::{Architecture, Conditioning, Role};
 use crate::ops::gemm::{self, View};
+use crate::ops::norm::Affine;
 use crate::ops::slice;
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor, bail};
 use std::sync::Arc;
 
 /// One layer's tables, [lines, hidden] but for the biases, [1, width].
 #[derive(Clone, Debug)]
-pub struct LayerTables<T = Tensor> {
-    pub gain1: T,
-    pub shift1: T,
-    pub gate1: T,
-    pub gain2: T,
-    pub shift2: T,
-    pub gate2: T,
-    pub bias0: T,
-    pub bias2: T,
+pub struct LayerTables {
+    pub gain1: Tensor,
+    pub shift1: Tensor,
+    pub gate1: Tensor,
+    pub gain2: Tensor,
+    pub shift2: Tensor,
+    pub gate2: Tensor,
+    pub bias0: Tensor,
+    pub bias2: Tensor,
 }
 
 /// All layers' tables and the final layer's.
 #[derive(Clone, Debug)]
-pub struct Tables<T = Tensor> {
-    pub layers: Vec<LayerTables<T>>,
-    pub gain: T,
-    pub shift: T,
+pub struct Tables {
+    pub layers: Vec<LayerTables>,
+    pub gain: Tensor,
+    pub shift: Tensor,
     /// Bias of the output head, [1, vocab].
-    pub bias: T,
+    pub bias: Tensor,
 }
 
-/// Tables of one line, as serving reads them.
-pub type Line = Tables<Arc<[f32]>>;
+/// A vector of a line.
+pub type Vector = Arc<[f32]>;
+
+/// What a normalised row is multiplied by, and what is added where something is.
+#[derive(Clone, Debug)]
+pub struct NormLine {
+    pub gain: Vector,
+    pub shift: Option<Vector>,
+}
+
+impl NormLine {
+    fn vectors(&self) -> [Option<&Vector>; 2] {
+        [Some(&self.gain), self.shift.as_ref()]
+    }
+
+    pub fn affine(&self) -> Affine<'_> {
+        Affine {
+            gain: &self.gain,
+            shift: self.shift.as_deref(),
+        }
+    }
+}
+
+/// One layer's vectors, those that the architecture has.
+#[derive(Clone, Debug)]
+pub struct LayerLine {
+    /// Before attention.
+    pub norm1: NormLine,
+    /// Of attention's residual branch.
+    pub gate1: Option<Vector>,
+    /// Before the MLP.
+    pub norm2: NormLine,
+    /// Of the MLP's.
+    pub gate2: Option<Vector>,
+    pub qkv_bias: Option<Vector>,
+    /// Of a head's query and key.
+    pub query_gain: Option<Vector>,
+    pub key_gain: Option<Vector>,
+    pub expand_bias: Option<Vector>,
+    pub contract_bias: Option<Vector>,
+}
+
+/// All vectors of one mix at one noise level, as serving reads them.
+#[derive(Clone, Debug)]
+pub struct Line {
+    pub layers: Vec<LayerLine>,
+    /// Behind the last layer.
+    pub norm: NormLine,
+    /// Of the output head, [vocab].
+    pub bias: Option<Vector>,
+}
+
+fn flat(tensor: &Tensor) -> Result<Vector> {
+    Ok(Arc::from(&*slice::f32(tensor)?))
+}
 
 impl Tables {
     /// The numbers of tables of one line.
-    pub fn line(&self) -> Result<Line> {
-        let flat = |tensor: &Tensor| -> Result<Arc<[f32]>> { Ok(Arc::from(&*slice::f32(tensor)?)) };
+    fn line(&self) -> Result<Line> {
+        let norm = |gain: &Tensor, shift: &Tensor| -> Result<NormLine> {
+            let (gain, shift) = (flat(gain)?, Some(flat(shift)?));
+            Ok(NormLine { gain, shift })
+        };
         let layers = self.layers.iter().map(|t| {
-            Ok(LayerTables {
-                gain1: flat(&t.gain1)?,
-                shift1: flat(&t.shift1)?,
-                gate1: flat(&t.gate1)?,
-                gain2: flat(&t.gain2)?,
-                shift2: flat(&t.shift2)?,
-                gate2: flat(&t.gate2)?,
-                bias0: flat(&t.bias0)?,
-                bias2: flat(&t.bias2)?,
+            Ok(LayerLine {
+                norm1: norm(&t.gain1, &t.shift1)?,
+                gate1: Some(flat(&t.gate1)?),
+                norm2: norm(&t.gain2, &t.shift2)?,
+                gate2: Some(flat(&t.gate2)?),
+                qkv_bias: None,
+                query_gain: None,
+                key_gain: None,
+                expand_bias: Some(flat(&t.bias0)?),
+                contract_bias: Some(flat(&t.bias2)?),
             })
         });
-        Ok(Tables {
+        Ok(Line {
             layers: layers.collect::<Result<_>>()?,
-            gain: flat(&self.gain)?,
-            shift: flat(&self.shift)?,
-            bias: flat(&self.bias)?,
+            norm: norm(&self.gain, &self.shift)?,
+            bias: Some(flat(&self.bias)?),
         })
     }
 }
 
-impl<T> Tables<T> {
+/// The line of a network whose tensors `get` returns by internal name, at a noise level.
+pub fn line(
+    architecture: &Architecture,
+    get: impl Fn(&str) -> Result<Tensor>,
+    sigma: f32,
+) -> Result<Line> {
+    if let Some(conditioning) = architecture.conditioning {
+        let layers = architecture.layers.len();
+        return tables(layers, conditioning, get, &[sigma], &Device::Cpu)?.line();
+    }
+    let optional = |role: Role, layer: Option<usize>| -> Result<Option<Vector>> {
+        let spec = architecture.tensor(role, layer);
+        spec.map(|spec| flat(&get(&spec.name)?)).transpose()
+    };
+    let norm = |role: Role, layer: Option<usize>| -> Result<NormLine> {
+        match optional(role, layer)? {
+            Some(gain) => Ok(NormLine { gain, shift: None }),
+            None => bail!("no tensor is a {role:?}"),
+        }
+    };
+    let layer = |number: usize| {
+        let of = |role| optional(role, Some(number));
+        Ok(LayerLine {
+            norm1: norm(Role::AttentionNorm, Some(number))?,
+            gate1: None,
+            norm2: norm(Role::MlpNorm, Some(number))?,
+            gate2: None,
+            qkv_bias: of(Role::QkvBias)?,
+            query_gain: of(Role::QueryNorm)?,
+            key_gain: of(Role::KeyNorm)?,
+            expand_bias: of(Role::ExpandBias)?,
+            contract_bias: of(Role::ContractBias)?,
+        })
+    };
+    Ok(Line {
+        layers: (0..architecture.layers.len())
+            .map(layer)
+            .collect::<Result<_>>()?,
+        norm: norm(Role::FinalNorm, None)?,
+        bias: optional(Role::HeadBias, None)?,
+    })
+}
+
+impl Line {
+    /// What depends on the noise level, as it lies side by side on a device.
+    pub fn modulations(&self) -> impl Iterator<Item = &Vector> {
+        let layers = self.layers.iter().flat_map(|t| {
+            let ([gain1, shift1], [gain2, shift2]) = (t.norm1.vectors(), t.norm2.vectors());
+            let (gate1, gate2) = (t.gate1.as_ref(), t.gate2.as_ref());
+            [gain1, shift1, gate1, gain2, shift2, gate2]
+        });
+        layers.chain(self.norm.vectors()).flatten()
+    }
+
+    /// The biases, likewise.
+    pub fn biases(&self) -> impl Iterator<Item = &Vector> {
+        let layers = self.layers.iter();
+        let layers = layers.flat_map(|t| [t.expand_bias.as_ref(), t.contract_bias.as_ref()]);
+        layers.chain([self.bias.as_ref()]).flatten()
+    }
+
+    /// What no noise level changes.
+    fn constants(&self) -> impl Iterator<Item = &Vector> {
+        let layers = self.layers.iter().flat_map(|t| {
+            [
+                &t.qkv_bias,
+                &t.query_gain,
+                &t.key_gain,
+                &t.expand_bias,
+                &t.contract_bias,
+            ]
+        });
+        layers.chain([&self.bias]).flatten()
+    }
+
+    /// Takes what no noise level changes of another line of the same mix; returns the bytes that this spares.
+    pub fn share_constants(&mut self, other: &Line) -> usize {
+        for (own, other) in self.layers.iter_mut().zip(&other.layers) {
+            own.qkv_bias.clone_from(&other.qkv_bias);
+            own.query_gain.clone_from(&other.query_gain);
+            own.key_gain.clone_from(&other.key_gain);
+            own.expand_bias.clone_from(&other.expand_bias);
+            own.contract_bias.clone_from(&other.contract_bias);
+        }
+        self.bias.clone_from(&other.bias);
+        other
+            .constants()
+            .map(|numbers| size_of_val(&numbers[..]))
+            .sum()
+    }
+
+    /// Bytes of its numbers.
+    pub fn bytes(&self) -> usize {
+        let all = self.modulations().chain(self.constants());
+        all.map(|numbers| size_of_val(&numbers[..])).sum()
+    }
+}
+
+impl Tables {
     /// All but the biases, as they lie side by side on a device.
-    pub fn modulations(&self) -> impl Iterator<Item = &T> {
+    pub fn modulations(&self) -> impl Iterator<Item = &Tensor> {
         let layers = self.layers.iter();
         let layers =
             layers.flat_map(|t| [&t.gain1, &t.shift1, &t.gate1, &t.gain2, &t.shift2, &t.gate2]);
@@ -67,36 +222,9 @@ impl<T> Tables<T> {
     }
 
     /// The biases, likewise.
-    pub fn biases(&self) -> impl Iterator<Item = &T> {
+    pub fn biases(&self) -> impl Iterator<Item = &Tensor> {
         let layers = self.layers.iter().flat_map(|t| [&t.bias0, &t.bias2]);
         layers.chain([&self.bias])
-    }
-}
-
-impl Line {
-    fn biases_mut(&mut self) -> impl Iterator<Item = &mut Arc<[f32]>> {
-        let layers = self.layers.iter_mut();
-        layers
-            .flat_map(|t| [&mut t.bias0, &mut t.bias2])
-            .chain([&mut self.bias])
-    }
-
-    /// Takes another line's biases for its own, which are equal; returns the bytes that this spares.
-    pub fn share_biases(&mut self, other: &Line) -> usize {
-        let mut other = other.clone();
-        let pairs = self.biases_mut().zip(other.biases_mut());
-        pairs
-            .map(|(bias, shared)| {
-                *bias = shared.clone();
-                size_of_val(&bias[..])
-            })
-            .sum()
-    }
-
-    /// Bytes of its numbers.
-    pub fn bytes(&self) -> usize {
-        let all = self.modulations().chain(self.biases());
-        all.map(|numbers| size_of_val(&numbers[..])).sum()
     }
 }
 
@@ -123,11 +251,12 @@ fn product(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     slice::tensor(y, lines, out)
 }
 
-/// Builds the tables for these noise levels from the tensors that `get` returns by internal name;
+/// Builds the tables of `count` layers for these noise levels from the tensors that `get` returns by internal name;
 /// differentiable in them. Conventions of the published DiT: c = SiLU(sigma_map(sigma)), no second
 /// SiLU before adaLN; six chunks shift, scale, gate (attention), shift, scale, gate (MLP).
 pub fn tables(
-    config: &DitConfig,
+    count: usize,
+    conditioning: Conditioning,
     get: impl Fn(&str) -> Result<Tensor>,
     sigma: &[f32],
     device: &Device,
@@ -141,7 +270,7 @@ pub fn tables(
         };
         product.broadcast_add(&get(&format!("{name}.bias"))?)
     };
-    let features = timestep_features(sigma, config.frequency_dim(), device)?;
+    let features = timestep_features(sigma, conditioning.frequencies, device)?;
     let c = affine(
         &affine(&features, "sigma_map.mlp.0")?.silu()?,
         "sigma_map.mlp.2",
@@ -152,8 +281,8 @@ pub fn tables(
             .broadcast_mul(&get(&format!("{norm}.weight"))?)?
             .contiguous()
     };
-    let mut layers = Vec::with_capacity(config.n_blocks);
-    for layer in 0..config.n_blocks {
+    let mut layers = Vec::with_capacity(count);
+    for layer in 0..count {
         let chunks = affine(&c, &format!("blocks.{layer}.adaLN_modulation"))?.chunk(6, 1)?;
         let row = |name: &str| get(&format!("blocks.{layer}.{name}"))?.unsqueeze(0);
         layers.push(LayerTables {

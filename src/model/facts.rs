@@ -12,12 +12,34 @@ pub enum Process {
     Uniform,
 }
 
+/// Where a text's blocks are counted from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Grid {
+    /// Position 0: the prompt's last tokens may begin the first block that is denoised.
+    #[default]
+    Start,
+    /// The prompt's end: its first block may be shorter.
+    PromptEnd,
+}
+
+impl Grid {
+    /// Tokens before the first whole block of a text with such a prompt.
+    pub fn phase(self, prompt: usize, block: usize) -> usize {
+        match self {
+            Grid::Start => 0,
+            Grid::PromptEnd => prompt % block,
+        }
+    }
+}
+
 /// How a base or a variant of it is run: it belongs to the checkpoint, and a variant's may differ from its base's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Regime {
     pub process: Process,
     /// Block size of a block-causal checkpoint; `None` where attention is bidirectional over the whole sequence.
     pub block: Option<usize>,
+    pub grid: Grid,
     /// Whether it is told the noise level; sigma is always 0 otherwise.
     pub time_conditioned: bool,
 }

@@ -5,15 +5,15 @@
 //! Keys are stored after the rotary embedding at their absolute position; attention depends on differences of
 //! positions only, so a window slides by dropping pages and nothing is ever recomputed.
 
-use super::batch::PageId;
+use super::batch::{Batch, PageId};
 use super::facts::CacheShape;
-use super::gpu::Device;
+use super::gpu::weights::Device;
 use super::workspace::Workspace;
 use crate::ops::attend::{self, Run};
 use crate::ops::gemm::View;
 use crate::ops::gpu::Buffer;
 use crate::ops::panel::LANES;
-use candle_core::Result;
+use candle_core::{Result, bail};
 use std::ops::Range;
 
 /// The storage of every page; which sequence owns which page is the engine's business.
@@ -95,6 +95,45 @@ impl KvCache {
 
     pub fn bytes(&self) -> usize {
         self.data.len() * size_of::<f32>() + self.on_device.as_ref().map_or(0, Buffer::bytes)
+    }
+
+    /// Refuses a batch that does not fit the cache or itself.
+    pub(super) fn check(&self, batch: &Batch) -> Result<()> {
+        for segment in &batch.segments {
+            let needed = match (segment.clean, segment.first_position) {
+                (0, 0) => 0,
+                (clean, first) => (first + clean).saturating_sub(segment.pages_start),
+            };
+            if segment.pages.len() * self.page_tokens() < needed
+                || segment.clean > segment.tokens.len()
+            {
+                bail!(
+                    "{} pages do not hold {needed} positions",
+                    segment.pages.len()
+                )
+            }
+            if segment
+                .pages
+                .iter()
+                .any(|page| page.0 as usize >= self.pages())
+            {
+                bail!("a page outside the cache of {}", self.pages())
+            }
+            if segment.rows.iter().any(|&row| row >= segment.tokens.len()) {
+                bail!(
+                    "a row outside the segment's {} tokens",
+                    segment.tokens.len()
+                )
+            }
+            if ![0, segment.rows.len()].contains(&segment.draws.len()) {
+                bail!(
+                    "{} draws for {} rows",
+                    segment.draws.len(),
+                    segment.rows.len()
+                )
+            }
+        }
+        Ok(())
     }
 
     /// Where a head's keys begin, and how many floats they and the values behind them take.

@@ -1,12 +1,13 @@
 //! The denoiser x_theta(x_t, sigma): the DiT of BD3-LM, MDLM and Duo, its weights, and the batch it reads.
 
+pub mod architecture;
 pub mod attention;
 pub mod batch;
 pub mod conditioning;
-pub mod config;
-pub mod dit;
+pub mod denoiser;
 pub mod facts;
 pub mod gpu;
+pub mod host;
 pub mod kv_cache;
 pub mod linear;
 mod modulation;
@@ -21,10 +22,12 @@ pub mod variant;
 pub mod weights;
 mod workspace;
 
-pub use batch::{Batch, Denoiser, Logits, Mix, Outcome, PageId, Segment, VariantId};
-pub use config::DitConfig;
-pub use dit::Dit;
-pub use facts::{CacheShape, NetworkFacts, Process, Regime};
+pub use architecture::Architecture;
+pub use architecture::dit::DitConfig;
+pub use batch::{Batch, Logits, Mix, Outcome, PageId, Segment, VariantId};
+pub use denoiser::Denoiser;
+pub use facts::{CacheShape, Grid, NetworkFacts, Process, Regime};
+pub use host::HostNetwork;
 pub use place::Place;
 pub use train_batch::{SoftTokens, TrainBatch};
 pub use trainable::{Differentiable, Trainable};

@@ -2,7 +2,7 @@
 //! variant, and the modulation tables that come of them.
 
 use super::batch::{Mix, VariantId};
-use super::conditioning::{Line, tables};
+use super::conditioning::{Line, line};
 use super::linear::Superposed;
 use super::variant::{Placed, ServedVariant};
 use super::weights::{BaseWeights, ServedBank};
@@ -49,20 +49,6 @@ impl Modulation {
     /// Bytes of the tables kept so far, of all instances of the base.
     pub fn table_bytes(&self) -> usize {
         self.base.tables.bytes()
-    }
-
-    /// Adds `weight` times row `index` of the variant's retrieved delta of a matrix to `target`.
-    pub fn add_row(
-        &self,
-        name: &str,
-        part: (VariantId, f32),
-        index: usize,
-        target: &mut [f32],
-    ) -> Result<()> {
-        match self.plain.get(name) {
-            Some(superposed) => superposed.add_row(part.0, part.1, index, target),
-            None => bail!("tensor {name} is missing"),
-        }
     }
 
     /// The banks that a variant is read from, the one that is its own, if any, first; none where there is no such variant.
@@ -113,13 +99,11 @@ impl Modulation {
     /// The modulation tables, one line each, of a mix at a noise level.
     pub fn tables(&self, mix: &Mix, sigma: f32) -> Result<Arc<Line>> {
         let make = || {
-            tables(
-                &self.base.config,
+            line(
+                &self.base.architecture,
                 |name| self.retrieve(name, mix),
-                &[sigma],
-                &Device::Cpu,
-            )?
-            .line()
+                sigma,
+            )
         };
         self.base.tables.get(&self.numbers, mix, sigma, make)
     }

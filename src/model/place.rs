@@ -1,13 +1,16 @@
 //! Where a network lies: on the host, or on a device. The one place that chooses; who builds instances needs only this.
 
-use super::batch::Denoiser;
+use super::architecture::{Architecture, TensorSpec, shapes};
+use super::denoiser::Denoiser;
+use super::facts::NetworkFacts;
 use super::gpu::{Device, GpuBank, GpuBase, GpuDit, GpuVariant};
+use super::host::HostNetwork;
 use super::variant::{Placed, ServedVariant};
-use super::weights::{BaseWeights, Dense, ServedBank, VariantWeights};
-use super::{Dit, DitConfig, NetworkFacts};
+use super::weights::{BaseWeights, Dense, ServedBank, VariantWeights, read};
 use crate::ops::gpu::{Dtype, Fault};
 use crate::ops::quantized::Form;
 use candle_core::Result;
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -98,22 +101,35 @@ pub struct Instance {
 }
 
 impl Base {
-    /// Takes every tensor that the configuration names; an error names the first missing or misshapen one.
-    pub fn new(place: &Place, config: DitConfig, tensors: &Dense) -> Result<Self> {
+    /// Takes every tensor of the architecture; an error names the first missing or misshapen one.
+    pub fn new(place: &Place, architecture: Architecture, tensors: &Dense) -> Result<Self> {
+        Self::load(place, architecture, |spec| read(tensors, spec))
+    }
+
+    /// The same of tensors that `read` gives one after another, in order of name: at no time are all of them there in f32.
+    ///
+    /// # Errors
+    /// Those of `read`, and on a device for a network that only the host evaluates.
+    pub fn load<'a>(
+        place: &Place,
+        architecture: Architecture,
+        mut read: impl FnMut(&TensorSpec) -> Result<Cow<'a, [f32]>>,
+    ) -> Result<Self> {
         Ok(match place {
             Place::Host(form) => {
-                Base::Host(Arc::new(BaseWeights::in_form(config, tensors, *form)?))
+                let read = |spec: &TensorSpec| read(spec).map(Some);
+                Base::Host(Arc::new(BaseWeights::load(architecture, *form, read)?))
             }
             Place::Device(device) => {
-                Base::Device(Arc::new(GpuBase::new(device.clone(), config, tensors)?))
+                Base::Device(Arc::new(GpuBase::load(device.clone(), architecture, read)?))
             }
         })
     }
 
-    pub fn config(&self) -> &DitConfig {
+    pub fn architecture(&self) -> &Architecture {
         match self {
-            Base::Host(base) => &base.config,
-            Base::Device(base) => &base.host.config,
+            Base::Host(base) => &base.architecture,
+            Base::Device(base) => &base.host.architecture,
         }
     }
 
@@ -161,7 +177,7 @@ impl Base {
         Ok(match self {
             Base::Host(base) => Variant::Host(Arc::new(ServedVariant::new(
                 weights,
-                base.config.tensors(),
+                shapes(&base.architecture),
             )?)),
             Base::Device(base) => Variant::Device(Arc::new(GpuVariant::new(base, weights)?)),
         })
@@ -195,11 +211,11 @@ impl Base {
                     variants.collect::<Result<Vec<_>>>()?,
                 );
                 let bytes = variants.iter().map(|variant| variant.own.bytes()).sum();
-                let dit = Dit::of(base.clone(), &banks, variants)?;
+                let network = HostNetwork::of(base.clone(), &banks, variants)?;
                 Instance {
                     variants: Bytes::on_host(bytes),
-                    tables: Bytes::on_host(dit.table_bytes()),
-                    denoiser: Arc::new(dit),
+                    tables: Bytes::on_host(network.table_bytes()),
+                    denoiser: Arc::new(network),
                 }
             }
             Base::Device(base) => {

@@ -122,7 +122,7 @@ impl TableCache {
         let mut bytes = line.bytes();
         // The mix's biases are the same at every noise level.
         if let Some((_, (other, _))) = kept.lines.iter().find(|((mix, _), _)| *mix == key.0) {
-            bytes -= line.share_biases(other);
+            bytes -= line.share_constants(other);
         }
         let line = Arc::new(line);
         if kept.lines.len() >= LEAST && kept.bytes() + bytes > BYTES {
@@ -138,27 +138,30 @@ impl TableCache {
 mod tests {
     use super::*;
     use crate::model::batch::VariantId;
-    use crate::model::conditioning::LayerTables;
+    use crate::model::conditioning::{LayerLine, NormLine, Vector};
     use crate::model::weights::VariantWeights;
     use std::collections::BTreeMap;
 
     fn line(width: usize, bias: usize) -> Line {
-        let (own, bias): (Arc<[f32]>, Arc<[f32]>) =
-            (vec![0.0; width].into(), vec![0.0; bias].into());
-        Line {
-            layers: vec![LayerTables {
-                gain1: own.clone(),
-                shift1: own.clone(),
-                gate1: own.clone(),
-                gain2: own.clone(),
-                shift2: own.clone(),
-                gate2: own.clone(),
-                bias0: bias.clone(),
-                bias2: bias.clone(),
-            }],
+        let (own, bias): (Vector, Vector) = (vec![0.0; width].into(), vec![0.0; bias].into());
+        let norm = NormLine {
             gain: own.clone(),
-            shift: own,
-            bias,
+            shift: Some(own.clone()),
+        };
+        Line {
+            layers: vec![LayerLine {
+                norm1: norm.clone(),
+                gate1: Some(own.clone()),
+                norm2: norm.clone(),
+                gate2: Some(own),
+                qkv_bias: None,
+                query_gain: None,
+                key_gain: None,
+                expand_bias: Some(bias.clone()),
+                contract_bias: Some(bias.clone()),
+            }],
+            norm,
+            bias: Some(bias),
         }
     }
 

@@ -194,7 +194,8 @@ impl Trainable {
         Ok(Reading {
             tokens: input.read(),
             tables: tables(
-                &self.config,
+                self.config.n_blocks,
+                self.config.conditioning(),
                 |name| self.var(name).cloned(),
                 &sigma,
                 &Device::Cpu,

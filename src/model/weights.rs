@@ -1,113 +1,107 @@
 //! What a model instance is made of: the base, banks in served form, and what a variant keeps for itself.
 
+use super::architecture::{Architecture, TensorSpec};
+use super::facts::NetworkFacts;
 use super::tables::TableCache;
-use super::{DitConfig, NetworkFacts};
 use crate::ops::coded::Kept;
 use crate::ops::quantized::{Form, Served};
 use candle_core::{DType, Device, Result, Tensor, bail};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Tensors by internal name: shape and values.
 pub type Dense = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
-/// The matrices that serve as products of rows; all other tensors are looked up or turned into tables.
-pub fn is_product(name: &str) -> bool {
-    let layer = name.starts_with("blocks.") && !name.contains("adaLN") && !name.contains("norm");
-    (layer || name.starts_with("output_layer.linear")) && name.ends_with(".weight")
-}
-
-/// The output head's matrix.
-pub const HEAD: &str = "output_layer.linear.weight";
-
-/// A layer's matrices: queries, keys and values; attention's output; the wide and the narrow half of the MLP.
-pub fn layer_products(layer: usize) -> [String; 4] {
-    ["attn_qkv", "attn_out", "mlp.0", "mlp.2"]
-        .map(|matrix| format!("blocks.{layer}.{matrix}.weight"))
+/// The values of one of `tensors`; an error names the first missing or misshapen one.
+pub fn read<'a>(tensors: &'a Dense, spec: &TensorSpec) -> Result<Cow<'a, [f32]>> {
+    let TensorSpec { name, shape, .. } = spec;
+    match tensors.get(name) {
+        Some((found, data)) if found == shape => Ok(Cow::Borrowed(data)),
+        Some((found, _)) => bail!("tensor {name} has shape {found:?}, not {shape:?}"),
+        None => bail!("tensor {name} is missing"),
+    }
 }
 
 /// The base: shared by all generations.
 #[derive(Debug)]
 pub struct BaseWeights {
-    pub config: DitConfig,
+    pub architecture: Arc<Architecture>,
     pub facts: NetworkFacts,
-    pub(super) products: BTreeMap<String, Arc<Served>>,
-    /// Everything else: the embedding, adaLN and sigma_map, norms and biases.
+    /// What rows go through or are looked up in, by name.
+    pub(super) matrices: BTreeMap<String, Arc<Served>>,
+    /// Everything else: norms and biases, and what modulates the layers.
     pub(super) plain: BTreeMap<String, Tensor>,
     pub(super) tables: TableCache,
 }
 
 impl BaseWeights {
-    /// Takes every tensor that the configuration names; an error names the first missing or misshapen one.
-    pub fn new(config: DitConfig, tensors: &Dense) -> Result<Self> {
-        Self::in_form(config, tensors, Form::F32)
+    /// Takes every tensor of the architecture, in f32; an error names the first missing or misshapen one.
+    pub fn new(architecture: Architecture, tensors: &Dense) -> Result<Self> {
+        Self::in_form(architecture, tensors, Form::F32)
     }
 
-    /// The same, with the matrices of products in `form`. Where that is not f32, other matrices are bf16; vectors are f32
-    /// always.
-    pub fn in_form(config: DitConfig, tensors: &Dense, form: Form) -> Result<Self> {
-        Self::build(config, tensors, form, |_| false)
+    /// The same, in `form`; see [`BaseWeights::load`].
+    pub fn in_form(architecture: Architecture, tensors: &Dense, form: Form) -> Result<Self> {
+        Self::load(architecture, form, |spec| read(tensors, spec).map(Some))
     }
 
-    /// The same checks, but holds nothing of the tensors that lie `elsewhere`.
-    pub fn without(
-        config: DitConfig,
-        tensors: &Dense,
-        elsewhere: impl Fn(&str) -> bool,
-    ) -> Result<Self> {
-        Self::build(config, tensors, Form::F32, elsewhere)
-    }
-
-    fn build(
-        config: DitConfig,
-        tensors: &Dense,
+    /// Takes one tensor after the other, in order of name, from `read`, which gives the values of one, or nothing where it lies elsewhere. Matrices
+    /// are brought to `form` before the next is read; where that is not f32, other matrices are bf16. Vectors are f32 always.
+    pub fn load<'a>(
+        architecture: Architecture,
         form: Form,
-        elsewhere: impl Fn(&str) -> bool,
+        mut read: impl FnMut(&TensorSpec) -> Result<Option<Cow<'a, [f32]>>>,
     ) -> Result<Self> {
-        config.check()?;
-        let (mut products, mut plain) = (BTreeMap::new(), BTreeMap::new());
-        for (name, shape) in config.tensors() {
-            match tensors.get(&name) {
-                Some((found, _)) if *found == shape && elsewhere(&name) => {}
-                Some((found, data)) if *found == shape => match shape[..] {
-                    [out, input] if is_product(&name) => {
-                        products.insert(name, Arc::new(Served::new(data, out, input, form)?));
-                    }
-                    _ => {
-                        let halved = shape.len() == 2 && form != Form::F32;
-                        let dtype = if halved { DType::BF16 } else { DType::F32 };
-                        let tensor = Tensor::from_slice(data, shape, &Device::Cpu)?;
-                        plain.insert(name, tensor.to_dtype(dtype)?);
-                    }
-                },
-                Some((found, _)) => bail!("tensor {name} has shape {found:?}, not {shape:?}"),
-                None => bail!("tensor {name} is missing"),
+        let (mut matrices, mut plain) = (BTreeMap::new(), BTreeMap::new());
+        let mut specs: Vec<&TensorSpec> = architecture.tensors.iter().collect();
+        specs.sort_by(|a, b| a.name.cmp(&b.name));
+        for spec in specs {
+            let Some(data) = read(spec)? else {
+                continue;
+            };
+            let (name, shape) = (spec.name.clone(), &spec.shape[..]);
+            match shape {
+                &[out, input] if spec.role.is_matrix() => {
+                    matrices.insert(name, Arc::new(Served::new(&data, out, input, form)?));
+                }
+                _ => {
+                    let halved = shape.len() == 2 && form != Form::F32;
+                    let dtype = if halved { DType::BF16 } else { DType::F32 };
+                    let tensor = Tensor::from_slice(&data, shape, &Device::Cpu)?;
+                    plain.insert(name, tensor.to_dtype(dtype)?);
+                }
             }
         }
-        Ok(Self {
-            facts: config.facts(),
-            config,
-            products,
+        Ok(Self::of(Arc::new(architecture), matrices, plain))
+    }
+
+    /// Of tensors that are those of `architecture`.
+    pub(super) fn of(
+        architecture: Arc<Architecture>,
+        matrices: BTreeMap<String, Arc<Served>>,
+        plain: BTreeMap<String, Tensor>,
+    ) -> Self {
+        Self {
+            facts: architecture.facts(),
+            architecture,
+            matrices,
             plain,
             tables: TableCache::default(),
-        })
+        }
     }
 
     /// Bytes held, but for the tables.
     pub fn bytes(&self) -> usize {
         let bytes = |tensor: &Tensor| tensor.elem_count() * tensor.dtype().size_in_bytes();
         let plain: usize = self.plain.values().map(bytes).sum();
-        plain
-            + self
-                .products
-                .values()
-                .map(|product| product.bytes())
-                .sum::<usize>()
+        let matrices = self.matrices.values().map(|matrix| matrix.bytes());
+        plain + matrices.sum::<usize>()
     }
 
-    pub(super) fn product(&self, name: &str) -> Result<&Arc<Served>> {
-        match self.products.get(name) {
-            Some(product) => Ok(product),
+    pub(super) fn matrix(&self, name: &str) -> Result<&Arc<Served>> {
+        match self.matrices.get(name) {
+            Some(matrix) => Ok(matrix),
             None => bail!("matrix {name} is missing"),
         }
     }

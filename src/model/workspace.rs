@@ -17,6 +17,7 @@ pub struct Workspace {
     pub qkv: Vec<f32>,
     pub attended: Vec<f32>,
     pub wide: Vec<f32>,
+    pub gated: Vec<f32>,
     pub narrow: Vec<f32>,
     pub heads: Spares<HeadSpace>,
     logits: Vec<f32>,

@@ -54,7 +54,7 @@ impl Pattern {
             rows: length,
             queries: length,
             spans,
-            rotary: Rotary::new(head_dim, 0..length),
+            rotary: Rotary::new(head_dim, 10000.0, 0..length),
         }
     }
 
@@ -84,7 +84,7 @@ impl Pattern {
             }
         }
         let queries = if noisy_only { length } else { 2 * length };
-        let rotary = Rotary::new(head_dim, (0..length).chain(0..length));
+        let rotary = Rotary::new(head_dim, 10000.0, (0..length).chain(0..length));
         Self {
             heads,
             rows: 2 * length,

@@ -28,10 +28,10 @@ pub use attention::{Pattern, attention, attention_backward};
 pub use cross_entropy::{cross_entropy, cross_entropy_backward};
 pub use divergence::{Divergence, divergence_backward};
 pub use embedding::{embedding, embedding_backward, embedding_mix, embedding_mix_backward};
-pub use norm::{norm_modulate, norm_modulate_backward, norm_modulate_into, residual_norm};
+pub use norm::{Affine, Norm, norm_into, norm_modulate, norm_modulate_backward, residual_norm};
 pub use pointwise::{
     add_bias, add_bias_in_place, bias_gelu, bias_gelu_backward, bias_gelu_in_place, column_sums,
-    gate_residual, gate_residual_backward,
+    gate_residual, gate_residual_backward, swiglu,
 };
 pub use rotary::Rotary;
 pub use slice::PerRow;

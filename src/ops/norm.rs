@@ -1,4 +1,4 @@
-//! Layer normalisation with modulation: y = (x - mean) / sqrt(var + eps) * gain + shift.
+//! Normalisation with modulation: y = (x - mean) / sqrt(var + eps) * gain + shift, or without the mean and the shift.
 //!
 //! The DiT's `modulate(layer_norm(x) * weight)` is this with gain = weight * (1 + scale).
 
@@ -12,8 +12,45 @@ pub const EPSILON: f32 = 1e-5;
 /// Rows to a task: enough work to pay for a task, few enough to share between threads.
 const ROWS: usize = 16;
 
-fn statistics(x: &[f32]) -> (f32, f32) {
-    let mean = math::sum(x) / x.len() as f32;
+/// What a row is divided by.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Norm {
+    /// The standard deviation, once the mean is subtracted.
+    Layer { eps: f32 },
+    /// The root of the mean square.
+    Rms { eps: f32 },
+}
+
+impl Norm {
+    /// The norm of every published DiT.
+    pub const DIT: Norm = Norm::Layer { eps: EPSILON };
+
+    /// What is subtracted, and what the rest is multiplied by.
+    fn of(self, x: &[f32]) -> (f32, f32) {
+        match self {
+            Norm::Layer { eps } => statistics(x, math::sum(x) / x.len() as f32, eps),
+            Norm::Rms { eps } => statistics(x, 0.0, eps),
+        }
+    }
+
+    /// Normalises `x` where it lies.
+    pub fn in_place(self, x: &mut [f32], gain: &[f32]) {
+        let (mean, inverse) = self.of(x);
+        for (x, gain) in x.iter_mut().zip(gain) {
+            *x = (*x - mean) * inverse * gain;
+        }
+    }
+}
+
+/// What a normalised row is multiplied by, and what is added, [width] each.
+#[derive(Clone, Copy, Debug)]
+pub struct Affine<'a> {
+    pub gain: &'a [f32],
+    pub shift: Option<&'a [f32]>,
+}
+
+/// The mean, and one by the root of the mean square around it.
+fn statistics(x: &[f32], mean: f32, eps: f32) -> (f32, f32) {
     let mut lanes = [0f32; 8];
     let chunks = x.chunks_exact(8);
     let rest: f32 = chunks
@@ -28,14 +65,18 @@ fn statistics(x: &[f32]) -> (f32, f32) {
         }
     }
     let variance = (lanes.iter().sum::<f32>() + rest) / x.len() as f32;
-    (mean, 1.0 / (variance + EPSILON).sqrt())
+    (mean, 1.0 / (variance + eps).sqrt())
 }
 
-/// One row of [`norm_modulate`].
-fn modulated(x: &[f32], gain: &[f32], shift: &[f32], out: &mut [f32]) {
-    let (mean, inverse) = statistics(x);
-    for ((out, x), (gain, shift)) in out.iter_mut().zip(x).zip(gain.iter().zip(shift)) {
-        *out = ((x - mean) * inverse).mul_add(*gain, *shift);
+/// One row of [`norm_into`].
+fn modulated(norm: Norm, x: &[f32], affine: Affine, out: &mut [f32]) {
+    let (mean, inverse) = norm.of(x);
+    let numbers = out.iter_mut().zip(x).zip(affine.gain);
+    match affine.shift {
+        Some(shift) => numbers.zip(shift).for_each(|(((out, x), gain), shift)| {
+            *out = ((x - mean) * inverse).mul_add(*gain, *shift);
+        }),
+        None => numbers.for_each(|((out, x), gain)| *out = (x - mean) * inverse * gain),
     }
 }
 
@@ -49,29 +90,27 @@ pub fn norm_modulate(x: &Tensor, gain: PerRow, shift: PerRow) -> Result<Tensor> 
     );
     let (gains, shifts): (&[f32], &[f32]) = (&gains, &shifts);
     let mut out = vec![0f32; rows * width];
-    norm_modulate_into(&input, &mut out, width, |row| {
-        (
-            &gains[gain.line(row) * width..][..width],
-            &shifts[shift.line(row) * width..][..width],
-        )
+    norm_into(Norm::DIT, &input, &mut out, width, |row| Affine {
+        gain: &gains[gain.line(row) * width..][..width],
+        shift: Some(&shifts[shift.line(row) * width..][..width]),
     });
     slice::tensor(out, rows, width)
 }
 
-/// [`norm_modulate`] into `out`, both [rows, width], `line` giving each row's gain and shift.
-pub fn norm_modulate_into<'a>(
+/// The norm of x into `out`, both [rows, width], `line` giving each row's gain and shift.
+pub fn norm_into<'a>(
+    norm: Norm,
     x: &[f32],
     out: &mut [f32],
     width: usize,
-    line: impl Fn(usize) -> (&'a [f32], &'a [f32]) + Sync,
+    line: impl Fn(usize) -> Affine<'a> + Sync,
 ) {
     let tasks = out
         .par_chunks_mut(width * ROWS)
         .zip(x.par_chunks(width * ROWS));
     tasks.enumerate().for_each(|(task, (out, x))| {
         for (i, (out, x)) in out.chunks_mut(width).zip(x.chunks(width)).enumerate() {
-            let (gain, shift) = line(task * ROWS + i);
-            modulated(x, gain, shift, out);
+            modulated(norm, x, line(task * ROWS + i), out);
         }
     });
 }
@@ -79,15 +118,15 @@ pub fn norm_modulate_into<'a>(
 /// What one row of [`residual_norm`] takes, [width] each.
 #[derive(Clone, Copy, Debug)]
 pub struct Residual<'a> {
-    pub gate: &'a [f32],
+    pub gate: Option<&'a [f32]>,
     pub bias: Option<&'a [f32]>,
-    pub gain: &'a [f32],
-    pub shift: &'a [f32],
+    pub affine: Affine<'a>,
 }
 
-/// A residual connection and the norm behind it, in one pass: x += gate * (y + bias), `out` is its [`norm_modulate`]; all
+/// A residual connection and the norm behind it, in one pass: x += gate * (y + bias), `out` is its norm; all
 /// [rows, width].
 pub fn residual_norm<'a>(
+    norm: Norm,
     x: &mut [f32],
     y: &[f32],
     out: &mut [f32],
@@ -104,14 +143,16 @@ pub fn residual_norm<'a>(
             .zip(y.chunks(width))
             .zip(out.chunks_mut(width));
         for (i, ((x, y), out)) in rows.enumerate() {
-            let Residual {
-                gate,
-                bias,
-                gain,
-                shift,
-            } = line(task * ROWS + i);
-            super::pointwise::gated(x, y, gate, bias);
-            modulated(x, gain, shift, out);
+            let residual = line(task * ROWS + i);
+            match (residual.gate, residual.bias) {
+                (Some(gate), bias) => super::pointwise::gated(x, y, gate, bias),
+                (None, None) => x.iter_mut().zip(y).for_each(|(x, y)| *x += y),
+                (None, Some(bias)) => {
+                    let numbers = x.iter_mut().zip(y).zip(bias);
+                    numbers.for_each(|((x, y), bias)| *x += y + bias);
+                }
+            }
+            modulated(norm, x, residual.affine, out);
         }
     });
 }
@@ -162,7 +203,7 @@ pub fn norm_modulate_backward(
                     &input[row * width..][..width],
                     &upstream[row * width..][..width],
                 );
-                let (mean, inverse) = statistics(x);
+                let (mean, inverse) = Norm::DIT.of(x);
                 let line = gain.line(row) * width;
                 let gain = &gains[line..][..width];
                 let (dgain, dshift) = (&mut dgain[line..][..width], &mut dshift[line..][..width]);

@@ -127,6 +127,36 @@ pub fn bias_gelu_in_place<'a>(
     biased(y, width, line, math::gelu);
 }
 
+/// out [rows, width] = silu(gate) * up of wide [rows, 2 * width]: a row's gate, and up behind it.
+pub fn swiglu(wide: &[f32], width: usize, out: &mut [f32]) {
+    let (rows, isa) = ((ELEMENTS / width.max(1)).max(1), Isa::best());
+    let tasks = out
+        .par_chunks_mut(width * rows)
+        .zip(wide.par_chunks(2 * width * rows));
+    tasks.for_each(|(out, wide)| {
+        for (out, wide) in out.chunks_mut(width).zip(wide.chunks(2 * width)) {
+            let (gate, up) = wide.split_at(width);
+            isa.run(Gated { gate, up, out });
+        }
+    });
+}
+
+/// One row of [`swiglu`].
+struct Gated<'a> {
+    gate: &'a [f32],
+    up: &'a [f32],
+    out: &'a mut [f32],
+}
+
+impl Work for Gated<'_> {
+    #[inline(always)]
+    fn run(self) {
+        for ((out, gate), up) in self.out.iter_mut().zip(self.gate).zip(self.up) {
+            *out = gate / (1.0 + math::exp(-gate)) * up;
+        }
+    }
+}
+
 /// Sums of the columns of a gradient [rows, width]: the gradient [1, width] of a bias all rows share.
 pub fn column_sums(gradient: &Tensor) -> Result<Tensor> {
     let (rows, width) = gradient.dims2()?;

@@ -60,6 +60,18 @@ impl Form {
         }
     }
 
+    /// Bytes of a matrix in it, but for what is rounded up.
+    pub fn bytes(self, out: usize, input: usize) -> usize {
+        let eighths = match self.fitting(input) {
+            Form::F32 => 256,
+            Form::Bf16 => 128,
+            Form::Q8_0 => 68,
+            Form::Q4_0 | Form::Q4K => 36,
+            Form::Q2K => 21,
+        };
+        out * input * eighths / 64
+    }
+
     fn name(self) -> &'static str {
         match self {
             Form::F32 => "f32",

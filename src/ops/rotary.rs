@@ -1,4 +1,4 @@
-//! Rotary position embedding: base 10000, full head, halves not interleaved (`cat(-x2, x1)`).
+//! Rotary position embedding: full head, halves not interleaved (`cat(-x2, x1)`).
 
 use candle_core::{Device, Result, Tensor};
 
@@ -6,15 +6,21 @@ use candle_core::{Device, Result, Tensor};
 #[derive(Clone, Debug, Default)]
 pub struct Rotary {
     half: usize,
+    /// By pair.
+    frequencies: Vec<f64>,
     cos: Vec<f32>,
     sin: Vec<f32>,
 }
 
 impl Rotary {
-    /// One line for each of `positions`.
-    pub fn new(head_dim: usize, positions: impl IntoIterator<Item = usize>) -> Self {
+    /// One line for each of `positions`: angle of pair i at p is p theta^(-2i / head_dim).
+    pub fn new(head_dim: usize, theta: f64, positions: impl IntoIterator<Item = usize>) -> Self {
+        let half = head_dim / 2;
         let mut rotary = Self {
-            half: head_dim / 2,
+            half,
+            frequencies: (0..half)
+                .map(|i| theta.powf(-(i as f64) / half as f64))
+                .collect(),
             cos: Vec::new(),
             sin: Vec::new(),
         };
@@ -25,11 +31,11 @@ impl Rotary {
     }
 
     fn push(&mut self, position: usize) {
-        for i in 0..self.half {
+        for frequency in &self.frequencies {
             // In f64, so that far positions keep their precision.
-            let angle = position as f64 * 10000f64.powf(-(i as f64) / self.half as f64);
-            self.cos.push(angle.cos() as f32);
-            self.sin.push(angle.sin() as f32);
+            let (sin, cos) = (position as f64 * frequency).sin_cos();
+            self.cos.push(cos as f32);
+            self.sin.push(sin as f32);
         }
     }
 
@@ -37,6 +43,7 @@ impl Rotary {
     pub fn pick(&self, positions: impl IntoIterator<Item = usize>, picked: &mut Self) {
         let half = self.half;
         picked.half = half;
+        picked.frequencies.clone_from(&self.frequencies);
         picked.cos.clear();
         picked.sin.clear();
         for position in positions {

@@ -11,11 +11,12 @@ use super::uniform_nelbo::{
     UniformTerm, uniform_nelbo, uniform_nelbo_backward, uniform_nelbo_slow,
 };
 use super::{
-    Pattern, PerRow, attention, attention_backward, bias_gelu, bias_gelu_backward, cross_entropy,
-    embedding,
+    Affine, Norm, gate_residual, gate_residual_backward, norm_into, norm_modulate,
+    norm_modulate_backward, residual_norm, swiglu,
 };
 use super::{
-    gate_residual, gate_residual_backward, norm_modulate, norm_modulate_backward, residual_norm,
+    Pattern, PerRow, attention, attention_backward, bias_gelu, bias_gelu_backward, cross_entropy,
+    embedding,
 };
 use crate::rng::{Key, Stream};
 use candle_core::{Device, Result, Tensor, Var};
@@ -97,6 +98,32 @@ proptest! {
     }
 
     #[test]
+    fn rms_norm_and_swiglu_equal_their_definitions(rows in 1usize..40, width in 1usize..70) {
+        let (x, y, gain) = (noise((rows, width), 1), noise((rows, 2 * width), 2), noise((1, width), 3));
+        let gains = slice::f32(&gain).unwrap();
+        let affine = |_| Affine { gain: &gains, shift: None };
+        let norm = Norm::Rms { eps: 1e-6 };
+        let (mut sums, mut normed) = (vec![0.0; rows * width], vec![f32::NAN; rows * width]);
+        residual_norm(norm, &mut sums, &slice::f32(&x).unwrap(), &mut normed, width, |row| {
+            Residual { gate: None, bias: None, affine: affine(row) }
+        });
+        prop_assert_eq!(&sums[..], &*slice::f32(&x).unwrap());
+        let slow = || x.broadcast_div(&(x.sqr()?.mean_keepdim(1)? + 1e-6)?.sqrt()?)?.broadcast_mul(&gain);
+        close(&slice::tensor(normed.clone(), rows, width).unwrap(), &slow().unwrap());
+        let mut alone = vec![f32::NAN; rows * width];
+        norm_into(norm, &sums, &mut alone, width, affine);
+        prop_assert_eq!(&alone, &normed);
+        for (x, normed) in sums.chunks_mut(width).zip(normed.chunks(width)) {
+            norm.in_place(x, &gains);
+            prop_assert_eq!(&*x, normed);
+        }
+        let mut ours = vec![f32::NAN; rows * width];
+        swiglu(&slice::f32(&y).unwrap(), width, &mut ours);
+        let slow = || y.narrow(1, 0, width)?.silu()?.mul(&y.narrow(1, width, width)?);
+        close(&slice::tensor(ours, rows, width).unwrap(), &slow().unwrap());
+    }
+
+    #[test]
     fn gate_residual_equals_its_twin(rows in 1usize..40, width in 1usize..70, count in 1usize..4) {
         let (x, y) = (noise((rows, width), 1), noise((rows, width), 2));
         let (gate, bias) = (noise((count, width), 3), noise((1, width), 5));
@@ -108,9 +135,9 @@ proptest! {
         close(&sum, &slow().unwrap());
         let (mut in_place, mut normed) = (slice::f32(&x).unwrap().to_vec(), vec![f32::NAN; rows * width]);
         let (gate_table, bias_table) = (slice::f32(&gate).unwrap(), slice::f32(&bias).unwrap());
-        residual_norm(&mut in_place, &slice::f32(&y).unwrap(), &mut normed, width, |row| {
+        residual_norm(Norm::DIT, &mut in_place, &slice::f32(&y).unwrap(), &mut normed, width, |row| {
             let line = &gate_table[gates.line(row) * width..][..width];
-            Residual { gate: line, bias: Some(&bias_table), gain: line, shift: &bias_table }
+            Residual { gate: Some(line), bias: Some(&bias_table), affine: Affine { gain: line, shift: Some(&bias_table) } }
         });
         prop_assert_eq!(&in_place[..], &*slice::f32(&sum).unwrap());
         let expected = norm_modulate(&sum, gates, biases).unwrap();

@@ -6,7 +6,7 @@ use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use super::digest::TensorHash;
+use super::digest::TensorDigest;
 use super::{Digest, Unreadable};
 use crate::checkpoint::Checkpoint;
 
@@ -74,12 +74,11 @@ impl NamedTensors {
 
     /// SHA-256 over every tensor in order of name: name, shape and the values as little-endian f32.
     pub fn digest(&self) -> Digest {
-        let mut hash = TensorHash::new("choir/tensors/1");
+        let mut digest = TensorDigest::default();
         for (name, tensor) in &self.0 {
-            hash.tensor(name, &tensor.shape);
-            hash.f32s(&tensor.data);
+            digest.add(name, &tensor.shape, &tensor.data);
         }
-        hash.finish()
+        digest.finish()
     }
 
     /// Every tensor's shape.

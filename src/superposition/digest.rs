@@ -85,6 +85,26 @@ impl<'de> Deserialize<'de> for Digest {
     }
 }
 
+/// The digest of a model's tensors that are not all there at once: name, shape and values of one after another, in order of name.
+pub struct TensorDigest(TensorHash);
+
+impl Default for TensorDigest {
+    fn default() -> Self {
+        TensorDigest(TensorHash::new("choir/tensors/1"))
+    }
+}
+
+impl TensorDigest {
+    pub fn add(&mut self, name: &str, shape: &[usize], values: &[f32]) {
+        self.0.tensor(name, shape);
+        self.0.f32s(values);
+    }
+
+    pub fn finish(self) -> Digest {
+        self.0.finish()
+    }
+}
+
 /// Hashes tensors one after another, each with its name and shape, so that no two sets of tensors share a digest.
 pub(super) struct TensorHash(Sha256);
 

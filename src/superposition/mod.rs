@@ -26,6 +26,7 @@ mod packed;
 mod private;
 mod refusal;
 mod retrieve;
+mod role;
 mod scheme;
 #[cfg(test)]
 mod tests;
@@ -35,13 +36,14 @@ pub use bitdelta::{BitDelta, BitMatrix};
 pub use checkpoint::{NamedTensor, NamedTensors, read_file};
 pub use code::{About, CodedDelta, Encoding, KeptTensor, Measured, Plan, TooFewBits};
 pub use delta::{Delta, DeltaMatrix};
-pub use digest::Digest;
+pub use digest::{Digest, TensorDigest};
 pub use fixed::{Cells, FixedTensor};
 pub use interference::{Moments, measure, similarity};
 pub use packed::{Remarks, pack, pack_with};
 pub use private::Private;
 pub use refusal::{Mismatch, Refused, Unreadable};
 pub use retrieve::{Retrieval, retrieve};
+pub use role::Role;
 pub use scheme::Scheme;
 
 /// The output head: the most sensitive matrix, superposed in banks of its own.

@@ -3,12 +3,13 @@
 use super::*;
 use choir::catalog::RemoveRequest;
 use choir::catalog::defaults::{process_to_store, to_store};
-use choir::model::{Process, Regime};
+use choir::model::{Grid, Process, Regime};
 use choir::sampler::{NoiseRemoval, UniformPredictor};
 use choir::superposition::{NamedTensors, Refused, Remarks, pack_with};
 
 const BLOCKS: Regime = Regime {
     process: Process::Uniform,
+    grid: Grid::Start,
     block: Some(4),
     time_conditioned: true,
 };

@@ -15,7 +15,8 @@ use choir::engine::{
 use choir::model::kv_cache::KvCache;
 use choir::model::tokenizer::Tokenizer;
 use choir::model::{
-    Batch, CacheShape, Denoiser, Logits, Mix, NetworkFacts, Process, Regime, Segment, VariantId,
+    Batch, CacheShape, Denoiser, Grid, Logits, Mix, NetworkFacts, Process, Regime, Segment,
+    VariantId,
 };
 use choir::ops::gemm::View;
 use choir::sampler::Predictor;
@@ -90,6 +91,7 @@ impl Fake {
             context: WINDOW,
             regime: Regime {
                 process: Process::Absorbing,
+                grid: Grid::Start,
                 block: Some(BLOCK),
                 time_conditioned: false,
             },

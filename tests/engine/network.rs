@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use choir::engine::{Engine, EngineConfig, EngineHandle, Request, ScoreRequest};
-use choir::model::{BaseWeights, Dit, ServedBank, VariantWeights};
+use choir::model::{BaseWeights, HostNetwork, ServedBank, VariantWeights};
 use choir::ops::quantized::Form;
 use choir::rng::{Key, Stream};
 
@@ -13,7 +13,7 @@ use super::fixtures::Case;
 use super::uniform::{both, mixed};
 
 /// The golden base and six variants in three banks.
-fn network(form: Form) -> (Case, Dit) {
+fn network(form: Form) -> (Case, HostNetwork) {
     let case = Case::load("bd3lm-tiny");
     let mut noise = Stream::new(Key::derive(&[b"engine test"]));
     let mut bank = || {
@@ -45,8 +45,14 @@ fn network(form: Form) -> (Case, Dit) {
             vectors,
         }
     };
-    let base = Arc::new(BaseWeights::new(case.config.clone(), &case.weights).expect("base"));
-    let dit = Dit::new(base, &banks, (0..6).map(variant).collect()).expect("network");
+    let base = Arc::new(
+        BaseWeights::new(
+            case.config.architecture().expect("a network"),
+            &case.weights,
+        )
+        .expect("base"),
+    );
+    let dit = HostNetwork::new(base, &banks, (0..6).map(variant).collect()).expect("network");
     (case, dit)
 }
 

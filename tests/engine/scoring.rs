@@ -3,7 +3,7 @@
 use choir::engine::score::Scorer;
 use choir::engine::{EngineConfig, Error, Score, ScoreRequest};
 use choir::model::kv_cache::KvCache;
-use choir::model::{Denoiser, Mix, PageId, Process, Regime, Segment};
+use choir::model::{Denoiser, Grid, Mix, PageId, Process, Regime, Segment};
 use choir::ops::UniformTerm;
 use choir::sampler::schedule::LogLinear;
 
@@ -45,6 +45,7 @@ fn exact(network: &Fake, text: &[u32]) -> f64 {
             let segment = Segment {
                 mix: Mix::base(),
                 block: Some(BLOCK),
+                phase: 0,
                 sigma: 0.0,
                 tokens,
                 first_position: 0,
@@ -163,6 +164,7 @@ fn a_score_is_the_same_without_an_engine() {
         let segment = |evaluation: &choir::sampler::Evaluation| Segment {
             mix: Mix::base(),
             block: Some(BLOCK),
+            phase: 0,
             sigma: evaluation.sigma,
             tokens: evaluation.tokens.clone(),
             first_position: evaluation.first_position,
@@ -264,6 +266,7 @@ fn the_estimate_converges_to_the_bound_of_the_uniform_process() {
     for (block, evaluations) in [(None, 1), (Some(BLOCK), 3)] {
         let regime = Regime {
             process: Process::Uniform,
+            grid: Grid::Start,
             block,
             time_conditioned: true,
         };

@@ -4,7 +4,7 @@ use choir::engine::{
     Choice, Engine, EngineConfig, EngineHandle, Error, Event, Generation, Predictor, PredictorKind,
     PsiChoice, Reason, Request, Sampling, ScoreRequest, VariantFacts,
 };
-use choir::model::{Denoiser, Process, Regime, VariantId};
+use choir::model::{Denoiser, Grid, Process, Regime, VariantId};
 use choir::sampler::{self, Kappa, NoiseRemoval, Psi, TimeProfile, UniformPredictor};
 
 use super::fake::*;
@@ -14,6 +14,7 @@ fn tuned(id: u32, block: Option<usize>, time_conditioned: bool) -> VariantFacts 
         id: VariantId(id),
         regime: Regime {
             process: Process::Uniform,
+            grid: Grid::Start,
             block,
             time_conditioned,
         },

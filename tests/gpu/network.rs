@@ -5,7 +5,7 @@ use std::sync::Arc;
 use choir::model::gpu::{Device, GpuBank, GpuBase, GpuDit, GpuVariant};
 use choir::model::variant::Placed;
 use choir::model::{
-    BaseWeights, Batch, Denoiser, Dit, Mix, Segment, ServedBank, VariantId, VariantWeights,
+    BaseWeights, Batch, Denoiser, HostNetwork, Mix, Segment, ServedBank, VariantId, VariantWeights,
 };
 use choir::ops::categorical::{Certainty, Crossing, Draw, Filter, Kind, Workspace};
 use choir::ops::gpu::{Dtype, Machine};
@@ -18,7 +18,7 @@ use crate::fixtures::{
 };
 use crate::rig::Rig;
 
-fn on_host(case: &Case, count: usize, form: Form) -> Dit {
+fn on_host(case: &Case, count: usize, form: Form) -> HostNetwork {
     host_with(case, variants(case, count), form)
 }
 
@@ -26,10 +26,11 @@ fn host_with(
     case: &Case,
     (banks, variants): (Vec<Matrices>, Vec<VariantWeights>),
     form: Form,
-) -> Dit {
-    let base = Arc::new(BaseWeights::new(case.config.clone(), &case.weights).unwrap());
+) -> HostNetwork {
+    let base =
+        Arc::new(BaseWeights::new(case.config.architecture().unwrap(), &case.weights).unwrap());
     let bank = |matrices| Arc::new(ServedBank::build(form, matrices).unwrap());
-    Dit::new(
+    HostNetwork::new(
         base,
         &banks.into_iter().map(bank).collect::<Vec<_>>(),
         variants,
@@ -58,7 +59,12 @@ fn device_with(
     let device = Device { machine, dtype };
     let bank = |matrices| Arc::new(GpuBank::build(&device, form, matrices).unwrap());
     let banks: Vec<_> = banks.into_iter().map(bank).collect();
-    let base = GpuBase::new(device.clone(), case.config.clone(), &case.weights).unwrap();
+    let base = GpuBase::new(
+        device.clone(),
+        case.config.architecture().unwrap(),
+        &case.weights,
+    )
+    .unwrap();
     GpuDit::new(Arc::new(base), &banks, variants).unwrap()
 }
 
@@ -113,6 +119,7 @@ fn all_kinds(case: &Case, count: u32) -> Batch {
             segments.push(Segment {
                 mix: mix.clone(),
                 block,
+                phase: 0,
                 rows: (index % 2..length).collect(),
                 ..segment(case, &ids[index % shape[0] * shape[1]..][..length], sigma)
             });
@@ -292,7 +299,8 @@ fn variants_keep_their_slots_while_others_come_and_go() {
     let banks: Vec<_> = (banks.into_iter())
         .map(|matrices| Arc::new(GpuBank::build(&device, Form::Q4K, matrices).unwrap()))
         .collect();
-    let base = Arc::new(GpuBase::new(device, case.config.clone(), &case.weights).unwrap());
+    let base =
+        Arc::new(GpuBase::new(device, case.config.architecture().unwrap(), &case.weights).unwrap());
     let make = |index: usize| Placed {
         own: Arc::new(GpuVariant::new(&base, &weights[index]).unwrap()),
         banks: weights[index].banks.clone(),
@@ -314,7 +322,12 @@ fn variants_keep_their_slots_while_others_come_and_go() {
         GpuDit::of(base.clone(), &banks, variants.to_vec()).unwrap()
     };
     let alone = |index: usize| {
-        let base = GpuBase::new(base.device.clone(), case.config.clone(), &case.weights).unwrap();
+        let base = GpuBase::new(
+            base.device.clone(),
+            case.config.architecture().unwrap(),
+            &case.weights,
+        )
+        .unwrap();
         GpuDit::new(Arc::new(base), &banks, vec![weights[index].clone()]).unwrap()
     };
 

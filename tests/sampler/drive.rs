@@ -2,7 +2,7 @@
 
 use crate::fixtures::{self, Case};
 use choir::model::kv_cache::KvCache;
-use choir::model::{BaseWeights, Batch, Denoiser, Dit, Logits, Mix, PageId, Segment};
+use choir::model::{BaseWeights, Batch, Denoiser, HostNetwork, Logits, Mix, PageId, Segment};
 use choir::sampler::{Progress, Sampler};
 use std::sync::Arc;
 
@@ -10,9 +10,13 @@ use std::sync::Arc;
 const BATCH: usize = 250;
 const PAGE: usize = 4;
 
-pub fn network(case: &Case) -> Dit {
-    let base = BaseWeights::new(case.config.clone(), &case.weights).expect("weights");
-    Dit::new(Arc::new(base), &[], Vec::new()).expect("network")
+pub fn network(case: &Case) -> HostNetwork {
+    let base = BaseWeights::new(
+        case.config.architecture().expect("a network"),
+        &case.weights,
+    )
+    .expect("weights");
+    HostNetwork::new(Arc::new(base), &[], Vec::new()).expect("network")
 }
 
 /// Logits of some positions of whole sequences at one noise level.
@@ -24,6 +28,7 @@ pub fn evaluate(
     let segment = |(tokens, rows): &(Vec<u32>, Vec<usize>)| Segment {
         mix: Mix::base(),
         block: network.facts().regime.block,
+        phase: 0,
         sigma,
         tokens: tokens.clone(),
         first_position: 0,
@@ -80,6 +85,7 @@ fn step(
         Segment {
             mix: Mix::base(),
             block: network.facts().regime.block,
+            phase: 0,
             sigma: wanted.sigma,
             tokens: wanted.tokens.clone(),
             first_position: wanted.first_position,

@@ -3,7 +3,7 @@
 use super::*;
 use choir::catalog::defaults::{process_to_store, to_store};
 use choir::engine::Sampling;
-use choir::model::{Process, Regime};
+use choir::model::{Grid, Process, Regime};
 use choir::pb::piece::Piece;
 use choir::rng::{Key, Stream};
 use choir::sampler::UniformPredictor;
@@ -22,6 +22,7 @@ fn uniform(block: Option<usize>) -> Vec<u8> {
     }
     let regime = Regime {
         process: Process::Uniform,
+        grid: Grid::Start,
         block,
         time_conditioned: true,
     };

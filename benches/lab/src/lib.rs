@@ -6,6 +6,7 @@
 pub mod bench;
 mod eval;
 mod picture;
+mod random_model;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -22,6 +23,7 @@ struct Cli {
 enum Command {
     Bench(bench::BenchArgs),
     Eval(eval::EvalArgs),
+    RandomModel(random_model::RandomModelArgs),
 }
 
 /// Parses the arguments and runs the command. Wrong arguments end the process with status 2.
@@ -29,6 +31,7 @@ pub fn run() -> Result<()> {
     match Cli::parse().command {
         Command::Bench(args) => bench::run(args),
         Command::Eval(args) => eval::run(args),
+        Command::RandomModel(args) => random_model::run(args),
     }
 }
 

@@ -30,7 +30,7 @@ pub fn lone(
     weights: &Tensors,
     tokenizer: Arc<Tokenizer>,
 ) -> Result<EngineHandle> {
-    let base = place::Base::new(place, config.clone(), weights)?;
+    let base = place::Base::new(place, config.architecture()?, weights)?;
     engine(Generation {
         number: 0,
         denoiser: base.instance([], [])?.denoiser,

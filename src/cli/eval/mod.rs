@@ -139,9 +139,10 @@ pub fn run(args: EvalArgs) -> Result<()> {
     args.json.check()?;
     let source = BaseSource::Folder(args.base.clone());
     let subjects = Subjects {
-        config: source.config()?,
+        config: serde_json::from_slice(&source.config_json()?)
+            .context("config.json of a DiT, the networks that are measured here")?,
         tensors: source.tensors()?,
-        place: args.place.open()?,
+        place: args.place.open(|| Ok(Form::F32))?,
         source,
     };
     let mut report = Report {

@@ -10,6 +10,7 @@ fn page_that_was_idle_longest_goes_first_and_an_end_before_its_beginning() {
         generation: &generation,
         mix: &mixes[mix],
         block: 2,
+        phase: 0,
     };
     let mut pool = Pool::new(6, 2, true);
     let text = |first: u32| [first, 1, 2, 3, 4, 5];
@@ -42,6 +43,7 @@ fn pages_needed_suffice_for_every_stretch() {
                 generation: &generation,
                 mix: &mix,
                 block,
+                phase: 0,
             };
             let mut pool = Pool::new(needed(written, span, page_tokens), page_tokens, true);
             let mut table = Table::default();

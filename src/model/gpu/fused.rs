@@ -25,7 +25,13 @@ impl GpuDit {
             let attention = takes(&l.qkv, After::Rotated) && takes(&l.out, After::Residual);
             attention && takes(&l.expand, After::Gelu) && takes(&l.contract, After::Residual)
         };
-        self.base.host.config.head_dim().is_multiple_of(16) && self.layers.iter().all(layer)
+        self.base
+            .host
+            .architecture
+            .attention()
+            .head_dim
+            .is_multiple_of(16)
+            && self.layers.iter().all(layer)
     }
 
     pub(super) fn fuses_head(&self, step: &Step) -> bool {
@@ -138,7 +144,7 @@ impl GpuDit {
     pub(super) fn fused_head(&self, step: &Step) -> Result<(), Fault> {
         let (work, pitch) = (
             step.work,
-            logits_pitch(self.base.host.config.vocab_size) as u32,
+            logits_pitch(self.base.host.architecture.vocabulary.rows) as u32,
         );
         let rows = (work.last, step.shape.wanted);
         self.fused(step, &self.head, After::Keep, rows, |product| Product {

@@ -11,16 +11,17 @@ mod pack;
 mod slots;
 mod train;
 mod variant;
-mod weights;
+pub mod weights;
 mod work;
 
-use super::batch::{Batch, Denoiser, Logits, Mix, Outcome, VariantId};
-use super::dit;
+use super::architecture::dit::{EMBEDDING, HEAD, layer_products};
+use super::batch::{Batch, Logits, Mix, Outcome, VariantId};
+use super::denoiser::Denoiser;
 use super::facts::NetworkFacts;
 use super::kv_cache::KvCache;
 use super::modulation::Modulation;
 use super::variant::{Placed, homes};
-use super::weights::{BaseWeights, HEAD, ServedBank, VariantWeights, layer_products};
+use super::weights::{BaseWeights, ServedBank, VariantWeights};
 use crate::ops::categorical::Drawn;
 use crate::ops::gpu::attention::MAX_HEAD;
 use crate::ops::gpu::draw::DrawnFacts;
@@ -35,7 +36,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub use train::{GpuTrainable, GpuTrainer};
 pub use variant::GpuVariant;
-pub use weights::{Device, EMBEDDING, GpuBank, GpuBase, Matrix, on_device, padded};
+pub use weights::{Device, GpuBank, GpuBase, Matrix, on_device, padded};
 use work::{Pieces, Work};
 
 /// Shapes of batches that are remembered.
@@ -109,12 +110,15 @@ impl GpuDit {
         banks: &[Arc<GpuBank>],
         variants: Vec<Placed<GpuVariant>>,
     ) -> Result<Self> {
-        let (config, device) = (&base.host.config, &base.device);
-        if config.head_dim() > MAX_HEAD {
-            bail!("heads of {} are wider than {MAX_HEAD}", config.head_dim())
+        let (config, device) = (&base.host.architecture, &base.device);
+        if config.attention().head_dim > MAX_HEAD {
+            bail!(
+                "heads of {} are wider than {MAX_HEAD}",
+                config.attention().head_dim
+            )
         }
-        if config.hidden_dim > MAX_WIDTH {
-            bail!("{} is wider than {MAX_WIDTH}", config.hidden_dim)
+        if config.hidden > MAX_WIDTH {
+            bail!("{} is wider than {MAX_WIDTH}", config.hidden)
         }
         let mut lists: Vec<List> = Vec::new();
         let mut linear = |name: &str, rows: Rows| -> Result<GpuLinear> {
@@ -127,7 +131,7 @@ impl GpuDit {
                 placement: superposed.placement.clone(),
                 own: superposed.own_placement(),
                 rows,
-                most: if rows == Rows::All && config.hidden_dim <= SMALL {
+                most: if rows == Rows::All && config.hidden <= SMALL {
                     16
                 } else {
                     64
@@ -146,8 +150,8 @@ impl GpuDit {
                 list: at,
             })
         };
-        let mut layers = Vec::with_capacity(config.n_blocks);
-        for layer in 0..config.n_blocks {
+        let mut layers = Vec::with_capacity(config.layers.len());
+        for layer in 0..config.layers.len() {
             let [qkv, out, expand, contract] = layer_products(layer);
             layers.push(GpuLayer {
                 qkv: linear(&qkv, Rows::All)?,
@@ -159,12 +163,12 @@ impl GpuDit {
         let (head, embedding) = (linear(HEAD, Rows::Wanted)?, linear(EMBEDDING, Rows::All)?);
         let expanded = layers.first().map_or(0, |layer| layer.expand.base.out);
         let offsets = Offsets::new(
-            config.hidden_dim,
+            config.hidden,
             expanded,
-            config.n_blocks,
-            config.vocab_size,
+            config.layers.len(),
+            config.vocabulary.rows,
         );
-        let half = config.head_dim() / 2;
+        let half = config.attention().head_dim / 2;
         let frequencies: Vec<f64> = (0..half)
             .map(|i| 10000f64.powf(-(i as f64) / half as f64))
             .collect();
@@ -241,13 +245,11 @@ impl GpuDit {
         }
         add(HEAD.to_owned(), &self.head)?;
         add(EMBEDDING.to_owned(), &self.embedding)?;
-        let host = BaseWeights {
-            facts: self.base.host.facts.clone(),
-            config: self.base.host.config.clone(),
-            products: BTreeMap::new(),
-            plain: self.modulation.retrieve_all(mix)?,
-            tables: Default::default(),
-        };
+        let host = BaseWeights::of(
+            self.base.host.architecture.clone(),
+            BTreeMap::new(),
+            self.modulation.retrieve_all(mix)?,
+        );
         let base = GpuBase {
             device: device.clone(),
             host: Arc::new(host),
@@ -263,8 +265,8 @@ impl GpuDit {
 
     /// Runs a batch; afterwards logits and draws lie on the device.
     fn run(&self, state: &mut State, batch: &Batch, cache: &KvCache) -> Result<()> {
-        dit::check(batch, cache)?;
-        let (config, machine) = (&self.base.host.config, &self.base.device.machine);
+        cache.check(batch)?;
+        let (config, machine) = (&self.base.host.architecture, &self.base.device.machine);
         let Some(buffer) = cache.on_device() else {
             bail!("a cache on the host for a network on a device")
         };
@@ -278,7 +280,7 @@ impl GpuDit {
             batch,
             &slots,
             (&self.lists, &self.embedding.variants.placement),
-            (cache.page_tokens(), config.vocab_size),
+            (cache.page_tokens(), config.vocabulary.rows),
         )?;
         // A shape that is remembered has its room.
         if !state.plans.contains_key(&packed.shape) {
@@ -353,7 +355,10 @@ impl GpuDit {
 
     /// Downloads what a step left: draws, and logits of the rows of segments without draws.
     fn outcome(&self, state: &State, batch: &Batch) -> Result<Outcome> {
-        let (vocab, pieces) = (self.base.host.config.vocab_size, state.work.pieces());
+        let (vocab, pieces) = (
+            self.base.host.architecture.vocabulary.rows,
+            state.work.pieces(),
+        );
         let machine = &self.base.device.machine;
         let (mut drawn, mut data, mut first) = (Vec::new(), Vec::new(), 0);
         let all: Vec<DrawnFacts> = match batch.drawn_rows() {
@@ -381,7 +386,7 @@ impl GpuDit {
             let tables = self.modulation.tables(&segment.mix, segment.sigma)?;
             for row in logits.chunks_mut(vocab) {
                 row.iter_mut()
-                    .zip(tables.bias.iter())
+                    .zip(tables.bias.iter().flat_map(|bias| bias.iter()))
                     .for_each(|(logit, bias)| *logit += bias);
             }
             data.extend(logits);

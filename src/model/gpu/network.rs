@@ -78,10 +78,10 @@ impl GpuDit {
 
     /// Everything up to the last layer's residual stream.
     pub(super) fn layers(&self, step: &Step) -> Result<(), Fault> {
-        let config = &self.base.host.config;
+        let config = &self.base.host.architecture;
         let (machine, dtype) = (&*self.base.device.machine, self.base.device.dtype);
         let (rows, places, work) = (step.shape.rows, step.places, step.work);
-        let (hidden, head_dim) = (config.hidden_dim as u32, config.head_dim() as u32);
+        let (hidden, head_dim) = (config.hidden as u32, config.attention().head_dim as u32);
         GatherEmbedding {
             x: work.x,
             tokens: places.tokens,
@@ -91,7 +91,7 @@ impl GpuDit {
             first_part: places.first_embedded,
             keys: self.embedding.variants.keys(),
             outputs: self.embedding.variants.outputs(),
-            vocab: config.vocab_size as u32,
+            vocab: config.vocabulary.rows as u32,
             width: hidden,
             tiles: self.embedding.variants.tiled.into(),
             unused: 0,
@@ -100,7 +100,7 @@ impl GpuDit {
         self.embedding.variants.embed(
             machine,
             (work.x, places.tokens),
-            (config.vocab_size, config.hidden_dim),
+            (config.vocabulary.rows, config.hidden),
             step.waves(&self.embedding).own,
         )?;
         Angles {
@@ -146,7 +146,7 @@ impl GpuDit {
             tables: self.tables(step),
             gain,
             shift,
-            width: self.base.host.config.hidden_dim as u32,
+            width: self.base.host.architecture.hidden as u32,
             unused: 0,
         }
         .launch(&*self.base.device.machine, self.base.device.dtype, rows)
@@ -155,7 +155,7 @@ impl GpuDit {
     /// Where queries lie, and keys and values, and how far one row is from the next: in bf16, queries and keys are rotated where
     /// they are.
     fn heads(&self, step: &Step) -> [(u64, u32); 2] {
-        let (work, hidden) = (step.work, self.base.host.config.hidden_dim as u32);
+        let (work, hidden) = (step.work, self.base.host.architecture.hidden as u32);
         match self.gives(step.shape) {
             Dtype::F32 => [(work.q, hidden), (work.current, 2 * hidden)],
             Dtype::Bf16 => [
@@ -167,8 +167,8 @@ impl GpuDit {
 
     /// Of a layer's queries and keys.
     pub(super) fn rotary(&self, step: &Step, number: usize) -> Rotary {
-        let (config, work) = (&self.base.host.config, step.work);
-        let head_dim = config.head_dim();
+        let (config, work) = (&self.base.host.architecture, step.work);
+        let head_dim = config.attention().head_dim;
         let [(q, q_pitch), (current, current_pitch)] = self.heads(step);
         Rotary {
             qkv: work.y,
@@ -178,10 +178,10 @@ impl GpuDit {
             current,
             cache: step.pages.address,
             slots: step.places.slots,
-            heads: config.n_heads as u32,
+            heads: config.attention().heads as u32,
             head_dim: head_dim as u32,
             layer: number as u32,
-            layers: config.n_blocks as u32,
+            layers: config.layers.len() as u32,
             page_tokens: step.pages.page_tokens as u32,
             scale: 1.0 / (head_dim as f32).sqrt(),
             q_pitch,
@@ -190,7 +190,7 @@ impl GpuDit {
     }
 
     pub(super) fn attend(&self, step: &Step, number: usize) -> Result<(), Fault> {
-        let (config, places, shape) = (&self.base.host.config, step.places, step.shape);
+        let (config, places, shape) = (&self.base.host.architecture, step.places, step.shape);
         let [(q, q_pitch), (current, current_pitch)] = self.heads(step);
         Attend {
             q,
@@ -200,12 +200,12 @@ impl GpuDit {
             segment: places.segment,
             segments: places.segments,
             pages: places.pages,
-            heads: config.n_heads as u32,
-            head_dim: config.head_dim() as u32,
+            heads: config.attention().heads as u32,
+            head_dim: config.attention().head_dim as u32,
             layer: number as u32,
-            layers: config.n_blocks as u32,
+            layers: config.layers.len() as u32,
             page_tokens: step.pages.page_tokens as u32,
-            window: config.model_length as u32,
+            window: config.context as u32,
             q_pitch,
             current_pitch,
         }
@@ -238,7 +238,7 @@ impl GpuDit {
             bias: NONE,
             gain: offsets.line(number, Vector::Gain2),
             shift: offsets.line(number, Vector::Shift2),
-            width: self.base.host.config.hidden_dim as u32,
+            width: self.base.host.architecture.hidden as u32,
             unused: 0,
         };
         residual.launch(machine, dtype, y, rows)?;
@@ -272,9 +272,9 @@ impl GpuDit {
 
     /// Logits of the wanted rows, and what is drawn from them.
     pub(super) fn head(&self, step: &Step) -> Result<(), Fault> {
-        let config = &self.base.host.config;
+        let config = &self.base.host.architecture;
         let (machine, wanted) = (&*self.base.device.machine, step.shape.wanted);
-        let pitch = logits_pitch(config.vocab_size);
+        let pitch = logits_pitch(config.vocabulary.rows);
         let picked = (step.places.wanted, wanted);
         self.norm_of(step, picked, step.work.last, step.slots.offsets.last())?;
         if self.fuses_head(step) {
@@ -301,7 +301,7 @@ impl GpuDit {
             draws: step.places.draws,
             drawn: step.work.drawn,
             looks: step.work.looks,
-            vocab: config.vocab_size as u32,
+            vocab: config.vocabulary.rows as u32,
             pitch: pitch as u32,
             bias_stride: step.slots.offsets.bias_floats() as u32,
             bias: step.slots.offsets.bias(),

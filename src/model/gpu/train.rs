@@ -7,9 +7,8 @@ mod launches;
 mod memory;
 
 use super::slots::{Offsets, Vector};
-use super::weights::EMBEDDING;
+use crate::model::architecture::dit::{EMBEDDING, HEAD, is_product, layer_products};
 use crate::model::trainable::Reading;
-use crate::model::weights::{HEAD, is_product, layer_products};
 use crate::model::{Differentiable, DitConfig, TrainBatch, Trainable};
 use crate::ops::gpu::attention::MAX_HEAD;
 use crate::ops::gpu::pointwise::{BiasGelu, MAX_WIDTH, NONE};

@@ -1,6 +1,7 @@
 //! What a variant keeps for itself on a device: a slot in tables that all generations read, written once.
 
 use super::weights::{GpuBase, on_device};
+use crate::model::architecture::shapes;
 use crate::model::variant::{self, ServedVariant};
 use crate::model::weights::VariantWeights;
 use crate::ops::gpu::Buffer;
@@ -117,7 +118,7 @@ fn own(
 impl GpuVariant {
     pub fn new(base: &GpuBase, weights: &VariantWeights) -> Result<Self> {
         let (there, here): (Vec<_>, Vec<_>) =
-            (base.host.config.tensors().into_iter()).partition(|(name, _)| on_device(name));
+            (shapes(&base.host.architecture)).partition(|(name, _)| on_device(name));
         let own = own(base, weights, &there)?;
         let rotations = variant::rotations(weights, there)?;
         let made = Self {

@@ -1,18 +1,17 @@
 //! Weights on a device: the matrices that rows go through and the embedding; all else stays on the host.
 
 use super::variant::VariantSlots;
-use crate::model::DitConfig;
-use crate::model::weights::{BaseWeights, Dense, ServedBank, is_product};
+use crate::model::architecture::dit::{EMBEDDING, is_product};
+use crate::model::architecture::{Architecture, TensorSpec};
+use crate::model::weights::{BaseWeights, Dense, ServedBank, read};
 use crate::ops::gpu::tiles::tiles;
 use crate::ops::gpu::{Buffer, Dtype, Machine};
 use crate::ops::quantized::Form;
-use candle_core::Result;
+use candle_core::{Result, bail};
 use half::bf16;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-
-/// The embedding's name.
-pub const EMBEDDING: &str = "vocab_embed.embedding";
 
 /// Whether a tensor lies on the device.
 pub fn on_device(name: &str) -> bool {
@@ -72,18 +71,33 @@ pub struct GpuBase {
 }
 
 impl GpuBase {
-    /// Takes every tensor that the configuration names; an error names the first missing or misshapen one.
-    pub fn new(device: Device, config: DitConfig, tensors: &Dense) -> Result<Self> {
-        let shapes = config.tensors();
-        let host = BaseWeights::without(config, tensors, on_device)?;
-        let mut matrices = BTreeMap::new();
-        for (name, shape) in shapes {
-            if let ([out, input], Some((_, data)), true) =
-                (&shape[..], tensors.get(&name), on_device(&name))
-            {
-                matrices.insert(name, Arc::new(device.dense(data, *out, *input)?));
-            }
+    /// Takes every tensor of the architecture, which is a DiT's; an error names the first missing or misshapen one.
+    pub fn new(device: Device, architecture: Architecture, tensors: &Dense) -> Result<Self> {
+        Self::load(device, architecture, |spec| read(tensors, spec))
+    }
+
+    /// The same of tensors that `read` gives one after another, in order of name.
+    pub fn load<'a>(
+        device: Device,
+        architecture: Architecture,
+        mut read: impl FnMut(&TensorSpec) -> Result<Cow<'a, [f32]>>,
+    ) -> Result<Self> {
+        if architecture.conditioning.is_none() {
+            bail!(
+                "{} networks are served on the host only",
+                architecture.family
+            )
         }
+        let mut matrices = BTreeMap::new();
+        let host = BaseWeights::load(architecture, Form::F32, |spec| {
+            let data = read(spec)?;
+            if let (&[out, input], true) = (&spec.shape[..], on_device(&spec.name)) {
+                let matrix = device.dense(&data, out, input)?;
+                matrices.insert(spec.name.clone(), Arc::new(matrix));
+                return Ok(None);
+            }
+            Ok(Some(data))
+        })?;
         Ok(Self {
             device,
             host: Arc::new(host),

@@ -3,7 +3,7 @@
 use super::linear::{GpuLinear, Scratch};
 use super::pack::{Rows, Shape, drawn_bytes};
 use super::weights::{Device, padded};
-use crate::model::DitConfig;
+use crate::model::architecture::Architecture;
 use crate::ops::gpu::draw::LOOK;
 use crate::ops::gpu::own::OwnProduct;
 use crate::ops::gpu::{Buffer, Fault, Machine, Plain, bytes_of_mut};
@@ -60,11 +60,11 @@ impl Work {
     pub fn reserve<'a>(
         &mut self,
         device: &Device,
-        config: &DitConfig,
+        config: &Architecture,
         shape: &Shape,
         linears: impl Iterator<Item = (&'a GpuLinear, Rows)>,
     ) -> Result<(), Fault> {
-        let (hidden, vocab, element) = (config.hidden_dim, config.vocab_size, device.dtype.size());
+        let (hidden, vocab, element) = (config.hidden, config.vocabulary.rows, device.dtype.size());
         let (mut widest_in, mut widest_out) = (hidden, 3 * hidden);
         let (mut rotated, mut products, mut partial, mut counters) = (0, 0, 0, 0);
         for (linear, rows) in linears {
@@ -91,7 +91,7 @@ impl Work {
                 }
             }
         }
-        let angles = shape.rows * config.head_dim() / 2 * 4;
+        let angles = shape.rows * config.attention().head_dim / 2 * 4;
         let needed = [
             shape.rows * hidden * 4,
             shape.rows * widest_in * element,

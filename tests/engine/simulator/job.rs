@@ -127,6 +127,7 @@ impl Job for Sim {
             generation: &self.generation,
             mix: &self.mix,
             block: self.block,
+            phase: 0,
         };
         Some((owner, &self.text[..self.clean()], self.written))
     }

@@ -1,5 +1,6 @@
 //! `choir-lab bench`: figures to trust before trusting the service.
 
+mod decoder;
 mod engine;
 pub mod gpu;
 mod memory;
@@ -23,6 +24,8 @@ pub struct BenchArgs {
 
 #[derive(Subcommand, Debug)]
 enum What {
+    /// A decoder base at its real size on the host: loading, memory, and a step against reading its weights once.
+    Decoder(decoder::DecoderBenchArgs),
     /// Tokens per second of one engine: one materialised variant against rows of several variants and banks.
     Engine(engine::EngineBenchArgs),
     /// A device's bandwidth, every kernel against it, and steps of networks of random weights.
@@ -41,6 +44,7 @@ enum What {
 
 pub fn run(args: BenchArgs) -> Result<()> {
     match args.what {
+        What::Decoder(args) => decoder::run(args),
         What::Engine(args) => engine::run(args),
         What::Gpu(args) => gpu::run(args),
         What::Memory(args) => memory::run(args),

@@ -11,7 +11,7 @@ use choir::cli::json::JsonArgs;
 use choir::cli::memory::give_back;
 use choir::model::profile::Profile;
 use choir::model::weights::Dense;
-use choir::model::{BaseWeights, Dit, DitConfig, Mix};
+use choir::model::{BaseWeights, DitConfig, HostNetwork, Mix};
 use choir::ops::quantized::Form;
 use choir::rng::{Key, Stream};
 use choir::sampler::{
@@ -166,7 +166,7 @@ fn config(args: &SamplerBenchArgs) -> DitConfig {
 
 /// A network of random weights, and the form that its matrices are kept in.
 struct Network {
-    dit: Dit,
+    dit: HostNetwork,
     form: Form,
 }
 
@@ -187,11 +187,11 @@ impl Network {
             (name, (shape, data))
         };
         let tensors: Dense = config.tensors().into_par_iter().map(tensor).collect();
-        let base = BaseWeights::in_form(config, &tensors, form)?;
+        let base = BaseWeights::in_form(config.architecture()?, &tensors, form)?;
         drop(tensors);
         give_back();
         Ok(Network {
-            dit: Dit::new(Arc::new(base), &[], Vec::new())?,
+            dit: HostNetwork::new(Arc::new(base), &[], Vec::new())?,
             form,
         })
     }

@@ -95,6 +95,7 @@ fn segment(sequence: &mut Sequence, slot: u32, pages: usize) -> Segment {
     Segment {
         mix: sequence.mix.clone(),
         block: sequence.block,
+        phase: 0,
         sigma: evaluation.sigma,
         tokens: evaluation.tokens,
         first_position: evaluation.first_position,

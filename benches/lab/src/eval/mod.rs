@@ -150,7 +150,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
     let groups = if args.tensors { Group::ALL.len() } else { 0 };
     // `choir eval` measures one's own as served.
     let served = args.wants(Named::Served) && args.base.is_none();
-    let place = args.place.open()?;
+    let place = args.place.open(|| Ok(Form::F32))?;
     let progress = Progress::new((1 + plan.trials.len() + groups + usize::from(served)) * count);
     let mut tick = |what: &str| progress.step(what);
     let mut report = evaluate(&subjects, &plan, &mut tick)?;
@@ -172,7 +172,7 @@ fn run_samplers(args: &EvalArgs) -> Result<()> {
     let report = samplers::measure(
         &args.samplers,
         &args.variants,
-        &args.place.open()?,
+        &args.place.open(|| Ok(Form::F32))?,
         args.served(),
     )?;
     picture::save(args.plot.as_deref(), || samplers::show::chart(&report))?;

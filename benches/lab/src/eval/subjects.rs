@@ -75,7 +75,8 @@ impl Subjects {
     pub fn compiled_in(names: &[String], effort: Effort) -> Result<Self> {
         let source = BaseSource::Embedded;
         let shipped = chosen(names)?;
-        let (config, base) = (source.config()?, source.tensors()?);
+        let config: DitConfig = serde_json::from_slice(&source.config_json()?)?;
+        let base = source.tensors()?;
         let pieces = tokenizer::from_json(&source.tokenizer_json()?)?;
         let subject = |shipped: Shipped| -> Result<Subject> {
             let config = config.tuned(shipped.regime(&config.facts())?);
@@ -140,7 +141,8 @@ impl Subjects {
     /// Fine-tunes of the base in a folder, each with a text that nothing was trained on.
     pub fn own(base: &Path, variants: &[Own], effort: Effort) -> Result<Self> {
         let source = BaseSource::Folder(base.to_owned());
-        let (config, base) = (source.config()?, source.tensors()?);
+        let config: DitConfig = serde_json::from_slice(&source.config_json()?)?;
+        let base = source.tensors()?;
         let pieces = tokenizer::from_json(&source.tokenizer_json()?)?;
         let subject = |own: &Own| -> Result<Subject> {
             let file = own.file();

@@ -2,8 +2,9 @@
 
 use super::Bench;
 use anyhow::Result;
-use choir::model::gpu::{Device, EMBEDDING, GpuBank, GpuBase, GpuDit, Matrix, on_device, padded};
-use choir::model::weights::Dense;
+use choir::model::architecture::dit::EMBEDDING;
+use choir::model::gpu::{Device, GpuBank, GpuBase, GpuDit, Matrix, on_device, padded};
+use choir::model::weights::{Dense, read};
 use choir::model::{BaseWeights, DitConfig, ServedBank, VariantWeights};
 use choir::ops::gpu::tiles::tile_bytes;
 use choir::ops::gpu::{Buffer, Dtype, Fault};
@@ -74,7 +75,14 @@ pub fn network(bench: &Bench, config: &DitConfig, banks: usize) -> Result<GpuDit
     };
     let tensors: Dense = config.tensors().into_par_iter().map(tensor).collect();
     let base = GpuBase {
-        host: Arc::new(BaseWeights::without(config.clone(), &tensors, on_device)?),
+        host: Arc::new(BaseWeights::load(
+            config.architecture()?,
+            Form::F32,
+            |spec| {
+                let here = !on_device(&spec.name);
+                here.then(|| read(&tensors, spec)).transpose()
+            },
+        )?),
         matrices: all(config, |out, input, scale| {
             bench.noise(Dtype::Bf16, padded(out) * input, scale)
         })?,

@@ -34,6 +34,7 @@ fn take(
         segments.push(Segment {
             mix: mix.clone(),
             block: network.facts().regime.block,
+            phase: 0,
             sigma: evaluation.sigma,
             tokens: evaluation.tokens,
             first_position: evaluation.first_position,

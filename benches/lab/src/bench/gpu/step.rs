@@ -43,6 +43,7 @@ impl Blocks<'_> {
         Segment {
             mix,
             block: Some(self.block),
+            phase: 0,
             sigma: 0.0,
             tokens,
             first_position,

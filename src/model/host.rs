@@ -1,40 +1,49 @@
-//! The DiT over a batch of segments: one base, many variants, cached keys and values.
+//! The executor on the host: evaluates an architecture over a batch of segments, one base and many variants.
 
-use super::NetworkFacts;
-use super::attention::{Shape, attend, keep, rotate};
-use super::batch::{Batch, Denoiser, Logits, Mix, VariantId};
+use super::architecture::{Architecture, Layer, Mlp, Role, shapes};
+use super::attention::{Shape, attend, keep, prepare};
+use super::batch::{Batch, Logits, Mix, VariantId};
+use super::denoiser::Denoiser;
+use super::facts::NetworkFacts;
 use super::kv_cache::KvCache;
 use super::linear::{Superposed, SuperposedLinear};
 use super::modulation::Modulation;
 use super::plan::Rows;
 use super::profile::{Stage, StageHook};
 use super::variant::{Placed, ServedVariant, homes};
-use super::weights::{BaseWeights, HEAD, ServedBank, VariantWeights, layer_products};
+use super::weights::{BaseWeights, ServedBank, VariantWeights};
 use super::workspace::{Workspace, sized};
+use crate::ops::attend::QUERIES;
 use crate::ops::norm::Residual;
-use crate::ops::{self, Rotary, slice};
+use crate::ops::{self, Rotary};
 use candle_core::{Result, bail};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-struct Layer {
+/// Positions whose angles are kept; those of later ones are computed as they come.
+const ANGLES: usize = 4096;
+
+/// A layer's matrices.
+struct Matrices {
     qkv: SuperposedLinear,
     out: SuperposedLinear,
     expand: SuperposedLinear,
     contract: SuperposedLinear,
 }
 
-/// One generation's model instance: the base's tensors and the variants read from their banks.
-pub struct Dit {
+/// One generation's model instance: the base's tensors and what its variants add to them.
+pub struct HostNetwork {
     base: Arc<BaseWeights>,
-    layers: Vec<Layer>,
+    embedding: SuperposedLinear,
+    layers: Vec<Matrices>,
+    /// The embedding's matrix where it is tied.
     head: SuperposedLinear,
     modulation: Modulation,
     rotary: Rotary,
 }
 
-impl Dit {
+impl HostNetwork {
     /// An instance of `base` with `variants`, whose [`VariantId`] is their index, read from `banks`.
     pub fn new(
         base: Arc<BaseWeights>,
@@ -42,44 +51,55 @@ impl Dit {
         variants: Vec<VariantWeights>,
     ) -> Result<Self> {
         let place = |weights: VariantWeights| {
+            let shapes = shapes(&base.architecture);
             Ok(Placed {
-                own: Arc::new(ServedVariant::new(&weights, base.config.tensors())?),
+                own: Arc::new(ServedVariant::new(&weights, shapes)?),
                 banks: weights.banks,
             })
         };
         let variants = variants.into_iter().map(place).collect::<Result<_>>()?;
-        Dit::of(base, banks, variants)
+        HostNetwork::of(base, banks, variants)
     }
 
-    /// As [`Dit::new`], of variants that other instances may share.
+    /// As [`HostNetwork::new`], of variants that other instances may share.
     pub fn of(
         base: Arc<BaseWeights>,
         banks: &[Arc<ServedBank>],
         variants: Vec<Placed<ServedVariant>>,
     ) -> Result<Self> {
-        let config = &base.config;
-        let linear = |name: &str| -> Result<SuperposedLinear> {
+        let architecture = &base.architecture;
+        let attention = architecture.attention();
+        if attention.heads / attention.kv_heads > QUERIES {
+            bail!("more than {QUERIES} queries to a key")
+        }
+        let linear = |role: Role, layer: Option<usize>| -> Result<SuperposedLinear> {
+            let name = name(architecture, role, layer)?;
             Ok(SuperposedLinear {
-                base: base.product(name)?.clone(),
+                base: base.matrix(name)?.clone(),
                 variants: Superposed::of(name, banks, &variants)?,
             })
         };
-        let mut layers = Vec::with_capacity(config.n_blocks);
-        for layer in 0..config.n_blocks {
-            let [qkv, out, expand, contract] = layer_products(layer);
-            layers.push(Layer {
-                qkv: linear(&qkv)?,
-                out: linear(&out)?,
-                expand: linear(&expand)?,
-                contract: linear(&contract)?,
-            });
-        }
-        let head = linear(HEAD)?;
-        let rotary = Rotary::new(config.head_dim(), 0..2 * config.model_length);
+        let layers = (0..architecture.layers.len()).map(Some).map(|layer| {
+            Ok(Matrices {
+                qkv: linear(Role::Qkv, layer)?,
+                out: linear(Role::AttentionOut, layer)?,
+                expand: linear(Role::Expand, layer)?,
+                contract: linear(Role::Contract, layer)?,
+            })
+        });
+        let layers = layers.collect::<Result<_>>()?;
+        let embedding = linear(Role::Embedding, None)?;
+        let head = match architecture.head.tied {
+            true => embedding.clone(),
+            false => linear(Role::Head, None)?,
+        };
+        let angles = (2 * architecture.context).min(ANGLES);
+        let rotary = Rotary::new(attention.head_dim, attention.rotary.theta, 0..angles);
         let homes = homes(banks.len(), &variants, |own| !own.own.is_empty());
         Ok(Self {
             modulation: Modulation::new(base.clone(), banks, variants, homes)?,
             base,
+            embedding,
             layers,
             head,
             rotary,
@@ -91,42 +111,44 @@ impl Dit {
         self.rotary.bytes()
     }
 
+    /// Bytes of the matrices that every step's rows go through: all but an embedding that is looked up only.
+    pub fn product_bytes(&self) -> usize {
+        let layers = self.layers.iter();
+        let matrices = layers.flat_map(|l| [&l.qkv, &l.out, &l.expand, &l.contract]);
+        let all = matrices.chain([&self.head]);
+        all.map(|linear| linear.base.bytes()).sum()
+    }
+
     /// An instance whose base is W_0 plus the mix's retrieved deltas, with no variants: one pass over W_0 and S,
     /// after which every product costs what the base's does.
-    pub fn materialise(&self, mix: &Mix) -> Result<Dit> {
-        let config = self.base.config.clone();
-        let mut products = BTreeMap::new();
-        let mut add = |name: String, linear: &SuperposedLinear| -> Result<()> {
-            products.insert(name, Arc::new(linear.materialise(mix)?));
+    pub fn materialise(&self, mix: &Mix) -> Result<HostNetwork> {
+        let architecture = &self.base.architecture;
+        let mut matrices = BTreeMap::new();
+        let mut add = |role, layer, linear: &SuperposedLinear| -> Result<()> {
+            let name = name(architecture, role, layer)?.to_owned();
+            matrices.insert(name, Arc::new(linear.materialise(mix)?));
             Ok(())
         };
-        for (index, layer) in self.layers.iter().enumerate() {
-            let matrices = [&layer.qkv, &layer.out, &layer.expand, &layer.contract];
-            for (name, linear) in layer_products(index).into_iter().zip(matrices) {
-                add(name, linear)?;
-            }
+        add(Role::Embedding, None, &self.embedding)?;
+        for (number, layer) in self.layers.iter().enumerate() {
+            let number = Some(number);
+            add(Role::Qkv, number, &layer.qkv)?;
+            add(Role::AttentionOut, number, &layer.out)?;
+            add(Role::Expand, number, &layer.expand)?;
+            add(Role::Contract, number, &layer.contract)?;
         }
-        add(HEAD.to_owned(), &self.head)?;
+        if !architecture.head.tied {
+            add(Role::Head, None, &self.head)?;
+        }
         let plain = self.modulation.retrieve_all(mix)?;
-        Dit::new(
-            Arc::new(BaseWeights {
-                facts: config.facts(),
-                config,
-                products,
-                plain,
-                tables: Default::default(),
-            }),
-            &[],
-            Vec::new(),
-        )
+        let base = BaseWeights::of(architecture.clone(), matrices, plain);
+        HostNetwork::new(Arc::new(base), &[], Vec::new())
     }
 
     /// The embeddings of all tokens, [rows, hidden].
     fn embed(&self, batch: &Batch, x: &mut [f32]) -> Result<()> {
-        let name = "vocab_embed.embedding";
-        let table = self.base.plain(name)?;
-        let (vocab, hidden) = table.dims2()?;
-        let table = slice::floats(table)?;
+        let SuperposedLinear { base, variants } = &self.embedding;
+        let (rows, hidden) = base.shape();
         let (mut rest, mut work) = (x, Vec::with_capacity(batch.segments.len()));
         for segment in &batch.segments {
             let own;
@@ -137,12 +159,12 @@ impl Dit {
         work.into_par_iter().try_for_each(|(segment, x)| {
             for (&token, x) in segment.tokens.iter().zip(x.chunks_mut(hidden)) {
                 let index = token as usize;
-                if index >= vocab {
-                    bail!("token {token} is outside the vocabulary of {vocab}")
+                if index >= rows {
+                    bail!("token {token} is outside the vocabulary of {rows}")
                 }
-                table.read(index * hidden, x);
-                for &part in &segment.mix.0 {
-                    self.modulation.add_row(name, part, index, x)?;
+                base.row(index, x);
+                for &(variant, weight) in &segment.mix.0 {
+                    variants.add_row(variant, weight, index, x)?;
                 }
             }
             Ok(())
@@ -156,8 +178,8 @@ impl Dit {
         work: &mut Workspace,
         ended: &mut StageHook,
     ) -> Result<Vec<f32>> {
-        let config = &self.base.config;
-        let (hidden, vocab) = (config.hidden_dim, config.vocab_size);
+        let architecture = &self.base.architecture;
+        let (hidden, vocab) = (architecture.hidden, architecture.vocabulary.rows);
         work.plan.fill(batch, &self.modulation)?;
         ended(Stage::Plan, 0);
         let mut data = work.logits(work.plan.wanted.len() * vocab);
@@ -167,9 +189,8 @@ impl Dit {
             return Ok(data);
         }
         let shape = Shape {
-            heads: config.n_heads,
-            head_dim: config.head_dim(),
-            window: config.model_length,
+            of: architecture.attention(),
+            window: architecture.context,
         };
         let first_positions = batch
             .segments
@@ -184,15 +205,18 @@ impl Dit {
         let mut normed = sized(&mut work.normed, count * hidden);
         self.embed(batch, x)?;
         ended(Stage::Embedding, 0);
-        ops::norm_modulate_into(x, normed, hidden, |row| {
-            let t = &plan.line(rows, row).layers[0];
-            (&t.gain1, &t.shift1)
+        ops::norm_into(architecture.layers[0].norm, x, normed, hidden, |row| {
+            plan.line(rows, row).layers[0].norm1.affine()
         });
         ended(Stage::Norm, 0);
-        let qkv = sized(&mut work.qkv, count * 3 * hidden);
+        let attended_width = shape.of.heads * shape.of.head_dim;
+        let qkv = sized(&mut work.qkv, count * shape.of.width());
         for (number, layer) in self.layers.iter().enumerate() {
+            let Layer { norm, mlp, .. } = architecture.layers[number];
             product(ended, Stage::Qkv, &layer.qkv, normed, rows, qkv)?;
-            rotate(qkv, shape, &work.rotary);
+            prepare(qkv, shape, &work.rotary, |row| {
+                &plan.line(rows, row).layers[number]
+            });
             keep(qkv, &batch.segments, shape, number, cache);
             ended(Stage::Rotary, 0);
             if number + 1 == self.layers.len() {
@@ -207,7 +231,7 @@ impl Dit {
                 );
             }
             let count = rows.len();
-            let attended = sized(&mut work.attended, count * hidden);
+            let attended = sized(&mut work.attended, count * attended_width);
             attend(
                 qkv,
                 &batch.segments,
@@ -220,43 +244,67 @@ impl Dit {
             ended(Stage::Attention, 0);
             let narrow = sized(&mut work.narrow, count * hidden);
             product(ended, Stage::Out, &layer.out, attended, rows, narrow)?;
-            ops::residual_norm(x, narrow, normed, hidden, |row| {
-                let t = &plan.line(rows, row).layers[number];
+            ops::residual_norm(norm, x, narrow, normed, hidden, |row| {
+                let line = &plan.line(rows, row).layers[number];
                 Residual {
-                    gate: &t.gate1,
+                    gate: line.gate1.as_deref(),
                     bias: None,
-                    gain: &t.gain2,
-                    shift: &t.shift2,
+                    affine: line.norm2.affine(),
                 }
             });
             ended(Stage::Norm, 0);
-            let wide = sized(&mut work.wide, count * 4 * hidden);
+            let wide = sized(&mut work.wide, count * mlp.expanded());
             product(ended, Stage::Expand, &layer.expand, normed, rows, wide)?;
-            ops::bias_gelu_in_place(wide, 4 * hidden, |row| {
-                &plan.line(rows, row).layers[number].bias0
-            });
+            let wide = match mlp {
+                Mlp::Gelu { width } => {
+                    ops::bias_gelu_in_place(wide, width, |row| {
+                        plan.line(rows, row).layers[number]
+                            .expand_bias
+                            .as_deref()
+                            .unwrap_or(&[])
+                    });
+                    wide
+                }
+                Mlp::SwiGlu { width } => {
+                    let gated = sized(&mut work.gated, count * width);
+                    ops::swiglu(wide, width, gated);
+                    gated
+                }
+            };
             ended(Stage::Gelu, 0);
             product(ended, Stage::Contract, &layer.contract, wide, rows, narrow)?;
-            ops::residual_norm(x, narrow, normed, hidden, |row| {
+            let next = match architecture.layers.get(number + 1) {
+                Some(next) => next.norm,
+                None => architecture.norm,
+            };
+            ops::residual_norm(next, x, narrow, normed, hidden, |row| {
                 let line = plan.line(rows, row);
-                let t = &line.layers[number];
+                let own = &line.layers[number];
                 let next = line.layers.get(number + 1);
-                let (gain, shift) = next.map_or((&line.gain, &line.shift), |next| {
-                    (&next.gain1, &next.shift1)
-                });
                 Residual {
-                    gate: &t.gate2,
-                    bias: Some(&t.bias2),
-                    gain,
-                    shift,
+                    gate: own.gate2.as_deref(),
+                    bias: own.contract_bias.as_deref(),
+                    affine: next.map_or(&line.norm, |next| &next.norm1).affine(),
                 }
             });
             ended(Stage::Norm, 0);
         }
         product(ended, Stage::Head, &self.head, normed, rows, &mut data)?;
-        ops::add_bias_in_place(&mut data, vocab, |row| &plan.line(rows, row).bias);
+        if architecture.head.bias {
+            ops::add_bias_in_place(&mut data, vocab, |row| {
+                plan.line(rows, row).bias.as_deref().unwrap_or(&[])
+            });
+        }
         ended(Stage::Bias, 0);
         Ok(data)
+    }
+}
+
+/// What the tensor of this role is called.
+fn name(architecture: &Architecture, role: Role, layer: Option<usize>) -> Result<&str> {
+    match architecture.tensor(role, layer) {
+        Some(spec) => Ok(&spec.name),
+        None => bail!("no tensor is the {role:?} of layer {layer:?}"),
     }
 }
 
@@ -280,46 +328,7 @@ fn product(
     Ok(())
 }
 
-/// Refuses a batch that does not fit its cache or itself.
-pub(super) fn check(batch: &Batch, cache: &KvCache) -> Result<()> {
-    for segment in &batch.segments {
-        let needed = match (segment.clean, segment.first_position) {
-            (0, 0) => 0,
-            (clean, first) => (first + clean).saturating_sub(segment.pages_start),
-        };
-        if segment.pages.len() * cache.page_tokens() < needed
-            || segment.clean > segment.tokens.len()
-        {
-            bail!(
-                "{} pages do not hold {needed} positions",
-                segment.pages.len()
-            )
-        }
-        if segment
-            .pages
-            .iter()
-            .any(|page| page.0 as usize >= cache.pages())
-        {
-            bail!("a page outside the cache of {}", cache.pages())
-        }
-        if segment.rows.iter().any(|&row| row >= segment.tokens.len()) {
-            bail!(
-                "a row outside the segment's {} tokens",
-                segment.tokens.len()
-            )
-        }
-        if ![0, segment.rows.len()].contains(&segment.draws.len()) {
-            bail!(
-                "{} draws for {} rows",
-                segment.draws.len(),
-                segment.rows.len()
-            )
-        }
-    }
-    Ok(())
-}
-
-impl Denoiser for Dit {
+impl Denoiser for HostNetwork {
     fn facts(&self) -> &NetworkFacts {
         &self.base.facts
     }
@@ -333,7 +342,7 @@ impl Denoiser for Dit {
     }
 
     fn materialise(&self, mix: &Mix) -> Result<Option<Arc<dyn Denoiser>>> {
-        Ok(Some(Arc::new(Dit::materialise(self, mix)?)))
+        Ok(Some(Arc::new(HostNetwork::materialise(self, mix)?)))
     }
 
     fn forward(&self, batch: &Batch, cache: &mut KvCache) -> Result<Logits> {
@@ -346,7 +355,7 @@ impl Denoiser for Dit {
         cache: &mut KvCache,
         ended: &mut StageHook,
     ) -> Result<Logits> {
-        check(batch, cache)?;
+        cache.check(batch)?;
         if cache.on_device().is_some() {
             bail!("a cache on a device for a network on the host")
         }
@@ -354,7 +363,7 @@ impl Denoiser for Dit {
         let data = self.logits(batch, cache, &mut work, ended);
         cache.workspace = work;
         Ok(Logits {
-            vocab: self.base.config.vocab_size,
+            vocab: self.base.facts.rows,
             data: data?,
         })
     }

@@ -1,0 +1,20 @@
+//! SDAR (dense): a Qwen3 body, block-causal from position 0.
+
+use super::qwen::{Body, Config};
+use super::{Architecture, Refused, parse};
+use crate::model::facts::Grid;
+
+/// Where an older copy of the configuration does not say them.
+const MASK: u32 = 151_669;
+const BLOCK: usize = 4;
+
+pub fn read(config: &[u8]) -> Result<Architecture, Refused> {
+    let mut config: Config = parse(config)?;
+    config.mask_token_id.get_or_insert(MASK);
+    config.block_size.get_or_insert(BLOCK);
+    config.network(&Body {
+        qk_norm: true,
+        bias: false,
+        grid: Grid::Start,
+    })
+}

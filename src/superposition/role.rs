@@ -1,0 +1,46 @@
+//! What a tensor is to its network, whatever its name: how it is kept, coded and multiplied follows from this.
+
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// A row for every token: looked up, and where the head is tied multiplied by, too.
+    Embedding,
+    /// From the last activations to logits.
+    Head,
+    /// Queries, keys and values, one below the other.
+    Qkv,
+    AttentionOut,
+    /// The wide half of an MLP; of a gated one the gate, and up below it.
+    Expand,
+    /// The narrow half.
+    Contract,
+    /// Before attention.
+    AttentionNorm,
+    /// Before the MLP.
+    MlpNorm,
+    /// Of each head's query.
+    QueryNorm,
+    /// Of each head's key.
+    KeyNorm,
+    /// Behind the last layer.
+    FinalNorm,
+    QkvBias,
+    ExpandBias,
+    ContractBias,
+    HeadBias,
+    /// From the noise level to what modulates the layers.
+    Conditioning,
+}
+
+impl Role {
+    /// Whether rows of activations are multiplied by it, or looked up in it.
+    pub fn is_matrix(self) -> bool {
+        use Role::*;
+        matches!(
+            self,
+            Embedding | Head | Qkv | AttentionOut | Expand | Contract
+        )
+    }
+}
