@@ -102,8 +102,7 @@ impl<J: Job> Door<J> {
             Err(error) => return Err((sequence, error)),
         };
         let displaced = displaced.and_then(|index| {
-            self.status.refused.queue += 1;
-            let error = self.full();
+            let error = self.crowded();
             let displaced = self.waiting.remove(index)?;
             self.leave(&displaced);
             Some((displaced, error))
@@ -130,8 +129,7 @@ impl<J: Job> Door<J> {
         if self.waiting.len() >= self.config.queue {
             place = self.displaced_by(&sequence.tenant);
             if place.is_none() {
-                self.status.refused.queue += 1;
-                return Err(self.full());
+                return Err(self.crowded());
             }
         }
         let capped = self
@@ -170,8 +168,9 @@ impl<J: Job> Door<J> {
             .clamp(SOONEST, LATEST)
     }
 
-    /// The refusal of a full queue.
-    pub fn full(&self) -> Error {
+    /// The refusal of a full queue, which is counted.
+    pub fn crowded(&mut self) -> Error {
+        self.status.refused.queue += 1;
         Error::QueueFull {
             waiting: self.waiting.len(),
             limit: self.config.queue,

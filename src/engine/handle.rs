@@ -109,16 +109,13 @@ impl EngineHandle {
     /// `QueueFull` where as many as may wait for the engine wait for a place already; `Draining`, `Stopped`.
     pub async fn prepare(&self) -> Result<Preparation, Error> {
         let (shared, preparing) = (&self.0.shared, &self.0.preparing);
-        let full = {
-            let door = shared.door();
-            match door.closed() {
-                Some(error) => return Err(error.clone()),
-                None => door.full(),
-            }
-        };
+        if let Some(error) = shared.door().closed() {
+            return Err(error.clone());
+        }
+        let before = preparing.waiting.fetch_add(1, Ordering::Relaxed);
         let counted = Counted(preparing.waiting.clone());
-        if preparing.waiting.fetch_add(1, Ordering::Relaxed) >= PREPARED + shared.config.queue {
-            return Err(full);
+        if before >= PREPARED + shared.config.queue {
+            return Err(shared.door().crowded());
         }
         let place = preparing.places.clone().acquire_owned().await;
         Ok(Preparation {
