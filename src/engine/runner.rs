@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::batcher::{Batcher, Part};
+use super::batcher::Batcher;
 use super::door::Door;
 use super::error::Error;
 use super::materialised::Materialised;
-use super::sequence::Failed;
+use super::sequence::{Failed, Sequence};
 use super::shared::Shared;
 use super::step::{Failure, Group, Member};
 use super::work::Work;
@@ -41,7 +41,7 @@ impl Runner {
             let over = self.batcher.retire(&mut door, now);
             self.batcher.admit(&mut door, now);
             let parts = self.batcher.choose(&mut door);
-            self.report(&mut door, &parts, now);
+            self.report(&mut door, parts.iter().map(|part| &*part.sequence), now);
             drop(door);
             tell(over);
             if parts.is_empty() {
@@ -51,8 +51,8 @@ impl Runner {
                 }
             }
             let groups = Group::of(parts, &mut self.materialised);
-            let (groups, failed) = self.evaluate(groups, &mut cache);
-            self.account(&groups, &failed, now);
+            let (mut groups, failed) = self.evaluate(groups, &mut cache);
+            self.account(&mut groups, &failed, now);
             self.deliver(groups);
             tell(failed);
         }
@@ -105,20 +105,22 @@ impl Runner {
         (evaluated, failed)
     }
 
-    /// Charges the step that began then, and counts who is through.
-    fn account(&mut self, groups: &[Group], failed: &[Failed<Work>], begun: Instant) {
-        let mut door = self.shared.door();
-        let now = Instant::now();
+    /// Charges the step that began then, counts who is through, and takes back what they held: all of it before anybody is told.
+    fn account(&mut self, groups: &mut [Group], failed: &[Failed<Work>], begun: Instant) {
+        let members = groups.iter_mut().flat_map(|group| &mut group.members);
+        for member in members.filter(|member| member.made.ended.is_some()) {
+            self.batcher.end(&mut member.sequence);
+        }
+        let (mut door, now) = (self.shared.door(), Instant::now());
         let members = || groups.iter().flat_map(|group| &group.members);
         let charged = |member: &Member| member.sequence.tenant.charge(member.tokens);
+        let rows: usize = members().map(charged).sum();
         let variants = members().any(|member| member.sequence.tenant.parts > 0);
-        if !groups.is_empty() {
-            door.throughput
-                .record(members().map(charged).sum(), variants, now - begun, now);
-            let tokens: usize = members().map(|member| member.tokens).sum();
+        if rows > 0 {
+            door.throughput.record(rows, variants, now - begun, now);
             door.status.step_time += now - begun;
             door.status.step_sequences += members().count() as u64;
-            door.status.step_tokens += tokens as u64;
+            door.status.step_tokens += members().map(|member| member.tokens as u64).sum::<u64>();
         }
         for Member {
             sequence,
@@ -132,12 +134,14 @@ impl Runner {
                 door.finished(sequence, sequence.job.evaluations_made(), now);
             }
         }
-        failed
-            .iter()
-            .for_each(|(sequence, error)| door.failed(sequence, error));
+        for (sequence, error) in failed {
+            door.failed(sequence, error);
+        }
+        let go_on = members().filter(|member| member.made.ended.is_none());
+        self.report(&mut door, go_on.map(|member| &*member.sequence), now);
     }
 
-    /// Tells clients what the step has made. Sequences go on, or give back what they held.
+    /// Tells clients what the step has made, and takes back those that go on.
     fn deliver(&mut self, groups: Vec<Group>) {
         let now = Instant::now();
         for Member {
@@ -146,21 +150,25 @@ impl Runner {
         {
             let ended = made.ended.is_some();
             sequence.deliver(made, now);
-            match ended {
-                true => self.batcher.end(&mut sequence),
-                false => self.batcher.go_on(sequence),
+            if !ended {
+                self.batcher.go_on(sequence);
             }
         }
     }
 
-    /// Writes down how the engine stands, with these in the step to come.
-    fn report(&self, door: &mut Door<Work>, parts: &[Part<Work>], now: Instant) {
+    /// Writes down how the engine stands, with these in the step.
+    fn report<'a>(
+        &'a self,
+        door: &mut Door<Work>,
+        step: impl Iterator<Item = &'a Sequence<Work>> + Clone,
+        now: Instant,
+    ) {
         let batcher = &self.batcher;
-        let chosen = parts.iter().map(|part| &*part.sequence);
-        door.report(batcher.running().chain(chosen), now);
+        let running = batcher.running().chain(step);
+        door.report(running.clone(), now);
         let status = &mut door.status;
-        status.running = batcher.running().len() + parts.len();
-        status.paused = batcher.running().filter(|one| one.paused.is_some()).count();
+        status.running = running.clone().count();
+        status.paused = running.filter(|one| one.paused.is_some()).count();
         (status.pages_used, status.pages_idle) = (batcher.pool().used(), batcher.pool().idle());
         (status.preempted, status.tokens_reused) = (batcher.preempted(), batcher.reused());
         status.steps = batcher.steps();
@@ -189,7 +197,7 @@ impl Drop for Runner {
         door.status.lost = self.lost.clone();
         left.iter().for_each(|one| door.failed(one, &error(one.id)));
         left.extend(door.empty(error));
-        self.report(&mut door, &[], Instant::now());
+        self.report(&mut door, std::iter::empty(), Instant::now());
         drop(door);
         let failed = left.into_iter().map(|one| {
             let error = error(one.id);
