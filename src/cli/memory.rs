@@ -1,24 +1,8 @@
 //! What loading leaves in memory: banks pass through f32 on their way to few bits, a base through its file, and glibc by itself
 //! would keep most of that for later.
 
-/// While it lasts, large blocks go back to the system as they are freed; afterwards they come from the heap again, as the
-/// buffers of a step should.
-pub struct Loading(());
-
-impl Loading {
-    pub fn begin() -> Self {
-        loading(true);
-        Loading(())
-    }
-}
-
-impl Drop for Loading {
-    fn drop(&mut self) {
-        loading(false);
-    }
-}
-
-/// Loading begins, or is over: what a catalog tells.
+/// Loading begins, or is over. While it lasts, large blocks go back to the system as they are freed; afterwards they come from the
+/// heap again, as the buffers of a step should.
 pub fn loading(begins: bool) {
     match begins {
         true => from_the_system_above(128 << 10),

@@ -2,7 +2,7 @@
 
 use super::doors::DoorArgs;
 use super::materialise::MaterialiseArgs;
-use super::memory::{self, Loading};
+use super::memory::loading;
 use super::place::PlaceArgs;
 use crate::catalog::{BaseSource, Catalog, CatalogConfig};
 use crate::checkpoint;
@@ -278,14 +278,14 @@ pub fn run(args: ServeArgs) -> Result<()> {
     };
     let (data_dir, place) = (config.data_dir.clone(), config.place.clone());
     let mut stage = None;
-    let loading = Loading::begin();
+    loading(true);
     let (catalog, generation) = Catalog::open(config, |progress| {
         if stage.replace(progress.stage) != Some(progress.stage) {
             tracing::debug!(stage = ?progress.stage, "opening the store");
         }
     })?;
-    drop(loading);
-    catalog.watch_loading(memory::loading);
+    loading(false);
+    catalog.watch_loading(loading);
     let catalog = Arc::new(catalog);
     let engine_config = EngineConfig {
         kv_bytes: match (args.engine.kv_mib, &place) {

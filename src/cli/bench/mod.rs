@@ -2,8 +2,8 @@
 
 mod serve;
 
-use crate::catalog::{Catalog, CatalogConfig};
-use crate::cli::memory::Loading;
+use crate::catalog::Catalog;
+use crate::cli::memory::loading;
 use crate::cli::scratch::Scratch;
 use crate::cli::serve::StoreArgs;
 use crate::engine::Generation;
@@ -33,37 +33,16 @@ pub fn run(args: BenchArgs) -> Result<()> {
 /// Opens the store that `args` name, or a new one that lasts as long as the returned guard.
 pub fn open(args: &StoreArgs) -> Result<(Catalog, Generation, Option<Scratch>)> {
     let scratch = args.data_dir().is_none().then(|| Scratch::new("bench"));
-    let (catalog, generation) = match &scratch {
-        Some(scratch) => open_in(args, scratch.path())?,
-        None => open_as(args.config()?)?,
-    };
+    let (catalog, generation) = open_in(args, scratch.as_ref().map(Scratch::path))?;
     Ok((catalog, generation, scratch))
 }
 
-/// Opens the store in `dir`, made where there is none, as `args` say otherwise.
-pub fn open_in(args: &StoreArgs, dir: &Path) -> Result<(Catalog, Generation)> {
-    let config = CatalogConfig {
-        data_dir: dir.to_owned(),
-        ..args.config()?
-    };
-    open_as(config)
-}
-
-fn open_as(config: CatalogConfig) -> Result<(Catalog, Generation)> {
-    let _loading = Loading::begin();
-    Catalog::open(config, |_| {}).context("opening the store")
-}
-
-/// A figure of this process in /proc/self/status, in bytes.
-pub fn process_bytes(field: &str) -> Result<u64> {
-    let status = std::fs::read_to_string("/proc/self/status")
-        .context("only Linux says what a process takes")?;
-    let found = status
-        .lines()
-        .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-    let kib = found
-        .with_context(|| format!("no {field}"))?
-        .trim()
-        .trim_end_matches(" kB");
-    Ok(kib.parse::<u64>().context("not a number of kB")? << 10)
+/// Opens the store in `dir`, made where there is none, and as `args` say otherwise.
+pub fn open_in(args: &StoreArgs, dir: Option<&Path>) -> Result<(Catalog, Generation)> {
+    let mut config = args.config()?;
+    config.data_dir = dir.map_or(config.data_dir, Path::to_owned);
+    loading(true);
+    let opened = Catalog::open(config, |_| {}).context("opening the store");
+    loading(false);
+    opened
 }

@@ -183,8 +183,9 @@ pub fn run(args: EvalArgs) -> Result<()> {
             };
             let found = args.variants.iter().zip(&texts).map(of);
             let found = found.collect::<Result<Vec<f64>>>()?;
-            let kept = Kept::new(capacity, form, bytes, subjects.parameters(), found, &report);
-            report.kept.push(kept);
+            let parameters = subjects.parameters() * args.variants.len();
+            let bits = 8.0 * bytes as f64 / parameters as f64;
+            report.add(capacity, form, bytes, bits, found);
         }
     }
     args.json.report(&report, || print!("{report}"))
@@ -260,75 +261,57 @@ impl Subjects {
     }
 }
 
-impl Kept {
-    fn new(
-        capacity: Capacity,
-        form: Form,
-        bytes: u64,
-        parameters: usize,
-        nats_per_token: Vec<f64>,
-        report: &Report,
-    ) -> Self {
-        let each = report.variants.iter().zip(&nats_per_token);
-        let shares: Vec<Option<f64>> = each
-            .map(|(of, &kept)| recovered(of.base, of.fine_tuned, kept))
-            .collect();
+impl Report {
+    /// Adds a way to keep all variants, by what it reaches.
+    fn add(&mut self, capacity: Capacity, form: Form, bytes: u64, bits: f64, nats: Vec<f64>) {
+        let each = self.variants.iter().zip(&nats);
+        let shares = each.map(|(of, &kept)| recovered(of.base, of.fine_tuned, kept));
+        let shares: Vec<Option<f64>> = shares.collect();
         let known = || shares.iter().flatten().copied();
-        Kept {
+        self.kept.push(Kept {
             capacity,
             form: form.to_string(),
             bytes,
-            bits: 8.0 * bytes as f64 / (parameters * nats_per_token.len()).max(1) as f64,
+            bits,
             mean: mean(known()),
             worst: known().min_by(f64::total_cmp),
-            nats_per_token,
+            nats_per_token: nats,
             shares,
-        }
+        });
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let share = |share: Option<f64>| share.map_or("-".to_owned(), |s| format!("{s:.3}"));
-        let column = |f: &mut fmt::Formatter, cell: &dyn Fn(&Kept) -> String| {
-            self.kept
-                .iter()
-                .try_for_each(|kept| write!(f, "{:>11}", cell(kept)))?;
-            writeln!(f)
-        };
-        write!(
-            f,
-            "{:20}{:>8}{:>9}{:>11}",
-            "variant", "tokens", "base", "fine-tune"
-        )?;
-        column(f, &|kept| format!("{} {}", kept.capacity, kept.form))?;
-        for (index, of) in self.variants.iter().enumerate() {
-            let Reference {
-                name,
-                tokens,
-                base,
-                fine_tuned,
-            } = of;
-            write!(f, "{name:20}{tokens:>8}{base:>9.4}{fine_tuned:>11.4}")?;
-            column(f, &|kept| share(kept.shares[index]))?;
-        }
-        for (name, cell) in [
-            (
-                "mean",
-                &(|kept: &Kept| share(kept.mean)) as &dyn Fn(&Kept) -> String,
-            ),
-            ("worst", &|kept| share(kept.worst)),
-            ("bits a parameter", &|kept| format!("{:.2}", kept.bits)),
-            ("MiB", &|kept| {
-                format!("{:.2}", kept.bytes as f64 / f64::from(1 << 20))
-            }),
-        ] {
-            write!(f, "{name:48}")?;
-            column(f, cell)?;
+        let number = |share: Option<f64>| share.map_or("-".to_owned(), |s| format!("{s:.3}"));
+        for Reference {
+            name,
+            tokens,
+            base,
+            fine_tuned,
+        } in &self.variants
+        {
+            writeln!(
+                f,
+                "{name}: {base:.4} nats per token under the base, {fine_tuned:.4} tuned ({tokens} tokens)"
+            )?;
         }
         writeln!(
             f,
-            "\nbase, fine-tune: nats per token. Columns: variants to a bank (body/head) and the banks' form; the share of the\nfine-tune's gain that is left (1: all of it, 0: as the base), and what all variants take in memory."
-        )
+            "\nshare of that gain which is left, by variants to a bank (body/head) and form:"
+        )?;
+        for kept in &self.kept {
+            let (mib, mean) = (kept.bytes as f64 / f64::from(1 << 20), number(kept.mean));
+            let (worst, bits) = (number(kept.worst), kept.bits);
+            let shares = self.variants.iter().zip(&kept.shares);
+            let each = shares.map(|(of, share)| format!("{} {}", of.name, number(*share)));
+            writeln!(
+                f,
+                "{:10} {bits:5.2} bits a parameter, {mib:.2} MiB: mean {mean}, worst {worst} ({})",
+                format!("{} {}", kept.capacity, kept.form),
+                each.collect::<Vec<_>>().join(", ")
+            )?;
+        }
+        Ok(())
     }
 }

@@ -1,7 +1,8 @@
 //! `choir-lab bench memory`: the parts that the server reports, beside what the operating system sees.
 
+use super::process_bytes;
 use anyhow::{Context, Result, bail};
-use choir::cli::bench::{open, process_bytes};
+use choir::cli::bench::open;
 use choir::cli::json::JsonArgs;
 use choir::cli::serve::{EngineArgs, StoreArgs};
 use choir::engine::Engine;

@@ -12,7 +12,7 @@ mod step;
 mod steps;
 mod variants;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 
 /// Measure this build on this machine.
@@ -62,4 +62,18 @@ fn median(mut values: Vec<f64>) -> f64 {
         count if count % 2 == 0 => (values[count / 2 - 1] + values[count / 2]) / 2.0,
         count => values[count / 2],
     }
+}
+
+/// A figure of this process in /proc/self/status, in bytes.
+fn process_bytes(field: &str) -> Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status")
+        .context("only Linux says what a process takes")?;
+    let found = status
+        .lines()
+        .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    let kib = found
+        .with_context(|| format!("no {field}"))?
+        .trim()
+        .trim_end_matches(" kB");
+    Ok(kib.parse::<u64>().context("not a number of kB")? << 10)
 }

@@ -1,8 +1,8 @@
 //! Sequences side by side, one evaluation a step, as the engine runs them but without it: network and sampling are timed
 //! apart.
 
+use super::process_bytes;
 use anyhow::Result;
-use choir::cli::bench::process_bytes;
 use choir::cli::memory::give_back;
 use choir::model::profile::{Profile, Stage};
 use choir::model::{Batch, Denoiser, Logits, Mix, PageId, Segment};

@@ -83,7 +83,7 @@ pub fn run(args: VariantsBenchArgs) -> Result<()> {
 /// Makes a store grow, and keeps it at one variant and at every size wanted; also gives what its variants are made of.
 fn make(args: &VariantsBenchArgs, dir: &Path) -> Result<(Vec<Shipped>, Vec<Made>)> {
     let growing = dir.join("growing");
-    let (catalog, generation) = open_in(&args.store, &growing)?;
+    let (catalog, generation) = open_in(&args.store, Some(&growing))?;
     let sources = shipped_like(&generation)?;
     drop(generation);
     for info in catalog
@@ -143,7 +143,7 @@ fn additions(args: &VariantsBenchArgs, sources: &[Shipped], stores: &[Made]) -> 
     for store in stores {
         let dir = store.dir.with_extension("grown");
         link(&store.dir, &dir)?;
-        let (catalog, _) = open_in(&args.store, &dir)?;
+        let (catalog, _) = open_in(&args.store, Some(&dir))?;
         grown.push((catalog, Vec::new(), dir));
     }
     for round in 0..ADDITIONS {
@@ -204,7 +204,7 @@ fn link(from: &Path, to: &Path) -> Result<()> {
 /// Time to open and to list, and memory as a process of its own has it.
 fn size(args: &VariantsBenchArgs, store: &Made) -> Result<Value> {
     let start = Instant::now();
-    let (catalog, _generation) = open_in(&args.store, &store.dir)?;
+    let (catalog, _generation) = open_in(&args.store, Some(&store.dir))?;
     let opened = start.elapsed().as_secs_f64();
     let start = Instant::now();
     let listed = catalog.list().len();
@@ -238,7 +238,7 @@ fn size(args: &VariantsBenchArgs, store: &Made) -> Result<Value> {
 
 /// Tokens per second by how many variants and banks a step touches, in the smallest and the largest store that have them.
 fn load(args: &VariantsBenchArgs, stores: &[Made]) -> Result<Vec<Value>> {
-    let open = |store: &Made| open_in(&args.store, &store.dir);
+    let open = |store: &Made| open_in(&args.store, Some(&store.dir));
     let opened = stores
         .iter()
         .map(open)

@@ -62,8 +62,6 @@ pub struct Report {
     pub server_gone: Option<String>,
     /// What the server holds, in bytes by part, at the end.
     pub memory: Vec<(String, u64)>,
-    /// Most bytes that this process had in memory, where the server is part of it.
-    pub resident: Option<u64>,
     /// How many times a second requests were finished in a closed load before this one, and how many of this one came then.
     pub overload: Option<Overload>,
     pub probe: Option<Probe>,
@@ -168,7 +166,6 @@ impl Report {
                 _ => None,
             }),
             memory,
-            resident: None,
             overload: None,
             probe: None,
         }
@@ -243,38 +240,36 @@ fn figures<'a>(
     }
 }
 
+/// Of the lines of [`Figures`].
+const HEADER: &str = " requests finished rejected   late failed  tokens/s        first block, ms     between blocks, ms              whole, ms";
+
+impl fmt::Display for Figures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Figures {
+            name,
+            requests,
+            finished,
+            rejected,
+            late,
+            failed,
+            tokens_per_second: rate,
+            ..
+        } = self;
+        write!(
+            f,
+            "{name:18} {requests:>8} {finished:>8} {rejected:>8} {late:>6} {failed:>6} {rate:>9.0}"
+        )?;
+        [self.first_block, self.between_blocks, self.end_to_end]
+            .iter()
+            .try_for_each(|of| write!(f, "   {of:>20}"))
+    }
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "{:18} {:>8} {:>8} {:>8} {:>6} {:>6} {:>9}   {:>20}   {:>20}   {:>20}",
-            format!("{:.1} s", self.seconds),
-            "requests",
-            "finished",
-            "rejected",
-            "late",
-            "failed",
-            "tokens/s",
-            "first block, ms",
-            "between blocks, ms",
-            "whole, ms"
-        )?;
-        for of in self.variants.iter().chain([&self.overall]) {
-            writeln!(
-                f,
-                "{:18} {:>8} {:>8} {:>8} {:>6} {:>6} {:>9.0}   {:>20}   {:>20}   {:>20}",
-                of.name,
-                of.requests,
-                of.finished,
-                of.rejected,
-                of.late,
-                of.failed,
-                of.tokens_per_second,
-                of.first_block.to_string(),
-                of.between_blocks.to_string(),
-                of.end_to_end.to_string()
-            )?;
-        }
+        writeln!(f, "{:18}{HEADER}", format!("{:.1} s", self.seconds))?;
+        let mut all = self.variants.iter().chain([&self.overall]);
+        all.try_for_each(|of| writeln!(f, "{of}"))?;
         if let Some(fairness) = self.fairness {
             writeln!(
                 f,
@@ -298,13 +293,6 @@ impl fmt::Display for Report {
                 f,
                 "alone on {}: first block after {} ms without the load, {} ms with it ({} failed)",
                 probe.name, probe.unloaded, probe.loaded, probe.failed
-            )?;
-        }
-        if let Some(resident) = self.resident {
-            let mib = resident as f64 / f64::from(1 << 20);
-            writeln!(
-                f,
-                "this process, server and clients, took {mib:.1} MiB at most"
             )?;
         }
         let memory: u64 = self.memory.iter().map(|(_, bytes)| bytes).sum();

@@ -7,7 +7,7 @@ mod probe;
 #[cfg(test)]
 mod tests;
 
-use super::{open, process_bytes};
+use super::open;
 use crate::cli::client::{Connection, ServerArgs, refused};
 use crate::cli::json::JsonArgs;
 use crate::cli::serve::{EngineArgs, StoreArgs};
@@ -281,11 +281,6 @@ async fn bench(args: &ServeBenchArgs, address: String) -> Result<Report> {
         report.probe = Some(probing.await?);
     }
     report.overload = overload;
-    report.resident = args
-        .server
-        .is_none()
-        .then(|| process_bytes("VmHWM"))
-        .transpose()?;
     let status = AdminClient::new(channel)
         .get_status(pb::GetStatusRequest {})
         .await;

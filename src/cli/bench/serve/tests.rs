@@ -77,11 +77,7 @@ fn a_noisy_variant_an_overload_and_a_probe() {
                 && overload.rate == 2.0 * overload.capacity
                 && overload.deadline_ms > 0
         );
-        assert!(
-            report.resident.is_some_and(|bytes| bytes > 1 << 20)
-                && report.to_string().contains("in time"),
-            "{report}"
-        );
+        assert!(report.to_string().contains("in time"), "{report}");
 
         for (options, word) in [
             ("--probe nobody --variants base", "nobody"),
