@@ -37,6 +37,8 @@ train base 40 base --text "$corpora/base" --tokenizer "$out/tokenizer.json" --bl
   --optimizer muon --lr 1e-2 --batch 16 --ema 0.998 --validations 8
 cp "$out"/base/{config.json,tokenizer.json,model.safetensors} "$models/base/"
 
+"$choir" train held-out --text "$corpora/base" "$corpora/variants" --max-bytes 50000 --out "$models/held-out"
+
 # Muon learns fast and leaves large deltas, whose interference would drown the others in a bank. So most variants are made in
 # several runs: one to learn, then some under the interference that they will meet there, with decay that pulls the delta to the base.
 learn() { # NAME MINUTES RATE OPTIMIZER, then where examples come from
@@ -51,10 +53,11 @@ settle() { # FROM TO MEMBERS MINUTES RATE DECAY, then where examples come from
   train "$to" "$minutes" variant --base "$out/base" --start "$out/$from" "$@" --interference "$members/$((members / 2))" --optimizer adamw --lr "$rate" \
     --weight-decay "$decay" --validations 3 --threads 1
 }
+# In about 4 bits: what is compiled in is superposed when a store is made, and a second rounding must not show.
 pack() { # NAME FOLDER, then sampling defaults and what to measure on
   local name=$1 folder=$2
   shift 2
-  "$choir" train pack --base "$models/base" --variant "$out/$folder" "$@" --out "$models/variants/$name.safetensors"
+  "$choir" pack --bits 4.5 --base "$models/base" --variant "$out/$folder" "$@" --out "$models/variants/$name.safetensors"
 }
 style() { # NAME
   local name=$1
@@ -70,7 +73,7 @@ style() { # NAME
       settle "$name-longer" "$name-settled" 8 4.5 1e-3 2 "${run[@]}"
       ;;
   esac
-  pack "$name" "$name-settled" --temperature 0.9 --nucleus-p 0.95 "${text[@]}"
+  pack "$name" "$name-settled" --temperature 0.9 --nucleus-p 0.95 --check-text "$models/held-out/$name.txt"
 }
 skill() { # NAME
   local name=$1
@@ -97,8 +100,8 @@ duo() { # NAME: a uniform variant of the style, and what it is distilled to
   settle "$name-uniform" "$name-duo" 4 9 1e-3 0.5 "${run[@]}"
   train "$name-few" 8 distill --base "$out/base" --teacher "$out/$name-duo" "${run[@]}" --lr 3e-4 --interference 4/2 \
     --weight-decay 0.5 --validations 3 --threads 1
-  pack "$name-duo" "$name-duo" --steps 64 --noise-removal greedy --nucleus-p 0.95 "${text[@]}"
-  pack "$name-few" "$name-few" --steps 8 --noise-removal greedy --nucleus-p 0.95 "${text[@]}"
+  pack "$name-duo" "$name-duo" --steps 64 --noise-removal greedy --nucleus-p 0.95 --check-text "$models/held-out/$name.txt"
+  pack "$name-few" "$name-few" --steps 8 --noise-removal greedy --nucleus-p 0.95 --check-text "$models/held-out/$name.txt"
 }
 # Two at a time, a thread each.
 one_half() {
@@ -114,4 +117,3 @@ one_half shakespeare holmes inaugural addition sort shakespeare-duo &
 one_half kjv quijote devils-dictionary reverse roman kjv-duo
 wait
 
-"$choir" train held-out --text "$corpora/base" "$corpora/variants" --max-bytes 50000 --out "$models/held-out"

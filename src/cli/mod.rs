@@ -45,6 +45,7 @@ enum Command {
     Variants(variants::VariantsArgs),
     Status(status::StatusArgs),
     Train(train::TrainArgs),
+    Pack(train::pack::PackArgs),
     Bench(bench::BenchArgs),
     Eval(eval::EvalArgs),
 }
@@ -59,6 +60,7 @@ pub fn run() -> Result<()> {
         Command::Variants(args) => variants::run(args),
         Command::Status(args) => status::run(args),
         Command::Train(args) => train::run(args),
+        Command::Pack(args) => train::pack::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Eval(args) => eval::run(args),
     }

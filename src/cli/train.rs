@@ -19,7 +19,7 @@ use progress::Progress;
 use std::path::{Path, PathBuf};
 
 mod distill;
-mod pack;
+pub mod pack;
 mod progress;
 mod texts;
 mod variant;
@@ -41,8 +41,6 @@ enum What {
     Variant(variant::VariantArgs),
     /// Make a few-step variant of a uniform one: discrete consistency distillation.
     Distill(distill::DistillArgs),
-    /// Pack a variant into a small file: its delta in 4 bits, which `choir variants add` takes as it is.
-    Pack(pack::PackArgs),
     /// Write the held-out parts (the last 5 %) of texts.
     HeldOut(texts::HeldOutArgs),
 }
@@ -171,7 +169,6 @@ pub fn run(args: TrainArgs) -> Result<()> {
         What::Base(args) => run_base(args),
         What::Variant(args) => variant::run(args),
         What::Distill(args) => distill::run(args),
-        What::Pack(args) => pack::run(args),
         What::HeldOut(args) => texts::run_held_out(args),
     }
 }

@@ -6,7 +6,10 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 
 use super::digest::TensorHash;
-use super::{Digest, Mismatch, NamedTensor, NamedTensors, Refused, archive, container, packed};
+use super::{
+    CodedDelta, Digest, Mismatch, NamedTensor, NamedTensors, Refused, archive, code, container,
+    packed,
+};
 
 /// The delta of one matrix [rows, cols]: element (i, j) is `scales[i] * values[i * cols + j]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,17 +56,29 @@ impl Delta {
         })
     }
 
-    /// The delta in any of the forms a file may hold: a packed delta, an archived one, or a whole checkpoint.
+    /// The delta in any of the forms a file may hold: a coded delta, a packed or an archived one, or a
+    /// whole checkpoint.
     pub fn read(base: &NamedTensors, bytes: &[u8]) -> Result<Delta, Refused> {
         let metadata = container::metadata(bytes)?;
         match metadata.get("format").map(String::as_str) {
             Some(packed::FORMAT) => Delta::from_packed(base, bytes),
             Some(archive::FORMAT) => Delta::from_archive_of(base, bytes),
+            Some(code::FORMAT) => Delta::from_coded(base, &CodedDelta::from_bytes(bytes)?),
             _ => Ok(Delta::between(
                 base,
                 &NamedTensors::from_safetensors(bytes)?,
             )?),
         }
+    }
+
+    /// What a coded delta stands for; refuses one that was made for another base.
+    pub fn from_coded(base: &NamedTensors, coded: &CodedDelta) -> Result<Delta, Refused> {
+        coded.check(base.digest(), &base.shapes())?;
+        Delta::from_tensors(base, |name, tensor| {
+            Ok(coded
+                .dense(name)
+                .unwrap_or_else(|| vec![0.0; tensor.data.len()]))
+        })
     }
 
     /// Quantises the delta that `dense` gives for each of the base's tensors, as many elements in row order.

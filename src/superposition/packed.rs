@@ -19,11 +19,11 @@ use safetensors::{Dtype, SafeTensors};
 use super::archive::SCALES;
 use super::container::{self, Entry, Values};
 use super::delta::{check_related, check_shapes};
-use super::{Delta, Mismatch, NamedTensor, NamedTensors, Refused, Unreadable};
+use super::{Delta, Mismatch, NamedTensor, NamedTensors, Refused, Unreadable, code};
 
 pub(super) const FORMAT: &str = "choir/packed-delta/1";
 
-/// What a packed delta says of its variant beside the tensors. This module carries it and does not read it.
+/// What a packed or a coded delta says of its variant beside the tensors. This module carries it and does not read it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Remarks {
     /// The process it was tuned for, as JSON of the store's record.
@@ -33,10 +33,11 @@ pub struct Remarks {
 }
 
 impl Remarks {
-    /// Those of a file; none where it is no packed delta.
+    /// Those of a file; none where it is neither a packed nor a coded delta.
     pub fn read(bytes: &[u8]) -> Result<Remarks, Unreadable> {
         let mut metadata = container::metadata(bytes)?;
-        if metadata.get("format").map(String::as_str) != Some(FORMAT) {
+        let format = metadata.get("format").map(String::as_str);
+        if !matches!(format, Some(FORMAT | code::FORMAT)) {
             return Ok(Remarks::default());
         }
         Ok(Remarks {

@@ -1,4 +1,4 @@
-//! `choir train pack`: a variant as a small file, and what packing costs it.
+//! `choir pack`: a variant as a small file, a coded delta, and what the coding costs it.
 
 use super::Subject;
 use crate::catalog::defaults::{process_to_store, to_store};
@@ -6,17 +6,21 @@ use crate::cli::sampling::SamplingArgs;
 use crate::engine::{Sampling, check_sampling};
 use crate::model::{DitConfig, Trainable};
 use crate::server::choir::convert;
-use crate::superposition::{Delta, NamedTensors, Remarks, pack_with};
-use crate::train::data::read_documents;
+use crate::superposition::{CodedDelta, Digest, Encoding, Measured, NamedTensors, Plan, Remarks};
+use crate::train::data::Document;
 use crate::train::folder::{Folder, replace};
 use crate::train::objective::Objective;
 use crate::train::run::Score;
 use crate::train::skills::Skill;
 use crate::train::tokenizer;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use std::path::PathBuf;
 
+/// Nats per token that a fine-tune must have gained before a share of it means anything.
+const LEAST_GAIN: f64 = 1e-3;
+
+/// Pack a variant into a small file: its delta in about a bit a weight, which `choir variants add` takes as it is.
 #[derive(Args, Debug)]
 pub struct PackArgs {
     /// The base's folder, as it will be served.
@@ -28,12 +32,15 @@ pub struct PackArgs {
     /// The file to write.
     #[arg(long)]
     out: PathBuf,
-    /// Weights that share a scale: 32 is finer, 64 is smaller.
-    #[arg(long, default_value_t = 32)]
-    group: usize,
-    /// Measure base, variant and packed variant on the held-out part of these texts.
-    #[arg(long, num_args = 1.., conflicts_with = "skill")]
-    text: Vec<PathBuf>,
+    /// Bits for each weight of the base's matrices, everything counted.
+    #[arg(long, default_value_t = Plan::BITS)]
+    bits: f64,
+    /// Defines the variant's rotations [default: from its delta].
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Measure on this held-out text how much of the fine-tune's gain is kept, and say so in the file.
+    #[arg(long, value_name = "FILE", conflicts_with = "skill")]
+    check_text: Option<PathBuf>,
     /// Measure base, variant and packed variant on held-out prompts of a skill.
     #[arg(long)]
     skill: Option<Skill>,
@@ -45,41 +52,65 @@ pub struct PackArgs {
     sampling: SamplingArgs,
 }
 
+/// What was measured: base, variant, packed variant.
+type Scores = [Score; 3];
+
+/// Runs `choir pack`.
 pub fn run(args: PackArgs) -> Result<()> {
     let read = |folder: &PathBuf| {
         let file = folder.join("model.safetensors");
         let bytes = std::fs::read(&file).with_context(|| file.display().to_string())?;
         NamedTensors::from_safetensors(&bytes).with_context(|| file.display().to_string())
     };
-    let (base, variant) = (read(&args.base)?, read(&args.variant)?);
-    let packed = pack_with(&base, &variant, args.group, remarks(&args)?)?;
-    replace(&args.out, &packed)?;
-    let subject = match args.skill {
-        Some(skill) => Some(Subject::Skill(skill)),
-        None if !args.text.is_empty() => Some(Subject::Text(read_documents(&args.text)?)),
+    let text = match &args.check_text {
+        Some(file) => {
+            Some(std::fs::read_to_string(file).with_context(|| file.display().to_string())?)
+        }
         None => None,
     };
-    let mut scores = Vec::new();
-    if let Some(subject) = subject {
-        let delta = Delta::read(&base, &packed)?;
-        let mut unpacked = base.clone();
-        for (name, tensor) in &mut unpacked.0 {
-            if let Some(delta) = delta.dense(name) {
-                tensor
-                    .data
-                    .iter_mut()
-                    .zip(delta)
-                    .for_each(|(weight, delta)| *weight += delta);
-            }
+    let (base, variant) = (read(&args.base)?, read(&args.variant)?);
+    let weights = base.0.values().filter(|tensor| tensor.matrix().is_some());
+    let weights = weights.map(|tensor| tensor.data.len()).sum();
+    let plan = Plan {
+        bits: args.bits,
+        ..Plan::default()
+    };
+    let encoding = Encoding {
+        plan,
+        seed: args.seed,
+        remarks: remarks(&args)?,
+    };
+    let mut coded = CodedDelta::between(&base, &variant, &encoding)?;
+    let subject = match (args.skill, &text) {
+        (Some(skill), _) => Some(Subject::Skill(skill)),
+        (None, Some(text)) => Some(Subject::Text(vec![Document {
+            name: String::new(),
+            training: String::new(),
+            held_out: text.clone(),
+        }])),
+        (None, None) => None,
+    };
+    let scores = match &subject {
+        Some(subject) => Some(measure(&args, base, variant, &coded, subject)?),
+        None => None,
+    };
+    if let (Some(scores), Some(text)) = (&scores, &text) {
+        let [base, variant, kept] = scores.map(|score| score.nats_per_token);
+        let gain = base - variant;
+        if gain.is_nan() || gain < LEAST_GAIN {
+            bail!(
+                "--check-text: the variant gains {gain:.4} nats per token on it, too little to measure a share of"
+            );
         }
-        // A uniform variant's own objective says nothing of its absorbing base, but much of the packing.
-        let mut folder = Folder::read(&args.variant)?;
-        for (what, tensors) in [("base", base), ("variant", variant), ("packed", unpacked)] {
-            folder.tensors = tensors.into_parts();
-            scores.push((what, score(&folder, &subject)?));
-        }
+        coded.about.measured = Some(Measured {
+            share: (base - kept) / gain,
+            method: format!("held-out NELBO; the fine-tune gains {gain:.3} nats per token"),
+            text: Digest::of(text.as_bytes()),
+        });
     }
-    show(&args, packed.len(), &scores);
+    let packed = coded.to_bytes();
+    replace(&args.out, &packed)?;
+    show(&args, &coded, (packed.len(), weights), scores.as_ref());
     Ok(())
 }
 
@@ -99,32 +130,62 @@ fn remarks(args: &PackArgs) -> Result<Remarks> {
     })
 }
 
-fn score(folder: &Folder, subject: &Subject) -> Result<Score> {
-    let model = Trainable::from_tensors(folder.config.clone(), &folder.tensors)?;
-    let objective = Objective::new(&folder.config, folder.clip)?;
-    let pieces = tokenizer::from_json(&folder.tokenizer)?;
-    Ok(subject
-        .validation(&objective, &pieces, folder.config.model_length)?
-        .score(&model, &objective, 0)?)
+/// Base, variant and packed variant, with the same noise. A uniform variant's own objective says nothing of its absorbing
+/// base, but much of the packing.
+fn measure(
+    args: &PackArgs,
+    base: NamedTensors,
+    variant: NamedTensors,
+    coded: &CodedDelta,
+    subject: &Subject,
+) -> Result<Scores> {
+    let mut folder = Folder::read(&args.variant)?;
+    let mut kept = base.clone();
+    for (name, tensor) in &mut kept.0 {
+        let delta = coded.dense(name).unwrap_or_default();
+        for (weight, delta) in tensor.data.iter_mut().zip(delta) {
+            *weight += delta;
+        }
+    }
+    let mut score = |tensors: NamedTensors| -> Result<Score> {
+        folder.tensors = tensors.into_parts();
+        let model = Trainable::from_tensors(folder.config.clone(), &folder.tensors)?;
+        let objective = Objective::new(&folder.config, folder.clip)?;
+        let pieces = tokenizer::from_json(&folder.tokenizer)?;
+        let context = folder.config.model_length;
+        let validation = subject.validation(&objective, &pieces, context)?;
+        Ok(validation.score(&model, &objective, 0)?)
+    };
+    Ok([score(base)?, score(variant)?, score(kept)?])
 }
 
-fn show(args: &PackArgs, bytes: usize, scores: &[(&str, Score)]) {
+fn show(
+    args: &PackArgs,
+    coded: &CodedDelta,
+    (bytes, weights): (usize, usize),
+    scores: Option<&Scores>,
+) {
+    let (bits, error) = (coded.bits(weights), coded.about.error);
+    let share = coded.about.measured.as_ref().map(|measured| measured.share);
     let exact = |score: &Score| {
         score
             .exact
             .map(|(right, of)| right as f64 / of.max(1) as f64)
     };
+    let named = ["base", "variant", "packed"];
+    let named = named.into_iter().zip(scores.into_iter().flatten());
     if args.json {
-        let mut fields = serde_json::json!({"out": args.out, "bytes": bytes});
-        for (what, score) in scores {
-            fields[*what] =
+        let mut fields = serde_json::json!({"out": args.out, "bytes": bytes, "bits": bits, "error": error, "share": share});
+        for (what, score) in named {
+            fields[what] =
                 serde_json::json!({"nats_per_token": score.nats_per_token, "exact": exact(score)});
         }
         println!("{fields}");
         return;
     }
-    println!("{}: {bytes} bytes", args.out.display());
-    for (what, score) in scores {
+    let file = args.out.display();
+    println!("{file}: {bytes} bytes, {bits:.3} bits a weight, relative error {error:.3}");
+    for (what, score) in named {
         let exact = exact(score).map_or(String::new(), |share| {
             format!(", {:.1} % exact", 100.0 * share)
         });
@@ -132,5 +193,8 @@ fn show(args: &PackArgs, bytes: usize, scores: &[(&str, Score)]) {
             "  {what:8} {:.4} nats per token{exact}",
             score.nats_per_token
         );
+    }
+    if let Some(share) = share {
+        println!("  share of the gain that is kept: {share:.3}");
     }
 }

@@ -26,7 +26,7 @@ use crate::ops::coded::{Code, Kept, LAYOUT, LowRank, MOST_INPUTS, Nibbles, Rate,
 use crate::superposition::container::{self, Entry, Values};
 use crate::superposition::{Refused, Remarks, Unreadable};
 
-pub(in crate::superposition) const FORMAT: &str = "choir/coded-delta/1";
+pub const FORMAT: &str = "choir/coded-delta/1";
 const GAINS: &str = ":gains";
 const A: &str = ":a";
 const B: &str = ":b";

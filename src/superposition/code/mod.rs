@@ -34,6 +34,7 @@ use crate::ops::coded::{Kept, LowRank};
 use crate::transform::Rotation;
 
 pub use encode::Encoding;
+pub(super) use file::FORMAT;
 pub use plan::{Plan, TooFewBits};
 
 /// What one variant changed, as it is shipped and served: one immutable file.

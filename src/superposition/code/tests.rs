@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::ops::coded::Rate;
 use crate::rng::{Key, Stream};
-use crate::superposition::{HEAD, NamedTensor, NamedTensors, Refused, Unreadable};
+use crate::superposition::{Delta, HEAD, NamedTensor, NamedTensors, Refused, Unreadable};
 
 /// Normal numbers.
 fn normal(seed: u8, len: usize) -> Vec<f32> {
@@ -323,4 +323,33 @@ proptest! {
 fn coded_once() -> &'static Vec<u8> {
     static BYTES: std::sync::OnceLock<Vec<u8>> = std::sync::OnceLock::new();
     BYTES.get_or_init(|| coded(4.0).to_bytes())
+}
+
+#[test]
+fn coded_delta_is_read_where_any_delta_is() {
+    let (base, _) = pair();
+    let (coded, bytes) = (coded(4.0), coded_once());
+    let delta = Delta::read(&base, bytes).unwrap();
+    for (name, tensor) in &base.0 {
+        let (kept, read) = (coded.dense(name).unwrap(), delta.dense(name).unwrap());
+        let apart: Vec<f32> = kept.iter().zip(&read).map(|(a, b)| a - b).collect();
+        // Eight bits are an error of about a hundredth.
+        assert!(
+            matrix::squares(&apart) < 4e-4 * matrix::squares(&kept),
+            "{name}"
+        );
+        assert_eq!(read.len(), tensor.data.len());
+    }
+    let remarks = Remarks {
+        process: Some("{}".into()),
+        defaults: None,
+    };
+    let said = CodedDelta {
+        about: About {
+            remarks: remarks.clone(),
+            ..coded.about
+        },
+        ..coded
+    };
+    assert_eq!(Remarks::read(&said.to_bytes()).unwrap(), remarks);
 }
