@@ -3,6 +3,7 @@
 mod batching;
 mod caps;
 mod deadlines;
+mod decoding;
 mod fairness;
 mod fake;
 #[path = "../fixtures/mod.rs"]
