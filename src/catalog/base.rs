@@ -332,10 +332,13 @@ impl Base {
         })?;
         let ours = self.weights.architecture();
         let absorbing = theirs.regime.process == Process::Absorbing;
+        // A decoder's variants may each have blocks of their own.
+        let mut alike = theirs.regime;
+        if !self.weights.facts().slides {
+            alike.block = ours.regime.block;
+        }
         let field = match ours.differs(&theirs) {
-            _ if absorbing && theirs.regime != ours.regime => {
-                tuning::differing(theirs.regime, ours.regime)
-            }
+            _ if absorbing && alike != ours.regime => tuning::differing(alike, ours.regime),
             Some(field) => field,
             None => return Ok(Some(theirs.regime)),
         };

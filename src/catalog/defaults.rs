@@ -3,7 +3,7 @@
 use crate::engine::Sampling;
 use crate::model::tokenizer::GenerationConfig;
 use crate::model::{NetworkFacts, Process, Regime};
-use crate::store::{self, SamplerDefaults, VariantRecord};
+use crate::store::{self, Blocks, SamplerDefaults, VariantRecord};
 
 /// What a checkpoint is sampled with where nobody says otherwise: what its family's own code does, with the temperature and filters
 /// of the `generation_config.json` that came with it.
@@ -21,15 +21,17 @@ pub fn usual(network: &NetworkFacts, regime: Regime, said: Option<&GenerationCon
 }
 
 /// Sampling and regime as the store records them.
-pub fn to_store(sampling: &Sampling, regime: Regime) -> SamplerDefaults {
+pub fn to_store(sampling: &Sampling, regime: Regime, network: &NetworkFacts) -> SamplerDefaults {
     let mut defaults = SamplerDefaults::new(sampling, regime.time_conditioned);
     if regime.process == Process::Uniform {
         defaults.block_size = regime.block;
+    } else if regime.block != network.regime.block {
+        defaults.blocks = Some(regime.block.map_or(Blocks::Whole, Blocks::Of));
     }
     defaults
 }
 
-/// What a recorded variant of this network was tuned for. The base's blocks are those of all its absorbing variants.
+/// What a recorded variant of this network was tuned for.
 pub(super) fn regime(record: &VariantRecord, network: &NetworkFacts) -> Regime {
     recorded(record.process, &record.defaults, network)
 }
@@ -41,7 +43,14 @@ pub(super) fn recorded(
     network: &NetworkFacts,
 ) -> Regime {
     match process {
-        store::Process::Absorbing => network.regime,
+        store::Process::Absorbing => Regime {
+            block: match defaults.blocks {
+                None => network.regime.block,
+                Some(Blocks::Whole) => None,
+                Some(Blocks::Of(block)) => Some(block),
+            },
+            ..network.regime
+        },
         store::Process::Uniform => Regime {
             process: Process::Uniform,
             block: defaults.block_size,
@@ -118,6 +127,25 @@ mod tests {
         let greedy = GenerationConfig::parse(br#"{"do_sample": false, "top_k": 0}"#).unwrap();
         let told = usual(&sdar, sdar.regime, Some(&greedy));
         assert_eq!((told.temperature, told.top_k), (0.0, None));
+    }
+
+    #[test]
+    fn blocks_that_are_not_the_bases_are_recorded() {
+        let network = network("a2d-qwen3", None);
+        for block in [None, Some(32)] {
+            let regime = Regime {
+                block,
+                ..network.regime
+            };
+            let sampling = usual(&network, regime, None);
+            let defaults = to_store(&sampling, regime, &network);
+            assert_eq!(defaults.blocks, block.map(Blocks::Of));
+            assert_eq!(
+                recorded(store::Process::Absorbing, &defaults, &network),
+                regime
+            );
+            assert_eq!(defaults.sampling(), sampling);
+        }
     }
 
     #[test]

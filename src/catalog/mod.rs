@@ -286,7 +286,7 @@ impl Catalog {
             delta,
             source: origin,
             process: defaults::process_to_store(regime.process),
-            defaults: defaults::to_store(&sampling, regime),
+            defaults: defaults::to_store(&sampling, regime, network),
             scales: Scales::all(scale.unwrap_or(1.0)),
         };
         let mut changing = lock(&self.changing);
@@ -442,7 +442,7 @@ fn shipped_variants(base: &Base) -> Result<Vec<NewVariant>, Error> {
             seed: None,
             delta: Delta::read(&tensors, packed).map_err(base::checkpoint(name))?,
             process: defaults::process_to_store(regime.process),
-            defaults: defaults::to_store(&sampling, regime),
+            defaults: defaults::to_store(&sampling, regime, network),
             source: about.about,
             scales: Scales::default(),
         })

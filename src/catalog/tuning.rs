@@ -12,7 +12,8 @@ use crate::superposition::{Remarks, Unreadable};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tuning {
     pub process: Option<Process>,
-    /// Tokens denoised together; a uniform variant without it denoises whole sequences.
+    /// Tokens denoised together; a uniform variant without it denoises whole sequences, and an absorbing one is as its configuration
+    /// says, else as the base.
     pub block_size: Option<usize>,
     /// Whether the network is told the noise level; a uniform variant's is, unless this says otherwise.
     pub time_conditioning: Option<bool>,
@@ -47,8 +48,15 @@ impl Said {
             recorded(process, &defaults, network)
         });
         let process = process.map(process_from_store);
+        // A decoder's configuration need not say in which blocks.
+        let silent = |inside: Regime, beside: Regime| {
+            let block = beside.block.or(inside.block.filter(|_| !network.slides));
+            Regime { block, ..beside }
+        };
         let field = match (inside, beside) {
-            (Some(inside), Some(beside)) if inside != beside => differing(inside, beside),
+            (Some(inside), Some(beside)) if inside != silent(inside, beside) => {
+                differing(inside, beside)
+            }
             (None, Some(beside)) if process.is_some_and(|process| process != beside.process) => {
                 "model_type"
             }
@@ -100,8 +108,19 @@ impl Tuning {
         let recorded = said.regime.map(|regime| regime.process).or(said.process);
         let process = recorded.or(self.process).unwrap_or(own.process);
         let regime = match said.regime {
+            // A configuration that does not say in which blocks leaves it to the operator.
+            Some(said) if said.process == Process::Absorbing && said.block.is_none() => Regime {
+                block: self.block_size.filter(|_| !network.slides),
+                ..said
+            },
             Some(said) => said,
-            None if process == own.process && process == Process::Absorbing => own,
+            None if process == own.process && process == Process::Absorbing => Regime {
+                block: match network.slides {
+                    true => own.block,
+                    false => self.block_size.or(own.block),
+                },
+                ..own
+            },
             None if process == own.process => Regime {
                 block: self.block_size.or(own.block),
                 time_conditioned: self.time_conditioning.unwrap_or(own.time_conditioned),
@@ -142,6 +161,15 @@ pub(super) fn check(regime: Regime, network: &NetworkFacts) -> Result<(), Error>
             "process",
             "the base has no mask, so no variant of it can be absorbing".into(),
         ),
+        (Process::Absorbing, Some(block))
+            if block != network.regime.block.unwrap_or(0)
+                && !(1..=MAX_BLOCK.min(length)).contains(&block) =>
+        {
+            bad(
+                "block_size",
+                format!("it is {block}, not within 1 and {}", MAX_BLOCK.min(length)),
+            )
+        }
         (Process::Uniform, Some(block))
             if !(1..=MAX_BLOCK).contains(&block) || !length.is_multiple_of(block) =>
         {

@@ -38,7 +38,7 @@ pub use manifest::{
 };
 pub use name::{BASE, check_name, shown};
 pub use placement::emptiest;
-pub use sampling::{Process, SamplerDefaults};
+pub use sampling::{Blocks, Process, SamplerDefaults};
 
 use crate::superposition::{Bank, Delta, Digest, NamedTensors, Private};
 use disk::{Disk, Lock};

@@ -28,6 +28,19 @@ pub struct SamplerDefaults {
     pub time_conditioning: bool,
     #[serde(default = "best", skip_serializing_if = "is_best")]
     pub certainty: Certainty,
+    /// Of the absorbing process: in which blocks the variant is denoised, where these are not the base's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blocks: Option<Blocks>,
+}
+
+/// What a variant sees and makes at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Blocks {
+    /// The whole text.
+    Whole,
+    /// So many tokens.
+    Of(usize),
 }
 
 /// What records were written without.
@@ -49,6 +62,7 @@ impl SamplerDefaults {
             block_size: sampling.block_size,
             time_conditioning,
             certainty: sampling.certainty,
+            blocks: None,
         }
     }
 
@@ -94,6 +108,10 @@ mod tests {
         let defaults: SamplerDefaults = serde_json::from_str(&drawn).unwrap();
         assert_eq!(defaults.certainty, Certainty::Drawn);
         assert_eq!(SamplerDefaults::new(&defaults.sampling(), false), defaults);
+        let blocks = text.replace("false}", r#"false,"blocks":{"of":32}}"#);
+        let defaults: SamplerDefaults = serde_json::from_str(&blocks).unwrap();
+        assert_eq!(defaults.blocks, Some(Blocks::Of(32)));
+        assert_eq!(serde_json::to_string(&defaults).unwrap(), blocks);
         let unknown = text.replace("false}", r#"false,"more":1}"#);
         assert!(serde_json::from_str::<SamplerDefaults>(&unknown).is_err());
     }

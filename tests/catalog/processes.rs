@@ -41,7 +41,11 @@ fn remarks(regime: Regime) -> Remarks {
     let json = |value: serde_json::Result<String>| Some(value.expect("json"));
     Remarks {
         process: json(serde_json::to_string(&process_to_store(regime.process))),
-        defaults: json(serde_json::to_string(&to_store(&usual(), regime))),
+        defaults: json(serde_json::to_string(&to_store(
+            &usual(),
+            regime,
+            &TINY.config.facts(),
+        ))),
     }
 }
 

@@ -34,9 +34,15 @@ fn uniform(block: Option<usize>) -> Vec<u8> {
         .into(),
         ..Sampling::of(Process::Uniform)
     };
+    let network = BaseSource::Embedded
+        .architecture()
+        .expect("a network")
+        .facts();
     let remarks = Remarks {
         process: Some(serde_json::to_string(&process_to_store(regime.process)).expect("json")),
-        defaults: Some(serde_json::to_string(&to_store(&sampling, regime)).expect("json")),
+        defaults: Some(
+            serde_json::to_string(&to_store(&sampling, regime, &network)).expect("json"),
+        ),
     };
     pack_with(&base, &tuned, 64, remarks).expect("pack")
 }

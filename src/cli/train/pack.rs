@@ -126,7 +126,11 @@ fn remarks(args: &PackArgs) -> Result<Remarks> {
     check_sampling(&config.facts(), regime, &sampling)?;
     Ok(Remarks {
         process: Some(serde_json::to_string(&process_to_store(regime.process))?),
-        defaults: Some(serde_json::to_string(&to_store(&sampling, regime))?),
+        defaults: Some(serde_json::to_string(&to_store(
+            &sampling,
+            regime,
+            &config.facts(),
+        ))?),
     })
 }
 
