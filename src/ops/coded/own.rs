@@ -15,11 +15,10 @@ use super::kept::{Kept, KeptError, LowRank};
 use super::kernel::{Kernel, TILE};
 use super::panels::{LANES, Panels};
 use super::rows::{Rows, Source, place};
-use super::thin::{Between, Thin};
+use super::thin::Thin;
 use crate::ops::packed::Columns;
 use crate::ops::quantized::{Form, Served, widened};
 use crate::transform::Rotation;
-use std::sync::OnceLock;
 
 /// A matrix [out, in] of one variant.
 #[derive(Clone, Debug)]
@@ -207,7 +206,7 @@ impl Own {
         kernel: Kernel,
         index: usize,
         (shares, start): (&[Share], usize),
-        (rows, between): (&Rows, &[OnceLock<Between>]),
+        rows: &Rows,
         y: Columns,
     ) {
         let first = index * LANES;
@@ -229,13 +228,12 @@ impl Own {
             if let Some((panel, _)) = panel {
                 kernel.run(panel, rows, start, &mut sums[..shares.len()]);
             }
-            let t: [Option<&Between>; TILE] = std::array::from_fn(|at| match at < shares.len() {
-                true => between[start + at].get(),
-                false => None,
-            });
             if let Some(thin) = &self.thin {
-                let of: [&[_]; TILE] = t.map(|t| t.map_or(&[][..], Between::quants));
-                thin.second(kernel, index, &of[..shares.len()], &mut low[..shares.len()]);
+                let mut t = [&[][..]; TILE];
+                for (row, t) in (start..).zip(&mut t[..shares.len()]) {
+                    *t = rows.between(row, thin).0;
+                }
+                thin.second(kernel, index, &t[..shares.len()], &mut low[..shares.len()]);
             }
             for (at, share) in shares.iter().enumerate() {
                 // SAFETY: row and outputs lie inside y, as the caller checked, and no other task has these outputs.
@@ -248,7 +246,8 @@ impl Own {
                 for ((y, gain), sum) in y.iter_mut().zip(&gains).zip(&sums[at]) {
                     *y = (factor * gain).mul_add(*sum as f32, *y);
                 }
-                if let Some(t) = t[at] {
+                if let Some(thin) = &self.thin {
+                    let (_, t) = rows.between(start + at, thin);
                     for (y, low) in y.iter_mut().zip(&low[at]) {
                         *y = weight.mul_add(t.value(*low), *y);
                     }
@@ -290,26 +289,22 @@ fn add_own_with(
         }
     }
     if !all.is_empty() {
-        let between: Vec<OnceLock<Between>> = (0..all.len()).map(|_| OnceLock::new()).collect();
         let source = |index: usize| {
             let (own, share): (&Own, Share) = all[index];
             Source {
                 x: &x[share.row * input..][..input],
                 rotation: &own.rotation,
                 per_step: own.per_step(),
+                thin: own.thin.as_ref(),
             }
         };
-        let rows = Rows::new(kernel, (all.len(), input), source, |index, row, facts| {
-            if let Some(thin) = &all[index].0.thin {
-                let _ = between[index].set(thin.first(kernel, row, facts));
-            }
-        });
+        let rows = Rows::new(kernel, (all.len(), input), source);
         let shares: Vec<Share> = all.iter().map(|(_, share)| *share).collect();
         let columns = Columns::of(y);
         (0..out.div_ceil(LANES)).into_par_iter().for_each(|panel| {
             for (own, range) in &rotated {
                 let shares = (&shares[range.clone()], range.start);
-                own.add_panel(kernel, panel, shares, (&rows, &between), columns);
+                own.add_panel(kernel, panel, shares, &rows, columns);
             }
         });
     }

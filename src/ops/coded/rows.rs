@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use super::kernel::Kernel;
 use super::panels::CHUNK;
+use super::thin::{Between, DEEP, Thin};
 use crate::ops::quantized::round;
 use crate::transform::Rotation;
 
@@ -13,6 +14,11 @@ pub struct Rows {
     stride: usize,
     lines: Vec<Line>,
     facts: Vec<Facts>,
+    /// Lines of t to a row.
+    deep: usize,
+    /// What the first of two thin factors gives for the rows, and what belongs to that.
+    t: Vec<[i8; DEEP]>,
+    between: Vec<Between>,
 }
 
 #[derive(Clone, Copy)]
@@ -35,6 +41,8 @@ pub struct Source<'a> {
     pub rotation: &'a Rotation,
     /// Weights to a step where it is read.
     pub per_step: usize,
+    /// Factors that read it, too.
+    pub thin: Option<&'a Thin>,
 }
 
 /// Where an input lies in a row.
@@ -49,31 +57,45 @@ pub fn length(input: usize, per_step: usize) -> usize {
 }
 
 impl Rows {
-    /// Makes `count` rows of `input` elements; `source` says of what, by index, and `then` is shown what came of it.
+    /// Makes `count` rows of `input` elements; `source` says of what, by index.
     pub fn new<'a>(
         kernel: Kernel,
         (count, input): (usize, usize),
         source: impl Fn(usize) -> Source<'a> + Sync,
-        then: impl Fn(usize, &[i8], Facts) + Sync,
     ) -> Self {
         let stride = length(input, 4);
         let across = stride / size_of::<Line>();
+        let deep = (0..count).filter_map(|index| Some(source(index).thin?.deep()));
+        let deep = deep.max().unwrap_or(0);
         let mut lines = vec![Line([0; 64]); count * across];
-        let mut facts = vec![Facts::default(); count];
+        let mut facts = vec![(Facts::default(), Between::default()); count];
+        let mut t = vec![[0; DEEP]; count * deep.max(1)];
         let work = lines.par_chunks_mut(across.max(1)).zip(&mut facts);
-        work.enumerate().with_min_len(4).for_each_init(
-            || (vec![0f32; input], vec![0i8; stride]),
-            |(values, plain), (index, (lines, facts))| {
-                let row = flat_mut(lines);
-                *facts = kernel.rotate(source(index), values, plain, row);
-                then(index, row, *facts);
+        let work = work.zip(t.par_chunks_mut(deep.max(1))).enumerate();
+        work.with_min_len(4).for_each_init(
+            || (vec![0f32; input], vec![0i8; stride], Vec::new()),
+            |(values, plain, room), (index, ((lines, (facts, between)), t))| {
+                let (row, source) = (flat_mut(lines), source(index));
+                *facts = kernel.rotate(source, values, plain, row);
+                if let Some(thin) = source.thin {
+                    *between = thin.first(kernel, (row, *facts), room, t);
+                }
             },
         );
+        let (facts, between) = facts.into_iter().unzip();
         Rows {
             stride,
             lines,
             facts,
+            deep: deep.max(1),
+            t,
+            between,
         }
+    }
+
+    /// What `thin`'s first factor gives for a row that was made for it.
+    pub fn between(&self, row: usize, thin: &Thin) -> (&[[i8; DEEP]], Between) {
+        (&self.t[row * self.deep..][..thin.deep()], self.between[row])
     }
 
     pub fn facts(&self, row: usize) -> Facts {
@@ -104,6 +126,7 @@ pub fn make(source: Source, values: &mut [f32], plain: &mut [i8], row: &mut [i8]
         x,
         rotation,
         per_step,
+        ..
     } = source;
     values.copy_from_slice(x);
     rotation.apply(values);

@@ -40,10 +40,9 @@ pub struct Thin {
     b: Vec<Line>,
 }
 
-/// What the first factor gives for a row of x, rounded to 8 bits.
-#[derive(Clone, Debug, Default)]
+/// What belongs to what the first factor gives for a row of x, rounded to 8 bits.
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Between {
-    quants: Vec<[i8; DEEP]>,
     scale: f32,
     sum: i32,
 }
@@ -110,10 +109,21 @@ impl Thin {
         row
     }
 
-    /// t = scales ⊙ (A x), for a row of x.
-    pub fn first(&self, kernel: Kernel, x: &[i8], facts: Facts) -> Between {
+    /// Lines that t takes.
+    pub fn deep(&self) -> usize {
+        self.deep
+    }
+
+    /// t = scales ⊙ (A x), for a row of x; `room` is for t before it is rounded.
+    pub fn first(
+        &self,
+        kernel: Kernel,
+        (x, facts): (&[i8], Facts),
+        room: &mut Vec<f32>,
+        t: &mut [[i8; DEEP]],
+    ) -> Between {
         let x = &x.as_chunks().0[..self.across];
-        let mut t = Vec::with_capacity(self.rank());
+        room.clear();
         for (lines, scales) in self
             .a
             .chunks_exact(self.across)
@@ -121,15 +131,15 @@ impl Thin {
         {
             let mut sums = [[0; LANES]];
             kernel.nibbles(lines, &[x], &mut sums);
-            t.extend(sums[0].iter().zip(scales).map(|(&sum, scale)| {
+            room.extend(sums[0].iter().zip(scales).map(|(&sum, scale)| {
                 let exact = 2 * i64::from(sum) - 15 * i64::from(facts.sum);
                 exact as f32 * (facts.scale * scale)
             }));
         }
-        let mut quants = vec![[0; DEEP]; self.deep];
-        let scale = round(&t, quants.as_flattened_mut());
-        let sum = quants.as_flattened().iter().map(|&q| i32::from(q)).sum();
-        Between { quants, scale, sum }
+        let t = &mut t[..self.deep];
+        let scale = round(room, t.as_flattened_mut());
+        let sum = t.as_flattened().iter().map(|&q| i32::from(q)).sum();
+        Between { scale, sum }
     }
 
     /// B t for the sixteen outputs of panel `index` and some rows' t: integers, of which [`Between::value`] makes numbers.
@@ -145,10 +155,6 @@ impl Thin {
 }
 
 impl Between {
-    pub fn quants(&self) -> &[[i8; DEEP]] {
-        &self.quants
-    }
-
     /// An element of B t, of its sum.
     #[inline]
     pub fn value(&self, sum: i32) -> f32 {
