@@ -181,6 +181,8 @@ fn open(data_dir: &std::path::Path) -> (Catalog, Generation) {
         bank_form: Form::Q4K,
         head_form: None,
         archive: false,
+        keep: None,
+        bits: None,
     };
     Catalog::open(config, |_| ()).expect("a catalog")
 }

@@ -252,6 +252,8 @@ fn main() {
             bank_form: Form::Q2K,
             head_form: None,
             archive: true,
+            keep: None,
+            bits: None,
         },
         |_| {},
     )

@@ -4,8 +4,8 @@
 //! cargo run --example library -- models/variants/roman.safetensors "roman M C M X C I V ="
 //! ```
 
-use choir::catalog::{AddRequest, BaseSource, Catalog, CatalogConfig, Source, Tuning};
-use choir::engine::{Choice, Engine, EngineConfig, Event, Request};
+use choir::catalog::{AddRequest, BaseSource, Catalog, CatalogConfig, Source};
+use choir::engine::{Engine, EngineConfig, Event, Request};
 use choir::model::Place;
 use choir::ops::quantized::Form;
 use std::error::Error;
@@ -26,22 +26,21 @@ fn main() -> Result<(), Box<dyn Error>> {
         bank_form: Form::Q2K,
         head_form: None,
         archive: true,
+        keep: None,
+        bits: None,
     };
     let (catalog, generation) = Catalog::open(config, |_| {})?;
     let engine = Engine::start(EngineConfig::default(), generation)?;
     catalog.attach(engine.clone()); // from here on a change is served as soon as it is committed
     let name = "mine";
-    let request = AddRequest {
-        name: name.to_owned(),
-        seed: None,
-        source: Source::Path(checkpoint.into()),
-        scale: None,
-        tuning: Tuning::default(),
-        defaults: Choice::default(),
-        expected_generation: None,
-    };
+    let request = AddRequest::new(name, Source::Path(checkpoint.into()));
     let added = catalog.add(request, |_| {})?;
-    eprintln!("{name}: cosine {:.3} to its checkpoint", added.cosine);
+    let variant = added.variant;
+    eprintln!(
+        "{name}, {}: relative error {:.3}",
+        variant.keep,
+        variant.relative_error.unwrap_or(f32::NAN)
+    );
 
     // Names are resolved once; what they mean leases the generation that the text is made on.
     let mine = engine.resolve(vec![(name.to_owned(), 1.0)])?;

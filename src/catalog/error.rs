@@ -29,6 +29,22 @@ pub enum Error {
     /// A folder without a store where one was expected, or the reverse.
     #[error("{}: {reason}", dir.display())]
     DataDir { dir: PathBuf, reason: String },
+    /// A variant keeps less of its fine-tune's gain than was asked for.
+    #[error("{name} keeps {share:.4} of its fine-tune's gain, less than {least}")]
+    ShareBelow {
+        name: String,
+        share: f32,
+        least: f32,
+    },
+    /// What a variant keeps could not be measured.
+    #[error("what the variant keeps cannot be measured: {reason}")]
+    Unmeasured { reason: String },
+    /// So many additions are under way that another would have to wait too long.
+    #[error("{waiting} changes are under way already")]
+    Busy { waiting: usize },
+    /// The system gives no threads.
+    #[error("the catalog cannot start: {reason}")]
+    NotStarted { reason: String },
     /// The model instance could not be built. A change is not committed then; a generation that was committed earlier cannot be
     /// opened.
     #[error("generation {generation} cannot be served: {reason}")]

@@ -1,12 +1,14 @@
 //! From a committed state of the store to a model instance.
 
 use super::base::Base;
-use super::{Error, Forms, defaults, tuning};
+use super::{Error, Forms, defaults, share, tuning};
 use crate::engine::{Generation, MemoryPart, VariantFacts};
 use crate::model::place::{self, Bank, Bytes, Variant, message};
 use crate::model::{VariantId, VariantWeights};
 use crate::ops::gpu::Fault;
-use crate::store::{BankId, BankKind, FileRecord, Scales, Store, VariantRecord};
+use crate::ops::quantized::Form;
+use crate::store::{self, BankId, BankKind, FileRecord, Scales, Store, VariantRecord};
+use crate::superposition::{self, Delta, Private, Scheme};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 
@@ -20,8 +22,8 @@ pub(super) struct Served {
     variants: BTreeMap<String, (Recipe, Variant)>,
 }
 
-/// Private tensors, seed and scales.
-type Recipe = (FileRecord, u64, Scales);
+/// Its files, seed and scales.
+type Recipe = (Vec<FileRecord>, u64, Scales);
 
 impl Served {
     /// The store's current generation: what of another is not `before`'s is built anew.
@@ -45,9 +47,10 @@ impl Served {
         let variants = each(
             base,
             &store.manifest().variants,
-            |record| record.private.bytes,
+            |record| record.files().map(|file| file.bytes).sum(),
             |name, record| {
-                let recipe = (record.private.clone(), record.seed, record.scales.clone());
+                let files = record.files().cloned().collect();
+                let recipe = (files, record.seed, record.scales.clone());
                 let kept = before
                     .variants
                     .get(name)
@@ -102,7 +105,7 @@ fn serve_variant(
     name: &str,
     record: &VariantRecord,
 ) -> Result<Variant, Error> {
-    let mut private = store.load_private(name)?;
+    let mut private = store.load_private(name)?.unwrap_or_default();
     // The network knows one scale a variant; those that differ by tensor are multiplied into the gains.
     for (tensor, gains) in &mut private.gains {
         let scale = record.scales.of(tensor);
@@ -153,6 +156,76 @@ fn not_built(store: &Store, error: &candle_core::Error) -> Error {
     }
 }
 
+/// An instance to measure the variant `name` of `served` on: it, `fine_tune` in a bank of its own, and no delta at all, under the
+/// names that [`share`] knows.
+pub(super) fn measuring(
+    store: &Store,
+    base: &Base,
+    served: &Served,
+    name: &str,
+    fine_tune: &Delta,
+) -> Result<Generation, Error> {
+    let unknown = || store::Error::UnknownVariant {
+        name: name.to_owned(),
+    };
+    let record = store.manifest().variants.get(name).ok_or_else(unknown)?;
+    let (_, kept) = served.variants.get(name).ok_or_else(unknown)?;
+    let built = |error: &candle_core::Error| not_built(store, error);
+    let seed = fine_tune.digest().seed();
+    let shapes = fine_tune.matrices.iter();
+    let shapes = shapes.map(|(name, matrix)| (name.clone(), [matrix.rows, matrix.cols]));
+    let mut bank = superposition::Bank::new(1, Scheme::default(), shapes);
+    bank.accumulate(fine_tune, seed)
+        .map_err(store::Error::from)?;
+    let tensors = bank.tensors.into_iter();
+    let tensors = tensors.map(|(name, fixed)| (name, fixed.rows, fixed.cols, fixed.dense()));
+    let bank = (base.weights.bank(Form::Bf16, tensors)).map_err(|error| built(&error))?;
+    let own = |private: Private| {
+        let weights = VariantWeights {
+            seed,
+            scale: 1.0,
+            banks: Vec::new(),
+            gains: private.gains,
+            kept: BTreeMap::new(),
+            vectors: private.vectors,
+        };
+        base.weights
+            .variant(&weights)
+            .map_err(|error| built(&error))
+    };
+    let (whole, none) = (own(Private::of(fine_tune))?, own(Private::default())?);
+    let index: BTreeMap<BankId, usize> = served.banks.keys().copied().zip(1..).collect();
+    let banks = record
+        .banks()
+        .iter()
+        .filter_map(|id| index.get(id).copied());
+    let placed = [(&none, vec![]), (kept, banks.collect()), (&whole, vec![0])];
+    let others = served.banks.values().map(|(_, bank)| bank);
+    let instance = base
+        .weights
+        .instance([&bank].into_iter().chain(others), placed);
+    let instance = instance.map_err(|error| built(&error))?;
+    let network = base.weights.facts();
+    let regime = defaults::regime(record, network);
+    let facts = |id| VariantFacts {
+        id: VariantId(id),
+        regime,
+        defaults: record.defaults.sampling(),
+    };
+    let names = [share::BASE, share::KEPT, share::FINE_TUNE];
+    let variants = (0..)
+        .zip(names)
+        .map(|(id, name)| (name.to_owned(), facts(id)));
+    Ok(Generation {
+        number: store.manifest().generation,
+        denoiser: instance.denoiser,
+        tokenizer: base.tokenizer.clone(),
+        defaults: base.usual(network.regime),
+        variants: variants.collect(),
+        memory: Vec::new(),
+    })
+}
+
 /// The model instance of the store's current generation, and what it serves; what of `before` has not changed is shared.
 pub(super) fn build(
     store: &Store,
@@ -169,7 +242,7 @@ pub(super) fn build(
         (0..).zip(manifest.variants.iter().zip(served.variants.values()))
     {
         let banks = record
-            .banks
+            .banks()
             .iter()
             .filter_map(|id| index.get(id).copied())
             .collect();

@@ -10,6 +10,7 @@ use crate::engine::{Engine, EngineConfig};
 use crate::model::{Denoiser, Place};
 use crate::ops::quantized::Form;
 use crate::server::{self, Limits};
+use crate::store::Keep;
 use crate::telemetry;
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -86,7 +87,13 @@ pub struct StoreArgs {
     /// --bank-form].
     #[arg(long)]
     head_form: Option<Form>,
-    /// When the store is made: keep no delta of the variants, so that removing one needs its checkpoint again.
+    /// How variants are kept whose addition does not say, when the store is made: coded or superposed.
+    #[arg(long)]
+    keep: Option<Keep>,
+    /// Bits for each parameter of a variant that is kept by itself and whose addition does not say, when the store is made.
+    #[arg(long)]
+    bits: Option<f32>,
+    /// When the store is made: keep no delta of superposed variants, so that removing one needs its checkpoint again.
     #[arg(long)]
     no_archive: bool,
     #[command(flatten)]
@@ -200,6 +207,8 @@ impl StoreArgs {
             bank_form: self.bank_form,
             head_form: self.head_form,
             archive: !self.no_archive,
+            keep: self.keep,
+            bits: self.bits,
         })
     }
 }
@@ -300,6 +309,11 @@ pub fn run(args: ServeArgs) -> Result<()> {
     };
     let engine = Engine::start(engine_config, generation)?;
     catalog.attach(engine.clone());
+    if catalog.is_former() {
+        tracing::info!(
+            "the store is of an earlier format: its variants are superposed; its first change upgrades it"
+        );
+    }
     let status = catalog.status();
     let tls = settings.tls.is_some();
     let bytes: u64 = status.memory.iter().map(|part| part.bytes).sum();

@@ -41,8 +41,16 @@ fn show(status: &pb::GetStatusResponse) {
         "serving"
     };
     println!(
-        "choir {}, {state}: generation {}, {} variants in {} banks",
-        status.version, status.generation, status.variants, status.banks
+        "choir {}, {state}: generation {}, {} variants: {} coded, {} low-rank, {} superposed in {} banks",
+        status.version,
+        status.generation,
+        status.variants,
+        status.coded,
+        status.low_rank,
+        status
+            .variants
+            .saturating_sub(status.coded + status.low_rank),
+        status.banks
     );
     println!(
         "{} of {} sequences running, {} of {} waiting, {} of {} cache pages in use",
@@ -126,7 +134,7 @@ fn as_json(status: &pb::GetStatusResponse) -> serde_json::Value {
     let loads: serde_json::Map<_, _> = status.variant_loads.iter().map(load).collect();
     json!({
         "version": status.version, "draining": status.draining, "generation": status.generation,
-        "variants": status.variants, "banks": status.banks, "memory_bytes": memory,
+        "variants": status.variants, "coded": status.coded, "low_rank": status.low_rank, "banks": status.banks, "memory_bytes": memory,
         "running": status.running, "max_running": status.max_running,
         "waiting": status.waiting, "queue_limit": status.queue_limit,
         "pages_used": status.pages_used, "pages_total": status.pages_total, "pages_idle": status.pages_idle,

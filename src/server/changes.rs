@@ -6,7 +6,7 @@ use super::health::Health;
 use super::metrics::Metrics;
 use super::paths::Paths;
 use super::status::{BadField, of_change};
-use crate::catalog::{AddRequest, Catalog, Progress, RemoveRequest, VariantInfo};
+use crate::catalog::{AddRequest, Added, Catalog, Progress, RemoveRequest};
 use crate::engine::EngineHandle;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -53,17 +53,22 @@ impl Changes {
         found.map_err(|error| BadField::new(field, error.to_string()))
     }
 
-    /// Adds a variant; `field` is where its checkpoint was given. It goes on where the client leaves.
+    /// Adds or replaces a variant, or says what that would come to; `field` is where its checkpoint was given. It goes on where the client leaves.
     pub async fn add(
         &self,
         caller: &Caller,
         field: &'static str,
         request: AddRequest,
         progress: impl FnMut(Progress) + Send + 'static,
-    ) -> Result<VariantInfo, Status> {
+    ) -> Result<Added, Status> {
         let name = request.name.clone();
+        let action = match (request.dry_run, request.replaces) {
+            (true, _) => "dry-run",
+            (false, Some(_)) => "replace",
+            (false, None) => "add",
+        };
         let act = move |catalog: &Catalog| catalog.add(request, progress);
-        self.change("add", caller, &name, field, act).await
+        self.change(action, caller, &name, field, act).await
     }
 
     /// Removes a variant and returns the generation without it. It goes on where the client leaves.

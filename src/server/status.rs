@@ -13,6 +13,9 @@ use tonic::{Code, Status};
 /// Metadata of RESOURCE_EXHAUSTED: milliseconds after which another try may succeed.
 pub const RETRY_AFTER: &str = "retry-after-ms";
 
+/// How long an addition takes, as a rule.
+const BUSY: Duration = Duration::from_secs(10);
+
 /// Bytes of a message to a client, at most.
 const LONGEST: usize = 512;
 
@@ -122,7 +125,7 @@ impl From<store::Error> for Status {
             BadName { .. } => BadField::new("header.name", message).into(),
             BadScale { .. } => BadField::new("header.scale", message).into(),
             BadOption { .. } => Status::invalid_argument(message),
-            GenerationMoved { .. } => Status::aborted(message),
+            GenerationMoved { .. } | DeltaMoved { .. } => Status::aborted(message),
             OtherBase { .. }
             | OtherTokenizer { .. }
             | OtherTransform { .. }
@@ -177,11 +180,17 @@ impl From<catalog::Error> for Status {
                 ..
             } => Status::invalid_argument(message),
             BadField { .. } => Status::invalid_argument(format!("header.{message}")),
+            ShareBelow { .. } => Status::failed_precondition(message),
+            Busy { .. } => exhausted(message, Some(BUSY)),
             NoMemory { .. } => {
                 tracing::error!("{message}");
                 exhausted(message, None)
             }
-            Base { .. } | DataDir { .. } | Unserved { .. } => {
+            Base { .. }
+            | DataDir { .. }
+            | NotStarted { .. }
+            | Unmeasured { .. }
+            | Unserved { .. } => {
                 tracing::error!("{message}");
                 Status::internal(message)
             }

@@ -48,6 +48,13 @@ pub(super) const PARTIAL: &str = ".partial";
 /// Keeps other processes out of a directory. The operating system releases it when the process ends, however it ends.
 pub(super) struct Lock(File);
 
+impl Lock {
+    /// The file, which may hold anything.
+    pub fn file(&self) -> &File {
+        &self.0
+    }
+}
+
 impl Drop for Lock {
     /// Closing the file is not enough: a child process that is just being started still has it open.
     fn drop(&mut self) {
@@ -160,6 +167,15 @@ impl Disk {
         self.step(Operation::Remove, path, fs::remove_file)
     }
 
+    /// Removes a file of the directory itself, which need not be there; what cannot be removed stays.
+    pub fn remove_if_there(&mut self, name: &str) {
+        if self.root.join(name).exists()
+            && let Err(error) = self.remove_file(Path::new(name))
+        {
+            tracing::warn!(%error, "a file that is no longer used stays in the store");
+        }
+    }
+
     /// Removes a directory that is empty.
     pub fn remove_directory(&mut self, path: &Path) -> Result<(), Error> {
         self.step(Operation::Remove, path, fs::remove_dir)
@@ -176,7 +192,8 @@ impl Disk {
         paths
     }
 
-    fn step<T>(
+    /// Does one operation, unless the watch has it fail.
+    pub fn step<T>(
         &mut self,
         operation: Operation,
         path: &Path,

@@ -24,8 +24,8 @@ pub enum Error {
     /// A file is missing or not what was written.
     #[error("{} is damaged: {detail}", path.display())]
     Corrupt { path: PathBuf, detail: String },
-    #[error("the store has format {found}; this program reads format {supported}")]
-    Format { found: u32, supported: u32 },
+    #[error("the store has format {found}; this program reads formats 1 and 2")]
+    Format { found: u32 },
     #[error(
         "the store uses the transform {kind}, version {version}, which this program does not have"
     )]
@@ -45,6 +45,13 @@ pub enum Error {
     NameTaken { name: String },
     #[error("there is no variant {name:?}")]
     UnknownVariant { name: String },
+    /// Another delta is under the name than the one that was to be replaced.
+    #[error("the variant {name} has the delta {found}, not {expected}")]
+    DeltaMoved {
+        name: String,
+        expected: Digest,
+        found: Digest,
+    },
     #[error("there is no bank {bank}")]
     UnknownBank { bank: BankId },
     #[error("the store is at generation {current}, not {expected}")]

@@ -6,45 +6,29 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 
 use super::disk::{Disk, PARTIAL};
-use super::{BankId, BankRecord, Error, FileRecord, Manifest, VariantRecord};
-use crate::superposition::{Digest, Unreadable};
+use super::{BankId, Error, FileRecord, Manifest};
+use crate::superposition::Digest;
 
 pub(super) const MANIFEST: &str = "manifest.json";
+/// The last manifest of format 1, beside the first one of the present format.
+pub(super) const FORMER_MANIFEST: &str = "manifest.format-1.json";
 
-pub(super) fn bank(id: &BankId, generation: u64) -> PathBuf {
-    PathBuf::from(format!("banks/{id}/{generation}.safetensors"))
+pub(super) fn of_bank(id: &BankId, file: &FileRecord) -> PathBuf {
+    PathBuf::from(format!("banks/{id}/{}", file.name))
 }
 
-pub(super) fn private(variant: &str) -> PathBuf {
-    PathBuf::from(format!("variants/{variant}/private.safetensors"))
-}
-
-pub(super) fn archive(variant: &str) -> PathBuf {
-    PathBuf::from(format!("variants/{variant}/delta.safetensors"))
-}
-
-fn of_bank<'a>(id: &BankId, record: &'a BankRecord) -> (PathBuf, &'a FileRecord) {
-    (bank(id, record.generation), &record.file)
-}
-
-fn of_variant<'a>(
-    name: &str,
-    record: &'a VariantRecord,
-) -> impl Iterator<Item = (PathBuf, &'a FileRecord)> {
-    let archived = record.archive.as_ref().map(|file| (archive(name), file));
-    [(private(name), &record.private)]
-        .into_iter()
-        .chain(archived)
+pub(super) fn of_variant(name: &str, file: &FileRecord) -> PathBuf {
+    PathBuf::from(format!("variants/{name}/{}", file.name))
 }
 
 /// Every file that `manifest` names.
 pub(super) fn of(manifest: &Manifest) -> BTreeMap<PathBuf, &FileRecord> {
-    let banks = manifest
-        .banks
-        .iter()
-        .map(|(id, record)| of_bank(id, record));
-    let variants = manifest.variants.iter();
-    let variants = variants.flat_map(|(name, record)| of_variant(name, record));
+    let banks = manifest.banks.iter();
+    let banks = banks.map(|(id, record)| (of_bank(id, &record.file), &record.file));
+    let variants = manifest.variants.iter().flat_map(|(name, record)| {
+        let files = record.files();
+        files.map(move |file| (of_variant(name, file), file))
+    });
     banks.chain(variants).collect()
 }
 
@@ -66,11 +50,11 @@ fn check(
 }
 
 /// Reads, checks and decodes a file.
-pub(super) fn load<T>(
+pub(super) fn load<T, E: std::fmt::Display>(
     disk: &Disk,
     path: &Path,
     record: &FileRecord,
-    decode: impl Fn(&[u8]) -> Result<T, Unreadable>,
+    decode: impl FnOnce(&[u8]) -> Result<T, E>,
 ) -> Result<T, Error> {
     let bytes = disk.read(path)?;
     check(disk, path, record, (bytes.len() as u64, Digest::of(&bytes)))?;
@@ -105,37 +89,28 @@ pub(super) fn clear(disk: &mut Disk, manifest: &Manifest) {
         .iter()
         .filter(|directory| !in_use.contains(directory.as_path()));
     remove(disk, &stray, unused);
-    let partial = PathBuf::from(format!("{MANIFEST}{PARTIAL}"));
-    if disk.root().join(&partial).exists() {
-        remove(disk, &[partial], []);
+    for file in [MANIFEST, FORMER_MANIFEST] {
+        let partial = PathBuf::from(format!("{file}{PARTIAL}"));
+        if disk.root().join(&partial).exists() {
+            remove(disk, &[partial], []);
+        }
     }
 }
 
-/// Removes what `before` names and `manifest` does not, without a look at anything else: what a commit replaces costs the same in
+/// Removes what `before` names and `manifest` does not, without a look at the disk: what a commit replaces costs the same in
 /// a store of any size.
 pub(super) fn clear_replaced(disk: &mut Disk, before: &Manifest, manifest: &Manifest) {
-    let written = |id| {
-        manifest
-            .banks
-            .get(id)
-            .map(|bank: &BankRecord| bank.generation)
-    };
-    let banks = before.banks.iter();
-    let banks = banks.filter(|(id, record)| written(id) != Some(record.generation));
-    let variants = before.variants.iter();
-    let variants = variants.filter(|(name, _)| !manifest.variants.contains_key(*name));
-    let (mut files, mut unused) = (Vec::new(), BTreeSet::new());
-    for (id, record) in banks {
-        let (file, _) = of_bank(id, record);
-        if written(id).is_none() {
-            unused.extend(file.parent().map(Path::to_owned));
-        }
-        files.push(file);
-    }
-    for (file, _) in variants.flat_map(|(name, record)| of_variant(name, record)) {
-        unused.extend(file.parent().map(Path::to_owned));
-        files.push(file);
-    }
+    let named = of(manifest);
+    let files: Vec<_> = of(before)
+        .into_keys()
+        .filter(|file| !named.contains_key(file))
+        .collect();
+    let in_use: BTreeSet<_> = named.keys().filter_map(|path| path.parent()).collect();
+    let left = files.iter().filter_map(|file| file.parent());
+    let unused: BTreeSet<_> = left
+        .filter(|directory| !in_use.contains(directory))
+        .map(Path::to_owned)
+        .collect();
     remove(disk, &files, &unused);
 }
 

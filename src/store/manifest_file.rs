@@ -5,6 +5,7 @@ use std::io;
 
 use serde::Deserialize;
 
+use super::former::{self, FORMER};
 use super::manifest::FORMAT;
 use super::{Error, Manifest, Operation, files};
 use crate::superposition::Digest;
@@ -23,27 +24,26 @@ pub(super) fn encode(manifest: &Manifest) -> Result<Vec<u8>, Error> {
     Ok([START, digest.as_bytes(), b"\",", fields, b"\n"].concat())
 }
 
-pub(super) fn decode(file: &[u8]) -> Result<Manifest, Error> {
+/// The manifest, and the format that it was written in.
+pub(super) fn decode(file: &[u8]) -> Result<(Manifest, u32), Error> {
     let corrupt = |detail: String| Error::Corrupt {
         path: files::MANIFEST.into(),
         detail,
     };
     let fields = verified(file).ok_or_else(|| corrupt("its checksum does not fit".to_owned()))?;
     let json = [b"{", fields].concat();
-    // The version first: a later format may have other fields.
+    // The version first: another format has other fields.
     let Version { format } =
         serde_json::from_slice(&json).map_err(|error| corrupt(error.to_string()))?;
-    if format != FORMAT {
-        return Err(Error::Format {
-            found: format,
-            supported: FORMAT,
-        });
-    }
-    let manifest: Manifest =
-        serde_json::from_slice(&json).map_err(|error| corrupt(error.to_string()))?;
+    let manifest = match format {
+        FORMAT => serde_json::from_slice(&json),
+        FORMER => former::decode(&json),
+        found => return Err(Error::Format { found }),
+    };
+    let manifest: Manifest = manifest.map_err(|error| corrupt(error.to_string()))?;
     match manifest.contradiction() {
         Some(detail) => Err(corrupt(detail)),
-        None => Ok(manifest),
+        None => Ok((manifest, format)),
     }
 }
 

@@ -35,7 +35,7 @@ pub(super) fn members(
             continue;
         };
         let mut moments = Moments::default();
-        for id in &record.banks {
+        for id in record.banks() {
             if !changed.contains_key(id) && !unchanged.contains_key(id) {
                 unchanged.insert(*id, store.load_bank(id)?);
             }
@@ -48,7 +48,7 @@ pub(super) fn members(
                 .for_each(|part| moments += part);
         }
         record.quality = Some(Quality {
-            cosine: moments.cosine() as f32,
+            cosine: Some(moments.cosine() as f32),
             relative_error: moments.relative_error() as f32,
         });
     }

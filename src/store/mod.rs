@@ -1,27 +1,33 @@
-//! The store: a directory that holds the superpositions, what each variant keeps whole, and one manifest. The only
-//! module that writes files.
+//! The store: a directory that holds what each variant keeps, the superpositions, and one manifest. The only module that
+//! writes files.
 //!
 //! ```text
-//! manifest.json                             what the last committed generation consists of
-//! banks/<bank>/<generation>.safetensors     a superposition in fixed point, as of the generation that changed it
-//! variants/<name>/private.safetensors       gains, and the deltas of vectors
-//! variants/<name>/delta.safetensors         the archived delta, unless the store keeps none
-//! lock                                      held by the process that has the store open
+//! manifest.json                                what the last committed generation consists of
+//! variants/<name>/coded-<digest>.safetensors   all of a variant that is kept by itself
+//! variants/<name>/private-<digest>.safetensors gains, and the deltas of vectors, of a superposed one
+//! variants/<name>/delta-<digest>.safetensors   its archived delta, unless the store keeps none
+//! banks/<bank>/<generation>.safetensors        a superposition in fixed point, as of the generation that changed it
+//! manifest.format-1.json                       the last manifest of the former format, where the store began in it
+//! lock                                         held by the process that has the store open; bytes in it are given back to a full
+//!                                              disk, so that variants can be removed there
 //! ```
 //!
-//! A file that a manifest names is never written again. A commit writes new files beside the old ones, then
-//! renames the new manifest over the old: that rename is the commit point. Whatever a crash leaves, the manifest
-//! names a whole generation, and what it does not name is cleared.
+//! A file that a manifest names is never written again: names carry a digest or a generation. A commit writes new files beside
+//! the old ones, then renames the new manifest over the old: that rename is the commit point. Whatever a crash leaves, the
+//! manifest names a whole generation, and what it does not name is cleared.
 
 mod bank_id;
+mod coded;
 mod disk;
 mod error;
 mod files;
+mod former;
 mod manifest;
 mod manifest_file;
 mod measure;
 mod name;
 mod placement;
+mod reserve;
 mod sampling;
 #[cfg(test)]
 mod tests;
@@ -31,14 +37,17 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 pub use bank_id::{BankId, BankKind};
+pub use coded::CodedFile;
 pub use disk::{Operation, Watch};
 pub use error::Error;
 pub use manifest::{
-    BankRecord, FileRecord, Manifest, Options, Quality, Scales, TransformRecord, VariantRecord,
+    BankRecord, CodedRecord, FileRecord, Keep, Kept, Manifest, Options, Quality, Scales, Share,
+    TransformRecord, VariantRecord,
 };
 pub use name::{BASE, check_name, shown};
 pub use placement::emptiest;
 pub use sampling::{Blocks, Process, SamplerDefaults};
+pub use transaction::Staged;
 
 use crate::superposition::{Bank, Delta, Digest, NamedTensors, Private};
 use disk::{Disk, Lock};
@@ -68,14 +77,24 @@ impl BaseFacts {
 #[derive(Clone, Debug)]
 pub struct NewVariant {
     pub name: String,
-    /// The first eight bytes of the delta's digest where `None`.
-    pub seed: Option<u64>,
-    pub delta: Delta,
+    pub content: Content,
     /// Where it came from, for people.
     pub source: String,
     pub process: Process,
     pub defaults: SamplerDefaults,
     pub scales: Scales,
+}
+
+/// What is kept of a variant.
+#[derive(Clone, Debug)]
+pub enum Content {
+    /// Goes into banks. The seed is the first eight bytes of the delta's digest where `None`.
+    Superposed {
+        delta: Box<Delta>,
+        seed: Option<u64>,
+    },
+    /// Is kept as it is.
+    Coded(CodedFile),
 }
 
 /// What a change is busy with, in this order.
@@ -102,7 +121,9 @@ pub struct Store {
     disk: Disk,
     base: BaseFacts,
     manifest: Manifest,
-    _lock: Lock,
+    /// The manifest's file where it is of the former format.
+    former: Option<Vec<u8>>,
+    lock: Lock,
 }
 
 impl Store {
@@ -143,12 +164,15 @@ impl Store {
             &manifest_file::encode(&manifest)?,
         )?;
         disk.sync_directory(Path::new(""))?;
-        Ok(Store {
+        let mut store = Store {
             disk,
             base,
             manifest,
-            _lock: lock,
-        })
+            former: None,
+            lock,
+        };
+        store.fill_reserve();
+        Ok(store)
     }
 
     /// [`Store::open`], with every write operation announced to `watch`.
@@ -160,16 +184,24 @@ impl Store {
         }
         let mut disk = Disk::new(dir, watch);
         let lock = disk.lock()?;
-        let manifest = manifest_file::decode(&disk.read(Path::new(files::MANIFEST))?)?;
+        let file = disk.read(Path::new(files::MANIFEST))?;
+        let (manifest, format) = manifest_file::decode(&file)?;
         manifest.check(&base)?;
         files::verify(&disk, &manifest)?;
         files::clear(&mut disk, &manifest);
-        Ok(Store {
+        let former = (format == former::FORMER).then_some(file);
+        if former.is_some() {
+            disk.remove_if_there(files::FORMER_MANIFEST);
+        }
+        let mut store = Store {
             disk,
             base,
             manifest,
-            _lock: lock,
-        })
+            former,
+            lock,
+        };
+        store.fill_reserve();
+        Ok(store)
     }
 
     /// What the current generation consists of.
@@ -181,7 +213,12 @@ impl Store {
         self.disk.root()
     }
 
-    /// Adds one variant; it goes into the banks with the fewest members.
+    /// Whether the directory is still in the former format, which the first change brings to the present one.
+    pub fn is_former(&self) -> bool {
+        self.former.is_some()
+    }
+
+    /// Adds one variant; a superposed one goes into the banks with the fewest members.
     pub fn add(
         &mut self,
         variant: NewVariant,
@@ -191,7 +228,7 @@ impl Store {
         self.add_all(vec![variant], expected_generation, progress)
     }
 
-    /// Adds several variants in one commit, spread over as few banks as hold them: all of them, or none.
+    /// Adds several variants in one commit, superposed ones spread over as few banks as hold them: all of them, or none.
     pub fn add_all(
         &mut self,
         variants: Vec<NewVariant>,
@@ -208,7 +245,7 @@ impl Store {
         variants: Vec<NewVariant>,
         expected_generation: Option<u64>,
         progress: &mut dyn FnMut(Stage),
-        accept: impl FnOnce(&Store) -> Result<(), E>,
+        accept: impl FnOnce(&mut Staged) -> Result<(), E>,
     ) -> Result<Commit, E> {
         progress(Stage::Accumulating);
         let mut transaction = Transaction::begin(self, expected_generation)?;
@@ -219,7 +256,33 @@ impl Store {
         transaction.commit(progress, accept)
     }
 
-    /// Removes a variant. A store without an archive needs its delta, and checks that it is the one that was added.
+    /// Puts `variant` in the place of the one of its name, whose delta must be `expected`: in one commit, so that the name is
+    /// never missing. As [`Store::add_if`] and [`Store::remove_if`] otherwise; a superposed one is taken out by its archive.
+    pub fn replace_if<E: From<Error>>(
+        &mut self,
+        variant: NewVariant,
+        expected: Digest,
+        expected_generation: Option<u64>,
+        progress: &mut dyn FnMut(Stage),
+        accept: impl FnOnce(&mut Staged) -> Result<(), E>,
+    ) -> Result<Commit, E> {
+        progress(Stage::Accumulating);
+        let mut transaction = Transaction::begin(self, expected_generation)?;
+        transaction.remove(&variant.name, None, Some(expected))?;
+        transaction.add(variant, 1)?;
+        transaction.commit(progress, accept)
+    }
+
+    /// Chooses how variants are kept from now on whose addition does not say.
+    pub fn choose(&mut self, keep: Keep, bits: f32) -> Result<(), Error> {
+        let mut transaction = Transaction::begin(self, None)?;
+        transaction.choose(keep, bits)?;
+        transaction.commit(&mut |_| {}, |_| Ok::<_, Error>(()))?;
+        Ok(())
+    }
+
+    /// Removes a variant. A superposed one needs its delta where the store has no archive of it, and the delta must be the one
+    /// that was added.
     pub fn remove(
         &mut self,
         name: &str,
@@ -237,11 +300,11 @@ impl Store {
         delta: Option<Delta>,
         expected_generation: Option<u64>,
         progress: &mut dyn FnMut(Stage),
-        accept: impl FnOnce(&Store) -> Result<(), E>,
+        accept: impl FnOnce(&mut Staged) -> Result<(), E>,
     ) -> Result<Commit, E> {
         progress(Stage::Accumulating);
         let mut transaction = Transaction::begin(self, expected_generation)?;
-        transaction.remove(name, delta)?;
+        transaction.remove(name, delta, None)?;
         transaction.commit(progress, accept)
     }
 
@@ -252,7 +315,7 @@ impl Store {
             .banks
             .get(id)
             .ok_or(Error::UnknownBank { bank: *id })?;
-        let path = files::bank(id, record.generation);
+        let path = files::of_bank(id, &record.file);
         let bank = files::load(&self.disk, &path, &record.file, Bank::from_bytes)?;
         let expected = self.empty_bank(id.kind);
         let shapes = |bank: &Bank| -> Vec<_> {
@@ -272,23 +335,26 @@ impl Store {
         Ok(bank)
     }
 
-    /// Reads a variant's private tensors.
-    pub fn load_private(&self, name: &str) -> Result<Private, Error> {
-        let record = self.variant(name)?;
-        files::load(
-            &self.disk,
-            &files::private(name),
-            &record.private,
-            Private::from_bytes,
-        )
-    }
-
-    /// Reads a variant's archived delta; `None` where the store keeps no archive of it.
-    pub fn load_delta(&self, name: &str) -> Result<Option<Delta>, Error> {
-        let Some(file) = &self.variant(name)?.archive else {
+    /// Reads a superposed variant's private tensors; `None` of one that is in no bank.
+    pub fn load_private(&self, name: &str) -> Result<Option<Private>, Error> {
+        let Kept::Superposed { private, .. } = &self.variant(name)?.kept else {
             return Ok(None);
         };
-        files::load(&self.disk, &files::archive(name), file, Delta::from_archive).map(Some)
+        let path = files::of_variant(name, private);
+        files::load(&self.disk, &path, private, Private::from_bytes).map(Some)
+    }
+
+    /// Reads a superposed variant's archived delta; `None` where the store keeps no archive of it.
+    pub fn load_delta(&self, name: &str) -> Result<Option<Delta>, Error> {
+        let Kept::Superposed {
+            archive: Some(archive),
+            ..
+        } = &self.variant(name)?.kept
+        else {
+            return Ok(None);
+        };
+        let path = files::of_variant(name, archive);
+        files::load(&self.disk, &path, archive, Delta::from_archive).map(Some)
     }
 
     /// The paths of the current generation's files, relative to the directory.

@@ -1,14 +1,36 @@
 //! A change of a store: everything is prepared in memory, then written, then committed by one rename.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::{
-    BankId, BankKind, BankRecord, Commit, Error, FileRecord, Manifest, NewVariant, Stage, Store,
-    VariantRecord, files, manifest_file, measure, name,
+    BankId, BankKind, BankRecord, Commit, Content, Error, FileRecord, Keep, Kept, Manifest,
+    NewVariant, Share, Stage, Store, TransformRecord, VariantRecord, files, manifest_file, measure,
+    name,
 };
-use crate::superposition::{Bank, Delta, Private};
+use crate::superposition::{Bank, Delta, Digest, Private};
+
+/// A store as a change will leave it, before that is committed.
+pub struct Staged<'a>(&'a mut Store);
+
+impl Deref for Staged<'_> {
+    type Target = Store;
+
+    fn deref(&self) -> &Store {
+        self.0
+    }
+}
+
+impl Staged<'_> {
+    /// Records what a variant was found to keep.
+    pub fn measured(&mut self, variant: &str, share: Share) {
+        if let Some(record) = self.0.manifest.variants.get_mut(variant) {
+            record.share = Some(share);
+        }
+    }
+}
 
 /// The next generation, as far as it has been prepared.
 pub(super) struct Transaction<'a> {
@@ -16,7 +38,7 @@ pub(super) struct Transaction<'a> {
     next: Manifest,
     /// Banks with new content.
     banks: BTreeMap<BankId, Bank>,
-    /// Deltas of the variants that are added.
+    /// Deltas of the superposed variants that are added.
     deltas: BTreeMap<String, Delta>,
     /// Files to write, by relative path.
     files: Vec<(PathBuf, Vec<u8>)>,
@@ -39,12 +61,16 @@ impl<'a> Transaction<'a> {
         })
     }
 
+    pub fn choose(&mut self, keep: Keep, bits: f32) -> Result<(), Error> {
+        (self.next.options.keep, self.next.options.bits) = (keep, bits);
+        self.next.options.check()
+    }
+
     /// Adds the first of `coming` variants.
     pub fn add(&mut self, variant: NewVariant, coming: usize) -> Result<(), Error> {
         let NewVariant {
             name,
-            seed,
-            delta,
+            content,
             source,
             process,
             defaults,
@@ -53,20 +79,71 @@ impl<'a> Transaction<'a> {
         name::check_name(&name)?;
         scales.check()?;
         // Some file systems do not tell upper from lower case.
-        if let Some(taken) = self
-            .next
-            .variants
-            .keys()
+        let taken = self.next.variants.keys();
+        if let Some(taken) = taken
+            .into_iter()
             .find(|taken| taken.eq_ignore_ascii_case(&name))
         {
             return Err(Error::NameTaken {
                 name: taken.clone(),
             });
         }
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let added = since.map_or(0, |since| since.as_secs());
+        let record = |kept, keep, seed, delta| VariantRecord {
+            kept,
+            transform: TransformRecord::of(keep),
+            seed,
+            scales,
+            process,
+            defaults,
+            delta,
+            source,
+            added,
+            quality: None,
+            share: None,
+        };
+        let record = match content {
+            Content::Superposed { delta, seed } => {
+                let (seed, digest) = self.superpose(&name, &delta, seed, coming)?;
+                let private = self.own("private", &name, Private::of(&delta).to_bytes());
+                let archived = self.next.options.archive.then(|| delta.to_archive());
+                let archive = archived.map(|bytes| self.own("delta", &name, bytes));
+                self.deltas.insert(name.clone(), *delta);
+                let banks = self.members_of(&name);
+                let kept = Kept::Superposed {
+                    banks,
+                    private,
+                    archive,
+                };
+                record(kept, Keep::Superposed, seed, digest)
+            }
+            Content::Coded(file) => {
+                file.check(&self.store.base)?;
+                let (bytes, facts) = file.into_parts();
+                let file = self.own("coded", &name, bytes);
+                VariantRecord {
+                    quality: facts.quality,
+                    share: facts.share.clone(),
+                    ..record(facts.kept(file), facts.keep, facts.seed, facts.delta)
+                }
+            }
+        };
+        self.next.variants.insert(name, record);
+        Ok(())
+    }
+
+    /// Accumulates a delta into a bank of each kind; its seed and its digest.
+    fn superpose(
+        &mut self,
+        name: &str,
+        delta: &Delta,
+        seed: Option<u64>,
+        coming: usize,
+    ) -> Result<(u64, Digest), Error> {
         delta.check(self.store.base.digest, &self.store.base.shapes)?;
         let digest = delta.digest();
         let seed = seed.unwrap_or_else(|| digest.seed());
-        let mut banks = Vec::new();
         for kind in BankKind::ALL {
             let id = self.next.place(kind, seed, coming);
             let bank = self.bank(id)?;
@@ -74,39 +151,38 @@ impl<'a> Transaction<'a> {
                 self.banks.remove(&id);
                 continue;
             }
-            bank.accumulate(&delta, seed)?;
-            self.record(id).members.push(name.clone());
-            banks.push(id);
+            bank.accumulate(delta, seed)?;
+            self.record(id).members.push(name.to_owned());
         }
-        let private = self.file(files::private(&name), Private::of(&delta).to_bytes());
-        let archived = self.next.options.archive.then(|| delta.to_archive());
-        let archive = archived.map(|bytes| self.file(files::archive(&name), bytes));
-        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        let added = since.map_or(0, |since| since.as_secs());
-        let record = VariantRecord {
-            banks,
-            seed,
-            scales,
-            process,
-            defaults,
-            delta: digest,
-            source,
-            added,
-            quality: None,
-            private,
-            archive,
-        };
-        self.next.variants.insert(name.clone(), record);
-        self.deltas.insert(name, delta);
-        Ok(())
+        Ok((seed, digest))
     }
 
-    pub fn remove(&mut self, name: &str, given: Option<Delta>) -> Result<(), Error> {
+    /// The banks that name a variant as their member.
+    fn members_of(&self, name: &str) -> Vec<BankId> {
+        let banks = self.next.banks.iter();
+        let of = banks.filter(|(_, bank)| bank.members.iter().any(|member| member == name));
+        of.map(|(id, _)| *id).collect()
+    }
+
+    /// Removes a variant, as a rule the one with the delta `expected`.
+    pub fn remove(
+        &mut self,
+        name: &str,
+        given: Option<Delta>,
+        expected: Option<Digest>,
+    ) -> Result<(), Error> {
         let record = self.store.variant(name)?.clone();
+        if let Some(expected) = expected.filter(|expected| *expected != record.delta) {
+            return Err(Error::DeltaMoved {
+                name: name.to_owned(),
+                expected,
+                found: record.delta,
+            });
+        }
         if let Some(found) = given
             .as_ref()
             .map(Delta::digest)
-            .filter(|found| *found != record.delta)
+            .filter(|found| *found != record.delta && record.coded().is_none())
         {
             let (name, expected) = (name.to_owned(), record.delta);
             return Err(Error::OtherDelta {
@@ -115,18 +191,20 @@ impl<'a> Transaction<'a> {
                 found,
             });
         }
-        let delta = match given {
-            Some(delta) => delta,
-            None => {
-                let needed = || Error::DeltaNeeded {
-                    name: name.to_owned(),
-                };
-                self.store.load_delta(name)?.ok_or_else(needed)?
+        if !record.banks().is_empty() {
+            let delta = match given {
+                Some(delta) => delta,
+                None => {
+                    let needed = || Error::DeltaNeeded {
+                        name: name.to_owned(),
+                    };
+                    self.store.load_delta(name)?.ok_or_else(needed)?
+                }
+            };
+            for id in record.banks() {
+                self.bank(*id)?.subtract(&delta, record.seed)?;
+                self.record(*id).members.retain(|member| member != name);
             }
-        };
-        for id in record.banks {
-            self.bank(id)?.subtract(&delta, record.seed)?;
-            self.record(id).members.retain(|member| member != name);
         }
         self.next.variants.remove(name);
         Ok(())
@@ -147,15 +225,16 @@ impl<'a> Transaction<'a> {
         let record = self.next.banks.entry(id).or_insert_with(|| BankRecord {
             generation: 0,
             members: Vec::new(),
-            file: FileRecord::of(&[]),
+            file: FileRecord::of(String::new(), &[]),
         });
         record.generation = self.next.generation;
         record
     }
 
-    fn file(&mut self, path: PathBuf, bytes: Vec<u8>) -> FileRecord {
-        let record = FileRecord::of(&bytes);
-        self.files.push((path, bytes));
+    /// A file of the variant `name` to write, called `what` and its digest.
+    fn own(&mut self, what: &str, name: &str, bytes: Vec<u8>) -> FileRecord {
+        let record = FileRecord::by_digest(what, &bytes);
+        self.files.push((files::of_variant(name, &record), bytes));
         record
     }
 
@@ -164,7 +243,7 @@ impl<'a> Transaction<'a> {
     pub fn commit<E: From<Error>>(
         mut self,
         progress: &mut dyn FnMut(Stage),
-        accept: impl FnOnce(&Store) -> Result<(), E>,
+        accept: impl FnOnce(&mut Staged) -> Result<(), E>,
     ) -> Result<Commit, E> {
         let members = |id| self.next.banks.get(id).map_or(0, |bank| bank.members.len());
         let dropped_banks: Vec<_> = self
@@ -183,22 +262,26 @@ impl<'a> Transaction<'a> {
 
         progress(Stage::Writing);
         let changed_banks: Vec<_> = self.banks.keys().copied().collect();
+        let generation = self.next.generation;
         for (id, bank) in std::mem::take(&mut self.banks) {
-            let file = self.file(files::bank(&id, self.next.generation), bank.to_bytes());
+            let bytes = bank.to_bytes();
+            let file = FileRecord::of(format!("{generation}.safetensors"), &bytes);
+            self.files.push((files::of_bank(&id, &file), bytes));
             let record = self.record(id);
             record.members.sort();
             record.file = file;
         }
-        let generation = self.next.generation;
+        // The manifest of the former format stays, for whoever goes back.
+        if let Some(former) = self.store.former.clone() {
+            self.files.push((files::FORMER_MANIFEST.into(), former));
+        }
+        let removes_only = self.files.is_empty();
         let accepted = self.write().map_err(E::from).and_then(|()| {
             progress(Stage::Committing);
             std::mem::swap(&mut self.store.manifest, &mut self.next);
-            let accepted = accept(self.store).and_then(|()| {
+            let accepted = accept(&mut Staged(self.store)).and_then(|()| {
                 let manifest = manifest_file::encode(&self.store.manifest)?;
-                Ok(self
-                    .store
-                    .disk
-                    .write(Path::new(files::MANIFEST), &manifest)?)
+                Ok(self.store.write_manifest(&manifest, removes_only)?)
             });
             if accepted.is_err() {
                 std::mem::swap(&mut self.store.manifest, &mut self.next);
@@ -206,18 +289,24 @@ impl<'a> Transaction<'a> {
             accepted
         });
         if let Err(error) = accepted {
-            files::clear(&mut self.store.disk, &self.store.manifest);
+            let store = self.store;
+            files::clear(&mut store.disk, &store.manifest);
+            if store.former.is_some() {
+                store.disk.remove_if_there(files::FORMER_MANIFEST);
+            }
             return Err(error);
         }
 
         // The rename has been done, so this generation is what the next start finds. Should the directory not be
         // synced, a power cut may still bring the old one back: then its files must be there.
+        self.store.former = None;
         match self.store.disk.sync_directory(Path::new("")) {
             Ok(()) => files::clear_replaced(&mut self.store.disk, &self.next, &self.store.manifest),
             Err(error) => {
                 tracing::warn!(%error, generation, "committed, but the manifest may not outlast a power cut")
             }
         }
+        self.store.fill_reserve();
         Ok(Commit {
             generation,
             changed_banks,
@@ -229,7 +318,7 @@ impl<'a> Transaction<'a> {
     fn write(&mut self) -> Result<(), Error> {
         let disk = &mut self.store.disk;
         // A file lasts once its directory is synced, and that once its own directory is.
-        let mut directories = BTreeSet::from([PathBuf::new()]);
+        let mut directories = BTreeSet::new();
         for (path, bytes) in std::mem::take(&mut self.files) {
             for directory in path.ancestors().skip(1) {
                 directories.insert(directory.to_owned());

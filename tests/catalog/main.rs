@@ -3,6 +3,7 @@
 mod changes;
 mod device;
 mod embedded;
+mod former;
 mod processes;
 mod refusals;
 mod starts;
@@ -79,6 +80,8 @@ fn config(data: &Path, base: BaseSource) -> CatalogConfig {
         bank_form: Form::Q4K,
         head_form: None,
         archive: true,
+        keep: None,
+        bits: None,
     }
 }
 
@@ -94,22 +97,12 @@ fn serve((catalog, generation): (Catalog, Generation)) -> (Catalog, EngineHandle
 }
 
 fn addition(name: &str, source: Source) -> AddRequest {
-    AddRequest {
-        name: name.into(),
-        seed: None,
-        source,
-        scale: None,
-        tuning: Tuning::default(),
-        defaults: Choice::default(),
-        expected_generation: None,
-    }
+    AddRequest::new(name, source)
 }
 
 fn add(catalog: &Catalog, name: &str, seed: u64) -> Result<VariantInfo, Error> {
-    catalog.add(
-        addition(name, Source::Bytes(checkpoint(&tuned(seed)))),
-        |_| {},
-    )
+    let addition = addition(name, Source::Bytes(checkpoint(&tuned(seed))));
+    Ok(catalog.add(addition, |_| {})?.variant)
 }
 
 fn request(variant: Option<&str>, max_tokens: usize) -> Request {

@@ -96,7 +96,8 @@ fn a_packed_delta_brings_its_process_and_defaults_again_and_again() {
     let (catalog, engine) = place.served();
     let info = catalog
         .add(addition("few", packed(remarks(BLOCKS))), |_| {})
-        .expect("add");
+        .expect("add")
+        .variant;
     let expected = Sampling {
         block_size: Some(4),
         ..usual()
@@ -110,7 +111,8 @@ fn a_packed_delta_brings_its_process_and_defaults_again_and_again() {
         .expect("remove");
     let again = catalog
         .add(addition("few", packed(remarks(BLOCKS))), |_| {})
-        .expect("again");
+        .expect("again")
+        .variant;
     assert_eq!((again.regime, &again.defaults), (BLOCKS, &expected));
     assert_eq!(text(&engine, "few"), before);
     drop((catalog, engine));
@@ -130,7 +132,7 @@ fn a_configuration_or_the_operator_says_what_a_checkpoint_is() {
             tuning,
             ..addition(name, source)
         };
-        let info = catalog.add(request, |_| {}).expect(name);
+        let info = catalog.add(request, |_| {}).expect(name).variant;
         assert!(!text(&engine, name).is_empty());
         info.regime
     };

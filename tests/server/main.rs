@@ -12,6 +12,7 @@ mod patience;
 mod processes;
 mod raw;
 mod refusals;
+mod replacing;
 mod soak;
 mod tenants;
 #[path = "../fixtures/tiny.rs"]
@@ -68,6 +69,8 @@ fn catalog_config(data: &Path) -> CatalogConfig {
         bank_form: Form::Q4K,
         head_form: None,
         archive: true,
+        keep: None,
+        bits: None,
     }
 }
 

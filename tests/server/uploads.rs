@@ -56,6 +56,7 @@ pub async fn add(
                 last = (progress.stage, progress.fraction);
             }
             Added::Variant(variant) => variants.push(variant),
+            Added::DryRun(dry_run) => panic!("{dry_run:?}"),
         }
     }
     assert!(last.0 > 0, "no progress was told");

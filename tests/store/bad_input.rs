@@ -76,10 +76,27 @@ fn a_generation_that_has_moved_is_refused() {
 }
 
 #[test]
+fn a_replacement_of_what_is_gone_is_refused() {
+    let error = refuse(|store| replace(store, "one", 2, 3));
+    assert!(
+        matches!(error, Error::DeltaMoved { expected, found, .. }
+            if expected == delta(2).digest() && found == delta(1).digest()),
+        "{error}"
+    );
+    let error = refuse(|store| replace(store, "three", 3, 4));
+    assert!(matches!(error, Error::UnknownVariant { .. }), "{error}");
+}
+
+#[test]
 fn a_delta_of_another_base_is_refused() {
     let with = |change: fn(&mut Delta)| {
+        let mut changed = delta(3);
+        change(&mut changed);
         let mut three = variant("three", 3);
-        change(&mut three.delta);
+        three.content = Content::Superposed {
+            delta: Box::new(changed),
+            seed: None,
+        };
         refuse(|store| store.add(three, None, &mut |_| {}))
     };
     let error = with(|delta| delta.base = Digest([7; 32]));
@@ -120,7 +137,7 @@ fn numbers_out_of_range_are_refused() {
         let options = Options {
             bank_capacity,
             head_capacity,
-            archive: true,
+            ..Options::default()
         };
         let refused = Store::create(dir.path(), facts(), options).err().unwrap();
         assert!(matches!(refused, Error::BadOption { field, .. } if field == bad));

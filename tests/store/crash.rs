@@ -1,6 +1,6 @@
 //! A process that is killed (SIGKILL) anywhere in a change leaves a whole generation.
 //!
-//! This test starts its own binary again as a child that adds and removes variants for ever. The child says on its
+//! This test starts its own binary again as a child that adds, replaces and removes variants for ever. The child says on its
 //! standard error that it is about to do a disk operation, a byte for each; the parent kills it after a number of
 //! bytes drawn at random. No clock decides where.
 
@@ -33,19 +33,29 @@ fn crash_child() {
     loop {
         let k = stream.below(VARIANTS);
         let name = format!("v{k}");
-        if store.manifest().variants.contains_key(&name) {
-            remove(&mut store, &name).unwrap();
-        } else {
-            add(&mut store, &name, k as u64).unwrap();
-        }
+        let [one, other] = [k, k + VARIANTS].map(|k| k as u64);
+        match store
+            .manifest()
+            .variants
+            .get(&name)
+            .map(|found| found.delta)
+        {
+            None => add(&mut store, &name, one).unwrap(),
+            Some(_) if stream.below(2) == 0 => remove(&mut store, &name).unwrap(),
+            Some(found) if found == delta(one).digest() => {
+                replace(&mut store, &name, one, other).unwrap()
+            }
+            Some(_) => replace(&mut store, &name, other, one).unwrap(),
+        };
     }
 }
 
 #[test]
 fn a_killed_process_leaves_a_whole_generation() {
     let dir = tempfile::tempdir().unwrap();
-    let deltas: BTreeMap<_, _> = (0..VARIANTS)
-        .map(|k| (format!("v{k}"), delta(k as u64)))
+    let all: BTreeMap<_, _> = (0..2 * VARIANTS)
+        .map(|k| delta(k as u64))
+        .map(|delta| (delta.digest(), delta))
         .collect();
     let mut stream = Stream::new(Key::derive(&[b"kill points"]));
     let (mut generation, mut strays) = (0, 0);
@@ -80,7 +90,9 @@ fn a_killed_process_leaves_a_whole_generation() {
             "a committed generation was lost"
         );
         generation = store.manifest().generation;
-        assert_whole(&store, &deltas);
+        let variants = store.manifest().variants.iter();
+        let deltas = variants.map(|(name, record)| (name.clone(), all[&record.delta].clone()));
+        assert_whole(&store, &deltas.collect());
         strays += usize::from(left > files_in(dir.path()).len());
     }
     // The kills did land inside changes, and changes were made.

@@ -47,16 +47,21 @@ fn copy(from: &Path, to: &Path) {
 }
 
 /// Runs `change` with a fault at its first operation, its second, and so on until it gets through untouched. It
-/// must either fail and change nothing or succeed.
-fn every_fault(change: impl Fn(&mut Store) -> Result<Commit, Error>) {
+/// must either fail and change nothing or succeed; then the variants are those that `after` has made of the ones before.
+fn every_fault(
+    change: impl Fn(&mut Store) -> Result<Commit, Error>,
+    after: impl Fn(&mut BTreeMap<String, Delta>),
+) {
     let original = tempfile::tempdir().unwrap();
     let mut store = create(original.path());
-    let mut deltas = BTreeMap::from([("new".to_owned(), delta(9))]);
+    let mut deltas = BTreeMap::new();
     for k in 1..4 {
         let name = format!("v{k}");
         add(&mut store, &name, k).unwrap();
         deltas.insert(name, delta(k));
     }
+    let mut changed = deltas.clone();
+    after(&mut changed);
     let before = store.manifest().clone();
     drop(store);
     for for_good in [false, true] {
@@ -78,16 +83,16 @@ fn every_fault(change: impl Fn(&mut Store) -> Result<Commit, Error>) {
                 }
                 Err(other) => panic!("{other}"),
             }
-            let after = store.manifest().clone();
+            let found = store.manifest().clone();
             drop(store);
             // What a new start finds is what the open store said, whole and without strays.
             let mut store = Store::open(dir.path(), facts()).unwrap();
-            assert_eq!(*store.manifest(), after, "operation {at}");
-            assert_whole(&store, &deltas);
+            assert_eq!(*store.manifest(), found, "operation {at}");
+            assert_whole(&store, if outcome.is_ok() { &changed } else { &deltas });
             // And the change that failed can be made again.
             if outcome.is_err() && at % 4 == 0 {
                 change(&mut store).unwrap();
-                assert_whole(&store, &deltas);
+                assert_whole(&store, &changed);
             }
             if disk.done.load(Ordering::Relaxed) <= at {
                 break;
@@ -99,12 +104,26 @@ fn every_fault(change: impl Fn(&mut Store) -> Result<Commit, Error>) {
 
 #[test]
 fn a_full_disk_leaves_nothing_half_added() {
-    every_fault(|store| add(store, "new", 9));
+    every_fault(
+        |store| add(store, "new", 9),
+        |deltas| drop(deltas.insert("new".into(), delta(9))),
+    );
 }
 
 #[test]
 fn a_full_disk_leaves_nothing_half_removed() {
-    every_fault(|store| remove(store, "v2"));
+    every_fault(
+        |store| remove(store, "v2"),
+        |deltas| drop(deltas.remove("v2")),
+    );
+}
+
+#[test]
+fn a_full_disk_leaves_nothing_half_replaced() {
+    every_fault(
+        |store| replace(store, "v2", 2, 9),
+        |deltas| drop(deltas.insert("v2".into(), delta(9))),
+    );
 }
 
 #[test]

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 
 use choir::rng::{Key, Stream};
 use choir::store::{
-    BankKind, BaseFacts, Commit, Error, NewVariant, Options, Process, SamplerDefaults, Scales,
-    Store,
+    BankKind, BaseFacts, Commit, Content, Error, NewVariant, Options, Process, SamplerDefaults,
+    Scales, Store,
 };
 use choir::superposition::{Bank, Delta, Digest, HEAD, NamedTensor, NamedTensors, Private, Scheme};
 
@@ -62,8 +62,10 @@ fn delta(seed: u64) -> Delta {
 fn variant(name: &str, k: u64) -> NewVariant {
     NewVariant {
         name: name.to_owned(),
-        seed: None,
-        delta: delta(k),
+        content: Content::Superposed {
+            delta: Box::new(delta(k)),
+            seed: None,
+        },
         source: format!("fine-tune {k}"),
         process: Process::Absorbing,
         defaults: SamplerDefaults::default(),
@@ -77,6 +79,12 @@ fn create(dir: &Path) -> Store {
 
 fn add(store: &mut Store, name: &str, k: u64) -> Result<Commit, Error> {
     store.add(variant(name, k), None, &mut |_| {})
+}
+
+/// Puts fine-tune `k` in the place of `before`.
+fn replace(store: &mut Store, name: &str, before: u64, k: u64) -> Result<Commit, Error> {
+    let expected = delta(before).digest();
+    store.replace_if(variant(name, k), expected, None, &mut |_| {}, |_| Ok(()))
 }
 
 fn remove(store: &mut Store, name: &str) -> Result<Commit, Error> {
@@ -139,11 +147,12 @@ fn assert_whole(store: &Store, deltas: &BTreeMap<String, Delta>) {
         );
         assert!(!record.members.is_empty() && record.members.len() <= bank.capacity);
     }
+    assert!(manifest.variants.keys().eq(deltas.keys()));
     for (name, record) in &manifest.variants {
-        assert_eq!(record.banks.len(), 2);
+        assert_eq!(record.banks().len(), 2);
         assert_eq!(
             store.load_private(name).unwrap(),
-            Private::of(&deltas[name])
+            Some(Private::of(&deltas[name]))
         );
         assert_eq!(record.delta, deltas[name].digest());
         let archived = store.load_delta(name).unwrap();

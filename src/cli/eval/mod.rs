@@ -6,8 +6,7 @@ use super::capacity::Capacity;
 use super::json::JsonArgs;
 use super::place::PlaceArgs;
 use super::scratch::Scratch;
-use crate::catalog::{AddRequest, BaseSource, Catalog, CatalogConfig, Source, Tuning};
-use crate::engine::Choice;
+use crate::catalog::{AddRequest, BaseSource, Catalog, CatalogConfig, Source};
 use crate::model::{DitConfig, Place, Regime};
 use crate::ops::quantized::Form;
 use crate::superposition::{Delta, NamedTensors, read_file};
@@ -158,15 +157,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
             let engine = engine(generation)?;
             catalog.attach(engine.clone());
             for own in &args.variants {
-                let request = AddRequest {
-                    name: own.name.clone(),
-                    seed: None,
-                    source: Source::Path(own.file()),
-                    scale: None,
-                    tuning: Tuning::default(),
-                    defaults: Choice::default(),
-                    expected_generation: None,
-                };
+                let request = AddRequest::new(own.name.clone(), Source::Path(own.file()));
                 catalog.add(request, |_| {})?;
             }
             let bytes = bytes(&catalog) - before;
@@ -212,6 +203,8 @@ impl Subjects {
             bank_form: form,
             head_form: None,
             archive: false,
+            keep: None,
+            bits: None,
         };
         Catalog::open(config, |_| {}).context("opening the store")
     }

@@ -44,7 +44,7 @@ impl AdminService {
         caller: &Caller,
         mut requests: Streaming<pb::AddVariantRequest>,
         events: &AddSender,
-    ) -> Result<pb::Variant, Status> {
+    ) -> Result<Event, Status> {
         let Some(Part::Header(header)) = upload::next(&mut requests)
             .await?
             .and_then(|request| request.part)
@@ -53,8 +53,12 @@ impl AdminService {
         };
         // Before the upload, not after it.
         store::check_name(&header.name)?;
-        if self.changes.catalog.get(&header.name).is_ok() {
-            return Err(store::Error::NameTaken { name: header.name }.into());
+        let replaces = header.replaces.as_deref().map(convert::replaces);
+        let replaces = replaces.transpose()?;
+        match (self.changes.catalog.get(&header.name), replaces) {
+            (Ok(_), None) => return Err(store::Error::NameTaken { name: header.name }.into()),
+            (Err(unknown), Some(_)) => return Err(unknown.into()),
+            _ => {}
         }
         let defaults = convert::choice(header.defaults).map_err(|error| {
             let error = error.to_string();
@@ -96,15 +100,25 @@ impl AdminService {
             scale: header.scale,
             tuning,
             defaults,
+            keep: convert::keep(header.keep)?,
+            bits: header.bits,
+            replaces,
+            min_share: header.min_share,
+            check_text: header.check_text,
+            dry_run: header.dry_run,
             expected_generation: header.expected_generation,
         };
+        let dry_run = request.dry_run;
         let events = events.clone();
         let told = move |progress: Progress| {
             let _held = &permit;
             tell(&events, convert::stage(progress.stage), progress.fraction)
         };
-        let info = self.changes.add(caller, field, request, told).await?;
-        Ok(convert::variant(info))
+        let added = self.changes.add(caller, field, request, told).await?;
+        Ok(match dry_run {
+            true => Event::DryRun(convert::dry_run(added)),
+            false => Event::Variant(convert::variant(added.variant)),
+        })
     }
 }
 
@@ -121,9 +135,7 @@ impl Admin for AdminService {
         let (service, requests) = (self.clone(), request.into_inner());
         tokio::spawn(async move {
             let end = service.add(&caller, requests, &sender).await;
-            let end = end.map(|variant| pb::AddVariantResponse {
-                event: Some(Event::Variant(variant)),
-            });
+            let end = end.map(|event| pb::AddVariantResponse { event: Some(event) });
             let _ = sender.send(end).await; // the client may have left
         });
         Ok(Response::new(ReceiverStream::new(receiver)))
@@ -225,6 +237,8 @@ impl Admin for AdminService {
             preempted: engine.preempted,
             tokens_reused: engine.tokens_reused,
             max_parts: convert::small(engine.max_parts),
+            coded: convert::small(catalog.coded),
+            low_rank: convert::small(catalog.low_rank),
         }))
     }
 }

@@ -5,7 +5,7 @@ mod sampling;
 
 pub use sampling::{choice, kappa_to_wire, path, process, profile_to_wire, sampling_to_wire};
 
-use crate::catalog::{Stage, VariantInfo};
+use crate::catalog::{Added, Stage, VariantInfo};
 use crate::engine::{self, Event, Priority, Reason};
 use crate::model::Process;
 use crate::model::tokenizer::{Message, Role};
@@ -13,6 +13,8 @@ use crate::pb;
 use crate::pb::piece::Piece as WirePiece;
 use crate::server::requests::{Given, Piece, Text};
 use crate::server::status::BadField;
+use crate::store::{Keep, Share};
+use crate::superposition::Digest;
 use std::time::Duration;
 
 /// Names and weights; a weight that is unset is 1.
@@ -145,6 +147,51 @@ pub fn event(event: Event, mix: &[(String, f32)]) -> Result<pb::GenerateResponse
     Ok(pb::GenerateResponse { event: Some(wire) })
 }
 
+/// What an addition would have come to, on the wire.
+pub fn dry_run(added: Added) -> pb::DryRun {
+    pb::DryRun {
+        variant: Some(variant(added.variant)),
+        disk_bytes: added.disk_bytes,
+        memory_bytes: added.memory_bytes,
+    }
+}
+
+/// How a variant is kept; nothing where the client does not say.
+pub fn keep(wire: i32) -> Result<Option<Keep>, BadField> {
+    match pb::Keep::try_from(wire) {
+        Ok(pb::Keep::Unspecified) => Ok(None),
+        Ok(pb::Keep::Coded) => Ok(Some(Keep::Coded)),
+        Ok(pb::Keep::Superposed) => Ok(Some(Keep::Superposed)),
+        Ok(pb::Keep::LowRank) => Ok(Some(Keep::LowRank)),
+        Err(_) => Err(BadField::new(
+            "header.keep",
+            format!("there is no number {wire}"),
+        )),
+    }
+}
+
+/// The digest of the delta that is to be replaced.
+pub fn replaces(text: &str) -> Result<Digest, BadField> {
+    let reason = "it is not 64 lower-case hexadecimal digits";
+    Digest::parse(text).ok_or_else(|| BadField::new("header.replaces", reason))
+}
+
+fn keep_to_wire(keep: Keep) -> pb::Keep {
+    match keep {
+        Keep::Coded => pb::Keep::Coded,
+        Keep::Superposed => pb::Keep::Superposed,
+        Keep::LowRank => pb::Keep::LowRank,
+    }
+}
+
+fn share(share: Share) -> pb::Share {
+    pb::Share {
+        share: share.share.into(),
+        method: share.method,
+        text_digest: share.text.to_string(),
+    }
+}
+
 /// A variant on the wire.
 pub fn variant(info: VariantInfo) -> pb::Variant {
     pb::Variant {
@@ -160,8 +207,13 @@ pub fn variant(info: VariantInfo) -> pb::Variant {
         seed: info.seed,
         scale: info.scale,
         banks: info.banks,
-        cosine: info.cosine,
-        relative_error: info.relative_error,
+        keep: keep_to_wire(info.keep).into(),
+        bits: info.bits.map(f64::from),
+        rates: info.rates,
+        bytes: info.bytes,
+        share: info.share.map(share),
+        cosine: info.cosine.map_or(f64::NAN, f64::from),
+        relative_error: info.relative_error.map_or(f64::NAN, f64::from),
         source: info.source,
         delta_digest: info.delta_digest,
         archived: info.archived,

@@ -1,8 +1,7 @@
 //! Loads and unloads: variants added from files of the server's own disk, and removed.
 
 use super::Service;
-use crate::catalog::{AddRequest, RemoveRequest, Source, Tuning};
-use crate::engine::Choice;
+use crate::catalog::{AddRequest, RemoveRequest, Source};
 use crate::kserve as pb;
 use crate::server::access::Caller;
 use crate::server::status::BadField;
@@ -69,14 +68,11 @@ impl Service {
             self.check(&request.model_name, "")?;
             return Ok(());
         };
+        let source = Source::Path(self.changes.file("path", &path)?);
         let request = AddRequest {
-            name: request.model_name,
             seed,
-            source: Source::Path(self.changes.file("path", &path)?),
             scale,
-            tuning: Tuning::default(),
-            defaults: Choice::default(),
-            expected_generation: None,
+            ..AddRequest::new(request.model_name, source)
         };
         self.changes.add(caller, "path", request, |_| {}).await?;
         Ok(())

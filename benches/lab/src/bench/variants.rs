@@ -6,12 +6,12 @@ use super::median;
 use crate::picture;
 use anyhow::{Context, Result, bail};
 use choir::catalog::base::{self, Shipped};
-use choir::catalog::{AddRequest, Catalog, RemoveRequest, Source, Stage, Tuning};
+use choir::catalog::{AddRequest, Catalog, RemoveRequest, Source, Stage};
 use choir::cli::bench::open_in;
 use choir::cli::json::JsonArgs;
 use choir::cli::scratch::Scratch;
 use choir::cli::serve::StoreArgs;
-use choir::engine::{Choice, Generation};
+use choir::engine::Generation;
 use choir::model::Mix;
 use clap::Args;
 use serde_json::{Value, json};
@@ -125,14 +125,10 @@ fn shipped_like(generation: &Generation) -> Result<Vec<Shipped>> {
 
 /// The `number`th of the made-up variants.
 fn synthetic(sources: &[Shipped], number: usize) -> AddRequest {
+    let source = Source::Bytes(sources[number % sources.len()].packed.to_vec());
     AddRequest {
-        name: format!("synthetic-{number:04}"),
         seed: Some(number as u64),
-        source: Source::Bytes(sources[number % sources.len()].packed.to_vec()),
-        scale: None,
-        tuning: Tuning::default(),
-        defaults: Choice::default(),
-        expected_generation: None,
+        ..AddRequest::new(format!("synthetic-{number:04}"), source)
     }
 }
 

@@ -27,6 +27,8 @@ impl Service {
             bank_form,
             head_form,
             archive: true,
+            keep: None,
+            bits: None,
         };
         let (catalog, generation) = Catalog::open(config, |_| ())?;
         Ok(Self {

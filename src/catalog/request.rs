@@ -1,0 +1,135 @@
+//! What is asked of a catalog, and how far it has come.
+
+use super::{BaseSource, Source, Tuning};
+use crate::engine::Choice;
+use crate::model::Place;
+use crate::ops::quantized::Form;
+use crate::store::{self, Keep};
+use crate::superposition::Digest;
+use std::path::PathBuf;
+
+/// Settings of a catalog.
+#[derive(Clone, Debug)]
+pub struct CatalogConfig {
+    /// Holds the store; made on the first start.
+    pub data_dir: PathBuf,
+    pub base: BaseSource,
+    /// Variants to a bank, 4 where absent; fixed when the store is made, and another number is refused later.
+    pub bank_capacity: Option<usize>,
+    /// The same for the output head's banks, 1 where absent.
+    pub head_capacity: Option<usize>,
+    /// Where the network runs.
+    pub place: Place,
+    /// The form that banks are served in.
+    pub bank_form: Form,
+    /// The form of the output head's banks; see [`Forms::new`](super::Forms::new) where absent.
+    pub head_form: Option<Form>,
+    /// Keep the delta of every superposed variant in the store, so that it can be removed without giving it again. Decided
+    /// when the store is made.
+    pub archive: bool,
+    /// How variants are kept whose addition does not say. Decided when the store is made.
+    pub keep: Option<Keep>,
+    /// Bits for each parameter of theirs, likewise.
+    pub bits: Option<f32>,
+}
+
+/// A variant to add.
+#[derive(Clone, Debug)]
+pub struct AddRequest {
+    pub name: String,
+    /// The first 8 bytes of the SHA-256 of the delta where absent, or the one that a coded file says.
+    pub seed: Option<u64>,
+    pub source: Source,
+    /// The scale c of the retrieved delta; 1 where absent.
+    pub scale: Option<f32>,
+    /// What it was tuned for, where the operator says so.
+    pub tuning: Tuning,
+    /// Sampling defaults; what is not chosen is what the file says, else usual for its process.
+    pub defaults: Choice,
+    /// How it is kept; as the store's options say where absent, or as a coded file is.
+    pub keep: Option<Keep>,
+    /// Bits for each parameter of a matrix, everything counted, likewise.
+    pub bits: Option<f32>,
+    /// Take the place of the variant of this name, whose delta has this digest.
+    pub replaces: Option<Digest>,
+    /// Refuse a variant that keeps less than this share of its fine-tune's gain.
+    pub min_share: Option<f32>,
+    /// A text to measure the share on where the file does not say it.
+    pub check_text: Option<String>,
+    /// Change nothing; say what would have come of it.
+    pub dry_run: bool,
+    /// Refuse unless the store is at this generation.
+    pub expected_generation: Option<u64>,
+}
+
+impl AddRequest {
+    /// An addition that asks for nothing else.
+    pub fn new(name: impl Into<String>, source: Source) -> Self {
+        AddRequest {
+            name: name.into(),
+            seed: None,
+            source,
+            scale: None,
+            tuning: Tuning::default(),
+            defaults: Choice::default(),
+            keep: None,
+            bits: None,
+            replaces: None,
+            min_share: None,
+            check_text: None,
+            dry_run: false,
+            expected_generation: None,
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct RemoveRequest {
+    /// The checkpoint again, where the store archives no delta.
+    pub delta: Option<Source>,
+    pub expected_generation: Option<u64>,
+}
+
+/// How far an operation has come.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Progress {
+    pub stage: Stage,
+    /// Of the whole operation, 0 to 1.
+    pub fraction: f32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    Reading,
+    Comparing,
+    Accumulating,
+    Measuring,
+    Writing,
+    Publishing,
+}
+
+impl Progress {
+    /// A stage at its beginning.
+    pub(super) fn at(stage: Stage) -> Self {
+        let fraction = match stage {
+            Stage::Reading => 0.0,
+            Stage::Comparing => 0.1,
+            Stage::Accumulating => 0.3,
+            Stage::Measuring => 0.5,
+            Stage::Writing => 0.7,
+            Stage::Publishing => 0.8,
+        };
+        Progress { stage, fraction }
+    }
+}
+
+impl From<store::Stage> for Stage {
+    fn from(stage: store::Stage) -> Self {
+        match stage {
+            store::Stage::Accumulating => Stage::Accumulating,
+            store::Stage::Measuring => Stage::Measuring,
+            store::Stage::Writing => Stage::Writing,
+            store::Stage::Committing => Stage::Publishing,
+        }
+    }
+}
