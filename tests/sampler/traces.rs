@@ -253,22 +253,27 @@ fn a2d_reveals_as_its_own_code_does() {
         let states = format!("{name}.states");
         let mut progress = Progress::Continue;
         for at in 0..count(trace, "denoise_forwards") {
-            let tokens = &family.row(&format!("{name}.x0"), at)[pads..];
+            let (before, after) = (family.row(&states, at), family.row(&states, at + 1));
+            // What was recorded begins with the block, or with the text where that is one block. -1: not there yet.
+            let padded = pads + prompt.len();
+            let there = after.iter().filter(|&&token| token != -1.0).count();
+            let first = match whole {
+                true => 0,
+                false => padded + (there - padded - 1) / block * block - pads,
+            };
             let recorded = Recorded {
-                tokens,
-                certainties: &family.row(&format!("{name}.confidence"), at)[pads..],
-                first: 0,
+                tokens: family.row(&format!("{name}.x0"), at),
+                certainties: family.row(&format!("{name}.confidence"), at),
+                first,
                 logits: None,
             };
             let (revealed, now) = step(&mut sampler, &recorded);
-            // -1: not there yet.
             let mask = family.number("mask_token_id") as f64;
-            let (before, after) = (family.row(&states, at), family.row(&states, at + 1));
             let changed = |&position: &usize| {
                 let unknown = [mask, -1.0].contains(&before[pads + position]);
                 unknown && ![mask, -1.0].contains(&after[pads + position])
             };
-            let theirs: Vec<usize> = (0..tokens.len()).filter(changed).collect();
+            let theirs: Vec<usize> = (0..after.len() - pads).filter(changed).collect();
             progress = now;
             match now {
                 Progress::Finished(_) if !stops.is_empty() => {}
