@@ -199,7 +199,7 @@ impl Tokenizer {
                 });
             }
         }
-        match self.model() == other.model() {
+        match self.merges() == other.merges() {
             true => Ok(()),
             false => Err(TokenizerError::OtherMerges),
         }
@@ -210,9 +210,9 @@ impl Tokenizer {
         vocab.map(|(piece, id)| (id, piece)).collect()
     }
 
-    /// Merges and all else that the model of the pieces is, in the one form that they are written in.
-    fn model(&self) -> Option<[u8; 32]> {
-        let text = serde_json::to_vec(self.inner.get_model()).ok()?;
-        Some(Sha256::digest(text).into())
+    /// How pieces are joined, in the one form that the library writes it in.
+    fn merges(&self) -> Option<serde_json::Value> {
+        let mut model = serde_json::to_value(self.inner.get_model()).ok()?;
+        model.get_mut("merges").map(serde_json::Value::take)
     }
 }

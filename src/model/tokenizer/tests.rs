@@ -20,9 +20,11 @@ fn pieces() -> (Value, Vec<&'static str>) {
     (vocab.into(), vec!["h e", "l l", "ll o", "he llo"])
 }
 
-const END: u32 = 50;
-const START: u32 = 51;
-const STOP: u32 = 52;
+/// Added tokens come after the pieces, without a gap.
+const END: u32 = 38;
+const START: u32 = 39;
+const STOP: u32 = 40;
+const THINK: u32 = 41;
 
 fn added() -> Value {
     let token = |id: u32, content: &str, special: bool| {
@@ -33,7 +35,7 @@ fn added() -> Value {
         token(END, "<|endoftext|>", true),
         token(START, "<|start|>", true),
         token(STOP, "<|stop|>", true),
-        token(53, "<think>", false)
+        token(THINK, "<think>", false)
     ])
 }
 
@@ -83,7 +85,7 @@ fn control_tokens_are_text_unless_asked() {
         [START, STOP]
     );
     // What is added but controls nothing is a piece like any other.
-    assert_eq!(tokenizer.encode("<think>").unwrap(), [53]);
+    assert_eq!(tokenizer.encode("<think>").unwrap(), [THINK]);
 }
 
 #[test]
@@ -105,8 +107,8 @@ fn what_begins_and_ends_a_text_is_read_from_the_files() {
     .unwrap();
     assert_eq!(read.begin(), Some(START));
     assert_eq!(read.ends(), [END, STOP]);
-    assert_eq!(read.mask(), Some(53));
-    assert_eq!(read.pieces(), 54);
+    assert_eq!(read.mask(), Some(THINK));
+    assert_eq!(read.pieces(), 42);
     let silent = json!({"bos_token": "<|start|>", "eos_token": null});
     let silent = folder(&[("tokenizer.json", json), ("tokenizer_config.json", silent)]).unwrap();
     assert_eq!((silent.begin(), silent.ends()), (None, &[][..]));
@@ -116,8 +118,8 @@ fn what_begins_and_ends_a_text_is_read_from_the_files() {
 fn pieces_and_merges_are_a_tokenizer_too() {
     let (vocab, merges) = pieces();
     let config = json!({"tokenizer_class": "GPT2Tokenizer", "added_tokens_decoder": {
-        "50": {"content": "<|endoftext|>", "special": true}, "51": {"content": "<|start|>", "special": true},
-        "52": {"content": "<|stop|>", "special": true}, "53": {"content": "<think>", "special": false}}});
+        "38": {"content": "<|endoftext|>", "special": true}, "39": {"content": "<|start|>", "special": true},
+        "40": {"content": "<|stop|>", "special": true}, "41": {"content": "<think>", "special": false}}});
     let read = |class: &str| {
         let mut config = config.clone();
         config["tokenizer_class"] = class.into();
@@ -169,11 +171,11 @@ fn other_pieces_are_named_and_other_layouts_accepted() {
         let more = json["added_tokens"][3].clone();
         let tokens = json["added_tokens"].as_array_mut().unwrap();
         tokens.push(more);
-        tokens[4]["id"] = 54.into();
+        tokens[4]["id"] = 42.into();
         tokens[4]["content"] = "<more>".into();
     });
     assert!(
-        matches!(longer, Err(TokenizerError::OtherPiece { id: 54, .. })),
+        matches!(longer, Err(TokenizerError::OtherPiece { id: 42, .. })),
         "{longer:?}"
     );
     let merged = other(&|json| json["model"]["merges"] = json!(["h e", "l l", "ll o"]));
