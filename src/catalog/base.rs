@@ -227,7 +227,10 @@ impl BaseSource {
     /// Everything about the base that is needed for as long as it is served.
     pub(super) fn load(&self, place: &Place) -> Result<Base, Error> {
         let mut architecture = self.architecture()?;
-        let tokenizer = self.tokenizer()?;
+        let mut tokenizer = self.tokenizer()?;
+        if architecture.conditioning.is_some() {
+            tokenizer.begin_as_ended(); // as the texts that these networks are trained on
+        }
         let (pieces, rows) = (tokenizer.pieces(), architecture.vocabulary.rows);
         if pieces > rows {
             return Err(self.refuse(format!(

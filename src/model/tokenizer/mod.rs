@@ -157,6 +157,11 @@ impl Tokenizer {
         self.begin
     }
 
+    /// Takes it that texts begin as they end, whatever the files say, unless they name what begins one.
+    pub fn begin_as_ended(&mut self) {
+        self.begin = self.begin.or(self.ends.first().copied());
+    }
+
     /// The tokens that end a text, or a turn.
     pub fn ends(&self) -> &[u32] {
         &self.ends
