@@ -135,6 +135,23 @@ fn inner_paths(tokens: &[String], depth: usize) -> Vec<String> {
     found
 }
 
+/// The same, and what it names of modules beside it and around it.
+fn all_paths(tokens: &[String], module: &[String]) -> Vec<String> {
+    let mut found = inner_paths(tokens, module.len());
+    for at in 0..tokens.len() {
+        if at > 0 && tokens[at - 1] == "::" {
+            continue;
+        }
+        let rest = &tokens[at..];
+        let supers = rest.chunks(2).take_while(|pair| pair[0] == "super").count();
+        if (1..module.len()).contains(&supers) {
+            let around = module[..module.len() - supers].join("::");
+            paths(&rest[2 * supers..], &format!("{around}::"), &mut found);
+        }
+    }
+    found
+}
+
 fn layer(name: &str) -> Option<usize> {
     ORDER.iter().position(|layer| *layer == name)
 }
@@ -292,7 +309,7 @@ fn protocols_do_not_know_each_other() {
         let mut seen = 0;
         for file in files(&format!("src/server/{protocol}")) {
             let source = fs::read_to_string(&file).expect("source");
-            for path in inner_paths(&tokens(&source), module(&file).len()) {
+            for path in all_paths(&tokens(&source), &module(&file)) {
                 let mut parts = path.split("::");
                 let named = (parts.next() == Some("server")).then(|| parts.next());
                 let other = named.flatten().filter(|name| *name != protocol);

@@ -269,7 +269,7 @@ async fn paths_are_read_only_under_the_roots_that_are_allowed() {
     fs::write(root.join("kjv"), packed("kjv")).expect("file");
     std::os::unix::fs::symlink(&outside, root.join("link")).expect("link");
     let server = start(Settings {
-        paths: Paths::under(&[root.clone()]).expect("root"),
+        paths: Paths::under(std::slice::from_ref(&root)).expect("root"),
         ..settings_with(&both())
     })
     .await;
