@@ -71,16 +71,21 @@ pub fn run(args: PackArgs) -> Result<()> {
     let (base, variant) = (read(&args.base)?, read(&args.variant)?);
     let weights = base.0.values().filter(|tensor| tensor.matrix().is_some());
     let weights = weights.map(|tensor| tensor.data.len()).sum();
-    let plan = Plan {
-        bits: args.bits,
-        ..Plan::default()
+    let remarks = remarks(&args)?;
+    let code = |low_rank| {
+        let plan = Plan {
+            bits: args.bits,
+            low_rank,
+            ..Plan::default()
+        };
+        let encoding = Encoding {
+            plan,
+            seed: args.seed,
+            remarks: remarks.clone(),
+        };
+        CodedDelta::between(&base, &variant, &encoding)
     };
-    let encoding = Encoding {
-        plan,
-        seed: args.seed,
-        remarks: remarks(&args)?,
-    };
-    let mut coded = CodedDelta::between(&base, &variant, &encoding)?;
+    let mut coded = code(Plan::default().low_rank)?;
     let subject = match (args.skill, &text) {
         (Some(skill), _) => Some(Subject::Skill(skill)),
         (None, Some(text)) => Some(Subject::Text(vec![Document {
@@ -90,10 +95,23 @@ pub fn run(args: PackArgs) -> Result<()> {
         }])),
         (None, None) => None,
     };
-    let scores = match &subject {
-        Some(subject) => Some(measure(&args, base, variant, &coded, subject)?),
-        None => None,
-    };
+    let mut scores = None;
+    if let Some(subject) = &subject {
+        // Whether thin factors pay only a measurement tells.
+        let other = code(!Plan::default().low_rank)?;
+        let score = |delta: Option<&CodedDelta>| score(&args, &base, delta, subject);
+        let [first, second] = [score(Some(&coded))?, score(Some(&other))?];
+        let second_is_better = second.nats_per_token < first.nats_per_token;
+        let tuned = scored(&args, variant.clone(), subject)?;
+        scores = Some([
+            score(None)?,
+            tuned,
+            if second_is_better { second } else { first },
+        ]);
+        if second_is_better {
+            coded = other;
+        }
+    }
     if let (Some(scores), Some(text)) = (&scores, &text) {
         let [base, variant, kept] = scores.map(|score| score.nats_per_token);
         let gain = base - variant;
@@ -134,33 +152,34 @@ fn remarks(args: &PackArgs) -> Result<Remarks> {
     })
 }
 
-/// Base, variant and packed variant, with the same noise. A uniform variant's own objective says nothing of its absorbing
-/// base, but much of the packing.
-fn measure(
+/// What the base with a delta reaches.
+fn score(
     args: &PackArgs,
-    base: NamedTensors,
-    variant: NamedTensors,
-    coded: &CodedDelta,
+    base: &NamedTensors,
+    delta: Option<&CodedDelta>,
     subject: &Subject,
-) -> Result<Scores> {
-    let mut folder = Folder::read(&args.variant)?;
-    let mut kept = base.clone();
-    for (name, tensor) in &mut kept.0 {
-        let delta = coded.dense(name).unwrap_or_default();
-        for (weight, delta) in tensor.data.iter_mut().zip(delta) {
+) -> Result<Score> {
+    let mut tensors = base.clone();
+    for (name, tensor) in &mut tensors.0 {
+        let delta = delta.and_then(|delta| delta.dense(name));
+        for (weight, delta) in tensor.data.iter_mut().zip(delta.unwrap_or_default()) {
             *weight += delta;
         }
     }
-    let mut score = |tensors: NamedTensors| -> Result<Score> {
-        folder.tensors = tensors.into_parts();
-        let model = Trainable::from_tensors(folder.config.clone(), &folder.tensors)?;
-        let objective = Objective::new(&folder.config, folder.clip)?;
-        let pieces = tokenizer::from_json(&folder.tokenizer)?;
-        let context = folder.config.model_length;
-        let validation = subject.validation(&objective, &pieces, context)?;
-        Ok(validation.score(&model, &objective, 0)?)
-    };
-    Ok([score(base)?, score(variant)?, score(kept)?])
+    scored(args, tensors, subject)
+}
+
+/// What weights reach, always with the same noise. A uniform variant's own objective says nothing of its absorbing base, but
+/// much of the packing.
+fn scored(args: &PackArgs, tensors: NamedTensors, subject: &Subject) -> Result<Score> {
+    let mut folder = Folder::read(&args.variant)?;
+    folder.tensors = tensors.into_parts();
+    let model = Trainable::from_tensors(folder.config.clone(), &folder.tensors)?;
+    let objective = Objective::new(&folder.config, folder.clip)?;
+    let pieces = tokenizer::from_json(&folder.tokenizer)?;
+    let context = folder.config.model_length;
+    let validation = subject.validation(&objective, &pieces, context)?;
+    Ok(validation.score(&model, &objective, 0)?)
 }
 
 fn show(

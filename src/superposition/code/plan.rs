@@ -1,9 +1,10 @@
 //! What each matrix gets of a budget of bits.
 //!
-//! What is lost of a fine-tune's gain is taken for the sum over the matrices of sensitivity · noise, noise being the power
-//! of what a code adds: the power of what is coded times D / (1 - D), D the code's mean squared error over Gaussian
-//! numbers (a gain that brings the row's own part back whole makes of an error of D such a noise). Each matrix begins with
-//! the least; then the step that saves most for a byte is taken, as long as one fits.
+//! What is lost of a fine-tune's gain is taken for the sum over the matrices of sensitivity · weights · noise. Noise is in parts of
+//! the matrix's own delta: the power that is left to code, times D / (1 - D), D the code's mean squared error over Gaussian
+//! numbers (a gain that brings the row's own part back whole makes of an error of D such a noise). It is not the power itself
+//! that counts: an optimiser may give a layer's matrices deltas many times as large as the embedding's, and the embedding's
+//! matters no less. Each matrix begins with the least; then the step that saves most for a byte is taken, as long as one fits.
 
 use std::collections::BTreeMap;
 
@@ -34,9 +35,10 @@ pub(super) fn codable(shape: &[usize]) -> Option<[usize; 2]> {
 pub struct Plan {
     /// For each weight of the base's matrices, everything counted: codes, factors, gains and what is kept whole.
     pub bits: f64,
-    /// By name, what noise of a power costs in comparison with the same in a matrix that is not here.
+    /// By name, what noise in a weight costs in comparison with the same part of noise in a matrix that is not here.
     pub sensitivities: BTreeMap<String, f64>,
-    /// Whether thin factors may be used.
+    /// Whether thin factors may be used. What they take of a delta's power does not tell what they keep of its gain: only a
+    /// measurement does.
     pub low_rank: bool,
 }
 
@@ -53,7 +55,7 @@ impl Default for Plan {
         Plan {
             bits: Plan::BITS,
             sensitivities: BTreeMap::from([(HEAD.to_owned(), 6.0), (EMBEDDING.to_owned(), 2.0)]),
-            low_rank: true,
+            low_rank: false,
         }
     }
 }
@@ -135,12 +137,13 @@ impl Survey<'_> {
             }
             low_rank = Some(found);
         }
+        let each = sensitivity.unwrap_or(1.0) * rotated.len() as f64 / power;
         let ways = thin.iter().flat_map(|&(rank, bytes, power)| {
             Rate::ALL.map(|rate| Way {
                 rate,
                 rank,
                 bytes: bytes + rows * (rate.row_bytes(cols) + 2),
-                cost: sensitivity.unwrap_or(1.0) * power * noise(rate),
+                cost: each * power * noise(rate),
             })
         });
         let (name, ways) = (name.to_owned(), ways.collect());

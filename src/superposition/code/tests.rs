@@ -45,6 +45,7 @@ fn coded(bits: f64) -> CodedDelta {
     let (base, tuned) = pair();
     let plan = Plan {
         bits,
+        low_rank: true,
         ..Plan::default()
     };
     CodedDelta::between(

@@ -107,12 +107,12 @@ impl Trellis {
                 for high in 0..1usize << K {
                     let window = group | high << (WINDOW - K);
                     let mut sum = best;
-                    for lane in 0..LANES {
-                        sum[lane] += self.squares[window];
+                    for sum in &mut sum {
+                        *sum += self.squares[window];
                     }
                     for (x, table) in x.iter().zip(doubled) {
-                        for lane in 0..LANES {
-                            sum[lane] -= x[lane] * table[window];
+                        for (sum, x) in sum.iter_mut().zip(x) {
+                            *sum -= x * table[window];
                         }
                     }
                     next[window] = sum;
