@@ -36,7 +36,7 @@ pub(super) fn prepare(
     tell(Stage::Comparing);
     let keep = request.keep.unwrap_or(options.keep);
     let tensors = base.tensors()?;
-    let delta = Delta::read(&tensors, &bytes).map_err(checkpoint(&origin))?;
+    let delta = base.delta(&tensors, &bytes).map_err(checkpoint(&origin))?;
     drop((bytes, tensors));
     let fine_tune = request.check_text.is_some().then(|| delta.clone());
     let content = match keep {

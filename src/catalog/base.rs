@@ -3,12 +3,12 @@
 use super::{Error, defaults, tuning};
 use crate::checkpoint::{self, Checkpoint, read_small};
 use crate::engine::Sampling;
-use crate::model::architecture::published::{Unfit, read};
-use crate::model::architecture::{TensorSpec, shapes};
+use crate::model::architecture::published::read;
+use crate::model::architecture::shapes;
 use crate::model::tokenizer::{GenerationConfig, Tokenizer};
 use crate::model::{Architecture, NetworkFacts, Place, Process, Regime, place};
 use crate::store::BaseFacts;
-use crate::superposition::{Digest, NamedTensor, NamedTensors, Refused, TensorDigest, Unreadable};
+use crate::superposition::{Delta, Digest, NamedTensors, Refused, TensorDigest, Unreadable};
 use serde::Deserialize;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -166,15 +166,8 @@ impl BaseSource {
             return NamedTensors::read(&checkpoint)
                 .map_err(|error| self.refuse(format!("model.safetensors: {error}")));
         }
-        let tensor = |spec: &TensorSpec| {
-            let (shape, data) = (spec.shape.clone(), read(&checkpoint, spec)?);
-            Ok((spec.name.clone(), NamedTensor { shape, data }))
-        };
-        let tensors = architecture.tensors.iter().map(tensor);
-        tensors
-            .collect::<Result<_, Unfit>>()
-            .map(NamedTensors)
-            .map_err(|error| self.refuse(error))
+        let tensors = architecture.tensors_of(&checkpoint);
+        tensors.map_err(|error| self.refuse(error))
     }
 
     /// The weights where they lie.
@@ -306,6 +299,18 @@ impl Base {
                 .source
                 .refuse("its weights have changed since they were loaded")),
         }
+    }
+
+    /// The delta in a file: a whole checkpoint by the names that the base's family publishes, or any form of a delta.
+    pub fn delta(&self, base: &NamedTensors, bytes: &[u8]) -> Result<Delta, Refused> {
+        let architecture = self.weights.architecture();
+        if architecture.conditioning.is_some() {
+            return Delta::read(base, bytes);
+        }
+        Delta::read_as(base, bytes, |bytes| {
+            let checkpoint = Checkpoint::from_bytes(bytes)?;
+            Ok(architecture.tensors_of(&architecture.unwrapped(checkpoint))?)
+        })
     }
 
     /// What the configuration beside a checkpoint says it was tuned for, where there is one.

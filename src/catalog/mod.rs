@@ -24,7 +24,6 @@ pub use tuning::Tuning;
 
 use crate::engine::{EngineHandle, Generation, MemoryPart};
 use crate::store::{self, Commit, Options, Staged, Store, Watch};
-use crate::superposition::Delta;
 use base::Base;
 use info::Snapshot;
 use instance::Served;
@@ -212,7 +211,8 @@ impl Catalog {
             self.workshop.prepare(|| {
                 let origin = source.origin();
                 let (bytes, _) = source.read(&self.base)?;
-                Delta::read(&self.base.tensors()?, &bytes).map_err(base::checkpoint(&origin))
+                let delta = self.base.delta(&self.base.tensors()?, &bytes);
+                delta.map_err(base::checkpoint(&origin))
             })
         };
         let given = request.delta.map(read).transpose()?;

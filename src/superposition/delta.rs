@@ -59,15 +59,23 @@ impl Delta {
     /// The delta in any of the forms a file may hold: a coded delta, a packed or an archived one, or a
     /// whole checkpoint.
     pub fn read(base: &NamedTensors, bytes: &[u8]) -> Result<Delta, Refused> {
+        Self::read_as(base, bytes, |bytes| {
+            Ok(NamedTensors::from_safetensors(bytes)?)
+        })
+    }
+
+    /// The same, with a whole checkpoint read by `whole`.
+    pub fn read_as(
+        base: &NamedTensors,
+        bytes: &[u8],
+        whole: impl FnOnce(&[u8]) -> Result<NamedTensors, Refused>,
+    ) -> Result<Delta, Refused> {
         let metadata = container::metadata(bytes)?;
         match metadata.get("format").map(String::as_str) {
             Some(packed::FORMAT) => Delta::from_packed(base, bytes),
             Some(archive::FORMAT) => Delta::from_archive_of(base, bytes),
             Some(code::FORMAT) => Delta::from_coded(base, &CodedDelta::from_bytes(bytes)?),
-            _ => Ok(Delta::between(
-                base,
-                &NamedTensors::from_safetensors(bytes)?,
-            )?),
+            _ => Ok(Delta::between(base, &whole(bytes)?)?),
         }
     }
 

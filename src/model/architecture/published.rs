@@ -2,6 +2,7 @@
 
 use super::{Architecture, TensorSpec};
 use crate::checkpoint::{Checkpoint, Unreadable};
+use crate::superposition::{Mismatch, NamedTensor, NamedTensors, Refused};
 
 /// What a checkpoint has not, or has in another shape.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +27,38 @@ impl Architecture {
             .flat_map(|spec| spec.parts.iter().map(|(name, _)| &**name))
             .collect();
         checkpoint.unwrapped(|name| names.contains(&name))
+    }
+
+    /// All tensors by their names inside, in f32. What else the checkpoint has does not matter.
+    ///
+    /// # Errors
+    /// Those of [`read`].
+    pub fn tensors_of(&self, checkpoint: &Checkpoint<'_>) -> Result<NamedTensors, Unfit> {
+        let tensor = |spec: &TensorSpec| {
+            let (shape, data) = (spec.shape.clone(), read(checkpoint, spec)?);
+            Ok((spec.name.clone(), NamedTensor { shape, data }))
+        };
+        let tensors: Result<_, Unfit> = self.tensors.iter().map(tensor).collect();
+        tensors.map(NamedTensors)
+    }
+}
+
+impl From<Unfit> for Refused {
+    fn from(unfit: Unfit) -> Self {
+        match unfit {
+            Unfit::Missing { tensor } => Mismatch::Missing { tensor }.into(),
+            Unfit::Shape {
+                tensor,
+                expected,
+                found,
+            } => Mismatch::Shape {
+                tensor,
+                expected,
+                found,
+            }
+            .into(),
+            Unfit::Unreadable(error) => error.into(),
+        }
     }
 }
 

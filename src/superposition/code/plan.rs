@@ -54,7 +54,15 @@ impl Default for Plan {
     fn default() -> Self {
         Plan {
             bits: Plan::BITS,
-            sensitivities: BTreeMap::from([(HEAD.to_owned(), 6.0), (EMBEDDING.to_owned(), 2.0)]),
+            // The DiT's, and the decoders'.
+            sensitivities: [
+                (HEAD, 6.0),
+                (EMBEDDING, 2.0),
+                ("head.weight", 6.0),
+                ("embedding.weight", 2.0),
+            ]
+            .map(|(name, cost)| (name.to_owned(), cost))
+            .into(),
             low_rank: false,
         }
     }
