@@ -4,7 +4,7 @@ use super::{Error, defaults, tuning};
 use crate::checkpoint::{self, Checkpoint, read_small};
 use crate::engine::Sampling;
 use crate::model::architecture::published::read;
-use crate::model::architecture::shapes;
+use crate::model::architecture::{self, shapes};
 use crate::model::tokenizer::{GenerationConfig, Tokenizer};
 use crate::model::{Architecture, NetworkFacts, Place, Process, Regime, place};
 use crate::store::BaseFacts;
@@ -331,12 +331,19 @@ impl Base {
         let Some(bytes) = beside("config.json") else {
             return Ok(None);
         };
-        let theirs = Architecture::read(&bytes).map_err(|error| Error::Checkpoint {
-            origin: checkpoint.display().to_string(),
-            source: Unreadable::Malformed {
-                detail: format!("beside it: {error}"),
-            }
-            .into(),
+        let origin = || checkpoint.display().to_string();
+        let theirs = Architecture::read(&bytes).map_err(|error| match error {
+            architecture::Refused::Field { field, .. } => Error::OtherConfig {
+                origin: origin(),
+                field,
+            },
+            error => Error::Checkpoint {
+                origin: origin(),
+                source: Unreadable::Malformed {
+                    detail: format!("beside it: {error}"),
+                }
+                .into(),
+            },
         })?;
         let ours = self.weights.architecture();
         let absorbing = theirs.regime.process == Process::Absorbing;

@@ -215,7 +215,7 @@ fn what_contradicts_or_cannot_be_is_refused() {
     let other = beside(&place, "other", |_| {});
     assert_eq!(field(other, absorbing), "process");
     let broken = beside(&place, "broken", |config| config.block_size = Some(0));
-    assert_eq!(field(broken, Tuning::default()), "config.json");
+    assert_eq!(field(broken, Tuning::default()), "block_size");
 
     for broken in ["", "null", "\"masked\"", "{}"] {
         for remarks in [
