@@ -301,16 +301,19 @@ impl Base {
         }
     }
 
-    /// The delta in a file: a whole checkpoint by the names that the base's family publishes, or any form of a delta.
-    pub fn delta(&self, base: &NamedTensors, bytes: &[u8]) -> Result<Delta, Refused> {
+    /// A whole checkpoint, by the names that the base's family publishes.
+    pub fn whole(&self, bytes: &[u8]) -> Result<NamedTensors, Refused> {
         let architecture = self.weights.architecture();
         if architecture.conditioning.is_some() {
-            return Delta::read(base, bytes);
+            return Ok(NamedTensors::from_safetensors(bytes)?);
         }
-        Delta::read_as(base, bytes, |bytes| {
-            let checkpoint = Checkpoint::from_bytes(bytes)?;
-            Ok(architecture.tensors_of(&architecture.unwrapped(checkpoint))?)
-        })
+        let checkpoint = Checkpoint::from_bytes(bytes)?;
+        Ok(architecture.tensors_of(&architecture.unwrapped(checkpoint))?)
+    }
+
+    /// The delta in a file: that of a whole checkpoint, or any form of a delta.
+    pub fn delta(&self, base: &NamedTensors, bytes: &[u8]) -> Result<Delta, Refused> {
+        Delta::read_as(base, bytes, |bytes| self.whole(bytes))
     }
 
     /// What the configuration beside a checkpoint says it was tuned for, where there is one.

@@ -5,10 +5,11 @@ use super::{Error, Forms, defaults, share, tuning};
 use crate::engine::{Generation, MemoryPart, VariantFacts};
 use crate::model::place::{self, Bank, Bytes, Variant, message};
 use crate::model::{VariantId, VariantWeights};
+use crate::ops::coded::Kept;
 use crate::ops::gpu::Fault;
 use crate::ops::quantized::Form;
 use crate::store::{self, BankId, BankKind, FileRecord, Scales, Store, VariantRecord};
-use crate::superposition::{self, Delta, Private, Scheme};
+use crate::superposition::{self, CodedDelta, Delta, Private, Scheme};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 
@@ -105,23 +106,53 @@ fn serve_variant(
     name: &str,
     record: &VariantRecord,
 ) -> Result<Variant, Error> {
+    let weights = match store.load_coded(name)? {
+        Some(delta) => by_itself(delta, record.scales.default),
+        None => superposed(store, name, record)?,
+    };
+    base.weights
+        .variant(&weights)
+        .map_err(|error| not_built(store, &error))
+}
+
+/// A member of banks.
+fn superposed(store: &Store, name: &str, record: &VariantRecord) -> Result<VariantWeights, Error> {
     let mut private = store.load_private(name)?.unwrap_or_default();
     // The network knows one scale a variant; those that differ by tensor are multiplied into the gains.
     for (tensor, gains) in &mut private.gains {
         let scale = record.scales.of(tensor);
         gains.iter_mut().for_each(|gain| *gain *= scale);
     }
-    let weights = VariantWeights {
+    Ok(VariantWeights {
         seed: record.seed,
         scale: 1.0,
         banks: Vec::new(),
         gains: private.gains,
         kept: BTreeMap::new(),
         vectors: private.vectors,
-    };
-    base.weights
-        .variant(&weights)
-        .map_err(|error| not_built(store, &error))
+    })
+}
+
+/// One that is kept by itself. Tensors that are no matrices are not scaled.
+fn by_itself(delta: CodedDelta, scale: f32) -> VariantWeights {
+    let (mut kept, mut vectors) = (BTreeMap::new(), BTreeMap::new());
+    for (name, tensor) in delta.tensors {
+        match tensor.kept {
+            Kept::Whole(values) if tensor.shape.len() != 2 => {
+                let values = values.iter().map(|value| value.to_f32());
+                vectors.insert(name, values.collect());
+            }
+            matrix => drop(kept.insert(name, matrix)),
+        }
+    }
+    VariantWeights {
+        seed: delta.seed,
+        scale,
+        banks: Vec::new(),
+        gains: BTreeMap::new(),
+        kept,
+        vectors,
+    }
 }
 
 fn serve(store: &Store, base: &Base, id: &BankId, forms: Forms) -> Result<Bank, Error> {

@@ -2,6 +2,7 @@
 
 mod addition;
 pub mod base;
+mod convert;
 pub mod defaults;
 pub mod error;
 mod forms;
@@ -15,6 +16,7 @@ mod tuning;
 mod workshop;
 
 pub use base::BaseSource;
+pub use convert::{Converted, convert};
 pub use error::Error;
 pub use forms::Forms;
 pub use info::{Status, VariantInfo};
@@ -108,7 +110,7 @@ impl Catalog {
         // Generation 0 is a store to which nothing was ever committed: also one whose first start was cut off.
         if store.manifest().generation == 0 && matches!(config.base, BaseSource::Embedded) {
             progress(Progress::at(Stage::Comparing));
-            let variants = addition::shipped(&base)?;
+            let variants = addition::shipped(&base, store.manifest().options)?;
             store.add_all(variants, None, &mut |stage| {
                 progress(Progress::at(stage.into()))
             })?;

@@ -17,6 +17,7 @@ mod score;
 pub mod scratch;
 pub mod serve;
 mod status;
+mod store;
 pub mod train;
 mod variants;
 
@@ -44,6 +45,7 @@ enum Command {
     Score(score::ScoreArgs),
     Variants(variants::VariantsArgs),
     Status(status::StatusArgs),
+    Store(store::StoreArgs),
     Train(train::TrainArgs),
     Pack(train::pack::PackArgs),
     Bench(bench::BenchArgs),
@@ -59,6 +61,7 @@ pub fn run() -> Result<()> {
         Command::Score(args) => score::run(args),
         Command::Variants(args) => variants::run(args),
         Command::Status(args) => status::run(args),
+        Command::Store(args) => store::run(args),
         Command::Train(args) => train::run(args),
         Command::Pack(args) => train::pack::run(args),
         Command::Bench(args) => bench::run(args),

@@ -255,7 +255,7 @@ fn usual_cache(network: &dyn Denoiser, page_tokens: usize, memory: Option<u64>) 
 }
 
 /// `$XDG_DATA_HOME/choir/store`, or the same under `~/.local/share`.
-fn default_data_dir() -> Result<PathBuf> {
+pub fn default_data_dir() -> Result<PathBuf> {
     let absolute = |name: &str| {
         std::env::var_os(name)
             .map(PathBuf::from)
@@ -311,7 +311,7 @@ pub fn run(args: ServeArgs) -> Result<()> {
     catalog.attach(engine.clone());
     if catalog.is_former() {
         tracing::info!(
-            "the store is of an earlier format: its variants are superposed; its first change upgrades it"
+            "the store is of an earlier format: its variants are superposed; `choir store convert` codes them from their archives"
         );
     }
     let status = catalog.status();

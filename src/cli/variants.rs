@@ -26,7 +26,7 @@ enum What {
     /// Put another in the place of a variant, in one step. Requests that run on the old one finish.
     Replace(Box<add::ReplaceArgs>),
     /// Remove a variant. Requests that run on it finish.
-    Remove(RemoveArgs),
+    Remove(Box<RemoveArgs>),
     /// List all variants.
     List(ListArgs),
     /// Show one variant.
@@ -83,7 +83,7 @@ pub fn run(args: VariantsArgs) -> Result<()> {
         match args.what {
             What::Add(args) => add::add(*args).await,
             What::Replace(args) => add::replace(*args).await,
-            What::Remove(args) => remove(args).await,
+            What::Remove(args) => remove(*args).await,
             What::List(args) => list(args).await,
             What::Show(args) => show(args).await,
         }

@@ -120,12 +120,15 @@ impl<'a> Transaction<'a> {
             }
             Content::Coded(file) => {
                 file.check(&self.store.base)?;
-                let (bytes, facts) = file.into_parts();
-                let file = self.own("coded", &name, bytes);
+                let (keep, quality, share) = (file.keep(), file.quality(), file.share());
+                let (seed, digest) = (file.delta().seed, file.delta().about.source);
+                let (coded, bytes) = file.record(&self.store.base);
+                self.files
+                    .push((files::of_variant(&name, &coded.file), bytes));
                 VariantRecord {
-                    quality: facts.quality,
-                    share: facts.share.clone(),
-                    ..record(facts.kept(file), facts.keep, facts.seed, facts.delta)
+                    quality: Some(quality),
+                    share,
+                    ..record(keep.alone(coded), keep, seed, digest)
                 }
             }
         };

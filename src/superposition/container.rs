@@ -130,6 +130,13 @@ pub(super) fn metadata(bytes: &[u8]) -> Result<BTreeMap<String, String>, Unreada
         .collect())
 }
 
+/// Whether a file is of this crate's own kinds, by the format in its metadata: no checkpoint.
+pub fn is_own(bytes: &[u8]) -> bool {
+    let metadata = metadata(bytes).unwrap_or_default();
+    let format = metadata.get("format");
+    format.is_some_and(|format| format.starts_with("choir/"))
+}
+
 fn wrong_type(name: &str, view: &TensorView) -> Unreadable {
     Unreadable::Dtype {
         tensor: name.to_owned(),

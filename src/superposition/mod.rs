@@ -35,6 +35,7 @@ pub use bank::{AccumulateError, Bank};
 pub use bitdelta::{BitDelta, BitMatrix};
 pub use checkpoint::{NamedTensor, NamedTensors, read_file};
 pub use code::{About, CodedDelta, Encoding, KeptTensor, Measured, Plan, TooFewBits};
+pub use container::is_own;
 pub use delta::{Delta, DeltaMatrix};
 pub use digest::{Digest, TensorDigest};
 pub use fixed::{Cells, FixedTensor};

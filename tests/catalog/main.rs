@@ -4,6 +4,7 @@ mod changes;
 mod device;
 mod embedded;
 mod former;
+mod kept;
 mod processes;
 mod refusals;
 mod starts;

@@ -172,9 +172,10 @@ fn a_checkpoint_beside_another_tokenizer_or_configuration_is_refused() {
     let beside = |name: &str| path.with_file_name(name);
     let mut other: serde_json::Value = serde_json::from_str(&TINY.tokenizer).expect("tokenizer");
     let pieces = other["model"]["vocab"].as_object_mut().expect("pieces");
-    let mut ids = pieces.values_mut();
-    std::mem::swap(ids.next().expect("id"), ids.next().expect("id"));
-    drop(ids);
+    {
+        let mut ids = pieces.values_mut();
+        std::mem::swap(ids.next().expect("id"), ids.next().expect("id"));
+    }
     fs::write(beside("tokenizer.json"), other.to_string()).expect("write");
     let error = add();
     assert!(matches!(error, Error::OtherTokenizer { .. }), "{error}");

@@ -77,13 +77,13 @@ fn a_generation_that_has_moved_is_refused() {
 
 #[test]
 fn a_replacement_of_what_is_gone_is_refused() {
-    let error = refuse(|store| replace(store, "one", 2, 3));
+    let error = refuse(|store| replace(store, delta(2).digest(), variant("one", 3)));
     assert!(
         matches!(error, Error::DeltaMoved { expected, found, .. }
             if expected == delta(2).digest() && found == delta(1).digest()),
         "{error}"
     );
-    let error = refuse(|store| replace(store, "three", 3, 4));
+    let error = refuse(|store| replace(store, delta(3).digest(), variant("three", 4)));
     assert!(matches!(error, Error::UnknownVariant { .. }), "{error}");
 }
 
@@ -194,13 +194,14 @@ fn a_directory_without_a_store_or_of_another_base_is_refused() {
 #[test]
 fn every_damaged_file_is_named() {
     let dir = tempfile::tempdir().unwrap();
-    let store = filled(dir.path());
+    let mut store = filled(dir.path());
+    add_coded(&mut store, "coded", 3).unwrap();
     let files: Vec<_> = store
         .files()
         .into_iter()
         .chain([PathBuf::from("manifest.json")])
         .collect();
-    assert_eq!(files.len(), 3 + 2 * 2 + 1); // a body, two heads; a delta and what is private of each; the manifest
+    assert_eq!(files.len(), 3 + 2 * 2 + 1 + 1); // a body, two heads; a delta and what is private of each; a code; the manifest
     drop(store);
     for file in files {
         let path = dir.path().join(&file);

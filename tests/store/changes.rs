@@ -208,7 +208,7 @@ proptest! {
     /// After any sequence of adding, removing and adding again, every bank is byte for byte what its members give.
     #[test]
     fn any_sequence_of_changes_leaves_only_its_members(
-        operations in prop::collection::vec((0u64..7, any::<bool>()), 1..14),
+        operations in prop::collection::vec((0u64..7, any::<bool>(), any::<bool>()), 1..14),
         bank_capacity in 1usize..5,
         head_capacity in 1usize..4,
     ) {
@@ -216,12 +216,19 @@ proptest! {
         let options = Options { bank_capacity, head_capacity, ..Options::default() };
         let mut store = Store::create(dir.path(), facts(), options).unwrap();
         let mut deltas = BTreeMap::new();
-        for (k, reopen) in operations {
+        for (k, code, reopen) in operations {
             let name = format!("v{k}");
             if deltas.remove(&name).is_some() {
                 remove(&mut store, &name).unwrap();
             } else {
-                add(&mut store, &name, k).unwrap();
+                if code {
+                    let before = files_in(dir.path());
+                    let commit = add_coded(&mut store, &name, k).unwrap();
+                    prop_assert!(commit.changed_banks.is_empty());
+                    prop_assert_eq!(files_in(dir.path()).len(), before.len() + 1);
+                } else {
+                    add(&mut store, &name, k).unwrap();
+                }
                 deltas.insert(name, delta(k));
             }
             assert_whole(&store, &deltas);

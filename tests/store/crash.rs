@@ -33,19 +33,21 @@ fn crash_child() {
     loop {
         let k = stream.below(VARIANTS);
         let name = format!("v{k}");
-        let [one, other] = [k, k + VARIANTS].map(|k| k as u64);
+        // Of each variant two fine-tunes, both as a code and superposed.
+        let (k, coded) = (k + VARIANTS * stream.below(2), stream.below(2) == 0);
+        let by = match coded {
+            true => coded_variant(&name, k as u64),
+            false => variant(&name, k as u64),
+        };
         match store
             .manifest()
             .variants
             .get(&name)
             .map(|found| found.delta)
         {
-            None => add(&mut store, &name, one).unwrap(),
+            None => store.add(by, None, &mut |_| {}).unwrap(),
             Some(_) if stream.below(2) == 0 => remove(&mut store, &name).unwrap(),
-            Some(found) if found == delta(one).digest() => {
-                replace(&mut store, &name, one, other).unwrap()
-            }
-            Some(_) => replace(&mut store, &name, other, one).unwrap(),
+            Some(found) => replace(&mut store, found, by).unwrap(),
         };
     }
 }
@@ -53,10 +55,13 @@ fn crash_child() {
 #[test]
 fn a_killed_process_leaves_a_whole_generation() {
     let dir = tempfile::tempdir().unwrap();
-    let all: BTreeMap<_, _> = (0..2 * VARIANTS)
-        .map(|k| delta(k as u64))
-        .map(|delta| (delta.digest(), delta))
-        .collect();
+    let both = |k| {
+        [
+            (delta(k).digest(), delta(k)),
+            (coded(k).delta().about.source, delta(k)),
+        ]
+    };
+    let all: BTreeMap<_, _> = (0..2 * VARIANTS as u64).flat_map(both).collect();
     let mut stream = Stream::new(Key::derive(&[b"kill points"]));
     let (mut generation, mut strays) = (0, 0);
     for round in 0..KILLS {

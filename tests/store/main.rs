@@ -8,17 +8,20 @@ mod faults;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use choir::rng::{Key, Stream};
 use choir::store::{
-    BankKind, BaseFacts, Commit, Content, Error, NewVariant, Options, Process, SamplerDefaults,
-    Scales, Store,
+    BankKind, BaseFacts, CodedFile, Commit, Content, Error, NewVariant, Options, Process,
+    SamplerDefaults, Scales, Store,
 };
 use choir::superposition::{Bank, Delta, Digest, HEAD, NamedTensor, NamedTensors, Private, Scheme};
+use choir::superposition::{CodedDelta, Encoding, Plan};
 
 fn tensors(purpose: &str, seed: u64, size: f64) -> NamedTensors {
     let mut stream = Stream::new(Key::derive(&[purpose.as_bytes(), &seed.to_le_bytes()]));
-    let shapes: [(&str, &[usize]); 4] = [
+    let shapes: [(&str, &[usize]); 5] = [
+        ("blocks.0.attn.weight", &[64, 64]),
         ("blocks.0.mlp.0.weight", &[6, 70]),
         ("norm", &[7]),
         (HEAD, &[9, 33]),
@@ -73,6 +76,27 @@ fn variant(name: &str, k: u64) -> NewVariant {
     }
 }
 
+/// Fine-tune `k` in a code.
+fn coded(k: u64) -> CodedFile {
+    let (facts, delta) = (facts(), delta(k));
+    let encoding = Encoding {
+        plan: Plan {
+            bits: 8.0, // most of these matrices are too small for a code
+            ..Plan::default()
+        },
+        ..Encoding::default()
+    };
+    let dense = |name: &str| Ok(delta.dense(name).unwrap());
+    CodedFile::of(CodedDelta::encode(facts.digest, &facts.shapes, &encoding, dense).unwrap())
+}
+
+fn coded_variant(name: &str, k: u64) -> NewVariant {
+    NewVariant {
+        content: Content::Coded(coded(k)),
+        ..variant(name, k)
+    }
+}
+
 fn create(dir: &Path) -> Store {
     Store::create(dir, facts(), Options::default()).unwrap()
 }
@@ -81,15 +105,22 @@ fn add(store: &mut Store, name: &str, k: u64) -> Result<Commit, Error> {
     store.add(variant(name, k), None, &mut |_| {})
 }
 
-/// Puts fine-tune `k` in the place of `before`.
-fn replace(store: &mut Store, name: &str, before: u64, k: u64) -> Result<Commit, Error> {
-    let expected = delta(before).digest();
-    store.replace_if(variant(name, k), expected, None, &mut |_| {}, |_| Ok(()))
+fn add_coded(store: &mut Store, name: &str, k: u64) -> Result<Commit, Error> {
+    store.add(coded_variant(name, k), None, &mut |_| {})
+}
+
+/// Puts `by` in the place of the variant of its name, whose delta is to be `expected`.
+fn replace(store: &mut Store, expected: Digest, by: NewVariant) -> Result<Commit, Error> {
+    store.replace_if(by, expected, None, &mut |_| {}, |_| Ok(()))
 }
 
 fn remove(store: &mut Store, name: &str) -> Result<Commit, Error> {
     store.remove(name, None, None, &mut |_| {})
 }
+
+/// All fine-tunes of these tests.
+static DELTAS: LazyLock<BTreeMap<u64, Delta>> =
+    LazyLock::new(|| (0..20).map(|k| (k, delta(k))).collect());
 
 /// Every file under `dir`, relative to it.
 fn files_in(dir: &Path) -> BTreeSet<PathBuf> {
@@ -149,6 +180,20 @@ fn assert_whole(store: &Store, deltas: &BTreeMap<String, Delta>) {
     }
     assert!(manifest.variants.keys().eq(deltas.keys()));
     for (name, record) in &manifest.variants {
+        if let Some(file) = record.coded() {
+            let k = DELTAS.iter().find(|(_, delta)| **delta == deltas[name]);
+            let expected = coded(*k.unwrap().0);
+            assert_eq!(
+                store.load_coded(name).unwrap().as_ref(),
+                Some(expected.delta())
+            );
+            assert_eq!(record.delta, expected.delta().about.source);
+            assert_eq!(
+                (file.bits, record.seed),
+                (expected.bits(&facts()), expected.delta().seed)
+            );
+            continue;
+        }
         assert_eq!(record.banks().len(), 2);
         assert_eq!(
             store.load_private(name).unwrap(),

@@ -81,6 +81,13 @@ pub struct KeptTensor {
 }
 
 impl CodedDelta {
+    /// Whether a file is a coded delta, of whatever version.
+    pub fn is_one(bytes: &[u8]) -> bool {
+        let metadata = super::container::metadata(bytes).unwrap_or_default();
+        let format = metadata.get("format");
+        format.is_some_and(|format| format.starts_with("choir/coded-delta/"))
+    }
+
     /// The rotation of one of its matrices' input.
     pub fn rotation(&self, name: &str, cols: usize) -> Rotation {
         Rotation::new(self.seed, name, cols)
