@@ -83,10 +83,6 @@ impl Thin {
         }
     }
 
-    pub fn rank(&self) -> usize {
-        self.scales.len()
-    }
-
     /// Bytes held.
     pub fn bytes(&self) -> usize {
         size_of_val(&self.scales[..]) + size_of_val(&self.a[..]) + size_of_val(&self.b[..])
