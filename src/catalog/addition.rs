@@ -50,6 +50,8 @@ pub(super) fn prepare(
     let content = match request.keep.unwrap_or(options.keep) {
         _ if is_coded => {
             let file = CodedFile::read(bytes.clone()).map_err(checkpoint(&origin))?;
+            let fits = file.delta().check(base.facts.digest, &base.facts.shapes);
+            fits.map_err(|error| checkpoint(&origin)(error.into()))?;
             as_it_is(&base.facts, &file, &request)?;
             Content::Coded(file)
         }

@@ -19,6 +19,8 @@ pub enum Mismatch {
     },
     #[error("the delta of {tensor} is not a finite number at element {index}")]
     NotFinite { tensor: String, index: usize },
+    #[error("the delta of {tensor} is too large a number at element {index}")]
+    TooLarge { tensor: String, index: usize },
     #[error("it belongs to the base {found}, this is {expected}")]
     OtherBase { expected: Digest, found: Digest },
     #[error(

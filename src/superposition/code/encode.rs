@@ -14,6 +14,9 @@ use crate::superposition::digest::TensorHash;
 use crate::superposition::{Digest, Mismatch, NamedTensors, Refused, Remarks};
 use crate::transform::Rotation;
 
+/// No element of a delta is larger. A file's numbers may be, by as much as a matrix's norm exceeds its elements.
+const LARGEST_DELTA: f32 = (1 << 20) as f32;
+
 /// How a delta is to be coded.
 #[derive(Clone, Debug, Default)]
 pub struct Encoding {
@@ -54,7 +57,7 @@ impl CodedDelta {
     /// for each, and never holds more than one: the seed comes of all of them, and what each of them gets depends on all.
     ///
     /// # Errors
-    /// What `delta` refuses, a delta that is not finite, and a budget below the smallest plan.
+    /// What `delta` refuses, a delta that is not finite or too large, and a budget below the smallest plan.
     pub fn encode(
         base: Digest,
         shapes: &BTreeMap<String, Vec<usize>>,
@@ -64,7 +67,7 @@ impl CodedDelta {
         let mut hash = TensorHash::new("choir/delta-source/1");
         for (name, shape) in shapes {
             hash.tensor(name, shape);
-            hash.f32s(&finite(name, delta(name)?)?);
+            hash.f32s(&bounded(name, delta(name)?)?);
         }
         let source = hash.finish();
         let seed = encoding.seed.unwrap_or(source.seed());
@@ -125,14 +128,17 @@ impl CodedDelta {
     }
 }
 
-fn finite(name: &str, delta: Vec<f32>) -> Result<Vec<f32>, Mismatch> {
-    match delta.iter().position(|value| !value.is_finite()) {
-        None => Ok(delta),
-        Some(index) => Err(Mismatch::NotFinite {
-            tensor: name.to_owned(),
-            index,
-        }),
-    }
+/// A delta that can be kept so that a reader takes what was written.
+fn bounded(name: &str, delta: Vec<f32>) -> Result<Vec<f32>, Mismatch> {
+    let within = |value: &f32| value.abs() <= LARGEST_DELTA;
+    let Some(index) = delta.iter().position(|value| !within(value)) else {
+        return Ok(delta);
+    };
+    let tensor = name.to_owned();
+    Err(match delta[index].is_finite() {
+        true => Mismatch::TooLarge { tensor, index },
+        false => Mismatch::NotFinite { tensor, index },
+    })
 }
 
 /// One rotated matrix as it was chosen to be kept.

@@ -27,6 +27,8 @@ use crate::superposition::container::{self, Entry, Values};
 use crate::superposition::{Refused, Remarks, Unreadable};
 
 pub const FORMAT: &str = "choir/coded-delta/1";
+/// No gain, scale, factor or value of a file is larger: whatever products and sums are made of them are finite.
+const LARGEST: f32 = (1 << 30) as f32;
 const GAINS: &str = ":gains";
 const A: &str = ":a";
 const B: &str = ":b";
@@ -297,9 +299,12 @@ fn u8s(file: &SafeTensors, name: &str, shape: &[usize]) -> Result<Vec<u8>, Unrea
 
 fn f32s(file: &SafeTensors, name: &str, shape: &[usize]) -> Result<Vec<f32>, Unreadable> {
     let values = container::floats(name, &shaped(file, name, shape)?)?;
-    match values.iter().all(|value| value.is_finite()) {
+    if !values.iter().all(|value| value.is_finite()) {
+        return Err(malformed(name, "a value is not finite"));
+    }
+    match values.iter().all(|value| value.abs() <= LARGEST) {
         true => Ok(values),
-        false => Err(malformed(name, "a value is not finite")),
+        false => Err(malformed(name, "a value is larger than any delta's")),
     }
 }
 

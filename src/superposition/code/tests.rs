@@ -217,6 +217,29 @@ fn low_rank_takes_what_is_large_and_few() {
 }
 
 #[test]
+fn numbers_that_no_delta_has_are_refused() {
+    let mut delta = coded(4.0);
+    let norm = delta.tensors.get_mut("blocks.0.norm.weight").unwrap();
+    let Kept::Whole(values) = &mut norm.kept else {
+        panic!("a vector is whole")
+    };
+    values[3] = half::bf16::MAX;
+    let refused = CodedDelta::from_bytes(&delta.to_bytes()).unwrap_err();
+    assert!(
+        matches!(&refused, Refused::Unreadable(Unreadable::Malformed { detail }) if detail.contains("larger")),
+        "{refused}"
+    );
+    let (base, mut tuned) = pair();
+    let norm = "blocks.0.norm.weight";
+    tuned.0.get_mut(norm).unwrap().data[5] = 1e30;
+    let refused = CodedDelta::between(&base, &tuned, &Encoding::default()).unwrap_err();
+    assert!(
+        matches!(&refused, Refused::Mismatch(Mismatch::TooLarge { tensor, index: 5 }) if tensor == norm),
+        "{refused}"
+    );
+}
+
+#[test]
 fn budget_below_the_smallest_is_refused() {
     let (base, tuned) = pair();
     let encoding = Encoding {
