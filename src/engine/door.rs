@@ -36,14 +36,15 @@ pub struct Door<J> {
     closed: Option<Error>,
 }
 
-/// A request that was let in. What is in here is to be told and dropped outside the lock.
+/// A request that was let in. Whoever is in here is to be told and dropped outside the lock.
 pub struct Entered<J> {
     pub id: u64,
     /// Whose place it took, and what to tell it.
     pub displaced: Option<Failed<J>>,
-    /// Their clients had left.
-    pub gone: VecDeque<Box<Sequence<J>>>,
 }
+
+/// Those that left a full queue because their clients had, to be dropped outside the lock.
+pub type Gone<J> = VecDeque<Box<Sequence<J>>>;
 
 impl<J: Job> Door<J> {
     pub fn new(config: EngineConfig) -> Self {
@@ -60,9 +61,11 @@ impl<J: Job> Door<J> {
         }
     }
 
-    /// Takes nothing new from now on, and says why.
+    /// Takes nothing new from now on, and says why. One that has stopped stays so.
     pub fn close(&mut self, why: Error) {
-        self.closed = Some(why);
+        if self.closed != Some(Error::Stopped) {
+            self.closed = Some(why);
+        }
     }
 
     pub fn closed(&self) -> Option<&Error> {
@@ -83,13 +86,13 @@ impl<J: Job> Door<J> {
     }
 
     /// Lets a sequence wait, or says why it may not and gives it back. In a full queue it may take the place of another whose variant
-    /// has more there.
+    /// has more there. Whoever is gone leaves a full queue whether or not the sequence is let in.
     pub fn enter(
         &mut self,
-        mut sequence: Box<Sequence<J>>,
+        sequence: Box<Sequence<J>>,
         now: Instant,
-    ) -> Result<Entered<J>, Failed<J>> {
-        let mut gone = VecDeque::new();
+    ) -> (Result<Entered<J>, Failed<J>>, Gone<J>) {
+        let mut gone = Gone::new();
         if self.waiting.len() >= self.config.queue {
             (gone, self.waiting) = std::mem::take(&mut self.waiting)
                 .into_iter()
@@ -97,6 +100,14 @@ impl<J: Job> Door<J> {
             gone.iter()
                 .for_each(|one| self.failed(one, &Error::Cancelled));
         }
+        (self.let_in(sequence, now), gone)
+    }
+
+    fn let_in(
+        &mut self,
+        mut sequence: Box<Sequence<J>>,
+        now: Instant,
+    ) -> Result<Entered<J>, Failed<J>> {
         let displaced = match self.check(&sequence, now) {
             Ok(index) => index,
             Err(error) => return Err((sequence, error)),
@@ -113,11 +124,7 @@ impl<J: Job> Door<J> {
         let id = self.last_id;
         sequence.id = id;
         self.waiting.push_back(sequence);
-        Ok(Entered {
-            id,
-            displaced,
-            gone,
-        })
+        Ok(Entered { id, displaced })
     }
 
     /// Whether a request may wait, and whose place it takes where all are taken.

@@ -166,12 +166,12 @@ impl EngineHandle {
         let shared = &self.0.shared;
         prepare::can_start(&sequence, shared.pages_total, now)?;
         // What is let go of here may be a generation's last lease, so it goes outside the lock.
-        let entered = shared.door().enter(Box::new(sequence), now);
+        let (entered, gone) = shared.door().enter(Box::new(sequence), now);
+        drop(gone);
         let entered = entered.map_err(|(_, error)| error)?;
         if let Some((mut displaced, error)) = entered.displaced {
             displaced.job.fail(error);
         }
-        drop(entered.gone);
         shared.wake.call();
         Ok(entered.id)
     }

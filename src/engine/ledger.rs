@@ -77,7 +77,7 @@ pub struct Service {
 #[derive(Debug, Default)]
 struct Counters {
     tokens: Vec<f64>,
-    /// Who had work when it was last asked.
+    /// Who had work when it was last asked, or was served since.
     was: Vec<bool>,
     /// What nobody has less than.
     floor: f64,
@@ -106,7 +106,7 @@ impl Counters {
 
     fn charge(&mut self, key: usize, tokens: f64) {
         self.grow(key + 1);
-        self.tokens[key] = self.get(key) + tokens;
+        (self.tokens[key], self.was[key]) = (self.get(key) + tokens, true);
     }
 
     fn get(&self, key: usize) -> f64 {

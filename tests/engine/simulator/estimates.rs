@@ -41,6 +41,7 @@ fn door_estimates_by_a_requests_own_evaluations() {
         let mut sequence = request(door, evaluations, 16, now);
         sequence.deadline = Some(now + Duration::from_secs(seconds));
         door.enter(sequence, now)
+            .0
             .map(drop)
             .map_err(|(_, error)| error)
     };

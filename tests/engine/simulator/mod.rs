@@ -173,17 +173,18 @@ impl World {
             deadline: within.map(|within| self.now + Duration::from_millis(within)),
             ..Sequence::new(tenant, needed, self.now, job)
         };
-        let Ok(entered) = self.door.enter(Box::new(sequence), self.now) else {
+        let (entered, gone) = self.door.enter(Box::new(sequence), self.now);
+        for one in gone {
+            assert_eq!(one.job.client.reader.get(), Reader::Gone);
+            self.end(one);
+        }
+        let Ok(entered) = entered else {
             return;
         };
         assert!(
             self.alive.insert(entered.id, client).is_none(),
             "an id twice"
         );
-        for one in entered.gone {
-            assert_eq!(one.job.client.reader.get(), Reader::Gone);
-            self.end(one);
-        }
         if let Some((one, error)) = entered.displaced {
             assert!(matches!(error, Error::QueueFull { .. }) && !one.job.client.started.get());
             self.end(one);
