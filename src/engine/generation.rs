@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::error::Error;
-use super::ledger::BASE;
 use super::sampling::Sampling;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::{Denoiser, Mix, Process, Regime, VariantId};
+
+/// What the base is called among variants; none has this name.
+pub const BASE: &str = "base";
 
 /// Everything a sequence needs to run to its end. A running sequence leases one (holds the `Arc`), so that
 /// publishing the next one changes nothing for it; the last lease to go frees the instance.

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::generation::BASE;
 use super::request::Priority;
 
 /// Whom the ledger knows: a variant, or the [`BASE`]. All that is asked of it is found without looking for its name.
@@ -48,8 +49,6 @@ impl Tenant {
 
 const PRIORITIES: usize = 2;
 
-/// What the base is called among variants; none has this name.
-pub const BASE: &str = "base";
 /// Of a step's tokens and of the service among sequences that wait, batch requests get one part of so many at least.
 pub const BATCH_PART: usize = 8;
 
