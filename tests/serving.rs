@@ -2,7 +2,7 @@
 
 mod fixtures;
 
-use choir::model::architecture::dit::is_product;
+use choir::model::architecture::dit::{EMBEDDING, is_product};
 use choir::model::kv_cache::KvCache;
 use choir::model::{BaseWeights, Batch, Denoiser, HostNetwork, Mix, PageId, Segment, ServedBank};
 use choir::ops::categorical::{Certainty, Crossing, Draw, Filter, Kind, Workspace};
@@ -348,7 +348,9 @@ fn a_base_in_bf16_is_a_bf16_checkpoint_in_half_the_bytes() {
         )
     });
     let bytes = |(name, shape): (String, Vec<usize>)| match shape[..] {
-        [out, input] if is_product(&name) => out.next_multiple_of(64) * input * 2,
+        [out, input] if is_product(&name) || name == EMBEDDING => {
+            out.next_multiple_of(64) * input * 2
+        }
         [out, input] => out * input * 2,
         _ => shape.iter().product::<usize>() * 4,
     };
