@@ -95,8 +95,21 @@ fn greedy(predictor: Predictor) -> Sampling {
     }
 }
 
-/// A trace's request, and the text that the reference made of it.
-type Expected = (String, Request, Vec<u32>);
+/// A trace's request, and the text that the reference made of it, or how it begins.
+type Expected = (String, Request, Text);
+
+struct Text {
+    tokens: Vec<u32>,
+    /// What follows is not compared.
+    open: bool,
+}
+
+impl Text {
+    fn whole(tokens: Vec<u32>) -> Self {
+        let open = false;
+        Text { tokens, open }
+    }
+}
 
 /// All at once, on a network in blocks of this size.
 fn decode(family: &Family, block: Option<usize>, traces: Vec<Expected>) {
@@ -110,7 +123,11 @@ fn decode(family: &Family, block: Option<usize>, traces: Vec<Expected>) {
     };
     let streams: Vec<_> = traces.into_iter().map(submit).collect();
     for (name, stream, text) in streams {
-        assert_eq!(outcome(&events(stream)).1, text, "{name}");
+        let mut made = outcome(&events(stream)).1;
+        if text.open {
+            made.truncate(text.tokens.len());
+        }
+        assert_eq!(made, text.tokens, "{name}");
     }
     drain(&engine);
 }
@@ -161,7 +178,7 @@ fn sdar_writes_what_its_own_code_writes() {
         by_block
             .entry(block)
             .or_default()
-            .push((name.clone(), request, text));
+            .push((name.clone(), request, Text::whole(text)));
     }
     for (block, traces) in by_block {
         decode(&family, Some(block), traces);
@@ -201,6 +218,16 @@ fn a2d_writes_what_its_own_code_writes() {
             };
             let text = &made[row * length + begin..(row + 1) * length];
             let text = until(&text[..max_tokens.min(text.len())], &stops);
+            let mut text = Text::whole(text);
+            // Its block sampler takes every pad in the text for padding, one that it has made itself, too: hidden from all
+            // blocks after it, and no position counted for it. To us it is a token, so there the two part.
+            let pad = family.cases["pad_token_id"].as_u64().map(|id| id as u32);
+            let made = text.tokens.iter().position(|&token| Some(token) == pad);
+            if let Some(made) = made.filter(|_| !whole) {
+                let end = (made + 1).next_multiple_of(block);
+                text.open = end < text.tokens.len();
+                text.tokens.truncate(end);
+            }
             let sampling = Sampling {
                 block_size: whole.then_some(block),
                 ..greedy(Predictor::Static { steps })
