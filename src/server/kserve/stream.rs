@@ -71,6 +71,7 @@ pub async fn answer(
                 }
                 if ended {
                     making.remove(&number);
+                    under_way.remove(&number);
                 }
             }
         }
