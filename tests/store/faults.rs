@@ -66,8 +66,9 @@ fn every_fault(
     after(&mut changed);
     let before = store.manifest().clone();
     drop(store);
+    // One fault alone need not fail a removal, which has room kept for it and tries again.
+    let mut failures = 0;
     for for_good in [false, true] {
-        let mut failures = 0;
         for at in 0.. {
             let dir = tempfile::tempdir().unwrap();
             copy(original.path(), dir.path());
@@ -100,8 +101,8 @@ fn every_fault(
                 break;
             }
         }
-        assert!(failures >= 4, "{failures}");
     }
+    assert!(failures >= 4, "{failures}");
 }
 
 #[test]
