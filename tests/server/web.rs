@@ -272,7 +272,7 @@ async fn health_and_metrics_are_told_and_answers_have_ids() {
     for series in [
         "choir_build_info{version=",
         "choir_requests_total{variant=\"kjv\",protocol=\"openai\",outcome=\"finished\"}",
-        "choir_request_first_block_seconds_bucket{le=\"0.001\",protocol=\"openai\"}",
+        "choir_request_first_block_seconds_bucket{protocol=\"openai\",le=\"0.001\"}",
         "choir_request_queue_seconds_count{protocol=\"openai\"}",
         "choir_cache_pages{state=\"free\"}",
         "choir_memory_bytes{part=\"base\"}",

@@ -63,7 +63,9 @@ pub async fn answer(
                 Ok(None) => open = false,
                 Err(_) => return,
             },
-            Some((number, event)) = under_way.next() => {
+            next = under_way.next(), if !under_way.is_empty() => {
+                // Nothing where the last of them is only now seen to have ended.
+                let Some((number, event)) = next else { continue };
                 let Some(one) = making.get_mut(&number) else { continue };
                 let ended = matches!(event, Event::Finished(_) | Event::Failed(_));
                 if let Some(message) = service.tell(one.begun, &one.shown, &mut one.text, event) {
