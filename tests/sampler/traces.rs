@@ -177,7 +177,7 @@ fn sdar_reveals_as_its_own_code_does() {
             .tensors
             .get(&format!("{name}.logits"))
             .map(|(shape, _)| shape[0]);
-        let mut progress = Progress::Continue;
+        let (mut progress, mut end) = (Progress::Continue, prompt.len() + max_tokens);
         for (at, forward) in forwards.iter().enumerate() {
             if forward["kind"] != "denoise" {
                 continue;
@@ -191,11 +191,18 @@ fn sdar_reveals_as_its_own_code_does() {
             };
             let (revealed, now) = step(&mut sampler, &recorded);
             let theirs = forward["revealed"].as_array().expect("revealed");
-            let theirs: Vec<usize> = theirs
+            let mut theirs: Vec<usize> = theirs
                 .iter()
                 .map(|position| position.as_u64().expect("position") as usize)
-                .filter(|&position| position < prompt.len() + max_tokens)
                 .collect();
+            // Theirs goes on past a stop token to the block's end; ours tells of nothing from it on.
+            for &position in &theirs {
+                let token = recorded.tokens[position - recorded.first] as u32;
+                if stops.contains(&token) {
+                    end = end.min(position);
+                }
+            }
+            theirs.retain(|&position| position < end);
             progress = now;
             match now {
                 // Nothing past the stop counts.
