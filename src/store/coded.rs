@@ -14,12 +14,12 @@ use crate::transform;
 #[derive(Clone, Debug)]
 pub struct CodedFile {
     bytes: Vec<u8>,
-    delta: CodedDelta,
+    delta: Box<CodedDelta>,
 }
 
 impl CodedFile {
     pub fn of(delta: CodedDelta) -> Self {
-        let bytes = delta.to_bytes();
+        let (bytes, delta) = (delta.to_bytes(), Box::new(delta));
         CodedFile { bytes, delta }
     }
 
@@ -28,7 +28,7 @@ impl CodedFile {
     /// # Errors
     /// What [`CodedDelta::from_bytes`] refuses.
     pub fn read(bytes: Vec<u8>) -> Result<Self, Refused> {
-        let delta = CodedDelta::from_bytes(&bytes)?;
+        let delta = Box::new(CodedDelta::from_bytes(&bytes)?);
         Ok(CodedFile { bytes, delta })
     }
 

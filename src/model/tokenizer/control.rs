@@ -84,7 +84,7 @@ impl Control {
     }
 
     /// `text` with the guard inside of everything that reads as a control token.
-    pub fn guard<'a>(&self, mut text: &'a str, guard: Guard) -> String {
+    pub fn guard(&self, mut text: &str, guard: Guard) -> String {
         let mut guarded = String::with_capacity(text.len());
         while let Some((at, token)) = self.first(text) {
             // Behind its first character: another token may begin within it.
