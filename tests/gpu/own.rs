@@ -134,7 +134,8 @@ fn own_products_are_the_definition() {
                 let sum: f32 = delta.iter().zip(x).map(|(d, x)| d * x.wide()).sum();
                 expected[at] += part.weight * sum;
                 let sizes = length(delta.iter().copied()) * length(x.iter().map(|x| x.wide()));
-                allowed[at] = tolerance::<T>() * (1e-3 + part.weight * sizes);
+                // Terms of an adapter can cancel, and leave the rounding of what they were.
+                allowed[at] = tolerance::<T>() * (5e-2 + part.weight * sizes);
             }
         }
         for (at, ((ours, theirs), allowed)) in y.iter().zip(&expected).zip(allowed).enumerate() {
