@@ -2,7 +2,7 @@
 # Compiles every kernel as build.rs does, for sm_80 and sm_90a, and prints what each takes; ends with 1 where one does not
 # compile, and with 0 where there is no nvcc (looked for as in build.rs), saying so.
 set -euo pipefail
-cd "$(dirname "$0")/../src/ops/kernels"
+cd "$(dirname "$0")/../crates/ops/src/kernels"
 nvcc=
 for candidate in "${NVCC:-}" "${CUDA_HOME:+$CUDA_HOME/bin/nvcc}" nvcc /usr/local/cuda/bin/nvcc; do
   if [ -n "$candidate" ] && "$candidate" --version >/dev/null 2>&1; then

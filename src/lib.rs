@@ -37,15 +37,14 @@ pub mod checkpoint;
 pub mod cli;
 pub mod engine;
 pub mod model;
-pub mod ops;
-pub mod rng;
 pub mod sampler;
 pub mod server;
 pub mod store;
 pub mod superposition;
 pub mod telemetry;
 pub mod train;
-pub mod transform;
+
+pub use choir_ops::{self as ops, rng, transform};
 
 /// The generated code of `proto/inference`, for `server`.
 #[allow(missing_docs, clippy::all)]

@@ -73,12 +73,12 @@ impl Libraries {
         };
         let mut common = Sha256::new_with_prefix(&version);
         FLAGS.iter().for_each(|flag| common.update(flag));
-        let mut headers = files("src/ops/kernels", &["cuh"]);
+        let mut headers = files("crates/ops/src/kernels", &["cuh"]);
         headers.extend(files("tests/gpu/host", &["h"]));
         for header in headers {
             common.update(std::fs::read(header).unwrap());
         }
-        let mut sources = files("src/ops/kernels", &["cu"]);
+        let mut sources = files("crates/ops/src/kernels", &["cu"]);
         sources.extend(files("tests/gpu", &["cu"]));
         let libraries = sources
             .par_iter()
@@ -129,7 +129,7 @@ const FLAGS: &[&str] = &[
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .ancestors()
-        .find(|dir| dir.join("src/ops/kernels").is_dir())
+        .find(|dir| dir.join("crates/ops/src/kernels").is_dir())
         .unwrap()
 }
 

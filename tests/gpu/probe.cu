@@ -1,5 +1,5 @@
 // Kernels that probe the emulation itself.
-#include "../../src/ops/kernels/copies.cuh"
+#include "../../crates/ops/src/kernels/copies.cuh"
 
 struct Pair {
     const void *in;
