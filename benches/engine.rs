@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 
 use choir::catalog::{BaseSource, Catalog, CatalogConfig};
 use choir::engine::{Engine, EngineConfig, EngineHandle, Event, Generation, Request, Sampling};
-use choir::model::gpu::Device;
+use choir::model::gpu::GpuTarget;
 use choir::model::kv_cache::KvCache;
 use choir::model::{Batch, Denoiser, Logits, NetworkFacts, Outcome, Place, Process, VariantId};
-use choir::ops::gpu::{Dtype, Gemm, Graph, Launch, Machine, Result};
-use choir::ops::quantized::Form;
+use choir::ops::gpu::{Dtype, Gemm, GpuDevice, Graph, Launch, Result};
+use choir::ops::quantized::Quantisation;
 
 /// Tokens of a text.
 const TOKENS: usize = 128;
@@ -41,7 +41,7 @@ impl Graph for Replay {
     }
 }
 
-impl Machine for Idle {
+impl GpuDevice for Idle {
     fn name(&self) -> String {
         "idle".into()
     }
@@ -120,11 +120,11 @@ struct Watched {
 #[derive(Default)]
 struct Steps {
     left: Option<Instant>,
-    done: Vec<Step>,
+    done: Vec<TimedStep>,
 }
 
 #[derive(Clone, Copy)]
-struct Step {
+struct TimedStep {
     between: Duration,
     within: Duration,
     sequences: usize,
@@ -156,7 +156,7 @@ impl Denoiser for Watched {
         let outcome = self.network.step(batch, cache)?;
         let mut steps = self.steps.lock().expect("steps");
         if let Some(left) = steps.left {
-            steps.done.push(Step {
+            steps.done.push(TimedStep {
                 between: begun - left,
                 within: begun.elapsed(),
                 sequences: batch.segments.len(),
@@ -174,11 +174,11 @@ fn open(data_dir: &std::path::Path) -> (Catalog, Generation) {
         base: BaseSource::Embedded,
         bank_capacity: None,
         head_capacity: None,
-        place: Place::Device(Device {
-            machine: Arc::new(Idle::default()),
+        place: Place::Device(GpuTarget {
+            gpu: Arc::new(Idle::default()),
             dtype: Dtype::Bf16,
         }),
-        bank_form: Form::Q4K,
+        bank_form: Quantisation::Q4K,
         head_form: None,
         archive: false,
         keep: None,
@@ -254,7 +254,7 @@ fn measure(
     };
     drop(runtime); // and its tasks, the clients
     let micros = |time: Duration| 1e6 * time.as_secs_f64();
-    let median = |of: &dyn Fn(&Step) -> f64| {
+    let median = |of: &dyn Fn(&TimedStep) -> f64| {
         let mut values: Vec<f64> = steps.iter().map(of).collect();
         values.sort_by(f64::total_cmp);
         values[values.len() / 2]

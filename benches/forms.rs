@@ -6,8 +6,8 @@
 
 use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
 use candle_core::{Device, Module, Tensor};
-use choir::ops::coded::{Code, Kept, LowRank, Nibbles, Own, Rate, Share, add_own};
-use choir::ops::quantized::{Form, Served};
+use choir::ops::coded::{Code, Kept, LowRank, Nibbles, Own, Rate, RowShare, add_own};
+use choir::ops::quantized::{Quantisation, Served};
 use choir::transform::Rotation;
 use half::bf16;
 use timing::{Product, noise, rates};
@@ -61,7 +61,7 @@ fn measure(wanted: &[String]) {
         }
         let weights = noise(out * input);
         let mut contenders: Vec<(String, Product)> = Vec::new();
-        for form in Form::ALL {
+        for form in Quantisation::ALL {
             let matrix = Served::new(&weights, out, input, form).expect("matrix");
             let product = move |x: &[f32], rows: usize, y: &mut [f32]| {
                 matrix.product(x, rows, y).expect("product")
@@ -73,7 +73,7 @@ fn measure(wanted: &[String]) {
         for (rate, rank) in kinds.into_iter().chain([(Rate::Half, rank)]) {
             let matrix = coded(rate, rank, [out, input]);
             let product = move |x: &[f32], rows: usize, y: &mut [f32]| {
-                let shares = (0..rows).map(|row| Share { row, weight: 1.0 });
+                let shares = (0..rows).map(|row| RowShare { row, weight: 1.0 });
                 add_own(&[(&matrix, shares.collect())], x, y).expect("product")
             };
             let low_rank = if rank > 0 { ", low rank" } else { "" };

@@ -5,12 +5,12 @@ use choir::catalog::{BaseSource, Catalog, CatalogConfig};
 use choir::engine::{Engine, EngineConfig, EngineHandle};
 use choir::kserve as oip;
 use choir::model::Place;
-use choir::ops::quantized::Form;
+use choir::ops::quantized::Quantisation;
 use choir::pb;
 use choir::pb::generate_response::Event;
 use choir::pb::inference_client::InferenceClient;
 use choir::rng::{Key, Stream as Chance};
-use choir::server::{self, Doors, Settings};
+use choir::server::{self, Doors, ServerSettings};
 use oip::grpc_inference_service_client::GrpcInferenceServiceClient;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -248,8 +248,8 @@ fn main() {
             base: BaseSource::Embedded,
             bank_capacity: None,
             head_capacity: None,
-            place: Place::Host(Form::F32),
-            bank_form: Form::Q2K,
+            place: Place::Host(Quantisation::F32),
+            bank_form: Quantisation::Q2K,
             head_form: None,
             archive: true,
             keep: None,
@@ -277,7 +277,7 @@ fn main() {
             doors,
             Arc::new(catalog),
             engine.clone(),
-            Settings::default(),
+            ServerSettings::default(),
             forever,
         ));
         let arguments: Vec<String> = std::env::args().collect();

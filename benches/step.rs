@@ -8,7 +8,7 @@ use choir::model::{
     VariantId, VariantWeights,
 };
 use choir::ops::coded::{Code, Kept, LowRank, Nibbles, Rate};
-use choir::ops::quantized::Form;
+use choir::ops::quantized::Quantisation;
 use choir::rng::{Key, Stream};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use half::bf16;
@@ -62,7 +62,7 @@ fn network(config: &DitConfig) -> HostNetwork {
             let all = matrices
                 .iter()
                 .map(|(name, [out, input])| (name.clone(), *out, *input, noise(out * input, 1.0)));
-            Arc::new(ServedBank::build(Form::Q2K, all.collect::<Vec<_>>()).expect("a bank"))
+            Arc::new(ServedBank::build(Quantisation::Q2K, all.collect::<Vec<_>>()).expect("a bank"))
         })
         .collect();
     let variants = (0..BANKS * CAPACITY).map(|index| VariantWeights {

@@ -1,7 +1,7 @@
 //! What keeps variants: signs made and applied, a delta accumulated, an activation rotated, a delta read back as a matrix and
 //! on the activations. One matrix of a published small network's size.
 
-use choir::ops::quantized::{Form, Rotated, Served, add_rotated};
+use choir::ops::quantized::{Quantisation, Served, SignedRow, add_signed};
 use choir::rng::{Key, Stream};
 use choir::superposition::{Bank, Delta, NamedTensor, NamedTensors, Scheme, retrieve};
 use choir::transform::{Side, Signs, Transform};
@@ -88,14 +88,14 @@ fn superposition(criterion: &mut Criterion) {
         &bank.dense(NAME).expect("held"),
         SHAPE[0],
         SHAPE[1],
-        Form::Q4K,
+        Quantisation::Q4K,
     )
     .expect("a matrix");
     let input = Signs::new(SEED, NAME, Side::Input, SHAPE[1]);
     let output: Vec<bf16> = gains.iter().map(|gain| bf16::from_f32(*gain)).collect();
     for rows in [1, 4, 16, 64] {
         let (x, mut y) = (noise(rows * SHAPE[1]), vec![0f32; rows * SHAPE[0]]);
-        let part = |row| Rotated {
+        let part = |row| SignedRow {
             row,
             input: &input,
             output: &output,
@@ -106,7 +106,7 @@ fn superposition(criterion: &mut Criterion) {
             (2 * rows * SHAPE[0] * SHAPE[1]) as u64,
         )); // floating-point operations
         group.bench_function(BenchmarkId::from_parameter(rows), |bencher| {
-            bencher.iter(|| add_rotated(&banks, &x, &mut y));
+            bencher.iter(|| add_signed(&banks, &x, &mut y));
         });
     }
     group.finish();

@@ -7,7 +7,7 @@
 use choir::catalog::{AddRequest, BaseSource, Catalog, CatalogConfig, Source};
 use choir::engine::{Engine, EngineConfig, Event, Request};
 use choir::model::Place;
-use choir::ops::quantized::Form;
+use choir::ops::quantized::Quantisation;
 use std::error::Error;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -22,8 +22,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         base: BaseSource::Embedded, // or Folder: config.json, tokenizer.json, model.safetensors
         bank_capacity: None,
         head_capacity: None,
-        place: Place::Host(Form::F32),
-        bank_form: Form::Q2K,
+        place: Place::Host(Quantisation::F32),
+        bank_form: Quantisation::Q2K,
         head_form: None,
         archive: true,
         keep: None,

@@ -8,7 +8,7 @@ use choir::checkpoint::Checkpoint;
 use choir::model::architecture::{Architecture, published};
 use choir::model::kv_cache::KvCache;
 use choir::model::{BaseWeights, Batch, Denoiser, HostNetwork, Mix, PageId, Segment, ServedBank};
-use choir::ops::quantized::Form;
+use choir::ops::quantized::Quantisation;
 use fixtures::close;
 use reference::qwen::Qwen;
 use std::borrow::Cow;
@@ -51,7 +51,7 @@ impl Family {
         ["sdar-tiny", "a2d-qwen3-tiny"].map(Family::load)
     }
 
-    fn base(&self, form: Form) -> Arc<BaseWeights> {
+    fn base(&self, form: Quantisation) -> Arc<BaseWeights> {
         let base = BaseWeights::load(self.architecture.clone(), form, |spec| {
             let data = published::read(&self.checkpoint, spec).map_err(candle_core::Error::wrap)?;
             Ok(Some(Cow::Owned(data)))
@@ -60,7 +60,7 @@ impl Family {
     }
 
     fn network(&self) -> HostNetwork {
-        HostNetwork::new(self.base(Form::F32), &[], Vec::new()).expect("a network")
+        HostNetwork::new(self.base(Quantisation::F32), &[], Vec::new()).expect("a network")
     }
 
     fn twin(&self) -> Qwen {
@@ -318,7 +318,7 @@ fn check_cache(family: &Family, cache: &KvCache, row: usize, layer: usize, posit
 }
 
 /// Variants of a base in `form`, read from banks in `bank`.
-fn with_variants(family: &Family, form: Form, bank: Form) -> HostNetwork {
+fn with_variants(family: &Family, form: Quantisation, bank: Quantisation) -> HostNetwork {
     let dense: fixtures::Tensors<f32> = (family.architecture.tensors.iter())
         .map(|spec| {
             let data = published::read(&family.checkpoint, spec).expect("a tensor");
@@ -334,7 +334,7 @@ fn with_variants(family: &Family, form: Form, bank: Form) -> HostNetwork {
 #[test]
 fn variants_equal_materialised_weights_and_do_not_depend_on_the_batch() {
     for family in Family::all() {
-        let network = with_variants(&family, Form::F32, Form::F32);
+        let network = with_variants(&family, Quantisation::F32, Quantisation::F32);
         let plain = family.forwards().remove(0).segment(&family.architecture);
         let mut cache = KvCache::new(network.facts().cache, PAGE, 0);
         let mut evaluate = |network: &HostNetwork, segments: Vec<Segment>| {
@@ -380,7 +380,11 @@ fn bases_in_few_bits_stay_near_and_do_not_depend_on_the_batch() {
             .iter()
             .map(|f| f.segment(&family.architecture))
             .collect();
-        for (form, most) in [(Form::Bf16, 0.02), (Form::Q8_0, 0.08), (Form::Q4K, 0.6)] {
+        for (form, most) in [
+            (Quantisation::Bf16, 0.02),
+            (Quantisation::Q8_0, 0.08),
+            (Quantisation::Q4K, 0.6),
+        ] {
             let network = HostNetwork::new(family.base(form), &[], Vec::new()).expect("a network");
             let mut cache = KvCache::new(network.facts().cache, PAGE, 0);
             let mut evaluate = |segments: Vec<Segment>| {

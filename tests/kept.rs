@@ -5,7 +5,7 @@ mod fixtures;
 use choir::model::{
     BaseWeights, Batch, Denoiser, HostNetwork, Mix, Segment, ServedBank, VariantId,
 };
-use choir::ops::quantized::Form;
+use choir::ops::quantized::Quantisation;
 use fixtures::kept::{KINDS, dense, kept_variants};
 use fixtures::{Case, PAGE, close, mixes, segment};
 use std::sync::Arc;
@@ -22,7 +22,7 @@ fn base(case: &Case) -> Arc<BaseWeights> {
 
 fn network(case: &Case, count: usize) -> HostNetwork {
     let (banks, variants) = kept_variants(case, count);
-    let bank = |matrices| Arc::new(ServedBank::build(Form::F32, matrices).expect("bank"));
+    let bank = |matrices| Arc::new(ServedBank::build(Quantisation::F32, matrices).expect("bank"));
     let banks: Vec<_> = banks.into_iter().map(bank).collect();
     HostNetwork::new(base(case), &banks, variants).expect("network")
 }

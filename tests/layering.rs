@@ -368,7 +368,7 @@ fn files_are_short_and_named_for_what_they_hold() {
 
 #[test]
 fn trees_of_paths_are_read() {
-    let source = "use crate::{engine::{self, Error}, store::Store}; // crate::no\nlet x: crate::ops::Form;\n\
+    let source = "use crate::{engine::{self, Error}, store::Store}; // crate::no\nlet x: crate::ops::Quantisation;\n\
                   use super::super::model::Dit; fn f() { super::near() }";
     let found = inner_paths(&tokens(source), 2);
     assert_eq!(
@@ -377,7 +377,7 @@ fn trees_of_paths_are_read() {
             "engine::self",
             "engine::Error",
             "store::Store",
-            "ops::Form",
+            "ops::Quantisation",
             "model::Dit"
         ]
     );

@@ -6,7 +6,7 @@ use choir::model::architecture::dit::{EMBEDDING, is_product};
 use choir::model::kv_cache::KvCache;
 use choir::model::{BaseWeights, Batch, Denoiser, HostNetwork, Mix, PageId, Segment, ServedBank};
 use choir::ops::categorical::{Certainty, Crossing, Draw, Filter, Kind, Workspace};
-use choir::ops::quantized::Form;
+use choir::ops::quantized::Quantisation;
 use choir::rng::Noise;
 use fixtures::{Case, PAGE, cached_blocks, close, mixes, segment, variants, whole_sequences};
 use half::bf16;
@@ -144,11 +144,16 @@ fn a_finished_block_and_the_next_can_share_one_evaluation() {
 }
 
 /// Variants with random deltas of a fine-tune's size, two to a bank.
-fn superposed(case: &Case, count: usize, form: Form) -> HostNetwork {
+fn superposed(case: &Case, count: usize, form: Quantisation) -> HostNetwork {
     with_variants(base(case), case, count, form)
 }
 
-fn with_variants(base: Arc<BaseWeights>, case: &Case, count: usize, form: Form) -> HostNetwork {
+fn with_variants(
+    base: Arc<BaseWeights>,
+    case: &Case,
+    count: usize,
+    form: Quantisation,
+) -> HostNetwork {
     let (banks, variants) = variants(case, count);
     let bank = |matrices| Arc::new(ServedBank::build(form, matrices).expect("bank"));
     let banks: Vec<_> = banks.into_iter().map(bank).collect();
@@ -159,7 +164,7 @@ fn with_variants(base: Arc<BaseWeights>, case: &Case, count: usize, form: Form) 
 fn retrieval_on_the_activations_equals_materialised_weights() {
     for folder in ["bd3lm-tiny", "duo-tiny"] {
         let case = Case::load(folder);
-        let network = superposed(&case, 5, Form::F32);
+        let network = superposed(&case, 5, Quantisation::F32);
         let (shape, ids) = case.ids("a.len8.input_ids");
         let mut cache = KvCache::new(case.config.facts().cache, PAGE, 0);
         let segments: Vec<_> = mixes(5)
@@ -269,18 +274,18 @@ fn near_and_not_of_the_batch(
     }
 }
 
-const FORMS: [(Form, f32); 5] = [
-    (Form::Bf16, 0.05),
-    (Form::Q8_0, 0.1),
-    (Form::Q4_0, 1.0),
-    (Form::Q4K, 1.0),
-    (Form::Q2K, 1.0),
+const FORMS: [(Quantisation, f32); 5] = [
+    (Quantisation::Bf16, 0.05),
+    (Quantisation::Q8_0, 0.1),
+    (Quantisation::Q4_0, 1.0),
+    (Quantisation::Q4K, 1.0),
+    (Quantisation::Q2K, 1.0),
 ];
 
 #[test]
 fn served_forms_stay_near_f32_and_do_not_depend_on_the_batch() {
     let case = Case::load("bd3lm-tiny");
-    let exact = superposed(&case, 3, Form::F32);
+    let exact = superposed(&case, 3, Quantisation::F32);
     for (form, tolerance) in FORMS {
         let network = superposed(&case, 3, form);
         near_and_not_of_the_batch(&case, &network, &exact, tolerance, &form.to_string());
@@ -290,7 +295,7 @@ fn served_forms_stay_near_f32_and_do_not_depend_on_the_batch() {
 #[test]
 fn so_do_bases_in_few_bits_and_what_is_materialised_has_their_form() {
     let case = Case::load("bd3lm-tiny");
-    let exact = superposed(&case, 3, Form::F32);
+    let exact = superposed(&case, 3, Quantisation::F32);
     for (form, tolerance) in FORMS {
         let tolerance = 4.0 * tolerance; // the weights are larger than any delta
         let base = BaseWeights::in_form(
@@ -299,7 +304,7 @@ fn so_do_bases_in_few_bits_and_what_is_materialised_has_their_form() {
             form,
         )
         .expect("weights");
-        let network = with_variants(Arc::new(base), &case, 3, Form::F32);
+        let network = with_variants(Arc::new(base), &case, 3, Quantisation::F32);
         near_and_not_of_the_batch(
             &case,
             &network,
@@ -318,7 +323,7 @@ fn so_do_bases_in_few_bits_and_what_is_materialised_has_their_form() {
         let mut logits =
             |network: &HostNetwork| network.forward(&batch, &mut cache).expect("forward").data;
         let again = network.materialise(&Mix::default()).expect("materialised");
-        if form == Form::Q8_0 {
+        if form == Quantisation::Q8_0 {
             // Rounding again changes nothing, so only another product could.
             assert_eq!(logits(&again), logits(&network));
         }
@@ -337,7 +342,7 @@ fn a_base_in_bf16_is_a_bf16_checkpoint_in_half_the_bytes() {
     let mut case = Case::load("duo-tiny");
     let values = case.weights.values_mut().flat_map(|(_, data)| data);
     values.for_each(|value| *value = bf16::from_f32(*value).to_f32());
-    let [exact, halved] = [Form::F32, Form::Bf16].map(|form| {
+    let [exact, halved] = [Quantisation::F32, Quantisation::Bf16].map(|form| {
         Arc::new(
             BaseWeights::in_form(
                 case.config.architecture().expect("a network"),
@@ -359,7 +364,7 @@ fn a_base_in_bf16_is_a_bf16_checkpoint_in_half_the_bytes() {
         case.config.tensors().into_iter().map(bytes).sum::<usize>()
     );
     let logits = |base: Arc<BaseWeights>| {
-        let network = with_variants(base, &case, 3, Form::F32);
+        let network = with_variants(base, &case, 3, Quantisation::F32);
         let (shape, ids) = case.ids("a.len8.input_ids");
         let segments = mixes(3).into_iter().map(|mix| Segment {
             mix,
@@ -378,7 +383,7 @@ fn a_base_in_bf16_is_a_bf16_checkpoint_in_half_the_bytes() {
 #[test]
 fn segments_bring_their_own_attention_and_noise() {
     let case = Case::load("bd3lm-tiny");
-    let network = superposed(&case, 3, Form::F32);
+    let network = superposed(&case, 3, Quantisation::F32);
     let names = case.names("a.", ".input_ids");
     let sequences = names
         .iter()

@@ -3,7 +3,7 @@
 use super::base::{self, Base, checkpoint};
 use super::tuning::Said;
 use super::{AddRequest, Error, Stage, Tuning, defaults, share};
-use crate::engine::{self, Choice, Sampling};
+use crate::engine::{self, Sampling, SamplingParams};
 use crate::model::Regime;
 use crate::store::{
     BaseFacts, CodedFile, Content, Keep, NewVariant, Options, Process, SamplerDefaults, Scales,
@@ -17,7 +17,7 @@ use crate::superposition::{
 const SAME_BITS: f32 = 0.005;
 
 /// A variant that is ready to be kept.
-pub(super) struct Prepared {
+pub(super) struct PreparedVariant {
     pub variant: NewVariant,
     /// What to measure its share against, where that is asked for.
     pub fine_tune: Option<Delta>,
@@ -29,7 +29,7 @@ pub(super) fn prepare(
     options: Options,
     request: AddRequest,
     tell: &mut dyn FnMut(Stage),
-) -> Result<Prepared, Error> {
+) -> Result<PreparedVariant, Error> {
     check_name(&request.name)?;
     let network = base.weights.facts();
     tell(Stage::Reading);
@@ -92,7 +92,7 @@ pub(super) fn prepare(
         defaults: recorded,
         scales: Scales::all(request.scale.unwrap_or(1.0)),
     };
-    Ok(Prepared { variant, fine_tune })
+    Ok(PreparedVariant { variant, fine_tune })
 }
 
 /// A checkpoint's delta in a code, before anything is rounded; that of an archived or a packed one as it is there.
@@ -195,7 +195,7 @@ pub(super) fn shipped(base: &Base, options: Options) -> Result<Vec<NewVariant>, 
                    }| {
         let said = Said::of(name, packed, None, network)?;
         let regime = Tuning::default().regime(&said, network)?;
-        let sampling = sampling(&said, regime, &Choice::default(), base)?;
+        let sampling = sampling(&said, regime, &SamplingParams::default(), base)?;
         let process = defaults::process_to_store(regime.process);
         let recorded = defaults::to_store(&sampling, regime, network);
         let content = match options.keep {
@@ -228,7 +228,12 @@ pub(super) fn shipped(base: &Base, options: Options) -> Result<Vec<NewVariant>, 
 }
 
 /// A variant's sampling defaults: what is chosen, else what its file says, else what is usual for its process.
-fn sampling(said: &Said, regime: Regime, chosen: &Choice, base: &Base) -> Result<Sampling, Error> {
+fn sampling(
+    said: &Said,
+    regime: Regime,
+    chosen: &SamplingParams,
+    base: &Base,
+) -> Result<Sampling, Error> {
     let usual = match &said.defaults {
         Some(recorded) => recorded.sampling(),
         None => base.usual(regime),

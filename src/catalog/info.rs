@@ -3,7 +3,7 @@
 use super::defaults;
 use crate::engine::{Generation, MemoryPart, Sampling};
 use crate::model::{NetworkFacts, Regime};
-use crate::store::{Keep, Kept, Quality, Share, Store, VariantRecord};
+use crate::store::{Keep, Quality, Share, Store, StoredAs, VariantRecord};
 
 /// A variant as operators see it.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,8 +39,7 @@ pub struct VariantInfo {
 impl VariantInfo {
     pub(super) fn of(name: &str, record: &VariantRecord, network: &NetworkFacts) -> Self {
         let coded = record.coded();
-        let archived =
-            |kept: &Kept| matches!(kept, Kept::Superposed { archive, .. } if archive.is_some());
+        let archived = |kept: &StoredAs| matches!(kept, StoredAs::Superposed { archive, .. } if archive.is_some());
         VariantInfo {
             name: name.to_owned(),
             seed: record.seed,

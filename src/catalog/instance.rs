@@ -7,7 +7,7 @@ use crate::model::place::{self, Bank, Bytes, Variant, message};
 use crate::model::{VariantId, VariantWeights};
 use crate::ops::coded::Kept;
 use crate::ops::gpu::Fault;
-use crate::ops::quantized::Form;
+use crate::ops::quantized::Quantisation;
 use crate::store::{self, BankId, BankKind, FileRecord, Scales, Store, VariantRecord};
 use crate::superposition::{self, CodedDelta, Delta, Private, Scheme};
 use rayon::prelude::*;
@@ -210,7 +210,7 @@ pub(super) fn measuring(
         .map_err(store::Error::from)?;
     let tensors = bank.tensors.into_iter();
     let tensors = tensors.map(|(name, fixed)| (name, fixed.rows, fixed.cols, fixed.dense()));
-    let bank = (base.weights.bank(Form::Bf16, tensors)).map_err(|error| built(&error))?;
+    let bank = (base.weights.bank(Quantisation::Bf16, tensors)).map_err(|error| built(&error))?;
     let own = |private: Private| {
         let weights = VariantWeights {
             seed,

@@ -1,9 +1,9 @@
 //! What is asked of a catalog, and how far it has come.
 
 use super::{BaseSource, Source, Tuning};
-use crate::engine::Choice;
+use crate::engine::SamplingParams;
 use crate::model::Place;
-use crate::ops::quantized::Form;
+use crate::ops::quantized::Quantisation;
 use crate::store::{self, Keep};
 use crate::superposition::Digest;
 use std::path::PathBuf;
@@ -21,9 +21,9 @@ pub struct CatalogConfig {
     /// Where the network runs.
     pub place: Place,
     /// The form that banks are served in.
-    pub bank_form: Form,
+    pub bank_form: Quantisation,
     /// The form of the output head's banks; see [`Forms::new`](super::Forms::new) where absent.
-    pub head_form: Option<Form>,
+    pub head_form: Option<Quantisation>,
     /// Keep the delta of every superposed variant in the store, so that it can be removed without giving it again. Decided
     /// when the store is made.
     pub archive: bool,
@@ -45,7 +45,7 @@ pub struct AddRequest {
     /// What it was tuned for, where the operator says so.
     pub tuning: Tuning,
     /// Sampling defaults; what is not chosen is what the file says, else usual for its process.
-    pub defaults: Choice,
+    pub defaults: SamplingParams,
     /// How it is kept; as the store's options say where absent, or as a coded file is.
     pub keep: Option<Keep>,
     /// Bits for each parameter of a matrix, everything counted, likewise.
@@ -71,7 +71,7 @@ impl AddRequest {
             source,
             scale: None,
             tuning: Tuning::default(),
-            defaults: Choice::default(),
+            defaults: SamplingParams::default(),
             keep: None,
             bits: None,
             replaces: None,

@@ -63,7 +63,7 @@ impl Workshop {
         &self,
         work: impl FnOnce() -> Result<T, Error> + Send,
     ) -> Result<T, Error> {
-        let _place = Place::take(&self.inside)?;
+        let _place = WorkshopPermit::take(&self.inside)?;
         // Taken here and not on a thread of the pool, which may do another's work while it waits.
         let _turn = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
         self.threads.install(work)
@@ -71,19 +71,19 @@ impl Workshop {
 }
 
 /// One of the places inside.
-struct Place<'a>(&'a AtomicUsize);
+struct WorkshopPermit<'a>(&'a AtomicUsize);
 
-impl<'a> Place<'a> {
+impl<'a> WorkshopPermit<'a> {
     fn take(inside: &'a AtomicUsize) -> Result<Self, Error> {
         let enter = |count: usize| (count < AT_ONCE).then_some(count + 1);
         match inside.fetch_update(Ordering::Relaxed, Ordering::Relaxed, enter) {
-            Ok(_) => Ok(Place(inside)),
+            Ok(_) => Ok(WorkshopPermit(inside)),
             Err(waiting) => Err(Error::Busy { waiting }),
         }
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for WorkshopPermit<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }

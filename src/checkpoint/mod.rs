@@ -51,7 +51,7 @@ impl Bytes<'_> {
 
 /// Where a tensor lies.
 #[derive(Clone, Debug)]
-struct Place {
+struct TensorLocation {
     shard: usize,
     begin: usize,
     end: usize,
@@ -63,7 +63,7 @@ struct Place {
 #[derive(Debug)]
 pub struct Checkpoint<'a> {
     shards: Vec<Bytes<'a>>,
-    places: BTreeMap<String, Place>,
+    places: BTreeMap<String, TensorLocation>,
 }
 
 impl Checkpoint<'static> {
@@ -169,7 +169,7 @@ impl<'a> Checkpoint<'a> {
                 return Err(Unreadable::NoElements { tensor: name });
             }
             let (begin, end) = info.data_offsets;
-            let place = Place {
+            let place = TensorLocation {
                 shard,
                 begin: header + begin,
                 end: header + end,
@@ -210,7 +210,7 @@ impl<'a> Checkpoint<'a> {
         Some(self.view(name, place))
     }
 
-    fn view<'v>(&'v self, name: &'v str, place: &'v Place) -> View<'v> {
+    fn view<'v>(&'v self, name: &'v str, place: &'v TensorLocation) -> View<'v> {
         let shard = self.shards[place.shard].as_slice();
         View {
             name,
@@ -223,13 +223,14 @@ impl<'a> Checkpoint<'a> {
 
     /// Every tensor's shape, by name.
     pub fn shapes(&self) -> BTreeMap<String, Vec<usize>> {
-        let shape = |(name, place): (&String, &Place)| (name.clone(), place.shape.clone());
+        let shape = |(name, place): (&String, &TensorLocation)| (name.clone(), place.shape.clone());
         self.places.iter().map(shape).collect()
     }
 
     /// Elements of all tensors.
     pub fn parameters(&self) -> u64 {
-        let elements = |place: &Place| place.shape.iter().map(|&size| size as u64).product::<u64>();
+        let elements =
+            |place: &TensorLocation| place.shape.iter().map(|&size| size as u64).product::<u64>();
         self.places.values().map(elements).sum()
     }
 

@@ -3,7 +3,7 @@
 use crate::server::access::Keys;
 use crate::server::paths::Paths;
 use crate::server::tls::{Tls, TlsFiles};
-use crate::server::{self, Doors, Limits, Listener, Settings};
+use crate::server::{self, Doors, Limits, Listener, ServerSettings};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -67,7 +67,7 @@ pub struct DoorArgs {
 
 impl DoorArgs {
     /// Listens everywhere, and reads keys and certificates: mistakes to hear of before a model is loaded.
-    pub async fn open(&self) -> Result<(Doors, Settings)> {
+    pub async fn open(&self) -> Result<(Doors, ServerSettings)> {
         let keys = self.keys()?;
         let tls = match (&self.tls_cert, &self.tls_key) {
             (Some(certificate), Some(key)) => {
@@ -108,7 +108,7 @@ impl DoorArgs {
         let doors = Doors { grpc, http, admin };
         let local = [Some(&doors.grpc), doors.http.as_ref(), doors.admin.as_ref()];
         let private = keys.is_none() && local.into_iter().flatten().all(Listener::is_local);
-        let settings = Settings {
+        let settings = ServerSettings {
             limits: Limits::default(),
             keys_file: self.api_keys.clone().filter(|_| keys.is_some()),
             paths: match private && self.allow_path.is_empty() {

@@ -1,6 +1,6 @@
 //! Whether variants may be served from whole matrices of their own.
 
-use crate::ops::quantized::Form;
+use crate::ops::quantized::Quantisation;
 use anyhow::{Result, bail};
 use clap::Args;
 
@@ -18,11 +18,11 @@ pub struct MaterialiseArgs {
 
 impl MaterialiseArgs {
     /// Bytes of materialised variants, at most. `base` is the base's form on the CPU, and absent on a device.
-    pub fn bytes(&self, base: Option<Form>) -> Result<usize> {
+    pub fn bytes(&self, base: Option<Quantisation>) -> Result<usize> {
         match self.deterministic {
             false
                 if self.materialise_mib > 0
-                    && !matches!(base, None | Some(Form::F32 | Form::Bf16)) =>
+                    && !matches!(base, None | Some(Quantisation::F32 | Quantisation::Bf16)) =>
             {
                 bail!(
                     "--materialise-mib needs a base in f32 or bf16: one in fewer bits would be rounded a second time"
@@ -59,18 +59,22 @@ mod tests {
             materialise_mib,
             deterministic,
         };
-        let f32 = Some(Form::F32);
+        let f32 = Some(Quantisation::F32);
         assert_eq!(args(0, true).bytes(f32).expect("as by default"), 0);
         assert_eq!(
             args(0, false)
-                .bytes(Some(Form::Q4K))
+                .bytes(Some(Quantisation::Q4K))
                 .expect("as by default"),
             0
         );
         assert_eq!(args(3, false).bytes(None).expect("three"), 3 << 20);
         for (bad, base, named) in [
             (args(1, true), f32, "--materialise-mib"),
-            (args(1, false), Some(Form::Q8_0), "--materialise-mib"),
+            (
+                args(1, false),
+                Some(Quantisation::Q8_0),
+                "--materialise-mib",
+            ),
             (args(0, true), None, "--deterministic"),
             (args(usize::MAX, false), f32, "--materialise-mib"),
         ] {

@@ -1,8 +1,8 @@
 //! Where a command runs the network.
 
 use crate::model::Place;
-use crate::ops::gpu::{Dtype, Machine};
-use crate::ops::quantized::Form;
+use crate::ops::gpu::{Dtype, GpuDevice};
+use crate::ops::quantized::Quantisation;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use std::str::FromStr;
@@ -29,12 +29,12 @@ pub enum DeviceName {
 
 impl DeviceName {
     /// The device; none for the CPU.
-    pub fn machine(self) -> Result<Option<Arc<dyn Machine>>> {
+    pub fn gpu(self) -> Result<Option<Arc<dyn GpuDevice>>> {
         let DeviceName::Cuda(ordinal) = self else {
             return Ok(None);
         };
         match Place::cuda(ordinal, Dtype::F32).context("--device")? {
-            Place::Device(device) => Ok(Some(device.machine)),
+            Place::Device(device) => Ok(Some(device.gpu)),
             Place::Host(_) => Ok(None),
         }
     }
@@ -69,15 +69,15 @@ impl FromStr for DeviceName {
 
 impl PlaceArgs {
     /// Opens the device. `usual` is what a base's matrices are kept in on the CPU where nobody says it.
-    pub fn open(&self, usual: impl FnOnce() -> Result<Form>) -> Result<Place> {
+    pub fn open(&self, usual: impl FnOnce() -> Result<Quantisation>) -> Result<Place> {
         let ordinal = match self.device {
             DeviceName::Cpu => {
                 return Ok(Place::Host(match self.base_form {
                     None => usual()?,
-                    Some(BaseForm::F32) => Form::F32,
-                    Some(BaseForm::Bf16) => Form::Bf16,
-                    Some(BaseForm::Q8_0) => Form::Q8_0,
-                    Some(BaseForm::Q4K) => Form::Q4K,
+                    Some(BaseForm::F32) => Quantisation::F32,
+                    Some(BaseForm::Bf16) => Quantisation::Bf16,
+                    Some(BaseForm::Q8_0) => Quantisation::Q8_0,
+                    Some(BaseForm::Q4K) => Quantisation::Q4K,
                 }));
             }
             DeviceName::Cuda(ordinal) => ordinal,
@@ -99,7 +99,7 @@ mod tests {
 
     fn open(device: &str, base_form: Option<BaseForm>) -> Result<Place> {
         let device = device.parse().map_err(anyhow::Error::msg)?;
-        PlaceArgs { device, base_form }.open(|| Ok(Form::F32))
+        PlaceArgs { device, base_form }.open(|| Ok(Quantisation::F32))
     }
 
     #[test]
@@ -115,11 +115,11 @@ mod tests {
     #[test]
     fn what_cannot_be_had_is_refused() {
         for (form, expected) in [
-            (None, Form::F32),
-            (Some(BaseForm::F32), Form::F32),
-            (Some(BaseForm::Bf16), Form::Bf16),
-            (Some(BaseForm::Q8_0), Form::Q8_0),
-            (Some(BaseForm::Q4K), Form::Q4K),
+            (None, Quantisation::F32),
+            (Some(BaseForm::F32), Quantisation::F32),
+            (Some(BaseForm::Bf16), Quantisation::Bf16),
+            (Some(BaseForm::Q8_0), Quantisation::Q8_0),
+            (Some(BaseForm::Q4K), Quantisation::Q4K),
         ] {
             let place = open("cpu", form).expect("the CPU has every form");
             assert!(

@@ -8,7 +8,7 @@ use crate::catalog::{BaseSource, Catalog, CatalogConfig};
 use crate::checkpoint;
 use crate::engine::{Engine, EngineConfig};
 use crate::model::{Denoiser, Place};
-use crate::ops::quantized::Form;
+use crate::ops::quantized::Quantisation;
 use crate::server::{self, Limits};
 use crate::store::Keep;
 use crate::telemetry;
@@ -82,11 +82,11 @@ pub struct StoreArgs {
     /// How banks are kept in memory: q2k, q4k, q4_0, q8_0, bf16 or f32. On a device the first three are one form of 4.6 bits, and
     /// the others mean the base's.
     #[arg(long, default_value = "q2k")]
-    bank_form: Form,
+    bank_form: Quantisation,
     /// The same for the output head's banks [default: q2k where the store has one variant to a bank of the head, else as
     /// --bank-form].
     #[arg(long)]
-    head_form: Option<Form>,
+    head_form: Option<Quantisation>,
     /// How variants are kept whose addition does not say, when the store is made: coded or superposed.
     #[arg(long)]
     keep: Option<Keep>,

@@ -9,7 +9,7 @@ use crate::train::objective::{Corruption, Objective};
 use crate::train::optimizer::AdamW;
 use crate::train::packing::SkillSource;
 use crate::train::run::{
-    Anchor, Budget, Report, Run, Score, Settings, Source, Validation, open_gates,
+    Anchor, Budget, Report, Score, Source, TrainSettings, TrainingRun, Validation, open_gates,
 };
 use crate::train::skills::Skill;
 use crate::train::{checkpoint, tokenizer};
@@ -280,7 +280,7 @@ fn train(
         (None, None) => Budget::Steps(1000),
     };
     std::fs::create_dir_all(&args.out)?;
-    let settings = Settings {
+    let settings = TrainSettings {
         objective,
         course,
         budget,
@@ -300,11 +300,11 @@ fn train(
         save_every: 60.0,
         report_every: args.report_every,
         validate_every: 1.0 / f64::from(args.validations.max(1)),
-        machine: args.device.machine()?,
+        gpu: args.device.gpu()?,
     };
     let progress = Progress::new(args.json);
     let mut report = |news: Report| progress.show(news);
-    let (tensors, score) = Run::new(
+    let (tensors, score) = TrainingRun::new(
         model,
         settings,
         source,

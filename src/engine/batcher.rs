@@ -9,7 +9,7 @@ use super::door::Door;
 use super::ledger::{Order, Tenant};
 use super::pages::Pool;
 use super::request::Priority;
-use super::schedule::{Claim, Place, Share, choose, short, victim};
+use super::schedule::{Claim, RunningSequence, StepShare, choose, short, victim};
 use super::sequence::{Failed, Job, Sequence};
 
 /// Steps kept short that may follow one another: enough for a first block. Every full step gives one back, so that no more
@@ -34,7 +34,7 @@ pub struct Batcher<J> {
 }
 
 /// A sequence's part of a step.
-pub struct Part<J> {
+pub struct StepPart<J> {
     pub sequence: Box<Sequence<J>>,
     /// Tokens that it may bring.
     pub tokens: usize,
@@ -167,12 +167,12 @@ impl<J: Job> Batcher<J> {
         let ids = self.running.iter().map(|sequence| sequence.id);
         let started = waiting().map(|_| u64::MAX).chain(ids);
         let tenants = waiting().chain(placed()).zip(&accounts_of);
-        let place = |((tenant, &account), started): ((&Tenant, &usize), u64)| Place {
+        let place = |((tenant, &account), started): ((&Tenant, &usize), u64)| RunningSequence {
             account,
             priority: tenant.priority,
             started,
         };
-        let mut places: Vec<Place> = tenants.zip(started).map(place).collect();
+        let mut places: Vec<RunningSequence> = tenants.zip(started).map(place).collect();
         let running = places.split_off(waiting().count());
         let victim = victim(
             &running,
@@ -191,7 +191,7 @@ impl<J: Job> Batcher<J> {
 
     /// Takes out whoever is in the next step, with pages for it. Where there are too few pages, the latest sequences give theirs up:
     /// the first one always goes on.
-    pub fn choose(&mut self, door: &mut Door<J>) -> Vec<Part<J>> {
+    pub fn choose(&mut self, door: &mut Door<J>) -> Vec<StepPart<J>> {
         let (ready, shares) = self.share(door);
         self.steps += u64::from(!ready.is_empty());
         let mut tokens = vec![0; self.running.len()];
@@ -217,7 +217,7 @@ impl<J: Job> Batcher<J> {
                 held = sequence.table.cover(&mut self.pool, reach.start, reach.end);
             }
             match held {
-                true => parts.push(Part { sequence, tokens }),
+                true => parts.push(StepPart { sequence, tokens }),
                 false => self.preempt(door, sequence),
             }
         }
@@ -225,7 +225,7 @@ impl<J: Job> Batcher<J> {
     }
 
     /// The indices of those that could be in the next step, and what each is given of it. Whoever is paused asks nothing.
-    fn share(&mut self, door: &Door<J>) -> (Vec<usize>, Vec<Share>) {
+    fn share(&mut self, door: &Door<J>) -> (Vec<usize>, Vec<StepShare>) {
         let ready = (0..self.running.len()).filter(|&index| self.running[index].paused.is_none());
         let ready: Vec<usize> = ready.collect();
         let sequences = || ready.iter().map(|&index| &*self.running[index]);

@@ -18,13 +18,13 @@ pub enum PredictorKind {
 
 /// What is chosen; `None` where the defaults hold.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Choice {
+pub struct SamplingParams {
     pub kind: Option<PredictorKind>,
     pub steps: Option<u32>,
     pub threshold: Option<f32>,
     pub eps: Option<f64>,
     pub noise_removal: Option<NoiseRemoval>,
-    pub psi: PsiChoice,
+    pub psi: PsiParams,
     pub block_size: Option<usize>,
     pub temperature: Option<f32>,
     pub nucleus_p: Option<f32>,
@@ -34,7 +34,7 @@ pub struct Choice {
 
 /// The parts of a [`Psi`].
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct PsiChoice {
+pub struct PsiParams {
     pub profile: Option<TimeProfile>,
     pub high_fraction: Option<f64>,
     pub middle_fraction: Option<f64>,
@@ -43,7 +43,7 @@ pub struct PsiChoice {
     pub low: Option<Kappa>,
 }
 
-impl Choice {
+impl SamplingParams {
     /// The settings in full: what is chosen, over `defaults`, whose predictor also says which process it is.
     ///
     /// # Errors
@@ -70,7 +70,7 @@ impl Choice {
         let uniform_only = [
             ("eps", self.eps.is_some()),
             ("noise_removal", self.noise_removal.is_some()),
-            ("psi", self.psi != PsiChoice::default()),
+            ("psi", self.psi != PsiParams::default()),
         ];
         if let Some((field, _)) = uniform_only.iter().find(|(_, set)| *set) {
             return Err(bad(
@@ -140,7 +140,7 @@ impl Choice {
             Some(PredictorKind::Sequential) => {
                 return Err(wrong_process("sequential", Process::Uniform));
             }
-            Some(PredictorKind::Ancestral) if chosen != PsiChoice::default() => {
+            Some(PredictorKind::Ancestral) if chosen != PsiParams::default() => {
                 return Err(bad("psi", "the ancestral predictor has no such settings"));
             }
             Some(PredictorKind::Ancestral) => Psi::ANCESTRAL,

@@ -16,7 +16,7 @@ use super::sequence::Sequence;
 use super::shared::Shared;
 use super::status::Status;
 use super::stream::EventStream;
-use super::work::Work;
+use super::work::ModelJob;
 use super::{prepare, threads};
 
 /// Requests that are prepared at once.
@@ -162,7 +162,7 @@ impl EngineHandle {
         Ok(reply)
     }
 
-    fn enter(&self, sequence: Sequence<Work>, now: Instant) -> Result<u64, Error> {
+    fn enter(&self, sequence: Sequence<ModelJob>, now: Instant) -> Result<u64, Error> {
         let shared = &self.0.shared;
         prepare::can_start(&sequence, shared.pages_total, now)?;
         // What is let go of here may be a generation's last lease, so it goes outside the lock.

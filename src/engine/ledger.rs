@@ -125,7 +125,7 @@ impl Counters {
 #[derive(Debug)]
 pub struct Ledger {
     weights: BTreeMap<String, f64>,
-    slots: Vec<Slot>,
+    slots: Vec<PayerAccount>,
     by_name: BTreeMap<Arc<str>, usize>,
     /// Slots that nobody has.
     free: Vec<usize>,
@@ -135,7 +135,7 @@ pub struct Ledger {
 }
 
 #[derive(Debug)]
-struct Slot {
+struct PayerAccount {
     payer: Arc<Payer>,
     weight: f64,
     service: Service,
@@ -184,7 +184,7 @@ impl Ledger {
             name: name.clone(),
             slot,
         });
-        let new = Slot {
+        let new = PayerAccount {
             payer: payer.clone(),
             weight: self.given_weight(&name),
             service: Service::default(),
@@ -235,7 +235,7 @@ impl Ledger {
     pub fn keep(&mut self, served: impl Fn(&str) -> bool) {
         let slots = &mut self.slots;
         let gone = self.by_name.extract_if(.., |name, slot| {
-            let Slot {
+            let PayerAccount {
                 payer,
                 service,
                 usual,

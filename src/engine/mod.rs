@@ -34,7 +34,7 @@ pub mod throughput;
 mod wake;
 mod work;
 
-pub use choice::{Choice, PredictorKind, PsiChoice};
+pub use choice::{PredictorKind, PsiParams, SamplingParams};
 pub use config::EngineConfig;
 pub use error::{Capped, Error};
 pub use generation::{BASE, Generation, MemoryPart, Resolved, Target, VariantFacts};

@@ -18,7 +18,7 @@ use super::score::Scorer;
 use super::sequence::Sequence;
 use super::stream;
 use super::text::TextStream;
-use super::work::{Kind, Scoring, Text, Work};
+use super::work::{JobKind, ModelJob, Scoring, Text};
 use crate::model::{NetworkFacts, Process, Regime};
 use crate::sampler::{
     self, BlockSampler, BlockSettings, Convention, LastBlock, Sampler, UniformSampler,
@@ -38,7 +38,7 @@ pub fn text(
     resolved: Resolved,
     request: Request,
     now: Instant,
-) -> Result<(Sequence<Work>, mpsc::Receiver<Event>), Error> {
+) -> Result<(Sequence<ModelJob>, mpsc::Receiver<Event>), Error> {
     let (lease, regime) = (&resolved.lease, resolved.regime);
     let parts = resolved.mix.0.len();
     let seed = request.seed.unwrap_or_else(fresh_seed);
@@ -97,7 +97,7 @@ pub fn text(
         _ => block_size,
     };
     let (sender, events) = stream::channel(config.unread);
-    let kind = Kind::Text(Box::new(Text {
+    let kind = JobKind::Text(Box::new(Text {
         sampler,
         stream: TextStream::new(lease.tokenizer.clone(), request.stop),
         prompt_tokens: request.prompt.len(),
@@ -131,7 +131,7 @@ pub fn score(
     resolved: Resolved,
     request: ScoreRequest,
     now: Instant,
-) -> Result<(Sequence<Work>, Reply), Error> {
+) -> Result<(Sequence<ModelJob>, Reply), Error> {
     let regime = resolved.regime;
     let network = &known(&resolved.lease, regime);
     let seed = request.seed.unwrap_or_else(fresh_seed);
@@ -151,7 +151,7 @@ pub fn score(
     let span = network.context + 2 * chunk;
     let tokens = regime.block.unwrap_or(written);
     let (sender, reply) = oneshot::channel();
-    let kind = Kind::Score(Box::new(Scoring {
+    let kind = JobKind::Score(Box::new(Scoring {
         scorer,
         step_tokens: config.step_tokens,
         reply: Some(sender),
@@ -178,8 +178,8 @@ fn known(lease: &Generation, regime: Regime) -> NetworkFacts {
     network
 }
 
-fn work(resolved: Resolved, seed: u64, kind: Kind) -> Work {
-    Work {
+fn work(resolved: Resolved, seed: u64, kind: JobKind) -> ModelJob {
+    ModelJob {
         lease: resolved.lease,
         mix: resolved.mix,
         regime: resolved.regime,
@@ -200,7 +200,11 @@ fn tenant(payer: Arc<Payer>, priority: Priority, tokens: usize, resolved: &Resol
 }
 
 /// Refuses what has no time left, and what could never start.
-pub fn can_start(sequence: &Sequence<Work>, pages_total: usize, now: Instant) -> Result<(), Error> {
+pub fn can_start(
+    sequence: &Sequence<ModelJob>,
+    pages_total: usize,
+    now: Instant,
+) -> Result<(), Error> {
     if sequence.deadline.is_some_and(|deadline| deadline <= now) {
         let waited = std::time::Duration::ZERO;
         return Err(Error::DeadlinePassed { waited });

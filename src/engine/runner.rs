@@ -10,13 +10,13 @@ use super::materialised::Materialised;
 use super::sequence::{Failed, Sequence};
 use super::shared::Shared;
 use super::step::{Failure, Group, Member};
-use super::work::Work;
+use super::work::ModelJob;
 use crate::model::kv_cache::KvCache;
 
 /// What the model thread owns, but for the cache.
 pub struct Runner {
     shared: Arc<Shared>,
-    batcher: Batcher<Work>,
+    batcher: Batcher<ModelJob>,
     materialised: Materialised,
     /// Why nothing can be evaluated any more.
     lost: Option<String>,
@@ -77,7 +77,7 @@ impl Runner {
         &mut self,
         groups: Vec<Group>,
         cache: &mut KvCache,
-    ) -> (Vec<Group>, Vec<Failed<Work>>) {
+    ) -> (Vec<Group>, Vec<Failed<ModelJob>>) {
         let (mut evaluated, mut failed) = (Vec::with_capacity(groups.len()), Vec::new());
         for mut group in groups {
             let outcome = match &self.lost {
@@ -106,7 +106,7 @@ impl Runner {
     }
 
     /// Charges the step that began then, counts who is through, and takes back what they held: all of it before anybody is told.
-    fn account(&mut self, groups: &mut [Group], failed: &[Failed<Work>], begun: Instant) {
+    fn account(&mut self, groups: &mut [Group], failed: &[Failed<ModelJob>], begun: Instant) {
         let members = groups.iter_mut().flat_map(|group| &mut group.members);
         for member in members.filter(|member| member.made.ended.is_some()) {
             self.batcher.end(&mut member.sequence);
@@ -159,8 +159,8 @@ impl Runner {
     /// Writes down how the engine stands, with these in the step.
     fn report<'a>(
         &'a self,
-        door: &mut Door<Work>,
-        step: impl Iterator<Item = &'a Sequence<Work>> + Clone,
+        door: &mut Door<ModelJob>,
+        step: impl Iterator<Item = &'a Sequence<ModelJob>> + Clone,
         now: Instant,
     ) {
         let batcher = &self.batcher;
@@ -177,7 +177,7 @@ impl Runner {
 }
 
 /// Tells who ends without a result.
-fn tell(failed: Vec<Failed<Work>>) {
+fn tell(failed: Vec<Failed<ModelJob>>) {
     for (mut sequence, error) in failed {
         sequence.job.fail(error);
     }

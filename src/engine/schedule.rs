@@ -22,7 +22,7 @@ pub struct Claim {
 
 /// One sequence's part of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Share {
+pub struct StepShare {
     /// Index into the claims.
     pub index: usize,
     /// Tokens it may bring.
@@ -38,7 +38,7 @@ const ELDEST: u64 = 64;
 /// left out for long and who is urgent come first; then, token by token, the variant with the lowest counter, and of a variant who was
 /// served longest ago. The first one of each priority always fits. So a long prefill and many denoising rows take turns, nobody
 /// starves, and no claim is left out that would have fitted into what is left.
-pub fn choose(claims: &[Claim], accounts: &[Account], budget: usize, now: u64) -> Vec<Share> {
+pub fn choose(claims: &[Claim], accounts: &[Account], budget: usize, now: u64) -> Vec<StepShare> {
     let is_of = |index: &usize, priority| claims[*index].priority == priority;
     let batch = claims.iter().any(|claim| claim.priority == Priority::Batch);
     let kept_back = if batch { budget / BATCH_PART } else { 0 };
@@ -70,7 +70,7 @@ pub fn choose(claims: &[Claim], accounts: &[Account], budget: usize, now: u64) -
             let tokens = if elastic { tokens.max(left) } else { tokens };
             left = left.saturating_sub(tokens);
             queues[at].pay(tokens);
-            shares.push(Share { index, tokens });
+            shares.push(StepShare { index, tokens });
             first = false;
         }
         left += later;
@@ -80,7 +80,7 @@ pub fn choose(claims: &[Claim], accounts: &[Account], budget: usize, now: u64) -
         let tokens = claims[index].tokens;
         if tokens <= left {
             left -= tokens;
-            shares.push(Share { index, tokens });
+            shares.push(StepShare { index, tokens });
         }
     }
     shares
@@ -169,7 +169,7 @@ fn lowest(queues: &[Queue]) -> Option<usize> {
 
 /// A sequence as it counts among those that have a place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct RunningSequence {
     /// Index of its variant's account.
     pub account: usize,
     pub priority: Priority,
@@ -183,8 +183,8 @@ pub struct Place {
 /// variant has fewer places than its fair share, interactive sequences of the variant that is furthest above its own. The latest one
 /// goes, which loses least. `waiting` says how many interactive requests of each account want a place.
 pub fn victim(
-    running: &[Place],
-    next: Place,
+    running: &[RunningSequence],
+    next: RunningSequence,
     waiting: &[usize],
     accounts: &[Account],
     places: usize,
@@ -192,8 +192,8 @@ pub fn victim(
     if next.priority != Priority::Interactive || running.len() < places {
         return None;
     }
-    let of = |priority| move |place: &&Place| place.priority == priority;
-    let latest = |keep: &dyn Fn(&Place) -> bool| {
+    let of = |priority| move |place: &&RunningSequence| place.priority == priority;
+    let latest = |keep: &dyn Fn(&RunningSequence) -> bool| {
         let candidates = running.iter().enumerate().filter(|(_, place)| keep(place));
         candidates
             .max_by_key(|(_, place)| place.started)

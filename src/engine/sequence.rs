@@ -32,7 +32,7 @@ pub struct Demand {
     pub first_block: bool,
 }
 
-/// What a sequence computes, as far as scheduling has to know. The engine's is `Work`, which has samplers and channels; tests
+/// What a sequence computes, as far as scheduling has to know. The engine's is `ModelJob`, which has samplers and channels; tests
 /// drive the door and the batcher with one that has neither.
 pub trait Job {
     fn reader(&self) -> Reader;

@@ -10,7 +10,7 @@ use super::error::Error;
 use super::generation::{BASE, Generation};
 use super::status::{Status, VariantLoad};
 use super::wake::Wake;
-use super::work::Work;
+use super::work::ModelJob;
 use crate::model::kv_cache::KvCache;
 
 /// Both hold its locks for moments only, and never while they wait or compute.
@@ -19,7 +19,7 @@ pub struct Shared {
     pub pages_total: usize,
     pub wake: Arc<Wake>,
     current: Mutex<Current>,
-    door: Mutex<Door<Work>>,
+    door: Mutex<Door<ModelJob>>,
 }
 
 /// The generation in force, and those that were before, while they last.
@@ -51,7 +51,7 @@ impl Shared {
         }
     }
 
-    pub fn door(&self) -> MutexGuard<'_, Door<Work>> {
+    pub fn door(&self) -> MutexGuard<'_, Door<ModelJob>> {
         lock(&self.door)
     }
 

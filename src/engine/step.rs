@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::batcher::Part;
+use super::batcher::StepPart;
 use super::generation::Generation;
 use super::materialised::{Materialised, Single};
 use super::sequence::Sequence;
-use super::work::{Made, Work};
+use super::work::{Made, ModelJob};
 use crate::model::kv_cache::KvCache;
 use crate::model::{Batch, Denoiser, Mix, Outcome, Segment};
 use crate::ops::gpu::Fault;
@@ -26,7 +26,7 @@ pub struct Group {
 }
 
 pub struct Member {
-    pub sequence: Box<Sequence<Work>>,
+    pub sequence: Box<Sequence<ModelJob>>,
     /// Tokens that it has in the batch.
     pub tokens: usize,
     /// What is its own of a step's tokens and of its rows of logits; one of the two is empty.
@@ -55,15 +55,15 @@ impl Failure {
 
 impl Group {
     /// One group for each generation among the sequences, and one more for each materialised mix.
-    pub fn of(parts: Vec<Part<Work>>, materialised: &mut Materialised) -> Vec<Group> {
-        let work = parts.iter().map(|Part { sequence, tokens }| {
+    pub fn of(parts: Vec<StepPart<ModelJob>>, materialised: &mut Materialised) -> Vec<Group> {
+        let work = parts.iter().map(|StepPart { sequence, tokens }| {
             let (job, rows) = (&sequence.job, sequence.tenant.charge(*tokens));
             (&job.lease, &job.mix, rows)
         });
         let singles = materialised.choose(&work.collect::<Vec<_>>());
         let mut groups = Vec::new();
         for (part, single) in parts.into_iter().zip(singles) {
-            let Part {
+            let StepPart {
                 mut sequence,
                 tokens,
             } = part;
@@ -77,7 +77,7 @@ impl Group {
     fn join(
         groups: &mut Vec<Group>,
         single: Option<Arc<Single>>,
-        sequence: Box<Sequence<Work>>,
+        sequence: Box<Sequence<ModelJob>>,
         segments: Vec<Segment>,
     ) {
         let lease = &sequence.job.lease;

@@ -18,16 +18,16 @@ use crate::model::{Mix, PageId, Regime, Segment};
 use crate::ops::categorical::Drawn;
 use crate::sampler::{Evaluation, Progress, Sampler};
 
-pub struct Work {
+pub struct ModelJob {
     /// Keeps the generation alive that accepted this request, to its end.
     pub lease: Arc<Generation>,
     pub mix: Mix,
     pub regime: Regime,
     pub seed: u64,
-    pub kind: Kind,
+    pub kind: JobKind,
 }
 
-pub enum Kind {
+pub enum JobKind {
     Text(Box<Text>),
     Score(Box<Scoring>),
 }
@@ -70,27 +70,27 @@ pub enum End {
     Score(f64),
 }
 
-impl Job for Work {
+impl Job for ModelJob {
     fn reader(&self) -> Reader {
         let gone = match &self.kind {
-            Kind::Text(text) => text.events.is_closed(),
-            Kind::Score(scoring) => scoring.reply.as_ref().is_none_or(|reply| reply.is_closed()),
+            JobKind::Text(text) => text.events.is_closed(),
+            JobKind::Score(scoring) => scoring.reply.as_ref().is_none_or(|reply| reply.is_closed()),
         };
         match &self.kind {
             _ if gone => Reader::Gone,
-            Kind::Text(text) if !text.events.has_room() => Reader::Behind,
+            JobKind::Text(text) if !text.events.has_room() => Reader::Behind,
             _ => Reader::Ready,
         }
     }
 
     fn demand(&mut self) -> Demand {
         match &mut self.kind {
-            Kind::Text(text) => Demand {
+            JobKind::Text(text) => Demand {
                 tokens: text.sampler.next().tokens.len(),
                 elastic: false,
                 first_block: text.delivered == 0,
             },
-            Kind::Score(scoring) => Demand {
+            JobKind::Score(scoring) => Demand {
                 tokens: scoring.scorer.least(),
                 elastic: true,
                 first_block: false,
@@ -111,13 +111,13 @@ impl Job for Work {
 
     fn evaluations_left(&self, usual: Option<f64>) -> u64 {
         let (least, usually) = match &self.kind {
-            Kind::Text(text) => {
+            JobKind::Text(text) => {
                 let all =
                     usual.map_or(0.0, |part| (f64::from(text.most_evaluations) * part).ceil());
                 let left = |all: u64| all.saturating_sub(text.sampler.nfe().into());
                 (left(text.evaluations.into()), left(all as u64))
             }
-            Kind::Score(scoring) => {
+            JobKind::Score(scoring) => {
                 let left = scoring.scorer.tokens_left().div_ceil(scoring.step_tokens);
                 (left as u64, 0)
             }
@@ -127,13 +127,13 @@ impl Job for Work {
 
     fn positions_to_start(&self) -> usize {
         match &self.kind {
-            Kind::Text(text) => text.sampler.clean().len() + self.regime.block.unwrap_or(0),
-            Kind::Score(_) => usize::MAX,
+            JobKind::Text(text) => text.sampler.clean().len() + self.regime.block.unwrap_or(0),
+            JobKind::Score(_) => usize::MAX,
         }
     }
 
     fn text(&self) -> Option<(Owner<'_>, &[u32], usize)> {
-        let (Kind::Text(text), Some(block)) = (&self.kind, self.regime.block) else {
+        let (JobKind::Text(text), Some(block)) = (&self.kind, self.regime.block) else {
             return None;
         };
         let owner = Owner {
@@ -146,7 +146,7 @@ impl Job for Work {
     }
 
     fn start(&mut self, request_id: u64, cached: usize) {
-        let Kind::Text(text) = &mut self.kind else {
+        let JobKind::Text(text) = &mut self.kind else {
             return;
         };
         if self.regime.block.is_some() {
@@ -163,25 +163,25 @@ impl Job for Work {
 
     fn stop(&mut self) {
         match &mut self.kind {
-            Kind::Text(text) => text.sampler.resume(0),
-            Kind::Score(scoring) => scoring.scorer.restart(),
+            JobKind::Text(text) => text.sampler.resume(0),
+            JobKind::Score(scoring) => scoring.scorer.restart(),
         }
     }
 }
 
-impl Work {
+impl ModelJob {
     /// Tokens before the first whole block. A text that is scored has its blocks from the beginning.
     fn phase(&self) -> usize {
         match (&self.kind, self.regime.block) {
-            (Kind::Text(text), Some(block)) => self.regime.grid.phase(text.prompt_tokens, block),
+            (JobKind::Text(text), Some(block)) => self.regime.grid.phase(text.prompt_tokens, block),
             _ => 0,
         }
     }
 
     fn evaluations(&mut self, tokens: usize) -> &[Evaluation] {
         match &mut self.kind {
-            Kind::Text(text) => std::slice::from_ref(text.sampler.next()),
-            Kind::Score(scoring) => scoring.scorer.next(tokens),
+            JobKind::Text(text) => std::slice::from_ref(text.sampler.next()),
+            JobKind::Score(scoring) => scoring.scorer.next(tokens),
         }
     }
 
@@ -193,11 +193,11 @@ impl Work {
         pages_start: usize,
     ) -> Vec<Segment> {
         let draws = match &mut self.kind {
-            Kind::Text(text) => {
+            JobKind::Text(text) => {
                 text.sampler.next();
                 text.sampler.draws()
             }
-            Kind::Score(_) => Vec::new(),
+            JobKind::Score(_) => Vec::new(),
         };
         let (mix, block, phase) = (self.mix.clone(), self.regime.block, self.phase());
         let segment = |evaluation: &Evaluation| Segment {
@@ -219,8 +219,8 @@ impl Work {
     /// Takes what was drawn from its segments' rows or, where it said no draws, their logits, each [vocab].
     pub fn accept(&mut self, drawn: &[Drawn], logits: &[&[f32]]) -> Made {
         match &mut self.kind {
-            Kind::Text(text) => text.accept(drawn),
-            Kind::Score(scoring) => Made {
+            JobKind::Text(text) => text.accept(drawn),
+            JobKind::Score(scoring) => Made {
                 ended: scoring.scorer.accept(logits).map(End::Score),
                 ..Made::default()
             },
@@ -230,23 +230,23 @@ impl Work {
     /// Evaluations that a text has taken, and how many it could have.
     pub fn evaluations_made(&self) -> Option<(u32, u32)> {
         match &self.kind {
-            Kind::Text(text) => Some((text.sampler.nfe(), text.most_evaluations)),
-            Kind::Score(_) => None,
+            JobKind::Text(text) => Some((text.sampler.nfe(), text.most_evaluations)),
+            JobKind::Score(_) => None,
         }
     }
 
     /// Says why it ends without a result.
     pub fn fail(&mut self, error: Error) {
         match &mut self.kind {
-            Kind::Text(text) => text.events.send(Event::Failed(error)),
-            Kind::Score(scoring) => {
+            JobKind::Text(text) => text.events.send(Event::Failed(error)),
+            JobKind::Score(scoring) => {
                 let _ = scoring.reply.take().map(|reply| reply.send(Err(error))); // the client may have left
             }
         }
     }
 }
 
-impl Sequence<Work> {
+impl Sequence<ModelJob> {
     /// Tells the client what a step has made.
     pub fn deliver(&mut self, made: Made, now: Instant) {
         let started = self.started.unwrap_or(now);
@@ -254,7 +254,7 @@ impl Sequence<Work> {
         let computed = self.computed(now);
         let (request_id, work) = (self.id, &mut self.job);
         match &mut work.kind {
-            Kind::Text(text) => {
+            JobKind::Text(text) => {
                 made.events
                     .into_iter()
                     .for_each(|event| text.events.send(event));
@@ -269,7 +269,7 @@ impl Sequence<Work> {
                     }));
                 }
             }
-            Kind::Score(scoring) => {
+            JobKind::Score(scoring) => {
                 let Some(End::Score(nats_per_token)) = made.ended else {
                     return;
                 };

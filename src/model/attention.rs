@@ -4,10 +4,10 @@ use super::architecture::Attention;
 use super::batch::Segment;
 use super::conditioning::LayerLine;
 use super::kv_cache::KvCache;
-use super::plan::Rows;
+use super::plan::BatchRows;
 use super::workspace::{HeadSpace, Spares, sized};
 use crate::ops::Rotary;
-use crate::ops::attend::{self, QUERIES, Run};
+use crate::ops::attend::{self, PositionRun, QUERIES};
 use crate::ops::gemm::View;
 use crate::ops::packed::Columns;
 use crate::ops::panel::{self, LANES, TILE};
@@ -120,7 +120,7 @@ pub fn keep(qkv: &[f32], segments: &[Segment], shape: Shape, layer: usize, cache
 pub fn attend(
     qkv: &[f32],
     segments: &[Segment],
-    (all, wanted): (&Rows, &Rows),
+    (all, wanted): (&BatchRows, &BatchRows),
     (shape, layer): (Shape, usize),
     cache: &KvCache,
     spares: &Spares<HeadSpace>,
@@ -215,7 +215,7 @@ impl Head<'_> {
                 if count == 0 {
                     break;
                 }
-                let tile = panel::Rows {
+                let tile = panel::StridedRows {
                     data: queries,
                     stride: dim,
                 };
@@ -263,7 +263,7 @@ impl Head<'_> {
         keys: &'a [f32],
         values: &'a [f32],
         seen: Range<usize>,
-    ) -> impl Iterator<Item = Run<'a>> {
+    ) -> impl Iterator<Item = PositionRun<'a>> {
         let (first, size) = (self.segment.first_position, self.cache.page_tokens());
         let start = self.segment.pages_start;
         let cached = seen.start.min(first)..seen.end.min(first);
@@ -277,7 +277,7 @@ impl Head<'_> {
             self.cache
                 .run(self.segment.pages[page], self.layer, self.head, slots)
         });
-        let own = Run {
+        let own = PositionRun {
             keys,
             values,
             seen: seen.start.max(first) - first..seen.end - first,

@@ -68,8 +68,8 @@ pub struct LayerLine {
     /// Of a head's query and key.
     pub query_gain: Option<Vector>,
     pub key_gain: Option<Vector>,
-    pub expand_bias: Option<Vector>,
-    pub contract_bias: Option<Vector>,
+    pub up_bias: Option<Vector>,
+    pub down_bias: Option<Vector>,
 }
 
 /// All vectors of one mix at one noise level, as serving reads them.
@@ -102,8 +102,8 @@ impl Tables {
                 qkv_bias: None,
                 query_gain: None,
                 key_gain: None,
-                expand_bias: Some(flat(&t.bias0)?),
-                contract_bias: Some(flat(&t.bias2)?),
+                up_bias: Some(flat(&t.bias0)?),
+                down_bias: Some(flat(&t.bias2)?),
             })
         });
         Ok(Line {
@@ -144,8 +144,8 @@ pub fn line(
             qkv_bias: of(Role::QkvBias)?,
             query_gain: of(Role::QueryNorm)?,
             key_gain: of(Role::KeyNorm)?,
-            expand_bias: of(Role::ExpandBias)?,
-            contract_bias: of(Role::ContractBias)?,
+            up_bias: of(Role::UpBias)?,
+            down_bias: of(Role::DownBias)?,
         })
     };
     Ok(Line {
@@ -171,7 +171,7 @@ impl Line {
     /// The biases, likewise.
     pub fn biases(&self) -> impl Iterator<Item = &Vector> {
         let layers = self.layers.iter();
-        let layers = layers.flat_map(|t| [t.expand_bias.as_ref(), t.contract_bias.as_ref()]);
+        let layers = layers.flat_map(|t| [t.up_bias.as_ref(), t.down_bias.as_ref()]);
         layers.chain([self.bias.as_ref()]).flatten()
     }
 
@@ -182,8 +182,8 @@ impl Line {
                 &t.qkv_bias,
                 &t.query_gain,
                 &t.key_gain,
-                &t.expand_bias,
-                &t.contract_bias,
+                &t.up_bias,
+                &t.down_bias,
             ]
         });
         layers.chain([&self.bias]).flatten()
@@ -195,8 +195,8 @@ impl Line {
             own.qkv_bias.clone_from(&other.qkv_bias);
             own.query_gain.clone_from(&other.query_gain);
             own.key_gain.clone_from(&other.key_gain);
-            own.expand_bias.clone_from(&other.expand_bias);
-            own.contract_bias.clone_from(&other.contract_bias);
+            own.up_bias.clone_from(&other.up_bias);
+            own.down_bias.clone_from(&other.down_bias);
         }
         self.bias.clone_from(&other.bias);
         other

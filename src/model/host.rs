@@ -8,7 +8,7 @@ use super::facts::NetworkFacts;
 use super::kv_cache::KvCache;
 use super::linear::{Superposed, SuperposedLinear};
 use super::modulation::Modulation;
-use super::plan::Rows;
+use super::plan::BatchRows;
 use super::profile::{Stage, StageHook};
 use super::variant::{Placed, ServedVariant, homes};
 use super::weights::{BaseWeights, ServedBank, VariantWeights};
@@ -28,8 +28,8 @@ const ANGLES: usize = 4096;
 struct Matrices {
     qkv: SuperposedLinear,
     out: SuperposedLinear,
-    expand: SuperposedLinear,
-    contract: SuperposedLinear,
+    up: SuperposedLinear,
+    down: SuperposedLinear,
 }
 
 /// One generation's model instance: the base's tensors and what its variants add to them.
@@ -83,8 +83,8 @@ impl HostNetwork {
             Ok(Matrices {
                 qkv: linear(Role::Qkv, layer)?,
                 out: linear(Role::AttentionOut, layer)?,
-                expand: linear(Role::Expand, layer)?,
-                contract: linear(Role::Contract, layer)?,
+                up: linear(Role::Up, layer)?,
+                down: linear(Role::Down, layer)?,
             })
         });
         let layers = layers.collect::<Result<_>>()?;
@@ -114,7 +114,7 @@ impl HostNetwork {
     /// Bytes of the matrices that every step's rows go through: all but an embedding that is looked up only.
     pub fn product_bytes(&self) -> usize {
         let layers = self.layers.iter();
-        let matrices = layers.flat_map(|l| [&l.qkv, &l.out, &l.expand, &l.contract]);
+        let matrices = layers.flat_map(|l| [&l.qkv, &l.out, &l.up, &l.down]);
         let all = matrices.chain([&self.head]);
         all.map(|linear| linear.base.bytes()).sum()
     }
@@ -134,8 +134,8 @@ impl HostNetwork {
             let number = Some(number);
             add(Role::Qkv, number, &layer.qkv)?;
             add(Role::AttentionOut, number, &layer.out)?;
-            add(Role::Expand, number, &layer.expand)?;
-            add(Role::Contract, number, &layer.contract)?;
+            add(Role::Up, number, &layer.up)?;
+            add(Role::Down, number, &layer.down)?;
         }
         if !architecture.head.tied {
             add(Role::Head, None, &self.head)?;
@@ -253,13 +253,13 @@ impl HostNetwork {
                 }
             });
             ended(Stage::Norm, 0);
-            let wide = sized(&mut work.wide, count * mlp.expanded());
-            product(ended, Stage::Expand, &layer.expand, normed, rows, wide)?;
+            let wide = sized(&mut work.wide, count * mlp.intermediate());
+            product(ended, Stage::Up, &layer.up, normed, rows, wide)?;
             let wide = match mlp {
                 Mlp::Gelu { width } => {
                     ops::bias_gelu_in_place(wide, width, |row| {
                         plan.line(rows, row).layers[number]
-                            .expand_bias
+                            .up_bias
                             .as_deref()
                             .unwrap_or(&[])
                     });
@@ -272,7 +272,7 @@ impl HostNetwork {
                 }
             };
             ended(Stage::Gelu, 0);
-            product(ended, Stage::Contract, &layer.contract, wide, rows, narrow)?;
+            product(ended, Stage::Down, &layer.down, wide, rows, narrow)?;
             let next = match architecture.layers.get(number + 1) {
                 Some(next) => next.norm,
                 None => architecture.norm,
@@ -283,7 +283,7 @@ impl HostNetwork {
                 let next = line.layers.get(number + 1);
                 Residual {
                     gate: own.gate2.as_deref(),
-                    bias: own.contract_bias.as_deref(),
+                    bias: own.down_bias.as_deref(),
                     affine: next.map_or(&line.norm, |next| &next.norm1).affine(),
                 }
             });
@@ -314,7 +314,7 @@ fn product(
     stage: Stage,
     linear: &SuperposedLinear,
     x: &[f32],
-    rows: &Rows,
+    rows: &BatchRows,
     y: &mut [f32],
 ) -> Result<()> {
     let (out, input) = linear.base.shape();

@@ -1,4 +1,4 @@
-//! Paged keys and values, keys after rotation. On the host f32, [page][layer][keys | values][head] and in that what
+//! Paged keys and values, keys after rotary embedding. On the host f32, [page][layer][keys | values][head] and in that what
 //! [`crate::ops::attend`] reads: keys with sixteen positions side by side, values position by position. On a device
 //! [page][layer][key | value][token in page][hidden], in its own type.
 //!
@@ -7,9 +7,9 @@
 
 use super::batch::{Batch, PageId};
 use super::facts::CacheShape;
-use super::gpu::weights::Device;
+use super::gpu::weights::GpuTarget;
 use super::workspace::Workspace;
-use crate::ops::attend::{self, Run};
+use crate::ops::attend::{self, PositionRun};
 use crate::ops::gemm::View;
 use crate::ops::gpu::Buffer;
 use crate::ops::panel::LANES;
@@ -60,19 +60,19 @@ impl KvCache {
     }
 
     /// Bytes of one page on a device.
-    pub fn device_page_bytes(device: &Device, shape: CacheShape, page_tokens: usize) -> usize {
+    pub fn device_page_bytes(device: &GpuTarget, shape: CacheShape, page_tokens: usize) -> usize {
         shape.layers * 2 * page_tokens * shape.width() * device.dtype.size()
     }
 
     /// A cache on a device, where only kernels read and write it.
     pub fn device(
-        device: &Device,
+        device: &GpuTarget,
         shape: CacheShape,
         page_tokens: usize,
         pages: usize,
     ) -> Result<Self> {
         let bytes = pages * Self::device_page_bytes(device, shape, page_tokens);
-        let buffer = Buffer::zeros(&device.machine, bytes)?;
+        let buffer = Buffer::zeros(&device.gpu, bytes)?;
         Ok(Self {
             on_device: Some(buffer),
             pages,
@@ -144,11 +144,17 @@ impl KvCache {
     }
 
     /// The positions in these slots of a page, as one layer's head has them.
-    pub fn run(&self, page: PageId, layer: usize, head: usize, seen: Range<usize>) -> Run<'_> {
+    pub fn run(
+        &self,
+        page: PageId,
+        layer: usize,
+        head: usize,
+        seen: Range<usize>,
+    ) -> PositionRun<'_> {
         let (start, keys, values) = self.place(page, layer, head);
         let (own, after) = self.data[start..].split_at(keys + values); // the next head's
         let (keys, values) = own.split_at(keys);
-        Run {
+        PositionRun {
             keys,
             values,
             seen,

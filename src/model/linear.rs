@@ -9,17 +9,17 @@
 //! rows of that bank only, what a variant keeps by itself being a bank of one. A base row takes no part in it.
 
 use super::VariantId;
-use super::variant::{Placed, Rotation, ServedVariant};
+use super::variant::{Placed, ServedVariant, SignedGains};
 use super::weights::ServedBank;
-use crate::ops::coded::{self, Own, Share};
-use crate::ops::quantized::{self, Rotated, Served};
+use crate::ops::coded::{self, Own, RowShare};
+use crate::ops::quantized::{self, Served, SignedRow};
 use candle_core::{Result, bail};
 use rayon::prelude::*;
 use std::sync::Arc;
 
 /// One variant's share of one row of a batch.
 #[derive(Clone, Copy, Debug)]
-pub struct Part {
+pub struct RowPart {
     pub row: usize,
     pub variant: VariantId,
     pub weight: f32,
@@ -29,7 +29,7 @@ pub struct Part {
 #[derive(Debug, Default)]
 pub struct Parts {
     /// By the bank's index in the instance, ascending; see [`homes`](super::variant::homes).
-    banks: Vec<(usize, Vec<Part>)>,
+    banks: Vec<(usize, Vec<RowPart>)>,
     count: usize,
 }
 
@@ -40,7 +40,7 @@ impl Parts {
     }
 
     /// Adds a part of a variant that lies in the banks `homes`.
-    pub fn push(&mut self, part: Part, homes: &[usize]) {
+    pub fn push(&mut self, part: RowPart, homes: &[usize]) {
         self.count += 1;
         for &bank in homes {
             match self.banks.binary_search_by_key(&bank, |(bank, _)| *bank) {
@@ -64,7 +64,7 @@ impl Parts {
 #[derive(Clone, Debug)]
 enum Source {
     /// A bank, by its index in the instance.
-    Bank(usize, Arc<Rotation>),
+    Bank(usize, Arc<SignedGains>),
     Own(Arc<Own>),
 }
 
@@ -91,7 +91,7 @@ impl Superposed {
             if let Some(own) = variant.own.own.get(name) {
                 return Ok(Some(Source::Own(own.clone())));
             }
-            let Some(rotation) = variant.own.rotations.get(name) else {
+            let Some(rotation) = variant.own.signed_gains.get(name) else {
                 return Ok(None);
             };
             let shape = (rotation.output.len(), rotation.input.len());
@@ -127,13 +127,13 @@ impl Superposed {
 
     /// Adds the parts' retrieved products to y [rows, out], given x [rows, in].
     pub fn add_products(&self, x: &[f32], parts: &Parts, y: &mut [f32]) -> Result<()> {
-        let (mut superposed, mut own) = (Vec::new(), Vec::<(&Own, Vec<Share>)>::new());
+        let (mut superposed, mut own) = (Vec::new(), Vec::<(&Own, Vec<RowShare>)>::new());
         for (bank, parts) in &parts.banks {
             let Some(served) = self.banks.get(*bank) else {
                 // A bank of one: all parts are the same variant's.
                 let shares = parts
                     .iter()
-                    .map(|&Part { row, weight, .. }| Share { row, weight });
+                    .map(|&RowPart { row, weight, .. }| RowShare { row, weight });
                 if let Some(part) = parts.first()
                     && let Some(Source::Own(matrix)) = self.source(part.variant)?
                 {
@@ -149,7 +149,7 @@ impl Superposed {
                 if let Some(Source::Bank(home, rotation)) = self.source(part.variant)?
                     && home == bank
                 {
-                    rotated.push(Rotated {
+                    rotated.push(SignedRow {
                         row: part.row,
                         input: &rotation.input,
                         output: &rotation.output,
@@ -159,7 +159,7 @@ impl Superposed {
             }
             superposed.push((&**served, rotated));
         }
-        quantized::add_rotated(&superposed, x, y)?;
+        quantized::add_signed(&superposed, x, y)?;
         coded::add_own(&own, x, y)
     }
 

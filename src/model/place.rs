@@ -3,12 +3,12 @@
 use super::architecture::{Architecture, TensorSpec, shapes};
 use super::denoiser::Denoiser;
 use super::facts::NetworkFacts;
-use super::gpu::{Device, GpuBank, GpuBase, GpuDit, GpuVariant};
+use super::gpu::{GpuBank, GpuBase, GpuDit, GpuTarget, GpuVariant};
 use super::host::HostNetwork;
 use super::variant::{Placed, ServedVariant};
 use super::weights::{BaseWeights, Dense, ServedBank, VariantWeights, read};
 use crate::ops::gpu::{Dtype, Fault};
-use crate::ops::quantized::Form;
+use crate::ops::quantized::Quantisation;
 use candle_core::Result;
 use std::borrow::Cow;
 use std::fmt;
@@ -18,8 +18,8 @@ use std::sync::Arc;
 #[derive(Clone, Debug)]
 pub enum Place {
     /// With the base's matrices in this form.
-    Host(Form),
-    Device(Device),
+    Host(Quantisation),
+    Device(GpuTarget),
 }
 
 impl Place {
@@ -29,8 +29,8 @@ impl Place {
     /// `NotBuilt` without the feature `cuda`; otherwise whatever the driver lacks.
     pub fn cuda(ordinal: usize, dtype: Dtype) -> std::result::Result<Self, Fault> {
         #[cfg(feature = "cuda")]
-        return Ok(Place::Device(Device {
-            machine: Arc::new(crate::ops::gpu::cuda::Cuda::open(ordinal)?),
+        return Ok(Place::Device(GpuTarget {
+            gpu: Arc::new(crate::ops::gpu::cuda::Cuda::open(ordinal)?),
             dtype,
         }));
         #[cfg(not(feature = "cuda"))]
@@ -45,7 +45,7 @@ impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Place::Host(_) => f.write_str("the CPU"),
-            Place::Device(device) => f.write_str(&device.machine.name()),
+            Place::Device(device) => f.write_str(&device.gpu.name()),
         }
     }
 }
@@ -161,7 +161,7 @@ impl Base {
     /// Brings every matrix (name, rows, columns, S_b by rows) of a bank to `form`, beside this base.
     pub fn bank(
         &self,
-        form: Form,
+        form: Quantisation,
         tensors: impl IntoIterator<Item = (String, usize, usize, Vec<f32>)>,
     ) -> Result<Bank> {
         Ok(match self {

@@ -2,14 +2,14 @@
 
 use super::batch::{Batch, Mix};
 use super::conditioning::Line;
-use super::linear::{Part, Parts};
+use super::linear::{Parts, RowPart};
 use super::modulation::Modulation;
 use candle_core::Result;
 use std::sync::Arc;
 
 /// Rows of a batch, segment by segment.
 #[derive(Debug, Default)]
-pub struct Rows {
+pub struct BatchRows {
     /// Which of the batch's tokens each is, counted over all segments; ascending.
     pub tokens: Vec<usize>,
     /// The line of tables of each.
@@ -20,7 +20,7 @@ pub struct Rows {
     pub starts: Vec<usize>,
 }
 
-impl Rows {
+impl BatchRows {
     fn clear(&mut self) {
         self.tokens.clear();
         self.lines.clear();
@@ -43,7 +43,7 @@ impl Rows {
             self.lines.push(line);
             for (&(variant, weight), homes) in mix.0.iter().zip(homes) {
                 self.parts.push(
-                    Part {
+                    RowPart {
                         row,
                         variant,
                         weight,
@@ -62,13 +62,13 @@ impl Rows {
 
 /// A batch's rows, those whose logits are wanted, and the tables.
 #[derive(Debug, Default)]
-pub struct Plan {
-    pub all: Rows,
-    pub wanted: Rows,
+pub struct BatchPlan {
+    pub all: BatchRows,
+    pub wanted: BatchRows,
     lines: Vec<Arc<Line>>,
 }
 
-impl Plan {
+impl BatchPlan {
     /// Makes it `batch`'s.
     pub fn fill(&mut self, batch: &Batch, modulation: &Modulation) -> Result<()> {
         self.all.clear();
@@ -98,7 +98,7 @@ impl Plan {
     }
 
     /// The tables of one of `rows`, which are this plan's.
-    pub fn line(&self, rows: &Rows, row: usize) -> &Line {
+    pub fn line(&self, rows: &BatchRows, row: usize) -> &Line {
         &self.lines[rows.lines[row]]
     }
 }

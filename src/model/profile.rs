@@ -18,10 +18,10 @@ pub enum Stage {
     /// Attention's output.
     Out,
     /// The wide half of the MLP.
-    Expand,
+    Up,
     Gelu,
     /// Its narrow half.
-    Contract,
+    Down,
     /// All that banks add to the layers' and the head's products.
     Banks,
     Head,
@@ -39,9 +39,9 @@ impl Stage {
         Stage::Rotary,
         Stage::Attention,
         Stage::Out,
-        Stage::Expand,
+        Stage::Up,
         Stage::Gelu,
-        Stage::Contract,
+        Stage::Down,
         Stage::Banks,
         Stage::Head,
         Stage::Bias,

@@ -33,7 +33,7 @@ impl Source {
 type Key = (Vec<(u64, u32)>, u32);
 
 #[derive(Debug, Default)]
-struct Kept {
+struct CachedTables {
     /// By the addresses of the variant and of its banks.
     sources: HashMap<(usize, Vec<usize>), Source>,
     last: u64,
@@ -41,18 +41,18 @@ struct Kept {
     lines: HashMap<Key, (Arc<Line>, usize)>,
 }
 
-impl Kept {
+impl CachedTables {
     fn bytes(&self) -> usize {
         self.lines.values().map(|(_, bytes)| bytes).sum()
     }
 }
 
 #[derive(Debug, Default)]
-pub struct TableCache(Mutex<Kept>);
+pub struct TableCache(Mutex<CachedTables>);
 
 impl TableCache {
     /// Nothing is left half done under this lock.
-    fn kept(&self) -> MutexGuard<'_, Kept> {
+    fn kept(&self) -> MutexGuard<'_, CachedTables> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -69,7 +69,7 @@ impl TableCache {
         variants: &[Placed<ServedVariant>],
     ) -> Vec<u64> {
         let mut kept = self.kept();
-        let Kept {
+        let CachedTables {
             sources,
             last,
             lines,
@@ -157,8 +157,8 @@ mod tests {
                 qkv_bias: None,
                 query_gain: None,
                 key_gain: None,
-                expand_bias: Some(bias.clone()),
-                contract_bias: Some(bias.clone()),
+                up_bias: Some(bias.clone()),
+                down_bias: Some(bias.clone()),
             }],
             norm,
             bias: Some(bias),

@@ -39,9 +39,9 @@ struct LayerState {
     projected: Tensor,
     middle: Tensor,
     normed_middle: Tensor,
-    expanded: Tensor,
+    intermediate: Tensor,
     activated: Tensor,
-    contracted: Tensor,
+    mlp_out: Tensor,
 }
 
 /// What a batch is to the network, but for its rows.
@@ -244,16 +244,12 @@ impl Trainable {
                 PerRow::new(&t.gain2, line),
                 PerRow::new(&t.shift2, line),
             )?;
-            let expanded = linear(&normed_middle, &self.weight(layer, "mlp.0")?)?;
-            let activated = ops::bias_gelu(&expanded, PerRow::new(&t.bias0, None))?;
-            let contracted = linear(&activated, &self.weight(layer, "mlp.2")?)?;
+            let intermediate = linear(&normed_middle, &self.weight(layer, "mlp.0")?)?;
+            let activated = ops::bias_gelu(&intermediate, PerRow::new(&t.bias0, None))?;
+            let mlp_out = linear(&activated, &self.weight(layer, "mlp.2")?)?;
             let bias = PerRow::new(&t.bias2, None);
-            let out = ops::gate_residual(
-                &middle,
-                &contracted,
-                PerRow::new(&t.gate2, line),
-                Some(bias),
-            )?;
+            let out =
+                ops::gate_residual(&middle, &mlp_out, PerRow::new(&t.gate2, line), Some(bias))?;
             let before = std::mem::replace(&mut x, out);
             layers.push(LayerState {
                 x: before,
@@ -263,9 +259,9 @@ impl Trainable {
                 projected,
                 middle,
                 normed_middle,
-                expanded,
+                intermediate,
                 activated,
-                contracted,
+                mlp_out,
             });
         }
         let last = ops::embedding(&x, &input.rows)?;
@@ -344,7 +340,7 @@ impl Trainable {
             };
 
             let (dy, dgate, dbias) = ops::gate_residual_backward(
-                &s.contracted,
+                &s.mlp_out,
                 PerRow::new(&t.gate2, line),
                 Some(&t.bias2),
                 &dx,
@@ -354,7 +350,7 @@ impl Trainable {
             keep("mlp.2", &dy, &s.activated)?;
             let dy = dy.matmul(&self.weight(layer, "mlp.2")?)?;
             let (dy, dbias) =
-                ops::bias_gelu_backward(&s.expanded, PerRow::new(&t.bias0, None), &dy)?;
+                ops::bias_gelu_backward(&s.intermediate, PerRow::new(&t.bias0, None), &dy)?;
             small.push((t.bias0.clone(), dbias));
             keep("mlp.0", &dy, &s.normed_middle)?;
             let dy = dy.matmul(&self.weight(layer, "mlp.0")?)?;

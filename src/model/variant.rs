@@ -2,7 +2,7 @@
 
 use super::weights::VariantWeights;
 use crate::ops::coded::Own;
-use crate::transform::{Rotation as Rotated, Signs, Transform};
+use crate::transform::{Rotation, Signs, Transform};
 use candle_core::{Result, bail};
 use half::bf16;
 use std::collections::BTreeMap;
@@ -10,15 +10,15 @@ use std::sync::Arc;
 
 /// How one matrix of a variant is read back from its bank.
 #[derive(Clone, Debug)]
-pub struct Rotation {
+pub struct SignedGains {
     /// r_k, [in].
     pub input: Signs,
     /// c_k a_k l_k, [out]. Eight bits of a gain are more than the bank's four need.
     pub output: Vec<bf16>,
 }
 
-impl Rotation {
-    /// The rotation of tensor `name` [out, in] under `seed`, with gains a_k [out] and scale c_k.
+impl SignedGains {
+    /// Signs and gains of tensor `name` [out, in] under `seed`, with gains a_k [out] and scale c_k.
     pub fn new(seed: u64, name: &str, gains: &[f32], input: usize, scale: f32) -> Self {
         let transform = Transform::new(seed, name, [gains.len(), input]);
         let mut output: Vec<f32> = gains.iter().map(|gain| gain * scale).collect();
@@ -38,7 +38,7 @@ impl Rotation {
 #[derive(Debug)]
 pub struct ServedVariant {
     /// By matrix that lies in a bank.
-    pub(super) rotations: BTreeMap<String, Arc<Rotation>>,
+    pub(super) signed_gains: BTreeMap<String, Arc<SignedGains>>,
     /// By matrix that it keeps for itself.
     pub(super) own: BTreeMap<String, Arc<Own>>,
     /// Deltas of the one-dimensional tensors.
@@ -49,11 +49,11 @@ pub struct ServedVariant {
 ///
 /// # Errors
 /// Where a matrix has other than one gain a row.
-pub(super) fn rotations(
+pub(super) fn signed_gains(
     weights: &VariantWeights,
     tensors: impl IntoIterator<Item = (String, Vec<usize>)>,
-) -> Result<BTreeMap<String, Arc<Rotation>>> {
-    let mut rotations = BTreeMap::new();
+) -> Result<BTreeMap<String, Arc<SignedGains>>> {
+    let mut signed_gains = BTreeMap::new();
     for (name, shape) in tensors {
         let (&[out, input], Some(gains)) = (&shape[..], weights.gains.get(&name)) else {
             continue;
@@ -61,10 +61,10 @@ pub(super) fn rotations(
         if gains.len() != out {
             bail!("{} gains for {name}, which has {out} rows", gains.len())
         }
-        let rotation = Rotation::new(weights.seed, &name, gains, input, weights.scale);
-        rotations.insert(name, Arc::new(rotation));
+        let signed = SignedGains::new(weights.seed, &name, gains, input, weights.scale);
+        signed_gains.insert(name, Arc::new(signed));
     }
-    Ok(rotations)
+    Ok(signed_gains)
 }
 
 impl ServedVariant {
@@ -81,7 +81,7 @@ impl ServedVariant {
         let mut own = BTreeMap::new();
         for (name, shape) in &tensors {
             if let (&[out, input], Some(kept)) = (&shape[..], weights.kept.get(name)) {
-                let rotation = Rotated::new(weights.seed, name, input);
+                let rotation = Rotation::new(weights.seed, name, input);
                 let matrix = Own::new(kept, [out, input], rotation, weights.scale)
                     .map_err(|error| error.context(name.clone()))?;
                 own.insert(name.clone(), Arc::new(matrix));
@@ -89,7 +89,7 @@ impl ServedVariant {
         }
         Ok(Self {
             own,
-            rotations: rotations(weights, tensors)?,
+            signed_gains: signed_gains(weights, tensors)?,
             vectors: vectors
                 .map(|(name, values)| (name.clone(), rounded(values)))
                 .collect(),
@@ -102,9 +102,9 @@ impl ServedVariant {
         let own = self.own.values().map(|own| own.bytes());
         vectors.chain(own).sum::<usize>()
             + self
-                .rotations
+                .signed_gains
                 .values()
-                .map(|rotation| rotation.bytes())
+                .map(|signed| signed.bytes())
                 .sum::<usize>()
     }
 }

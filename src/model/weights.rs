@@ -4,7 +4,7 @@ use super::architecture::{Architecture, TensorSpec};
 use super::facts::NetworkFacts;
 use super::tables::TableCache;
 use crate::ops::coded::Kept;
-use crate::ops::quantized::{Form, Served};
+use crate::ops::quantized::{Quantisation, Served};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -38,11 +38,15 @@ pub struct BaseWeights {
 impl BaseWeights {
     /// Takes every tensor of the architecture, in f32; an error names the first missing or misshapen one.
     pub fn new(architecture: Architecture, tensors: &Dense) -> Result<Self> {
-        Self::in_form(architecture, tensors, Form::F32)
+        Self::in_form(architecture, tensors, Quantisation::F32)
     }
 
     /// The same, in `form`; see [`BaseWeights::load`].
-    pub fn in_form(architecture: Architecture, tensors: &Dense, form: Form) -> Result<Self> {
+    pub fn in_form(
+        architecture: Architecture,
+        tensors: &Dense,
+        form: Quantisation,
+    ) -> Result<Self> {
         Self::load(architecture, form, |spec| read(tensors, spec).map(Some))
     }
 
@@ -50,7 +54,7 @@ impl BaseWeights {
     /// are brought to `form` before the next is read; where that is not f32, other matrices are bf16. Vectors are f32 always.
     pub fn load<'a>(
         architecture: Architecture,
-        form: Form,
+        form: Quantisation,
         mut read: impl FnMut(&TensorSpec) -> Result<Option<Cow<'a, [f32]>>>,
     ) -> Result<Self> {
         let (mut matrices, mut plain) = (BTreeMap::new(), BTreeMap::new());
@@ -66,7 +70,7 @@ impl BaseWeights {
                     matrices.insert(name, Arc::new(Served::new(&data, out, input, form)?));
                 }
                 _ => {
-                    let halved = shape.len() == 2 && form != Form::F32;
+                    let halved = shape.len() == 2 && form != Quantisation::F32;
                     let dtype = if halved { DType::BF16 } else { DType::F32 };
                     let tensor = Tensor::from_slice(&data, shape, &Device::Cpu)?;
                     plain.insert(name, tensor.to_dtype(dtype)?);
@@ -123,7 +127,7 @@ pub struct ServedBank {
 impl ServedBank {
     /// Brings every matrix (name, rows, columns, S_b by rows) to `form`.
     pub fn build(
-        form: Form,
+        form: Quantisation,
         tensors: impl IntoIterator<Item = (String, usize, usize, Vec<f32>)>,
     ) -> Result<Self> {
         let tensors = tensors

@@ -1,6 +1,6 @@
 //! Memory that one evaluation leaves to the next, so that a steady state allocates next to nothing.
 
-use super::plan::Plan;
+use super::plan::BatchPlan;
 use crate::ops::Rotary;
 use std::sync::{Mutex, PoisonError};
 
@@ -10,7 +10,7 @@ const LOGITS_KEPT: usize = (32 << 20) / size_of::<f32>();
 /// Activations are [rows, width], and as long as the largest batch so far needed.
 #[derive(Debug, Default)]
 pub struct Workspace {
-    pub plan: Plan,
+    pub plan: BatchPlan,
     pub rotary: Rotary,
     pub x: Vec<f32>,
     pub normed: Vec<f32>,

@@ -71,7 +71,7 @@ impl Predictor {
 
 /// How `steps` share a block out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Share {
+pub enum StepSplit {
     /// The block's length by the steps, one more in the first ones where that leaves a rest: SDAR.
     #[default]
     Equal,
@@ -83,7 +83,7 @@ pub enum Share {
 #[derive(Clone, Debug)]
 pub(super) struct Clock {
     predictor: Predictor,
-    share: Share,
+    share: StepSplit,
     certainty: Certainty,
     time: f64,
     /// Steps of `predictor` taken in this block.
@@ -95,7 +95,7 @@ pub(super) struct Clock {
 }
 
 impl Clock {
-    pub fn new(predictor: Predictor, share: Share, certainty: Certainty) -> Self {
+    pub fn new(predictor: Predictor, share: StepSplit, certainty: Certainty) -> Self {
         Self {
             predictor,
             share,
@@ -186,11 +186,11 @@ impl Clock {
             return;
         };
         self.least = match self.share {
-            Share::Equal => {
+            StepSplit::Equal => {
                 let (steps, taken) = (steps as usize, self.taken as usize);
                 size / steps + usize::from(taken < size % steps)
             }
-            Share::Rounded => loop {
+            StepSplit::Rounded => loop {
                 let share = rounded_share(masked, self.taken, steps);
                 if share > 0 || self.taken + 1 >= steps {
                     break share;

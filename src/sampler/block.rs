@@ -1,6 +1,6 @@
 //! The block sampler of BD3-LM, and of MDLM as a sequence of one block.
 
-use super::absorbing::{Clock, Predictor, Share};
+use super::absorbing::{Clock, Predictor, StepSplit};
 use super::error::{self, Error};
 use super::template::Template;
 use super::text::Text;
@@ -21,7 +21,7 @@ pub enum LastBlock {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Convention {
     pub crossing: Crossing,
-    pub share: Share,
+    pub share: StepSplit,
     pub last_block: LastBlock,
 }
 
@@ -30,7 +30,7 @@ impl Default for Convention {
     fn default() -> Self {
         Convention {
             crossing: Crossing::Dropped,
-            share: Share::Equal,
+            share: StepSplit::Equal,
             last_block: LastBlock::Whole,
         }
     }

@@ -1,7 +1,7 @@
 //! What the published samplers of each family do, and what they are run with where nobody says anything else.
 
 use super::absorbing::Predictor;
-use super::{Certainty, Convention, Crossing, LastBlock, Sampling, Share};
+use super::{Certainty, Convention, Crossing, LastBlock, Sampling, StepSplit};
 
 /// Tokens of an answer's window, and steps of it, of A2D's masked checkpoints (`MDLMSamplerConfig`).
 const A2D_WINDOW: usize = 128;
@@ -12,12 +12,12 @@ impl Convention {
         match model_type {
             "sdar" => Convention {
                 crossing: Crossing::Kept,
-                share: Share::Equal,
+                share: StepSplit::Equal,
                 last_block: LastBlock::Whole,
             },
             "a2d-qwen2" | "a2d-qwen3" => Convention {
                 crossing: Crossing::Kept,
-                share: Share::Rounded,
+                share: StepSplit::Rounded,
                 last_block: LastBlock::Cut,
             },
             _ => Convention::default(),

@@ -20,7 +20,7 @@ mod uniform;
 
 use rayon::prelude::*;
 
-pub use absorbing::{MAX_STEPS, Predictor, Share};
+pub use absorbing::{MAX_STEPS, Predictor, StepSplit};
 pub use block::{BlockSampler, BlockSettings, Convention, LastBlock, MAX_BLOCK, MAX_TEMPERATURE};
 pub use error::Error;
 pub use psi::{Kappa, Psi, TimeProfile};

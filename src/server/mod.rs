@@ -117,7 +117,7 @@ impl std::fmt::Display for Doors {
 
 /// Who may come in, and what for.
 #[derive(Debug)]
-pub struct Settings {
+pub struct ServerSettings {
     pub limits: Limits,
     /// None: everybody is an admin.
     pub keys: Option<Arc<Keys>>,
@@ -132,10 +132,10 @@ pub struct Settings {
     pub origins: Vec<HeaderValue>,
 }
 
-impl Default for Settings {
+impl Default for ServerSettings {
     /// For clients on this machine: everybody is an admin, and may name any file.
     fn default() -> Self {
-        Settings {
+        ServerSettings {
             limits: Limits::default(),
             keys: None,
             keys_file: None,
@@ -191,7 +191,7 @@ pub async fn serve(
     doors: Doors,
     catalog: Arc<Catalog>,
     engine: EngineHandle,
-    settings: Settings,
+    settings: ServerSettings,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Error> {
     let limits = settings.limits;

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use super::{
-    BaseFacts, CodedRecord, Error, FileRecord, Keep, Kept, Quality, Share, Store, TransformRecord,
-    files,
+    BaseFacts, CodedRecord, Error, FileRecord, Keep, Quality, Share, Store, StoredAs,
+    TransformRecord, files,
 };
 use crate::ops::coded::{self, LowRank, Rate};
 use crate::superposition::{CodedDelta, EMBEDDING, HEAD, Refused};
@@ -86,10 +86,10 @@ impl CodedFile {
 
 impl Keep {
     /// The record of one that lies in `record`'s file.
-    pub(super) fn alone(self, record: CodedRecord) -> Kept {
+    pub(super) fn alone(self, record: CodedRecord) -> StoredAs {
         match self {
-            Keep::LowRank => Kept::LowRank(record),
-            Keep::Coded | Keep::Superposed => Kept::Coded(record),
+            Keep::LowRank => StoredAs::LowRank(record),
+            Keep::Coded | Keep::Superposed => StoredAs::Coded(record),
         }
     }
 }

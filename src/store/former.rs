@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::manifest::{BankRecord, FORMAT, FileRecord, Kept, Manifest, Quality, VariantRecord};
+use super::manifest::{BankRecord, FORMAT, FileRecord, Manifest, Quality, StoredAs, VariantRecord};
 use super::{BankId, Options, Process, SamplerDefaults, Scales, Share, TransformRecord};
 use crate::superposition::Digest;
 
@@ -88,7 +88,7 @@ pub(super) fn decode(json: &[u8]) -> serde_json::Result<Manifest> {
     });
     let variants = former.variants.into_iter().map(|(name, variant)| {
         let record = VariantRecord {
-            kept: Kept::Superposed {
+            kept: StoredAs::Superposed {
                 banks: variant.banks,
                 private: variant.private.called("private.safetensors"),
                 archive: variant.archive.map(|file| file.called("delta.safetensors")),

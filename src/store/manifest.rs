@@ -230,7 +230,7 @@ pub struct Share {
 /// The form in which a variant is kept, and where.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub enum Kept {
+pub enum StoredAs {
     Superposed {
         /// The banks it is in, one of each kind.
         banks: Vec<BankId>,
@@ -258,7 +258,7 @@ pub struct CodedRecord {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VariantRecord {
-    pub kept: Kept,
+    pub kept: StoredAs,
     pub transform: TransformRecord,
     pub seed: u64,
     pub scales: Scales,
@@ -278,35 +278,35 @@ pub struct VariantRecord {
 impl VariantRecord {
     pub fn keep(&self) -> Keep {
         match self.kept {
-            Kept::Superposed { .. } => Keep::Superposed,
-            Kept::Coded(_) => Keep::Coded,
-            Kept::LowRank(_) => Keep::LowRank,
+            StoredAs::Superposed { .. } => Keep::Superposed,
+            StoredAs::Coded(_) => Keep::Coded,
+            StoredAs::LowRank(_) => Keep::LowRank,
         }
     }
 
     /// The banks it is in.
     pub fn banks(&self) -> &[BankId] {
         match &self.kept {
-            Kept::Superposed { banks, .. } => banks,
-            Kept::Coded(_) | Kept::LowRank(_) => &[],
+            StoredAs::Superposed { banks, .. } => banks,
+            StoredAs::Coded(_) | StoredAs::LowRank(_) => &[],
         }
     }
 
     /// The file that holds all of it, of one that is in no bank.
     pub fn coded(&self) -> Option<&CodedRecord> {
         match &self.kept {
-            Kept::Superposed { .. } => None,
-            Kept::Coded(record) | Kept::LowRank(record) => Some(record),
+            StoredAs::Superposed { .. } => None,
+            StoredAs::Coded(record) | StoredAs::LowRank(record) => Some(record),
         }
     }
 
     /// The files that are its own.
     pub fn files(&self) -> impl Iterator<Item = &FileRecord> {
         let (first, second) = match &self.kept {
-            Kept::Superposed {
+            StoredAs::Superposed {
                 private, archive, ..
             } => (private, archive.as_ref()),
-            Kept::Coded(record) | Kept::LowRank(record) => (&record.file, None),
+            StoredAs::Coded(record) | StoredAs::LowRank(record) => (&record.file, None),
         };
         [first].into_iter().chain(second)
     }

@@ -41,7 +41,7 @@ pub use coded::CodedFile;
 pub use disk::{Operation, Watch};
 pub use error::Error;
 pub use manifest::{
-    BankRecord, CodedRecord, FileRecord, Keep, Kept, Manifest, Options, Quality, Scales, Share,
+    BankRecord, CodedRecord, FileRecord, Keep, Manifest, Options, Quality, Scales, Share, StoredAs,
     TransformRecord, VariantRecord,
 };
 pub use name::{BASE, check_name, shown};
@@ -337,7 +337,7 @@ impl Store {
 
     /// Reads a superposed variant's private tensors; `None` of one that is in no bank.
     pub fn load_private(&self, name: &str) -> Result<Option<Private>, Error> {
-        let Kept::Superposed { private, .. } = &self.variant(name)?.kept else {
+        let StoredAs::Superposed { private, .. } = &self.variant(name)?.kept else {
             return Ok(None);
         };
         let path = files::of_variant(name, private);
@@ -346,7 +346,7 @@ impl Store {
 
     /// Reads a superposed variant's archived delta; `None` where the store keeps no archive of it.
     pub fn load_delta(&self, name: &str) -> Result<Option<Delta>, Error> {
-        let Kept::Superposed {
+        let StoredAs::Superposed {
             archive: Some(archive),
             ..
         } = &self.variant(name)?.kept

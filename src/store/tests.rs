@@ -67,7 +67,7 @@ fn manifest(members: &[(&str, u64, u32)]) -> Manifest {
         });
         bank.members.push((*name).to_owned());
         let record = VariantRecord {
-            kept: Kept::Superposed {
+            kept: StoredAs::Superposed {
                 banks: vec![id],
                 private: file,
                 archive: None,

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::{
-    BankId, BankKind, BankRecord, Commit, Content, Error, FileRecord, Keep, Kept, Manifest,
-    NewVariant, Share, Stage, Store, TransformRecord, VariantRecord, files, manifest_file, measure,
+    BankId, BankKind, BankRecord, Commit, Content, Error, FileRecord, Keep, Manifest, NewVariant,
+    Share, Stage, Store, StoredAs, TransformRecord, VariantRecord, files, manifest_file, measure,
     name,
 };
 use crate::superposition::{Bank, Delta, Digest, Private};
@@ -111,7 +111,7 @@ impl<'a> Transaction<'a> {
                 let archive = archived.map(|bytes| self.own("delta", &name, bytes));
                 self.deltas.insert(name.clone(), *delta);
                 let banks = self.members_of(&name);
-                let kept = Kept::Superposed {
+                let kept = StoredAs::Superposed {
                     banks,
                     private,
                     archive,

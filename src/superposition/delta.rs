@@ -102,8 +102,8 @@ impl Delta {
             }
             let shape = tensor.shape.clone();
             let part = match tensor.matrix() {
-                Some(shape) => Part::Matrix(DeltaMatrix::quantise(shape, &data)),
-                None => Part::Vector(NamedTensor { shape, data }),
+                Some(shape) => DeltaPart::Matrix(DeltaMatrix::quantise(shape, &data)),
+                None => DeltaPart::Vector(NamedTensor { shape, data }),
             };
             Ok((name.clone(), part))
         };
@@ -115,8 +115,8 @@ impl Delta {
         };
         for part in parts {
             match part? {
-                (name, Part::Matrix(matrix)) => drop(delta.matrices.insert(name, matrix)),
-                (name, Part::Vector(vector)) => drop(delta.vectors.insert(name, vector)),
+                (name, DeltaPart::Matrix(matrix)) => drop(delta.matrices.insert(name, matrix)),
+                (name, DeltaPart::Vector(vector)) => drop(delta.vectors.insert(name, vector)),
             }
         }
         Ok(delta)
@@ -170,7 +170,7 @@ impl Delta {
     }
 }
 
-enum Part {
+enum DeltaPart {
     Matrix(DeltaMatrix),
     Vector(NamedTensor),
 }

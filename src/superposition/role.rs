@@ -13,9 +13,9 @@ pub enum Role {
     Qkv,
     AttentionOut,
     /// The wide half of an MLP; of a gated one the gate, and up below it.
-    Expand,
+    Up,
     /// The narrow half.
-    Contract,
+    Down,
     /// Before attention.
     AttentionNorm,
     /// Before the MLP.
@@ -27,8 +27,8 @@ pub enum Role {
     /// Behind the last layer.
     FinalNorm,
     QkvBias,
-    ExpandBias,
-    ContractBias,
+    UpBias,
+    DownBias,
     HeadBias,
     /// From the noise level to what modulates the layers.
     Conditioning,
@@ -38,9 +38,6 @@ impl Role {
     /// Whether rows of activations are multiplied by it, or looked up in it.
     pub fn is_matrix(self) -> bool {
         use Role::*;
-        matches!(
-            self,
-            Embedding | Head | Qkv | AttentionOut | Expand | Contract
-        )
+        matches!(self, Embedding | Head | Qkv | AttentionOut | Up | Down)
     }
 }

@@ -2,7 +2,7 @@
 //! rate fits (0.2 sqrt(larger side), arXiv 2502.16982). It learns in fewer tokens than AdamW, which a run of half an hour
 //! on two cores has too few of.
 
-use super::optimizer::Slot;
+use super::optimizer::WeightState;
 use candle_core::{Device, Result, Tensor};
 
 const MOMENTUM: f32 = 0.95;
@@ -10,7 +10,7 @@ const MOMENTUM: f32 = 0.95;
 /// One update of a matrix [rows, columns]; `decay` multiplies the weights first.
 ///
 /// q, k and v, under each other in one matrix, are three matrices here.
-pub fn update(slot: &mut Slot, gradient: &[f32], rate: f32, decay: f32) -> Result<()> {
+pub fn update(slot: &mut WeightState, gradient: &[f32], rate: f32, decay: f32) -> Result<()> {
     let (rows, columns) = (slot.shape[0], slot.shape[1]);
     let piece = if rows == 3 * columns { columns } else { rows };
     for (buffer, &g) in slot.first.iter_mut().zip(gradient) {

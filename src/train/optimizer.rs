@@ -46,7 +46,7 @@ impl Default for AdamW {
 
 /// One weight and what is remembered about it, all of one length.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Slot {
+pub struct WeightState {
     pub shape: Vec<usize>,
     pub weight: Vec<f32>,
     pub average: Vec<f32>,
@@ -63,7 +63,7 @@ pub struct Optimizer {
     /// Learning rate of the matrices that read the conditioning vector, relative to the others'. Without time
     /// conditioning that vector is constant: its `cond_dim` columns act as one bias and share its rate.
     conditioning: f32,
-    pub slots: BTreeMap<String, Slot>,
+    pub slots: BTreeMap<String, WeightState>,
     /// The base's matrices, where a variant is trained: what weight decay pulls towards (0 otherwise).
     anchors: BTreeMap<String, Vec<f32>>,
 }
@@ -74,7 +74,7 @@ impl Optimizer {
         for (name, var) in model.vars() {
             let weight = values(var.as_tensor())?;
             let zeros = vec![0.0; weight.len()];
-            let slot = Slot {
+            let slot = WeightState {
                 shape: var.dims().to_vec(),
                 average: weight.clone(),
                 weight,
@@ -233,7 +233,11 @@ impl Optimizer {
         self.put(model, |slot| &slot.average)
     }
 
-    fn put<'a>(&'a self, model: &Trainable, data: impl Fn(&'a Slot) -> &'a [f32]) -> Result<()> {
+    fn put<'a>(
+        &'a self,
+        model: &Trainable,
+        data: impl Fn(&'a WeightState) -> &'a [f32],
+    ) -> Result<()> {
         for (name, var) in model.vars() {
             if let Some(slot) = self.slots.get(name) {
                 var.set(&Tensor::from_slice(
@@ -256,7 +260,7 @@ struct Now {
     keep: f32,
 }
 
-fn adamw(slot: &mut Slot, gradient: &[f32], rate: f32, decay: f32, s: AdamW, now: Now) {
+fn adamw(slot: &mut WeightState, gradient: &[f32], rate: f32, decay: f32, s: AdamW, now: Now) {
     let moments = slot.first.iter_mut().zip(&mut slot.second);
     for ((weight, (first, second)), &g) in slot.weight.iter_mut().zip(moments).zip(gradient) {
         let g = g * now.shrink;
@@ -271,7 +275,7 @@ fn adamw(slot: &mut Slot, gradient: &[f32], rate: f32, decay: f32, s: AdamW, now
 /// [`put_interference`](Optimizer::put_interference) and a the RMS of the row's delta, so a delta also moves the loss by
 /// the interference it brings: dL/dδ_ij = G_ij + (Σ_k G_ik n_ik a) δ_ij / Σ_k δ_ik². Rows that the loss does not need
 /// shrink. Adds nothing where the network had no interference.
-fn through_gains(gradient: &mut [f32], slot: &Slot, anchor: &[f32], seen: &[f32]) {
+fn through_gains(gradient: &mut [f32], slot: &WeightState, anchor: &[f32], seen: &[f32]) {
     let cols = slot.shape[slot.shape.len() - 1].max(1);
     let rows = gradient.chunks_mut(cols).zip(slot.weight.chunks(cols));
     for ((gradient, weight), (anchor, seen)) in rows.zip(anchor.chunks(cols).zip(seen.chunks(cols)))

@@ -10,7 +10,7 @@ use super::packing::SkillSource;
 use super::{Error, checkpoint, validation};
 use crate::model::gpu::GpuTrainer;
 use crate::model::{Differentiable, DitConfig, Trainable};
-use crate::ops::gpu::Machine;
+use crate::ops::gpu::GpuDevice;
 use crate::rng::{Key, Stream};
 use crate::superposition::{Digest, NamedTensor, NamedTensors};
 use candle_core::Tensor;
@@ -28,7 +28,7 @@ pub enum Budget {
 }
 
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct TrainSettings {
     pub objective: Objective,
     /// What a run of the uniform process does besides minimising its NELBO.
     pub course: Course,
@@ -53,7 +53,7 @@ pub struct Settings {
     /// How often to validate, as a share of the budget.
     pub validate_every: f64,
     /// Where the layers run; on the host if `None`.
-    pub machine: Option<Arc<dyn Machine>>,
+    pub gpu: Option<Arc<dyn GpuDevice>>,
 }
 
 /// What a variant is trained away from.
@@ -164,11 +164,11 @@ pub struct Score {
 }
 
 /// A model in training.
-pub struct Run<'a> {
+pub struct TrainingRun<'a> {
     model: Trainable,
     optimizer: Optimizer,
-    settings: Settings,
-    /// What it is, for its checkpoints: see [`Settings::fingerprint`].
+    settings: TrainSettings,
+    /// What it is, for its checkpoints: see [`TrainSettings::fingerprint`].
     run: String,
     source: Source,
     validation: Option<Validation>,
@@ -181,11 +181,11 @@ pub struct Run<'a> {
     report: &'a mut dyn FnMut(Report),
 }
 
-impl<'a> Run<'a> {
+impl<'a> TrainingRun<'a> {
     /// Starts, or with `resume` goes on from the checkpoint if there is one.
     pub fn new(
         model: Trainable,
-        settings: Settings,
+        settings: TrainSettings,
         source: Source,
         validation: Option<Validation>,
         resume: bool,
@@ -203,9 +203,8 @@ impl<'a> Run<'a> {
         let pools = (0..rayon::current_num_threads())
             .map(|_| one())
             .collect::<Result<_, _>>()?;
-        let trainers = settings.machine.clone();
-        let trainers =
-            trainers.map(|machine| [GpuTrainer::new(machine.clone()), GpuTrainer::new(machine)]);
+        let trainers = settings.gpu.clone();
+        let trainers = trainers.map(|gpu| [GpuTrainer::new(gpu.clone()), GpuTrainer::new(gpu)]);
         let mut optimizer = Optimizer::new(&model, settings.optimizer)?;
         if let Some(base) = &settings.base {
             optimizer.anchor(&base.tensors);
@@ -408,7 +407,7 @@ impl<'a> Run<'a> {
     }
 }
 
-impl Settings {
+impl TrainSettings {
     /// Refuses what no run can have.
     fn check(&self, network: &DitConfig) -> Result<(), Error> {
         let Self { batch, length, .. } = *self;

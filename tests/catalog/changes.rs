@@ -14,7 +14,7 @@ fn remove(catalog: &Catalog, name: &str) -> Result<u64, Error> {
 
 #[test]
 fn what_is_removed_and_added_again_gives_the_same_banks() {
-    let place = Place::new();
+    let place = TestDir::new();
     let (catalog, engine) = place.served();
     let (before, list) = (banks(&place.data()), catalog.list());
     let answers = ["one", "two", "three"].map(|name| answer(&engine, name));
@@ -64,7 +64,7 @@ fn what_is_removed_and_added_again_gives_the_same_banks() {
 
 #[test]
 fn modulation_tables_are_counted_and_shared_by_generations() {
-    let place = Place::new();
+    let place = TestDir::new();
     let (catalog, engine) = place.served();
     let bytes = || -> u64 {
         let memory = catalog.status().memory.into_iter();
@@ -101,7 +101,7 @@ fn modulation_tables_are_counted_and_shared_by_generations() {
 /// What a change costs does not depend on how much there is that it does not change.
 #[test]
 fn a_change_reads_nothing_of_variants_that_it_does_not_change() {
-    let place = Place::new();
+    let place = TestDir::new();
     let (catalog, engine) = place.served();
     for file in files(&place.data().join("variants")).into_keys() {
         let private = file.file_name().is_some_and(|name| {
@@ -123,15 +123,15 @@ fn a_change_reads_nothing_of_variants_that_it_does_not_change() {
 
 #[test]
 fn what_the_operator_chooses_is_kept() {
-    let place = Place::new();
+    let place = TestDir::new();
     let (catalog, engine) = place.served();
-    let defaults = Choice {
+    let defaults = SamplingParams {
         threshold: Some(0.5),
         temperature: Some(0.25),
         nucleus_p: Some(0.5),
         top_k: Some(7),
         block_size: Some(8),
-        ..Choice::default()
+        ..SamplingParams::default()
     };
     let sampling = Sampling {
         predictor: sampler::Predictor::Confidence {
@@ -166,7 +166,7 @@ fn what_the_operator_chooses_is_kept() {
 
 #[test]
 fn changes_are_published_and_running_requests_keep_their_generation() {
-    let place = Place::new();
+    let place = TestDir::new();
     let (catalog, engine) = place.served();
     let long = |name| engine.submit(request(Some(name), 200)).expect("submit");
     let before = outcome(long("two"));
@@ -185,7 +185,7 @@ fn changes_are_published_and_running_requests_keep_their_generation() {
 
 #[test]
 fn two_additions_at_once_wait_for_each_other() {
-    let place = Place::new();
+    let place = TestDir::new();
     let (catalog, engine) = place.served();
     let at_once = |names: [&str; 2]| {
         std::thread::scope(|scope| {
@@ -227,7 +227,7 @@ fn two_additions_at_once_wait_for_each_other() {
 
 #[test]
 fn a_store_without_an_archive_asks_for_the_delta_again() {
-    let place = Place::new();
+    let place = TestDir::new();
     let bare = CatalogConfig {
         archive: false,
         ..place.config()
@@ -260,7 +260,7 @@ fn a_store_without_an_archive_asks_for_the_delta_again() {
 /// The disk is full at every operation of an addition in turn: nothing changes, until it gets through.
 #[test]
 fn a_full_disk_changes_nothing() {
-    let place = Place::new();
+    let place = TestDir::new();
     drop(place.served());
     // Operations until the disk is full.
     let left = Arc::new(AtomicU32::new(u32::MAX));

@@ -6,43 +6,43 @@ mod emulated;
 
 use super::*;
 use choir::catalog::RemoveRequest;
-use choir::model::Place as Lies;
-use choir::model::gpu::Device;
-use choir::ops::gpu::{Buffer, Dtype, Machine};
+use choir::model::TestDir as Lies;
+use choir::model::gpu::GpuTarget;
+use choir::ops::gpu::{Buffer, Dtype, GpuDevice};
 use emulated::Emulated;
 use std::sync::Arc;
 
-fn on(machine: &Arc<Emulated>) -> Lies {
-    Lies::Device(Device {
-        machine: machine.clone(),
+fn on(gpu: &Arc<Emulated>) -> Lies {
+    Lies::Device(GpuTarget {
+        gpu: gpu.clone(),
         dtype: Dtype::F32,
     })
 }
 
 /// Weights in f32 wherever they lie.
-fn open(place: &Place, lies: Lies) -> Result<(Catalog, Generation), Error> {
+fn open(place: &TestDir, lies: Lies) -> Result<(Catalog, Generation), Error> {
     let config = CatalogConfig {
         place: lies,
-        bank_form: Form::F32,
-        head_form: Some(Form::F32),
+        bank_form: Quantisation::F32,
+        head_form: Some(Quantisation::F32),
         ..place.config()
     };
     Catalog::open(config, |_| {})
 }
 
 /// What is not where there is no compiler.
-fn machine(total: usize) -> Option<Arc<Emulated>> {
+fn gpu(total: usize) -> Option<Arc<Emulated>> {
     Emulated::sized(0, 4, total)
 }
 
 #[test]
 fn a_device_answers_as_the_host_does() {
-    let Some(machine) = machine(1 << 30) else {
+    let Some(gpu) = gpu(1 << 30) else {
         return;
     };
     let (mut answers, mut parts) = (Vec::new(), Vec::new());
-    for lies in [Lies::Host(Form::F32), on(&machine)] {
-        let place = Place::new();
+    for lies in [Lies::Host(Quantisation::F32), on(&gpu)] {
+        let place = TestDir::new();
         let (catalog, engine) = serve(open(&place, lies).expect("open"));
         for (seed, name) in (1..).zip(["one", "two", "three"]) {
             add(&catalog, name, seed).expect("add");
@@ -67,18 +67,18 @@ fn a_device_answers_as_the_host_does() {
 
 #[test]
 fn a_change_that_finds_no_room_changes_nothing() {
-    let Some(machine) = machine(1 << 30) else {
+    let Some(gpu) = gpu(1 << 30) else {
         return;
     };
-    let place = Place::new();
-    let (catalog, engine) = serve(open(&place, on(&machine)).expect("open"));
+    let place = TestDir::new();
+    let (catalog, engine) = serve(open(&place, on(&gpu)).expect("open"));
     add(&catalog, "one", 1).expect("add");
     let answered = answer(&engine, "one");
 
-    let (free, _) = machine.memory().expect("memory");
+    let (free, _) = gpu.memory().expect("memory");
     let taken =
-        Buffer::new(&(machine.clone() as Arc<dyn Machine>), free - 1000).expect("there is room");
-    let (list, stored, used) = (catalog.list(), files(&place.data()), machine.allocated());
+        Buffer::new(&(gpu.clone() as Arc<dyn GpuDevice>), free - 1000).expect("there is room");
+    let (list, stored, used) = (catalog.list(), files(&place.data()), gpu.allocated());
     let changes = [
         add(&catalog, "two", 2).map(|_| ()),
         catalog.remove("one", RemoveRequest::default()).map(|_| ()),
@@ -94,7 +94,7 @@ fn a_change_that_finds_no_room_changes_nothing() {
     }
     assert_eq!((catalog.list(), catalog.status().generation), (list, 1));
     assert_eq!(files(&place.data()), stored);
-    assert_eq!(machine.allocated(), used);
+    assert_eq!(gpu.allocated(), used);
     assert_eq!(answer(&engine, "one"), answered);
 
     drop(taken);
@@ -105,8 +105,8 @@ fn a_change_that_finds_no_room_changes_nothing() {
 
 #[test]
 fn a_base_that_finds_no_room_is_told() {
-    let Some(machine) = machine(1000) else { return };
-    let refused = open(&Place::new(), on(&machine))
+    let Some(gpu) = gpu(1000) else { return };
+    let refused = open(&TestDir::new(), on(&gpu))
         .map(|_| ())
         .expect_err("refused");
     assert!(matches!(refused, Error::Base { .. }), "{refused}");
@@ -114,16 +114,16 @@ fn a_base_that_finds_no_room_is_told() {
         refused.to_string().contains("the device has no"),
         "{refused}"
     );
-    assert_eq!(machine.allocated(), 0);
+    assert_eq!(gpu.allocated(), 0);
 }
 
 #[test]
 fn a_hundred_changes_leave_the_memory_as_it_was() {
-    let Some(machine) = machine(1 << 30) else {
+    let Some(gpu) = gpu(1 << 30) else {
         return;
     };
-    let place = Place::new();
-    let (catalog, engine) = serve(open(&place, on(&machine)).expect("open"));
+    let place = TestDir::new();
+    let (catalog, engine) = serve(open(&place, on(&gpu)).expect("open"));
     add(&catalog, "one", 1).expect("add");
     let (mut used, answered) = (Vec::new(), answer(&engine, "one"));
     for round in 0..50 {
@@ -141,7 +141,7 @@ fn a_hundred_changes_leave_the_memory_as_it_was() {
         while engine.status().leases > 0 {
             std::thread::yield_now();
         }
-        used.push(machine.allocated());
+        used.push(gpu.allocated());
     }
     assert_eq!(catalog.status().generation, 101);
     // Rounds that answered hold what the last evaluation worked in.

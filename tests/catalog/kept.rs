@@ -41,7 +41,7 @@ fn keep(name: &str, seed: u64, keep: Keep) -> AddRequest {
 }
 
 /// The one file of a coded variant.
-fn file(place: &Place, name: &str) -> PathBuf {
+fn file(place: &TestDir, name: &str) -> PathBuf {
     let all = files(&place.data().join("variants").join(name));
     let found: Vec<_> = all.into_keys().collect();
     assert_eq!(found.len(), 1, "{found:?}");
@@ -50,7 +50,7 @@ fn file(place: &Place, name: &str) -> PathBuf {
 
 #[test]
 fn a_coded_addition_writes_one_file_and_no_other() {
-    let place = Place::new();
+    let place = TestDir::new();
     let (catalog, engine) = place.served();
     let (before, answers) = (
         files(&place.data()),
@@ -101,7 +101,7 @@ fn a_coded_addition_writes_one_file_and_no_other() {
 
 #[test]
 fn a_coded_file_is_kept_as_it_is() {
-    let place = Place::new();
+    let place = TestDir::new();
     let (catalog, engine) = place.served();
     let bytes = coded(4, |_| {});
     let source = || Source::Bytes(bytes.clone());
@@ -162,7 +162,7 @@ fn a_coded_file_is_kept_as_it_is() {
 
 #[test]
 fn coded_files_that_are_not_whole_or_not_of_this_base_are_refused() {
-    let place = Place::new();
+    let place = TestDir::new();
     let (catalog, engine) = place.served();
     let before = (catalog.list(), files(&place.data()));
     let add = |bytes: Vec<u8>| {
@@ -211,7 +211,7 @@ fn coded_files_that_are_not_whole_or_not_of_this_base_are_refused() {
 
 #[test]
 fn a_flipped_bit_of_a_coded_variant_in_the_store_is_never_served() {
-    let place = Place::new();
+    let place = TestDir::new();
     let (catalog, engine) = place.served();
     catalog
         .add(keep("four", 4, Keep::Coded), |_| {})
@@ -235,7 +235,7 @@ fn a_flipped_bit_of_a_coded_variant_in_the_store_is_never_served() {
 
 #[test]
 fn budgets_that_hold_no_plan_and_what_a_checkpoint_cannot_be_are_refused() {
-    let place = Place::new();
+    let place = TestDir::new();
     let (catalog, _engine) = place.served();
     for bits in [0.01, 0.0, -1.0, f32::NAN, f32::INFINITY] {
         let request = AddRequest {
@@ -268,7 +268,7 @@ fn budgets_that_hold_no_plan_and_what_a_checkpoint_cannot_be_are_refused() {
 
 #[test]
 fn the_share_that_a_file_says_is_enforced() {
-    let place = Place::new();
+    let place = TestDir::new();
     let (catalog, engine) = place.served();
     let said = coded(4, |delta| {
         delta.about.measured = Some(Measured {
@@ -323,7 +323,7 @@ fn the_share_that_a_file_says_is_enforced() {
 
 #[test]
 fn a_text_on_which_the_fine_tune_gains_nothing_measures_nothing() {
-    let place = Place::new();
+    let place = TestDir::new();
     let (catalog, engine) = place.served();
     // So small a change gains or loses next to nothing on any text.
     let mut barely = TINY.tensors.clone();
@@ -355,7 +355,7 @@ fn a_text_on_which_the_fine_tune_gains_nothing_measures_nothing() {
 
 #[test]
 fn a_coded_variant_is_removed_on_a_full_disk() {
-    let place = Place::new();
+    let place = TestDir::new();
     let (catalog, engine) = place.served();
     catalog
         .add(keep("four", 4, Keep::Coded), |_| {})
@@ -402,7 +402,7 @@ fn a_coded_variant_is_removed_on_a_full_disk() {
 
 #[test]
 fn one_addition_that_is_removed_at_once_is_told_as_it_was() {
-    let place = Place::new();
+    let place = TestDir::new();
     let (catalog, _engine) = place.served();
     std::thread::scope(|scope| {
         let remover = scope.spawn(|| {
@@ -428,7 +428,7 @@ fn one_addition_that_is_removed_at_once_is_told_as_it_was() {
 
 #[test]
 fn a_superposed_store_is_converted_from_its_archives() {
-    let place = Place::new();
+    let place = TestDir::new();
     let (catalog, engine) = place.served();
     let before = catalog.list();
     drop((catalog, engine));
@@ -459,15 +459,15 @@ fn a_superposed_store_is_converted_from_its_archives() {
 
 /// A step of the property below: which name, and what becomes of it.
 #[derive(Clone, Copy, Debug)]
-enum Step {
+enum StoreChange {
     Put(usize, u64, bool),
     Remove(usize),
 }
 
-fn step() -> impl Strategy<Value = Step> {
+fn step() -> impl Strategy<Value = StoreChange> {
     prop_oneof![
-        3 => (0usize..4, 0u64..6, any::<bool>()).prop_map(|(at, seed, coded)| Step::Put(at, seed, coded)),
-        1 => (0usize..4).prop_map(Step::Remove),
+        3 => (0usize..4, 0u64..6, any::<bool>()).prop_map(|(at, seed, coded)| StoreChange::Put(at, seed, coded)),
+        1 => (0usize..4).prop_map(StoreChange::Remove),
     ]
 }
 
@@ -477,13 +477,13 @@ proptest! {
     /// Whoever comes, goes or is replaced, coded or superposed: the texts of the coded ones stay what they were.
     #[test]
     fn nobody_changes_what_a_coded_variant_says(steps in prop::collection::vec(step(), 4..9)) {
-        let place = Place::new();
+        let place = TestDir::new();
         let (catalog, engine) = serve(place.open().expect("open"));
         let mut texts: BTreeMap<String, Vec<u32>> = BTreeMap::new();
         for step in steps {
             let name = |at: usize| ["a", "b", "c", "d"][at].to_owned();
             match step {
-                Step::Put(at, seed, coded) => {
+                StoreChange::Put(at, seed, coded) => {
                     let (name, how) = (name(at), if coded { Keep::Coded } else { Keep::Superposed });
                     let there = catalog.get(&name).ok();
                     let digest = there.and_then(|info| Digest::parse(&info.delta_digest));
@@ -494,7 +494,7 @@ proptest! {
                         texts.insert(name.clone(), answer(&engine, &name));
                     }
                 }
-                Step::Remove(at) => {
+                StoreChange::Remove(at) => {
                     let removed = catalog.remove(&name(at), RemoveRequest::default()).is_ok();
                     prop_assert!(removed || !texts.contains_key(&name(at)));
                     texts.remove(&name(at));

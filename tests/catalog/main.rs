@@ -15,10 +15,11 @@ use choir::catalog::{
     AddRequest, BaseSource, Catalog, CatalogConfig, Error, Source, Tuning, VariantInfo,
 };
 use choir::engine::{
-    Choice, Engine, EngineConfig, EngineHandle, Event, EventStream, Generation, Request, Sampling,
+    Engine, EngineConfig, EngineHandle, Event, EventStream, Generation, Request, Sampling,
+    SamplingParams,
 };
 use choir::model::{self, DitConfig};
-use choir::ops::quantized::Form;
+use choir::ops::quantized::Quantisation;
 use choir::train::folder::{Precision, Tensors};
 use std::collections::BTreeMap;
 use std::fs;
@@ -27,11 +28,11 @@ use tempfile::TempDir;
 use tiny::{TINY, checkpoint, noise, tuned};
 
 /// A directory with the tiny base in `base`, and room for a store and for checkpoints.
-struct Place(TempDir);
+struct TestDir(TempDir);
 
-impl Place {
+impl TestDir {
     fn new() -> Self {
-        let place = Place(tempfile::tempdir().expect("directory"));
+        let place = TestDir(tempfile::tempdir().expect("directory"));
         TINY.write(&place.base(), Precision::F32).expect("base");
         place
     }
@@ -77,8 +78,8 @@ fn config(data: &Path, base: BaseSource) -> CatalogConfig {
         base,
         bank_capacity: None,
         head_capacity: None,
-        place: model::Place::Host(Form::F32),
-        bank_form: Form::Q4K,
+        place: model::Place::Host(Quantisation::F32),
+        bank_form: Quantisation::Q4K,
         head_form: None,
         archive: true,
         keep: None,

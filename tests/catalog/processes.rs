@@ -50,7 +50,7 @@ fn remarks(regime: Regime) -> Remarks {
 }
 
 /// A checkpoint with a configuration beside it.
-fn beside(place: &Place, folder: &str, change: impl FnOnce(&mut DitConfig)) -> Source {
+fn beside(place: &TestDir, folder: &str, change: impl FnOnce(&mut DitConfig)) -> Source {
     let path = place.file(folder, &checkpoint(&tuned(4)));
     let mut config = TINY.config.clone();
     config.model_type = "duo".into();
@@ -92,7 +92,7 @@ fn text(engine: &EngineHandle, name: &str) -> Vec<u32> {
 
 #[test]
 fn a_packed_delta_brings_its_process_and_defaults_again_and_again() {
-    let place = Place::new();
+    let place = TestDir::new();
     let (catalog, engine) = place.served();
     let info = catalog
         .add(addition("few", packed(remarks(BLOCKS))), |_| {})
@@ -125,7 +125,7 @@ fn a_packed_delta_brings_its_process_and_defaults_again_and_again() {
 
 #[test]
 fn a_configuration_or_the_operator_says_what_a_checkpoint_is() {
-    let place = Place::new();
+    let place = TestDir::new();
     let (catalog, engine) = place.served();
     let added = |name: &str, source: Source, tuning: Tuning| {
         let request = AddRequest {
@@ -167,9 +167,9 @@ fn a_configuration_or_the_operator_says_what_a_checkpoint_is() {
 
 #[test]
 fn what_contradicts_or_cannot_be_is_refused() {
-    let place = Place::new();
+    let place = TestDir::new();
     let (catalog, _engine) = place.served();
-    let refused = |source: Source, tuning: Tuning, defaults: Choice| {
+    let refused = |source: Source, tuning: Tuning, defaults: SamplingParams| {
         let request = AddRequest {
             tuning,
             defaults,
@@ -179,7 +179,7 @@ fn what_contradicts_or_cannot_be_is_refused() {
         assert_eq!(catalog.status().generation, 3);
         error
     };
-    let field = |source, tuning| match refused(source, tuning, Choice::default()) {
+    let field = |source, tuning| match refused(source, tuning, SamplingParams::default()) {
         Error::BadField { field, .. } | Error::OtherConfig { field, .. } => field,
         other => panic!("{other}"),
     };
@@ -228,7 +228,11 @@ fn what_contradicts_or_cannot_be_is_refused() {
                 ..remarks(BLOCKS)
             },
         ] {
-            let error = refused(packed(remarks), Tuning::default(), Choice::default());
+            let error = refused(
+                packed(remarks),
+                Tuning::default(),
+                SamplingParams::default(),
+            );
             let unreadable = matches!(
                 &error,
                 Error::Checkpoint {
@@ -244,11 +248,11 @@ fn what_contradicts_or_cannot_be_is_refused() {
         process: remarks(TINY.config.regime()).process,
         ..remarks(BLOCKS)
     };
-    let threshold = Choice {
+    let threshold = SamplingParams {
         threshold: Some(0.5),
-        ..Choice::default()
+        ..SamplingParams::default()
     };
-    let error = refused(packed(odd), Tuning::default(), Choice::default());
+    let error = refused(packed(odd), Tuning::default(), SamplingParams::default());
     assert!(
         matches!(
             error,

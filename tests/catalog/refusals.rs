@@ -7,7 +7,7 @@ use choir::superposition::{HEAD, Mismatch, NamedTensors, Refused, Unreadable, pa
 
 /// A served place that says of every change whether it was refused without a trace.
 struct Refusing {
-    place: Place,
+    place: TestDir,
     catalog: Catalog,
     engine: EngineHandle,
     before: (Vec<VariantInfo>, BTreeMap<PathBuf, Vec<u8>>),
@@ -15,7 +15,7 @@ struct Refusing {
 
 impl Refusing {
     fn new() -> Self {
-        let place = Place::new();
+        let place = TestDir::new();
         let (catalog, engine) = place.served();
         let before = (catalog.list(), files(&place.data()));
         Refusing {
@@ -260,17 +260,17 @@ fn names_numbers_and_generations_are_refused() {
         );
     }
     for defaults in [
-        Choice {
+        SamplingParams {
             temperature: Some(f32::NAN),
-            ..Choice::default()
+            ..SamplingParams::default()
         },
-        Choice {
+        SamplingParams {
             block_size: Some(5),
-            ..Choice::default()
+            ..SamplingParams::default()
         },
-        Choice {
+        SamplingParams {
             steps: Some(0),
-            ..Choice::default()
+            ..SamplingParams::default()
         },
     ] {
         let with = AddRequest {

@@ -4,7 +4,7 @@ use super::*;
 use choir::store;
 use choir::train::tokenizer;
 
-fn refused(place: &Place, config: CatalogConfig) -> Error {
+fn refused(place: &TestDir, config: CatalogConfig) -> Error {
     let before = files(place.0.path());
     let error = Catalog::open(config, |_| {}).err().expect("refused");
     assert_eq!(files(place.0.path()), before, "{error}");
@@ -13,7 +13,7 @@ fn refused(place: &Place, config: CatalogConfig) -> Error {
 
 #[test]
 fn a_base_in_a_folder_starts_without_variants_and_starts_again() {
-    let place = Place::new();
+    let place = TestDir::new();
     let (catalog, engine) = place.served();
     let (list, status) = (catalog.list(), catalog.status());
     assert_eq!((status.generation, status.variants), (3, 3));
@@ -30,7 +30,7 @@ fn a_base_in_a_folder_starts_without_variants_and_starts_again() {
 
 #[test]
 fn a_store_keeps_its_capacities() {
-    let place = Place::new();
+    let place = TestDir::new();
     let mut config = place.config();
     (config.bank_capacity, config.head_capacity) = (Some(3), Some(1));
     drop(Catalog::open(config.clone(), |_| {}).expect("open"));
@@ -51,7 +51,7 @@ fn a_store_keeps_its_capacities() {
     }
     drop(Catalog::open(config, |_| {}).expect("the same"));
     drop(place.open().expect("none asked for"));
-    let place = Place::new();
+    let place = TestDir::new();
     let mut config = place.config();
     config.bank_capacity = Some(0);
     let error = refused(&place, config);
@@ -69,7 +69,7 @@ fn a_store_keeps_its_capacities() {
 
 #[test]
 fn other_peoples_directories_are_left_alone() {
-    let place = Place::new();
+    let place = TestDir::new();
     fs::create_dir(place.data()).expect("directory");
     fs::write(place.data().join("thesis.tex"), "years of work").expect("file");
     assert!(matches!(
@@ -88,7 +88,7 @@ fn other_peoples_directories_are_left_alone() {
 
 #[test]
 fn two_processes_do_not_share_a_store() {
-    let place = Place::new();
+    let place = TestDir::new();
     let first = place.open().expect("open");
     assert!(matches!(
         refused(&place, place.config()),
@@ -100,7 +100,7 @@ fn two_processes_do_not_share_a_store() {
 
 #[test]
 fn a_base_that_cannot_be_served_is_refused_and_says_why() {
-    let place = Place::new();
+    let place = TestDir::new();
     let base = |name: &str| place.base().join(name);
     let config: serde_json::Value =
         serde_json::from_slice(&fs::read(base("config.json")).expect("config")).expect("json");
@@ -190,7 +190,7 @@ fn a_base_that_cannot_be_served_is_refused_and_says_why() {
 
 #[test]
 fn a_store_of_another_base_or_tokenizer_is_refused() {
-    let place = Place::new();
+    let place = TestDir::new();
     drop(place.served());
     let file = place.base().join("tokenizer.json");
     let good = fs::read(&file).expect("tokenizer");
@@ -215,7 +215,7 @@ fn a_store_of_another_base_or_tokenizer_is_refused() {
 
 #[test]
 fn damage_on_the_disk_is_found_at_the_start_and_named() {
-    let place = Place::new();
+    let place = TestDir::new();
     drop(place.served());
     let damaged = files(&place.data());
     let damaged = damaged.iter().filter(|(path, _)| !path.ends_with("lock"));

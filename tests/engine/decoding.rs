@@ -8,7 +8,7 @@ use choir::engine::{Engine, Generation, Request, Sampling};
 use choir::model::architecture::{Architecture, published};
 use choir::model::tokenizer::Tokenizer;
 use choir::model::{BaseWeights, HostNetwork};
-use choir::ops::quantized::Form;
+use choir::ops::quantized::Quantisation;
 use choir::sampler::{Certainty, Predictor};
 use serde_json::{Value, json};
 use std::borrow::Cow;
@@ -48,7 +48,7 @@ impl Family {
         let rows = architecture.vocabulary.rows;
         let checkpoint = Checkpoint::open(&self.folder).expect("a checkpoint");
         let checkpoint = architecture.unwrapped(checkpoint);
-        let base = BaseWeights::load(architecture, Form::F32, |spec| {
+        let base = BaseWeights::load(architecture, Quantisation::F32, |spec| {
             let data = published::read(&checkpoint, spec).map_err(candle_core::Error::wrap)?;
             Ok(Some(Cow::Owned(data)))
         });

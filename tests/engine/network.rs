@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use choir::engine::{Engine, EngineConfig, EngineHandle, Request, ScoreRequest};
 use choir::model::{BaseWeights, HostNetwork, ServedBank, VariantWeights};
-use choir::ops::quantized::Form;
+use choir::ops::quantized::Quantisation;
 use choir::rng::{Key, Stream};
 
 use super::fake::{assorted, config, drain, events, outcome, run};
@@ -13,7 +13,7 @@ use super::fixtures::Case;
 use super::uniform::{both, mixed};
 
 /// The golden base and six variants in three banks.
-fn network(form: Form) -> (Case, HostNetwork) {
+fn network(form: Quantisation) -> (Case, HostNetwork) {
     let case = Case::load("bd3lm-tiny");
     let mut noise = Stream::new(Key::derive(&[b"engine test"]));
     let mut bank = || {
@@ -56,7 +56,7 @@ fn network(form: Form) -> (Case, HostNetwork) {
     (case, dit)
 }
 
-fn engine(threads: usize, step_tokens: usize, form: Form) -> (Case, EngineHandle) {
+fn engine(threads: usize, step_tokens: usize, form: Quantisation) -> (Case, EngineHandle) {
     let config = EngineConfig {
         threads,
         step_tokens,
@@ -65,7 +65,7 @@ fn engine(threads: usize, step_tokens: usize, form: Form) -> (Case, EngineHandle
     engine_of(config, form)
 }
 
-fn engine_of(config: EngineConfig, form: Form) -> (Case, EngineHandle) {
+fn engine_of(config: EngineConfig, form: Quantisation) -> (Case, EngineHandle) {
     let (case, dit) = network(form);
     (case, Engine::start(config, both(dit)).expect("engine"))
 }
@@ -86,7 +86,7 @@ fn requests(case: &Case, request: fn(usize) -> Request) -> Vec<Request> {
 }
 
 /// Every request alone, then all together in steps of other sizes and on other threads.
-fn alone_and_together(form: Form, request: fn(usize) -> Request) {
+fn alone_and_together(form: Quantisation, request: fn(usize) -> Request) {
     let (case, one) = engine(1, 64, form);
     let alone: Vec<_> = requests(&case, request)
         .into_iter()
@@ -117,7 +117,7 @@ fn alone_and_together(form: Form, request: fn(usize) -> Request) {
 
 #[test]
 fn the_same_tokens_alone_in_a_mixed_batch_and_on_any_threads() {
-    for form in [Form::F32, Form::Q4_0] {
+    for form in [Quantisation::F32, Quantisation::Q4_0] {
         alone_and_together(form, assorted);
     }
 }
@@ -129,8 +129,8 @@ fn the_same_tokens_from_pages_that_another_has_written() {
         kv_bytes: 16 << 20,
         ..config()
     };
-    let (case, anew) = engine_of(with(false), Form::F32);
-    let (_, again) = engine_of(with(true), Form::F32);
+    let (case, anew) = engine_of(with(false), Quantisation::F32);
+    let (_, again) = engine_of(with(true), Quantisation::F32);
     for round in 0..2 {
         for (index, request) in requests(&case, mixed).into_iter().enumerate() {
             let expected = run(&anew, request.clone()).1;
@@ -147,12 +147,12 @@ fn the_same_tokens_from_pages_that_another_has_written() {
 
 #[test]
 fn the_same_tokens_beside_rows_of_the_other_process() {
-    alone_and_together(Form::F32, mixed);
+    alone_and_together(Quantisation::F32, mixed);
 }
 
 #[test]
 fn a_score_is_near_the_uniform_one_for_random_weights() {
-    let (case, engine) = engine(2, 128, Form::F32);
+    let (case, engine) = engine(2, 128, Quantisation::F32);
     let tokens: Vec<u32> = (0..70)
         .map(|index| index * 7 % (case.config.vocab_size as u32 - 1))
         .collect();

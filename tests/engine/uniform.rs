@@ -1,8 +1,8 @@
 //! The uniform process beside the absorbing one: whole sequences and blocks, variants of both in one batch, infilling.
 
 use choir::engine::{
-    Choice, Engine, EngineConfig, EngineHandle, Error, Event, Generation, Predictor, PredictorKind,
-    PsiChoice, Reason, Request, Sampling, ScoreRequest, VariantFacts,
+    Engine, EngineConfig, EngineHandle, Error, Event, Generation, Predictor, PredictorKind,
+    PsiParams, Reason, Request, Sampling, SamplingParams, ScoreRequest, VariantFacts,
 };
 use choir::model::{Denoiser, Grid, Process, Regime, VariantId};
 use choir::sampler::{self, Kappa, NoiseRemoval, Psi, TimeProfile, UniformPredictor};
@@ -399,27 +399,27 @@ fn what_does_not_fit_the_process_is_named() {
 #[test]
 fn choices_are_laid_over_the_defaults() {
     let uniform = Sampling::of(Process::Uniform);
-    let field = |choice: Choice, defaults: &Sampling| match choice
+    let field = |choice: SamplingParams, defaults: &Sampling| match choice
         .over(defaults.clone())
         .expect_err("refused")
     {
         Error::BadField { field, .. } => field,
         other => panic!("{other}"),
     };
-    let kind = |kind| Choice {
+    let kind = |kind| SamplingParams {
         kind: Some(kind),
-        ..Choice::default()
+        ..SamplingParams::default()
     };
     let eta = Kappa::MaxRescale { eta: 0.1 };
-    let psi = PsiChoice {
+    let psi = PsiParams {
         middle: Some(eta),
-        ..PsiChoice::default()
+        ..PsiParams::default()
     };
-    let chosen = Choice {
+    let chosen = SamplingParams {
         steps: Some(9),
         noise_removal: Some(NoiseRemoval::Ancestral),
         psi,
-        ..Choice::default()
+        ..SamplingParams::default()
     };
     let expected = UniformPredictor {
         steps: 9,
@@ -444,9 +444,9 @@ fn choices_are_laid_over_the_defaults() {
         .into()
     );
     let absorbing = Sampling::default();
-    let steps = Choice {
+    let steps = SamplingParams {
         steps: Some(9),
-        ..Choice::default()
+        ..SamplingParams::default()
     };
     let ancestral = sampler::Predictor::Ancestral { steps: 9 };
     assert_eq!(
@@ -465,7 +465,7 @@ fn choices_are_laid_over_the_defaults() {
     assert_eq!(field(kind(PredictorKind::Ancestral), &absorbing), "steps");
     assert_eq!(
         field(
-            Choice {
+            SamplingParams {
                 psi,
                 ..kind(PredictorKind::Ancestral)
             },
@@ -476,9 +476,9 @@ fn choices_are_laid_over_the_defaults() {
     let threshold = Some(0.5);
     assert_eq!(
         field(
-            Choice {
+            SamplingParams {
                 threshold,
-                ..Choice::default()
+                ..SamplingParams::default()
             },
             &uniform
         ),
@@ -487,9 +487,9 @@ fn choices_are_laid_over_the_defaults() {
     let eps = Some(0.5);
     assert_eq!(
         field(
-            Choice {
+            SamplingParams {
                 eps,
-                ..Choice::default()
+                ..SamplingParams::default()
             },
             &absorbing
         ),

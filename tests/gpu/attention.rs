@@ -84,7 +84,7 @@ fn check<T: Number>(rig: &Rig, [heads, head_dim]: [usize; 2], window: usize, cut
         current_pitch: current_pitch as u32,
     };
     match cut {
-        None => args.launch(rig.machine(), T::DTYPE, rows).unwrap(),
+        None => args.launch(rig.gpu(), T::DTYPE, rows).unwrap(),
         Some(cut) => {
             let starts = |s: &SegmentFacts| (0..s.tokens).step_by(cut.queries());
             let of = |(segment, s)| starts(s).map(move |first| QueryTile { segment, first });
@@ -92,8 +92,7 @@ fn check<T: Number>(rig: &Rig, [heads, head_dim]: [usize; 2], window: usize, cut
             tiles.push(QueryTile::default());
             let tiles_at = rig.buffer(&tiles);
             let tiles = (tiles_at.address(), tiles.len(), cut);
-            args.launch_tiles(rig.machine(), T::DTYPE, rows, tiles)
-                .unwrap();
+            args.launch_tiles(rig.gpu(), T::DTYPE, rows, tiles).unwrap();
         }
     }
     let out = out.read::<T>(0, rows * hidden).unwrap();

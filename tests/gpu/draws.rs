@@ -127,7 +127,7 @@ fn check(rig: &Rig, random: &mut Stream, [vocab, rows]: [usize; 2], again: &mut 
         bias_stride: stride as u32,
         bias: offset as u32,
     };
-    args.launch(rig.machine(), rows + 1).unwrap();
+    args.launch(rig.gpu(), rows + 1).unwrap();
     let drawn = drawn.read::<DrawnFacts>(0, rows).unwrap();
     again.extend(
         draws

@@ -1,4 +1,4 @@
-//! A [`Machine`] without a card: kernels run as `host/host.h` tells, in the host's memory.
+//! A [`GpuDevice`] without a card: kernels run as `host/host.h` tells, in the host's memory.
 //!
 //! New memory is full of NaN and has guards on both sides; a launch that writes into one fails.
 
@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Instant;
 
-use choir::ops::gpu::{Dtype, Fault, Gemm, Graph, Launch, Machine, Result};
+use choir::ops::gpu::{Dtype, Fault, Gemm, GpuDevice, Graph, Launch, Result};
 use half::bf16;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
@@ -323,7 +323,7 @@ impl Emulated {
     }
 }
 
-impl Machine for Emulated {
+impl GpuDevice for Emulated {
     fn name(&self) -> String {
         "emulated".into()
     }

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use choir::model::gpu::{Device, GpuBank, GpuBase, GpuDit, GpuVariant};
+use choir::model::gpu::{GpuBank, GpuBase, GpuDit, GpuTarget, GpuVariant};
 use choir::model::variant::Placed;
 use choir::model::{
     BaseWeights, Batch, Denoiser, HostNetwork, Mix, Segment, ServedBank, VariantId, VariantWeights,
 };
 use choir::ops::categorical::{Certainty, Crossing, Draw, Filter, Kind, Workspace};
-use choir::ops::gpu::{Dtype, Machine};
-use choir::ops::quantized::Form;
+use choir::ops::gpu::{Dtype, GpuDevice};
+use choir::ops::quantized::Quantisation;
 use choir::rng::Noise;
 
 use crate::fixtures::kept::{KINDS, kept_variants};
@@ -18,14 +18,14 @@ use crate::fixtures::{
 };
 use crate::rig::Rig;
 
-fn on_host(case: &Case, count: usize, form: Form) -> HostNetwork {
+fn on_host(case: &Case, count: usize, form: Quantisation) -> HostNetwork {
     host_with(case, variants(case, count), form)
 }
 
 fn host_with(
     case: &Case,
     (banks, variants): (Vec<Matrices>, Vec<VariantWeights>),
-    form: Form,
+    form: Quantisation,
 ) -> HostNetwork {
     let base =
         Arc::new(BaseWeights::new(case.config.architecture().unwrap(), &case.weights).unwrap());
@@ -39,24 +39,24 @@ fn host_with(
 }
 
 fn on_device(
-    machine: &Arc<dyn Machine>,
+    gpu: &Arc<dyn GpuDevice>,
     dtype: Dtype,
     case: &Case,
     count: usize,
-    form: Form,
+    form: Quantisation,
 ) -> GpuDit {
-    device_with(machine, dtype, case, variants(case, count), form)
+    device_with(gpu, dtype, case, variants(case, count), form)
 }
 
 fn device_with(
-    machine: &Arc<dyn Machine>,
+    gpu: &Arc<dyn GpuDevice>,
     dtype: Dtype,
     case: &Case,
     (banks, variants): (Vec<Matrices>, Vec<VariantWeights>),
-    form: Form,
+    form: Quantisation,
 ) -> GpuDit {
-    let machine = machine.clone();
-    let device = Device { machine, dtype };
+    let gpu = gpu.clone();
+    let device = GpuTarget { gpu, dtype };
     let bank = |matrices| Arc::new(GpuBank::build(&device, form, matrices).unwrap());
     let banks: Vec<_> = banks.into_iter().map(bank).collect();
     let base = GpuBase::new(
@@ -87,7 +87,7 @@ fn whole_sequences_match_the_reference() {
     for rig in Rig::all() {
         for folder in ["bd3lm-tiny", "mdlm-tiny", "duo-tiny"] {
             let case = Case::load(folder);
-            let network = |dtype| on_device(&rig.machine, dtype, &case, 0, Form::F32);
+            let network = |dtype| on_device(&rig.gpu, dtype, &case, 0, Quantisation::F32);
             whole_sequences(&case, &network(Dtype::F32), |ours, golden, name| {
                 close(ours, golden, 2e-4, &format!("{folder} {name}"));
             });
@@ -104,7 +104,7 @@ fn whole_sequences_match_the_reference() {
 fn cached_blocks_match_the_reference_past_the_window() {
     for rig in Rig::all() {
         let case = Case::load("bd3lm-tiny");
-        let network = on_device(&rig.machine, Dtype::F32, &case, 0, Form::F32);
+        let network = on_device(&rig.gpu, Dtype::F32, &case, 0, Quantisation::F32);
         cached_blocks(&case, &network, 3);
     }
 }
@@ -132,16 +132,16 @@ fn all_kinds(case: &Case, count: u32) -> Batch {
 fn variants_are_those_of_the_host() {
     for rig in Rig::all() {
         for (folder, dtype, form, tolerance) in [
-            ("bd3lm-tiny", Dtype::F32, Form::F32, 1e-3),
-            ("duo-tiny", Dtype::F32, Form::F32, 1e-3),
-            ("bd3lm-tiny", Dtype::Bf16, Form::F32, 3e-2),
-            ("duo-tiny", Dtype::F32, Form::Q4K, 0.15),
-            ("bd3lm-tiny", Dtype::Bf16, Form::Q4K, 0.15),
+            ("bd3lm-tiny", Dtype::F32, Quantisation::F32, 1e-3),
+            ("duo-tiny", Dtype::F32, Quantisation::F32, 1e-3),
+            ("bd3lm-tiny", Dtype::Bf16, Quantisation::F32, 3e-2),
+            ("duo-tiny", Dtype::F32, Quantisation::Q4K, 0.15),
+            ("bd3lm-tiny", Dtype::Bf16, Quantisation::Q4K, 0.15),
         ] {
             let case = Case::load(folder);
-            let network = on_device(&rig.machine, dtype, &case, 5, form);
+            let network = on_device(&rig.gpu, dtype, &case, 5, form);
             // The host quantises narrow matrices otherwise: what tiles hold is compared with f32, within what four bits cost.
-            let host = on_host(&case, 5, Form::F32);
+            let host = on_host(&case, 5, Quantisation::F32);
             let batch = all_kinds(&case, 5);
             let mut cache = network.cache(PAGE, 1).unwrap();
             let ours = network.forward(&batch, &mut cache).unwrap();
@@ -159,16 +159,16 @@ fn variants_are_those_of_the_host() {
 fn kept_variants_are_those_of_the_host() {
     for rig in Rig::all() {
         for (folder, dtype, form, tolerance) in [
-            ("bd3lm-tiny", Dtype::F32, Form::F32, 2e-2),
-            ("duo-tiny", Dtype::F32, Form::F32, 2e-2),
-            ("bd3lm-tiny", Dtype::Bf16, Form::F32, 5e-2),
-            ("bd3lm-tiny", Dtype::Bf16, Form::Q4K, 0.15),
+            ("bd3lm-tiny", Dtype::F32, Quantisation::F32, 2e-2),
+            ("duo-tiny", Dtype::F32, Quantisation::F32, 2e-2),
+            ("bd3lm-tiny", Dtype::Bf16, Quantisation::F32, 5e-2),
+            ("bd3lm-tiny", Dtype::Bf16, Quantisation::Q4K, 0.15),
         ] {
             let case = Case::load(folder);
             let kept = || kept_variants(&case, KINDS);
-            let network = device_with(&rig.machine, dtype, &case, kept(), form);
+            let network = device_with(&rig.gpu, dtype, &case, kept(), form);
             // The host rounds x to bytes.
-            let host = host_with(&case, kept(), Form::F32);
+            let host = host_with(&case, kept(), Quantisation::F32);
             let batch = all_kinds(&case, KINDS as u32);
             let mut cache = network.cache(PAGE, 1).unwrap();
             let mut host_cache = host.cache(PAGE, 1).unwrap();
@@ -191,7 +191,7 @@ fn kept_variants_materialise_to_what_they_give() {
     for (dtype, tolerance) in [(Dtype::F32, 1e-2), (Dtype::Bf16, 4e-2)] {
         let case = Case::load("bd3lm-tiny");
         let kept = kept_variants(&case, KINDS);
-        let network = device_with(&rig.machine, dtype, &case, kept, Form::F32);
+        let network = device_with(&rig.gpu, dtype, &case, kept, Quantisation::F32);
         let mut cache = network.cache(PAGE, 1).unwrap();
         let (shape, ids) = case.ids("a.len8.input_ids");
         for mix in mixes(KINDS as u32) {
@@ -216,8 +216,8 @@ fn many_rows_of_the_base_are_those_of_the_host() {
     for rig in Rig::all() {
         let case = Case::load("duo-tiny");
         let (network, host) = (
-            on_device(&rig.machine, Dtype::Bf16, &case, 0, Form::F32),
-            on_host(&case, 0, Form::F32),
+            on_device(&rig.gpu, Dtype::Bf16, &case, 0, Quantisation::F32),
+            on_host(&case, 0, Quantisation::F32),
         );
         let (shape, ids) = case.ids("a.len8.input_ids");
         let segments = (0..40).map(|index| {
@@ -241,34 +241,34 @@ fn many_rows_of_the_base_are_those_of_the_host() {
 #[test]
 fn steps_leave_the_memory_as_it_was() {
     let Some(rig) = Rig::one() else { return };
-    let steps = if rig.machine().name() == "emulated" {
+    let steps = if rig.gpu().name() == "emulated" {
         6
     } else {
         1000
     };
     let case = Case::load("bd3lm-tiny");
-    let network = on_device(&rig.machine, Dtype::Bf16, &case, 3, Form::Q4K);
+    let network = on_device(&rig.gpu, Dtype::Bf16, &case, 3, Quantisation::Q4K);
     let batches = [1, 2, 3].map(|count| all_kinds(&case, count));
     let mut cache = network.cache(PAGE, 1).unwrap();
     let mut step = |number: usize| {
         network.forward(&batches[number % 3], &mut cache).unwrap();
     };
     (0..9).for_each(&mut step);
-    let free = rig.machine().memory().unwrap();
+    let free = rig.gpu().memory().unwrap();
     (0..steps).for_each(step);
-    assert_eq!(rig.machine().memory().unwrap(), free);
+    assert_eq!(rig.gpu().memory().unwrap(), free);
 }
 
 #[test]
 fn materialised_weights_give_what_retrieval_on_activations_gives() {
     for rig in Rig::all() {
         for (dtype, form, tolerance) in [
-            (Dtype::F32, Form::F32, 1e-4),
-            (Dtype::F32, Form::Q4K, 1e-2),
-            (Dtype::Bf16, Form::Q4K, 3e-2),
+            (Dtype::F32, Quantisation::F32, 1e-4),
+            (Dtype::F32, Quantisation::Q4K, 1e-2),
+            (Dtype::Bf16, Quantisation::Q4K, 3e-2),
         ] {
             let case = Case::load("bd3lm-tiny");
-            let network = on_device(&rig.machine, dtype, &case, 3, form);
+            let network = on_device(&rig.gpu, dtype, &case, 3, form);
             let mut cache = network.cache(PAGE, 1).unwrap();
             let (shape, ids) = case.ids("a.len8.input_ids");
             for mix in mixes(3) {
@@ -294,10 +294,10 @@ fn variants_keep_their_slots_while_others_come_and_go() {
     let Some(rig) = Rig::one() else { return };
     let case = Case::load("bd3lm-tiny");
     let (banks, weights) = variants(&case, 18);
-    let (machine, dtype) = (rig.machine.clone(), Dtype::F32);
-    let device = Device { machine, dtype };
+    let (gpu, dtype) = (rig.gpu.clone(), Dtype::F32);
+    let device = GpuTarget { gpu, dtype };
     let banks: Vec<_> = (banks.into_iter())
-        .map(|matrices| Arc::new(GpuBank::build(&device, Form::Q4K, matrices).unwrap()))
+        .map(|matrices| Arc::new(GpuBank::build(&device, Quantisation::Q4K, matrices).unwrap()))
         .collect();
     let base =
         Arc::new(GpuBase::new(device, case.config.architecture().unwrap(), &case.weights).unwrap());
@@ -358,7 +358,7 @@ fn variants_keep_their_slots_while_others_come_and_go() {
 fn a_step_draws_what_the_host_draws_from_the_same_logits() {
     for rig in Rig::all() {
         let case = Case::load("bd3lm-tiny");
-        let network = on_device(&rig.machine, Dtype::Bf16, &case, 3, Form::Q4K);
+        let network = on_device(&rig.gpu, Dtype::Bf16, &case, 3, Quantisation::Q4K);
         let mut batch = all_kinds(&case, 3);
         let filter = Filter {
             temperature: 1.0,
@@ -415,17 +415,17 @@ fn a_step_draws_what_the_host_draws_from_the_same_logits() {
 #[test]
 fn memory_comes_back() {
     let Some(rig) = Rig::one() else { return };
-    let free = || rig.machine.memory().unwrap().0;
+    let free = || rig.gpu.memory().unwrap().0;
     let before = free();
     let case = Case::load("bd3lm-tiny");
     for _ in 0..3 {
-        let network = on_device(&rig.machine, Dtype::Bf16, &case, 3, Form::Q4K);
+        let network = on_device(&rig.gpu, Dtype::Bf16, &case, 3, Quantisation::Q4K);
         let mut cache = network.cache(PAGE, 4).unwrap();
         network.forward(&all_kinds(&case, 3), &mut cache).unwrap();
         assert!(free() < before);
         let single = network.materialise(&Mix::single(VariantId(1))).unwrap();
         drop((network, cache, single));
-        rig.machine.synchronise().unwrap();
+        rig.gpu.synchronise().unwrap();
         assert_eq!(free(), before);
     }
 }
@@ -435,7 +435,7 @@ fn memory_comes_back() {
 fn a_recorded_step_serves_every_batch_of_its_shape() {
     let Some(rig) = Rig::one() else { return };
     let case = Case::load("duo-tiny");
-    let network = || on_device(&rig.machine, Dtype::Bf16, &case, 4, Form::Q4K);
+    let network = || on_device(&rig.gpu, Dtype::Bf16, &case, 4, Quantisation::Q4K);
     let batch = |variants: [u32; 2], salt: u32, sigma: f32| Batch {
         segments: variants
             .into_iter()
@@ -476,8 +476,8 @@ fn a_recorded_step_serves_every_batch_of_its_shape() {
 fn noise_levels_of_many_sequences_keep_their_tables() {
     let Some(rig) = Rig::one() else { return };
     let case = Case::load("duo-tiny");
-    let network = on_device(&rig.machine, Dtype::F32, &case, 2, Form::F32);
-    let host = on_host(&case, 2, Form::F32);
+    let network = on_device(&rig.gpu, Dtype::F32, &case, 2, Quantisation::F32);
+    let host = on_host(&case, 2, Quantisation::F32);
     let mut host_cache = host.cache(PAGE, 1).unwrap();
     let mut cache = network.cache(PAGE, 1).unwrap();
     let levels = |part: u32| Batch {

@@ -32,7 +32,7 @@ impl Variants {
         let rotation = |seed| Rotation::new(seed, "matrix", shape[1]);
         let made = (0..).zip(&all).map(|(seed, kept)| {
             let kept = kept.as_ref()?;
-            Some(GpuOwn::new(&rig.machine, kept, shape, &rotation(seed), SCALE).unwrap())
+            Some(GpuOwn::new(&rig.gpu, kept, shape, &rotation(seed), SCALE).unwrap())
         });
         let own: Vec<Option<GpuOwn>> = made.collect();
         let facts = own
@@ -121,7 +121,7 @@ fn own_products_are_the_definition() {
             rotated: rotated.address(),
             thin: thin.address(),
         }
-        .launch(rig.machine(), T::DTYPE)
+        .launch(rig.gpu(), T::DTYPE)
         .unwrap();
         let y: Vec<f32> = y_at.read(0, rows * pitch).unwrap();
         let mut expected = before;
@@ -182,7 +182,7 @@ fn own_matrices_and_their_rows_are_the_definition() {
                 weight: -2.0,
                 ..RetrieveOwn::default()
             }
-            .launch(rig.machine(), T::DTYPE)
+            .launch(rig.gpu(), T::DTYPE)
             .unwrap();
             let found: Vec<T> = target.read(0, out * input).unwrap();
             let delta = &variants.deltas[number];
@@ -222,7 +222,7 @@ fn own_matrices_and_their_rows_are_the_definition() {
             width: input as u32,
             ..EmbedOwn::default()
         }
-        .launch(rig.machine(), parts.len())
+        .launch(rig.gpu(), parts.len())
         .unwrap();
         let found: Vec<f32> = x.read(0, rows * input).unwrap();
         for (at, found) in found.into_iter().enumerate() {

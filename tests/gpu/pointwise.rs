@@ -1,7 +1,7 @@
 //! Norms, gates, activations and rotations.
 
 use choir::ops::gpu::pointwise::{
-    Angles, BiasGelu, GateResidual, NONE, NormModulate, Rotary, Tables,
+    Angles, BiasGelu, GateResidual, NONE, NormModulate, RotaryLaunch, Tables,
 };
 use choir::ops::gpu::{Buffer, Dtype};
 use choir::ops::math;
@@ -102,7 +102,7 @@ fn check_norm<T: Number>(rig: &Rig, width: usize) {
             width: width as u32,
             unused: 0,
         };
-        args.launch(rig.machine(), T::DTYPE, rows).unwrap();
+        args.launch(rig.gpu(), T::DTYPE, rows).unwrap();
         for (row, out) in out
             .read::<T>(0, rows * width)
             .unwrap()
@@ -159,8 +159,7 @@ fn check_gate<T: Number, Y: Number>(rig: &Rig, width: usize) {
             width: width as u32,
             unused: 0,
         };
-        args.launch(rig.machine(), T::DTYPE, Y::DTYPE, rows)
-            .unwrap();
+        args.launch(rig.gpu(), T::DTYPE, Y::DTYPE, rows).unwrap();
         let (found, out) = (
             x_at.read::<f32>(0, rows * width).unwrap(),
             out.read::<T>(0, rows * width).unwrap(),
@@ -208,8 +207,7 @@ fn check_gelu<T: Number, Y: Number>(rig: &Rig, width: usize) {
         bias: width as u32,
         width: width as u32,
     };
-    args.launch(rig.machine(), T::DTYPE, Y::DTYPE, rows)
-        .unwrap();
+    args.launch(rig.gpu(), T::DTYPE, Y::DTYPE, rows).unwrap();
     for (at, found) in out
         .read::<T>(0, rows * width)
         .unwrap()
@@ -263,7 +261,7 @@ fn check_rotary<T: Number, Y: Number>(rig: &Rig, [heads, head_dim]: [usize; 2], 
         rows: rows as u32,
         half: half as u32,
     };
-    angles.launch(rig.machine()).unwrap();
+    angles.launch(rig.gpu()).unwrap();
 
     let qkv: Vec<Y> = normals(&mut random, rows * 3 * hidden);
     let size = T::DTYPE.size();
@@ -277,7 +275,7 @@ fn check_rotary<T: Number, Y: Number>(rig: &Rig, [heads, head_dim]: [usize; 2], 
         (&apart, 4 * hidden)
     };
     let cache = rig.buffer(&vec![T::of(9.0); cache_len]);
-    let args = Rotary {
+    let args = RotaryLaunch {
         qkv: qkv_at.address(),
         cosines: cosines.address(),
         sines: sines.address(),
@@ -294,8 +292,7 @@ fn check_rotary<T: Number, Y: Number>(rig: &Rig, [heads, head_dim]: [usize; 2], 
         q_pitch: pitch as u32,
         current_pitch: pitch as u32,
     };
-    args.launch(rig.machine(), T::DTYPE, Y::DTYPE, rows)
-        .unwrap();
+    args.launch(rig.gpu(), T::DTYPE, Y::DTYPE, rows).unwrap();
 
     let out = out.read::<T>(0, rows * pitch).unwrap();
     let mut expected_cache = vec![T::of(9.0); cache_len];
@@ -335,7 +332,7 @@ fn check_rotary<T: Number, Y: Number>(rig: &Rig, [heads, head_dim]: [usize; 2], 
 }
 
 #[test]
-fn rotations_go_where_attention_looks() {
+fn rotary_embedding_goes_where_attention_looks() {
     for rig in Rig::all() {
         for shape in [[1, 2], [3, 10], [12, 64], [5, 128]] {
             check_rotary::<f32, f32>(&rig, shape, false);

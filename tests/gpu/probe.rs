@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use choir::ops::gpu::{Buffer, Fault, Machine};
+use choir::ops::gpu::{Buffer, Fault, GpuDevice};
 use choir::ops::math;
 use half::{bf16, f16};
 
@@ -19,15 +19,15 @@ fn memory_comes_back_and_is_bounded() {
     let Some(emulated) = Emulated::sized(0, 2, 1000) else {
         return;
     };
-    let machine: Arc<dyn Machine> = emulated.clone();
-    let buffer = Buffer::from(&machine, &[1u32, 2, 3]).unwrap();
+    let gpu: Arc<dyn GpuDevice> = emulated.clone();
+    let buffer = Buffer::from(&gpu, &[1u32, 2, 3]).unwrap();
     assert_eq!(emulated.allocated(), 12);
-    assert_eq!(machine.memory(), Ok((988, 1000)));
-    let refusal = Buffer::new(&machine, 989).unwrap_err();
+    assert_eq!(gpu.memory(), Ok((988, 1000)));
+    let refusal = Buffer::new(&gpu, 989).unwrap_err();
     assert_eq!(refusal, Fault::OutOfMemory { bytes: 989 });
-    let fresh = Buffer::new(&machine, 8).unwrap();
+    let fresh = Buffer::new(&gpu, 8).unwrap();
     assert!(fresh.read::<f32>(0, 2).unwrap().iter().all(|x| x.is_nan()));
-    assert!(machine.upload(buffer.address() + 8, &[0; 5]).is_err());
+    assert!(gpu.upload(buffer.address() + 8, &[0; 5]).is_err());
     drop((buffer, fresh));
     assert_eq!(emulated.allocated(), 0);
 }
@@ -64,7 +64,7 @@ fn a_barrier_is_one_for_every_order_and_a_missing_one_shows() {
 #[test]
 fn shared_memory_is_poisoned_for_every_block() {
     for rig in Rig::orders() {
-        let out = Buffer::zeros(&rig.machine, 3 * 128 * 4).unwrap();
+        let out = Buffer::zeros(&rig.gpu, 3 * 128 * 4).unwrap();
         let args = args![0u64, out.address(), 0u64];
         rig.launch("probe_stale", 3, (32, 128), &args).unwrap();
         let out = out.read::<u32>(0, 3 * 128).unwrap();
@@ -111,7 +111,7 @@ fn atomics_add_over_blocks() {
     let numbers: Vec<u32> = (0..5000).map(|i| i * 800_000).collect();
     for rig in Rig::orders() {
         let input = rig.buffer(&numbers);
-        let out = Buffer::zeros(&rig.machine, 24).unwrap();
+        let out = Buffer::zeros(&rig.gpu, 24).unwrap();
         let args = pair(&input, &out, numbers.len() as u64);
         rig.launch("probe_sum", 7, (128, 0), &args).unwrap();
         let sum: u64 = numbers.iter().map(|&x| u64::from(x)).sum();
@@ -183,7 +183,7 @@ fn what_one_warp_copies_is_handed_to_others() {
 #[test]
 fn mistakes_are_told() {
     for rig in Rig::orders() {
-        let out = Buffer::zeros(&rig.machine, 64).unwrap();
+        let out = Buffer::zeros(&rig.gpu, 64).unwrap();
         let mut expected = vec![0; 64];
         let run = |mistake: u64, shared| {
             let args = args![0u64, out.address(), mistake];

@@ -1,7 +1,7 @@
 //! Products of few rows with what comes before and after them, against plain sums.
 
 use choir::ops::gpu::Buffer;
-use choir::ops::gpu::pointwise::{NONE, Rotary};
+use choir::ops::gpu::pointwise::{NONE, RotaryLaunch};
 use choir::ops::gpu::product::{After, Product};
 use choir::ops::math;
 use half::bf16;
@@ -125,7 +125,7 @@ fn keep(rig: &Rig, sizes: [usize; 3], has_parts: bool) {
         y: y.address(),
         ..case.product
     };
-    product.launch(rig.machine(), After::Keep).unwrap();
+    product.launch(rig.gpu(), After::Keep).unwrap();
     let y = y.read::<f32>(0, case.rows * pitch).unwrap();
     let found: Vec<f32> = y
         .chunks(pitch)
@@ -148,7 +148,7 @@ fn gelu(rig: &Rig, sizes: [usize; 3], has_parts: bool) {
         bias: (BIAS * case.slots.width) as u32,
         ..case.product
     };
-    product.launch(rig.machine(), After::Gelu).unwrap();
+    product.launch(rig.gpu(), After::Gelu).unwrap();
     let found = y.read::<bf16>(0, case.rows * case.out).unwrap();
     let found: Vec<f32> = found.into_iter().map(Number::wide).collect();
     let of = |row: usize, at: usize, y: f64| {
@@ -171,7 +171,7 @@ fn residual(rig: &Rig, sizes: [usize; 3], has_parts: bool, has_bias: bool) {
         },
         ..case.product
     };
-    product.launch(rig.machine(), After::Residual).unwrap();
+    product.launch(rig.gpu(), After::Residual).unwrap();
     let found = y.read::<f32>(0, case.rows * case.out).unwrap();
     let of = |row: usize, at: usize, y: f64| {
         let bias = if has_bias {
@@ -211,7 +211,7 @@ fn rotated(rig: &Rig, [rows, heads, head_dim]: [usize; 3], has_parts: bool) {
     let cache = rig.buffer(&vec![bf16::of(9.0); cells]);
     let scale = 0.37f32;
     let product = Product {
-        rotary: Rotary {
+        rotary: RotaryLaunch {
             qkv: 0,
             cosines: cosines.address(),
             sines: sines.address(),
@@ -230,7 +230,7 @@ fn rotated(rig: &Rig, [rows, heads, head_dim]: [usize; 3], has_parts: bool) {
         },
         ..case.product
     };
-    product.launch(rig.machine(), After::Rotated).unwrap();
+    product.launch(rig.gpu(), After::Rope).unwrap();
     let q = q.read::<bf16>(0, rows * hidden).unwrap();
     let current = current.read::<bf16>(0, rows * 2 * hidden).unwrap();
     let found: Vec<f32> = (0..rows * 3 * hidden)
@@ -340,7 +340,7 @@ fn a_row_does_not_depend_on_the_others() {
                 bias: 3 * input as u32,
                 ..Product::default()
             };
-            product.launch(rig.machine(), after).unwrap();
+            product.launch(rig.gpu(), after).unwrap();
             match after == After::Gelu {
                 true => y
                     .read::<bf16>(0, rows * out)

@@ -2,7 +2,7 @@
 
 use choir::ops::gpu::pointwise::NONE;
 use choir::ops::gpu::products::{
-    BankGemm, GatherEmbedding, Group, PartFacts, RotateIn, RotateOut, Split, TIERS,
+    BankGemm, GatherEmbedding, Group, PartFacts, SignIn, SignOut, Split, TIERS,
 };
 use half::bf16;
 
@@ -10,7 +10,7 @@ use crate::rig::{Number, Rig, Variants, normals, parts, stream};
 use crate::tiles::Tiled;
 
 #[test]
-fn rotating_is_sign_by_sign() {
+fn signs_are_applied_one_by_one() {
     fn check<T: Number>(rig: &Rig, input: usize) {
         let mut random = stream("rotate");
         let (rows, out) = (5, input.div_ceil(3));
@@ -23,7 +23,7 @@ fn rotating_is_sign_by_sign() {
             rig.buffer(&variants.keys),
         );
         let rotated = rig.empty(4 * input * T::DTYPE.size());
-        let args = RotateIn {
+        let args = SignIn {
             x: x_at.address(),
             out: rotated.address(),
             parts: part_at.address(),
@@ -31,7 +31,7 @@ fn rotating_is_sign_by_sign() {
             input: input as u32,
             unused: 0,
         };
-        args.launch(rig.machine(), T::DTYPE, 4).unwrap();
+        args.launch(rig.gpu(), T::DTYPE, 4).unwrap();
         let rotated = rotated.read::<T>(0, 4 * input).unwrap();
         for (part, rotated) in parts.iter().zip(rotated.chunks(input)) {
             let row = &x[part.row as usize * input..][..input];
@@ -53,7 +53,7 @@ fn rotating_is_sign_by_sign() {
             rig.buffer(&y),
             rig.buffer(&variants.outputs),
         );
-        let args = RotateOut {
+        let args = SignOut {
             products: products_at.address(),
             y: y_at.address(),
             parts: part_at.address(),
@@ -61,7 +61,7 @@ fn rotating_is_sign_by_sign() {
             out: out as u32,
             pitch: out as u32,
         };
-        args.launch(rig.machine(), 4).unwrap();
+        args.launch(rig.gpu(), 4).unwrap();
         for (part, products) in parts.iter().zip(products.chunks(out)) {
             for (i, product) in products.iter().enumerate() {
                 let gain = part.weight * variants.outputs[part.variant as usize * out + i].to_f32();
@@ -133,7 +133,7 @@ impl<T: Number> Products<'_, T> {
             writes: self.writes.into(),
             ..BankGemm::default()
         };
-        args.launch(rig.machine(), T::DTYPE, split, images.address())
+        args.launch(rig.gpu(), T::DTYPE, split, images.address())
             .unwrap();
         assert!(
             counters
@@ -341,7 +341,7 @@ fn embeddings_are_gathered_with_their_variants() {
             tiles: tiled.into(),
             unused: 0,
         };
-        args.launch(rig.machine(), T::DTYPE, rows).unwrap();
+        args.launch(rig.gpu(), T::DTYPE, rows).unwrap();
         let out = out.read::<f32>(0, rows * width).unwrap();
         for (row, &token) in tokens.iter().enumerate() {
             for i in 0..width {

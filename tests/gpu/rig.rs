@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use choir::ops::gpu::products::PartFacts;
-use choir::ops::gpu::{Buffer, Dtype, Launch, Machine, Plain, Result};
+use choir::ops::gpu::{Buffer, Dtype, GpuDevice, Launch, Plain, Result};
 use choir::rng::{Key, Stream};
 use choir::transform::{self, Side, Signs};
 use half::bf16;
@@ -12,7 +12,7 @@ use crate::emulated::Emulated;
 
 /// A machine: an emulated one, or a device.
 pub struct Rig {
-    pub machine: Arc<dyn Machine>,
+    pub gpu: Arc<dyn GpuDevice>,
 }
 
 /// The bytes of numbers one after the other, as a kernel's structure has them.
@@ -31,7 +31,7 @@ impl Rig {
         match on_device() {
             true => None,
             false => Some(Self {
-                machine: Emulated::new(seed)?,
+                gpu: Emulated::new(seed)?,
             }),
         }
     }
@@ -43,7 +43,7 @@ impl Rig {
 
     /// As [`orders`](Self::orders); where `CHOIR_TEST_MACHINE` is `cuda`, the first device instead.
     pub fn all() -> impl Iterator<Item = Self> {
-        let device = on_device().then(|| Self { machine: cuda() });
+        let device = on_device().then(|| Self { gpu: cuda() });
         device.into_iter().chain(Self::orders())
     }
 
@@ -52,12 +52,12 @@ impl Rig {
         Self::all().next()
     }
 
-    pub fn machine(&self) -> &dyn Machine {
-        &*self.machine
+    pub fn gpu(&self) -> &dyn GpuDevice {
+        &*self.gpu
     }
 
     pub fn buffer<T: Plain>(&self, data: &[T]) -> Buffer {
-        Buffer::from(&self.machine, data).unwrap()
+        Buffer::from(&self.gpu, data).unwrap()
     }
 
     /// Full of NaN.
@@ -72,7 +72,7 @@ impl Rig {
         (block, shared): (u32, u32),
         args: &[u8],
     ) -> Result<()> {
-        self.machine.launch(Launch {
+        self.gpu.launch(Launch {
             kernel,
             grid: [grid, 1, 1],
             block,
@@ -83,18 +83,18 @@ impl Rig {
 }
 
 fn on_device() -> bool {
-    std::env::var_os("CHOIR_TEST_MACHINE").is_some_and(|machine| machine == "cuda")
+    std::env::var_os("CHOIR_TEST_MACHINE").is_some_and(|gpu| gpu == "cuda")
 }
 
 #[cfg(feature = "cuda")]
-fn cuda() -> Arc<dyn Machine> {
-    static DEVICE: std::sync::OnceLock<Arc<dyn Machine>> = std::sync::OnceLock::new();
-    let open = || -> Arc<dyn Machine> { Arc::new(choir::ops::gpu::cuda::Cuda::open(0).unwrap()) };
+fn cuda() -> Arc<dyn GpuDevice> {
+    static DEVICE: std::sync::OnceLock<Arc<dyn GpuDevice>> = std::sync::OnceLock::new();
+    let open = || -> Arc<dyn GpuDevice> { Arc::new(choir::ops::gpu::cuda::Cuda::open(0).unwrap()) };
     DEVICE.get_or_init(open).clone()
 }
 
 #[cfg(not(feature = "cuda"))]
-fn cuda() -> Arc<dyn Machine> {
+fn cuda() -> Arc<dyn GpuDevice> {
     panic!("these tests were built without CUDA")
 }
 

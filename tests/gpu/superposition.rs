@@ -39,7 +39,7 @@ fn retrieval_is_the_definition() {
             count: 3,
             unused: 0,
         };
-        args.launch(rig.machine(), T::DTYPE, tiled).unwrap();
+        args.launch(rig.gpu(), T::DTYPE, tiled).unwrap();
         for ((target, &variant), weight) in targets.iter().zip(&chosen).zip(weights) {
             let found = target.read::<T>(0, out * input).unwrap();
             for (at, found) in found.into_iter().enumerate() {

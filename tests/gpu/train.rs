@@ -13,7 +13,7 @@ use choir::train::folder::Tensors;
 use choir::train::noisy::Noisy;
 use choir::train::objective::{Corruption, Objective};
 use choir::train::optimizer::AdamW;
-use choir::train::run::{Anchor, Budget, Members, Run, Settings, Source};
+use choir::train::run::{Anchor, Budget, Members, Source, TrainSettings, TrainingRun};
 use choir::train::tokenizer;
 
 use crate::fixtures::Case;
@@ -112,7 +112,7 @@ fn gradients_are_those_of_the_host() {
         networks.push((config, weights));
     }
     for rig in Rig::all().take(2) {
-        let trainer = GpuTrainer::new(rig.machine.clone());
+        let trainer = GpuTrainer::new(rig.gpu.clone());
         for (config, weights) in &networks {
             let what = format!("{} in blocks of {:?}", config.model_type, config.block());
             let model = Trainable::from_tensors(config.clone(), weights).unwrap();
@@ -154,7 +154,7 @@ fn a_teacher_does_not_disturb_its_student() {
     let other = weights(&mut random, &case.config);
     let [student, teacher] = [&case.weights, &other]
         .map(|weights| Trainable::from_tensors(case.config.clone(), weights).unwrap());
-    let [first, second] = [(); 2].map(|()| GpuTrainer::new(rig.machine.clone()));
+    let [first, second] = [(); 2].map(|()| GpuTrainer::new(rig.gpu.clone()));
     let ours = noisy
         .gradients(&first.of(&student), Some(&second.of(&teacher)))
         .unwrap();
@@ -198,8 +198,8 @@ fn a_run_on_a_device_learns_what_it_learns_on_the_host() {
     };
     let tensors = weights(&mut random, &config);
     let document = Document::new("tiny".into(), text);
-    let trained = |machine| {
-        let settings = Settings {
+    let trained = |gpu| {
+        let settings = TrainSettings {
             objective: Objective::new(&config, (0.1, 1.0)).unwrap(),
             course: Course::Plain,
             budget: Budget::Steps(6),
@@ -217,16 +217,16 @@ fn a_run_on_a_device_learns_what_it_learns_on_the_host() {
             save_every: 1e9,
             report_every: 1e9,
             validate_every: 1.0,
-            machine,
+            gpu,
         };
         let model = Trainable::from_tensors(config.clone(), &tensors).unwrap();
         let source =
             Source::Text(TextSource::new(std::slice::from_ref(&document), &pieces, 16).unwrap());
         let mut ignore = |_| ();
-        let run = Run::new(model, settings, source, None, false, &mut ignore).unwrap();
+        let run = TrainingRun::new(model, settings, source, None, false, &mut ignore).unwrap();
         run.finish().unwrap().0
     };
-    let (ours, theirs) = (trained(Some(rig.machine.clone())), trained(None));
+    let (ours, theirs) = (trained(Some(rig.gpu.clone())), trained(None));
     for (name, (_, ours)) in ours {
         let (_, theirs) = &theirs[&name];
         let furthest = |from: &[f32]| {

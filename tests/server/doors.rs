@@ -5,7 +5,7 @@ use super::*;
 use tonic::transport::Endpoint;
 
 /// A server whose doors and settings are given.
-async fn start(doors: Doors, settings: Settings) -> Server {
+async fn start(doors: Doors, settings: ServerSettings) -> Server {
     let data = tempfile::tempdir_in(&ROOT.0).expect("directory");
     let store = data.path().join("data");
     let open = tokio::task::spawn_blocking(move || {
@@ -55,7 +55,7 @@ async fn operators_can_have_a_socket_of_their_own() {
 
 #[tokio::test]
 async fn pages_of_origins_that_are_named_may_ask() {
-    let settings = Settings {
+    let settings = ServerSettings {
         origins: vec!["https://a.example".parse().expect("an origin")],
         ..settings()
     };

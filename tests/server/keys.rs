@@ -15,8 +15,8 @@ use serde_json::json;
 const INFER: &str = "infer-secret-of-nobody";
 const ADMIN: &str = "admin-secret-of-nobody";
 
-fn settings_with(keys: &str) -> Settings {
-    Settings {
+fn settings_with(keys: &str) -> ServerSettings {
+    ServerSettings {
         keys: Some(Arc::new(Keys::read(keys).expect("keys"))),
         paths: Paths::Under(Vec::new()),
         ..settings()
@@ -27,7 +27,7 @@ fn both() -> String {
     format!("ann infer {INFER}\nops admin {ADMIN}")
 }
 
-async fn start(settings: Settings) -> Server {
+async fn start(settings: ServerSettings) -> Server {
     Server::start_within(engine_config(), settings, |generation| generation).await
 }
 
@@ -171,7 +171,7 @@ async fn keys_are_exchanged_while_the_server_runs() {
     let folder = tempfile::tempdir_in(&ROOT.0).expect("folder");
     let file = folder.path().join("keys");
     fs::write(&file, both()).expect("file");
-    let server = start(Settings {
+    let server = start(ServerSettings {
         keys_file: Some(file.clone()),
         ..settings_with(&both())
     })
@@ -268,7 +268,7 @@ async fn paths_are_read_only_under_the_roots_that_are_allowed() {
     fs::write(&outside, packed("kjv")).expect("file");
     fs::write(root.join("kjv"), packed("kjv")).expect("file");
     std::os::unix::fs::symlink(&outside, root.join("link")).expect("link");
-    let server = start(Settings {
+    let server = start(ServerSettings {
         paths: Paths::under(std::slice::from_ref(&root)).expect("root"),
         ..settings_with(&both())
     })

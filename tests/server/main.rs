@@ -25,12 +25,12 @@ use choir::catalog::base::shipped;
 use choir::catalog::{BaseSource, Catalog, CatalogConfig};
 use choir::engine::{Engine, EngineConfig, Generation};
 use choir::model::Place;
-use choir::ops::quantized::Form;
+use choir::ops::quantized::Quantisation;
 use choir::pb;
 use choir::pb::admin_client::AdminClient;
 use choir::pb::generate_response::Event;
 use choir::pb::inference_client::InferenceClient;
-use choir::server::{self, Doors, Limits, Settings};
+use choir::server::{self, Doors, Limits, ServerSettings};
 use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -65,8 +65,8 @@ fn catalog_config(data: &Path) -> CatalogConfig {
         base: BaseSource::Embedded,
         bank_capacity: None,
         head_capacity: None,
-        place: Place::Host(Form::F32),
-        bank_form: Form::Q4K,
+        place: Place::Host(Quantisation::F32),
+        bank_form: Quantisation::Q4K,
         head_form: None,
         archive: true,
         keep: None,
@@ -89,15 +89,15 @@ fn link(from: &Path, to: &Path) {
 }
 
 /// Small limits, so that they are met.
-fn settings() -> Settings {
+fn settings() -> ServerSettings {
     let limits = Limits {
         prompt_bytes: 10_000,
         upload_bytes: 4 << 20,
         ..Limits::default()
     };
-    Settings {
+    ServerSettings {
         limits,
-        ..Settings::default()
+        ..ServerSettings::default()
     }
 }
 
@@ -147,7 +147,7 @@ impl Server {
 
     async fn start_within(
         config: EngineConfig,
-        settings: Settings,
+        settings: ServerSettings,
         change: impl FnOnce(Generation) -> Generation,
     ) -> Server {
         let data = tempfile::tempdir_in(&ROOT.0).expect("directory");
@@ -166,7 +166,7 @@ impl Server {
         catalog: Catalog,
         generation: Generation,
         config: EngineConfig,
-        settings: Settings,
+        settings: ServerSettings,
     ) -> Server {
         Server::behind(doors().await, data, catalog, generation, config, settings).await
     }
@@ -178,7 +178,7 @@ impl Server {
         catalog: Catalog,
         generation: Generation,
         config: EngineConfig,
-        settings: Settings,
+        settings: ServerSettings,
     ) -> Server {
         let engine = Engine::start(config, generation).expect("engine");
         catalog.attach(engine.clone());

@@ -392,7 +392,7 @@ fn server(runtime: &Runtime) -> Server {
         step_tokens: 48,
         ..engine_config()
     };
-    let settings = Settings {
+    let settings = ServerSettings {
         trust_client_id: true,
         ..settings()
     };

@@ -58,7 +58,7 @@ async fn clients_are_who_they_say_where_they_are_believed() {
         max_per_client: Some(1),
         ..engine_config()
     };
-    let settings = Settings {
+    let settings = ServerSettings {
         trust_client_id: true,
         ..settings()
     };

@@ -60,7 +60,7 @@ impl Folder {
 }
 
 async fn start(files: TlsFiles) -> Server {
-    let settings = Settings {
+    let settings = ServerSettings {
         tls: Some(Tls::open(files).expect("certificates")),
         ..settings()
     };

@@ -10,7 +10,9 @@ use choir::train::distill::Distillation;
 use choir::train::folder::{Folder, Precision, Tensors};
 use choir::train::objective::Objective;
 use choir::train::optimizer::AdamW;
-use choir::train::run::{Anchor, Budget, Members, Report, Run, Settings, Source, Validation};
+use choir::train::run::{
+    Anchor, Budget, Members, Report, Source, TrainSettings, TrainingRun, Validation,
+};
 use choir::train::{Error, checkpoint, tokenizer};
 use std::path::PathBuf;
 
@@ -85,8 +87,8 @@ impl Tiny {
         .expect("model")
     }
 
-    fn settings(&self, checkpoint: Option<PathBuf>) -> Settings {
-        Settings {
+    fn settings(&self, checkpoint: Option<PathBuf>) -> TrainSettings {
+        TrainSettings {
             objective: Objective::new(&self.config, (0.1, 1.0)).expect("objective"),
             course: self.course,
             budget: Budget::Steps(STEPS),
@@ -104,16 +106,16 @@ impl Tiny {
             save_every: 0.0,
             report_every: 0.0,
             validate_every: 1.0,
-            machine: None,
+            gpu: None,
         }
     }
 
     fn start<'a>(
         &self,
-        settings: Settings,
+        settings: TrainSettings,
         resume: bool,
         report: &'a mut dyn FnMut(Report),
-    ) -> Result<Run<'a>, Error> {
+    ) -> Result<TrainingRun<'a>, Error> {
         let pieces = tokenizer::from_json(&self.tokenizer).expect("json");
         let documents = std::slice::from_ref(&self.document);
         let held_out = [self.document.held_out.as_str()];
@@ -125,7 +127,7 @@ impl Tiny {
             draws: 4,
             exact: false,
         };
-        Run::new(
+        TrainingRun::new(
             self.model(),
             settings,
             source,
@@ -143,7 +145,7 @@ impl Tiny {
     ) -> (Tensors, f64) {
         let (tensors, score) = self
             .start(self.settings(checkpoint), resume, report)
-            .and_then(Run::finish)
+            .and_then(TrainingRun::finish)
             .expect("finish");
         (tensors, score.expect("score").nats_per_token)
     }
@@ -338,7 +340,7 @@ fn what_the_absorbing_process_does_not_have_and_values_out_of_range_are_refused(
 #[test]
 fn settings_that_no_run_can_have_are_refused() {
     let tiny = Tiny::new();
-    let refused = |change: &dyn Fn(&mut Settings)| {
+    let refused = |change: &dyn Fn(&mut TrainSettings)| {
         let mut settings = tiny.settings(None);
         change(&mut settings);
         match tiny.start(settings, false, &mut |_| {}).err() {

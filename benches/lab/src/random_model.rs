@@ -80,14 +80,14 @@ pub fn run(args: RandomModelArgs) -> Result<()> {
         for (name, rows) in &spec.parts {
             let mut shape = spec.shape.clone();
             shape[0] = *rows;
-            parts.push(Part {
+            parts.push(PublishedTensor {
                 name: name.clone(),
                 role: spec.role,
                 shape,
             });
         }
     }
-    let mut shards: Vec<Vec<Part>> = vec![Vec::new()];
+    let mut shards: Vec<Vec<PublishedTensor>> = vec![Vec::new()];
     let mut room = args.shard_mib << 20;
     for part in parts {
         if room < part.bytes() && shards.last().is_some_and(|shard| !shard.is_empty()) {
@@ -122,13 +122,13 @@ pub fn run(args: RandomModelArgs) -> Result<()> {
 }
 
 /// A published tensor.
-struct Part {
+struct PublishedTensor {
     name: String,
     role: Role,
     shape: Vec<usize>,
 }
 
-impl Part {
+impl PublishedTensor {
     fn bytes(&self) -> usize {
         2 * self.shape.iter().product::<usize>()
     }
@@ -143,7 +143,7 @@ impl Part {
     }
 }
 
-fn write(path: &Path, parts: &[Part], args: &RandomModelArgs) -> Result<()> {
+fn write(path: &Path, parts: &[PublishedTensor], args: &RandomModelArgs) -> Result<()> {
     let (mut header, mut end) = (serde_json::Map::new(), 0);
     for part in parts {
         let place = [end, end + part.bytes()];

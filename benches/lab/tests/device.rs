@@ -12,7 +12,7 @@ mod emulated;
 mod rig;
 
 use choir::model::DitConfig;
-use choir_lab::bench::gpu::{Part, Sizes, measure};
+use choir_lab::bench::gpu::{KernelBench, Sizes, measure};
 use clap::ValueEnum;
 
 use rig::Rig;
@@ -48,8 +48,8 @@ fn tiny() -> Sizes {
 fn every_part_runs_and_reports() {
     let Some(rig) = Rig::one() else { return };
     let path = std::env::temp_dir().join(format!("choir-bench-{}.json", std::process::id()));
-    let parts = Part::value_variants();
-    measure(rig.machine.clone(), tiny(), 1e-9, parts, Some(path.clone())).unwrap();
+    let parts = KernelBench::value_variants();
+    measure(rig.gpu.clone(), tiny(), 1e-9, parts, Some(path.clone())).unwrap();
     let lines: Vec<serde_json::Value> =
         serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     std::fs::remove_file(&path).unwrap();

@@ -3,15 +3,15 @@
 //! Scores are chains of multiply-adds over a head's elements, outputs are chains over the positions in order, so results
 //! depend neither on how the positions are spread over pages nor on the other queries.
 
-use super::isa::{Isa, Work};
+use super::isa::{Isa, Vectorised};
 use super::math;
-use super::panel::{LANES, Panel, Rows, Sums, TILE, accumulate};
+use super::panel::{LANES, Panel, StridedRows, Sums, TILE, accumulate};
 use std::ops::Range;
 
 /// Consecutive positions of one head.
 #[derive(Clone, Debug)]
-pub struct Run<'a> {
-    /// Keys after rotation, sixteen positions side by side: [slots / 16][head_dim][16].
+pub struct PositionRun<'a> {
+    /// Keys after rotary embedding, sixteen positions side by side: [slots / 16][head_dim][16].
     pub keys: &'a [f32],
     /// [slots][head_dim rounded up to 16].
     pub values: &'a [f32],
@@ -50,7 +50,7 @@ struct Keys<'a> {
     values: *const f32,
 }
 
-impl<'a> Run<'a> {
+impl<'a> PositionRun<'a> {
     /// Groups of keys that hold what is seen.
     fn keys(self, dim: usize) -> impl Iterator<Item = Keys<'a>> {
         let Range { start, end } = self.seen;
@@ -87,7 +87,7 @@ impl<'a> Run<'a> {
 struct Attention<'a> {
     isa: Isa,
     /// [rows, head_dim]
-    queries: Rows<'a>,
+    queries: StridedRows<'a>,
     rows: usize,
     /// [rows, stride]: scores, then their exponentials.
     scores: &'a mut [f32],
@@ -96,8 +96,8 @@ struct Attention<'a> {
 
 /// Softmax attention of up to [`QUERIES`] queries [rows, head_dim], already scaled, over the runs' positions in order; `put`
 /// takes a row, a first element and elements of the output, each once.
-pub fn attend<'a, I: Iterator<Item = Run<'a>>>(
-    queries: Rows,
+pub fn attend<'a, I: Iterator<Item = PositionRun<'a>>>(
+    queries: StridedRows,
     rows: usize,
     runs: impl Fn() -> I,
     scores: &mut Vec<f32>,
@@ -206,7 +206,7 @@ impl Attention<'_> {
     ) -> usize {
         let mut sums = [[[0f32; LANES]; N]; QUERIES];
         let sums = &mut sums[..self.rows];
-        let weights = Rows {
+        let weights = StridedRows {
             data: self.scores,
             stride: self.stride,
         };
@@ -243,7 +243,7 @@ struct Exponentials<'a> {
     totals: &'a mut [f32],
 }
 
-impl Work for Exponentials<'_> {
+impl Vectorised for Exponentials<'_> {
     #[inline(always)]
     fn run(self) {
         for (scores, total) in self.scores.chunks_mut(self.stride).zip(self.totals) {
@@ -318,12 +318,12 @@ mod tests {
             .collect();
         let mut out = vec![f32::NAN; queries.len()];
         for (tile, queries) in queries.chunks(QUERIES * dim).enumerate() {
-            let rows = Rows {
+            let rows = StridedRows {
                 data: queries,
                 stride: dim,
             };
             let runs = || {
-                pages.iter().map(|(keys, values, seen)| Run {
+                pages.iter().map(|(keys, values, seen)| PositionRun {
                     keys,
                     values,
                     seen: seen.clone(),

@@ -180,7 +180,7 @@ fn cut(range: Range<usize>, most: usize) -> impl Iterator<Item = Range<usize>> {
         .map(move |start| start..(start + most).min(end))
 }
 
-/// One head of one sequence, gathered: [rows, head_dim] each, queries and keys rotated, queries scaled.
+/// One head of one sequence, gathered: [rows, head_dim] each, queries and keys after rotary embedding, queries scaled.
 struct Head {
     q: Vec<f32>,
     k: Vec<f32>,

@@ -35,11 +35,11 @@ impl Isa {
 
     /// Does `work`, with wide vectors where this is a set that has them.
     #[inline(always)]
-    pub fn run(self, work: impl Work) {
+    pub fn run(self, work: impl Vectorised) {
         #[cfg(target_arch = "x86_64")]
         if self == Isa::Avx512 {
             #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-            fn wide(work: impl Work) {
+            fn wide(work: impl Vectorised) {
                 work.run();
             }
             // SAFETY: whoever has this value has asked the processor for its instructions.
@@ -64,7 +64,7 @@ impl Isa {
 }
 
 /// What is compiled once more for wide vectors. Only what is inlined is, and of a closure nobody can ask that.
-pub trait Work {
+pub trait Vectorised {
     /// To be marked `#[inline(always)]`.
     fn run(self);
 }

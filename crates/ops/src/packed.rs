@@ -6,7 +6,7 @@
 //! not depend on the batch. (General-purpose products choose other kernels for other row counts.)
 
 use super::isa::Isa;
-use super::panel::{LANES, Panel, Rows, TILE, accumulate};
+use super::panel::{LANES, Panel, StridedRows, TILE, accumulate};
 use rayon::prelude::*;
 
 /// Outputs to a panel: two AVX-512 vectors, four of AVX2.
@@ -124,7 +124,7 @@ impl Packed {
                     let mut sums = [[[0f32; LANES]; LINES]; TILE];
                     let sums = &mut sums[..x.len() / self.input];
                     let stride = self.input;
-                    accumulate(isa, &panel, Rows { data: x, stride }, sums);
+                    accumulate(isa, &panel, StridedRows { data: x, stride }, sums);
                     for (row, sums) in (tile * TILE..).zip(sums) {
                         let sums = sums.as_flattened().as_ptr();
                         // SAFETY: row < rows and the panel's columns end at `out`, so the range lies inside y, whose

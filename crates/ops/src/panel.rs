@@ -35,15 +35,15 @@ impl<const N: usize> Panel<'_, N> {
 
 /// Rows of x, the first elements of `stride` each.
 #[derive(Clone, Copy, Debug)]
-pub struct Rows<'a> {
+pub struct StridedRows<'a> {
     pub data: &'a [f32],
     pub stride: usize,
 }
 
-impl Rows<'_> {
+impl StridedRows<'_> {
     /// Without the first rows, and the first elements of each.
     pub fn from(self, row: usize, element: usize) -> Self {
-        Rows {
+        StridedRows {
             data: &self.data[row * self.stride + element..],
             ..self
         }
@@ -56,7 +56,12 @@ pub type Sums<const N: usize> = [[f32; LANES]; N];
 /// `sums[r] += x[r] W^T` for as many rows as there are sums, at most [`Panel::ROWS`], W being the panels one after the other
 /// along the inputs.
 #[allow(unsafe_code)]
-pub fn accumulate<const N: usize>(isa: Isa, panels: &[Panel<N>], x: Rows, sums: &mut [Sums<N>]) {
+pub fn accumulate<const N: usize>(
+    isa: Isa,
+    panels: &[Panel<N>],
+    x: StridedRows,
+    sums: &mut [Sums<N>],
+) {
     let (rows, mut inputs) = (sums.len(), 0);
     for panel in panels.iter().filter(|panel| panel.inputs > 0) {
         let least = (panel.inputs - 1) * panel.step + LANES;
@@ -85,7 +90,7 @@ pub fn accumulate<const N: usize>(isa: Isa, panels: &[Panel<N>], x: Rows, sums: 
     }
 }
 
-fn portable<const N: usize>(panels: &[Panel<N>], x: Rows, sums: &mut [Sums<N>]) {
+fn portable<const N: usize>(panels: &[Panel<N>], x: StridedRows, sums: &mut [Sums<N>]) {
     for (row, sums) in sums.iter_mut().enumerate() {
         let mut x = &x.data[row * x.stride..];
         for panel in panels {
@@ -105,13 +110,17 @@ fn portable<const N: usize>(panels: &[Panel<N>], x: Rows, sums: &mut [Sums<N>]) 
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)]
 mod x86 {
-    use super::{LANES, Panel, Rows, Sums};
+    use super::{LANES, Panel, StridedRows, Sums};
     use std::arch::x86_64::*;
 
     /// # Safety
     /// As [`super::accumulate`] asserts.
     #[target_feature(enable = "avx512f")]
-    pub unsafe fn avx512<const N: usize>(panels: &[Panel<N>], x: Rows, sums: &mut [Sums<N>]) {
+    pub unsafe fn avx512<const N: usize>(
+        panels: &[Panel<N>],
+        x: StridedRows,
+        sums: &mut [Sums<N>],
+    ) {
         // SAFETY: the caller's.
         unsafe {
             match sums.len() {
@@ -133,7 +142,7 @@ mod x86 {
     #[target_feature(enable = "avx512f")]
     unsafe fn avx512_rows<const ROWS: usize, const N: usize>(
         panels: &[Panel<N>],
-        x: Rows,
+        x: StridedRows,
         sums: &mut [Sums<N>],
     ) {
         let mut values = x.data.as_ptr();
@@ -173,7 +182,7 @@ mod x86 {
     /// # Safety
     /// As [`avx512`].
     #[target_feature(enable = "avx2,fma")]
-    pub unsafe fn avx2<const N: usize>(panels: &[Panel<N>], x: Rows, sums: &mut [Sums<N>]) {
+    pub unsafe fn avx2<const N: usize>(panels: &[Panel<N>], x: StridedRows, sums: &mut [Sums<N>]) {
         // One group and four rows of two registers: eight sums, and room for the rest of what sixteen registers must hold.
         for (tile, sums) in sums.chunks_mut(4).enumerate() {
             let x = x.from(4 * tile, 0);
@@ -197,7 +206,7 @@ mod x86 {
     #[target_feature(enable = "avx2,fma")]
     unsafe fn avx2_rows<const ROWS: usize, const N: usize>(
         panels: &[Panel<N>],
-        x: Rows,
+        x: StridedRows,
         group: usize,
         sums: &mut [Sums<N>],
     ) {
@@ -243,7 +252,7 @@ mod tests {
         stride: usize,
         noise: &[f32],
     ) {
-        let x = Rows {
+        let x = StridedRows {
             data: noise,
             stride,
         };

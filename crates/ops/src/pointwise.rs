@@ -1,6 +1,6 @@
 //! Bias, GELU and gated residual, each one pass over the activation.
 
-use super::isa::{Isa, Work};
+use super::isa::{Isa, Vectorised};
 use super::math;
 use super::slice::{self, PerRow};
 use candle_core::{Result, Tensor};
@@ -100,7 +100,7 @@ struct Biased<'a, F> {
     f: &'a F,
 }
 
-impl<F: Fn(f32) -> f32> Work for Biased<'_, F> {
+impl<F: Fn(f32) -> f32> Vectorised for Biased<'_, F> {
     #[inline(always)]
     fn run(self) {
         for (y, b) in self.y.iter_mut().zip(self.bias) {
@@ -148,7 +148,7 @@ struct Gated<'a> {
     out: &'a mut [f32],
 }
 
-impl Work for Gated<'_> {
+impl Vectorised for Gated<'_> {
     #[inline(always)]
     fn run(self) {
         for ((out, gate), up) in self.out.iter_mut().zip(self.gate).zip(self.up) {

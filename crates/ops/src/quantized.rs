@@ -9,7 +9,7 @@ use halved::Halved;
 use levels::{LANES, Q2K, Q4_0, Q4K, Q8_0};
 use panels::Panels;
 use rayon::prelude::*;
-use rows::Rows;
+use rows::QuantisedRows;
 use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
@@ -25,7 +25,7 @@ pub(super) use rows::round;
 
 /// How a matrix is kept in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
+pub enum Quantisation {
     F32,
     Bf16,
     /// 8.5 bits: blocks of 32 along the input with one scale.
@@ -39,52 +39,56 @@ pub enum Form {
     Q2K,
 }
 
-impl Form {
-    pub const ALL: [Form; 6] = [
-        Form::F32,
-        Form::Bf16,
-        Form::Q8_0,
-        Form::Q4_0,
-        Form::Q4K,
-        Form::Q2K,
+impl Quantisation {
+    pub const ALL: [Quantisation; 6] = [
+        Quantisation::F32,
+        Quantisation::Bf16,
+        Quantisation::Q8_0,
+        Quantisation::Q4_0,
+        Quantisation::Q4K,
+        Quantisation::Q2K,
     ];
 
     /// The form that a matrix with this inner size really takes; f32 where no block fits.
-    pub fn fitting(self, input: usize) -> Form {
+    pub fn fitting(self, input: usize) -> Quantisation {
         match self {
-            Form::F32 | Form::Bf16 => self,
-            Form::Q4K | Form::Q2K if input.is_multiple_of(256) => self,
-            Form::Q4K | Form::Q2K | Form::Q4_0 if input.is_multiple_of(32) => Form::Q4_0,
-            Form::Q8_0 if input.is_multiple_of(32) => Form::Q8_0,
-            _ => Form::F32,
+            Quantisation::F32 | Quantisation::Bf16 => self,
+            Quantisation::Q4K | Quantisation::Q2K if input.is_multiple_of(256) => self,
+            Quantisation::Q4K | Quantisation::Q2K | Quantisation::Q4_0
+                if input.is_multiple_of(32) =>
+            {
+                Quantisation::Q4_0
+            }
+            Quantisation::Q8_0 if input.is_multiple_of(32) => Quantisation::Q8_0,
+            _ => Quantisation::F32,
         }
     }
 
     /// Bytes of a matrix in it, but for what is rounded up.
     pub fn bytes(self, out: usize, input: usize) -> usize {
         let eighths = match self.fitting(input) {
-            Form::F32 => 256,
-            Form::Bf16 => 128,
-            Form::Q8_0 => 68,
-            Form::Q4_0 | Form::Q4K => 36,
-            Form::Q2K => 21,
+            Quantisation::F32 => 256,
+            Quantisation::Bf16 => 128,
+            Quantisation::Q8_0 => 68,
+            Quantisation::Q4_0 | Quantisation::Q4K => 36,
+            Quantisation::Q2K => 21,
         };
         out * input * eighths / 64
     }
 
     fn name(self) -> &'static str {
         match self {
-            Form::F32 => "f32",
-            Form::Bf16 => "bf16",
-            Form::Q8_0 => "q8_0",
-            Form::Q4_0 => "q4_0",
-            Form::Q4K => "q4k",
-            Form::Q2K => "q2k",
+            Quantisation::F32 => "f32",
+            Quantisation::Bf16 => "bf16",
+            Quantisation::Q8_0 => "q8_0",
+            Quantisation::Q4_0 => "q4_0",
+            Quantisation::Q4K => "q4k",
+            Quantisation::Q2K => "q2k",
         }
     }
 }
 
-impl fmt::Display for Form {
+impl fmt::Display for Quantisation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
@@ -95,12 +99,14 @@ impl fmt::Display for Form {
 #[error("unknown form `{0}`: one of f32, bf16, q8_0, q4_0, q4k, q2k")]
 pub struct UnknownForm(String);
 
-impl FromStr for Form {
+impl FromStr for Quantisation {
     type Err = UnknownForm;
 
     fn from_str(name: &str) -> std::result::Result<Self, UnknownForm> {
         let plain = name.to_ascii_lowercase().replace("_k", "k");
-        let found = Form::ALL.into_iter().find(|form| form.name() == plain);
+        let found = Quantisation::ALL
+            .into_iter()
+            .find(|form| form.name() == plain);
         found.ok_or_else(|| UnknownForm(name.to_owned()))
     }
 }
@@ -130,7 +136,7 @@ macro_rules! few_bits {
 
 /// One row of a batch, seen through one variant's transform.
 #[derive(Clone, Copy, Debug)]
-pub struct Rotated<'a> {
+pub struct SignedRow<'a> {
     /// Row of x and of y.
     pub row: usize,
     /// r, [in].
@@ -161,17 +167,17 @@ pub(super) fn widened(gain: bf16) -> f32 {
 
 impl Served {
     /// Brings `weights`, [out, in] by rows, to `form` or the nearest that fits the inner size.
-    pub fn new(weights: &[f32], out: usize, input: usize, form: Form) -> Result<Self> {
+    pub fn new(weights: &[f32], out: usize, input: usize, form: Quantisation) -> Result<Self> {
         if weights.len() != out * input {
             bail!("{} weights are no matrix of {out} x {input}", weights.len())
         }
         let stored = match form.fitting(input) {
-            Form::F32 => Stored::F32(Packed::new(weights, out, input)),
-            Form::Bf16 => Stored::Bf16(Halved::new(weights, out, input)),
-            Form::Q8_0 => Stored::Q8_0(Panels::new(weights, out, input)),
-            Form::Q4_0 => Stored::Q4_0(Panels::new(weights, out, input)),
-            Form::Q4K => Stored::Q4K(Panels::new(weights, out, input)),
-            Form::Q2K => Stored::Q2K(Panels::new(weights, out, input)),
+            Quantisation::F32 => Stored::F32(Packed::new(weights, out, input)),
+            Quantisation::Bf16 => Stored::Bf16(Halved::new(weights, out, input)),
+            Quantisation::Q8_0 => Stored::Q8_0(Panels::new(weights, out, input)),
+            Quantisation::Q4_0 => Stored::Q4_0(Panels::new(weights, out, input)),
+            Quantisation::Q4K => Stored::Q4K(Panels::new(weights, out, input)),
+            Quantisation::Q2K => Stored::Q2K(Panels::new(weights, out, input)),
         };
         Ok(Self { out, input, stored })
     }
@@ -180,14 +186,14 @@ impl Served {
         (self.out, self.input)
     }
 
-    pub fn form(&self) -> Form {
+    pub fn form(&self) -> Quantisation {
         match self.stored {
-            Stored::F32(_) => Form::F32,
-            Stored::Bf16(_) => Form::Bf16,
-            Stored::Q8_0(_) => Form::Q8_0,
-            Stored::Q4_0(_) => Form::Q4_0,
-            Stored::Q4K(_) => Form::Q4K,
-            Stored::Q2K(_) => Form::Q2K,
+            Stored::F32(_) => Quantisation::F32,
+            Stored::Bf16(_) => Quantisation::Bf16,
+            Stored::Q8_0(_) => Quantisation::Q8_0,
+            Stored::Q4_0(_) => Quantisation::Q4_0,
+            Stored::Q4K(_) => Quantisation::Q4K,
+            Stored::Q2K(_) => Quantisation::Q2K,
         }
     }
 
@@ -211,7 +217,7 @@ impl Served {
             )
         }
         few_bits!(&self.stored, panels => {
-                let rows = Rows::quantise(rows, self.input, |row, target| {
+                let rows = QuantisedRows::quantise(rows, self.input, |row, target| {
                     target.copy_from_slice(&x[row * self.input..][..self.input]);
                 });
                 let columns = Columns::of(y);
@@ -234,7 +240,7 @@ impl Served {
     fn panel(
         &self,
         index: usize,
-        x: &Rows,
+        x: &QuantisedRows,
         rows: Range<usize>,
         take: impl FnMut(usize, usize, &[f32]),
     ) {
@@ -255,13 +261,13 @@ impl Served {
 /// y [rows, out] += weight · output ⊙ (S (input ⊙ x)) for every matrix S and every part of it, x [rows, in] and y being those of
 /// the whole batch and the matrices of one shape. Signs are folded in where x is rounded, gains and signs where y is added.
 /// Results of a row depend on its own parts only.
-pub fn add_rotated(banks: &[(&Served, Vec<Rotated>)], x: &[f32], y: &mut [f32]) -> Result<()> {
+pub fn add_signed(banks: &[(&Served, Vec<SignedRow>)], x: &[f32], y: &mut [f32]) -> Result<()> {
     let Some((first, _)) = banks.first() else {
         return Ok(());
     };
     let (out, input) = first.shape();
     for (bank, parts) in banks {
-        let outside = |part: &&Rotated| {
+        let outside = |part: &&SignedRow| {
             (part.row + 1) * input > x.len()
                 || (part.row + 1) * out > y.len()
                 || part.output.len() != out
@@ -276,11 +282,11 @@ pub fn add_rotated(banks: &[(&Served, Vec<Rotated>)], x: &[f32], y: &mut [f32]) 
             )
         }
     }
-    let fill = |part: &Rotated, target: &mut [f32]| {
+    let fill = |part: &SignedRow, target: &mut [f32]| {
         target.copy_from_slice(&x[part.row * input..][..input]);
         part.input.apply(target);
     };
-    let add = |part: &Rotated, first: usize, products: &[f32], target: &mut [f32]| {
+    let add = |part: &SignedRow, first: usize, products: &[f32], target: &mut [f32]| {
         for ((y, gain), product) in target.iter_mut().zip(&part.output[first..]).zip(products) {
             *y = (part.weight * widened(*gain)).mul_add(*product, *y);
         }
@@ -307,7 +313,7 @@ pub fn add_rotated(banks: &[(&Served, Vec<Rotated>)], x: &[f32], y: &mut [f32]) 
     if few_bits.is_empty() {
         return Ok(());
     }
-    let rows = Rows::quantise(all.len(), input, |index, target| fill(&all[index], target));
+    let rows = QuantisedRows::quantise(all.len(), input, |index, target| fill(&all[index], target));
     let columns = Columns::of(y);
     (0..out.div_ceil(LANES)).into_par_iter().for_each(|panel| {
         for (bank, range) in &few_bits {
@@ -329,21 +335,27 @@ mod tests {
 
     #[test]
     fn forms_have_names_and_take_what_fits() {
-        for form in Form::ALL {
-            assert_eq!(form.to_string().parse::<Form>().expect("a name"), form);
-        }
-        assert_eq!("Q2_K".parse::<Form>().expect("a name"), Form::Q2K);
-        assert!("q3k".parse::<Form>().is_err());
-        for form in [Form::Q2K, Form::Q4K] {
+        for form in Quantisation::ALL {
             assert_eq!(
-                [512, 320, 20].map(|input| form.fitting(input)),
-                [form, Form::Q4_0, Form::F32]
+                form.to_string().parse::<Quantisation>().expect("a name"),
+                form
             );
         }
         assert_eq!(
-            [320, 20].map(|input| Form::Q8_0.fitting(input)),
-            [Form::Q8_0, Form::F32]
+            "Q2_K".parse::<Quantisation>().expect("a name"),
+            Quantisation::Q2K
         );
-        assert_eq!(Form::Bf16.fitting(7), Form::Bf16);
+        assert!("q3k".parse::<Quantisation>().is_err());
+        for form in [Quantisation::Q2K, Quantisation::Q4K] {
+            assert_eq!(
+                [512, 320, 20].map(|input| form.fitting(input)),
+                [form, Quantisation::Q4_0, Quantisation::F32]
+            );
+        }
+        assert_eq!(
+            [320, 20].map(|input| Quantisation::Q8_0.fitting(input)),
+            [Quantisation::Q8_0, Quantisation::F32]
+        );
+        assert_eq!(Quantisation::Bf16.fitting(7), Quantisation::Bf16);
     }
 }

@@ -8,7 +8,7 @@ use super::place::PlaceArgs;
 use super::scratch::Scratch;
 use crate::catalog::{AddRequest, BaseSource, Catalog, CatalogConfig, Source};
 use crate::model::{DitConfig, Place, Regime};
-use crate::ops::quantized::Form;
+use crate::ops::quantized::Quantisation;
 use crate::superposition::{Delta, NamedTensors, read_file};
 use crate::train::data::held_out_contexts;
 use crate::train::folder::Tensors;
@@ -39,7 +39,7 @@ pub struct EvalArgs {
     capacities: Vec<Capacity>,
     /// Forms that banks are served in, each with every capacity: q2k, q4k, q4_0, q8_0, bf16, f32.
     #[arg(long, value_delimiter = ',', default_value = "q2k")]
-    forms: Vec<Form>,
+    forms: Vec<Quantisation>,
     /// Contexts of each text.
     #[arg(long, default_value_t = 16)]
     contexts: usize,
@@ -99,7 +99,7 @@ struct Reference {
 
 /// One way to keep all variants.
 #[derive(Debug, Serialize)]
-struct Kept {
+struct MeasuredWay {
     capacity: Capacity,
     form: String,
     /// What all variants take in memory, and that in bits for each parameter of a matrix of each variant.
@@ -115,7 +115,7 @@ struct Kept {
 #[derive(Debug, Serialize)]
 struct Report {
     variants: Vec<Reference>,
-    kept: Vec<Kept>,
+    kept: Vec<MeasuredWay>,
 }
 
 /// A base, and what its variants are measured on.
@@ -141,7 +141,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
         config: serde_json::from_slice(&source.config_json()?)
             .context("config.json of a DiT, the networks that are measured here")?,
         tensors: source.tensors()?,
-        place: args.place.open(|| Ok(Form::F32))?,
+        place: args.place.open(|| Ok(Quantisation::F32))?,
         source,
     };
     let mut report = Report {
@@ -192,7 +192,7 @@ impl Subjects {
         &self,
         scratch: &Scratch,
         capacity: Capacity,
-        form: Form,
+        form: Quantisation,
     ) -> Result<(Catalog, crate::engine::Generation)> {
         let config = CatalogConfig {
             data_dir: scratch.path().to_owned(),
@@ -229,7 +229,7 @@ impl Subjects {
             .map(|context| (context.to_vec(), 1))
             .collect();
         let exact = match &self.place {
-            Place::Host(_) => Place::Host(Form::F32),
+            Place::Host(_) => Place::Host(Quantisation::F32),
             device => device.clone(),
         };
         let tokenizer = Arc::new(self.source.tokenizer()?);
@@ -256,12 +256,19 @@ impl Subjects {
 
 impl Report {
     /// Adds a way to keep all variants, by what it reaches.
-    fn add(&mut self, capacity: Capacity, form: Form, bytes: u64, bits: f64, nats: Vec<f64>) {
+    fn add(
+        &mut self,
+        capacity: Capacity,
+        form: Quantisation,
+        bytes: u64,
+        bits: f64,
+        nats: Vec<f64>,
+    ) {
         let each = self.variants.iter().zip(&nats);
         let shares = each.map(|(of, &kept)| recovered(of.base, of.fine_tuned, kept));
         let shares: Vec<Option<f64>> = shares.collect();
         let known = || shares.iter().flatten().copied();
-        self.kept.push(Kept {
+        self.kept.push(MeasuredWay {
             capacity,
             form: form.to_string(),
             bytes,

@@ -22,7 +22,7 @@ fn accounts(weights: &[f64]) -> Vec<Account> {
     weights.iter().map(account).collect()
 }
 
-fn indices(step: &[Share]) -> Vec<usize> {
+fn indices(step: &[StepShare]) -> Vec<usize> {
     step.iter().map(|share| share.index).collect()
 }
 
@@ -75,21 +75,21 @@ fn scores_take_what_is_left_and_never_nothing() {
     let share = |claims: &[Claim]| choose(claims, &accounts(&[1.0]), 64, 1).last().copied();
     assert_eq!(
         share(&[score, text(0, 10, 0)]),
-        Some(Share {
+        Some(StepShare {
             index: 0,
             tokens: 54
         })
     );
     assert_eq!(
         share(&[score, text(0, 56, 0)]),
-        Some(Share {
+        Some(StepShare {
             index: 0,
             tokens: 8
         })
     );
     assert_eq!(
         share(&[score]),
-        Some(Share {
+        Some(StepShare {
             index: 0,
             tokens: 64
         })
@@ -104,7 +104,7 @@ fn scores_take_what_is_left_and_never_nothing() {
     ];
     assert_eq!(
         share(&crowd),
-        Some(Share {
+        Some(StepShare {
             index: 2,
             tokens: 16
         })
@@ -195,8 +195,8 @@ proptest! {
     }
 }
 
-fn place(account: usize, priority: Priority, started: u64) -> Place {
-    Place {
+fn place(account: usize, priority: Priority, started: u64) -> RunningSequence {
+    RunningSequence {
         account,
         priority,
         started,
@@ -211,7 +211,7 @@ fn a_quiet_variant_gets_the_latest_place_of_the_one_that_has_most() {
         .map(|account| place(account, Interactive, 1))
         .to_vec();
     running[1].started = 5;
-    let victim = |running: &[Place], next, waiting: &[usize], weights: &[f64]| {
+    let victim = |running: &[RunningSequence], next, waiting: &[usize], weights: &[f64]| {
         victim(running, next, waiting, &accounts(weights), 4)
     };
     let even = [1.0; 3];
@@ -275,14 +275,14 @@ proptest! {
     ) {
         let accounts = accounts(&weights[..has.len()]);
         let mut waiting: Vec<usize> = has.iter().map(|(_, waiting)| *waiting).collect();
-        let mut running: Vec<Place> = (has.iter().enumerate())
+        let mut running: Vec<RunningSequence> = (has.iter().enumerate())
             .flat_map(|(account, &(running, _))| std::iter::repeat_n(place(account, Priority::Interactive, 0), running))
             .collect();
         let places = running.len();
         let wants: Vec<usize> = has.iter().map(|(running, waiting)| running + waiting).collect();
         let fair = fair_shares(&wants, &accounts, places);
         prop_assert!((fair.iter().sum::<f64>() - (places as f64).min(wants.iter().sum::<usize>() as f64)).abs() < 1e-6);
-        let count = |running: &[Place], account| running.iter().filter(|place| place.account == account).count();
+        let count = |running: &[RunningSequence], account| running.iter().filter(|place| place.account == account).count();
         let mut moves = 0;
         while let Some((next, at)) = (0..accounts.len()).filter(|&next| waiting[next] > 0).find_map(|next| {
             let place = place(next, Priority::Interactive, 0);

@@ -1,8 +1,8 @@
 //! The DiT of BD3-LM, MDLM and Duo: LayerNorm modulated by the noise level, GELU, rotary embedding of base 10000.
 
 use super::{
-    Architecture, Attention, Conditioning, Head, Layer, Logits, Mlp, Norm, Refused, Role, Rotary,
-    TensorSpec, Vocabulary, check_sizes, parse, refuse,
+    Architecture, Attention, Conditioning, Head, Layer, Logits, Mlp, Norm, Refused, Role,
+    RotaryEmbedding, TensorSpec, Vocabulary, check_sizes, parse, refuse,
 };
 use crate::model::facts::{Grid, NetworkFacts, Process, Regime};
 use serde::{Deserialize, Serialize};
@@ -138,7 +138,7 @@ impl DitConfig {
                 head_dim: self.head_dim(),
                 qk_norm: None,
                 bias: false,
-                rotary: Rotary { theta: 10000.0 },
+                rotary: RotaryEmbedding { theta: 10000.0 },
             },
             mlp: Mlp::Gelu { width: 4 * width },
         };
@@ -217,8 +217,8 @@ impl DitConfig {
 
     fn specs(&self) -> Vec<TensorSpec> {
         use Role::{
-            AttentionNorm, AttentionOut, Contract, ContractBias, Embedding, Expand, ExpandBias,
-            FinalNorm, HeadBias, MlpNorm, Qkv,
+            AttentionNorm, AttentionOut, Down, DownBias, Embedding, FinalNorm, HeadBias, MlpNorm,
+            Qkv, Up, UpBias,
         };
         let (h, c, v) = (self.hidden_dim, self.cond_dim, self.vocab_size);
         let spec = |layer: Option<usize>, name: &str, role, shape: &[usize]| {
@@ -253,10 +253,10 @@ impl DitConfig {
                 own("attn_qkv.weight", Qkv, &[3 * h, h]),
                 own("attn_out.weight", AttentionOut, &[h, h]),
                 own("norm2.weight", MlpNorm, &[h]),
-                own("mlp.0.weight", Expand, &[4 * h, h]),
-                own("mlp.0.bias", ExpandBias, &[4 * h]),
-                own("mlp.2.weight", Contract, &[h, 4 * h]),
-                own("mlp.2.bias", ContractBias, &[h]),
+                own("mlp.0.weight", Up, &[4 * h, h]),
+                own("mlp.0.bias", UpBias, &[4 * h]),
+                own("mlp.2.weight", Down, &[h, 4 * h]),
+                own("mlp.2.bias", DownBias, &[h]),
                 own("adaLN_modulation.weight", Role::Conditioning, &[6 * h, c]),
                 own("adaLN_modulation.bias", Role::Conditioning, &[6 * h]),
             ]);

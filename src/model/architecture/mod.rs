@@ -10,7 +10,7 @@ mod tests;
 
 use super::facts::{CacheShape, NetworkFacts, Regime};
 pub use crate::ops::norm::Norm;
-use crate::ops::quantized::Form;
+use crate::ops::quantized::Quantisation;
 pub use crate::superposition::Role;
 use serde::Deserialize;
 
@@ -63,11 +63,11 @@ pub struct Attention {
     /// Heads of keys and values: a divisor of `heads`.
     pub kv_heads: usize,
     pub head_dim: usize,
-    /// Of each head's queries and keys, before they are rotated.
+    /// Of each head's queries and keys, before rotary embedding.
     pub qk_norm: Option<Norm>,
     /// Of queries, keys and values.
     pub bias: bool,
-    pub rotary: Rotary,
+    pub rotary: RotaryEmbedding,
 }
 
 impl Attention {
@@ -79,7 +79,7 @@ impl Attention {
 
 /// Rotary position embedding of whole heads, halves side by side: angle of pair i at position p is p θ^(-2i / head_dim).
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Rotary {
+pub struct RotaryEmbedding {
     pub theta: f64,
 }
 
@@ -93,7 +93,7 @@ pub enum Mlp {
 
 impl Mlp {
     /// Numbers that the wide half gives to a row.
-    pub fn expanded(self) -> usize {
+    pub fn intermediate(self) -> usize {
         match self {
             Mlp::Gelu { width } => width,
             Mlp::SwiGlu { width } => 2 * width,
@@ -202,10 +202,10 @@ impl Architecture {
     }
 
     /// Bytes of all tensors with the matrices in `form`.
-    pub fn bytes(&self, form: Form) -> usize {
+    pub fn bytes(&self, form: Quantisation) -> usize {
         let tensor = |spec: &TensorSpec| match spec.shape[..] {
             [out, input] if spec.role.is_matrix() => form.bytes(out, input),
-            [out, input] if form != Form::F32 => 2 * out * input,
+            [out, input] if form != Quantisation::F32 => 2 * out * input,
             _ => 4 * spec.shape.iter().product::<usize>(),
         };
         self.tensors.iter().map(tensor).sum()
@@ -218,10 +218,10 @@ impl Architecture {
     }
 
     /// What the matrices are kept in where nobody says it: f32 while that is little of the memory there is, and else four bits.
-    pub fn usual_form(&self, memory: Option<u64>) -> Form {
+    pub fn usual_form(&self, memory: Option<u64>) -> Quantisation {
         match memory {
-            Some(memory) if self.bytes(Form::F32) as u64 > memory / 16 => Form::Q4K,
-            _ => Form::F32,
+            Some(memory) if self.bytes(Quantisation::F32) as u64 > memory / 16 => Quantisation::Q4K,
+            _ => Quantisation::F32,
         }
     }
 

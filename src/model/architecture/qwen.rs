@@ -1,8 +1,8 @@
 //! What the families with a Qwen body share: pre-norm RMS, grouped queries, rotary embedding, SwiGLU.
 
 use super::{
-    Architecture, Attention, Head, Layer, Logits, Mlp, Norm, Refused, Role, Rotary, TensorSpec,
-    Vocabulary, check_sizes, refuse,
+    Architecture, Attention, Head, Layer, Logits, Mlp, Norm, Refused, Role, RotaryEmbedding,
+    TensorSpec, Vocabulary, check_sizes, refuse,
 };
 use crate::model::facts::{Grid, Process, Regime};
 use serde::Deserialize;
@@ -164,7 +164,7 @@ impl Config {
 
     /// The network.
     pub fn network(&self, body: &Body) -> Result<Architecture, Refused> {
-        let rotary = Rotary {
+        let rotary = RotaryEmbedding {
             theta: self.theta()?,
         };
         self.check(body)?;
@@ -282,7 +282,7 @@ impl Config {
             );
             add(
                 "gate_up.weight",
-                Role::Expand,
+                Role::Up,
                 &[
                     one("mlp.gate_proj.weight", width),
                     one("mlp.up_proj.weight", width),
@@ -292,7 +292,7 @@ impl Config {
             );
             add(
                 "down.weight",
-                Role::Contract,
+                Role::Down,
                 &one("mlp.down_proj.weight", hidden),
                 Some(width),
             );

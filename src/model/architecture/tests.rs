@@ -65,8 +65,8 @@ fn published_configurations_give_the_published_sizes() {
 fn large_networks_take_four_bits() {
     let network = read(&sdar()).expect("a network");
     let parameters = network.facts().parameters;
-    assert_eq!(network.bytes(Form::F32), 4 * parameters);
-    let four = network.bytes(Form::Q4K);
+    assert_eq!(network.bytes(Quantisation::F32), 4 * parameters);
+    let four = network.bytes(Quantisation::Q4K);
     assert!(
         (parameters * 9 / 16..parameters * 9 / 16 + (4 << 20)).contains(&four),
         "{four}"
@@ -75,10 +75,10 @@ fn large_networks_take_four_bits() {
     let small =
         Architecture::read(include_bytes!("../../../models/base/config.json")).expect("a network");
     for (network, memory, form) in [
-        (&network, Some(24 << 30), Form::Q4K),
-        (&network, Some(1 << 40), Form::F32),
-        (&small, Some(24 << 30), Form::F32),
-        (&small, None, Form::F32),
+        (&network, Some(24 << 30), Quantisation::Q4K),
+        (&network, Some(1 << 40), Quantisation::F32),
+        (&small, Some(24 << 30), Quantisation::F32),
+        (&small, None, Quantisation::F32),
     ] {
         assert_eq!(network.usual_form(memory), form);
     }

@@ -3,7 +3,7 @@
 //! What banks give goes through the same nonlinearities as the base's product, so it is there first, and the product adds it.
 
 use super::linear::GpuLinear;
-use super::network::Step;
+use super::network::DeviceStep;
 use super::slots::Vector;
 use super::work::logits_pitch;
 use super::{GpuDit, GpuLayer};
@@ -13,17 +13,17 @@ use crate::ops::gpu::{Dtype, Fault};
 
 impl GpuDit {
     /// Whether there is a kernel for a product of so many rows. What dense banks give is not kept apart.
-    fn fuses(&self, step: &Step, linear: &GpuLinear, (after, rows): (After, usize)) -> bool {
+    fn fuses(&self, step: &DeviceStep, linear: &GpuLinear, (after, rows): (After, usize)) -> bool {
         let dense = !linear.variants.tiled && !step.places.lists[linear.list].is_empty();
         let takes = after.takes(rows, linear.base.out, linear.base.input);
         self.base.device.dtype == Dtype::Bf16 && takes && !dense
     }
 
-    pub(super) fn fuses_layers(&self, step: &Step) -> bool {
+    pub(super) fn fuses_layers(&self, step: &DeviceStep) -> bool {
         let takes = |linear: &GpuLinear, after| self.fuses(step, linear, (after, step.shape.rows));
         let layer = |l: &GpuLayer| {
-            let attention = takes(&l.qkv, After::Rotated) && takes(&l.out, After::Residual);
-            attention && takes(&l.expand, After::Gelu) && takes(&l.contract, After::Residual)
+            let attention = takes(&l.qkv, After::Rope) && takes(&l.out, After::Residual);
+            attention && takes(&l.up, After::Gelu) && takes(&l.down, After::Residual)
         };
         self.base
             .host
@@ -34,13 +34,13 @@ impl GpuDit {
             && self.layers.iter().all(layer)
     }
 
-    pub(super) fn fuses_head(&self, step: &Step) -> bool {
+    pub(super) fn fuses_head(&self, step: &DeviceStep) -> bool {
         self.fuses(step, &self.head, (After::Keep, step.shape.wanted))
     }
 
     fn fused(
         &self,
-        step: &Step,
+        step: &DeviceStep,
         linear: &GpuLinear,
         after: After,
         (x, rows): (u64, usize),
@@ -74,32 +74,28 @@ impl GpuDit {
         let writes = waves.own.is_empty();
         if !writes {
             let bytes = rows * product.pitch as usize * size_of::<f32>();
-            device.machine.clear(product.banked, bytes)?;
+            device.gpu.clear(product.banked, bytes)?;
         }
         linear.banks(device, banked, (waves.banks, writes), step.work.scratch)?;
         linear.own(device, banked, waves.own, step.work.scratch)?;
-        product.launch(&*device.machine, after)
+        product.launch(&*device.gpu, after)
     }
 
     pub(super) fn fused_layer(
         &self,
-        step: &Step,
+        step: &DeviceStep,
         number: usize,
         layer: &GpuLayer,
     ) -> Result<(), Fault> {
         let (rows, work, offsets) = (step.shape.rows, step.work, &step.slots.offsets);
         let line = |vector| offsets.line(number, vector);
         self.norm(step, work.h, (line(Vector::Gain1), line(Vector::Shift1)))?;
-        self.fused(
-            step,
-            &layer.qkv,
-            After::Rotated,
-            (work.h, rows),
-            |product| Product {
+        self.fused(step, &layer.qkv, After::Rope, (work.h, rows), |product| {
+            Product {
                 rotary: self.rotary(step, number),
                 ..product
-            },
-        )?;
+            }
+        })?;
         self.attend(step, number)?;
         self.fused(
             step,
@@ -115,20 +111,16 @@ impl GpuDit {
         // Queries are done with, and as wide.
         let normed = work.q;
         self.norm(step, normed, (line(Vector::Gain2), line(Vector::Shift2)))?;
-        self.fused(
-            step,
-            &layer.expand,
-            After::Gelu,
-            (normed, rows),
-            |product| Product {
+        self.fused(step, &layer.up, After::Gelu, (normed, rows), |product| {
+            Product {
                 y: work.h,
                 bias: offsets.bias0(number),
                 ..product
-            },
-        )?;
+            }
+        })?;
         self.fused(
             step,
-            &layer.contract,
+            &layer.down,
             After::Residual,
             (work.h, rows),
             |product| Product {
@@ -141,7 +133,7 @@ impl GpuDit {
     }
 
     /// Logits of the wanted rows, normed already.
-    pub(super) fn fused_head(&self, step: &Step) -> Result<(), Fault> {
+    pub(super) fn fused_head(&self, step: &DeviceStep) -> Result<(), Fault> {
         let (work, pitch) = (
             step.work,
             logits_pitch(self.base.host.architecture.vocabulary.rows) as u32,

@@ -2,13 +2,13 @@
 
 use super::pack::Wave;
 use super::variant::{GpuVariant, MatrixSlots};
-use super::weights::{Device, GpuBank, GpuBase, Matrix, padded};
+use super::weights::{GpuBank, GpuBase, GpuTarget, Matrix, padded};
 use crate::model::batch::Mix;
 use crate::model::variant::Placed;
 use crate::ops::gpu::own::{EmbedOwn, GpuOwn, OwnFacts, OwnProduct, RetrieveOwn};
-use crate::ops::gpu::products::{BankGemm, RotateIn, RotateOut};
+use crate::ops::gpu::products::{BankGemm, SignIn, SignOut};
 use crate::ops::gpu::superposition::Retrieve;
-use crate::ops::gpu::{Buffer, Dtype, Fault, Gemm, Machine};
+use crate::ops::gpu::{Buffer, Dtype, Fault, Gemm, GpuDevice};
 use candle_core::{Result, bail};
 use std::sync::Arc;
 
@@ -78,13 +78,13 @@ impl GpuSuperposed {
             .iter()
             .map(|own| own.as_ref().map_or(OwnFacts::default(), |own| own.facts()));
         Ok(Self {
-            own_facts: Buffer::from(&base.device.machine, &facts.collect::<Vec<_>>())?,
+            own_facts: Buffer::from(&base.device.gpu, &facts.collect::<Vec<_>>())?,
             own,
             tiled,
             banks: banks_of,
             slots: base.slots.table(name).filter(|_| !variants.is_empty()),
             placement,
-            addresses: Buffer::from(&base.device.machine, &addresses)?,
+            addresses: Buffer::from(&base.device.gpu, &addresses)?,
         })
     }
 
@@ -126,7 +126,7 @@ impl GpuSuperposed {
     /// x [rows, width] f32 += what the parts' variants keep of the rows of `tokens`, a wave after the other.
     pub fn embed(
         &self,
-        machine: &dyn Machine,
+        gpu: &dyn GpuDevice,
         (x, tokens): (u64, u64),
         (vocab, width): (usize, usize),
         waves: &[Wave],
@@ -141,7 +141,7 @@ impl GpuSuperposed {
                 width: width as u32,
                 ..EmbedOwn::default()
             }
-            .launch(machine, wave.shape.parts)
+            .launch(gpu, wave.shape.parts)
         };
         waves.iter().try_for_each(embed)
     }
@@ -178,14 +178,14 @@ impl GpuLinear {
     /// y [rows, pitch] of `gives` = the rows' products with x [rows, input]; f32 where there are parts.
     pub fn forward(
         &self,
-        device: &Device,
+        device: &GpuTarget,
         (x, y, rows, pitch): (u64, u64, usize, usize),
         gives: Dtype,
         waves: Waves,
         scratch: Scratch,
     ) -> std::result::Result<(), Fault> {
         let out = self.base.out;
-        device.machine.gemm(Gemm {
+        device.gpu.gemm(Gemm {
             x,
             w: self.base.data.address(),
             y,
@@ -205,19 +205,19 @@ impl GpuLinear {
     /// parts alone.
     pub fn banks(
         &self,
-        device: &Device,
+        device: &GpuTarget,
         (x, y, pitch): (u64, u64, usize),
         (waves, writes): (&[Wave], bool),
         scratch: Scratch,
     ) -> std::result::Result<(), Fault> {
         let (out, input) = (self.base.out, self.base.input);
-        let (machine, variants) = (&*device.machine, &self.variants);
+        let (gpu, variants) = (&*device.gpu, &self.variants);
         for (ordinal, wave) in waves.iter().enumerate() {
             if variants.tiled {
                 if wave.shape.groups == 0 {
                     continue;
                 }
-                let split = wave.shape.split(machine.processors(), out, input);
+                let split = wave.shape.split(gpu.processors(), out, input);
                 BankGemm {
                     x,
                     y,
@@ -234,12 +234,12 @@ impl GpuLinear {
                     writes: (writes && ordinal == 0).into(),
                     ..BankGemm::default()
                 }
-                .launch(machine, device.dtype, split, scratch.rotated)?;
+                .launch(gpu, device.dtype, split, scratch.rotated)?;
                 continue;
             }
             for (bank, parts) in &wave.dense {
                 let first = wave.parts + 16 * parts.start as u64;
-                RotateIn {
+                SignIn {
                     x,
                     out: scratch.rotated,
                     parts: first,
@@ -247,8 +247,8 @@ impl GpuLinear {
                     input: input as u32,
                     unused: 0,
                 }
-                .launch(machine, device.dtype, parts.len())?;
-                machine.gemm(Gemm {
+                .launch(gpu, device.dtype, parts.len())?;
+                gpu.gemm(Gemm {
                     x: scratch.rotated,
                     w: variants.banks[*bank as usize].data.address(),
                     y: scratch.products,
@@ -259,7 +259,7 @@ impl GpuLinear {
                     dtype: device.dtype,
                     gives: Dtype::F32,
                 })?;
-                RotateOut {
+                SignOut {
                     products: scratch.products,
                     y,
                     parts: first,
@@ -267,7 +267,7 @@ impl GpuLinear {
                     out: out as u32,
                     pitch: pitch as u32,
                 }
-                .launch(machine, parts.len())?;
+                .launch(gpu, parts.len())?;
             }
         }
         Ok(())
@@ -278,7 +278,7 @@ impl GpuLinear {
     /// y [rows, pitch] f32 += what variants keep by themselves, for the rows' parts.
     pub fn own(
         &self,
-        device: &Device,
+        device: &GpuTarget,
         (x, y, pitch): (u64, u64, usize),
         waves: &[Wave],
         scratch: Scratch,
@@ -300,7 +300,7 @@ impl GpuLinear {
                 rotated: scratch.rotated,
                 thin: scratch.products,
             }
-            .launch(&*device.machine, device.dtype)
+            .launch(&*device.gpu, device.dtype)
         };
         waves.iter().try_for_each(product)
     }
@@ -308,12 +308,12 @@ impl GpuLinear {
 
 /// The base's matrix plus the mix's retrieved deltas, as one matrix: a pass over both for every variant of the mix.
 pub fn materialise(
-    device: &Device,
+    device: &GpuTarget,
     base: &Matrix,
     variants: &GpuSuperposed,
     mix: &Mix,
 ) -> Result<Matrix> {
-    let machine = &device.machine;
+    let gpu = &device.gpu;
     let target = device.matrix(base.out, base.input)?;
     let mut source = base.data.address();
     for &(variant, weight) in &mix.0 {
@@ -329,7 +329,7 @@ pub fn materialise(
                 weight,
                 ..RetrieveOwn::default()
             }
-            .launch(&**machine, device.dtype)?;
+            .launch(&**gpu, device.dtype)?;
             source = target.data.address();
             continue;
         }
@@ -337,9 +337,9 @@ pub fn materialise(
             continue;
         };
         let (targets, ids, weights) = (
-            Buffer::from(machine, &[target.data.address()])?,
-            Buffer::from(machine, &[slot])?,
-            Buffer::from(machine, &[weight])?,
+            Buffer::from(gpu, &[target.data.address()])?,
+            Buffer::from(gpu, &[slot])?,
+            Buffer::from(gpu, &[weight])?,
         );
         Retrieve {
             base: source,
@@ -354,11 +354,11 @@ pub fn materialise(
             count: 1,
             unused: 0,
         }
-        .launch(&**machine, device.dtype, variants.tiled)?;
+        .launch(&**gpu, device.dtype, variants.tiled)?;
         source = target.data.address();
     }
     if source == base.data.address() {
-        machine.copy(target.data.address(), source, base.data.bytes())?;
+        gpu.copy(target.data.address(), source, base.data.bytes())?;
     }
     Ok(target)
 }

@@ -29,15 +29,15 @@ use crate::ops::gpu::pointwise::MAX_WIDTH;
 use crate::ops::gpu::{Buffer, Fault, Graph};
 use candle_core::{Result, bail};
 use linear::{GpuLinear, GpuSuperposed, materialise};
-use network::{Pages, Step};
-use pack::{List, Packed, Places, Rows, Shape};
+use network::{DeviceStep, Pages};
+use pack::{List, Packed, Places, RowSet, Shape};
 use slots::{Offsets, TableSlots};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub use train::{GpuTrainable, GpuTrainer};
 pub use variant::GpuVariant;
-pub use weights::{Device, GpuBank, GpuBase, Matrix, on_device, padded};
-use work::{Pieces, Work};
+pub use weights::{GpuBank, GpuBase, GpuTarget, Matrix, on_device, padded};
+use work::{Pieces, StepMemory};
 
 /// Shapes of batches that are remembered.
 const PLANS: usize = 128;
@@ -46,8 +46,8 @@ const PLANS: usize = 128;
 struct GpuLayer {
     qkv: GpuLinear,
     out: GpuLinear,
-    expand: GpuLinear,
-    contract: GpuLinear,
+    up: GpuLinear,
+    down: GpuLinear,
 }
 
 /// One generation's model instance on a device.
@@ -66,17 +66,17 @@ pub struct GpuDit {
 }
 
 struct State {
-    work: Work,
+    work: StepMemory,
     slots: TableSlots,
     /// What steps were recorded with: the cache, the slots, the memory they work in.
     addresses: Option<(Pages, (u64, u64), Pieces)>,
-    plans: HashMap<Shape, Plan>,
+    plans: HashMap<Shape, Recording>,
     /// What batches are packed into.
     memory: Vec<u8>,
 }
 
 /// A shape of batch that was seen before.
-struct Plan {
+struct Recording {
     /// What batches of this shape are copied to.
     memory: Buffer,
     graph: Option<Box<dyn Graph>>,
@@ -121,7 +121,7 @@ impl GpuDit {
             bail!("{} is wider than {MAX_WIDTH}", config.hidden)
         }
         let mut lists: Vec<List> = Vec::new();
-        let mut linear = |name: &str, rows: Rows| -> Result<GpuLinear> {
+        let mut linear = |name: &str, rows: RowSet| -> Result<GpuLinear> {
             let Some(matrix) = base.matrices.get(name) else {
                 bail!("matrix {name} is missing")
             };
@@ -131,7 +131,7 @@ impl GpuDit {
                 placement: superposed.placement.clone(),
                 own: superposed.own_placement(),
                 rows,
-                most: if rows == Rows::All && config.hidden <= SMALL {
+                most: if rows == RowSet::All && config.hidden <= SMALL {
                     16
                 } else {
                     64
@@ -152,19 +152,22 @@ impl GpuDit {
         };
         let mut layers = Vec::with_capacity(config.layers.len());
         for layer in 0..config.layers.len() {
-            let [qkv, out, expand, contract] = layer_products(layer);
+            let [qkv, out, up, down] = layer_products(layer);
             layers.push(GpuLayer {
-                qkv: linear(&qkv, Rows::All)?,
-                out: linear(&out, Rows::All)?,
-                expand: linear(&expand, Rows::All)?,
-                contract: linear(&contract, Rows::All)?,
+                qkv: linear(&qkv, RowSet::All)?,
+                out: linear(&out, RowSet::All)?,
+                up: linear(&up, RowSet::All)?,
+                down: linear(&down, RowSet::All)?,
             });
         }
-        let (head, embedding) = (linear(HEAD, Rows::Wanted)?, linear(EMBEDDING, Rows::All)?);
-        let expanded = layers.first().map_or(0, |layer| layer.expand.base.out);
+        let (head, embedding) = (
+            linear(HEAD, RowSet::Wanted)?,
+            linear(EMBEDDING, RowSet::All)?,
+        );
+        let intermediate = layers.first().map_or(0, |layer| layer.up.base.out);
         let offsets = Offsets::new(
             config.hidden,
-            expanded,
+            intermediate,
             config.layers.len(),
             config.vocabulary.rows,
         );
@@ -192,10 +195,10 @@ impl GpuDit {
             head,
             lists,
             _variants: variants,
-            frequencies: Buffer::from(&device.machine, &frequencies)?,
+            frequencies: Buffer::from(&device.gpu, &frequencies)?,
             state: Mutex::new(State {
-                work: Work::new(),
-                slots: TableSlots::new(&device.machine, offsets)?,
+                work: StepMemory::new(),
+                slots: TableSlots::new(&device.gpu, offsets)?,
                 addresses: None,
                 plans: HashMap::new(),
                 memory: Vec::new(),
@@ -204,14 +207,14 @@ impl GpuDit {
         })
     }
 
-    fn linears(&self) -> impl Iterator<Item = (&GpuLinear, Rows)> {
+    fn linears(&self) -> impl Iterator<Item = (&GpuLinear, RowSet)> {
         let layers = self
             .layers
             .iter()
-            .flat_map(|l| [&l.qkv, &l.out, &l.expand, &l.contract]);
+            .flat_map(|l| [&l.qkv, &l.out, &l.up, &l.down]);
         layers
-            .map(|linear| (linear, Rows::All))
-            .chain([(&self.head, Rows::Wanted)])
+            .map(|linear| (linear, RowSet::All))
+            .chain([(&self.head, RowSet::Wanted)])
     }
 
     /// Bytes of the variants' keys and gains on the device.
@@ -238,7 +241,7 @@ impl GpuDit {
             Ok(())
         };
         for (index, layer) in self.layers.iter().enumerate() {
-            let matrices = [&layer.qkv, &layer.out, &layer.expand, &layer.contract];
+            let matrices = [&layer.qkv, &layer.out, &layer.up, &layer.down];
             for (name, linear) in layer_products(index).into_iter().zip(matrices) {
                 add(name, linear)?;
             }
@@ -266,7 +269,7 @@ impl GpuDit {
     /// Runs a batch; afterwards logits and draws lie on the device.
     fn run(&self, state: &mut State, batch: &Batch, cache: &KvCache) -> Result<()> {
         cache.check(batch)?;
-        let (config, machine) = (&self.base.host.architecture, &self.base.device.machine);
+        let (config, gpu) = (&self.base.host.architecture, &self.base.device.gpu);
         let Some(buffer) = cache.on_device() else {
             bail!("a cache on the host for a network on a device")
         };
@@ -274,7 +277,7 @@ impl GpuDit {
             address: buffer.address(),
             page_tokens: cache.page_tokens(),
         };
-        let slots = state.slots.of(machine, &self.modulation, batch)?;
+        let slots = state.slots.of(gpu, &self.modulation, batch)?;
         let packed = Packed::new(
             std::mem::take(&mut state.memory),
             batch,
@@ -305,8 +308,8 @@ impl GpuDit {
             ..
         } = state;
         if !plans.contains_key(&packed.shape) {
-            let plan = Plan {
-                memory: Buffer::new(machine, packed.bytes.len())?,
+            let plan = Recording {
+                memory: Buffer::new(gpu, packed.bytes.len())?,
                 graph: None,
                 seen: 0,
             };
@@ -322,7 +325,7 @@ impl GpuDit {
             return Ok(graph.replay()?);
         }
         let places: Places = packed.places.at(plan.memory.address());
-        let step = Step {
+        let step = DeviceStep {
             shape: &packed.shape,
             places: &places,
             work: work.pieces(),
@@ -337,13 +340,13 @@ impl GpuDit {
             }
         };
         // The first time, libraries load what they need; the second time, a shape is worth recording.
-        let dense = |(linear, _): (&GpuLinear, Rows)| {
+        let dense = |(linear, _): (&GpuLinear, RowSet)| {
             !linear.variants.tiled && !linear.variants.banks.is_empty()
         };
         if plan.seen < 2 || !packed.shape.recordable() || self.linears().any(dense) {
             return Ok(launch()?);
         }
-        match machine.record(&mut launch)? {
+        match gpu.record(&mut launch)? {
             Some(graph) => {
                 graph.replay()?;
                 plan.graph = Some(graph);
@@ -359,11 +362,11 @@ impl GpuDit {
             self.base.host.architecture.vocabulary.rows,
             state.work.pieces(),
         );
-        let machine = &self.base.device.machine;
+        let gpu = &self.base.device.gpu;
         let (mut drawn, mut data, mut first) = (Vec::new(), Vec::new(), 0);
         let all: Vec<DrawnFacts> = match batch.drawn_rows() {
             0 => Vec::new(),
-            _ => work::read(machine, pieces.drawn, batch.logit_rows())?,
+            _ => work::read(gpu, pieces.drawn, batch.logit_rows())?,
         };
         for segment in &batch.segments {
             let rows = first..first + segment.rows.len();
@@ -377,7 +380,7 @@ impl GpuDit {
             }
             let pitch = work::logits_pitch(vocab);
             let at = pieces.logits + (rows.start * pitch * size_of::<f32>()) as u64;
-            let padded: Vec<f32> = work::read(machine, at, rows.len() * pitch)?;
+            let padded: Vec<f32> = work::read(gpu, at, rows.len() * pitch)?;
             let mut logits: Vec<f32> = padded
                 .chunks(pitch)
                 .flat_map(|row| &row[..vocab])

@@ -8,7 +8,7 @@ use super::{GpuDit, GpuLayer};
 use crate::ops::gpu::attention::Attend;
 use crate::ops::gpu::draw::Categorical;
 use crate::ops::gpu::pointwise::{
-    Angles, BiasGelu, GateResidual, NONE, NormModulate, Rotary, Tables,
+    Angles, BiasGelu, GateResidual, NONE, NormModulate, RotaryLaunch, Tables,
 };
 use crate::ops::gpu::products::GatherEmbedding;
 use crate::ops::gpu::{Dtype, Fault};
@@ -21,7 +21,7 @@ pub struct Pages {
 }
 
 /// A step whose memory is settled.
-pub struct Step<'a> {
+pub struct DeviceStep<'a> {
     pub shape: &'a Shape,
     pub places: &'a Places,
     pub work: Pieces,
@@ -29,7 +29,7 @@ pub struct Step<'a> {
     pub pages: Pages,
 }
 
-impl Step<'_> {
+impl DeviceStep<'_> {
     /// A matrix's parts.
     pub fn waves(&self, linear: &GpuLinear) -> Waves<'_> {
         Waves {
@@ -51,7 +51,7 @@ impl GpuDit {
         self.base.device.dtype
     }
 
-    pub(super) fn tables(&self, step: &Step) -> Tables {
+    pub(super) fn tables(&self, step: &DeviceStep) -> Tables {
         let offsets = &step.slots.offsets;
         let (lines, biases) = step.slots.addresses();
         Tables {
@@ -64,7 +64,12 @@ impl GpuDit {
         }
     }
 
-    fn product(&self, step: &Step, linear: &GpuLinear, (x, y): (u64, u64)) -> Result<(), Fault> {
+    fn product(
+        &self,
+        step: &DeviceStep,
+        linear: &GpuLinear,
+        (x, y): (u64, u64),
+    ) -> Result<(), Fault> {
         let waves = step.waves(linear);
         let rows = (x, y, step.shape.rows, linear.base.out);
         linear.forward(
@@ -77,9 +82,9 @@ impl GpuDit {
     }
 
     /// Everything up to the last layer's residual stream.
-    pub(super) fn layers(&self, step: &Step) -> Result<(), Fault> {
+    pub(super) fn layers(&self, step: &DeviceStep) -> Result<(), Fault> {
         let config = &self.base.host.architecture;
-        let (machine, dtype) = (&*self.base.device.machine, self.base.device.dtype);
+        let (gpu, dtype) = (&*self.base.device.gpu, self.base.device.dtype);
         let (rows, places, work) = (step.shape.rows, step.places, step.work);
         let (hidden, head_dim) = (config.hidden as u32, config.attention().head_dim as u32);
         GatherEmbedding {
@@ -96,9 +101,9 @@ impl GpuDit {
             tiles: self.embedding.variants.tiled.into(),
             unused: 0,
         }
-        .launch(machine, dtype, rows)?;
+        .launch(gpu, dtype, rows)?;
         self.embedding.variants.embed(
-            machine,
+            gpu,
             (work.x, places.tokens),
             (config.vocabulary.rows, config.hidden),
             step.waves(&self.embedding).own,
@@ -111,7 +116,7 @@ impl GpuDit {
             rows: rows as u32,
             half: head_dim / 2,
         }
-        .launch(machine)?;
+        .launch(gpu)?;
         let layers = || self.layers.iter().enumerate();
         if self.fuses_layers(step) {
             return layers().try_for_each(|(number, layer)| self.fused_layer(step, number, layer));
@@ -124,7 +129,7 @@ impl GpuDit {
     /// A norm of the residual stream.
     pub(super) fn norm(
         &self,
-        step: &Step,
+        step: &DeviceStep,
         out: u64,
         (gain, shift): (u32, u32),
     ) -> Result<(), Fault> {
@@ -134,7 +139,7 @@ impl GpuDit {
     /// The same of `rows` rows of it, which an address says; 0 for all in order.
     fn norm_of(
         &self,
-        step: &Step,
+        step: &DeviceStep,
         (picked, rows): (u64, usize),
         out: u64,
         (gain, shift): (u32, u32),
@@ -149,12 +154,12 @@ impl GpuDit {
             width: self.base.host.architecture.hidden as u32,
             unused: 0,
         }
-        .launch(&*self.base.device.machine, self.base.device.dtype, rows)
+        .launch(&*self.base.device.gpu, self.base.device.dtype, rows)
     }
 
-    /// Where queries lie, and keys and values, and how far one row is from the next: in bf16, queries and keys are rotated where
+    /// Where queries lie, and keys and values, and how far one row is from the next: in bf16, rotary embedding is applied to queries and keys where
     /// they are.
-    fn heads(&self, step: &Step) -> [(u64, u32); 2] {
+    fn heads(&self, step: &DeviceStep) -> [(u64, u32); 2] {
         let (work, hidden) = (step.work, self.base.host.architecture.hidden as u32);
         match self.gives(step.shape) {
             Dtype::F32 => [(work.q, hidden), (work.current, 2 * hidden)],
@@ -166,11 +171,11 @@ impl GpuDit {
     }
 
     /// Of a layer's queries and keys.
-    pub(super) fn rotary(&self, step: &Step, number: usize) -> Rotary {
+    pub(super) fn rotary(&self, step: &DeviceStep, number: usize) -> RotaryLaunch {
         let (config, work) = (&self.base.host.architecture, step.work);
         let head_dim = config.attention().head_dim;
         let [(q, q_pitch), (current, current_pitch)] = self.heads(step);
-        Rotary {
+        RotaryLaunch {
             qkv: work.y,
             cosines: work.cosines,
             sines: work.sines,
@@ -189,7 +194,7 @@ impl GpuDit {
         }
     }
 
-    pub(super) fn attend(&self, step: &Step, number: usize) -> Result<(), Fault> {
+    pub(super) fn attend(&self, step: &DeviceStep, number: usize) -> Result<(), Fault> {
         let (config, places, shape) = (&self.base.host.architecture, step.places, step.shape);
         let [(q, q_pitch), (current, current_pitch)] = self.heads(step);
         Attend {
@@ -210,15 +215,15 @@ impl GpuDit {
             current_pitch,
         }
         .launch_tiles(
-            &*self.base.device.machine,
+            &*self.base.device.gpu,
             self.base.device.dtype,
             shape.rows,
             (places.tiles, shape.tiles, shape.cut),
         )
     }
 
-    fn layer(&self, step: &Step, number: usize, layer: &GpuLayer) -> Result<(), Fault> {
-        let (machine, dtype) = (&*self.base.device.machine, self.base.device.dtype);
+    fn layer(&self, step: &DeviceStep, number: usize, layer: &GpuLayer) -> Result<(), Fault> {
+        let (gpu, dtype) = (&*self.base.device.gpu, self.base.device.dtype);
         let (rows, work) = (step.shape.rows, step.work);
         let (offsets, tables, y) = (
             &step.slots.offsets,
@@ -226,7 +231,7 @@ impl GpuDit {
             self.gives(step.shape),
         );
         self.product(step, &layer.qkv, (work.h, work.y))?;
-        self.rotary(step, number).launch(machine, dtype, y, rows)?;
+        self.rotary(step, number).launch(gpu, dtype, y, rows)?;
         self.attend(step, number)?;
         self.product(step, &layer.out, (work.h, work.y))?;
         let residual = GateResidual {
@@ -241,17 +246,17 @@ impl GpuDit {
             width: self.base.host.architecture.hidden as u32,
             unused: 0,
         };
-        residual.launch(machine, dtype, y, rows)?;
-        self.product(step, &layer.expand, (work.h, work.y))?;
+        residual.launch(gpu, dtype, y, rows)?;
+        self.product(step, &layer.up, (work.h, work.y))?;
         BiasGelu {
             y: work.y,
             out: work.h,
             tables,
             bias: offsets.bias0(number),
-            width: layer.expand.base.out as u32,
+            width: layer.up.base.out as u32,
         }
-        .launch(machine, dtype, y, rows)?;
-        self.product(step, &layer.contract, (work.h, work.y))?;
+        .launch(gpu, dtype, y, rows)?;
+        self.product(step, &layer.down, (work.h, work.y))?;
         let next = number + 1 < self.layers.len();
         let of_next = |vector| {
             if next {
@@ -267,13 +272,13 @@ impl GpuDit {
             shift: of_next(Vector::Shift1),
             ..residual
         }
-        .launch(machine, dtype, y, rows)
+        .launch(gpu, dtype, y, rows)
     }
 
     /// Logits of the wanted rows, and what is drawn from them.
-    pub(super) fn head(&self, step: &Step) -> Result<(), Fault> {
+    pub(super) fn head(&self, step: &DeviceStep) -> Result<(), Fault> {
         let config = &self.base.host.architecture;
-        let (machine, wanted) = (&*self.base.device.machine, step.shape.wanted);
+        let (gpu, wanted) = (&*self.base.device.gpu, step.shape.wanted);
         let pitch = logits_pitch(config.vocabulary.rows);
         let picked = (step.places.wanted, wanted);
         self.norm_of(step, picked, step.work.last, step.slots.offsets.last())?;
@@ -306,6 +311,6 @@ impl GpuDit {
             bias_stride: step.slots.offsets.bias_floats() as u32,
             bias: step.slots.offsets.bias(),
         }
-        .launch(machine, wanted)
+        .launch(gpu, wanted)
     }
 }

@@ -15,7 +15,7 @@ use std::ops::Range;
 
 /// Which rows a list of parts speaks of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Rows {
+pub enum RowSet {
     /// All tokens of the batch.
     All,
     /// Those whose logits are wanted.
@@ -28,7 +28,7 @@ pub struct List {
     pub placement: Placement,
     /// Variants that keep such a matrix by themselves, as banks of one.
     pub own: Placement,
-    pub rows: Rows,
+    pub rows: RowSet,
     /// Parts to a group at most: more of them read a bank less often, fewer are done sooner, which is what small banks are about.
     pub most: usize,
 }
@@ -189,7 +189,7 @@ impl Writer {
 }
 
 /// Rows one after the other that have one mix.
-struct Run<'a> {
+struct MixRun<'a> {
     rows: Range<u32>,
     mix: &'a Mix,
 }
@@ -208,9 +208,9 @@ fn parts(placement: &Placement, mix: &Mix) -> impl Iterator<Item = PartFacts> {
 }
 
 /// The parts of all rows, in waves; of a wave bank by bank, and by row within a bank.
-fn waves(placement: &Placement, runs: &[Run]) -> Vec<Vec<PartFacts>> {
+fn waves(placement: &Placement, runs: &[MixRun]) -> Vec<Vec<PartFacts>> {
     let mut waves: Vec<Vec<(PartFacts, &Range<u32>)>> = Vec::new();
-    for Run { rows, mix } in runs.iter().filter(|run| !run.rows.is_empty()) {
+    for MixRun { rows, mix } in runs.iter().filter(|run| !run.rows.is_empty()) {
         for (ordinal, part) in parts(placement, mix).enumerate() {
             match waves.get_mut(ordinal) {
                 Some(wave) => wave.push((part, rows)),
@@ -352,7 +352,7 @@ impl Packed {
             cache_slots.resize(tokens.len(), NONE);
             let first_wanted = wanted.len();
             wanted.extend(segment.rows.iter().map(|&row| (first_row + row) as u32));
-            let run = |first: usize, end: usize| Run {
+            let run = |first: usize, end: usize| MixRun {
                 rows: first as u32..end as u32,
                 mix: &segment.mix,
             };
@@ -384,7 +384,7 @@ impl Packed {
 
         let mut first_embedded = vec![0u32];
         let mut embedded: Vec<PartFacts> = Vec::new();
-        for Run { rows, mix } in &runs {
+        for MixRun { rows, mix } in &runs {
             let all: Vec<PartFacts> = parts(embedding, mix).collect();
             for row in rows.clone() {
                 embedded.extend(all.iter().map(|&part| PartFacts { row, ..part }));
@@ -402,16 +402,16 @@ impl Packed {
         let draws: Vec<Option<&Draw>> = draws.collect();
         let parts_of = |list: &List| {
             let runs = match list.rows {
-                Rows::All => &runs,
-                Rows::Wanted => &wanted_runs,
+                RowSet::All => &runs,
+                RowSet::Wanted => &wanted_runs,
             };
             [&list.placement, &list.own].map(|placement| waves(placement, runs))
         };
         let all_parts: Vec<[Vec<Vec<PartFacts>>; 2]> = lists.iter().map(parts_of).collect();
         let parted = (lists.iter().zip(&all_parts)).map(|(list, waves)| {
             let count = match list.rows {
-                Rows::All => rows,
-                Rows::Wanted => logit_rows,
+                RowSet::All => rows,
+                RowSet::Wanted => logit_rows,
             };
             let mut parted = vec![0u32; count];
             let parts = waves.iter().flatten().flatten();

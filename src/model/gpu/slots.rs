@@ -4,7 +4,7 @@ use crate::model::batch::MixKey;
 use crate::model::batch::{Batch, Mix};
 use crate::model::modulation::Modulation;
 use crate::model::tables::BYTES;
-use crate::ops::gpu::{Buffer, Machine};
+use crate::ops::gpu::{Buffer, GpuDevice};
 use candle_core::Result;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ const MIXES: usize = 16;
 #[derive(Clone, Copy, Debug)]
 pub struct Offsets {
     hidden: usize,
-    expanded: usize,
+    intermediate: usize,
     layers: usize,
     vocab: usize,
 }
@@ -50,10 +50,10 @@ pub fn side_by_side<'a>(vectors: impl IntoIterator<Item = &'a [f32]>) -> Vec<f32
 }
 
 impl Offsets {
-    pub fn new(hidden: usize, expanded: usize, layers: usize, vocab: usize) -> Self {
+    pub fn new(hidden: usize, intermediate: usize, layers: usize, vocab: usize) -> Self {
         Self {
             hidden: filled_up(hidden),
-            expanded: filled_up(expanded),
+            intermediate: filled_up(intermediate),
             layers,
             vocab: filled_up(vocab),
         }
@@ -74,11 +74,11 @@ impl Offsets {
     }
 
     pub fn bias0(&self, layer: usize) -> u32 {
-        (layer * (self.expanded + self.hidden)) as u32
+        (layer * (self.intermediate + self.hidden)) as u32
     }
 
     pub fn bias2(&self, layer: usize) -> u32 {
-        self.bias0(layer) + self.expanded as u32
+        self.bias0(layer) + self.intermediate as u32
     }
 
     /// Of the output head.
@@ -101,8 +101,8 @@ struct Slots<K> {
 }
 
 impl<K: std::hash::Hash + Eq + Clone> Slots<K> {
-    fn new(machine: &Arc<dyn Machine>, floats: usize, capacity: usize) -> Result<Self> {
-        let memory = Buffer::zeros(machine, capacity * floats * size_of::<f32>())?;
+    fn new(gpu: &Arc<dyn GpuDevice>, floats: usize, capacity: usize) -> Result<Self> {
+        let memory = Buffer::zeros(gpu, capacity * floats * size_of::<f32>())?;
         Ok(Self {
             floats,
             capacity,
@@ -112,7 +112,7 @@ impl<K: std::hash::Hash + Eq + Clone> Slots<K> {
     }
 
     /// Makes room for these keys: more of it while that is little, else that of all others.
-    fn reserve(&mut self, machine: &Arc<dyn Machine>, keys: &[K]) -> Result<()> {
+    fn reserve(&mut self, gpu: &Arc<dyn GpuDevice>, keys: &[K]) -> Result<()> {
         let new = keys
             .iter()
             .filter(|key| !self.kept.contains_key(*key))
@@ -123,12 +123,11 @@ impl<K: std::hash::Hash + Eq + Clone> Slots<K> {
         }
         let little = BYTES / bytes;
         if wanted <= little
-            && let Ok(more) =
-                Self::new(machine, self.floats, wanted.next_power_of_two().min(little))
+            && let Ok(more) = Self::new(gpu, self.floats, wanted.next_power_of_two().min(little))
         {
             let kept = std::mem::take(&mut self.kept);
             if !kept.is_empty() {
-                machine.copy(
+                gpu.copy(
                     more.memory.address(),
                     self.memory.address(),
                     kept.len() * bytes,
@@ -139,7 +138,7 @@ impl<K: std::hash::Hash + Eq + Clone> Slots<K> {
         }
         self.kept.clear();
         if keys.len() > self.capacity {
-            *self = Self::new(machine, self.floats, keys.len().next_power_of_two())?;
+            *self = Self::new(gpu, self.floats, keys.len().next_power_of_two())?;
         }
         Ok(())
     }
@@ -165,11 +164,11 @@ pub struct TableSlots {
 }
 
 impl TableSlots {
-    pub fn new(machine: &Arc<dyn Machine>, offsets: Offsets) -> Result<Self> {
+    pub fn new(gpu: &Arc<dyn GpuDevice>, offsets: Offsets) -> Result<Self> {
         Ok(Self {
             offsets,
-            lines: Slots::new(machine, offsets.line_floats(), LINES)?,
-            mixes: Slots::new(machine, offsets.bias_floats(), MIXES)?,
+            lines: Slots::new(gpu, offsets.line_floats(), LINES)?,
+            mixes: Slots::new(gpu, offsets.bias_floats(), MIXES)?,
         })
     }
 
@@ -185,7 +184,7 @@ impl TableSlots {
     /// The slots that every segment of a batch uses, filled. Their memory may be another one than before.
     pub fn of(
         &mut self,
-        machine: &Arc<dyn Machine>,
+        gpu: &Arc<dyn GpuDevice>,
         modulation: &Modulation,
         batch: &Batch,
     ) -> Result<Vec<(u32, u32)>> {
@@ -209,8 +208,8 @@ impl TableSlots {
         lines.dedup();
         let mut mixes: Vec<MixKey> = lines.iter().map(|(mix, _)| mix.clone()).collect();
         mixes.dedup();
-        self.lines.reserve(machine, &lines)?;
-        self.mixes.reserve(machine, &mixes)?;
+        self.lines.reserve(gpu, &lines)?;
+        self.mixes.reserve(gpu, &mixes)?;
         let mut slots = Vec::with_capacity(wanted.len());
         for (mix_key, bits, mix, sigma) in wanted {
             let line = self.lines.get(&(mix_key.clone(), bits), || {

@@ -13,10 +13,10 @@ use crate::model::{Differentiable, DitConfig, TrainBatch, Trainable};
 use crate::ops::gpu::attention::MAX_HEAD;
 use crate::ops::gpu::pointwise::{BiasGelu, MAX_WIDTH, NONE};
 use crate::ops::gpu::train::GeluBackward;
-use crate::ops::gpu::{Buffer, Dtype, Machine};
+use crate::ops::gpu::{Buffer, Dtype, GpuDevice};
 use crate::ops::{self, PerRow, slice};
 use candle_core::{Result, Tensor, bail};
-use launches::Rows;
+use launches::TrainRows;
 use memory::{Memory, Seen};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,7 +25,7 @@ const FLOAT: usize = size_of::<f32>();
 
 /// Memory on a device for one network at a time.
 pub struct GpuTrainer {
-    machine: Arc<dyn Machine>,
+    gpu: Arc<dyn GpuDevice>,
     room: Mutex<Room>,
 }
 
@@ -46,14 +46,14 @@ pub struct GpuTrainable<'a> {
 }
 
 impl GpuTrainer {
-    pub fn new(machine: Arc<dyn Machine>) -> Self {
+    pub fn new(gpu: Arc<dyn GpuDevice>) -> Self {
         let room = Room {
             weights: BTreeMap::new(),
-            memory: Memory::new(&machine),
+            memory: Memory::new(&gpu),
             patterns: HashMap::new(),
         };
         Self {
-            machine,
+            gpu,
             room: Mutex::new(room),
         }
     }
@@ -73,7 +73,7 @@ impl GpuTrainer {
 
 impl Differentiable for GpuTrainable<'_> {
     fn forward(&self, input: &TrainBatch) -> Result<Tensor> {
-        Ok(Step::begin(self, &mut self.trainer.room(), input)?
+        Ok(TrainStep::begin(self, &mut self.trainer.room(), input)?
             .forward()?
             .0)
     }
@@ -84,7 +84,7 @@ impl Differentiable for GpuTrainable<'_> {
         loss: impl FnOnce(&Tensor) -> Result<(L, Tensor)>,
     ) -> Result<(L, BTreeMap<String, Tensor>)> {
         let mut room = self.trainer.room();
-        let mut step = Step::begin(self, &mut room, input)?;
+        let mut step = TrainStep::begin(self, &mut room, input)?;
         let (logits, kept) = step.forward()?;
         let (value, gradient) = loss(&logits)?;
         Ok((value, step.backward(kept, &gradient)?))
@@ -104,15 +104,15 @@ struct Layer {
     projected: u64,
     middle: u64,
     normed_middle: u64,
-    expanded: u64,
+    intermediate: u64,
     activated: u64,
-    contracted: u64,
+    mlp_out: u64,
 }
 
-struct Kept {
-    full: Rows,
-    noisy: Rows,
-    wanted: Rows,
+struct Activations {
+    full: TrainRows,
+    noisy: TrainRows,
+    wanted: TrainRows,
     /// The noisy rows of [x_t, x_0], and the wanted ones of the noisy.
     halves: u64,
     picks: u64,
@@ -122,8 +122,8 @@ struct Kept {
 }
 
 /// One evaluation.
-struct Step<'a> {
-    machine: Arc<dyn Machine>,
+struct TrainStep<'a> {
+    gpu: Arc<dyn GpuDevice>,
     room: &'a mut Room,
     model: &'a Trainable,
     input: &'a TrainBatch,
@@ -134,9 +134,9 @@ struct Step<'a> {
     biases: u64,
 }
 
-impl<'a> Step<'a> {
+impl<'a> TrainStep<'a> {
     fn begin(of: &GpuTrainable<'a>, room: &'a mut Room, input: &'a TrainBatch) -> Result<Self> {
-        let (machine, model) = (&of.trainer.machine, of.model);
+        let (gpu, model) = (&of.trainer.gpu, of.model);
         let config = model.config();
         if config.head_dim() > MAX_HEAD || config.hidden_dim > MAX_WIDTH {
             bail!("heads wider than {MAX_HEAD} or rows wider than {MAX_WIDTH}")
@@ -155,13 +155,13 @@ impl<'a> Step<'a> {
                 Some(kept) => kept.write(0, &values)?,
                 None => drop(
                     room.weights
-                        .insert(name.clone(), Buffer::from(machine, &values)?),
+                        .insert(name.clone(), Buffer::from(gpu, &values)?),
                 ),
             }
         }
         let hidden = config.hidden_dim;
         let mut step = Self {
-            machine: machine.clone(),
+            gpu: gpu.clone(),
             room,
             model,
             input,
@@ -178,9 +178,9 @@ impl<'a> Step<'a> {
         self.model.config()
     }
 
-    fn forward(&mut self) -> Result<(Tensor, Kept)> {
+    fn forward(&mut self) -> Result<(Tensor, Activations)> {
         let (input, config, offsets) = (self.input, self.config(), self.offsets);
-        let (hidden, expanded, vocab) =
+        let (hidden, intermediate, vocab) =
             (config.hidden_dim, 4 * config.hidden_dim, config.vocab_size);
         let (noisy_rows, doubled) = (input.batch * input.length, input.x0.is_some());
         let all_rows = if doubled { 2 * noisy_rows } else { noisy_rows };
@@ -199,7 +199,7 @@ impl<'a> Step<'a> {
         for layer in 0..config.n_blocks {
             let last = layer + 1 == config.n_blocks;
             let seen = self.seen(last)?;
-            let [qkv, out, expand, contract] = self.layer_weights(&layer_products(layer))?;
+            let [qkv, out, up, down] = self.layer_weights(&layer_products(layer))?;
             let at = |vector| offsets.line(layer, vector);
             let normed = self.norm(x, &full, (at(Vector::Gain1), at(Vector::Shift1)))?;
             let qkv = self.product(normed, qkv, [all_rows, 3 * hidden, hidden])?;
@@ -223,19 +223,19 @@ impl<'a> Step<'a> {
                 (at(Vector::Gate1), NONE),
                 Some(next),
             )?;
-            let wide = self.product(normed_middle, expand, [rows.count, expanded, hidden])?;
-            let activated = self.floats(rows.count * expanded)?;
+            let wide = self.product(normed_middle, up, [rows.count, intermediate, hidden])?;
+            let activated = self.floats(rows.count * intermediate)?;
             let gelu = BiasGelu {
                 y: wide,
                 out: activated,
                 tables: rows.tables,
                 bias: offsets.bias0(layer),
-                width: expanded as u32,
+                width: intermediate as u32,
             };
-            gelu.launch(&*self.machine, Dtype::F32, Dtype::F32, rows.count)?;
-            let contracted = self.product(activated, contract, [rows.count, hidden, expanded])?;
+            gelu.launch(&*self.gpu, Dtype::F32, Dtype::F32, rows.count)?;
+            let mlp_out = self.product(activated, down, [rows.count, hidden, intermediate])?;
             let gate = (at(Vector::Gate2), offsets.bias2(layer));
-            let (after, _) = self.gate((middle, contracted), rows, gate, None)?;
+            let (after, _) = self.gate((middle, mlp_out), rows, gate, None)?;
             layers.push(Layer {
                 seen,
                 x: std::mem::replace(&mut x, after),
@@ -247,9 +247,9 @@ impl<'a> Step<'a> {
                 projected,
                 middle,
                 normed_middle,
-                expanded: wide,
+                intermediate: wide,
                 activated,
-                contracted,
+                mlp_out,
             });
         }
         let last = self.floats(wanted.count * hidden)?;
@@ -259,7 +259,7 @@ impl<'a> Step<'a> {
         let logits = self.product(normed, head, [wanted.count, vocab, hidden])?;
         let logits = self.get(logits, (wanted.count, vocab))?;
         let logits = ops::add_bias(&logits, PerRow::new(&self.reading.tables.bias, None))?;
-        let kept = Kept {
+        let kept = Activations {
             full,
             noisy,
             wanted,
@@ -272,8 +272,12 @@ impl<'a> Step<'a> {
         Ok((logits, kept))
     }
 
-    fn backward(&mut self, kept: Kept, gradient: &Tensor) -> Result<BTreeMap<String, Tensor>> {
-        let Kept {
+    fn backward(
+        &mut self,
+        kept: Activations,
+        gradient: &Tensor,
+    ) -> Result<BTreeMap<String, Tensor>> {
+        let Activations {
             full,
             noisy,
             wanted,
@@ -284,7 +288,7 @@ impl<'a> Step<'a> {
             normed,
         } = kept;
         let (config, offsets) = (self.config(), self.offsets);
-        let (hidden, expanded, vocab) =
+        let (hidden, intermediate, vocab) =
             (config.hidden_dim, 4 * config.hidden_dim, config.vocab_size);
         // Addresses of gradients: of matrices, and of tables with as many lines as these have.
         let (mut matrices, mut tables) = (Vec::new(), Vec::new());
@@ -308,31 +312,31 @@ impl<'a> Step<'a> {
             let is_last = index + 1 == config.n_blocks;
             let (rows, t) = (if is_last { &noisy } else { &full }, &of.layers[index]);
             let names = layer_products(index);
-            let [qkv, out, expand, contract] = self.layer_weights(&names)?;
+            let [qkv, out, up, down] = self.layer_weights(&names)?;
             let at = |vector| offsets.line(index, vector);
 
             let gate = (at(Vector::Gate2), offsets.bias2(index));
-            let (dy, dgate) = self.gate_backward((dx, layer.contracted), rows, gate)?;
+            let (dy, dgate) = self.gate_backward((dx, layer.mlp_out), rows, gate)?;
             tables.push((t.gate2.clone(), dgate));
             tables.push((t.bias2.clone(), self.sums(dy, hidden, rows.all)?));
             let (dy, dcontract) = self.product_backward(
                 dy,
-                (layer.activated, contract),
-                [rows.count, hidden, expanded],
+                (layer.activated, down),
+                [rows.count, hidden, intermediate],
             )?;
             let gelu = GeluBackward {
-                y: layer.expanded,
+                y: layer.intermediate,
                 dy,
                 tables: rows.tables,
                 bias: offsets.bias0(index),
-                width: expanded as u32,
+                width: intermediate as u32,
             };
-            gelu.launch(&*self.machine, rows.count)?;
-            tables.push((t.bias0.clone(), self.sums(dy, expanded, rows.all)?));
+            gelu.launch(&*self.gpu, rows.count)?;
+            tables.push((t.bias0.clone(), self.sums(dy, intermediate, rows.all)?));
             let (dy, dexpand) = self.product_backward(
                 dy,
-                (layer.normed_middle, expand),
-                [rows.count, expanded, hidden],
+                (layer.normed_middle, up),
+                [rows.count, intermediate, hidden],
             )?;
             let (dgain, dshift) =
                 self.norm_backward((layer.middle, dy, dx), rows, at(Vector::Gain2))?;

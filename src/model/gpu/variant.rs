@@ -49,7 +49,7 @@ impl VariantSlots {
 
     /// A slot of no variant.
     fn take(&self, base: &GpuBase) -> Result<u32> {
-        let (mut slots, machine) = (self.lock(), &base.device.machine);
+        let (mut slots, gpu) = (self.lock(), &base.device.gpu);
         if let Some(slot) = slots.free.pop() {
             return Ok(slot);
         }
@@ -57,16 +57,16 @@ impl VariantSlots {
         let mut tables = BTreeMap::new();
         for (name, matrix) in &base.matrices {
             let grown = MatrixSlots {
-                keys: Buffer::zeros(machine, capacity * 8 * size_of::<u32>())?,
-                outputs: Buffer::zeros(machine, capacity * matrix.out * size_of::<bf16>())?,
+                keys: Buffer::zeros(gpu, capacity * 8 * size_of::<u32>())?,
+                outputs: Buffer::zeros(gpu, capacity * matrix.out * size_of::<bf16>())?,
             };
             if let Some(table) = slots.tables.get(name) {
-                machine.copy(
+                gpu.copy(
                     grown.keys.address(),
                     table.keys.address(),
                     table.keys.bytes(),
                 )?;
-                machine.copy(
+                gpu.copy(
                     grown.outputs.address(),
                     table.outputs.address(),
                     table.outputs.bytes(),
@@ -108,8 +108,8 @@ fn own(
             bail!("{name}: {error}")
         }
         let rotation = Rotation::new(weights.seed, name, input);
-        let (machine, shape) = (&base.device.machine, [out, input]);
-        let matrix = GpuOwn::new(machine, kept, shape, &rotation, weights.scale)?;
+        let (gpu, shape) = (&base.device.gpu, [out, input]);
+        let matrix = GpuOwn::new(gpu, kept, shape, &rotation, weights.scale)?;
         own.insert(name.clone(), Arc::new(matrix));
     }
     Ok(own)
@@ -120,15 +120,15 @@ impl GpuVariant {
         let (there, here): (Vec<_>, Vec<_>) =
             (shapes(&base.host.architecture)).partition(|(name, _)| on_device(name));
         let own = own(base, weights, &there)?;
-        let rotations = variant::rotations(weights, there)?;
+        let signed_gains = variant::signed_gains(weights, there)?;
         let made = Self {
             host: Arc::new(ServedVariant::new(weights, here)?),
             slot: base.slots.take(base)?,
-            matrices: rotations.keys().cloned().collect(),
+            matrices: signed_gains.keys().cloned().collect(),
             own,
             slots: base.slots.clone(),
         };
-        for (name, rotation) in rotations {
+        for (name, rotation) in signed_gains {
             let Some(table) = base.slots.table(&name) else {
                 bail!("matrix {name} is missing")
             };

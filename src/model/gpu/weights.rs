@@ -5,8 +5,8 @@ use crate::model::architecture::dit::{EMBEDDING, is_product};
 use crate::model::architecture::{Architecture, TensorSpec};
 use crate::model::weights::{BaseWeights, Dense, ServedBank, read};
 use crate::ops::gpu::tiles::tiles;
-use crate::ops::gpu::{Buffer, Dtype, Machine};
-use crate::ops::quantized::Form;
+use crate::ops::gpu::{Buffer, Dtype, GpuDevice};
+use crate::ops::quantized::Quantisation;
 use candle_core::{Result, bail};
 use half::bf16;
 use std::borrow::Cow;
@@ -33,12 +33,12 @@ pub struct Matrix {
 
 /// The device, and what products read there.
 #[derive(Clone, Debug)]
-pub struct Device {
-    pub machine: Arc<dyn Machine>,
+pub struct GpuTarget {
+    pub gpu: Arc<dyn GpuDevice>,
     pub dtype: Dtype,
 }
 
-impl Device {
+impl GpuTarget {
     /// `data` [out, input] by rows in the device's type.
     pub fn dense(&self, data: &[f32], out: usize, input: usize) -> Result<Matrix> {
         let matrix = self.matrix(out, input)?;
@@ -54,7 +54,7 @@ impl Device {
 
     /// Zeros [out, input], with rows of zeros after them up to [`padded`].
     pub fn matrix(&self, out: usize, input: usize) -> Result<Matrix> {
-        let data = Buffer::zeros(&self.machine, padded(out) * input * self.dtype.size())?;
+        let data = Buffer::zeros(&self.gpu, padded(out) * input * self.dtype.size())?;
         Ok(Matrix { out, input, data })
     }
 }
@@ -62,7 +62,7 @@ impl Device {
 /// The base: shared by all generations.
 #[derive(Debug)]
 pub struct GpuBase {
-    pub device: Device,
+    pub device: GpuTarget,
     /// Everything that is not on the device.
     pub host: Arc<BaseWeights>,
     pub matrices: BTreeMap<String, Arc<Matrix>>,
@@ -72,13 +72,13 @@ pub struct GpuBase {
 
 impl GpuBase {
     /// Takes every tensor of the architecture, which is a DiT's; an error names the first missing or misshapen one.
-    pub fn new(device: Device, architecture: Architecture, tensors: &Dense) -> Result<Self> {
+    pub fn new(device: GpuTarget, architecture: Architecture, tensors: &Dense) -> Result<Self> {
         Self::load(device, architecture, |spec| read(tensors, spec))
     }
 
     /// The same of tensors that `read` gives one after another, in order of name.
     pub fn load<'a>(
-        device: Device,
+        device: GpuTarget,
         architecture: Architecture,
         mut read: impl FnMut(&TensorSpec) -> Result<Cow<'a, [f32]>>,
     ) -> Result<Self> {
@@ -89,7 +89,7 @@ impl GpuBase {
             )
         }
         let mut matrices = BTreeMap::new();
-        let host = BaseWeights::load(architecture, Form::F32, |spec| {
+        let host = BaseWeights::load(architecture, Quantisation::F32, |spec| {
             let data = read(spec)?;
             if let (&[out, input], true) = (&spec.shape[..], on_device(&spec.name)) {
                 let matrix = device.dense(&data, out, input)?;
@@ -129,11 +129,14 @@ impl GpuBank {
     /// Brings every matrix (name, rows, columns, S_b by rows) to `form`: the forms of at most four bits to tiles with the numbers of `q4_K`,
     /// the others to the device's own type.
     pub fn build(
-        device: &Device,
-        form: Form,
+        device: &GpuTarget,
+        form: Quantisation,
         tensors: impl IntoIterator<Item = (String, usize, usize, Vec<f32>)>,
     ) -> Result<Self> {
-        let tiled = matches!(form, Form::Q4K | Form::Q4_0 | Form::Q2K);
+        let tiled = matches!(
+            form,
+            Quantisation::Q4K | Quantisation::Q4_0 | Quantisation::Q2K
+        );
         let (mut host, mut matrices) = (Vec::new(), BTreeMap::new());
         for (name, out, input, data) in tensors {
             if !on_device(&name) {
@@ -144,7 +147,7 @@ impl GpuBank {
                 true => Matrix {
                     out,
                     input,
-                    data: Buffer::from(&device.machine, &tiles(&data, out, input))?,
+                    data: Buffer::from(&device.gpu, &tiles(&data, out, input))?,
                 },
                 false => device.dense(&data, out, input)?,
             };

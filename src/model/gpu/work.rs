@@ -1,12 +1,12 @@
 //! Memory that a step works in, as large as the largest step so far needed.
 
 use super::linear::{GpuLinear, Scratch};
-use super::pack::{Rows, Shape, drawn_bytes};
-use super::weights::{Device, padded};
+use super::pack::{RowSet, Shape, drawn_bytes};
+use super::weights::{GpuTarget, padded};
 use crate::model::architecture::Architecture;
 use crate::ops::gpu::draw::LOOK;
 use crate::ops::gpu::own::OwnProduct;
-use crate::ops::gpu::{Buffer, Fault, Machine, Plain, bytes_of_mut};
+use crate::ops::gpu::{Buffer, Fault, GpuDevice, Plain, bytes_of_mut};
 use std::sync::Arc;
 
 /// Floats from one row of logits to the next.
@@ -43,12 +43,12 @@ pub struct Pieces {
 
 /// The pieces and who holds them.
 #[derive(Debug)]
-pub struct Work {
+pub struct StepMemory {
     sizes: Sizes,
     buffers: Vec<Buffer>,
 }
 
-impl Work {
+impl StepMemory {
     pub fn new() -> Self {
         Self {
             sizes: Sizes::default(),
@@ -59,10 +59,10 @@ impl Work {
     /// Makes room for batches of this shape. Pieces may lie elsewhere than before.
     pub fn reserve<'a>(
         &mut self,
-        device: &Device,
+        device: &GpuTarget,
         config: &Architecture,
         shape: &Shape,
-        linears: impl Iterator<Item = (&'a GpuLinear, Rows)>,
+        linears: impl Iterator<Item = (&'a GpuLinear, RowSet)>,
     ) -> Result<(), Fault> {
         let (hidden, vocab, element) = (config.hidden, config.vocabulary.rows, device.dtype.size());
         let (mut widest_in, mut widest_out) = (hidden, 3 * hidden);
@@ -70,7 +70,7 @@ impl Work {
         for (linear, rows) in linears {
             let (out, input) = (linear.base.out, linear.base.input);
             widest_in = widest_in.max(input);
-            if rows == Rows::All {
+            if rows == RowSet::All {
                 widest_out = widest_out.max(out);
             }
             for wave in shape.own(linear.list) {
@@ -81,7 +81,7 @@ impl Work {
             }
             for wave in shape.waves(linear.list) {
                 if linear.variants.tiled {
-                    let split = wave.split(device.machine.processors(), out, input);
+                    let split = wave.split(device.gpu.processors(), out, input);
                     partial = partial.max(split.partial_bytes());
                     rotated = rotated.max(split.image_bytes());
                     counters = counters.max(4 * split.counters());
@@ -124,12 +124,12 @@ impl Work {
             .sizes
             .0
             .iter()
-            .map(|&bytes| Buffer::new(&device.machine, bytes));
+            .map(|&bytes| Buffer::new(&device.gpu, bytes));
         self.buffers = made
             .collect::<Result<_, _>>()
             .inspect_err(|_| self.sizes = Sizes::default())?;
         self.buffers
-            .push(Buffer::zeros(&device.machine, counters.max(counted))?);
+            .push(Buffer::zeros(&device.gpu, counters.max(counted))?);
         Ok(())
     }
 
@@ -163,10 +163,10 @@ impl Work {
 }
 
 /// `count` elements at an address, once all that was asked for is done.
-pub fn read<T: Plain>(machine: &Arc<dyn Machine>, at: u64, count: usize) -> Result<Vec<T>, Fault> {
+pub fn read<T: Plain>(gpu: &Arc<dyn GpuDevice>, at: u64, count: usize) -> Result<Vec<T>, Fault> {
     let mut data = vec![T::default(); count];
     if count > 0 {
-        machine.download(at, bytes_of_mut(&mut data))?;
+        gpu.download(at, bytes_of_mut(&mut data))?;
     }
     Ok(data)
 }

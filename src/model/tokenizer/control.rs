@@ -22,7 +22,7 @@ pub(super) struct Control {
 
 /// A piece of a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Part<'a> {
+pub(super) enum TextPiece<'a> {
     Text(&'a str),
     Token(u32),
 }
@@ -62,7 +62,7 @@ impl Control {
     }
 
     /// Text and control tokens in turn; no empty text.
-    pub fn split<'a>(&self, mut text: &'a str) -> Vec<Part<'a>> {
+    pub fn split<'a>(&self, mut text: &'a str) -> Vec<TextPiece<'a>> {
         let mut parts = Vec::new();
         while let Some((at, token)) = self.first(text) {
             let (before, after) = (&text[..at], &text[at + token.text.len()..]);
@@ -71,15 +71,15 @@ impl Control {
             } else {
                 before
             };
-            parts.extend((!before.is_empty()).then_some(Part::Text(before)));
-            parts.push(Part::Token(token.id));
+            parts.extend((!before.is_empty()).then_some(TextPiece::Text(before)));
+            parts.push(TextPiece::Token(token.id));
             text = if token.strips.1 {
                 after.trim_start()
             } else {
                 after
             };
         }
-        parts.extend((!text.is_empty()).then_some(Part::Text(text)));
+        parts.extend((!text.is_empty()).then_some(TextPiece::Text(text)));
         parts
     }
 

@@ -104,8 +104,8 @@ impl Tokenizer {
         let mut ids = Vec::new();
         for part in self.control.split(text) {
             match part {
-                control::Part::Text(text) => ids.extend(self.encode(text)?),
-                control::Part::Token(id) => ids.push(id),
+                control::TextPiece::Text(text) => ids.extend(self.encode(text)?),
+                control::TextPiece::Token(id) => ids.push(id),
             }
         }
         Ok(ids)
@@ -135,8 +135,8 @@ impl Tokenizer {
         let mut ids = Vec::new();
         for part in self.control.split(&text) {
             match part {
-                control::Part::Text(text) => ids.extend(self.encode(&guard.lift(text))?),
-                control::Part::Token(id) => ids.push(id),
+                control::TextPiece::Text(text) => ids.extend(self.encode(&guard.lift(text))?),
+                control::TextPiece::Token(id) => ids.push(id),
             }
         }
         Ok(ids)

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::block::{MASK, VOCAB, counted, counting, flat, run, seeded, settings, step};
 use crate::sampler::{
     BlockSettings, Certainty, Convention, Crossing, Evaluation, LastBlock, Predictor, Progress,
-    Reason, Share,
+    Reason, StepSplit,
 };
 
 fn with(predictor: Predictor) -> BlockSettings {
@@ -145,7 +145,7 @@ proptest! {
             stop_ids: stop.into_iter().collect(),
             convention: Convention {
                 crossing: Crossing::Kept,
-                share: if rounded { Share::Rounded } else { Share::Equal },
+                share: if rounded { StepSplit::Rounded } else { StepSplit::Equal },
                 last_block: if cut { LastBlock::Cut } else { LastBlock::Whole },
             },
             ..with(predictor)

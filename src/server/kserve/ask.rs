@@ -1,7 +1,7 @@
 //! Between tensors and requests, both ways.
 
 use super::tensors::{INPUTS, Inputs};
-use crate::engine::Choice;
+use crate::engine::SamplingParams;
 use crate::kserve as pb;
 use crate::server::access::Caller;
 use crate::server::metrics::Protocol;
@@ -78,10 +78,10 @@ pub fn read(
             suffix: None,
             max_tokens: inputs.whole("max_tokens")?,
         },
-        choice: Choice {
+        choice: SamplingParams {
             temperature: inputs.real("temperature")?,
             nucleus_p: inputs.real("top_p")?,
-            ..Choice::default()
+            ..SamplingParams::default()
         },
         stop: inputs.texts("stop")?,
         seed: inputs.whole("seed")?,

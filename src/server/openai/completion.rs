@@ -1,7 +1,7 @@
 //! `POST /v1/completions`: its fields.
 
 use super::fields::{Fields, Ours};
-use crate::engine::Choice;
+use crate::engine::SamplingParams;
 use crate::server::access::Caller;
 use crate::server::metrics::Protocol;
 use crate::server::mix;
@@ -66,7 +66,7 @@ impl Shared {
         let ask = Ask {
             protocol: Protocol::openai,
             mix: mix::named("model", &shown.model)?,
-            choice: Choice {
+            choice: SamplingParams {
                 temperature: fields.take("temperature")?,
                 nucleus_p: fields.take("top_p")?,
                 ..ours.choice

@@ -1,7 +1,7 @@
 //! The fields of a request's body, each refused by its name. What nobody knows is ignored, as OpenAI does.
 
 use super::error::Failure;
-use crate::engine::{Choice, PredictorKind, Priority};
+use crate::engine::{PredictorKind, Priority, SamplingParams};
 use crate::sampler::{Certainty, NoiseRemoval};
 use crate::server::requests::Piece;
 use crate::server::status::BadField;
@@ -96,7 +96,7 @@ impl Fields {
 /// What a request says under `choir`.
 #[derive(Debug, Default)]
 pub struct Ours {
-    pub choice: Choice,
+    pub choice: SamplingParams,
     pub priority: Priority,
     pub want_steps: bool,
     pub control_tokens: bool,
@@ -111,7 +111,7 @@ impl Ours {
             return Ok(Ours::default());
         };
         let mut inner = Fields(inner);
-        let choice = Choice {
+        let choice = SamplingParams {
             kind: named(
                 inner.take_as("predictor", "choir.predictor")?,
                 "choir.predictor",
@@ -146,7 +146,7 @@ impl Ours {
                     ("filtered", Certainty::Filtered),
                 ],
             )?,
-            ..Choice::default()
+            ..SamplingParams::default()
         };
         let priority = named(
             inner.take_as("priority", "choir.priority")?,

@@ -1,6 +1,6 @@
 //! What a request gives, as the engine takes it: tokens before the first hole, its length, and what stands after it.
 
-use super::prepared::Prepared;
+use super::prepared::PreparedRequest;
 use super::{DEFAULT_MAX_TOKENS, Refusal, Requests};
 use crate::model::tokenizer::{Message, Role};
 use crate::server::status::BadField;
@@ -120,7 +120,7 @@ impl Requests {
     /// The tokens of a text, at least one; `control`: whether control tokens may be written in it.
     pub(super) async fn encode(
         &self,
-        prepared: &Prepared,
+        prepared: &PreparedRequest,
         field: &'static str,
         text: Text,
         control: bool,
@@ -157,7 +157,7 @@ impl Requests {
     /// The tokens of a conversation, up to where its answer begins.
     async fn conversation(
         &self,
-        prepared: &Prepared,
+        prepared: &PreparedRequest,
         messages: Vec<Message>,
         enable_thinking: Option<bool>,
     ) -> Result<Vec<u32>, Refusal> {
@@ -183,7 +183,7 @@ impl Requests {
 
     pub(super) async fn lay_out(
         &self,
-        prepared: &Prepared,
+        prepared: &PreparedRequest,
         given: Given,
         control: bool,
     ) -> Result<LaidOut, Refusal> {
@@ -226,7 +226,7 @@ impl Requests {
 
     async fn lay_out_pieces(
         &self,
-        prepared: &Prepared,
+        prepared: &PreparedRequest,
         pieces: Vec<Piece>,
         control: bool,
     ) -> Result<LaidOut, Refusal> {

@@ -11,9 +11,9 @@ pub use given::{Given, Piece, Text};
 use super::access::{Caller, Overspent};
 use super::metrics::{Metrics, Protocol, Watch};
 use super::status::BadField;
-use crate::engine::{self, Choice, EngineHandle, Priority};
+use crate::engine::{self, EngineHandle, Priority, SamplingParams};
 use crate::model::tokenizer::ChatError;
-use prepared::Prepared;
+use prepared::PreparedRequest;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -30,7 +30,7 @@ pub struct Ask {
     pub mix: Vec<(String, f32)>,
     pub given: Given,
     /// Over the defaults of the mix.
-    pub choice: Choice,
+    pub choice: SamplingParams,
     pub stop: Vec<String>,
     pub stop_ids: Vec<u32>,
     pub seed: Option<u64>,
@@ -159,10 +159,10 @@ impl Requests {
         &self,
         mix: Vec<(String, f32)>,
         deadline: Option<Instant>,
-    ) -> Result<Prepared, Refusal> {
+    ) -> Result<PreparedRequest, Refusal> {
         let place = Arc::new(within(deadline, self.engine.prepare()).await??);
         let target = self.engine.resolve(mix)?;
-        Ok(Prepared { place, target })
+        Ok(PreparedRequest { place, target })
     }
 
     /// How likely a text is.

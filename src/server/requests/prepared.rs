@@ -5,12 +5,12 @@ use crate::engine::{self, Preparation, Resolved};
 use std::sync::Arc;
 
 /// It has one of few places to be prepared in, and leases the generation that it will run on.
-pub struct Prepared {
+pub struct PreparedRequest {
     pub place: Arc<Preparation>,
     pub target: Resolved,
 }
 
-impl Prepared {
+impl PreparedRequest {
     /// The token that begins every text, where the tokenizer has one.
     pub fn beginning(&self) -> Vec<u32> {
         self.target.lease.tokenizer.begin().into_iter().collect()

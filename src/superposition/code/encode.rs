@@ -6,7 +6,7 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::matrix::squares;
-use super::plan::{Choice, Plan, codable};
+use super::plan::{MatrixRate, Plan, codable};
 use super::{About, CodedDelta, KeptTensor, dense, low_rank, matrix};
 use crate::ops::coded::{Kept, LowRank};
 use crate::superposition::delta::{check_related, check_shapes};
@@ -142,7 +142,7 @@ fn bounded(name: &str, delta: Vec<f32>) -> Result<Vec<f32>, Mismatch> {
 }
 
 /// One rotated matrix as it was chosen to be kept.
-fn keep(rotated: &[f32], [_, cols]: [usize; 2], choice: Choice) -> Kept {
+fn keep(rotated: &[f32], [_, cols]: [usize; 2], choice: MatrixRate) -> Kept {
     let mut rest = rotated.to_vec();
     if let Some(nibbles) = &choice.low_rank {
         let mut low = vec![0.0; rest.len()];

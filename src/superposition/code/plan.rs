@@ -69,7 +69,7 @@ impl Default for Plan {
 }
 
 /// What one matrix gets.
-pub(super) struct Choice {
+pub(super) struct MatrixRate {
     pub rate: Rate,
     pub low_rank: Option<Nibbles>,
 }
@@ -164,7 +164,7 @@ impl Survey<'_> {
     }
 
     /// What each matrix gets.
-    pub fn choose(self) -> Result<BTreeMap<String, Choice>, TooFewBits> {
+    pub fn choose(self) -> Result<BTreeMap<String, MatrixRate>, TooFewBits> {
         let budget = self.plan.bits * self.weights as f64 / 8.0;
         let cheapest = |ways: &[Way]| ways.iter().copied().min_by_key(|way| way.bytes);
         let mut chosen: Vec<Way> = self
@@ -199,7 +199,7 @@ impl Survey<'_> {
         let choice = |(matrix, way): (Surveyed, Way)| {
             let first = |found| low_rank::first(found, way.rank, matrix.shape);
             let (rate, low_rank) = (way.rate, matrix.low_rank.and_then(first));
-            (matrix.name, Choice { rate, low_rank })
+            (matrix.name, MatrixRate { rate, low_rank })
         };
         Ok(self.matrices.into_iter().zip(chosen).map(choice).collect())
     }

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use choir::checkpoint::Checkpoint;
 use choir::model::architecture::published::read;
 use choir::model::{Architecture, BaseWeights, Batch, Denoiser, HostNetwork, Mix, Segment};
-use choir::ops::quantized::Form;
+use choir::ops::quantized::Quantisation;
 use clap::Args;
 use rayon::prelude::*;
 use serde_json::json;
@@ -20,7 +20,7 @@ pub struct DecoderBenchArgs {
     /// A checkpoint's folder, as `choir-lab random-model` writes them.
     folder: PathBuf,
     #[arg(long, default_value = "q4k")]
-    form: Form,
+    form: Quantisation,
     /// Rows of a step, all with logits: one block of so many tokens.
     #[arg(long, value_delimiter = ',', default_value = "1,4,16,64")]
     rows: Vec<usize>,

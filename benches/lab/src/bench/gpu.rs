@@ -16,7 +16,7 @@ use super::median;
 use anyhow::{Result, bail};
 use choir::ops::gpu::draw::key_words;
 use choir::ops::gpu::superposition::Noise;
-use choir::ops::gpu::{Buffer, Dtype, Fault, Machine};
+use choir::ops::gpu::{Buffer, Dtype, Fault, GpuDevice};
 use choir::rng::Key;
 use clap::{Args, ValueEnum};
 use meter::Metered;
@@ -33,7 +33,7 @@ pub struct GpuBenchArgs {
     device: usize,
     /// Parts to run [default: all].
     #[arg(long, value_delimiter = ',', value_enum)]
-    only: Vec<Part>,
+    only: Vec<KernelBench>,
     /// Seconds to a measurement, after warming up.
     #[arg(long, default_value_t = 0.2)]
     seconds: f64,
@@ -43,7 +43,7 @@ pub struct GpuBenchArgs {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Part {
+pub enum KernelBench {
     /// Copies on the device: what bandwidths are compared with.
     Copy,
     /// cuBLAS in bfloat16.
@@ -77,7 +77,7 @@ pub fn run(args: GpuBenchArgs) -> Result<()> {
         bail!("--seconds must be above 0");
     }
     let parts = match &args.only[..] {
-        [] => Part::value_variants(),
+        [] => KernelBench::value_variants(),
         only => only,
     };
     measure(
@@ -90,37 +90,37 @@ pub fn run(args: GpuBenchArgs) -> Result<()> {
 }
 
 #[cfg(feature = "cuda")]
-fn open(ordinal: usize) -> Result<Arc<dyn Machine>> {
+fn open(ordinal: usize) -> Result<Arc<dyn GpuDevice>> {
     Ok(Arc::new(choir::ops::gpu::cuda::Cuda::open(ordinal)?))
 }
 
 #[cfg(not(feature = "cuda"))]
-fn open(_: usize) -> Result<Arc<dyn Machine>> {
+fn open(_: usize) -> Result<Arc<dyn GpuDevice>> {
     bail!("this build has no CUDA: it was made without the feature `cuda`")
 }
 
 /// Runs `parts` one after the other, `seconds` to a measurement. A part that fails says so; the others are run, and then
 /// this fails.
 pub fn measure(
-    machine: Arc<dyn Machine>,
+    gpu: Arc<dyn GpuDevice>,
     sizes: Sizes,
     seconds: f64,
-    parts: &[Part],
+    parts: &[KernelBench],
     json: Option<PathBuf>,
 ) -> Result<()> {
-    let (free, total) = machine.memory()?;
+    let (free, total) = gpu.memory()?;
     let gib = |bytes: usize| bytes as f64 / f64::from(1 << 30);
     println!(
         "{}, {} processors, {:.1} of {:.1} GiB free",
-        machine.name(),
-        machine.processors(),
+        gpu.name(),
+        gpu.processors(),
         gib(free),
         gib(total)
     );
-    let meter = Arc::new(Metered::new(machine));
+    let meter = Arc::new(Metered::new(gpu));
     let mut bench = Bench {
         report: Report::new(json),
-        machine: meter.clone(),
+        gpu: meter.clone(),
         meter,
         sizes,
         seconds,
@@ -146,7 +146,7 @@ const COPIES: usize = 4;
 
 /// A machine and what is measured on it.
 struct Bench {
-    machine: Arc<dyn Machine>,
+    gpu: Arc<dyn GpuDevice>,
     /// The same.
     meter: Arc<Metered>,
     sizes: Sizes,
@@ -160,18 +160,18 @@ struct Bench {
 }
 
 impl Bench {
-    fn part(&mut self, part: Part) -> Result<()> {
+    fn part(&mut self, part: KernelBench) -> Result<()> {
         match part {
-            Part::Copy => streams::copy(self),
-            Part::Gemm => streams::gemm(self),
-            Part::Retrieve => streams::retrieve(self),
-            Part::BankGemm => bank_gemm::measure(self),
-            Part::Own => own::measure(self),
-            Part::Sampling => sampling::measure(self),
-            Part::StepSmall => step::measure(self, "step-small", self.sizes.small.clone()),
-            Part::Latency => sequences::latency(self),
-            Part::Duo => sequences::duo(self),
-            Part::StepLarge => step::measure(self, "step-4b", self.sizes.large.clone()),
+            KernelBench::Copy => streams::copy(self),
+            KernelBench::Gemm => streams::gemm(self),
+            KernelBench::Retrieve => streams::retrieve(self),
+            KernelBench::BankGemm => bank_gemm::measure(self),
+            KernelBench::Own => own::measure(self),
+            KernelBench::Sampling => sampling::measure(self),
+            KernelBench::StepSmall => step::measure(self, "step-small", self.sizes.small.clone()),
+            KernelBench::Latency => sequences::latency(self),
+            KernelBench::Duo => sequences::duo(self),
+            KernelBench::StepLarge => step::measure(self, "step-4b", self.sizes.large.clone()),
         }
     }
 
@@ -182,7 +182,7 @@ impl Bench {
 
     /// `count` numbers within `scale` of 0.
     fn noise(&self, dtype: Dtype, count: usize, scale: f32) -> Result<Buffer, Fault> {
-        let out = Buffer::new(&self.machine, count * dtype.size())?;
+        let out = Buffer::new(&self.gpu, count * dtype.size())?;
         let noise = Noise {
             out: out.address(),
             key: self.key(),
@@ -190,14 +190,14 @@ impl Bench {
             scale,
             unused: 0,
         };
-        noise.launch(&*self.machine, dtype)?;
+        noise.launch(&*self.gpu, dtype)?;
         Ok(out)
     }
 
     /// A matrix [out, input] in tiles, of weights of about `scale`.
     fn tiles(&self, out: usize, input: usize, scale: f32) -> Result<Buffer, Fault> {
         let bytes = choir::ops::gpu::tiles::tile_bytes(out, input);
-        let buffer = Buffer::new(&self.machine, bytes)?;
+        let buffer = Buffer::new(&self.gpu, bytes)?;
         let noise = Noise {
             out: buffer.address(),
             key: self.key(),
@@ -205,7 +205,7 @@ impl Bench {
             scale,
             unused: 0,
         };
-        noise.launch_tiles(&*self.machine)?;
+        noise.launch_tiles(&*self.gpu)?;
         Ok(buffer)
     }
 
@@ -228,14 +228,14 @@ impl Bench {
         let count = if copies == 1 { 1 } else { copies.max(20) };
         let mut all = || (0..count).try_for_each(|number| launch(number % copies));
         all()?; // libraries load what they need
-        let graph = self.machine.record(&mut all)?;
+        let graph = self.gpu.record(&mut all)?;
         let mut once = || match &graph {
             Some(graph) => graph.replay(),
             None => all(),
         };
-        let first = self.machine.time(&mut once)?;
+        let first = self.gpu.time(&mut once)?;
         let times: Result<Vec<f64>, Fault> = (0..self.repeats(first.into()))
-            .map(|_| self.machine.time(&mut once).map(f64::from))
+            .map(|_| self.gpu.time(&mut once).map(f64::from))
             .collect();
         Ok(median(times?) / count as f64)
     }
@@ -247,12 +247,12 @@ impl Bench {
         }
         let bytes = self.sizes.copy;
         let from = self.noise(Dtype::Bf16, bytes / 2, 1.0)?;
-        let to = Buffer::new(&self.machine, bytes)?;
+        let to = Buffer::new(&self.gpu, bytes)?;
         // Not recorded: a copy within a recording is slower.
         let mut copy =
-            || (0..COPIES).try_for_each(|_| self.machine.copy(to.address(), from.address(), bytes));
+            || (0..COPIES).try_for_each(|_| self.gpu.copy(to.address(), from.address(), bytes));
         let took: Result<Vec<f64>, Fault> = (0..4)
-            .map(|_| self.machine.time(&mut copy).map(f64::from))
+            .map(|_| self.gpu.time(&mut copy).map(f64::from))
             .collect();
         let copied = 2.0 * (COPIES * bytes) as f64 / median(took?.split_off(1));
         self.copied = Some(copied);

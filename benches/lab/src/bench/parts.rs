@@ -42,7 +42,7 @@ impl Kind {
 
     fn of(stage: Stage) -> Self {
         match stage {
-            Stage::Qkv | Stage::Out | Stage::Expand | Stage::Contract | Stage::Head => Kind::Base,
+            Stage::Qkv | Stage::Out | Stage::Up | Stage::Down | Stage::Head => Kind::Base,
             Stage::Banks => Kind::Banks,
             Stage::Attention => Kind::Attention,
             Stage::Plan

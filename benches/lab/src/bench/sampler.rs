@@ -4,7 +4,7 @@
 
 use super::papers::{self, Against};
 use super::products::{Rate, rates};
-use super::steps::{Sequence, Step, Watch};
+use super::steps::{Sequence, StepTimes, Watch};
 use super::{median, parts, steps};
 use anyhow::{Result, bail};
 use choir::cli::json::JsonArgs;
@@ -12,7 +12,7 @@ use choir::cli::memory::give_back;
 use choir::model::profile::Profile;
 use choir::model::weights::Dense;
 use choir::model::{BaseWeights, DitConfig, HostNetwork, Mix};
-use choir::ops::quantized::Form;
+use choir::ops::quantized::Quantisation;
 use choir::rng::{Key, Stream};
 use choir::sampler::{
     BlockSampler, BlockSettings, Predictor, Sampler, UniformPredictor, UniformSampler,
@@ -56,7 +56,7 @@ pub struct SamplerBenchArgs {
     together: usize,
     /// How the network's matrices are kept in memory, one after the other: f32, bf16, q8_0, q4k...
     #[arg(long, value_delimiter = ',', default_value = "f32,q4k")]
-    base_form: Vec<Form>,
+    base_form: Vec<Quantisation>,
     /// Less than 1 cuts every row to its nucleus.
     #[arg(long, default_value_t = 1.0)]
     nucleus_p: f32,
@@ -167,12 +167,12 @@ fn config(args: &SamplerBenchArgs) -> DitConfig {
 /// A network of random weights, and the form that its matrices are kept in.
 struct Network {
     dit: HostNetwork,
-    form: Form,
+    form: Quantisation,
 }
 
 impl Network {
     /// Every weight uniform within 1/sqrt(inputs) of 0, norms 1.
-    fn new(config: DitConfig, form: Form) -> Result<Self> {
+    fn new(config: DitConfig, form: Quantisation) -> Result<Self> {
         config.check()?;
         let tensor = |(name, shape): (String, Vec<usize>)| {
             let mut stream = Stream::new(Key::derive(&[b"choir/bench/network", name.as_bytes()]));
@@ -264,7 +264,7 @@ fn figures(
     // The first warms up, the second is watched; Duo's last removes noise and is no step.
     let last = steps.len() - usize::from(block.is_none());
     let timed = &steps[2.min(last)..last];
-    let of = |time: fn(&Step) -> f64| median(timed.iter().map(time).collect());
+    let of = |time: fn(&StepTimes) -> f64| median(timed.iter().map(time).collect());
     let seconds: f64 = steps.iter().map(|step| step.network + step.sampling).sum();
     let tokens = sequences.iter().map(|s| s.sampler.generated().len()).sum();
     let (size, together) = (block.unwrap_or(length), sequences.len());

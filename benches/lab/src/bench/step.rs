@@ -1,7 +1,7 @@
 //! `choir-lab bench step`: where a step's time goes when sequences of a store's variants share it, from one materialised variant,
 //! from one bank, and from several.
 
-use super::steps::{Sequence, Step, Watch};
+use super::steps::{Sequence, StepTimes, Watch};
 use super::{median, parts, steps};
 use anyhow::{Context, Result, bail};
 use choir::cli::bench::open;
@@ -146,7 +146,7 @@ fn measure(args: &StepArgs, scenario: &Scenario, block: usize) -> Result<Figures
     )?;
     let mut profile = Profile::default();
     let steps = steps::run(network, &mut sequences, length, Watch::Time, &mut profile)?;
-    let time = |step: &Step| step.network + step.sampling;
+    let time = |step: &StepTimes| step.network + step.sampling;
     let tokens: usize = sequences
         .iter()
         .map(|sequence| sequence.sampler.generated().len())

@@ -32,7 +32,7 @@ pub enum Watch {
 
 /// One evaluation; times in seconds.
 #[derive(Clone, Copy, Debug)]
-pub struct Step {
+pub struct StepTimes {
     pub network: f64,
     /// All that is not the network.
     pub sampling: f64,
@@ -49,7 +49,7 @@ pub fn run(
     length: usize,
     watch: Watch,
     profile: &mut Profile,
-) -> Result<Vec<Step>> {
+) -> Result<Vec<StepTimes>> {
     let pages = length.div_ceil(PAGE);
     let mut cache = network.cache(PAGE, pages * sequences.len())?;
     let mut running: Vec<(u32, &mut Sequence)> = (0..).zip(sequences).collect();
@@ -76,7 +76,7 @@ pub fn run(
         profile.begin();
         running = accept(running, &batch, &logits);
         profile.ended(Stage::Drawing, 0);
-        steps.push(Step {
+        steps.push(StepTimes {
             network,
             sampling: start.elapsed().as_secs_f64() - network,
             logits: size_of_val(&logits.data[..]),

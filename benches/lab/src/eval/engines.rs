@@ -6,7 +6,7 @@ use choir::cli::eval::measure::engine;
 use choir::cli::scratch::Scratch;
 use choir::engine::EngineHandle;
 use choir::model::Place;
-use choir::ops::quantized::Form;
+use choir::ops::quantized::Quantisation;
 
 /// A store made for the purpose, with all variants compiled in. It lasts as long as this.
 pub struct Service {
@@ -16,7 +16,11 @@ pub struct Service {
 }
 
 impl Service {
-    pub fn open(place: &Place, bank_form: Form, head_form: Option<Form>) -> Result<Self> {
+    pub fn open(
+        place: &Place,
+        bank_form: Quantisation,
+        head_form: Option<Quantisation>,
+    ) -> Result<Self> {
         let scratch = Scratch::new("eval");
         let config = CatalogConfig {
             data_dir: scratch.path().to_owned(),

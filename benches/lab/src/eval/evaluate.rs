@@ -4,7 +4,7 @@ use super::arrangement::Arrangement;
 use super::share::{self, Reached, Summary};
 use super::subjects::{Subject, Subjects};
 use super::tensors::{self, Group};
-use super::trial::{Plan, Trial};
+use super::trial::{Trial, TrialPlan};
 use super::tuning::Tuning;
 use anyhow::Result;
 use choir::superposition::{BitDelta, NamedTensor, NamedTensors};
@@ -56,7 +56,11 @@ pub struct Report {
 }
 
 /// Measures everything in `plan`; `tick` is told of every measurement before it begins.
-pub fn evaluate(subjects: &Subjects, plan: &Plan, tick: &mut dyn FnMut(&str)) -> Result<Report> {
+pub fn evaluate(
+    subjects: &Subjects,
+    plan: &TrialPlan,
+    tick: &mut dyn FnMut(&str),
+) -> Result<Report> {
     let (superposed, parameters) = subjects.parameters();
     let mut report = Report {
         parameters,

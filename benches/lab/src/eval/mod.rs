@@ -6,7 +6,7 @@ use choir::cli::capacity::Capacity;
 use choir::cli::eval::Own;
 use choir::cli::json::JsonArgs;
 use choir::cli::place::PlaceArgs;
-use choir::ops::quantized::Form;
+use choir::ops::quantized::Quantisation;
 use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
 use evaluate::evaluate;
@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use subjects::{Effort, Subjects};
 use table::Tables;
 use tensors::Group;
-use trial::{Comparison, Plan};
+use trial::{Comparison, TrialPlan};
 
 mod arrangement;
 mod engines;
@@ -61,10 +61,10 @@ pub struct EvalArgs {
     capacities: Vec<Capacity>,
     /// Forms that banks are served in: f32, bf16, q8_0, q4_0, q4k, q2k. The last is the default's and the comparisons'.
     #[arg(long, value_delimiter = ',', default_value = "f32,q8_0,q4k,q2k")]
-    forms: Vec<Form>,
+    forms: Vec<Quantisation>,
     /// The form of the output head's banks [default: as --forms, and with the last of these as a store serves them].
     #[arg(long)]
-    head_form: Option<Form>,
+    head_form: Option<Quantisation>,
     /// What to compare with [default: all].
     #[arg(long, value_enum, value_delimiter = ',')]
     schemes: Vec<Named>,
@@ -140,7 +140,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
         None => Subjects::compiled_in(&args.variants, effort)?,
     };
     let count = subjects.variants.len();
-    let mut plan = Plan::new(
+    let mut plan = TrialPlan::new(
         &args.capacities,
         (&args.forms, args.head_form),
         &args.comparisons(),
@@ -150,7 +150,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
     let groups = if args.tensors { Group::ALL.len() } else { 0 };
     // `choir eval` measures one's own as served.
     let served = args.wants(Named::Served) && args.base.is_none();
-    let place = args.place.open(|| Ok(Form::F32))?;
+    let place = args.place.open(|| Ok(Quantisation::F32))?;
     let progress = Progress::new((1 + plan.trials.len() + groups + usize::from(served)) * count);
     let mut tick = |what: &str| progress.step(what);
     let mut report = evaluate(&subjects, &plan, &mut tick)?;
@@ -172,7 +172,7 @@ fn run_samplers(args: &EvalArgs) -> Result<()> {
     let report = samplers::measure(
         &args.samplers,
         &args.variants,
-        &args.place.open(|| Ok(Form::F32))?,
+        &args.place.open(|| Ok(Quantisation::F32))?,
         args.served(),
     )?;
     picture::save(args.plot.as_deref(), || samplers::show::chart(&report))?;
@@ -198,9 +198,9 @@ impl EvalArgs {
     }
 
     /// What the service's banks are in, and its heads where that is said.
-    fn served(&self) -> (Form, Option<Form>) {
+    fn served(&self) -> (Quantisation, Option<Quantisation>) {
         (
-            self.forms.last().copied().unwrap_or(Form::Q2K),
+            self.forms.last().copied().unwrap_or(Quantisation::Q2K),
             self.head_form,
         )
     }

@@ -1,7 +1,7 @@
 //! Recovered share against bits: what is drawn.
 
 use super::evaluate::Report;
-use super::trial::Kept;
+use super::trial::DeltaScheme;
 use crate::picture::{Chart, Point, Series, around};
 
 /// What is left of the gain against bits. A share below 0 (worse than the base) is drawn on the lower edge.
@@ -32,7 +32,7 @@ pub fn series(report: &Report) -> Vec<Series> {
         };
         let trial = &outcome.trial;
         let name = match trial.scheme {
-            Kept::Choir => format!("choir, {}", trial.forms),
+            DeltaScheme::Choir => format!("choir, {}", trial.forms),
             scheme => scheme.name().to_owned(),
         };
         let point = Point {
@@ -47,7 +47,7 @@ pub fn series(report: &Report) -> Vec<Series> {
             Some(series) => series.points.push(point),
             None => all.push(Series {
                 name,
-                joined: trial.scheme == Kept::Choir,
+                joined: trial.scheme == DeltaScheme::Choir,
                 points: vec![point],
             }),
         }

@@ -9,7 +9,7 @@ use bench::{Bench, held_out};
 use choir::cli::eval::measure::lone;
 use choir::engine::EngineHandle;
 use choir::model::{Place, Process};
-use choir::ops::quantized::Form;
+use choir::ops::quantized::Quantisation;
 use choir::sampler::MAX_STEPS;
 use choir::train::data::read_documents;
 use clap::Args;
@@ -17,7 +17,7 @@ use draw::{Wanted, draw};
 use quality::Quality;
 use serde::Serialize;
 use std::path::PathBuf;
-use ways::{Settings, ways};
+use ways::{SamplerSettings, ways};
 
 mod bench;
 mod draw;
@@ -64,7 +64,7 @@ pub struct SamplersArgs {
 /// How a variant is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Kept {
+pub enum VariantWeights {
     /// By itself.
     FineTuned,
     /// Read back from the store with all variants compiled in.
@@ -75,7 +75,7 @@ pub enum Kept {
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
     pub variant: String,
-    pub kept: Kept,
+    pub kept: VariantWeights,
     pub sampler: &'static str,
     /// To what is denoised together: the whole sequence, or a block.
     pub steps: Option<u32>,
@@ -114,7 +114,7 @@ pub fn measure(
     args: &SamplersArgs,
     names: &[String],
     place: &Place,
-    (form, head): (Form, Option<Form>),
+    (form, head): (Quantisation, Option<Quantisation>),
 ) -> Result<Report> {
     let least = Effort {
         contexts: 1,
@@ -178,8 +178,8 @@ pub fn measure(
         let mix = vec![(variant.name.clone(), 1.0)];
         let source = |kept, engine, mix| Source { kept, engine, mix };
         let sources = [
-            source(Kept::FineTuned, &alone, vec![]),
-            source(Kept::Retrieved, &service.engine, mix),
+            source(VariantWeights::FineTuned, &alone, vec![]),
+            source(VariantWeights::Retrieved, &service.engine, mix),
         ];
         let mut tick = |what: &str| progress.step(what);
         of_text.rows.extend(rows(
@@ -204,7 +204,7 @@ pub fn measure(
 
 /// Where a variant is had from: how it is kept there, and the mix that asks for it.
 struct Source<'a> {
-    kept: Kept,
+    kept: VariantWeights,
     engine: &'a EngineHandle,
     mix: Vec<(String, f32)>,
 }
@@ -214,7 +214,7 @@ fn rows(
     variant: &Subject,
     sources: &[Source],
     judge: &Judge,
-    settings: &Settings,
+    settings: &SamplerSettings,
     wanted: &Wanted,
     tick: &mut dyn FnMut(&str),
 ) -> Result<Vec<Row>> {
@@ -238,7 +238,7 @@ fn rows(
 }
 
 impl SamplersArgs {
-    fn check(&self, length: usize) -> Result<(Wanted, Settings)> {
+    fn check(&self, length: usize) -> Result<(Wanted, SamplerSettings)> {
         let limits = [
             ("--samples", self.samples, 1 << 20),
             ("--length", length, 1 << 20),
@@ -258,7 +258,7 @@ impl SamplersArgs {
             seed: self.seed,
             first: 0,
         };
-        let settings = Settings {
+        let settings = SamplerSettings {
             steps: self.steps.clone(),
             positions: 1 + length,
             temperature: self.temperature,

@@ -9,7 +9,7 @@ use anyhow::Result;
 use choir::cli::eval::measure::{IN_FLIGHT, lone, nats};
 use choir::engine::{EngineHandle, Event, MemoryPart, Request, Sampling};
 use choir::model::Place;
-use choir::ops::quantized::Form;
+use choir::ops::quantized::Quantisation;
 use choir::train::data::Contexts;
 use choir::train::folder::Tensors;
 use choir::train::run::Validation;
@@ -36,7 +36,7 @@ pub struct Served {
 pub fn measure(
     place: &Place,
     subjects: &Subjects,
-    (form, head): (Form, Option<Form>),
+    (form, head): (Quantisation, Option<Quantisation>),
     samples: usize,
     tick: &mut dyn FnMut(&str),
 ) -> Result<Served> {
@@ -57,7 +57,7 @@ pub fn measure(
         generation.variants.len(),
     );
     let (base_form, exact) = match place {
-        Place::Host(form) => (form.to_string(), Place::Host(Form::F32)),
+        Place::Host(form) => (form.to_string(), Place::Host(Quantisation::F32)),
         Place::Device(device) => (format!("{:?}", device.dtype).to_lowercase(), place.clone()),
     };
     let (mut references, mut bases, mut found) = (Vec::new(), Vec::new(), Vec::new());
@@ -78,7 +78,7 @@ pub fn measure(
         let (exact_base, tuned) = (alone(&exact, &base)?, alone(&exact, &tuned)?);
         references.push((exact_base, tuned));
         bases.push(match place {
-            Place::Host(form) if *form != Form::F32 => alone(place, &base)?.nats_per_token,
+            Place::Host(form) if *form != Quantisation::F32 => alone(place, &base)?.nats_per_token,
             _ => exact_base.nats_per_token,
         });
         found.push(reached(&service.engine, mix)?);

@@ -6,17 +6,17 @@ use super::plot;
 use super::share::{Reached, Summary, bits, recovered};
 use super::table::Tables;
 use super::tensors::Group;
-use super::trial::{Comparison, Kept, Plan, same};
+use super::trial::{Comparison, DeltaScheme, TrialPlan, same};
 use crate::picture::{self, tests::shows};
 use choir::catalog::Forms;
-use choir::ops::quantized::Form;
+use choir::ops::quantized::Quantisation;
 use choir::superposition::Scheme;
 use clap::ValueEnum;
 use small::{config, subjects};
 
 pub mod small;
 
-fn both(form: Form) -> Forms {
+fn both(form: Quantisation) -> Forms {
     Forms {
         body: form,
         head: form,
@@ -25,9 +25,9 @@ fn both(form: Form) -> Forms {
 
 fn measured() -> Report {
     let subjects = subjects(&[1, 2, 3]);
-    let mut plan = Plan::new(
+    let mut plan = TrialPlan::new(
         &[same(1)],
-        (&[Form::F32, Form::Q4K], None),
+        (&[Quantisation::F32, Quantisation::Q4K], None),
         Comparison::value_variants(),
         3,
     );
@@ -43,8 +43,8 @@ fn alone_in_a_bank_a_variant_keeps_its_gain() {
     let report = measured();
     let alone = |outcome: &&super::evaluate::Outcome| {
         outcome.trial.capacity == same(1)
-            && outcome.trial.scheme == Kept::Choir
-            && outcome.trial.forms == both(Form::F32)
+            && outcome.trial.scheme == DeltaScheme::Choir
+            && outcome.trial.forms == both(Quantisation::F32)
     };
     let outcome = report.outcomes.iter().find(alone).expect("capacity 1");
     for share in &outcome.summary.shares {
@@ -118,7 +118,7 @@ fn banks_are_filled_as_a_store_fills_them() {
             &subjects,
             Scheme::default(),
             same(capacity),
-            both(Form::F32),
+            both(Quantisation::F32),
         );
         arrangement.expect("arrangement").bits()
     };

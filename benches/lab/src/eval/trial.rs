@@ -2,7 +2,7 @@
 
 use choir::catalog::Forms;
 use choir::cli::capacity::Capacity;
-use choir::ops::quantized::Form;
+use choir::ops::quantized::Quantisation;
 use choir::store::Options;
 use choir::superposition::Scheme;
 use clap::ValueEnum;
@@ -11,7 +11,7 @@ use std::fmt;
 
 /// How deltas are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kept {
+pub enum DeltaScheme {
     /// Signs on both sides and gains: what a store does.
     Choir,
     Compared(Comparison),
@@ -30,41 +30,41 @@ pub enum Comparison {
     Bitdelta,
 }
 
-impl Kept {
+impl DeltaScheme {
     /// `None` for BitDelta, which superposes nothing.
     pub fn scheme(self) -> Option<Scheme> {
         Some(match self {
-            Kept::Choir => Scheme::default(),
-            Kept::Compared(Comparison::PlainSum) => Scheme::PLAIN_SUM,
-            Kept::Compared(Comparison::Randes) => Scheme::RANDES,
-            Kept::Compared(Comparison::BothSigns) => Scheme {
+            DeltaScheme::Choir => Scheme::default(),
+            DeltaScheme::Compared(Comparison::PlainSum) => Scheme::PLAIN_SUM,
+            DeltaScheme::Compared(Comparison::Randes) => Scheme::RANDES,
+            DeltaScheme::Compared(Comparison::BothSigns) => Scheme {
                 gains: false,
                 ..Scheme::default()
             },
-            Kept::Compared(Comparison::Bitdelta) => return None,
+            DeltaScheme::Compared(Comparison::Bitdelta) => return None,
         })
     }
 
     /// The scales c to choose from. Gains make 1 the right one; the others are given their best.
     pub fn scales(self) -> &'static [f32] {
         match self {
-            Kept::Choir | Kept::Compared(Comparison::Bitdelta) => &[1.0],
-            Kept::Compared(_) => &[0.5, 0.7, 1.0],
+            DeltaScheme::Choir | DeltaScheme::Compared(Comparison::Bitdelta) => &[1.0],
+            DeltaScheme::Compared(_) => &[0.5, 0.7, 1.0],
         }
     }
 
     pub fn name(self) -> &'static str {
         match self {
-            Kept::Choir => "choir",
-            Kept::Compared(Comparison::PlainSum) => "plain sum",
-            Kept::Compared(Comparison::Randes) => "RanDeS",
-            Kept::Compared(Comparison::BothSigns) => "both signs, no gains",
-            Kept::Compared(Comparison::Bitdelta) => "BitDelta",
+            DeltaScheme::Choir => "choir",
+            DeltaScheme::Compared(Comparison::PlainSum) => "plain sum",
+            DeltaScheme::Compared(Comparison::Randes) => "RanDeS",
+            DeltaScheme::Compared(Comparison::BothSigns) => "both signs, no gains",
+            DeltaScheme::Compared(Comparison::Bitdelta) => "BitDelta",
         }
     }
 }
 
-impl Serialize for Kept {
+impl Serialize for DeltaScheme {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.name())
     }
@@ -73,7 +73,7 @@ impl Serialize for Kept {
 /// One way to keep all variants.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Trial {
-    pub scheme: Kept,
+    pub scheme: DeltaScheme,
     pub capacity: Capacity,
     #[serde(serialize_with = "forms")]
     pub forms: Forms,
@@ -85,20 +85,20 @@ fn forms<S: Serializer>(forms: &Forms, serializer: S) -> Result<S::Ok, S::Error>
 
 /// What is to be measured beside base and fine-tunes.
 #[derive(Clone, Debug)]
-pub struct Plan {
+pub struct TrialPlan {
     /// At least one; the first stands for the default.
     pub trials: Vec<Trial>,
     /// Also what each group of tensors costs.
     pub tensors: bool,
 }
 
-impl Plan {
+impl TrialPlan {
     /// The store's own capacity first, every capacity in every form, and the comparisons in the last form at the store's
     /// capacity and with all `variants` in one bank. Heads are in `head`; where that is absent the last form's are as a
     /// store serves them, and as the body too.
     pub fn new(
         capacities: &[Capacity],
-        (forms, head): (&[Form], Option<Form>),
+        (forms, head): (&[Quantisation], Option<Quantisation>),
         comparisons: &[Comparison],
         variants: usize,
     ) -> Self {
@@ -115,14 +115,14 @@ impl Plan {
             }
         };
         // The last form, the smallest, is the one that the others are compared in.
-        let last = forms.last().copied().unwrap_or(Form::Q2K);
+        let last = forms.last().copied().unwrap_or(Quantisation::Q2K);
         let served = |capacity: Capacity| Forms::new(last, head, capacity.head);
-        add(Kept::Choir, of_store(), served(of_store()));
+        add(DeltaScheme::Choir, of_store(), served(of_store()));
         for capacity in all {
-            add(Kept::Choir, capacity, served(capacity));
+            add(DeltaScheme::Choir, capacity, served(capacity));
             for &body in forms {
                 let head = head.unwrap_or(body);
-                add(Kept::Choir, capacity, Forms { body, head });
+                add(DeltaScheme::Choir, capacity, Forms { body, head });
             }
         }
         for &comparison in comparisons {
@@ -131,7 +131,11 @@ impl Plan {
                 _ => vec![of_store(), same(variants)],
             };
             for capacity in capacities {
-                add(Kept::Compared(comparison), capacity, served(capacity));
+                add(
+                    DeltaScheme::Compared(comparison),
+                    capacity,
+                    served(capacity),
+                );
             }
         }
         Self {
@@ -161,7 +165,7 @@ fn of_store() -> Capacity {
 impl fmt::Display for Trial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.scheme {
-            Kept::Compared(Comparison::Bitdelta) => f.write_str(self.scheme.name()),
+            DeltaScheme::Compared(Comparison::Bitdelta) => f.write_str(self.scheme.name()),
             _ => write!(f, "{} {} {}", self.scheme.name(), self.capacity, self.forms),
         }
     }

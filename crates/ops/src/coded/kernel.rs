@@ -1,7 +1,7 @@
 //! The inner loops, once for every instruction set; sums are integers, so all give the same.
 
 use super::panels::{CHUNK, GROUP, LANES, Panel};
-use super::rows::{self, Facts, Rows, Source};
+use super::rows::{self, Facts, RotatedRows, Source};
 use super::thin::{DEEP, Line};
 use super::{Rate, WINDOW};
 use crate::isa::Isa;
@@ -78,7 +78,7 @@ impl Kernel {
 
     /// Sums of up to [`TILE`] rows of x, from `start`, with the sixteen rows of a panel. They must be rows made for the panel's rate.
     #[allow(unsafe_code)]
-    pub fn run(self, panel: Panel, x: &Rows, start: usize, sums: &mut [[i32; LANES]]) {
+    pub fn run(self, panel: Panel, x: &RotatedRows, start: usize, sums: &mut [[i32; LANES]]) {
         let length = panel.chunks() * CHUNK * panel.rate.step_weights();
         assert!(
             sums.len() <= TILE
@@ -128,7 +128,7 @@ impl Kernel {
 }
 
 /// The definition, weight by weight.
-fn portable(panel: Panel, x: &Rows, start: usize, sums: &mut [[i32; LANES]]) {
+fn portable(panel: Panel, x: &RotatedRows, start: usize, sums: &mut [[i32; LANES]]) {
     let (tables, steps) = (panel.rate.tables(), panel.chunks() * CHUNK);
     for (row, sums) in (start..).zip(sums) {
         let x = x.row(row);

@@ -14,10 +14,10 @@ use rayon::prelude::*;
 use super::kept::{Kept, KeptError, LowRank};
 use super::kernel::{Kernel, TILE};
 use super::panels::{LANES, Panels};
-use super::rows::{Rows, Source, place};
+use super::rows::{RotatedRows, Source, place};
 use super::thin::Thin;
 use crate::packed::Columns;
-use crate::quantized::{Form, Served, widened};
+use crate::quantized::{Quantisation, Served, widened};
 use crate::transform::Rotation;
 
 /// A matrix [out, in] of one variant.
@@ -37,7 +37,7 @@ pub struct Own {
 
 /// A row of a batch that has a part of a variant.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Share {
+pub struct RowShare {
     /// Row of x and of y.
     pub row: usize,
     pub weight: f32,
@@ -47,9 +47,9 @@ pub struct Share {
 fn exact(numbers: &[f32], out: usize, input: usize) -> Result<Served> {
     let fits = |number: &f32| bf16::from_f32(*number).to_f32() == *number;
     let form = if numbers.iter().all(fits) {
-        Form::Bf16
+        Quantisation::Bf16
     } else {
-        Form::F32
+        Quantisation::F32
     };
     Served::new(numbers, out, input, form)
 }
@@ -175,7 +175,7 @@ impl Own {
     }
 
     /// y += weight · c · plain x for the rows of `shares`.
-    fn add_plain(&self, shares: &[Share], x: &[f32], y: &mut [f32]) -> Result<()> {
+    fn add_plain(&self, shares: &[RowShare], x: &[f32], y: &mut [f32]) -> Result<()> {
         if self.plain.is_empty() || shares.is_empty() {
             return Ok(());
         }
@@ -205,8 +205,8 @@ impl Own {
         &self,
         kernel: Kernel,
         index: usize,
-        (shares, start): (&[Share], usize),
-        rows: &Rows,
+        (shares, start): (&[RowShare], usize),
+        rows: &RotatedRows,
         y: Columns,
     ) {
         let first = index * LANES;
@@ -258,13 +258,13 @@ impl Own {
 }
 
 /// y [rows, out] += what every matrix gives for its rows of x [rows, in]; the matrices are of one shape.
-pub fn add_own(matrices: &[(&Own, Vec<Share>)], x: &[f32], y: &mut [f32]) -> Result<()> {
+pub fn add_own(matrices: &[(&Own, Vec<RowShare>)], x: &[f32], y: &mut [f32]) -> Result<()> {
     add_own_with(Kernel::best(), matrices, x, y)
 }
 
 fn add_own_with(
     kernel: Kernel,
-    matrices: &[(&Own, Vec<Share>)],
+    matrices: &[(&Own, Vec<RowShare>)],
     x: &[f32],
     y: &mut [f32],
 ) -> Result<()> {
@@ -274,8 +274,9 @@ fn add_own_with(
     let (out, input) = first.shape();
     let (mut all, mut rotated) = (Vec::new(), Vec::new());
     for (own, shares) in matrices {
-        let outside =
-            |share: &&Share| (share.row + 1) * input > x.len() || (share.row + 1) * out > y.len();
+        let outside = |share: &&RowShare| {
+            (share.row + 1) * input > x.len() || (share.row + 1) * out > y.len()
+        };
         if own.shape() != (out, input) {
             bail!("matrices of {out} x {input} and of {:?}", own.shape())
         }
@@ -290,7 +291,7 @@ fn add_own_with(
     }
     if !all.is_empty() {
         let source = |index: usize| {
-            let (own, share): (&Own, Share) = all[index];
+            let (own, share): (&Own, RowShare) = all[index];
             Source {
                 x: &x[share.row * input..][..input],
                 rotation: &own.rotation,
@@ -298,8 +299,8 @@ fn add_own_with(
                 thin: own.thin.as_ref(),
             }
         };
-        let rows = Rows::new(kernel, (all.len(), input), source);
-        let shares: Vec<Share> = all.iter().map(|(_, share)| *share).collect();
+        let rows = RotatedRows::new(kernel, (all.len(), input), source);
+        let shares: Vec<RowShare> = all.iter().map(|(_, share)| *share).collect();
         let columns = Columns::of(y);
         (0..out.div_ceil(LANES)).into_par_iter().for_each(|panel| {
             for (own, range) in &rotated {

@@ -10,7 +10,7 @@ use crate::transform::Rotation;
 
 /// Rows in the order in which a code gives its weights. Every eight steps of a row are side by side, table by table: for
 /// `m` weights to a step, input `m t + j` lies at `t / 8 · 8 m + 8 j + t % 8`.
-pub struct Rows {
+pub struct RotatedRows {
     stride: usize,
     lines: Vec<Line>,
     facts: Vec<Facts>,
@@ -56,7 +56,7 @@ pub fn length(input: usize, per_step: usize) -> usize {
     input.next_multiple_of(CHUNK * per_step)
 }
 
-impl Rows {
+impl RotatedRows {
     /// Makes `count` rows of `input` elements; `source` says of what, by index.
     pub fn new<'a>(
         kernel: Kernel,
@@ -83,7 +83,7 @@ impl Rows {
             },
         );
         let (facts, between) = facts.into_iter().unzip();
-        Rows {
+        RotatedRows {
             stride,
             lines,
             facts,

@@ -26,7 +26,7 @@ impl Line {
     }
 }
 
-/// Both factors. A's outputs are ranks, and its inputs in the order of [`Rows`](super::rows::Rows); B's inputs are ranks.
+/// Both factors. A's outputs are ranks, and its inputs in the order of [`RotatedRows`](super::rows::RotatedRows); B's inputs are ranks.
 #[derive(Clone, Debug)]
 pub struct Thin {
     scales: Vec<f32>,
@@ -88,7 +88,7 @@ impl Thin {
         size_of_val(&self.scales[..]) + size_of_val(&self.a[..]) + size_of_val(&self.b[..])
     }
 
-    /// Row `index` of the product of both factors, in the order of [`Rows`](super::rows::Rows).
+    /// Row `index` of the product of both factors, in the order of [`RotatedRows`](super::rows::RotatedRows).
     pub fn row(&self, index: usize) -> Vec<f32> {
         let (lines, lane) = (&self.b[index / LANES * self.deep..], index % LANES);
         let mut row = vec![0f32; DEEP * self.across];

@@ -3,7 +3,7 @@
 
 use super::launch::{THREADS, launch, launch_of};
 use super::pointwise::NONE;
-use super::{Dtype, Machine, Result, plain};
+use super::{Dtype, GpuDevice, Result, plain};
 
 /// Widest head of the kernel.
 pub const MAX_HEAD: usize = 256;
@@ -109,22 +109,22 @@ impl Attend {
     /// On the tensor cores where they have a kernel for it: bf16, heads of 32, 64 or 128.
     pub fn launch_tiles(
         &self,
-        machine: &dyn Machine,
+        gpu: &dyn GpuDevice,
         dtype: Dtype,
         rows: usize,
         (tiles, count, cut): (u64, usize, Cut),
     ) -> Result<()> {
         if dtype != Dtype::Bf16 || ![32, 64, 128].contains(&self.head_dim) {
-            return self.launch(machine, dtype, rows);
+            return self.launch(gpu, dtype, rows);
         }
         let blocks = count * self.heads as usize;
         // Keys and values of several chunks.
         let shared = |chunk: u32, chunks: u32| chunks * 2 * chunk * (self.head_dim + 8) * 2;
         let wide = self.head_dim == 128;
         let few = (256, shared(128, if wide { 2 } else { 4 }));
-        let fits = few.1 + 4096 <= machine.shared();
+        let fits = few.1 + 4096 <= gpu.shared();
         let (name, shape) = match cut {
-            Cut::Few if blocks < machine.processors() as usize && fits => ("few", few),
+            Cut::Few if blocks < gpu.processors() as usize && fits => ("few", few),
             Cut::Few => ("some", (128, shared(64, if wide { 2 } else { 4 }))),
             Cut::Many => ("many", (if wide { 256 } else { 128 }, shared(64, 2))),
         };
@@ -133,19 +133,13 @@ impl Attend {
             tiles,
         };
         let kernel = format!("block_attend_{name}_{}", self.head_dim);
-        launch(
-            machine,
-            &kernel,
-            [count as u32, self.heads, 1],
-            shape,
-            &args,
-        )
+        launch(gpu, &kernel, [count as u32, self.heads, 1], shape, &args)
     }
 
     /// One warp to a query and head.
-    pub fn launch(&self, machine: &dyn Machine, dtype: Dtype, rows: usize) -> Result<()> {
+    pub fn launch(&self, gpu: &dyn GpuDevice, dtype: Dtype, rows: usize) -> Result<()> {
         let grid = [rows as u32, self.heads.div_ceil(8), 1];
-        launch_of(machine, ("attend", dtype), grid, (THREADS, 0), self)
+        launch_of(gpu, ("attend", dtype), grid, (THREADS, 0), self)
     }
 }
 

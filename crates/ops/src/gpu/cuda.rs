@@ -6,7 +6,7 @@ mod kernels;
 mod product;
 mod staging;
 
-use super::{Fault, Gemm, Graph, Launch, Machine, Result};
+use super::{Fault, Gemm, GpuDevice, Graph, Launch, Result};
 use call::{Context, Event, Stream, driver};
 use cudarc::cublas::sys as blas;
 use cudarc::driver::sys::{
@@ -258,7 +258,7 @@ impl fmt::Debug for Cuda {
     }
 }
 
-impl Machine for Cuda {
+impl GpuDevice for Cuda {
     fn name(&self) -> String {
         self.0.name.clone()
     }

@@ -2,7 +2,7 @@
 
 use super::launch::launch;
 use super::pointwise::NONE;
-use super::{Machine, Result, plain};
+use super::{GpuDevice, Result, plain};
 use crate::categorical::{Certainty, Crossing, Draw, Drawn, Kind};
 
 /// A [`Draw`] as the kernel reads it.
@@ -117,14 +117,14 @@ pub struct Categorical {
 pub const LOOK: usize = 24;
 
 impl Categorical {
-    pub fn launch(&self, machine: &dyn Machine, rows: usize) -> Result<()> {
+    pub fn launch(&self, gpu: &dyn GpuDevice, rows: usize) -> Result<()> {
         let sums = 8 * self.vocab.div_ceil(256); // bytes of what is kept of every 256 tokens
         // Many rows share the processors, which then have more under way in more and smaller blocks.
-        let many = rows >= 2 * machine.processors() as usize;
+        let many = rows >= 2 * gpu.processors() as usize;
         let (first, second) = if many { (128, 256) } else { (1024, 512) };
         let grid = [rows as u32, 1, 1];
-        launch(machine, "categorical", grid, (first, sums), self)?;
-        launch(machine, "categorical_exact", grid, (second, sums), self)
+        launch(gpu, "categorical", grid, (first, sums), self)?;
+        launch(gpu, "categorical_exact", grid, (second, sums), self)
     }
 }
 

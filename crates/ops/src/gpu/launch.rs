@@ -1,6 +1,6 @@
 //! What every launch has in common.
 
-use super::{Dtype, Launch, Machine, Plain, Result, bytes_of};
+use super::{Dtype, GpuDevice, Launch, Plain, Result, bytes_of};
 
 /// Threads to a block of most kernels.
 pub const THREADS: u32 = 256;
@@ -17,7 +17,7 @@ impl Dtype {
 
 /// Launches a kernel with its one argument.
 pub(super) fn launch<A: Plain>(
-    machine: &dyn Machine,
+    gpu: &dyn GpuDevice,
     kernel: &str,
     grid: [u32; 3],
     (block, shared): (u32, u32),
@@ -26,7 +26,7 @@ pub(super) fn launch<A: Plain>(
     if grid.contains(&0) {
         return Ok(());
     }
-    machine.launch(Launch {
+    gpu.launch(Launch {
         kernel,
         grid,
         block,
@@ -37,14 +37,14 @@ pub(super) fn launch<A: Plain>(
 
 /// As [`launch`], for a kernel that exists for f32 and for bf16.
 pub(super) fn launch_of<A: Plain>(
-    machine: &dyn Machine,
+    gpu: &dyn GpuDevice,
     (kernel, dtype): (&str, Dtype),
     grid: [u32; 3],
     shape: (u32, u32),
     args: &A,
 ) -> Result<()> {
     launch(
-        machine,
+        gpu,
         &format!("{kernel}_{}", dtype.suffix()),
         grid,
         shape,

@@ -114,7 +114,7 @@ pub trait Graph: Send + Sync {
 }
 
 /// A device with one stream: every call takes effect after those before it.
-pub trait Machine: Send + Sync + fmt::Debug {
+pub trait GpuDevice: Send + Sync + fmt::Debug {
     /// The device, in words.
     fn name(&self) -> String;
     /// Multiprocessors: how many blocks run side by side for certain.
@@ -148,37 +148,33 @@ pub trait Machine: Send + Sync + fmt::Debug {
 /// Memory on a machine, given back when it is dropped.
 #[derive(Debug)]
 pub struct Buffer {
-    machine: Arc<dyn Machine>,
+    gpu: Arc<dyn GpuDevice>,
     address: u64,
     bytes: usize,
 }
 
 impl Buffer {
     /// `bytes` bytes with anything in them; none at all is no error.
-    pub fn new(machine: &Arc<dyn Machine>, bytes: usize) -> Result<Self> {
-        let address = if bytes == 0 {
-            0
-        } else {
-            machine.allocate(bytes)?
-        };
+    pub fn new(gpu: &Arc<dyn GpuDevice>, bytes: usize) -> Result<Self> {
+        let address = if bytes == 0 { 0 } else { gpu.allocate(bytes)? };
         Ok(Self {
-            machine: machine.clone(),
+            gpu: gpu.clone(),
             address,
             bytes,
         })
     }
 
-    pub fn zeros(machine: &Arc<dyn Machine>, bytes: usize) -> Result<Self> {
-        let buffer = Self::new(machine, bytes)?;
+    pub fn zeros(gpu: &Arc<dyn GpuDevice>, bytes: usize) -> Result<Self> {
+        let buffer = Self::new(gpu, bytes)?;
         if bytes > 0 {
-            machine.clear(buffer.address, bytes)?;
+            gpu.clear(buffer.address, bytes)?;
         }
         Ok(buffer)
     }
 
     /// A copy of host data.
-    pub fn from<T: Plain>(machine: &Arc<dyn Machine>, data: &[T]) -> Result<Self> {
-        let buffer = Self::new(machine, size_of_val(data))?;
+    pub fn from<T: Plain>(gpu: &Arc<dyn GpuDevice>, data: &[T]) -> Result<Self> {
+        let buffer = Self::new(gpu, size_of_val(data))?;
         buffer.write(0, data)?;
         Ok(buffer)
     }
@@ -198,7 +194,7 @@ impl Buffer {
         if bytes.is_empty() {
             return Ok(());
         }
-        self.machine.upload(self.address + at as u64, bytes)
+        self.gpu.upload(self.address + at as u64, bytes)
     }
 
     /// `count` elements from `at` bytes on, waiting for what was asked for before.
@@ -206,7 +202,7 @@ impl Buffer {
         let mut data = vec![T::default(); count];
         self.check(at, size_of_val(&data[..]))?;
         if count > 0 {
-            self.machine
+            self.gpu
                 .download(self.address + at as u64, bytes_of_mut(&mut data))?;
         }
         Ok(data)
@@ -226,7 +222,7 @@ impl Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         if self.bytes > 0 {
-            self.machine.free(self.address, self.bytes);
+            self.gpu.free(self.address, self.bytes);
         }
     }
 }

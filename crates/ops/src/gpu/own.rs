@@ -6,7 +6,7 @@
 
 use super::launch::{THREADS, launch, launch_of};
 use super::products::TIERS;
-use super::{Buffer, Dtype, Machine, Result, plain};
+use super::{Buffer, Dtype, GpuDevice, Result, plain};
 use crate::coded::{Kept, LowRank};
 use crate::transform::{Rotation, hadamard_block};
 use half::bf16;
@@ -91,7 +91,7 @@ fn rotated(numbers: impl Iterator<Item = f32>, rotation: &Rotation, width: usize
 impl GpuOwn {
     /// `kept`, which was found to fit a matrix [out, in], under `rotation` and times `scale`.
     pub fn new(
-        machine: &Arc<dyn Machine>,
+        gpu: &Arc<dyn GpuDevice>,
         kept: &Kept,
         [out, input]: [usize; 2],
         rotation: &Rotation,
@@ -106,7 +106,7 @@ impl GpuOwn {
             },
             held: Vec::new(),
         };
-        made.facts.signs = made.hold(Buffer::from(machine, rotation.signs.words()))?;
+        made.facts.signs = made.hold(Buffer::from(gpu, rotation.signs.words()))?;
         let low_rank = match kept {
             Kept::Coded {
                 code,
@@ -114,11 +114,9 @@ impl GpuOwn {
                 low_rank,
             } => {
                 let (rate, bytes) = (code.rate(), code.rate().row_bytes(input));
-                made.facts.weights =
-                    made.hold(Buffer::from(machine, &stream(code.stream(), bytes)))?;
-                made.facts.gains = made.hold(Buffer::from(machine, gains))?;
-                made.facts.tables =
-                    made.hold(Buffer::from(machine, rate.tables().as_flattened()))?;
+                made.facts.weights = made.hold(Buffer::from(gpu, &stream(code.stream(), bytes)))?;
+                made.facts.gains = made.hold(Buffer::from(gpu, gains))?;
+                made.facts.tables = made.hold(Buffer::from(gpu, rate.tables().as_flattened()))?;
                 made.facts.kind = rate.step_weights() as u32;
                 made.facts.bits = rate.step_bits() as u32;
                 made.facts.stride = bytes.div_ceil(4) as u32;
@@ -128,8 +126,8 @@ impl GpuOwn {
             Kept::Whole(numbers) => {
                 let numbers = numbers.iter().map(|number| number.to_f32());
                 let numbers = rotated(numbers, rotation, input);
-                made.facts.weights = made.hold(Buffer::from(machine, &words(&numbers, input)))?;
-                made.facts.gains = made.hold(Buffer::from(machine, &vec![bf16::ONE; out]))?;
+                made.facts.weights = made.hold(Buffer::from(gpu, &words(&numbers, input)))?;
+                made.facts.gains = made.hold(Buffer::from(gpu, &vec![bf16::ONE; out]))?;
                 made.facts.kind = AS_THEY_ARE;
                 made.facts.stride = input.div_ceil(2) as u32;
                 None
@@ -143,17 +141,17 @@ impl GpuOwn {
         match low_rank {
             LowRank::Nibbles(nibbles) => {
                 made.facts.nibbles = 1;
-                made.facts.a = made.hold(Buffer::from(machine, &nibbles.a))?;
-                made.facts.b = made.hold(Buffer::from(machine, &nibbles.b))?;
-                made.facts.scales = made.hold(Buffer::from(machine, &nibbles.scales))?;
+                made.facts.a = made.hold(Buffer::from(gpu, &nibbles.a))?;
+                made.facts.b = made.hold(Buffer::from(gpu, &nibbles.b))?;
+                made.facts.scales = made.hold(Buffer::from(gpu, &nibbles.scales))?;
             }
             LowRank::Exact { a, b, .. } => {
                 let a = rotated(a.iter().copied(), rotation, input);
                 let by_rank = (0..rank * out).map(|at| b[at % out * rank + at / out]);
                 let b: Vec<bf16> = by_rank.map(bf16::from_f32).collect();
-                made.facts.a = made.hold(Buffer::from(machine, &a))?;
-                made.facts.b = made.hold(Buffer::from(machine, &b))?;
-                made.facts.scales = made.hold(Buffer::from(machine, &vec![1f32; rank]))?;
+                made.facts.a = made.hold(Buffer::from(gpu, &a))?;
+                made.facts.b = made.hold(Buffer::from(gpu, &b))?;
+                made.facts.scales = made.hold(Buffer::from(gpu, &vec![1f32; rank]))?;
             }
         }
         Ok(made)
@@ -222,7 +220,7 @@ impl OwnProduct {
         parts * ranks * size_of::<f32>()
     }
 
-    pub fn launch(&self, machine: &dyn Machine, dtype: Dtype) -> Result<()> {
+    pub fn launch(&self, gpu: &dyn GpuDevice, dtype: Dtype) -> Result<()> {
         debug_assert!(TIERS.contains(&self.tier));
         let (input, (size, span, across)) = (self.input as u32, spans(self.input));
         let (pitch, parts) = (
@@ -239,7 +237,7 @@ impl OwnProduct {
             size,
             span,
         }
-        .launch(machine, dtype, [across, parts, 1])?;
+        .launch(gpu, dtype, [across, parts, 1])?;
         let ranks = self.ranks as u32;
         let thin = ThinOwn {
             rotated: self.rotated,
@@ -252,7 +250,7 @@ impl OwnProduct {
             unused: 0,
         };
         launch_of(
-            machine,
+            gpu,
             ("thin_own", dtype),
             [ranks.div_ceil(4), parts, 1],
             (128, 0),
@@ -274,7 +272,7 @@ impl OwnProduct {
         };
         let name = format!("product_own_{}", self.tier);
         let grid = [product.out.div_ceil(16), self.group_count as u32, 1];
-        launch_of(machine, (&name, dtype), grid, (128, 0), &product)
+        launch_of(gpu, (&name, dtype), grid, (128, 0), &product)
     }
 }
 
@@ -292,8 +290,8 @@ struct RotateOwn {
 }
 
 impl RotateOwn {
-    fn launch(&self, machine: &dyn Machine, dtype: Dtype, grid: [u32; 3]) -> Result<()> {
-        launch_of(machine, ("rotate_own", dtype), grid, (THREADS, 0), self)
+    fn launch(&self, gpu: &dyn GpuDevice, dtype: Dtype, grid: [u32; 3]) -> Result<()> {
+        launch_of(gpu, ("rotate_own", dtype), grid, (THREADS, 0), self)
     }
 }
 
@@ -346,7 +344,7 @@ pub struct EmbedOwn {
 }
 
 impl EmbedOwn {
-    pub fn launch(&self, machine: &dyn Machine, parts: usize) -> Result<()> {
+    pub fn launch(&self, gpu: &dyn GpuDevice, parts: usize) -> Result<()> {
         let (size, span, across) = spans(self.width as usize);
         let args = EmbedOwn {
             size,
@@ -354,7 +352,7 @@ impl EmbedOwn {
             ..*self
         };
         let grid = [across, parts as u32, 1];
-        launch(machine, "embed_own", grid, (THREADS, 0), &args)
+        launch(gpu, "embed_own", grid, (THREADS, 0), &args)
     }
 }
 
@@ -378,7 +376,7 @@ pub struct RetrieveOwn {
 }
 
 impl RetrieveOwn {
-    pub fn launch(&self, machine: &dyn Machine, dtype: Dtype) -> Result<()> {
+    pub fn launch(&self, gpu: &dyn GpuDevice, dtype: Dtype) -> Result<()> {
         let (size, span, across) = spans(self.input as usize);
         let args = RetrieveOwn {
             size,
@@ -386,7 +384,7 @@ impl RetrieveOwn {
             ..*self
         };
         let grid = [self.out, across, 1];
-        launch_of(machine, ("retrieve_own", dtype), grid, (THREADS, 0), &args)
+        launch_of(gpu, ("retrieve_own", dtype), grid, (THREADS, 0), &args)
     }
 }
 

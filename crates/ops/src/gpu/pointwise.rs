@@ -1,7 +1,7 @@
 //! What lies between a layer's products (`kernels/pointwise.cu`).
 
 use super::launch::{THREADS, launch};
-use super::{Dtype, Machine, Plain, Result, plain};
+use super::{Dtype, GpuDevice, Plain, Result, plain};
 
 /// Widest row of a norm.
 pub const MAX_WIDTH: usize = 8192;
@@ -10,7 +10,7 @@ pub const NONE: u32 = u32::MAX;
 
 /// Launches a kernel that has a block to a row: there is one for rows of up to 1, 4 and 8 times 1024.
 fn launch_rows<A: Plain>(
-    machine: &dyn Machine,
+    gpu: &dyn GpuDevice,
     kernel: &str,
     rows: usize,
     width: u32,
@@ -22,7 +22,7 @@ fn launch_rows<A: Plain>(
         _ => 8,
     };
     launch(
-        machine,
+        gpu,
         &format!("{kernel}_{wide}"),
         [rows as u32, 1, 1],
         (THREADS, 0),
@@ -72,9 +72,9 @@ pub struct NormModulate {
 }
 
 impl NormModulate {
-    pub fn launch(&self, machine: &dyn Machine, dtype: Dtype, rows: usize) -> Result<()> {
+    pub fn launch(&self, gpu: &dyn GpuDevice, dtype: Dtype, rows: usize) -> Result<()> {
         launch_rows(
-            machine,
+            gpu,
             &format!("norm_modulate_{}", dtype.suffix()),
             rows,
             self.width,
@@ -104,9 +104,9 @@ pub struct GateResidual {
 }
 
 impl GateResidual {
-    pub fn launch(&self, machine: &dyn Machine, dtype: Dtype, y: Dtype, rows: usize) -> Result<()> {
+    pub fn launch(&self, gpu: &dyn GpuDevice, dtype: Dtype, y: Dtype, rows: usize) -> Result<()> {
         launch_rows(
-            machine,
+            gpu,
             &of_product("gate_residual", dtype, y),
             rows,
             self.width,
@@ -129,10 +129,10 @@ pub struct BiasGelu {
 }
 
 impl BiasGelu {
-    pub fn launch(&self, machine: &dyn Machine, dtype: Dtype, y: Dtype, rows: usize) -> Result<()> {
+    pub fn launch(&self, gpu: &dyn GpuDevice, dtype: Dtype, y: Dtype, rows: usize) -> Result<()> {
         let grid = [self.width.div_ceil(1024), rows as u32, 1];
         launch(
-            machine,
+            gpu,
             &of_product("bias_gelu", dtype, y),
             grid,
             (THREADS, 0),
@@ -158,16 +158,16 @@ pub struct Angles {
 }
 
 impl Angles {
-    pub fn launch(&self, machine: &dyn Machine) -> Result<()> {
+    pub fn launch(&self, gpu: &dyn GpuDevice) -> Result<()> {
         let grid = [(self.rows * self.half).div_ceil(THREADS), 1, 1];
-        launch(machine, "angles", grid, (THREADS, 0), self)
+        launch(gpu, "angles", grid, (THREADS, 0), self)
     }
 }
 
 /// Rotates queries and keys, and writes keys and values where attention looks for them.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Rotary {
+pub struct RotaryLaunch {
     /// [rows, 3, heads, head_dim], f32 or bf16.
     pub qkv: u64,
     /// [rows, head_dim / 2] f32.
@@ -193,18 +193,19 @@ pub struct Rotary {
     pub current_pitch: u32,
 }
 
-impl Rotary {
-    pub fn launch(&self, machine: &dyn Machine, dtype: Dtype, y: Dtype, rows: usize) -> Result<()> {
+impl RotaryLaunch {
+    pub fn launch(&self, gpu: &dyn GpuDevice, dtype: Dtype, y: Dtype, rows: usize) -> Result<()> {
         let pairs = self.heads * self.head_dim / 2;
         let grid = [rows as u32, pairs.div_ceil(512), 1];
-        launch(
-            machine,
-            &of_product("rotary", dtype, y),
-            grid,
-            (128, 0),
-            self,
-        )
+        launch(gpu, &of_product("rotary", dtype, y), grid, (128, 0), self)
     }
 }
 
-plain!(Tables, NormModulate, GateResidual, BiasGelu, Angles, Rotary);
+plain!(
+    Tables,
+    NormModulate,
+    GateResidual,
+    BiasGelu,
+    Angles,
+    RotaryLaunch
+);

@@ -1,8 +1,8 @@
 //! A layer's products of few rows, with what comes after them in the same launch (`kernels/product.cu`).
 
 use super::launch::launch;
-use super::pointwise::{Rotary, Tables};
-use super::{Machine, Result, plain};
+use super::pointwise::{RotaryLaunch, Tables};
+use super::{GpuDevice, Result, plain};
 
 /// Sizes of batches that there are kernels for.
 const TIERS: [usize; 3] = [16, 32, 64];
@@ -19,8 +19,8 @@ pub enum After {
     Gelu,
     /// y += gate * (W x + bias), [rows, out] f32.
     Residual,
-    /// W x are queries, keys and values: they go where [`Rotary`] puts them.
-    Rotated,
+    /// W x are queries, keys and values: they go where [`RotaryLaunch`] puts them.
+    Rope,
 }
 
 /// W x and what comes after it, with W and x in bf16.
@@ -46,7 +46,7 @@ pub struct Product {
     /// `NONE` for none.
     pub bias: u32,
     /// Its `qkv` is not read.
-    pub rotary: Rotary,
+    pub rotary: RotaryLaunch,
 }
 
 impl After {
@@ -55,7 +55,7 @@ impl After {
     pub fn takes(self, rows: usize, out: usize, input: usize) -> bool {
         let (most_rows, most) = match self {
             After::Keep => (TIERS[1], NARROW),
-            After::Gelu | After::Rotated => (TIERS[2], NARROW),
+            After::Gelu | After::Rope => (TIERS[2], NARROW),
             After::Residual => (TIERS[2], WIDE),
         };
         rows <= most_rows && input <= most && out.is_multiple_of(8) && input.is_multiple_of(8)
@@ -64,7 +64,7 @@ impl After {
 
 impl Product {
     /// For sizes that `after` takes.
-    pub fn launch(&self, machine: &dyn Machine, after: After) -> Result<()> {
+    pub fn launch(&self, gpu: &dyn GpuDevice, after: After) -> Result<()> {
         let tier = TIERS.into_iter().find(|&tier| tier >= self.rows as usize);
         let tier = tier.unwrap_or(TIERS[2]);
         let (name, warps, tiles) = match after {
@@ -72,19 +72,13 @@ impl Product {
             After::Gelu => ("gelu", 8, 6),
             After::Residual if self.input as usize > NARROW => ("residual_wide", 16, 2),
             After::Residual => ("residual", 8, 2),
-            After::Rotated => ("rotated", 8, 4),
+            After::Rope => ("rotated", 8, 4),
         };
         let outs = 8 * tiles;
         let sums = 4 * warps * tier * if tiles % 2 == 0 { outs + 8 } else { outs };
         let grid = [self.out.div_ceil(outs as u32), 1, 1];
         let shape = (32 * warps as u32, sums as u32);
-        launch(
-            machine,
-            &format!("product_{name}_{tier}"),
-            grid,
-            shape,
-            self,
-        )
+        launch(gpu, &format!("product_{name}_{tier}"), grid, shape, self)
     }
 }
 

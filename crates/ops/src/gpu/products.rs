@@ -1,8 +1,8 @@
-//! The second product of a superposed layer (`kernels/bank_gemm.cu`, `kernels/rotate.cu`) and the embedding's rows.
+//! The second product of a superposed layer (`kernels/bank_gemm.cu`, `kernels/signs.cu`) and the embedding's rows.
 
 use super::launch::{THREADS, launch, launch_of};
 use super::tiles::Tile;
-use super::{Dtype, Machine, Result, plain};
+use super::{Dtype, GpuDevice, Result, plain};
 
 /// What one variant has in one row of a batch.
 #[repr(C)]
@@ -142,7 +142,7 @@ impl BankGemm {
     /// `dtype` is x's; `images` is the address of [`Split::image_bytes`] bytes.
     pub fn launch(
         &self,
-        machine: &dyn Machine,
+        gpu: &dyn GpuDevice,
         dtype: Dtype,
         split: Split,
         images: u64,
@@ -155,7 +155,7 @@ impl BankGemm {
             };
         } else {
             args.x = images;
-            RotateRows {
+            SignRows {
                 x: self.x,
                 out: images,
                 parts: self.parts,
@@ -164,18 +164,18 @@ impl BankGemm {
                 input: self.input,
                 rows: split.rows as u32,
             }
-            .launch(machine, dtype, split.groups)?;
+            .launch(gpu, dtype, split.groups)?;
         }
         let name = format!("bank_gemm_{}", split.rows);
         let shape = ((128 * split.outs + 32) as u32, split.shared() as u32);
-        launch(machine, &name, [split.blocks as u32, 1, 1], shape, &args)
+        launch(gpu, &name, [split.blocks as u32, 1, 1], shape, &args)
     }
 }
 
 /// Rows of groups of parts, with their variants' signs, as images (`kernels/images.cuh`).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
-struct RotateRows {
+struct SignRows {
     x: u64,
     out: u64,
     parts: u64,
@@ -186,17 +186,17 @@ struct RotateRows {
     rows: u32,
 }
 
-impl RotateRows {
-    fn launch(&self, machine: &dyn Machine, dtype: Dtype, groups: usize) -> Result<()> {
+impl SignRows {
+    fn launch(&self, gpu: &dyn GpuDevice, dtype: Dtype, groups: usize) -> Result<()> {
         let grid = [self.input.div_ceil(4 * 512), groups as u32 * self.rows, 1];
-        launch_of(machine, ("rotate_rows", dtype), grid, (128, 0), self)
+        launch_of(gpu, ("sign_rows", dtype), grid, (128, 0), self)
     }
 }
 
 /// Rows of x, with the signs of the parts' variants.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
-pub struct RotateIn {
+pub struct SignIn {
     /// [rows, input].
     pub x: u64,
     /// [parts, input].
@@ -207,17 +207,17 @@ pub struct RotateIn {
     pub unused: u32,
 }
 
-impl RotateIn {
-    pub fn launch(&self, machine: &dyn Machine, dtype: Dtype, parts: usize) -> Result<()> {
+impl SignIn {
+    pub fn launch(&self, gpu: &dyn GpuDevice, dtype: Dtype, parts: usize) -> Result<()> {
         let grid = [self.input.div_ceil(4 * 512), parts as u32, 1];
-        launch_of(machine, ("rotate_in", dtype), grid, (128, 0), self)
+        launch_of(gpu, ("sign_in", dtype), grid, (128, 0), self)
     }
 }
 
 /// y += weight · c a l ⊙ products, by part.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
-pub struct RotateOut {
+pub struct SignOut {
     /// [parts, out] f32.
     pub products: u64,
     /// [rows, pitch] f32.
@@ -229,10 +229,10 @@ pub struct RotateOut {
     pub pitch: u32,
 }
 
-impl RotateOut {
-    pub fn launch(&self, machine: &dyn Machine, parts: usize) -> Result<()> {
+impl SignOut {
+    pub fn launch(&self, gpu: &dyn GpuDevice, parts: usize) -> Result<()> {
         let grid = [self.out.div_ceil(THREADS), parts as u32, 1];
-        launch(machine, "rotate_out", grid, (THREADS, 0), self)
+        launch(gpu, "sign_out", grid, (THREADS, 0), self)
     }
 }
 
@@ -263,15 +263,9 @@ pub struct GatherEmbedding {
 }
 
 impl GatherEmbedding {
-    pub fn launch(&self, machine: &dyn Machine, dtype: Dtype, rows: usize) -> Result<()> {
+    pub fn launch(&self, gpu: &dyn GpuDevice, dtype: Dtype, rows: usize) -> Result<()> {
         let grid = [self.width.div_ceil(512), rows as u32, 1];
-        launch_of(
-            machine,
-            ("gather_embedding", dtype),
-            grid,
-            (THREADS, 0),
-            self,
-        )
+        launch_of(gpu, ("gather_embedding", dtype), grid, (THREADS, 0), self)
     }
 }
 
@@ -279,8 +273,8 @@ plain!(
     PartFacts,
     Group,
     BankGemm,
-    RotateRows,
-    RotateIn,
-    RotateOut,
+    SignRows,
+    SignIn,
+    SignOut,
     GatherEmbedding
 );

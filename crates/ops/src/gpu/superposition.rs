@@ -1,7 +1,7 @@
 //! Whole matrices of variants (`kernels/retrieve.cu`), and noise to time kernels with.
 
 use super::launch::{THREADS, launch, launch_of};
-use super::{Dtype, Machine, Result, plain};
+use super::{Dtype, GpuDevice, Result, plain};
 
 /// W_k = W_0 + weight · c a l ⊙ S ⊙ r, for several variants at once.
 #[repr(C)]
@@ -33,14 +33,14 @@ pub const MOST_TARGETS: u32 = 8;
 
 impl Retrieve {
     /// `tiles`: whether the bank is in tiles; `dtype`: what all else is made of.
-    pub fn launch(&self, machine: &dyn Machine, dtype: Dtype, tiles: bool) -> Result<()> {
+    pub fn launch(&self, gpu: &dyn GpuDevice, dtype: Dtype, tiles: bool) -> Result<()> {
         debug_assert!(self.count <= MOST_TARGETS);
         let (kernel, outputs) = match tiles {
             true => ("retrieve_tiles", 128),
             false => ("retrieve_dense", 64),
         };
         let grid = [self.input.div_ceil(512), self.out.div_ceil(outputs), 1];
-        launch_of(machine, (kernel, dtype), grid, (THREADS, 0), self)
+        launch_of(gpu, (kernel, dtype), grid, (THREADS, 0), self)
     }
 }
 
@@ -57,14 +57,14 @@ pub struct Noise {
 }
 
 impl Noise {
-    pub fn launch(&self, machine: &dyn Machine, dtype: Dtype) -> Result<()> {
+    pub fn launch(&self, gpu: &dyn GpuDevice, dtype: Dtype) -> Result<()> {
         let grid = [self.count.div_ceil(4096) as u32, 1, 1];
-        launch_of(machine, ("noise", dtype), grid, (THREADS, 0), self)
+        launch_of(gpu, ("noise", dtype), grid, (THREADS, 0), self)
     }
 
-    pub fn launch_tiles(&self, machine: &dyn Machine) -> Result<()> {
+    pub fn launch_tiles(&self, gpu: &dyn GpuDevice) -> Result<()> {
         launch(
-            machine,
+            gpu,
             "noise_tiles",
             [self.count as u32, 1, 1],
             (128, 0),

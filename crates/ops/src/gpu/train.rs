@@ -2,7 +2,7 @@
 
 use super::launch::{THREADS, launch};
 use super::pointwise::Tables;
-use super::{Machine, Result, plain};
+use super::{GpuDevice, Result, plain};
 
 /// [rows, columns] the other way round.
 #[repr(C)]
@@ -16,9 +16,9 @@ pub struct Transpose {
 }
 
 impl Transpose {
-    pub fn launch(&self, machine: &dyn Machine) -> Result<()> {
+    pub fn launch(&self, gpu: &dyn GpuDevice) -> Result<()> {
         let grid = [self.columns.div_ceil(32), self.rows.div_ceil(32), 1];
-        launch(machine, "transpose", grid, (THREADS, 0), self)
+        launch(gpu, "transpose", grid, (THREADS, 0), self)
     }
 }
 
@@ -36,14 +36,8 @@ pub struct PickRows {
 }
 
 impl PickRows {
-    pub fn launch(&self, machine: &dyn Machine, picked: usize) -> Result<()> {
-        launch(
-            machine,
-            "pick_rows",
-            [picked as u32, 1, 1],
-            (THREADS, 0),
-            self,
-        )
+    pub fn launch(&self, gpu: &dyn GpuDevice, picked: usize) -> Result<()> {
+        launch(gpu, "pick_rows", [picked as u32, 1, 1], (THREADS, 0), self)
     }
 }
 
@@ -65,9 +59,9 @@ pub struct NormBackward {
 }
 
 impl NormBackward {
-    pub fn launch(&self, machine: &dyn Machine, rows: usize) -> Result<()> {
+    pub fn launch(&self, gpu: &dyn GpuDevice, rows: usize) -> Result<()> {
         launch(
-            machine,
+            gpu,
             "norm_backward",
             [rows as u32, 1, 1],
             (THREADS, 0),
@@ -95,9 +89,9 @@ pub struct GateBackward {
 }
 
 impl GateBackward {
-    pub fn launch(&self, machine: &dyn Machine, rows: usize) -> Result<()> {
+    pub fn launch(&self, gpu: &dyn GpuDevice, rows: usize) -> Result<()> {
         launch(
-            machine,
+            gpu,
             "gate_backward",
             [rows as u32, 1, 1],
             (THREADS, 0),
@@ -120,9 +114,9 @@ pub struct GeluBackward {
 }
 
 impl GeluBackward {
-    pub fn launch(&self, machine: &dyn Machine, rows: usize) -> Result<()> {
+    pub fn launch(&self, gpu: &dyn GpuDevice, rows: usize) -> Result<()> {
         launch(
-            machine,
+            gpu,
             "gelu_backward",
             [rows as u32, 1, 1],
             (THREADS, 0),
@@ -148,9 +142,9 @@ pub struct SumRows {
 }
 
 impl SumRows {
-    pub fn launch(&self, machine: &dyn Machine, groups: usize) -> Result<()> {
+    pub fn launch(&self, gpu: &dyn GpuDevice, groups: usize) -> Result<()> {
         let grid = [self.width.div_ceil(256), groups as u32, 1];
-        launch(machine, "sum_rows", grid, (THREADS, 0), self)
+        launch(gpu, "sum_rows", grid, (THREADS, 0), self)
     }
 }
 
@@ -175,14 +169,8 @@ pub struct TurnHeads {
 }
 
 impl TurnHeads {
-    pub fn launch(&self, machine: &dyn Machine, rows: usize) -> Result<()> {
-        launch(
-            machine,
-            "turn_heads",
-            [rows as u32, 1, 1],
-            (THREADS, 0),
-            self,
-        )
+    pub fn launch(&self, gpu: &dyn GpuDevice, rows: usize) -> Result<()> {
+        launch(gpu, "turn_heads", [rows as u32, 1, 1], (THREADS, 0), self)
     }
 }
 
@@ -222,7 +210,7 @@ pub struct Heads {
 impl Heads {
     fn launch<A: super::Plain>(
         self,
-        machine: &dyn Machine,
+        gpu: &dyn GpuDevice,
         kernel: &str,
         chunks: usize,
         (staged, own): (u32, u32),
@@ -232,7 +220,7 @@ impl Heads {
         let dim = self.head_dim as u32;
         let shared =
             size_of::<f32>() as u32 * (staged * TILE * (dim + 1) + own * CHUNK as u32 * dim);
-        launch(machine, kernel, grid, (32 * CHUNK as u32, shared), args)
+        launch(gpu, kernel, grid, (32 * CHUNK as u32, shared), args)
     }
 }
 
@@ -256,8 +244,8 @@ pub struct TrainAttend {
 }
 
 impl TrainAttend {
-    pub fn launch(&self, machine: &dyn Machine, of: Heads, chunks: usize) -> Result<()> {
-        of.launch(machine, "train_attend", chunks, (2, 1), self)
+    pub fn launch(&self, gpu: &dyn GpuDevice, of: Heads, chunks: usize) -> Result<()> {
+        of.launch(gpu, "train_attend", chunks, (2, 1), self)
     }
 }
 
@@ -289,13 +277,13 @@ pub struct TrainAttendBackward {
 impl TrainAttendBackward {
     pub fn launch(
         &self,
-        machine: &dyn Machine,
+        gpu: &dyn GpuDevice,
         of: Heads,
         chunks: usize,
         key_chunks: usize,
     ) -> Result<()> {
-        of.launch(machine, "train_attend_queries", chunks, (2, 2), self)?;
-        of.launch(machine, "train_attend_keys", key_chunks, (2, 2), self)
+        of.launch(gpu, "train_attend_queries", chunks, (2, 2), self)?;
+        of.launch(gpu, "train_attend_keys", key_chunks, (2, 2), self)
     }
 }
 

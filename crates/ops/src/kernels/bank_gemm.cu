@@ -1,7 +1,7 @@
 // y += c_k (a_k l_k) ⊙ (S_b (r_k ⊙ x)) for the rows of many variants and several banks in one launch: the second product of a
 // superposed layer. It passes over a bank once: tiles and images of the rows are copied to shared memory several super-blocks
 // ahead, tiles from before the kernel before has ended, and 4-bit weights are widened on the way from there to the tensor
-// cores. Where a block has no more than fits, it makes the images itself; else rotate.cu has made them. Gains and signs of the output side, scale and mix weight are folded in where y is added to.
+// cores. Where a block has no more than fits, it makes the images itself; else signs.cu has made them. Gains and signs of the output side, scale and mix weight are folded in where y is added to.
 //
 // The work is a row of units, by group, strip of outputs and super-block of 256 inputs, of which every block has an equal share.
 // What lies within one strip of the outputs is added up in registers; a strip that several blocks have shares of is added up by

@@ -2,7 +2,7 @@
 
 use super::levels::{LANES, Levels};
 use super::panels::Line;
-use super::rows::{BLOCK, BLOCKS, Rows};
+use super::rows::{BLOCK, BLOCKS, QuantisedRows};
 use crate::isa::Isa;
 
 #[cfg(target_arch = "x86_64")]
@@ -44,7 +44,7 @@ impl<L: Levels> Panel<'_, L> {
 pub fn run<L: Levels>(
     isa: Isa,
     panel: Panel<L>,
-    x: &Rows,
+    x: &QuantisedRows,
     start: usize,
     sums: &mut [[f32; LANES]],
 ) {
@@ -60,7 +60,12 @@ pub fn run<L: Levels>(
     }
 }
 
-fn portable<L: Levels>(panel: Panel<L>, x: &Rows, start: usize, sums: &mut [[f32; LANES]]) {
+fn portable<L: Levels>(
+    panel: Panel<L>,
+    x: &QuantisedRows,
+    start: usize,
+    sums: &mut [[f32; LANES]],
+) {
     for (row, sums) in (start..).zip(sums) {
         for (at, (first, blocks)) in panel.supers().enumerate() {
             let part = x.part(row, at);

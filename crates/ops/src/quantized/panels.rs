@@ -10,7 +10,7 @@
 
 use super::kernel::{self, Panel};
 use super::levels::{LANES, Levels};
-use super::rows::{BLOCK, Rows};
+use super::rows::{BLOCK, QuantisedRows};
 use crate::isa::Isa;
 use candle_core::quantized::k_quants::GgmlType;
 use rayon::prelude::*;
@@ -118,7 +118,7 @@ impl<L: Levels> Panels<L> {
 
     /// Hands `take` every (row, first output, products): up to sixteen elements of x W^T at a time, each once, from
     /// several threads. No two calls have the same outputs, so tasks may write to columns of their own.
-    pub fn products(&self, x: &Rows, take: impl Fn(usize, usize, &[f32]) + Sync) {
+    pub fn products(&self, x: &QuantisedRows, take: impl Fn(usize, usize, &[f32]) + Sync) {
         (0..self.out.div_ceil(LANES))
             .into_par_iter()
             .for_each(|index| {
@@ -130,7 +130,7 @@ impl<L: Levels> Panels<L> {
     pub fn product(
         &self,
         index: usize,
-        x: &Rows,
+        x: &QuantisedRows,
         rows: Range<usize>,
         mut take: impl FnMut(usize, usize, &[f32]),
     ) {

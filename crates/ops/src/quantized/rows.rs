@@ -12,7 +12,7 @@ pub const BLOCKS: usize = SUPER / BLOCK;
 /// A super-block of one row; past the row's end it is zeros.
 #[derive(Clone)]
 #[repr(C, align(64))]
-pub struct Part {
+pub struct SuperBlock {
     /// By block, four inputs to a word.
     pub quants: [[[i8; 4]; BLOCK / 4]; BLOCKS],
     /// Sums of quants over the two halves of every block.
@@ -21,17 +21,17 @@ pub struct Part {
 }
 
 /// Rows of x in 8 bits: [rows, ceil(input / 256)].
-pub struct Rows {
+pub struct QuantisedRows {
     pub input: usize,
     across: usize,
-    parts: Vec<Part>,
+    parts: Vec<SuperBlock>,
 }
 
-impl Rows {
+impl QuantisedRows {
     /// Rounds `rows` rows of `input` elements, each made by `fill` in a buffer of its own.
     pub fn quantise(rows: usize, input: usize, fill: impl Fn(usize, &mut [f32]) + Sync) -> Self {
         let across = input.div_ceil(SUPER);
-        let zero = Part {
+        let zero = SuperBlock {
             quants: [[[0; 4]; BLOCK / 4]; BLOCKS],
             sums: [[0; 2]; BLOCKS],
             scale: 0.0,
@@ -50,7 +50,7 @@ impl Rows {
                 }
             },
         );
-        Rows {
+        QuantisedRows {
             input,
             across,
             parts,
@@ -62,12 +62,12 @@ impl Rows {
     }
 
     /// One super-block of one row.
-    pub fn part(&self, row: usize, at: usize) -> &Part {
+    pub fn part(&self, row: usize, at: usize) -> &SuperBlock {
         &self.parts[row * self.across + at]
     }
 }
 
-impl Part {
+impl SuperBlock {
     fn take(&mut self, values: &[f32]) {
         let quants = self.quants.as_flattened_mut().as_flattened_mut();
         self.scale = round(values, quants);

@@ -1,6 +1,6 @@
 //! Requests over the wire, and what became of each.
 
-use super::load::{Load, Plan};
+use super::load::{Load, PlannedRequest};
 use crate::cli::client::Connection;
 use crate::engine::BASE;
 use crate::pb;
@@ -152,7 +152,7 @@ impl Shared {
     }
 
     /// The next request, if another is to be made.
-    fn plan(&self) -> Option<Plan> {
+    fn plan(&self) -> Option<PlannedRequest> {
         let mut state = self.state();
         let more = state.asked < self.until.requests
             && self.start.elapsed() < self.until.time
@@ -207,7 +207,7 @@ impl Shared {
     }
 
     /// One request to its end; returns how long a refused client should wait.
-    async fn ask(&self, plan: Plan, due: Duration) -> Option<Duration> {
+    async fn ask(&self, plan: PlannedRequest, due: Duration) -> Option<Duration> {
         let mut request = Request::new(wire(&self.driver.names[plan.variant], &plan));
         if let Some(deadline) = self.driver.deadline {
             request.set_timeout(deadline);
@@ -252,7 +252,7 @@ impl Shared {
 }
 
 /// A plan as a request.
-pub fn wire(name: &str, plan: &Plan) -> pb::GenerateRequest {
+pub fn wire(name: &str, plan: &PlannedRequest) -> pb::GenerateRequest {
     pb::GenerateRequest {
         mix: match name {
             BASE => Vec::new(),

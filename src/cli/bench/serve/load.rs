@@ -82,7 +82,7 @@ impl FromStr for Span {
 
 /// How requests are made.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct LoadSettings {
     /// How many variants take part, at least 1.
     pub variants: usize,
     pub popularity: Popularity,
@@ -95,7 +95,7 @@ pub struct Settings {
 
 /// One request to make.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Plan {
+pub struct PlannedRequest {
     /// Index of its variant.
     pub variant: usize,
     pub prompt: String,
@@ -106,7 +106,7 @@ pub struct Plan {
 /// Makes one request after the other.
 #[derive(Debug)]
 pub struct Load {
-    settings: Settings,
+    settings: LoadSettings,
     /// Running sums of the variants' shares.
     until: Vec<f64>,
     stream: Stream,
@@ -119,7 +119,7 @@ const TEXT: &str = "It is a truth universally acknowledged, that a single man in
     some one or other of their daughters.";
 
 impl Load {
-    pub fn new(settings: Settings) -> Self {
+    pub fn new(settings: LoadSettings) -> Self {
         let share = |index: usize| {
             let share = match settings.popularity {
                 Popularity::Uniform => 1.0,
@@ -147,7 +147,7 @@ impl Load {
         }
     }
 
-    pub fn next(&mut self) -> Plan {
+    pub fn next(&mut self) -> PlannedRequest {
         let at = self.stream.uniform();
         let variant = self.until.partition_point(|&until| until <= at);
         let words: Vec<&str> = TEXT.split_whitespace().collect();
@@ -162,7 +162,7 @@ impl Load {
             .take(count as usize)
             .copied()
             .collect();
-        Plan {
+        PlannedRequest {
             variant: variant.min(self.until.len() - 1),
             prompt: prompt.join(" "),
             max_tokens: self.between(self.settings.max_tokens),
@@ -186,7 +186,7 @@ mod tests {
 
     fn load(variants: usize, popularity: Popularity) -> Load {
         let span = |least, most| Span { least, most };
-        Load::new(Settings {
+        Load::new(LoadSettings {
             variants,
             popularity,
             noisy: None,
@@ -251,8 +251,8 @@ mod tests {
     #[test]
     fn lengths_stay_in_their_spans_and_reach_both_ends() {
         let mut load = load(1, Popularity::Uniform);
-        let plans: Vec<Plan> = (0..500).map(|_| load.next()).collect();
-        let words = |plan: &Plan| plan.prompt.split_whitespace().count();
+        let plans: Vec<PlannedRequest> = (0..500).map(|_| load.next()).collect();
+        let words = |plan: &PlannedRequest| plan.prompt.split_whitespace().count();
         assert_eq!(plans.iter().map(words).min(), Some(2));
         assert_eq!(plans.iter().map(words).max(), Some(5));
         assert_eq!(plans.iter().map(|plan| plan.max_tokens).min(), Some(8));

@@ -20,7 +20,7 @@ use clap::Args;
 use drive::{Arrivals, Driver, Until};
 use figures::{Overload, Report};
 use indicatif::{ProgressBar, ProgressStyle};
-use load::{Load, Noisy, Popularity, Settings, Span};
+use load::{Load, LoadSettings, Noisy, Popularity, Span};
 use probe::Prober;
 use std::io::IsTerminal;
 use std::sync::Arc;
@@ -182,7 +182,7 @@ impl Own {
             Doors::only(listener),
             Arc::new(catalog),
             engine,
-            server::Settings::default(),
+            server::ServerSettings::default(),
             until,
         );
         Ok(Own {
@@ -212,7 +212,7 @@ async fn bench(args: &ServeBenchArgs, address: String) -> Result<Report> {
             ),
         },
     };
-    let settings = Settings {
+    let settings = LoadSettings {
         variants: names.len(),
         popularity: args.popularity,
         noisy,

@@ -2,7 +2,7 @@
 
 use super::drive::{follow, wire};
 use super::figures::{Probe, quantiles};
-use super::load::{Load, Settings};
+use super::load::{Load, LoadSettings};
 use crate::cli::client::Connection;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -22,8 +22,8 @@ pub struct Prober {
 
 impl Prober {
     /// `settings` say how long prompts and texts are.
-    pub fn new(channel: Connection, name: String, settings: Settings) -> Self {
-        let load = Load::new(Settings {
+    pub fn new(channel: Connection, name: String, settings: LoadSettings) -> Self {
+        let load = Load::new(LoadSettings {
             seed: !settings.seed,
             ..settings
         });

@@ -125,7 +125,7 @@ fn what_came_before_a_server_went_away_is_kept() {
                 least: tokens,
                 most: tokens,
             };
-            let load = Load::new(Settings {
+            let load = Load::new(LoadSettings {
                 variants: 1,
                 popularity: Popularity::Uniform,
                 noisy: None,

@@ -1,7 +1,7 @@
 //! What an evaluation launches, and the memory that it takes for that.
 
 use super::memory::Seen;
-use super::{FLOAT, Layer, Step};
+use super::{FLOAT, Layer, TrainStep};
 use crate::model::conditioning::Tables;
 use crate::model::gpu::slots::side_by_side;
 use crate::ops::gpu::pointwise::{self, GateResidual, NONE, NormModulate};
@@ -19,7 +19,7 @@ const GROUP: usize = 64;
 
 /// Rows of one number, and what adds them up by their modulation line; addresses on the device.
 #[derive(Clone, Copy, Debug)]
-pub struct Rows {
+pub struct TrainRows {
     pub count: usize,
     pub tables: pointwise::Tables,
     pub by_line: Groups,
@@ -59,7 +59,7 @@ fn packed(tables: &Tables) -> Result<(Vec<f32>, Vec<f32>)> {
     ))
 }
 
-impl<'a> Step<'a> {
+impl<'a> TrainStep<'a> {
     /// Memory for some floats.
     pub fn floats(&mut self, count: usize) -> Result<u64> {
         self.room.memory.take(count * FLOAT)
@@ -67,25 +67,25 @@ impl<'a> Step<'a> {
 
     pub fn zeros(&mut self, count: usize) -> Result<u64> {
         let at = self.floats(count)?;
-        self.machine.clear(at, count * FLOAT)?;
+        self.gpu.clear(at, count * FLOAT)?;
         Ok(at)
     }
 
     pub fn copied(&mut self, from: u64, count: usize) -> Result<u64> {
         let at = self.floats(count)?;
-        self.machine.copy(at, from, count * FLOAT)?;
+        self.gpu.copy(at, from, count * FLOAT)?;
         Ok(at)
     }
 
     pub fn put<T: Plain>(&mut self, data: &[T]) -> Result<u64> {
         let at = self.room.memory.take(size_of_val(data))?;
-        self.machine.upload(at, bytes_of(data))?;
+        self.gpu.upload(at, bytes_of(data))?;
         Ok(at)
     }
 
     pub fn get(&self, from: u64, shape: (usize, usize)) -> Result<Tensor> {
         let mut data = vec![0f32; shape.0 * shape.1];
-        self.machine.download(from, bytes_of_mut(&mut data))?;
+        self.gpu.download(from, bytes_of_mut(&mut data))?;
         slice::tensor(data, shape.0, shape.1)
     }
 
@@ -97,7 +97,7 @@ impl<'a> Step<'a> {
     }
 
     /// `count` rows, whose modulation lines are `index`, or all the first.
-    pub fn rows(&mut self, index: Option<Vec<u32>>, count: usize) -> Result<Rows> {
+    pub fn rows(&mut self, index: Option<Vec<u32>>, count: usize) -> Result<TrainRows> {
         let all = self.groups(0, &[count])?;
         let by_line = match &index {
             None => all,
@@ -116,7 +116,7 @@ impl<'a> Step<'a> {
             Some(index) => self.put(&index)?,
             None => mix,
         };
-        Ok(Rows {
+        Ok(TrainRows {
             count,
             by_line,
             all,
@@ -165,7 +165,7 @@ impl<'a> Step<'a> {
             width: width as u32,
             unused: 0,
         };
-        first.launch(&*self.machine, groups.count)?;
+        first.launch(&*self.gpu, groups.count)?;
         let second = SumRows {
             x: partial,
             out,
@@ -173,7 +173,7 @@ impl<'a> Step<'a> {
             starts: groups.of_lines,
             ..first
         };
-        second.launch(&*self.machine, groups.lines)?;
+        second.launch(&*self.gpu, groups.lines)?;
         Ok(out)
     }
 
@@ -186,19 +186,19 @@ impl<'a> Step<'a> {
 
     /// Those of a layer: queries, keys and values; attention's output; the wide and the narrow half of the MLP.
     pub fn layer_weights(&self, names: &[String; 4]) -> Result<[u64; 4]> {
-        let [qkv, out, expand, contract] = names;
+        let [qkv, out, up, down] = names;
         Ok([
             self.weight(qkv)?,
             self.weight(out)?,
-            self.weight(expand)?,
-            self.weight(contract)?,
+            self.weight(up)?,
+            self.weight(down)?,
         ])
     }
 
     /// x [rows, input] W [out, input]^T.
     pub fn product(&mut self, x: u64, w: u64, [rows, out, input]: [usize; 3]) -> Result<u64> {
         let y = self.floats(rows * out)?;
-        self.machine.gemm(Gemm {
+        self.gpu.gemm(Gemm {
             x,
             w,
             y,
@@ -221,7 +221,7 @@ impl<'a> Step<'a> {
             rows,
             columns,
         }
-        .launch(&*self.machine)?;
+        .launch(&*self.gpu)?;
         Ok(out)
     }
 
@@ -241,7 +241,7 @@ impl<'a> Step<'a> {
         Ok((dx, self.product(dy, x, [out, input, rows])?))
     }
 
-    pub fn norm(&mut self, x: u64, rows: &Rows, (gain, shift): (u32, u32)) -> Result<u64> {
+    pub fn norm(&mut self, x: u64, rows: &TrainRows, (gain, shift): (u32, u32)) -> Result<u64> {
         let hidden = self.config().hidden_dim;
         let out = self.floats(rows.count * hidden)?;
         let norm = NormModulate {
@@ -254,7 +254,7 @@ impl<'a> Step<'a> {
             width: hidden as u32,
             unused: 0,
         };
-        norm.launch(&*self.machine, Dtype::F32, rows.count)?;
+        norm.launch(&*self.gpu, Dtype::F32, rows.count)?;
         Ok(out)
     }
 
@@ -262,7 +262,7 @@ impl<'a> Step<'a> {
     pub fn norm_backward(
         &mut self,
         (x, dy, dx): (u64, u64, u64),
-        rows: &Rows,
+        rows: &TrainRows,
         gain: u32,
     ) -> Result<(u64, u64)> {
         let hidden = self.config().hidden_dim;
@@ -276,7 +276,7 @@ impl<'a> Step<'a> {
             gain,
             width: hidden as u32,
         };
-        norm.launch(&*self.machine, rows.count)?;
+        norm.launch(&*self.gpu, rows.count)?;
         let dgain = self.sums(along, hidden, rows.by_line)?;
         Ok((dgain, self.sums(dy, hidden, rows.by_line)?))
     }
@@ -285,7 +285,7 @@ impl<'a> Step<'a> {
     pub fn gate(
         &mut self,
         (x, y): (u64, u64),
-        rows: &Rows,
+        rows: &TrainRows,
         (gate, bias): (u32, u32),
         next: Option<(u32, u32)>,
     ) -> Result<(u64, u64)> {
@@ -308,7 +308,7 @@ impl<'a> Step<'a> {
             width: hidden as u32,
             unused: 0,
         };
-        residual.launch(&*self.machine, Dtype::F32, Dtype::F32, rows.count)?;
+        residual.launch(&*self.gpu, Dtype::F32, Dtype::F32, rows.count)?;
         Ok((x, out))
     }
 
@@ -316,7 +316,7 @@ impl<'a> Step<'a> {
     pub fn gate_backward(
         &mut self,
         (dx, y): (u64, u64),
-        rows: &Rows,
+        rows: &TrainRows,
         (gate, bias): (u32, u32),
     ) -> Result<(u64, u64)> {
         let hidden = self.config().hidden_dim;
@@ -335,7 +335,7 @@ impl<'a> Step<'a> {
             width: hidden as u32,
             unused: 0,
         };
-        backward.launch(&*self.machine, rows.count)?;
+        backward.launch(&*self.gpu, rows.count)?;
         Ok((dy, self.sums(along, hidden, rows.by_line)?))
     }
 
@@ -352,7 +352,7 @@ impl<'a> Step<'a> {
             width: self.config().hidden_dim as u32,
             back: back.into(),
         };
-        Ok(pick.launch(&*self.machine, picked)?)
+        Ok(pick.launch(&*self.gpu, picked)?)
     }
 
     pub fn seen(&mut self, last: bool) -> Result<Arc<Seen>> {
@@ -367,7 +367,7 @@ impl<'a> Step<'a> {
         if let Some(seen) = self.room.patterns.get(&key) {
             return Ok(seen.clone());
         }
-        let seen = Arc::new(Seen::new(&self.machine, &self.model.pattern(input, last))?);
+        let seen = Arc::new(Seen::new(&self.gpu, &self.model.pattern(input, last))?);
         self.room.patterns.insert(key, seen.clone());
         Ok(seen)
     }
@@ -385,7 +385,7 @@ impl<'a> Step<'a> {
             scale: 1.0 / (config.head_dim() as f32).sqrt(),
             unused: 0,
         };
-        Ok(turn.launch(&*self.machine, rows)?)
+        Ok(turn.launch(&*self.gpu, rows)?)
     }
 
     pub fn heads(&self) -> Heads {
@@ -416,7 +416,7 @@ impl<'a> Step<'a> {
             heads: of.heads as u32,
             head_dim: of.head_dim as u32,
         };
-        attend.launch(&*self.machine, of, seen.chunks.1)?;
+        attend.launch(&*self.gpu, of, seen.chunks.1)?;
         Ok([out, peaks, shares])
     }
 
@@ -441,7 +441,7 @@ impl<'a> Step<'a> {
             heads: of.heads as u32,
             head_dim: of.head_dim as u32,
         };
-        backward.launch(&*self.machine, of, seen.chunks.1, seen.key_chunks.1)?;
+        backward.launch(&*self.gpu, of, seen.chunks.1, seen.key_chunks.1)?;
         self.turn(dqkv, rows, seen, true)?;
         Ok(dqkv)
     }

@@ -2,7 +2,7 @@
 
 use crate::ops::Pattern;
 use crate::ops::gpu::train::{CHUNK, KeyChunk, QueryChunk};
-use crate::ops::gpu::{Buffer, Machine};
+use crate::ops::gpu::{Buffer, GpuDevice};
 use candle_core::Result;
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ const GROWTH: usize = 64 << 20;
 
 /// Memory that is taken piece by piece and given back all at once.
 pub struct Memory {
-    machine: Arc<dyn Machine>,
+    gpu: Arc<dyn GpuDevice>,
     pieces: Vec<Buffer>,
     /// Pieces before this one are taken.
     piece: usize,
@@ -21,9 +21,9 @@ pub struct Memory {
 }
 
 impl Memory {
-    pub fn new(machine: &Arc<dyn Machine>) -> Self {
+    pub fn new(gpu: &Arc<dyn GpuDevice>) -> Self {
         Self {
-            machine: machine.clone(),
+            gpu: gpu.clone(),
             pieces: Vec::new(),
             piece: 0,
             used: 0,
@@ -40,7 +40,7 @@ impl Memory {
             }
             (self.piece, self.used) = (self.piece + 1, 0);
         }
-        let piece = Buffer::new(&self.machine, bytes.max(GROWTH))?;
+        let piece = Buffer::new(&self.gpu, bytes.max(GROWTH))?;
         let at = piece.address();
         self.pieces.push(piece);
         self.used = bytes;
@@ -66,7 +66,7 @@ pub struct Seen {
 }
 
 impl Seen {
-    pub fn new(machine: &Arc<dyn Machine>, pattern: &Pattern) -> Result<Self> {
+    pub fn new(gpu: &Arc<dyn GpuDevice>, pattern: &Pattern) -> Result<Self> {
         let ends =
             |ranges: [&Range<usize>; 2]| ranges.map(|range| [range.start as u32, range.end as u32]);
         let chunks = pattern
@@ -97,11 +97,11 @@ impl Seen {
         Ok(Self {
             rows: pattern.rows(),
             queries: pattern.queries(),
-            chunks: (Buffer::from(machine, &chunks)?, chunks.len()),
-            key_chunks: (Buffer::from(machine, &key_chunks)?, key_chunks.len()),
-            seeing: Buffer::from(machine, &seeing)?,
-            cosines: Buffer::from(machine, cosines)?,
-            sines: Buffer::from(machine, sines)?,
+            chunks: (Buffer::from(gpu, &chunks)?, chunks.len()),
+            key_chunks: (Buffer::from(gpu, &key_chunks)?, key_chunks.len()),
+            seeing: Buffer::from(gpu, &seeing)?,
+            cosines: Buffer::from(gpu, cosines)?,
+            sines: Buffer::from(gpu, sines)?,
         })
     }
 }

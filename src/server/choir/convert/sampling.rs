@@ -1,7 +1,7 @@
 //! Sampling settings between the wire and the domain.
 
 use super::small;
-use crate::engine::{Choice, Predictor, PredictorKind, PsiChoice, Sampling};
+use crate::engine::{Predictor, PredictorKind, PsiParams, Sampling, SamplingParams};
 use crate::model::Process;
 use crate::pb;
 use crate::sampler::{self, Certainty, Kappa, NoiseRemoval, Psi, TimeProfile};
@@ -11,17 +11,17 @@ use crate::server::status::BadField;
 ///
 /// # Errors
 /// A number that no enumeration has, or a value that its kind lacks or does not have.
-pub fn choice(wire: Option<pb::Sampling>) -> Result<Choice, BadField> {
+pub fn choice(wire: Option<pb::Sampling>) -> Result<SamplingParams, BadField> {
     let wire = wire.unwrap_or_default();
     let predictor = wire.predictor.unwrap_or_default();
     let psi = predictor.psi.unwrap_or_default();
-    Ok(Choice {
+    Ok(SamplingParams {
         kind: kind(predictor.kind)?,
         steps: predictor.steps,
         threshold: predictor.threshold,
         eps: predictor.eps,
         noise_removal: noise_removal(predictor.noise_removal)?,
-        psi: PsiChoice {
+        psi: PsiParams {
             profile: psi.profile.map(profile).transpose()?,
             high_fraction: psi.high_fraction,
             middle_fraction: psi.middle_fraction,

@@ -35,15 +35,12 @@ pub fn measure(bench: &mut Bench) -> Result<()> {
 
 /// Milliseconds.
 fn product(bench: &Bench, [out, input]: [usize; 2], case: Case) -> Result<f64, Fault> {
-    let machine = &bench.machine;
+    let gpu = &bench.gpu;
     let copies = bench.copies(case.banks * tile_bytes(out, input));
     let banks: Vec<Buffer> = (0..copies * case.banks)
         .map(|_| bench.tiles(out, input, 0.02))
         .collect::<Result<_, _>>()?;
-    let addresses = Buffer::from(
-        machine,
-        &banks.iter().map(Buffer::address).collect::<Vec<_>>(),
-    )?;
+    let addresses = Buffer::from(gpu, &banks.iter().map(Buffer::address).collect::<Vec<_>>())?;
     let rows = case.banks * case.rows;
     let variants = if case.mixed { rows } else { 1 };
     let parts: Vec<PartFacts> = (0..rows)
@@ -66,19 +63,16 @@ fn product(bench: &Bench, [out, input]: [usize; 2], case: Case) -> Result<f64, F
         .into_iter()
         .find(|&tier| tier >= case.rows)
         .unwrap_or(TIERS[3]);
-    let split = Split::banks(machine.processors(), (tier, case.banks), (out, input));
-    let (parts, groups) = (
-        Buffer::from(machine, &parts)?,
-        Buffer::from(machine, &groups)?,
-    );
+    let split = Split::banks(gpu.processors(), (tier, case.banks), (out, input));
+    let (parts, groups) = (Buffer::from(gpu, &parts)?, Buffer::from(gpu, &groups)?);
     let keys: Vec<u32> = (0..variants).flat_map(|_| bench.key()).collect();
-    let keys = Buffer::from(machine, &keys)?;
+    let keys = Buffer::from(gpu, &keys)?;
     let outputs = bench.noise(Dtype::Bf16, variants * out, 0.05)?;
     let x = bench.noise(Dtype::Bf16, rows * input, 1.0)?;
     let y = bench.noise(Dtype::F32, rows * out, 1.0)?;
-    let partial = Buffer::new(machine, split.partial_bytes())?;
-    let counters = Buffer::zeros(machine, 4 * split.counters())?;
-    let images = Buffer::new(machine, split.image_bytes())?;
+    let partial = Buffer::new(gpu, split.partial_bytes())?;
+    let counters = Buffer::zeros(gpu, 4 * split.counters())?;
+    let images = Buffer::new(gpu, split.image_bytes())?;
     bench.each(copies, |copy| {
         let launch = BankGemm {
             x: x.address(),
@@ -95,6 +89,6 @@ fn product(bench: &Bench, [out, input]: [usize; 2], case: Case) -> Result<f64, F
             input: input as u32,
             ..BankGemm::default()
         };
-        launch.launch(&**machine, Dtype::Bf16, split, images.address())
+        launch.launch(&**gpu, Dtype::Bf16, split, images.address())
     })
 }

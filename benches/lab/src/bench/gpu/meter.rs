@@ -1,6 +1,6 @@
 //! A machine that times what another one does for a network.
 
-use choir::ops::gpu::{Gemm, Graph, Launch, Machine, Result};
+use choir::ops::gpu::{Gemm, GpuDevice, Graph, Launch, Result};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -26,7 +26,7 @@ struct Times {
 }
 
 pub struct Metered {
-    inner: Arc<dyn Machine>,
+    inner: Arc<dyn GpuDevice>,
     times: Arc<Mutex<Times>>,
 }
 
@@ -35,7 +35,7 @@ fn lock(times: &Mutex<Times>) -> MutexGuard<'_, Times> {
 }
 
 impl Metered {
-    pub fn new(inner: Arc<dyn Machine>) -> Self {
+    pub fn new(inner: Arc<dyn GpuDevice>) -> Self {
         Self {
             inner,
             times: Arc::default(),
@@ -92,7 +92,7 @@ impl fmt::Debug for Metered {
 
 struct Recorded {
     graph: Box<dyn Graph>,
-    machine: Arc<dyn Machine>,
+    gpu: Arc<dyn GpuDevice>,
     times: Arc<Mutex<Times>>,
 }
 
@@ -101,7 +101,7 @@ impl Graph for Recorded {
         if lock(&self.times).mode != Mode::Replays {
             return self.graph.replay();
         }
-        let took = self.machine.time(&mut || self.graph.replay())?;
+        let took = self.gpu.time(&mut || self.graph.replay())?;
         let mut times = lock(&self.times);
         times.replays.0 += f64::from(took);
         times.replays.1 += 1;
@@ -109,7 +109,7 @@ impl Graph for Recorded {
     }
 }
 
-impl Machine for Metered {
+impl GpuDevice for Metered {
     fn name(&self) -> String {
         self.inner.name()
     }
@@ -169,7 +169,7 @@ impl Machine for Metered {
         let recorded = |graph| -> Box<dyn Graph> {
             Box::new(Recorded {
                 graph,
-                machine: self.inner.clone(),
+                gpu: self.inner.clone(),
                 times: self.times.clone(),
             })
         };

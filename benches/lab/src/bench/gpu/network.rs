@@ -3,12 +3,12 @@
 use super::Bench;
 use anyhow::Result;
 use choir::model::architecture::dit::EMBEDDING;
-use choir::model::gpu::{Device, GpuBank, GpuBase, GpuDit, Matrix, on_device, padded};
+use choir::model::gpu::{GpuBank, GpuBase, GpuDit, GpuTarget, Matrix, on_device, padded};
 use choir::model::weights::{Dense, read};
 use choir::model::{BaseWeights, DitConfig, ServedBank, VariantWeights};
 use choir::ops::gpu::tiles::tile_bytes;
 use choir::ops::gpu::{Buffer, Dtype, Fault};
-use choir::ops::quantized::Form;
+use choir::ops::quantized::Quantisation;
 use choir::rng::{Key, Stream};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -57,8 +57,8 @@ fn all(
 
 /// A network in bf16 with `banks` banks in tiles, [`TO_A_BANK`] variants to each, in the order of banks.
 pub fn network(bench: &Bench, config: &DitConfig, banks: usize) -> Result<GpuDit> {
-    let device = Device {
-        machine: bench.machine.clone(),
+    let device = GpuTarget {
+        gpu: bench.gpu.clone(),
         dtype: Dtype::Bf16,
     };
     let tensor = |(name, shape): (String, Vec<usize>)| {
@@ -77,7 +77,7 @@ pub fn network(bench: &Bench, config: &DitConfig, banks: usize) -> Result<GpuDit
     let base = GpuBase {
         host: Arc::new(BaseWeights::load(
             config.architecture()?,
-            Form::F32,
+            Quantisation::F32,
             |spec| {
                 let here = !on_device(&spec.name);
                 here.then(|| read(&tensors, spec)).transpose()
@@ -92,7 +92,7 @@ pub fn network(bench: &Bench, config: &DitConfig, banks: usize) -> Result<GpuDit
     let banks: Vec<Arc<GpuBank>> = (0..banks)
         .map(|_| {
             Ok(Arc::new(GpuBank {
-                host: Arc::new(ServedBank::build(Form::Q4K, [])?),
+                host: Arc::new(ServedBank::build(Quantisation::Q4K, [])?),
                 matrices: all(config, |out, input, scale| bench.tiles(out, input, scale))?,
                 tiled: true,
             }))

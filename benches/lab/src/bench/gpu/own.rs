@@ -66,15 +66,15 @@ fn kept(case: Case, [out, input]: [usize; 2]) -> Result<Kept> {
 
 /// Bytes of all that is kept, and milliseconds.
 fn product(bench: &Bench, [out, input]: [usize; 2], case: Case) -> Result<(usize, f64)> {
-    let machine = &bench.machine;
+    let gpu = &bench.gpu;
     let kept = kept(case, [out, input])?;
     let copies = bench.copies(case.variants * kept.bytes());
     let rotation = Rotation::new(1, "matrix", input);
     let own: Vec<GpuOwn> = (0..copies * case.variants)
-        .map(|_| GpuOwn::new(machine, &kept, [out, input], &rotation, 1.0))
+        .map(|_| GpuOwn::new(gpu, &kept, [out, input], &rotation, 1.0))
         .collect::<Result<_, Fault>>()?;
     let facts: Vec<OwnFacts> = own.iter().map(GpuOwn::facts).collect();
-    let facts = Buffer::from(machine, &facts)?;
+    let facts = Buffer::from(gpu, &facts)?;
     let rows = case.variants * case.rows;
     let parts: Vec<PartFacts> = (0..rows)
         .map(|row| PartFacts {
@@ -93,15 +93,12 @@ fn product(bench: &Bench, [out, input]: [usize; 2], case: Case) -> Result<(usize
         })
         .collect();
     let tier = TIERS.into_iter().find(|&tier| tier >= case.rows);
-    let (parts, groups) = (
-        Buffer::from(machine, &parts)?,
-        Buffer::from(machine, &groups)?,
-    );
+    let (parts, groups) = (Buffer::from(gpu, &parts)?, Buffer::from(gpu, &groups)?);
     let x = bench.noise(Dtype::Bf16, rows * input, 1.0)?;
     let y = bench.noise(Dtype::F32, rows * out, 1.0)?;
     let ranks = own.first().map_or(0, GpuOwn::rank);
-    let rotated = Buffer::new(machine, OwnProduct::rotated_bytes(rows, input, Dtype::Bf16))?;
-    let thin = Buffer::new(machine, OwnProduct::thin_bytes(rows, ranks))?;
+    let rotated = Buffer::new(gpu, OwnProduct::rotated_bytes(rows, input, Dtype::Bf16))?;
+    let thin = Buffer::new(gpu, OwnProduct::thin_bytes(rows, ranks))?;
     let took = bench.each(copies, |copy| {
         OwnProduct {
             x: x.address(),
@@ -119,7 +116,7 @@ fn product(bench: &Bench, [out, input]: [usize; 2], case: Case) -> Result<(usize
             rotated: rotated.address(),
             thin: thin.address(),
         }
-        .launch(&**machine, Dtype::Bf16)
+        .launch(&**gpu, Dtype::Bf16)
     })?;
     Ok((case.variants * kept.bytes(), took))
 }

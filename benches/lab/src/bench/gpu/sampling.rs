@@ -28,7 +28,7 @@ fn draws(
     mixture: bool,
     nucleus_p: f32,
 ) -> Result<f64, Fault> {
-    let machine = &bench.machine;
+    let gpu = &bench.gpu;
     let copies = bench.copies(4 * rows * vocab);
     // A nucleus of about a twentieth of the vocabulary.
     let logits: Vec<Buffer> = (0..copies)
@@ -65,12 +65,12 @@ fn draws(
             DrawFacts::of(&draw, vocab)
         })
         .collect();
-    let draws = Buffer::from(machine, &draws)?;
+    let draws = Buffer::from(gpu, &draws)?;
     let biases = bench.noise(Dtype::F32, vocab, 0.01)?;
-    let mix = Buffer::from(machine, &vec![0u32; rows])?;
-    let of = Buffer::from(machine, &(0..rows as u32).collect::<Vec<_>>())?;
-    let drawn = Buffer::new(machine, rows * size_of::<DrawnFacts>())?;
-    let looks = Buffer::new(machine, rows * LOOK)?;
+    let mix = Buffer::from(gpu, &vec![0u32; rows])?;
+    let of = Buffer::from(gpu, &(0..rows as u32).collect::<Vec<_>>())?;
+    let drawn = Buffer::new(gpu, rows * size_of::<DrawnFacts>())?;
+    let looks = Buffer::new(gpu, rows * LOOK)?;
     bench.each(copies, |copy| {
         let launch = Categorical {
             logits: logits[copy].address(),
@@ -85,6 +85,6 @@ fn draws(
             bias_stride: vocab as u32,
             bias: 0,
         };
-        launch.launch(&**machine, rows)
+        launch.launch(&**gpu, rows)
     })
 }

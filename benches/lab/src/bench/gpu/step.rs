@@ -9,7 +9,7 @@ use choir::model::gpu::GpuDit;
 use choir::model::kv_cache::KvCache;
 use choir::model::{Batch, Denoiser, DitConfig, Mix, PageId, Segment, VariantId};
 use choir::ops::categorical::{Crossing, Draw, Filter, Kind};
-use choir::ops::gpu::Machine;
+use choir::ops::gpu::GpuDevice;
 use choir::rng::Noise;
 use std::time::Instant;
 
@@ -158,8 +158,8 @@ fn steps(
 }
 
 /// Waits for the device, and gives milliseconds since.
-fn since(start: Instant, machine: &dyn Machine) -> Result<f64> {
-    machine.synchronise()?;
+fn since(start: Instant, gpu: &dyn GpuDevice) -> Result<f64> {
+    gpu.synchronise()?;
     Ok(1e3 * start.elapsed().as_secs_f64())
 }
 
@@ -206,12 +206,12 @@ const CASES: [Case; 5] = [
 
 pub fn measure(bench: &mut Bench, part: &str, config: DitConfig) -> Result<()> {
     let (base, bank) = bytes(&config);
-    let (free, _) = bench.machine.memory()?;
+    let (free, _) = bench.gpu.memory()?;
     let room = free.saturating_sub(2 * base + free / 16) / bank;
     let banks = room.clamp(1, BANKS);
     let start = Instant::now();
     let network = network(bench, &config, banks)?;
-    let made = since(start, &*bench.machine)?;
+    let made = since(start, &*bench.gpu)?;
     let figures = [
         ("base GB", base as f64 * 1e-9),
         ("bank GB", bank as f64 * 1e-9),
@@ -261,7 +261,7 @@ fn materialised(bench: &mut Bench, part: &str, network: &GpuDit) -> Result<(GpuD
     let one = || -> Result<(GpuDit, f64)> {
         let start = Instant::now();
         let single = network.materialise(&Mix::single(VariantId(0)))?;
-        Ok((single, since(start, &*bench.machine)?))
+        Ok((single, since(start, &*bench.gpu)?))
     };
     let (_, first) = one()?;
     let (_, wall) = one()?;

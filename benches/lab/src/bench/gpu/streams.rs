@@ -26,9 +26,9 @@ fn product(bench: &Bench, rows: usize, out: usize, input: usize) -> Result<f64, 
         .map(|_| bench.noise(Dtype::Bf16, out * input, 0.02))
         .collect::<Result<_, _>>()?;
     let x = bench.noise(Dtype::Bf16, rows * input, 1.0)?;
-    let y = Buffer::new(&bench.machine, 4 * rows * out)?;
+    let y = Buffer::new(&bench.gpu, 4 * rows * out)?;
     bench.each(copies, |copy| {
-        bench.machine.gemm(Gemm {
+        bench.gpu.gemm(Gemm {
             x: x.address(),
             w: weights[copy].address(),
             y: y.address(),
@@ -68,17 +68,17 @@ const TARGETS: usize = 4;
 
 pub fn retrieve(bench: &mut Bench) -> Result<()> {
     let [out, input] = bench.sizes.retrieve;
-    let (machine, dense) = (bench.machine.clone(), 2 * out * input);
+    let (gpu, dense) = (bench.gpu.clone(), 2 * out * input);
     let base = bench.noise(Dtype::Bf16, out * input, 0.02)?;
     let targets: Vec<Buffer> = (0..TARGETS)
-        .map(|_| Buffer::new(&machine, dense))
+        .map(|_| Buffer::new(&gpu, dense))
         .collect::<Result<_, _>>()?;
     let addresses: Vec<u64> = targets.iter().map(Buffer::address).collect();
-    let addresses = Buffer::from(&machine, &addresses)?;
-    let variants = Buffer::from(&machine, &[0u32, 1, 2, 3])?;
-    let weights = Buffer::from(&machine, &[1f32; TARGETS])?;
+    let addresses = Buffer::from(&gpu, &addresses)?;
+    let variants = Buffer::from(&gpu, &[0u32, 1, 2, 3])?;
+    let weights = Buffer::from(&gpu, &[1f32; TARGETS])?;
     let keys: Vec<u32> = (0..TARGETS).flat_map(|_| bench.key()).collect();
-    let keys = Buffer::from(&machine, &keys)?;
+    let keys = Buffer::from(&gpu, &keys)?;
     let outputs = bench.noise(Dtype::Bf16, TARGETS * out, 0.05)?;
     for tiles in [true, false] {
         let (bank, bytes) = match tiles {
@@ -99,7 +99,7 @@ pub fn retrieve(bench: &mut Bench) -> Result<()> {
                 count: count as u32,
                 unused: 0,
             };
-            let took = bench.each(1, |_| launch.launch(&*machine, Dtype::Bf16, tiles))?;
+            let took = bench.each(1, |_| launch.launch(&*gpu, Dtype::Bf16, tiles))?;
             let figures = bench.bandwidth(dense + bytes + count * dense, took)?;
             let form = if tiles { "tiles" } else { "bf16" };
             let name = format!("{out} x {input}, bank in {form}, variants: {count}");

@@ -1,7 +1,7 @@
 //! The report of samplers as a table and as a picture.
 
 use super::quality::Quality;
-use super::{Kept, OfText, Report, Row};
+use super::{OfText, Report, Row, VariantWeights};
 use crate::picture::{Chart, Point, Series, around};
 use std::fmt::{self, Display, Formatter};
 
@@ -68,10 +68,10 @@ fn figures(quality: &Quality) -> String {
     format!("{nats_per_token:12.4}{entropy:9.3}{entropy_of_all:8.3}")
 }
 
-fn kept(kept: Kept) -> &'static str {
+fn kept(kept: VariantWeights) -> &'static str {
     match kept {
-        Kept::FineTuned => "alone",
-        Kept::Retrieved => "retrieved",
+        VariantWeights::FineTuned => "alone",
+        VariantWeights::Retrieved => "retrieved",
     }
 }
 

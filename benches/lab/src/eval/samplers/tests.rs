@@ -3,8 +3,8 @@
 use super::bench::{Bench, held_out};
 use super::draw::{Wanted, draw};
 use super::quality::{Quality, entropy, shuffled};
-use super::ways::{Settings, ways};
-use super::{Kept, Report, Source, rows, show};
+use super::ways::{SamplerSettings, ways};
+use super::{Report, Source, VariantWeights, rows, show};
 use crate::eval::judge::Judge;
 use crate::eval::subjects::HeldOut;
 use crate::eval::tests::small;
@@ -12,12 +12,12 @@ use crate::picture::{self, tests::shows};
 use choir::catalog::BaseSource;
 use choir::cli::eval::measure::lone;
 use choir::model::{DitConfig, Place, Process};
-use choir::ops::quantized::Form;
+use choir::ops::quantized::Quantisation;
 use choir::train::data::Document;
 use std::sync::Arc;
 
-fn settings(steps: &[u32]) -> Settings {
-    Settings {
+fn settings(steps: &[u32]) -> SamplerSettings {
+    SamplerSettings {
         steps: steps.to_vec(),
         positions: 16,
         temperature: 1.0,
@@ -97,7 +97,7 @@ fn a_fine_tune_samples_what_it_learnt() {
     let tokenizer = Arc::new(BaseSource::Embedded.tokenizer().expect("tokenizer"));
     let engine = |weights| {
         lone(
-            &Place::Host(Form::F32),
+            &Place::Host(Quantisation::F32),
             &config,
             &weights,
             tokenizer.clone(),
@@ -125,15 +125,15 @@ fn a_fine_tune_samples_what_it_learnt() {
         mix: Vec::new(),
     };
     let sources = [
-        source(Kept::FineTuned, &tuned),
-        source(Kept::Retrieved, &base),
+        source(VariantWeights::FineTuned, &tuned),
+        source(VariantWeights::Retrieved, &base),
     ];
     let rows = rows(variant, &sources, &judge, &settings, &wanted, &mut |_| ()).expect("rows");
     let figures: Vec<_> = rows
         .iter()
         .map(|row| (row.kept, row.steps, row.nfe))
         .collect();
-    let expected = [Kept::FineTuned, Kept::Retrieved]
+    let expected = [VariantWeights::FineTuned, VariantWeights::Retrieved]
         .map(|kept| [2, 8, 2, 8].map(|s| (kept, Some(s), f64::from(s + 1))));
     assert_eq!(figures, expected.concat());
     let (ours, theirs) = rows.split_at(4);

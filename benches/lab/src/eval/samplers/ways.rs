@@ -13,7 +13,7 @@ pub struct Way {
     pub sampling: Sampling,
 }
 
-pub struct Settings {
+pub struct SamplerSettings {
     /// Steps of whole sequences.
     pub steps: Vec<u32>,
     /// Tokens of a sequence, the one that begins it included.
@@ -25,7 +25,7 @@ pub struct Settings {
 /// What is measured of a variant with this configuration. A sequence of n blocks gives each of them the n-th part of the
 /// `steps` + 1 evaluations that a whole sequence takes; where that is none at all, or what fewer steps give already,
 /// there is nothing to measure.
-pub fn ways(config: &DitConfig, settings: &Settings) -> Vec<Way> {
+pub fn ways(config: &DitConfig, settings: &SamplerSettings) -> Vec<Way> {
     let units = config
         .block()
         .map_or(1, |block| settings.positions.div_ceil(block)) as u32;

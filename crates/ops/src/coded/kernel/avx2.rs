@@ -60,7 +60,7 @@ fn decode(panel: Panel, lane: usize, chunks: std::ops::Range<usize>, weights: &m
 /// # Safety
 /// Rows of x have the panel's chunks.
 #[target_feature(enable = "avx2")]
-pub unsafe fn run(panel: Panel, x: &Rows, start: usize, sums: &mut [[i32; LANES]]) {
+pub unsafe fn run(panel: Panel, x: &RotatedRows, start: usize, sums: &mut [[i32; LANES]]) {
     let (width, chunks) = (CHUNK * panel.rate.step_weights(), panel.chunks());
     let mut weights = [0; CHUNKS * CHUNK * 4];
     sums.iter_mut().for_each(|sums| *sums = [0; LANES]);

@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 /// # Safety
 /// Rows of x have the panel's chunks.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2")]
-pub unsafe fn run(panel: Panel, x: &Rows, start: usize, sums: &mut [[i32; LANES]]) {
+pub unsafe fn run(panel: Panel, x: &RotatedRows, start: usize, sums: &mut [[i32; LANES]]) {
     // SAFETY: the caller's.
     unsafe {
         match panel.rate {
@@ -27,7 +27,7 @@ pub unsafe fn run(panel: Panel, x: &Rows, start: usize, sums: &mut [[i32; LANES]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2")]
 unsafe fn of_rate<const K: usize, const M: usize>(
     panel: Panel,
-    x: &Rows,
+    x: &RotatedRows,
     start: usize,
     sums: &mut [[i32; LANES]],
 ) {
@@ -53,7 +53,7 @@ unsafe fn of_rate<const K: usize, const M: usize>(
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2")]
 unsafe fn tile<const K: usize, const M: usize, const ROWS: usize>(
     panel: Panel,
-    x: &Rows,
+    x: &RotatedRows,
     start: usize,
     sums: &mut [[i32; LANES]],
 ) {

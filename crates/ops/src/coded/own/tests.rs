@@ -156,10 +156,10 @@ proptest! {
         let x = normals(&mut random, 3 * input);
         let before = normals(&mut random, 3 * out);
         let mut y = before.clone();
-        let shares = [(2, 0.75), (0, -1.0)].map(|(row, weight)| Share { row, weight });
+        let shares = [(2, 0.75), (0, -1.0)].map(|(row, weight)| RowShare { row, weight });
         add_own(&[(&own, shares.to_vec())], &x, &mut y).expect("products");
         prop_assert_eq!(&y[out..2 * out], &before[out..2 * out], "a row without a part");
-        for Share { row, weight } in shares {
+        for RowShare { row, weight } in shares {
             let x = &x[row * input..][..input];
             let length = x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
             for o in 0..out {
@@ -186,11 +186,11 @@ proptest! {
             Own::new(&kept, [out, input], Rotation::new(seed, "matrix", input), 1.0).expect("what fits")
         }).collect();
         let (x, before) = (normals(&mut random, rows * input), normals(&mut random, rows * out));
-        let parts: Vec<(&Own, Vec<Share>)> = own.iter().map(|own| {
+        let parts: Vec<(&Own, Vec<RowShare>)> = own.iter().map(|own| {
             let mut shares = Vec::new();
             for row in 0..rows {
                 if random.below(3) > 0 {
-                    shares.push(Share { row, weight: random.uniform() as f32 });
+                    shares.push(RowShare { row, weight: random.uniform() as f32 });
                 }
             }
             (own, shares)
@@ -203,9 +203,9 @@ proptest! {
             prop_assert_eq!(&y, &all, "{:?}", kernel);
         }
         for row in 0..rows {
-            let own: Vec<(&Own, Vec<Share>)> = parts.iter().map(|(own, shares)| {
+            let own: Vec<(&Own, Vec<RowShare>)> = parts.iter().map(|(own, shares)| {
                 let of_row = shares.iter().filter(|share| share.row == row);
-                (*own, of_row.map(|share| Share { row: 0, ..*share }).collect())
+                (*own, of_row.map(|share| RowShare { row: 0, ..*share }).collect())
             }).collect();
             let mut alone = before[row * out..][..out].to_vec();
             add_own(&own, &x[row * input..][..input], &mut alone).expect("products");
@@ -255,7 +255,7 @@ fn what_does_not_fit_is_refused() {
     );
     refused(&Kept::Whole(vec![bf16::ZERO; 20]), "20 numbers");
     let own = Own::new(&coded(&right, &gains, None), shape, rotation(), 1.0).expect("what fits");
-    let share = Share {
+    let share = RowShare {
         row: 1,
         weight: 1.0,
     };
@@ -273,7 +273,7 @@ fn a_row_that_is_not_finite_makes_no_other_so() {
             let mut x = normals(&mut random, 2 * 64);
             x[3] = bad;
             let mut y = vec![0f32; 2 * 20];
-            let shares = [0, 1].map(|row| Share { row, weight: 1.0 });
+            let shares = [0, 1].map(|row| RowShare { row, weight: 1.0 });
             add_own(&[(&own, shares.to_vec())], &x, &mut y).expect("products");
             assert!(y[..20].iter().all(|y| !y.is_finite()), "kind {kind}");
             assert!(y[20..].iter().all(|y| y.is_finite()), "kind {kind}");

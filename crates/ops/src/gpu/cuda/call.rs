@@ -10,7 +10,7 @@ use std::ptr;
 macro_rules! driver {
     ($function:ident($($argument:expr),* $(,)?)) => {{
         // SAFETY: handles are alive as long as their owners; pointers into host memory are to what lives beyond the call, or
-        // until the stream is past it; addresses on the device are the callers', as all of `Machine`'s are.
+        // until the stream is past it; addresses on the device are the callers', as all of `GpuDevice`'s are.
         #[allow(unsafe_code)]
         let result = unsafe { cudarc::driver::sys::$function($($argument),*) };
         $crate::gpu::cuda::call::check(stringify!($function), result)

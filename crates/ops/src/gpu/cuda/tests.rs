@@ -1,10 +1,10 @@
 use super::Cuda;
-use crate::gpu::{Buffer, Dtype, Fault, Gemm, Launch, Machine, Result};
+use crate::gpu::{Buffer, Dtype, Fault, Gemm, GpuDevice, Launch, Result};
 use half::bf16;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-fn machine() -> Arc<dyn Machine> {
+fn gpu() -> Arc<dyn GpuDevice> {
     Arc::new(Cuda::open(0).expect("a device"))
 }
 
@@ -28,15 +28,11 @@ fn a_device_that_is_not_there_is_a_fault() {
 #[test]
 #[ignore = "needs a device"]
 fn uploads_are_copies() -> Result<()> {
-    let machine = machine();
-    println!(
-        "{machine:?} {} {:?}",
-        machine.processors(),
-        machine.memory()?
-    );
+    let gpu = gpu();
+    println!("{gpu:?} {} {:?}", gpu.processors(), gpu.memory()?);
     let numbers: Vec<u32> = (0..7_000_001).collect();
-    let large = Buffer::from(&machine, &numbers)?;
-    let small = Buffer::new(&machine, 4 * 5_000)?;
+    let large = Buffer::from(&gpu, &numbers)?;
+    let small = Buffer::new(&gpu, 4 * 5_000)?;
     let mut one = [0u32; 1];
     for i in 0..5_000 {
         one[0] = i; // the one before may still be on its way
@@ -44,8 +40,8 @@ fn uploads_are_copies() -> Result<()> {
     }
     assert_eq!(large.read::<u32>(0, numbers.len())?, numbers);
     assert_eq!(small.read::<u32>(0, 5_000)?, numbers[..5_000]);
-    machine.copy(small.address() + 8, large.address() + 400, 12)?;
-    machine.clear(small.address(), 4)?;
+    gpu.copy(small.address() + 8, large.address() + 400, 12)?;
+    gpu.clear(small.address(), 4)?;
     assert_eq!(small.read::<u32>(0, 6)?, [0, 1, 100, 101, 102, 5]);
     let read = std::thread::scope(|scope| scope.spawn(|| large.read::<u32>(4, 2)).join());
     assert_eq!(read.expect("the other thread")?, [1, 2]);
@@ -55,7 +51,7 @@ fn uploads_are_copies() -> Result<()> {
 #[test]
 #[ignore = "needs a device"]
 fn products_are_those_of_the_host() -> Result<()> {
-    let machine = machine();
+    let gpu = gpu();
     for (rows, out, input) in [
         (1, 1, 1),
         (3, 7, 5),
@@ -76,9 +72,9 @@ fn products_are_those_of_the_host() -> Result<()> {
             (Dtype::Bf16, Dtype::Bf16),
         ] {
             let buffer = |numbers: &[f32]| match dtype {
-                Dtype::F32 => Buffer::from(&machine, numbers),
+                Dtype::F32 => Buffer::from(&gpu, numbers),
                 Dtype::Bf16 => Buffer::from(
-                    &machine,
+                    &gpu,
                     &numbers
                         .iter()
                         .copied()
@@ -89,9 +85,9 @@ fn products_are_those_of_the_host() -> Result<()> {
             let (x, w, y) = (
                 buffer(&x)?,
                 buffer(&w)?,
-                Buffer::from(&machine, &vec![1f32; rows * out])?,
+                Buffer::from(&gpu, &vec![1f32; rows * out])?,
             );
-            machine.gemm(Gemm {
+            gpu.gemm(Gemm {
                 x: x.address(),
                 w: w.address(),
                 y: y.address(),
@@ -124,9 +120,9 @@ fn products_are_those_of_the_host() -> Result<()> {
 #[test]
 #[ignore = "needs a device"]
 fn a_graph_does_again_what_was_recorded() -> Result<()> {
-    let machine = machine();
-    let (x, w, y) = (numbers(6, 5), numbers(6, 7), Buffer::zeros(&machine, 16)?);
-    let (xs, ws) = (Buffer::from(&machine, &x)?, Buffer::from(&machine, &w)?);
+    let gpu = gpu();
+    let (x, w, y) = (numbers(6, 5), numbers(6, 7), Buffer::zeros(&gpu, 16)?);
+    let (xs, ws) = (Buffer::from(&gpu, &x)?, Buffer::from(&gpu, &w)?);
     let gemm = Gemm {
         x: xs.address(),
         w: ws.address(),
@@ -138,12 +134,12 @@ fn a_graph_does_again_what_was_recorded() -> Result<()> {
         dtype: Dtype::F32,
         gives: Dtype::F32,
     };
-    let mut spare = Some(Buffer::zeros(&machine, 1 << 20)?);
-    let graph = machine.record(&mut || {
+    let mut spare = Some(Buffer::zeros(&gpu, 1 << 20)?);
+    let graph = gpu.record(&mut || {
         spare = None; // given back once it is recorded
-        assert!(matches!(machine.allocate(16), Err(Fault::Failed { .. })));
-        machine.gemm(gemm)?;
-        machine.clear(y.address() + 4, 4)
+        assert!(matches!(gpu.allocate(16), Err(Fault::Failed { .. })));
+        gpu.gemm(gemm)?;
+        gpu.clear(y.address() + 4, 4)
     })?;
     assert_eq!(y.read::<f32>(0, 4)?, [0.0; 4], "recording launches nothing");
     let graph = graph.expect("a graph");
@@ -158,29 +154,29 @@ fn a_graph_does_again_what_was_recorded() -> Result<()> {
         assert_eq!(y.read::<f32>(0, 4)?, [dot(0, 0), 0.0, dot(1, 0), dot(1, 1)]);
     }
 
-    let refused = machine.record(&mut || {
-        machine.clear(y.address(), 16)?;
+    let refused = gpu.record(&mut || {
+        gpu.clear(y.address(), 16)?;
         Err(Fault::NoKernel {
             name: "x".to_owned(),
         })
     });
     assert!(matches!(refused, Err(Fault::NoKernel { .. })));
-    assert!(machine.time(&mut || machine.clear(y.address(), 16))? > 0.0);
+    assert!(gpu.time(&mut || gpu.clear(y.address(), 16))? > 0.0);
     assert_eq!(y.read::<f32>(0, 4)?, [0.0; 4]);
     drop((xs, ws, y));
-    drop(machine);
-    drop(graph); // last, and the machine with it
+    drop(gpu);
+    drop(graph); // last, and the gpu with it
     Ok(())
 }
 
 #[test]
 #[ignore = "needs a device"]
 fn faults_leave_the_machine_usable() -> Result<()> {
-    let machine = machine();
-    let (free, total) = machine.memory()?;
+    let gpu = gpu();
+    let (free, total) = gpu.memory()?;
     assert!(free <= total);
     let bytes = 2 * total;
-    assert_eq!(machine.allocate(bytes), Err(Fault::OutOfMemory { bytes }));
+    assert_eq!(gpu.allocate(bytes), Err(Fault::OutOfMemory { bytes }));
     let launch = Launch {
         kernel: "no such kernel",
         grid: [1; 3],
@@ -188,35 +184,32 @@ fn faults_leave_the_machine_usable() -> Result<()> {
         shared: 0,
         args: &[],
     };
-    assert!(matches!(
-        machine.launch(launch),
-        Err(Fault::NoKernel { .. })
-    ));
-    let half = Buffer::zeros(&machine, free / 2)?;
-    assert!(machine.memory()?.0 <= free - half.bytes());
+    assert!(matches!(gpu.launch(launch), Err(Fault::NoKernel { .. })));
+    let half = Buffer::zeros(&gpu, free / 2)?;
+    assert!(gpu.memory()?.0 <= free - half.bytes());
     drop(half);
-    machine.synchronise()?;
-    assert!(machine.memory()?.0 > free / 4 * 3);
+    gpu.synchronise()?;
+    assert!(gpu.memory()?.0 > free / 4 * 3);
     Ok(())
 }
 
 #[test]
 #[ignore = "needs a device"]
 fn calls_of_other_threads_stay_out_of_a_recording() -> Result<()> {
-    let machine = machine();
-    let y = Buffer::zeros(&machine, 16)?;
+    let gpu = gpu();
+    let y = Buffer::zeros(&gpu, 16)?;
     let numbers: Vec<u32> = (0..3_000_000).collect();
     let over = AtomicBool::new(false);
     let copies = || -> Result<()> {
         while !over.load(Ordering::Relaxed) {
-            let copy = Buffer::from(&machine, &numbers)?;
+            let copy = Buffer::from(&gpu, &numbers)?;
             assert_eq!(copy.read::<u32>(0, numbers.len())?, numbers);
         }
         Ok(())
     };
     let recordings = || -> Result<()> {
         for _ in 0..200 {
-            let graph = machine.record(&mut || machine.clear(y.address(), 4))?;
+            let graph = gpu.record(&mut || gpu.clear(y.address(), 4))?;
             y.write(0, &[1u32; 4])?;
             graph.expect("a graph").replay()?;
             assert_eq!(y.read::<u32>(0, 4)?, [0, 1, 1, 1]);

@@ -7,7 +7,12 @@ use std::arch::x86_64::*;
 /// # Safety
 /// Every block has its lines.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub unsafe fn run<L: Levels>(panel: Panel<L>, x: &Rows, start: usize, sums: &mut [[f32; LANES]]) {
+pub unsafe fn run<L: Levels>(
+    panel: Panel<L>,
+    x: &QuantisedRows,
+    start: usize,
+    sums: &mut [[f32; LANES]],
+) {
     let mut start = start;
     for sums in sums.chunks_mut(4) {
         for first in [0, LANES / 2] {
@@ -31,7 +36,7 @@ pub unsafe fn run<L: Levels>(panel: Panel<L>, x: &Rows, start: usize, sums: &mut
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn tile<L: Levels, const ROWS: usize>(
     panel: Panel<L>,
-    x: &Rows,
+    x: &QuantisedRows,
     start: usize,
     lane: usize,
     sums: &mut [[f32; LANES]],

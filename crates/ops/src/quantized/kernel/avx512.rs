@@ -7,7 +7,12 @@ use std::arch::x86_64::*;
 /// # Safety
 /// Every block has its lines.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-pub unsafe fn run<L: Levels>(panel: Panel<L>, x: &Rows, start: usize, sums: &mut [[f32; LANES]]) {
+pub unsafe fn run<L: Levels>(
+    panel: Panel<L>,
+    x: &QuantisedRows,
+    start: usize,
+    sums: &mut [[f32; LANES]],
+) {
     // SAFETY: the caller's.
     unsafe {
         match sums.len() {
@@ -30,7 +35,7 @@ pub unsafe fn run<L: Levels>(panel: Panel<L>, x: &Rows, start: usize, sums: &mut
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 unsafe fn tile<L: Levels, const ROWS: usize>(
     panel: Panel<L>,
-    x: &Rows,
+    x: &QuantisedRows,
     start: usize,
     sums: &mut [[f32; LANES]],
 ) {

@@ -8,8 +8,8 @@ pub(in super::super) fn noise(count: usize, salt: u8) -> Vec<f32> {
     (0..count).map(|_| stream.normal() as f32).collect()
 }
 
-fn rows(x: &[f32], input: usize) -> Rows {
-    Rows::quantise(x.len() / input, input, |row, target| {
+fn rows(x: &[f32], input: usize) -> QuantisedRows {
+    QuantisedRows::quantise(x.len() / input, input, |row, target| {
         target.copy_from_slice(&x[row * input..][..input]);
     })
 }

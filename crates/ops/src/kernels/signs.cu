@@ -3,7 +3,7 @@
 #include "images.cuh"
 #include "parts.cuh"
 
-struct RotateIn {
+struct SignIn {
     const void *x;    // [rows, input]
     void *out;        // [parts, input]
     const Part *parts;
@@ -23,7 +23,7 @@ DEVICE uint4 flipped<bf16>(uint4 v, u32 signs) { return flipped8(v, signs); }
 
 // A block to a part and 4 * SIGNS columns, a warp to a block of signs.
 template <typename T>
-DEVICE void rotate_in(const RotateIn &a) {
+DEVICE void sign_in(const SignIn &a) {
     const Part part = a.parts[blockIdx.y];
     const u32 index = blockIdx.x * 4 + warp_id();
     const u32 column = index * SIGNS + lane_id() * 16;
@@ -46,10 +46,10 @@ DEVICE void rotate_in(const RotateIn &a) {
     }
 }
 
-KERNEL(rotate_in_f32, RotateIn, 128) { rotate_in<float>(a); }
-KERNEL(rotate_in_bf16, RotateIn, 128) { rotate_in<bf16>(a); }
+KERNEL(sign_in_f32, SignIn, 128) { sign_in<float>(a); }
+KERNEL(sign_in_bf16, SignIn, 128) { sign_in<bf16>(a); }
 
-struct RotateRows {
+struct SignRows {
     const void *x;        // [rows, input]
     u8 *out;              // [groups][super-blocks] images
     const Part *parts;
@@ -62,7 +62,7 @@ struct RotateRows {
 // The rows of groups as images, for banks in tiles. A block to a row (grid y) and 4 * SIGNS columns, a warp to a block of signs:
 // a lane has the sixteen inputs that a lane of a tile has.
 template <typename T>
-DEVICE void rotate_rows(const RotateRows &a) {
+DEVICE void sign_rows(const SignRows &a) {
     const u32 row = blockIdx.y % a.rows, index = blockIdx.x * 4 + warp_id(), supers = (a.input + TILE_IN - 1) / TILE_IN;
     const Group group = a.groups[blockIdx.y / a.rows];
     const u32 super = 2 * index + lane_id() / 16;
@@ -82,10 +82,10 @@ DEVICE void rotate_rows(const RotateRows &a) {
     put_inputs<T>(image, a.rows, row, lane_id() / 4 % 4, lane_id() % 4, x, left, a.input % 16 == 0, signs);
 }
 
-KERNEL_EARLY(rotate_rows_f32, RotateRows, 128, 4) { rotate_rows<float>(a); }
-KERNEL_EARLY(rotate_rows_bf16, RotateRows, 128, 4) { rotate_rows<bf16>(a); }
+KERNEL_EARLY(sign_rows_f32, SignRows, 128, 4) { sign_rows<float>(a); }
+KERNEL_EARLY(sign_rows_bf16, SignRows, 128, 4) { sign_rows<bf16>(a); }
 
-struct RotateOut {
+struct SignOut {
     const float *products;  // [parts, out]
     float *y;               // [rows, pitch]
     const Part *parts;      // no two of one row
@@ -95,7 +95,7 @@ struct RotateOut {
 };
 
 // A block to a part and 256 outputs.
-KERNEL(rotate_out, RotateOut, 256) {
+KERNEL(sign_out, SignOut, 256) {
     const u32 output = blockIdx.x * 256 + threadIdx.x;
     if (output >= a.out) return;
     const Part part = a.parts[blockIdx.y];
