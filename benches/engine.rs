@@ -11,7 +11,7 @@ use choir::catalog::{BaseSource, Catalog, CatalogConfig};
 use choir::engine::{Engine, EngineConfig, EngineHandle, Event, Generation, Request, Sampling};
 use choir::model::gpu::GpuTarget;
 use choir::model::kv_cache::KvCache;
-use choir::model::{Batch, Denoiser, Logits, NetworkFacts, Outcome, Place, Process, VariantId};
+use choir::model::{Batch, Denoiser, Logits, NetworkFacts, Outcome, Place, Process};
 use choir::ops::gpu::{Dtype, Gemm, GpuDevice, Graph, Launch, Result};
 use choir::ops::quantized::Quantisation;
 
@@ -141,10 +141,6 @@ impl Denoiser for Watched {
 
     fn cache(&self, page_tokens: usize, pages: usize) -> candle_core::Result<KvCache> {
         self.network.cache(page_tokens, pages)
-    }
-
-    fn banks(&self, variant: VariantId) -> &[usize] {
-        self.network.banks(variant)
     }
 
     fn forward(&self, batch: &Batch, cache: &mut KvCache) -> candle_core::Result<Logits> {

@@ -1,6 +1,6 @@
 //! The trait that evaluates a batch.
 
-use super::batch::{Batch, Logits, Mix, Outcome, VariantId};
+use super::batch::{Batch, Logits, Mix, Outcome};
 use super::facts::NetworkFacts;
 use super::kv_cache::KvCache;
 use super::profile::StageHook;
@@ -50,11 +50,6 @@ pub trait Denoiser: Send + Sync {
     /// Bytes held now, but for banks and what variants keep for themselves.
     fn bytes(&self) -> usize {
         0
-    }
-
-    /// The banks that a variant is read from, by their index in this instance, the one of most of its matrices first.
-    fn banks(&self, _variant: VariantId) -> &[usize] {
-        &[]
     }
 
     /// An instance whose base is this one's with the mix added to its weights, without variants; `None` where there are

@@ -2,7 +2,8 @@
 
 use super::architecture::{Architecture, Layer, Mlp, Role, shapes};
 use super::attention::{Shape, attend, keep, prepare};
-use super::batch::{Batch, Logits, Mix, VariantId};
+use super::base::BaseWeights;
+use super::batch::{Batch, Logits, Mix};
 use super::denoiser::Denoiser;
 use super::facts::NetworkFacts;
 use super::kv_cache::KvCache;
@@ -11,7 +12,7 @@ use super::modulation::Modulation;
 use super::plan::BatchRows;
 use super::profile::{Stage, StageHook};
 use super::variant::{Placed, ServedVariant, homes};
-use super::weights::{BaseWeights, ServedBank, VariantWeights};
+use super::weights::{ServedBank, VariantWeights};
 use super::workspace::{Workspace, sized};
 use crate::ops::attend::QUERIES;
 use crate::ops::norm::Residual;
@@ -44,7 +45,7 @@ pub struct HostNetwork {
 }
 
 impl HostNetwork {
-    /// An instance of `base` with `variants`, whose [`VariantId`] is their index, read from `banks`.
+    /// An instance of `base` with `variants`, whose [`VariantId`](super::batch::VariantId) is their index, read from `banks`.
     pub fn new(
         base: Arc<BaseWeights>,
         banks: &[Arc<ServedBank>],
@@ -335,10 +336,6 @@ impl Denoiser for HostNetwork {
 
     fn bytes(&self) -> usize {
         self.base.bytes() + self.table_bytes() + self.modulation.table_bytes()
-    }
-
-    fn banks(&self, variant: VariantId) -> &[usize] {
-        self.modulation.home(variant)
     }
 
     fn materialise(&self, mix: &Mix) -> Result<Option<Arc<dyn Denoiser>>> {

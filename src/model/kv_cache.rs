@@ -7,7 +7,7 @@
 
 use super::batch::{Batch, PageId};
 use super::facts::CacheShape;
-use super::gpu::weights::GpuTarget;
+use super::target::GpuTarget;
 use super::workspace::Workspace;
 use crate::ops::attend::{self, PositionRun};
 use crate::ops::gemm::View;

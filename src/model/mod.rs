@@ -2,6 +2,7 @@
 
 pub mod architecture;
 pub mod attention;
+pub mod base;
 pub mod batch;
 pub mod conditioning;
 pub mod denoiser;
@@ -15,6 +16,7 @@ pub mod place;
 mod plan;
 pub mod profile;
 mod tables;
+pub mod target;
 pub mod tokenizer;
 pub mod train_batch;
 pub mod trainable;
@@ -24,6 +26,7 @@ mod workspace;
 
 pub use architecture::Architecture;
 pub use architecture::dit::DitConfig;
+pub use base::BaseWeights;
 pub use batch::{Batch, Logits, Mix, Outcome, PageId, Segment, VariantId};
 pub use denoiser::Denoiser;
 pub use facts::{CacheShape, Grid, NetworkFacts, Process, Regime};
@@ -31,4 +34,4 @@ pub use host::HostNetwork;
 pub use place::Place;
 pub use train_batch::{SoftTokens, TrainBatch};
 pub use trainable::{Differentiable, Trainable};
-pub use weights::{BaseWeights, ServedBank, VariantWeights};
+pub use weights::{ServedBank, VariantWeights};

@@ -1,11 +1,12 @@
 //! The tensors that are no products of rows (the embedding, adaLN, sigma_map, norms and biases), of the base and of every
 //! variant, and the modulation tables that come of them.
 
+use super::base::BaseWeights;
 use super::batch::{Mix, VariantId};
 use super::conditioning::{Line, line};
 use super::linear::Superposed;
 use super::variant::{Placed, ServedVariant};
-use super::weights::{BaseWeights, ServedBank};
+use super::weights::ServedBank;
 use crate::ops::slice;
 use candle_core::{DType, Device, Result, Tensor, bail};
 use std::collections::BTreeMap;

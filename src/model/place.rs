@@ -1,12 +1,13 @@
 //! Where a network lies: on the host, or on a device. The one place that chooses; who builds instances needs only this.
 
 use super::architecture::{Architecture, TensorSpec, shapes};
+use super::base::{BaseWeights, Dense, read};
 use super::denoiser::Denoiser;
 use super::facts::NetworkFacts;
 use super::gpu::{GpuBank, GpuBase, GpuDit, GpuTarget, GpuVariant};
 use super::host::HostNetwork;
 use super::variant::{Placed, ServedVariant};
-use super::weights::{BaseWeights, Dense, ServedBank, VariantWeights, read};
+use super::weights::{ServedBank, VariantWeights};
 use crate::ops::gpu::{Dtype, Fault};
 use crate::ops::quantized::Quantisation;
 use candle_core::Result;

@@ -306,10 +306,6 @@ impl Denoiser for Fake {
         SIZE
     }
 
-    fn banks(&self, variant: VariantId) -> &[usize] {
-        if variant.0 < 2 { &[0] } else { &[1] }
-    }
-
     fn materialise(&self, mix: &Mix) -> candle_core::Result<Option<Arc<dyn Denoiser>>> {
         let mut made = Fake::new(self.salt);
         (made.facts, made.alphabet, made.script) = (

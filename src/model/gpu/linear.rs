@@ -2,8 +2,9 @@
 
 use super::pack::Wave;
 use super::variant::{GpuVariant, MatrixSlots};
-use super::weights::{GpuBank, GpuBase, GpuTarget, Matrix, padded};
+use super::weights::{GpuBank, GpuBase};
 use crate::model::batch::Mix;
+use crate::model::target::{GpuTarget, Matrix, padded};
 use crate::model::variant::Placed;
 use crate::ops::gpu::own::{EmbedOwn, GpuOwn, OwnFacts, OwnProduct, RetrieveOwn};
 use crate::ops::gpu::products::{BankGemm, SignIn, SignOut};

@@ -15,13 +15,15 @@ pub mod weights;
 mod work;
 
 use super::architecture::dit::{EMBEDDING, HEAD, layer_products};
-use super::batch::{Batch, Logits, Mix, Outcome, VariantId};
+use super::base::BaseWeights;
+use super::batch::{Batch, Logits, Mix, Outcome};
 use super::denoiser::Denoiser;
 use super::facts::NetworkFacts;
 use super::kv_cache::KvCache;
 use super::modulation::Modulation;
+pub use super::target::{GpuTarget, Matrix, padded};
 use super::variant::{Placed, homes};
-use super::weights::{BaseWeights, ServedBank, VariantWeights};
+use super::weights::{ServedBank, VariantWeights};
 use crate::ops::categorical::Drawn;
 use crate::ops::gpu::attention::MAX_HEAD;
 use crate::ops::gpu::draw::DrawnFacts;
@@ -36,7 +38,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub use train::{GpuTrainable, GpuTrainer};
 pub use variant::GpuVariant;
-pub use weights::{GpuBank, GpuBase, GpuTarget, Matrix, on_device, padded};
+pub use weights::{GpuBank, GpuBase, on_device};
 use work::{Pieces, StepMemory};
 
 /// Shapes of batches that are remembered.
@@ -88,7 +90,7 @@ struct Recording {
 const SMALL: usize = 1024;
 
 impl GpuDit {
-    /// An instance of `base` with `variants`, whose [`VariantId`] is their index, read from `banks`.
+    /// An instance of `base` with `variants`, whose [`VariantId`](super::batch::VariantId) is their index, read from `banks`.
     pub fn new(
         base: Arc<GpuBase>,
         banks: &[Arc<GpuBank>],
@@ -419,10 +421,6 @@ impl Denoiser for GpuDit {
         let on_device =
             self.base.device_bytes() + slots.bytes() + self.frequencies.bytes() + work.bytes();
         on_device + self.base.host.bytes() + self.modulation.table_bytes()
-    }
-
-    fn banks(&self, variant: VariantId) -> &[usize] {
-        self.modulation.home(variant)
     }
 
     fn materialise(&self, mix: &Mix) -> Result<Option<Arc<dyn Denoiser>>> {

@@ -2,8 +2,8 @@
 
 use super::linear::{GpuLinear, Scratch};
 use super::pack::{RowSet, Shape, drawn_bytes};
-use super::weights::{GpuTarget, padded};
 use crate::model::architecture::Architecture;
+use crate::model::target::{GpuTarget, padded};
 use crate::ops::gpu::draw::LOOK;
 use crate::ops::gpu::own::OwnProduct;
 use crate::ops::gpu::{Buffer, Fault, GpuDevice, Plain, bytes_of_mut};

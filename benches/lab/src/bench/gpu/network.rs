@@ -3,8 +3,8 @@
 use super::Bench;
 use anyhow::Result;
 use choir::model::architecture::dit::EMBEDDING;
+use choir::model::base::{Dense, read};
 use choir::model::gpu::{GpuBank, GpuBase, GpuDit, GpuTarget, Matrix, on_device, padded};
-use choir::model::weights::{Dense, read};
 use choir::model::{BaseWeights, DitConfig, ServedBank, VariantWeights};
 use choir::ops::gpu::tiles::tile_bytes;
 use choir::ops::gpu::{Buffer, Dtype, Fault};
