@@ -139,15 +139,15 @@ impl Denoiser for Watched {
         self.network.page_bytes(page_tokens)
     }
 
-    fn cache(&self, page_tokens: usize, pages: usize) -> candle_core::Result<KvCache> {
+    fn cache(&self, page_tokens: usize, pages: usize) -> choir::model::Result<KvCache> {
         self.network.cache(page_tokens, pages)
     }
 
-    fn forward(&self, batch: &Batch, cache: &mut KvCache) -> candle_core::Result<Logits> {
+    fn forward(&self, batch: &Batch, cache: &mut KvCache) -> choir::model::Result<Logits> {
         self.network.forward(batch, cache)
     }
 
-    fn step(&self, batch: &Batch, cache: &mut KvCache) -> candle_core::Result<Outcome> {
+    fn step(&self, batch: &Batch, cache: &mut KvCache) -> choir::model::Result<Outcome> {
         let begun = Instant::now();
         let outcome = self.network.step(batch, cache)?;
         let mut steps = self.steps.lock().expect("steps");

@@ -53,7 +53,8 @@ impl Family {
 
     fn base(&self, form: Quantisation) -> Arc<BaseWeights> {
         let base = BaseWeights::load(self.architecture.clone(), form, |spec| {
-            let data = published::read(&self.checkpoint, spec).map_err(candle_core::Error::wrap)?;
+            let data = published::read(&self.checkpoint, spec)
+                .map_err(|error| choir::model::Error::Unread(error.into()))?;
             Ok(Some(Cow::Owned(data)))
         });
         Arc::new(base.expect("weights"))

@@ -185,19 +185,19 @@ fn gradients_match_finite_differences() {
         let loss = |model: &Trainable| -> f64 {
             let logits = model.forward(&input).expect("forward");
             let nll: Vec<f32> = choir::ops::cross_entropy(&logits, &targets, case.config.mask_id())
-                .and_then(|n| n.to_vec1())
+                .and_then(|n| Ok(n.to_vec1()?))
                 .expect("nll");
             nll.iter().map(|&x| f64::from(x)).sum()
         };
         let (_, gradients) = model
             .gradients(&input, |logits| {
-                choir::ops::cross_entropy_backward(
+                let gradient = choir::ops::cross_entropy_backward(
                     logits,
                     &targets,
                     case.config.mask_id(),
                     &weights,
-                )
-                .map(|g| ((), g))
+                )?;
+                Ok(((), gradient))
             })
             .expect("gradients");
         for (name, var) in model.vars() {

@@ -3,6 +3,7 @@
 use super::{Error, defaults, tuning};
 use crate::checkpoint::{self, Checkpoint, read_small};
 use crate::engine::Sampling;
+use crate::model;
 use crate::model::architecture::published::read;
 use crate::model::architecture::{self, shapes};
 use crate::model::tokenizer::{GenerationConfig, Tokenizer};
@@ -189,7 +190,7 @@ impl BaseSource {
         architecture: Architecture,
         tokenizer: Digest,
     ) -> Result<(BaseFacts, place::Base), Error> {
-        let refused = |error: candle_core::Error| self.refuse(place::message(&error));
+        let refused = |error: model::Error| self.refuse(error);
         if architecture.conditioning.is_some() {
             let tensors = self.tensors()?;
             let facts = BaseFacts::of(&tensors, tokenizer);
@@ -204,7 +205,8 @@ impl BaseSource {
         let shapes = shapes(&architecture).collect();
         let mut digest = TensorDigest::default();
         let weights = place::Base::load(place, architecture, |spec| {
-            let data = read(&checkpoint, spec).map_err(candle_core::Error::wrap)?;
+            let data =
+                read(&checkpoint, spec).map_err(|error| model::Error::Unread(error.into()))?;
             digest.add(&spec.name, &spec.shape, &data);
             Ok(Cow::Owned(data))
         });

@@ -3,7 +3,8 @@
 use super::base::Base;
 use super::{Error, Forms, defaults, share, tuning};
 use crate::engine::{Generation, MemoryPart, VariantFacts};
-use crate::model::place::{self, Bank, Bytes, Variant, message};
+use crate::model;
+use crate::model::place::{self, Bank, Bytes, Variant};
 use crate::model::{VariantId, VariantWeights};
 use crate::ops::coded::Kept;
 use crate::ops::gpu::Fault;
@@ -177,13 +178,13 @@ fn unserved(store: &Store, error: impl ToString) -> Error {
     }
 }
 
-fn not_built(store: &Store, error: &candle_core::Error) -> Error {
-    match Fault::behind(error) {
-        Some(Fault::OutOfMemory { .. }) => Error::NoMemory {
+fn not_built(store: &Store, error: &model::Error) -> Error {
+    match error {
+        model::Error::Device(Fault::OutOfMemory { .. }) => Error::NoMemory {
             generation: store.manifest().generation,
-            reason: message(error),
+            reason: error.to_string(),
         },
-        _ => unserved(store, message(error)),
+        _ => unserved(store, error),
     }
 }
 
@@ -201,7 +202,7 @@ pub(super) fn measuring(
     };
     let record = store.manifest().variants.get(name).ok_or_else(unknown)?;
     let (_, kept) = served.variants.get(name).ok_or_else(unknown)?;
-    let built = |error: &candle_core::Error| not_built(store, error);
+    let built = |error: &model::Error| not_built(store, error);
     let seed = fine_tune.digest().seed();
     let shapes = fine_tune.matrices.iter();
     let shapes = shapes.map(|(name, matrix)| (name.clone(), [matrix.rows, matrix.cols]));

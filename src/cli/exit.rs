@@ -45,11 +45,7 @@ fn end_with_the_reader() {
 /// The error and its causes, but for those that the error before them has told already.
 fn in_one_line(error: &anyhow::Error) -> String {
     let mut line = String::new();
-    let message = |cause: &(dyn std::error::Error + 'static)| match cause.downcast_ref() {
-        Some(error) => crate::model::place::message(error),
-        None => cause.to_string(),
-    };
-    for cause in error.chain().map(message) {
+    for cause in error.chain().map(ToString::to_string) {
         if line.is_empty() {
             line = cause;
         } else if !line.ends_with(&cause) {

@@ -12,6 +12,7 @@ use super::generation::Generation;
 use super::materialised::{Materialised, Single};
 use super::sequence::Sequence;
 use super::work::{Made, ModelJob};
+use crate::model;
 use crate::model::kv_cache::KvCache;
 use crate::model::{Batch, Denoiser, Mix, Outcome, Segment};
 use crate::ops::gpu::Fault;
@@ -156,7 +157,7 @@ impl Group {
             .map_err(|panic| Failure::of_step(format!("panic: {}", said(&*panic))))?
             .map_err(|error| Failure {
                 detail: error.to_string(),
-                lost: matches!(Fault::behind(&error), Some(Fault::Lost { .. })),
+                lost: matches!(error, model::Error::Device(Fault::Lost { .. })),
             })?;
         let (drawn, rows) = self.wanted();
         let shape = outcome.logits.check(rows, denoiser.facts().rows);

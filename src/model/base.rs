@@ -3,8 +3,9 @@
 use super::architecture::{Architecture, TensorSpec};
 use super::facts::NetworkFacts;
 use super::tables::TableCache;
+use crate::model::error::{Error, Result};
 use crate::ops::quantized::{Quantisation, Served};
-use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_core::{DType, Device, Tensor};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,8 +18,14 @@ pub fn read<'a>(tensors: &'a Dense, spec: &TensorSpec) -> Result<Cow<'a, [f32]>>
     let TensorSpec { name, shape, .. } = spec;
     match tensors.get(name) {
         Some((found, data)) if found == shape => Ok(Cow::Borrowed(data)),
-        Some((found, _)) => bail!("tensor {name} has shape {found:?}, not {shape:?}"),
-        None => bail!("tensor {name} is missing"),
+        Some((found, _)) => Err(Error::TensorShape {
+            name: name.clone(),
+            found: found.clone(),
+            expected: shape.clone(),
+        }),
+        None => Err(Error::MissingTensor {
+            name: name.to_owned(),
+        }),
     }
 }
 
@@ -105,14 +112,18 @@ impl BaseWeights {
     pub(super) fn matrix(&self, name: &str) -> Result<&Arc<Served>> {
         match self.matrices.get(name) {
             Some(matrix) => Ok(matrix),
-            None => bail!("matrix {name} is missing"),
+            None => Err(Error::MissingTensor {
+                name: name.to_owned(),
+            }),
         }
     }
 
     pub(super) fn plain(&self, name: &str) -> Result<&Tensor> {
         match self.plain.get(name) {
             Some(tensor) => Ok(tensor),
-            None => bail!("tensor {name} is missing"),
+            None => Err(Error::MissingTensor {
+                name: name.to_owned(),
+            }),
         }
     }
 }

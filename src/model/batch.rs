@@ -1,5 +1,6 @@
 //! What one network evaluation reads and gives.
 
+use super::error::{Error, Result};
 use rayon::prelude::*;
 
 use crate::ops::categorical::{Draw, Drawn, draw_all};
@@ -99,9 +100,13 @@ impl Logits {
 
     /// # Errors
     /// Where these are not [rows, vocab]; without rows the vocabulary does not matter.
-    pub fn check(&self, rows: usize, vocab: usize) -> candle_core::Result<()> {
+    pub fn check(&self, rows: usize, vocab: usize) -> Result<()> {
         if self.data.len() != rows * vocab || (rows > 0 && self.vocab != vocab) {
-            candle_core::bail!("{} logits instead of [{rows}, {vocab}]", self.data.len());
+            return Err(Error::Logits {
+                found: self.data.len(),
+                rows,
+                vocab,
+            });
         }
         Ok(())
     }

@@ -1,10 +1,11 @@
 //! From the noise level and the small tensors to what modulates the layers: one line for every mix and noise level.
 
 use super::architecture::{Architecture, Conditioning, Role};
+use crate::model::error::{Error, Result};
 use crate::ops::gemm::{self, View};
 use crate::ops::norm::Affine;
 use crate::ops::slice;
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{Device, Tensor};
 use std::sync::Arc;
 
 /// One layer's tables, [lines, hidden] but for the biases, [1, width].
@@ -131,7 +132,7 @@ pub fn line(
     let norm = |role: Role, layer: Option<usize>| -> Result<NormLine> {
         match optional(role, layer)? {
             Some(gain) => Ok(NormLine { gain, shift: None }),
-            None => bail!("no tensor is a {role:?}"),
+            None => Err(Error::MissingRole { role, layer }),
         }
     };
     let layer = |number: usize| {
@@ -238,7 +239,7 @@ pub fn timestep_features(sigma: &[f32], frequencies: usize, device: &Device) -> 
         data.extend(angles.clone().map(f32::cos));
         data.extend(angles.map(f32::sin));
     }
-    Tensor::from_vec(data, (sigma.len(), frequencies), device)
+    Ok(Tensor::from_vec(data, (sigma.len(), frequencies), device)?)
 }
 
 /// x W^T of x [lines, in] and W [out, in], both f32 on the host, on this thread.
@@ -248,7 +249,7 @@ fn product(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     let (x, weight) = (slice::f32(x)?, slice::f32(weight)?);
     let (x, weight) = (View::rows(&x, input), View::rows(&weight, input));
     gemm::product((lines, out, input), &mut y, out, false, x, weight.t());
-    slice::tensor(y, lines, out)
+    Ok(slice::tensor(y, lines, out)?)
 }
 
 /// Builds the tables of `count` layers for these noise levels from the tensors that `get` returns by internal name;
@@ -268,7 +269,7 @@ pub fn tables(
             true => x.matmul(&weight.t()?)?,
             false => product(x, &weight)?,
         };
-        product.broadcast_add(&get(&format!("{name}.bias"))?)
+        Ok(product.broadcast_add(&get(&format!("{name}.bias"))?)?)
     };
     let features = timestep_features(sigma, conditioning.frequencies, device)?;
     let c = affine(
@@ -277,14 +278,16 @@ pub fn tables(
     )?
     .silu()?;
     let gain = |norm: &str, scale: &Tensor| -> Result<Tensor> {
-        (scale + 1.0)?
+        Ok((scale + 1.0)?
             .broadcast_mul(&get(&format!("{norm}.weight"))?)?
-            .contiguous()
+            .contiguous()?)
     };
     let mut layers = Vec::with_capacity(count);
     for layer in 0..count {
         let chunks = affine(&c, &format!("blocks.{layer}.adaLN_modulation"))?.chunk(6, 1)?;
-        let row = |name: &str| get(&format!("blocks.{layer}.{name}"))?.unsqueeze(0);
+        let row = |name: &str| -> Result<Tensor> {
+            Ok(get(&format!("blocks.{layer}.{name}"))?.unsqueeze(0)?)
+        };
         layers.push(LayerTables {
             shift1: chunks[0].contiguous()?,
             gain1: gain(&format!("blocks.{layer}.norm1"), &chunks[1])?,

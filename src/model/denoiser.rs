@@ -1,6 +1,7 @@
 //! The trait that evaluates a batch.
 
 use super::batch::{Batch, Logits, Mix, Outcome};
+use super::error::Result;
 use super::facts::NetworkFacts;
 use super::kv_cache::KvCache;
 use super::profile::StageHook;
@@ -19,13 +20,13 @@ pub trait Denoiser: Send + Sync {
     }
 
     /// A cache of so many pages that this network can use.
-    fn cache(&self, page_tokens: usize, pages: usize) -> candle_core::Result<KvCache> {
+    fn cache(&self, page_tokens: usize, pages: usize) -> Result<KvCache> {
         KvCache::within_memory(self.facts().cache, page_tokens, pages)
     }
 
     /// Evaluates `batch`, writes the keys and values of clean tokens into `cache`. Gives the logits of all rows: what is to
     /// be drawn from them does not matter here.
-    fn forward(&self, batch: &Batch, cache: &mut KvCache) -> candle_core::Result<Logits>;
+    fn forward(&self, batch: &Batch, cache: &mut KvCache) -> Result<Logits>;
 
     /// Evaluates `batch` as [`forward`](Self::forward) does; `ended` is told as each stage ends, where stages are known.
     fn profiled(
@@ -33,13 +34,13 @@ pub trait Denoiser: Send + Sync {
         batch: &Batch,
         cache: &mut KvCache,
         ended: &mut StageHook,
-    ) -> candle_core::Result<Logits> {
+    ) -> Result<Logits> {
         let _ = ended;
         self.forward(batch, cache)
     }
 
     /// Evaluates `batch` as [`forward`](Self::forward) does, and draws from the rows of segments that say how.
-    fn step(&self, batch: &Batch, cache: &mut KvCache) -> candle_core::Result<Outcome> {
+    fn step(&self, batch: &Batch, cache: &mut KvCache) -> Result<Outcome> {
         let logits = self.forward(batch, cache)?;
         logits.check(batch.logit_rows(), self.facts().rows)?;
         let (outcome, spent) = logits.draw(batch);
@@ -54,7 +55,7 @@ pub trait Denoiser: Send + Sync {
 
     /// An instance whose base is this one's with the mix added to its weights, without variants; `None` where there are
     /// no weights to add to.
-    fn materialise(&self, _mix: &Mix) -> candle_core::Result<Option<Arc<dyn Denoiser>>> {
+    fn materialise(&self, _mix: &Mix) -> Result<Option<Arc<dyn Denoiser>>> {
         Ok(None)
     }
 }

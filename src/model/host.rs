@@ -14,10 +14,10 @@ use super::profile::{Stage, StageHook};
 use super::variant::{Placed, ServedVariant, homes};
 use super::weights::{ServedBank, VariantWeights};
 use super::workspace::{Workspace, sized};
+use crate::model::error::{Error, Result};
 use crate::ops::attend::QUERIES;
 use crate::ops::norm::Residual;
 use crate::ops::{self, Rotary};
-use candle_core::{Result, bail};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -70,8 +70,13 @@ impl HostNetwork {
     ) -> Result<Self> {
         let architecture = &base.architecture;
         let attention = architecture.attention();
-        if attention.heads / attention.kv_heads > QUERIES {
-            bail!("more than {QUERIES} queries to a key")
+        let queries = attention.heads / attention.kv_heads;
+        if queries > QUERIES {
+            return Err(Error::TooLarge {
+                what: "a number of queries to a key",
+                found: queries,
+                limit: QUERIES,
+            });
         }
         let linear = |role: Role, layer: Option<usize>| -> Result<SuperposedLinear> {
             let name = name(architecture, role, layer)?;
@@ -161,7 +166,7 @@ impl HostNetwork {
             for (&token, x) in segment.tokens.iter().zip(x.chunks_mut(hidden)) {
                 let index = token as usize;
                 if index >= rows {
-                    bail!("token {token} is outside the vocabulary of {rows}")
+                    return Err(Error::Token { token, rows });
                 }
                 base.row(index, x);
                 for &(variant, weight) in &segment.mix.0 {
@@ -305,7 +310,7 @@ impl HostNetwork {
 fn name(architecture: &Architecture, role: Role, layer: Option<usize>) -> Result<&str> {
     match architecture.tensor(role, layer) {
         Some(spec) => Ok(&spec.name),
-        None => bail!("no tensor is the {role:?} of layer {layer:?}"),
+        None => Err(Error::MissingRole { role, layer }),
     }
 }
 
@@ -354,7 +359,7 @@ impl Denoiser for HostNetwork {
     ) -> Result<Logits> {
         cache.check(batch)?;
         if cache.on_device().is_some() {
-            bail!("a cache on a device for a network on the host")
+            return Err(Error::CacheElsewhere);
         }
         let mut work = std::mem::take(&mut cache.workspace);
         let data = self.logits(batch, cache, &mut work, ended);

@@ -9,11 +9,11 @@ use super::batch::{Batch, PageId};
 use super::facts::CacheShape;
 use super::target::GpuTarget;
 use super::workspace::Workspace;
+use crate::model::error::{Error, Result};
 use crate::ops::attend::{self, PositionRun};
 use crate::ops::gemm::View;
 use crate::ops::gpu::Buffer;
 use crate::ops::panel::LANES;
-use candle_core::{Result, bail};
 use std::ops::Range;
 
 /// The storage of every page; which sequence owns which page is the engine's business.
@@ -55,7 +55,10 @@ impl KvCache {
     pub fn within_memory(shape: CacheShape, page_tokens: usize, pages: usize) -> Result<Self> {
         let bytes = pages.saturating_mul(Self::page_bytes(shape, page_tokens));
         let tried = Vec::<u8>::new().try_reserve_exact(bytes);
-        tried.map_err(|error| candle_core::Error::Msg(format!("{bytes} bytes: {error}")))?;
+        tried.map_err(|error| Error::Memory {
+            bytes,
+            detail: error.to_string(),
+        })?;
         Ok(Self::new(shape, page_tokens, pages))
     }
 
@@ -107,30 +110,30 @@ impl KvCache {
             if segment.pages.len() * self.page_tokens() < needed
                 || segment.clean > segment.tokens.len()
             {
-                bail!(
-                    "{} pages do not hold {needed} positions",
-                    segment.pages.len()
-                )
+                return Err(Error::Pages {
+                    pages: segment.pages.len(),
+                    needed,
+                });
             }
             if segment
                 .pages
                 .iter()
                 .any(|page| page.0 as usize >= self.pages())
             {
-                bail!("a page outside the cache of {}", self.pages())
+                return Err(Error::PageOutside {
+                    pages: self.pages(),
+                });
             }
             if segment.rows.iter().any(|&row| row >= segment.tokens.len()) {
-                bail!(
-                    "a row outside the segment's {} tokens",
-                    segment.tokens.len()
-                )
+                return Err(Error::RowOutside {
+                    tokens: segment.tokens.len(),
+                });
             }
             if ![0, segment.rows.len()].contains(&segment.draws.len()) {
-                bail!(
-                    "{} draws for {} rows",
-                    segment.draws.len(),
-                    segment.rows.len()
-                )
+                return Err(Error::Draws {
+                    draws: segment.draws.len(),
+                    rows: segment.rows.len(),
+                });
             }
         }
         Ok(())

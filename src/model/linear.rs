@@ -11,9 +11,9 @@
 use super::VariantId;
 use super::variant::{Placed, ServedVariant, SignedGains};
 use super::weights::ServedBank;
+use crate::model::error::{Error, Result};
 use crate::ops::coded::{self, Own, RowShare};
 use crate::ops::quantized::{self, Served, SignedRow};
-use candle_core::{Result, bail};
 use rayon::prelude::*;
 use std::sync::Arc;
 
@@ -101,12 +101,15 @@ impl Superposed {
                 Some((bank, served)) if served.shape() == shape => {
                     Ok(Some(Source::Bank(bank, rotation.clone())))
                 }
-                Some(_) => bail!(
-                    "a bank holds {name} in another shape than {} x {}",
-                    shape.0,
-                    shape.1
-                ),
-                None => bail!("variant {index} lies in no bank that holds {name}"),
+                Some(_) => Err(Error::HeldShape {
+                    holder: "a bank",
+                    name: name.to_owned(),
+                    shape,
+                }),
+                None => Err(Error::InNoBank {
+                    variant: index,
+                    name: name.to_owned(),
+                }),
             }
         };
         let sources = variants
@@ -121,7 +124,7 @@ impl Superposed {
     fn source(&self, variant: VariantId) -> Result<Option<&Source>> {
         match self.sources.get(variant.0 as usize) {
             Some(source) => Ok(source.as_ref()),
-            None => bail!("no variant {} in this instance", variant.0),
+            None => Err(Error::NoVariant { variant: variant.0 }),
         }
     }
 
@@ -160,7 +163,7 @@ impl Superposed {
             superposed.push((&**served, rotated));
         }
         quantized::add_signed(&superposed, x, y)?;
-        coded::add_own(&own, x, y)
+        Ok(coded::add_own(&own, x, y)?)
     }
 
     /// Adds `weight` times row `index` of the variant's retrieved delta to `target` [in].
@@ -175,7 +178,7 @@ impl Superposed {
             Some(Source::Own(own)) => own.add_row(index, weight, target),
             Some(Source::Bank(bank, rotation)) => {
                 let Some(Some(bank)) = self.banks.get(*bank) else {
-                    bail!("no bank {bank} in this instance")
+                    return Err(Error::NoBank { bank: *bank });
                 };
                 let mut row = vec![0f32; target.len()];
                 bank.row(index, &mut row);
@@ -223,6 +226,6 @@ impl SuperposedLinear {
             self.variants
                 .add_matrix(variant, weight, input, &mut weights)?;
         }
-        Served::new(&weights, out, input, self.base.form())
+        Ok(Served::new(&weights, out, input, self.base.form())?)
     }
 }

@@ -7,8 +7,9 @@ use super::conditioning::{Line, line};
 use super::linear::Superposed;
 use super::variant::{Placed, ServedVariant};
 use super::weights::ServedBank;
+use crate::model::error::{Error, Result};
 use crate::ops::slice;
-use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_core::{DType, Device, Tensor};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -72,7 +73,7 @@ impl Modulation {
                 continue;
             }
             let Some(placed) = self.variants.get(variant.0 as usize) else {
-                bail!("no variant {} in this instance", variant.0)
+                return Err(Error::NoVariant { variant: variant.0 });
             };
             for (value, delta) in data
                 .iter_mut()
@@ -81,7 +82,7 @@ impl Modulation {
                 *value = weight.mul_add(delta.to_f32(), *value);
             }
         }
-        Tensor::from_vec(data, base.shape(), &Device::Cpu)
+        Ok(Tensor::from_vec(data, base.shape(), &Device::Cpu)?)
     }
 
     /// Every tensor of the mix, by name, of the base's types.

@@ -3,6 +3,7 @@
 use super::architecture::{Architecture, TensorSpec, shapes};
 use super::base::{BaseWeights, Dense, read};
 use super::denoiser::Denoiser;
+use super::error::{Error, Result};
 use super::facts::NetworkFacts;
 use super::gpu::{GpuBank, GpuBase, GpuDit, GpuTarget, GpuVariant};
 use super::host::HostNetwork;
@@ -10,7 +11,6 @@ use super::variant::{Placed, ServedVariant};
 use super::weights::{ServedBank, VariantWeights};
 use crate::ops::gpu::{Dtype, Fault};
 use crate::ops::quantized::Quantisation;
-use candle_core::Result;
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
@@ -48,14 +48,6 @@ impl fmt::Display for Place {
             Place::Host(_) => f.write_str("the CPU"),
             Place::Device(device) => f.write_str(&device.gpu.name()),
         }
-    }
-}
-
-/// What an error of the network says, without the backtrace that candle puts under it where `RUST_BACKTRACE` is set.
-pub fn message(error: &candle_core::Error) -> String {
-    match error {
-        candle_core::Error::WithBacktrace { inner, .. } => message(inner),
-        other => other.to_string(),
     }
 }
 
@@ -191,21 +183,19 @@ impl Base {
         banks: impl IntoIterator<Item = &'a Bank>,
         variants: impl IntoIterator<Item = (&'a Variant, Vec<usize>)>,
     ) -> Result<Instance> {
-        let elsewhere =
-            || candle_core::Error::Msg("a bank or a variant lies elsewhere than its base".into());
         let (banks, variants) = (banks.into_iter(), variants.into_iter());
         Ok(match self {
             Base::Host(base) => {
                 let banks = banks.map(|bank| match bank {
                     Bank::Host(bank) => Ok(bank.clone()),
-                    Bank::Device(_) => Err(elsewhere()),
+                    Bank::Device(_) => Err(Error::Elsewhere),
                 });
                 let variants = variants.map(|(variant, banks)| match variant {
                     Variant::Host(own) => Ok(Placed {
                         own: own.clone(),
                         banks,
                     }),
-                    Variant::Device(_) => Err(elsewhere()),
+                    Variant::Device(_) => Err(Error::Elsewhere),
                 });
                 let (banks, variants) = (
                     banks.collect::<Result<Vec<_>>>()?,
@@ -222,14 +212,14 @@ impl Base {
             Base::Device(base) => {
                 let banks = banks.map(|bank| match bank {
                     Bank::Device(bank) => Ok(bank.clone()),
-                    Bank::Host(_) => Err(elsewhere()),
+                    Bank::Host(_) => Err(Error::Elsewhere),
                 });
                 let variants = variants.map(|(variant, banks)| match variant {
                     Variant::Device(own) => Ok(Placed {
                         own: own.clone(),
                         banks,
                     }),
-                    Variant::Host(_) => Err(elsewhere()),
+                    Variant::Host(_) => Err(Error::Elsewhere),
                 });
                 let (banks, variants) = (
                     banks.collect::<Result<Vec<_>>>()?,
@@ -265,22 +255,5 @@ impl Bank {
                 device: bank.device_bytes(),
             },
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn messages_come_without_backtraces() {
-        let backtrace = Box::new(std::backtrace::Backtrace::force_capture());
-        let inner = Box::new(candle_core::Error::Msg("no tensor".into()));
-        let error = candle_core::Error::WithBacktrace { inner, backtrace };
-        assert!(
-            error.to_string().lines().count() > 1,
-            "else there is nothing to leave out"
-        );
-        assert_eq!(message(&error), "no tensor");
     }
 }

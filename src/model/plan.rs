@@ -4,7 +4,7 @@ use super::batch::{Batch, Mix};
 use super::conditioning::Line;
 use super::linear::{Parts, RowPart};
 use super::modulation::Modulation;
-use candle_core::Result;
+use crate::model::error::Result;
 use std::sync::Arc;
 
 /// Rows of a batch, segment by segment.

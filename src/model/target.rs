@@ -1,7 +1,7 @@
 //! A device that networks are evaluated on, and matrices there.
 
+use crate::model::error::Result;
 use crate::ops::gpu::{Buffer, Dtype, GpuDevice};
-use candle_core::Result;
 use half::bf16;
 use std::sync::Arc;
 

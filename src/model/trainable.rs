@@ -6,8 +6,9 @@
 use super::DitConfig;
 use super::conditioning::{Tables, tables};
 use super::train_batch::{SoftTokens, TrainBatch};
+use crate::model::error::{Error, Result};
 use crate::ops::{self, Pattern, PerRow};
-use candle_core::{DType, Device, Result, Tensor, Var, bail};
+use candle_core::{DType, Device, Tensor, Var};
 use std::collections::BTreeMap;
 
 /// What evaluates weights that change, and their gradient.
@@ -64,7 +65,7 @@ struct State {
 
 /// x [rows, in] times w [out, in] transposed.
 fn linear(x: &Tensor, w: &Tensor) -> Result<Tensor> {
-    x.matmul(&w.t()?)
+    Ok(x.matmul(&w.t()?)?)
 }
 
 impl Trainable {
@@ -112,8 +113,14 @@ impl Trainable {
                     let tensor = Tensor::from_slice(data, shape, &Device::Cpu)?;
                     vars.insert(name, Var::from_tensor(&tensor)?);
                 }
-                Some((found, _)) => bail!("tensor {name} has shape {found:?}, not {shape:?}"),
-                None => bail!("tensor {name} is missing"),
+                Some((found, _)) => {
+                    return Err(Error::TensorShape {
+                        name,
+                        found: found.clone(),
+                        expected: shape,
+                    });
+                }
+                None => return Err(Error::MissingTensor { name }),
             }
         }
         Ok(Self { config, vars })
@@ -141,7 +148,9 @@ impl Trainable {
     pub(super) fn var(&self, name: &str) -> Result<&Tensor> {
         match self.vars.get(name) {
             Some(var) => Ok(var.as_tensor()),
-            None => bail!("tensor {name} is missing"),
+            None => Err(Error::MissingTensor {
+                name: name.to_owned(),
+            }),
         }
     }
 
@@ -164,17 +173,19 @@ impl Trainable {
         if input.xt.len() != batch * length
             || input.x0.as_ref().is_some_and(|x| x.len() != batch * length)
         {
-            bail!("tokens do not fill {batch} sequences of {length}")
+            return Err(Error::Sequences { batch, length });
         }
         let doubled = input.x0.is_some();
         let (mut sigma, mut full, mut noisy, mut wanted) = (vec![0.0], None, None, None);
         if self.config.time_conditioned() {
             let clean = input.sigma.len() as u32;
             if clean as usize != batch * length.div_ceil(input.unit()) {
-                bail!(
-                    "{clean} noise levels for {batch} sequences of {length} in units of {}",
-                    input.unit()
-                )
+                return Err(Error::NoiseLevels {
+                    found: clean as usize,
+                    batch,
+                    length,
+                    unit: input.unit(),
+                });
             }
             let lines: Vec<u32> = (0..batch * length)
                 .map(|row| input.noise_line(row) as u32)
@@ -324,7 +335,7 @@ impl Trainable {
 
         for layer in (0..self.config.n_blocks).rev() {
             let Some(s) = layers.pop() else {
-                bail!("no state of layer {layer}")
+                return Err(Error::NotKept("a layer's state"));
             };
             let is_last = layer + 1 == self.config.n_blocks;
             let halved = is_last && input.x0.is_some();
@@ -438,15 +449,15 @@ impl Differentiable for Trainable {
 /// The noisy rows of [batch * 2 * length, hidden], whose sequences are [x_t, x_0].
 fn noisy_half(x: &Tensor, batch: usize, length: usize) -> Result<Tensor> {
     let hidden = x.dim(1)?;
-    x.reshape((batch, 2 * length, hidden))?
+    Ok(x.reshape((batch, 2 * length, hidden))?
         .narrow(1, 0, length)?
         .contiguous()?
-        .reshape((batch * length, hidden))
+        .reshape((batch * length, hidden))?)
 }
 
 /// The reverse of [`noisy_half`], with zeros for the clean rows.
 fn with_clean_zeros(x: &Tensor, batch: usize, length: usize) -> Result<Tensor> {
     let hidden = x.dim(1)?;
     let noisy = x.reshape((batch, length, hidden))?;
-    Tensor::cat(&[&noisy, &noisy.zeros_like()?], 1)?.reshape((batch * 2 * length, hidden))
+    Ok(Tensor::cat(&[&noisy, &noisy.zeros_like()?], 1)?.reshape((batch * 2 * length, hidden))?)
 }

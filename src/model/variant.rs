@@ -1,9 +1,9 @@
 //! What a variant keeps for itself, in the form it is served in: made once, and shared by all generations that have it.
 
 use super::weights::VariantWeights;
+use crate::model::error::{Error, Result};
 use crate::ops::coded::Own;
 use crate::transform::{Rotation, Signs, Transform};
-use candle_core::{Result, bail};
 use half::bf16;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -59,7 +59,11 @@ pub(super) fn signed_gains(
             continue;
         };
         if gains.len() != out {
-            bail!("{} gains for {name}, which has {out} rows", gains.len())
+            return Err(Error::Gains {
+                name,
+                found: gains.len(),
+                rows: out,
+            });
         }
         let signed = SignedGains::new(weights.seed, &name, gains, input, weights.scale);
         signed_gains.insert(name, Arc::new(signed));
@@ -82,8 +86,12 @@ impl ServedVariant {
         for (name, shape) in &tensors {
             if let (&[out, input], Some(kept)) = (&shape[..], weights.kept.get(name)) {
                 let rotation = Rotation::new(weights.seed, name, input);
-                let matrix = Own::new(kept, [out, input], rotation, weights.scale)
-                    .map_err(|error| error.context(name.clone()))?;
+                let refused = |reason| Error::Kept {
+                    name: name.clone(),
+                    reason,
+                };
+                kept.check([out, input]).map_err(refused)?;
+                let matrix = Own::new(kept, [out, input], rotation, weights.scale)?;
                 own.insert(name.clone(), Arc::new(matrix));
             }
         }

@@ -1,8 +1,8 @@
 //! What an instance has beside its base: banks in served form, and what a variant brings.
 
+use crate::model::error::Result;
 use crate::ops::coded::Kept;
 use crate::ops::quantized::{Quantisation, Served};
-use candle_core::Result;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

@@ -56,8 +56,23 @@ pub enum Error {
     Diverged { step: u64 },
     #[error("a training thread could not start or failed")]
     Worker,
+    /// A loss that is only measured along with its gradient, or an objective without a mask.
+    #[error("{0}")]
+    Objective(&'static str),
     #[error(transparent)]
-    Tensor(#[from] candle_core::Error),
+    Model(#[from] crate::model::Error),
+}
+
+impl From<crate::ops::Error> for Error {
+    fn from(error: crate::ops::Error) -> Self {
+        Error::Model(error.into())
+    }
+}
+
+impl From<candle_core::Error> for Error {
+    fn from(error: candle_core::Error) -> Self {
+        Error::Model(error.into())
+    }
 }
 
 impl Error {

@@ -3,7 +3,8 @@
 //! on two cores has too few of.
 
 use super::optimizer::WeightState;
-use candle_core::{Device, Result, Tensor};
+use crate::model::Result;
+use candle_core::{Device, Tensor};
 
 const MOMENTUM: f32 = 0.95;
 
@@ -52,7 +53,11 @@ fn orthogonalize(matrix: &Tensor) -> Result<Tensor> {
         let poly = ((square.matmul(&square)? * 2.0315)? - (square * 4.7750)?)?;
         x = (poly.matmul(&x)? + (x * 3.4445)?)?;
     }
-    if tall { x.t()?.contiguous() } else { Ok(x) }
+    if tall {
+        Ok(x.t()?.contiguous()?)
+    } else {
+        Ok(x)
+    }
 }
 
 #[cfg(test)]

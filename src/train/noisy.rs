@@ -1,9 +1,10 @@
 //! A corrupted batch: what the network reads, how its answers count, and the gradient of that.
 
-use crate::model::{Differentiable, TrainBatch};
+use super::Error;
+use crate::model::{self, Differentiable, TrainBatch};
 use crate::ops::{self, Divergence, UniformTerm};
 use crate::sampler::schedule::LogLinear;
-use candle_core::{Result, Tensor, bail};
+use candle_core::Tensor;
 use std::collections::BTreeMap;
 
 /// What is asked of the network at every row.
@@ -76,17 +77,19 @@ impl Noisy {
     }
 
     /// The loss at every row, in nats; an error where it takes a teacher.
-    pub fn losses(&self, model: &impl Differentiable) -> Result<Vec<f32>> {
+    pub fn losses(&self, model: &impl Differentiable) -> Result<Vec<f32>, Error> {
         if self.targets.is_empty() {
             return Ok(Vec::new());
         }
         let logits = model.forward(&self.input)?;
         match self.loss {
             Loss::CrossEntropy { mask } => {
-                ops::cross_entropy(&logits, &self.targets, Some(mask))?.to_vec1()
+                Ok(ops::cross_entropy(&logits, &self.targets, Some(mask))?.to_vec1()?)
             }
-            Loss::Uniform { tokens } => ops::uniform_nelbo(&logits, tokens, &self.terms()),
-            Loss::Consistency { .. } => bail!("consistency is measured along with its gradient"),
+            Loss::Uniform { tokens } => Ok(ops::uniform_nelbo(&logits, tokens, &self.terms())?),
+            Loss::Consistency { .. } => Err(Error::Objective(
+                "consistency is measured along with its gradient",
+            )),
         }
     }
 
@@ -105,13 +108,13 @@ impl Noisy {
         &self,
         model: &M,
         teacher: Option<&M>,
-    ) -> Result<(f64, BTreeMap<String, Tensor>)> {
+    ) -> Result<(f64, BTreeMap<String, Tensor>), Error> {
         let share: Vec<f32> = self
             .weights
             .iter()
             .map(|&w| w / self.tokens as f32)
             .collect();
-        model.gradients(&self.input, |logits| {
+        Ok(model.gradients(&self.input, |logits| {
             let (losses, gradient) = match self.loss {
                 Loss::CrossEntropy { mask } => (
                     ops::cross_entropy(logits, &self.targets, Some(mask))?.to_vec1()?,
@@ -122,7 +125,7 @@ impl Noisy {
                 }
                 Loss::Consistency { tokens, divergence } => {
                     let (Some(teacher), Some(input)) = (teacher, &self.teacher) else {
-                        bail!("consistency takes a teacher")
+                        return Err(model::Error::NotKept("a teacher"));
                     };
                     ops::divergence_backward(
                         logits,
@@ -134,6 +137,6 @@ impl Noisy {
                 }
             };
             Ok((self.per_token(&losses), gradient))
-        })
+        })?)
     }
 }

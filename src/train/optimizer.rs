@@ -3,10 +3,11 @@
 use super::folder::Tensors;
 use super::muon;
 use super::run::Members;
+use crate::model::Result;
 use crate::model::Trainable;
 use crate::rng::Key;
 use crate::superposition::HEAD;
-use candle_core::{Result, Tensor};
+use candle_core::Tensor;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 
@@ -108,7 +109,7 @@ impl Optimizer {
     /// a matrix with random signs added, `sqrt(members - 1)` times as large as the row's delta. Call [`put_weights`](Self::put_weights), or [`update`](Self::update), which reckons with it, to take it off.
     pub fn put_interference(&self, model: &Trainable, members: Members, key: Key) -> Result<()> {
         let jobs: Vec<_> = self.slots.iter().collect();
-        jobs.into_par_iter().try_for_each(|(name, slot)| {
+        Ok(jobs.into_par_iter().try_for_each(|(name, slot)| {
             let (Some(base), Some(var)) = (self.anchors.get(name), model.vars().get(name)) else {
                 return Ok(());
             };
@@ -143,7 +144,7 @@ impl Optimizer {
                 slot.shape.as_slice(),
                 var.device(),
             )?)
-        })
+        })?)
     }
 
     /// One update of `model` with learning rate `rate` and the sum of `gradients`; returns the sum's norm before
@@ -217,7 +218,7 @@ impl Optimizer {
                 for (average, weight) in slot.average.iter_mut().zip(&slot.weight) {
                     *average = now.keep * *average + (1.0 - now.keep) * weight;
                 }
-                Ok::<(), candle_core::Error>(())
+                Ok::<(), crate::model::Error>(())
             })?;
         self.put_weights(model)?;
         Ok(norm)
@@ -332,7 +333,7 @@ fn is_layer_matrix(name: &str) -> bool {
 }
 
 fn values(tensor: &Tensor) -> Result<Vec<f32>> {
-    tensor.flatten_all()?.to_vec1()
+    Ok(tensor.flatten_all()?.to_vec1()?)
 }
 
 #[cfg(test)]

@@ -1,11 +1,11 @@
 //! The NELBO of held-out contexts, and the exact match of held-out answers.
 
+use super::Error;
 use super::data::Contexts;
 use super::noisy::Noisy;
 use super::objective::{Corruption, Objective, early};
 use crate::model::{Differentiable, TrainBatch};
 use crate::rng::{Key, Stream};
-use candle_core::{Result, bail};
 
 /// Contexts evaluated at once.
 const BATCH: usize = 16;
@@ -17,7 +17,7 @@ pub fn nelbo(
     contexts: &Contexts,
     draws: usize,
     seed: u64,
-) -> Result<f64> {
+) -> Result<f64, Error> {
     let mut stream = Stream::new(Key::derive(&[b"choir/validation/1", &seed.to_le_bytes()]));
     let mut times = Times(stream.uniform());
     let (mut sum, mut tokens) = (0.0, 0.0);
@@ -101,9 +101,11 @@ pub fn exact_matches(
     model: &impl Differentiable,
     objective: &Objective,
     contexts: &Contexts,
-) -> Result<usize> {
+) -> Result<usize, Error> {
     let Corruption::Mask(mask) = objective.corruption else {
-        bail!("the uniform process has no mask to decode from")
+        return Err(Error::Objective(
+            "the uniform process has no mask to decode from",
+        ));
     };
     let mut right = 0;
     for start in (0..contexts.count).step_by(4 * BATCH) {
@@ -118,7 +120,7 @@ fn decode(
     objective: &Objective,
     mask: u32,
     part: &Contexts,
-) -> Result<usize> {
+) -> Result<usize, Error> {
     let (length, unit) = (part.length, objective.unit(part.length));
     let mut tokens = part.tokens.clone();
     let mut open = vec![false; tokens.len()];

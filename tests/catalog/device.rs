@@ -6,7 +6,7 @@ mod emulated;
 
 use super::*;
 use choir::catalog::RemoveRequest;
-use choir::model::TestDir as Lies;
+use choir::model::Place as Lies;
 use choir::model::gpu::GpuTarget;
 use choir::ops::gpu::{Buffer, Dtype, GpuDevice};
 use emulated::Emulated;

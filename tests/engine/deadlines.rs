@@ -16,7 +16,7 @@ impl Denoiser for Slow {
         self.0.facts()
     }
 
-    fn forward(&self, batch: &Batch, cache: &mut KvCache) -> candle_core::Result<Logits> {
+    fn forward(&self, batch: &Batch, cache: &mut KvCache) -> choir::model::Result<Logits> {
         let begun = Instant::now();
         let logits = self.0.forward(batch, cache);
         while begun.elapsed() < Duration::from_millis(2) {

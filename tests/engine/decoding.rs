@@ -49,7 +49,8 @@ impl Family {
         let checkpoint = Checkpoint::open(&self.folder).expect("a checkpoint");
         let checkpoint = architecture.unwrapped(checkpoint);
         let base = BaseWeights::load(architecture, Quantisation::F32, |spec| {
-            let data = published::read(&checkpoint, spec).map_err(candle_core::Error::wrap)?;
+            let data = published::read(&checkpoint, spec)
+                .map_err(|error| choir::model::Error::Unread(error.into()))?;
             Ok(Some(Cow::Owned(data)))
         });
         let network = HostNetwork::new(Arc::new(base.expect("weights")), &[], Vec::new());

@@ -248,7 +248,7 @@ impl Denoiser for Fake {
         &self.facts
     }
 
-    fn forward(&self, batch: &Batch, cache: &mut KvCache) -> candle_core::Result<Logits> {
+    fn forward(&self, batch: &Batch, cache: &mut KvCache) -> choir::model::Result<Logits> {
         if let Some(gate) = &self.gate {
             let gate = gate.lock().expect("gate");
             let _ = gate.entered.send(batch.segments.len());
@@ -260,7 +260,7 @@ impl Denoiser for Fake {
             .map_or(Fault::None, |fault| fault(batch))
         {
             Fault::None => {}
-            Fault::Error => candle_core::bail!("out of order"),
+            Fault::Error => return Err(choir::model::Error::Unread("out of order".into())),
             Fault::Lost => {
                 let detail = "it fell off the bus".to_owned();
                 return Err(choir::ops::gpu::Fault::Lost { detail }.into());
@@ -306,7 +306,7 @@ impl Denoiser for Fake {
         SIZE
     }
 
-    fn materialise(&self, mix: &Mix) -> candle_core::Result<Option<Arc<dyn Denoiser>>> {
+    fn materialise(&self, mix: &Mix) -> choir::model::Result<Option<Arc<dyn Denoiser>>> {
         let mut made = Fake::new(self.salt);
         (made.facts, made.alphabet, made.script) = (
             self.facts.clone(),

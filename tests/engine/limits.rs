@@ -252,18 +252,21 @@ impl Denoiser for Poor {
         self.network.facts()
     }
 
-    fn cache(&self, page_tokens: usize, pages: usize) -> candle_core::Result<KvCache> {
+    fn cache(&self, page_tokens: usize, pages: usize) -> choir::model::Result<KvCache> {
         if !self.room {
-            candle_core::bail!("no room")
+            return Err(choir::model::Error::Memory {
+                bytes: 1,
+                detail: "no room".into(),
+            });
         }
         self.network.cache(page_tokens, pages)
     }
 
-    fn forward(&self, batch: &Batch, cache: &mut KvCache) -> candle_core::Result<Logits> {
+    fn forward(&self, batch: &Batch, cache: &mut KvCache) -> choir::model::Result<Logits> {
         self.network.forward(batch, cache)
     }
 
-    fn step(&self, batch: &Batch, cache: &mut KvCache) -> candle_core::Result<Outcome> {
+    fn step(&self, batch: &Batch, cache: &mut KvCache) -> choir::model::Result<Outcome> {
         let mut outcome = self.network.step(batch, cache)?;
         outcome.drawn.pop();
         Ok(outcome)

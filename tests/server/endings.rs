@@ -194,7 +194,7 @@ impl Denoiser for Loses {
         self.network.facts()
     }
 
-    fn forward(&self, batch: &Batch, cache: &mut KvCache) -> candle_core::Result<Logits> {
+    fn forward(&self, batch: &Batch, cache: &mut KvCache) -> choir::model::Result<Logits> {
         let mut steps = self.steps.lock().expect("one step at a time");
         steps.0 += 1;
         if steps.0 < 2 {

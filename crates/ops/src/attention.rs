@@ -7,7 +7,8 @@ use super::gemm::{View, product};
 use super::math;
 use super::rotary::Rotary;
 use super::slice;
-use candle_core::{DType, Device, Result, Tensor};
+use crate::error::{Error, Result};
+use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -152,7 +153,7 @@ impl Pattern {
                 }
             }
         }
-        Tensor::from_vec(mask, (self.queries, self.rows), device)
+        Ok(Tensor::from_vec(mask, (self.queries, self.rows), device)?)
     }
 
     fn widest(&self) -> (usize, usize) {
@@ -251,7 +252,10 @@ impl Head {
 fn sizes(qkv: &Tensor, pattern: &Pattern) -> Result<(usize, usize)> {
     let (rows, triple) = qkv.dims2()?;
     if pattern.rows == 0 || rows % pattern.rows != 0 {
-        candle_core::bail!("{rows} rows are not whole sequences of {}", pattern.rows)
+        return Err(Error::Sequences {
+            rows,
+            length: pattern.rows,
+        });
     }
     Ok((rows / pattern.rows, triple / 3))
 }
@@ -412,7 +416,7 @@ pub fn attention_slow(qkv: &Tensor, pattern: &Pattern) -> Result<Tensor> {
         let (a, b) = (x.narrow(3, 0, dim / 2)?, x.narrow(3, dim / 2, dim / 2)?);
         let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
         let second = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
-        Tensor::cat(&[first, second], 3)
+        Ok(Tensor::cat(&[first, second], 3)?)
     };
     let q = rotate(qkv.get(0)?)?
         .narrow(2, 0, pattern.queries)?
@@ -427,9 +431,9 @@ pub fn attention_slow(qkv: &Tensor, pattern: &Pattern) -> Result<Tensor> {
         .broadcast_sub(&scores.max_keepdim(3)?.detach())?
         .exp()?;
     let weights = shifted.broadcast_div(&shifted.sum_keepdim(3)?)?;
-    weights
+    Ok(weights
         .matmul(&v)?
         .transpose(1, 2)?
         .contiguous()?
-        .reshape((sequences * pattern.queries, hidden))
+        .reshape((sequences * pattern.queries, hidden))?)
 }

@@ -2,19 +2,24 @@
 
 use super::math;
 use super::slice;
-use candle_core::{D, Result, Tensor, bail};
+use crate::error::{Error, Result};
+use candle_core::{D, Tensor};
 use rayon::prelude::*;
 
 fn check(logits: &Tensor, targets: &[u32], forbid: Option<u32>) -> Result<(usize, usize)> {
     let (rows, vocab) = logits.dims2()?;
     if targets.len() != rows {
-        bail!("{} targets for {rows} rows", targets.len())
+        return Err(Error::PerRow {
+            what: "targets",
+            found: targets.len(),
+            rows,
+        });
     }
     match targets
         .iter()
         .find(|&&t| t as usize >= vocab || Some(t) == forbid)
     {
-        Some(target) => bail!("target {target} cannot occur"),
+        Some(&token) => Err(Error::Target { token }),
         None => Ok((rows, vocab)),
     }
 }
@@ -38,14 +43,14 @@ pub fn cross_entropy(logits: &Tensor, targets: &[u32], forbid: Option<u32>) -> R
             },
         )
         .collect();
-    Tensor::new(nll, logits.device())
+    Ok(Tensor::new(nll, logits.device())?)
 }
 
 /// The slow twin.
 pub fn cross_entropy_slow(logits: &Tensor, targets: &[u32], forbid: Option<u32>) -> Result<Tensor> {
     let masked = forbidden(logits, forbid)?;
     let index = Tensor::new(targets, logits.device())?.unsqueeze(1)?;
-    masked.log_sum_exp(D::Minus1)? - logits.gather(&index, 1)?.squeeze(1)?
+    Ok((masked.log_sum_exp(D::Minus1)? - logits.gather(&index, 1)?.squeeze(1)?)?)
 }
 
 fn forbidden(logits: &Tensor, forbid: Option<u32>) -> Result<Tensor> {
@@ -54,7 +59,7 @@ fn forbidden(logits: &Tensor, forbid: Option<u32>) -> Result<Tensor> {
     };
     let mut mask = vec![0f32; logits.dim(1)?];
     mask[forbid as usize] = -1e30;
-    logits.broadcast_add(&Tensor::new(mask, logits.device())?)
+    Ok(logits.broadcast_add(&Tensor::new(mask, logits.device())?)?)
 }
 
 /// The gradient of sum over rows of weight * cross-entropy: weight * (softmax - onehot). [rows, vocab]
@@ -66,7 +71,11 @@ pub fn cross_entropy_backward(
 ) -> Result<Tensor> {
     let (rows, vocab) = check(logits, targets, forbid)?;
     if weights.len() != rows {
-        bail!("{} weights for {rows} rows", weights.len())
+        return Err(Error::PerRow {
+            what: "weights",
+            found: weights.len(),
+            rows,
+        });
     }
     let input = slice::f32(logits)?;
     let mut out = input.to_vec();

@@ -2,7 +2,8 @@
 
 use super::math;
 use super::slice;
-use candle_core::{D, Result, Tensor, bail};
+use crate::error::{Error, Result};
+use candle_core::{D, Tensor};
 use rayon::prelude::*;
 
 /// Which of the two distributions the Kullback-Leibler divergence is an expectation under.
@@ -17,10 +18,11 @@ pub enum Divergence {
 fn check(student: &Tensor, teacher: &Tensor, tokens: usize) -> Result<()> {
     let (rows, width) = student.dims2()?;
     if teacher.dims() != student.dims() || !(1..=width).contains(&tokens) {
-        bail!(
-            "{tokens} tokens of logits [{rows}, {width}] and {:?}",
-            teacher.dims()
-        )
+        return Err(Error::Logits {
+            tokens,
+            logits: (rows, width),
+            other: teacher.dims().to_vec(),
+        });
     }
     Ok(())
 }
@@ -37,7 +39,11 @@ pub fn divergence_backward(
     check(student, teacher, tokens)?;
     let (rows, width) = student.dims2()?;
     if weights.len() != rows {
-        bail!("{} weights for {rows} rows", weights.len())
+        return Err(Error::PerRow {
+            what: "weights",
+            found: weights.len(),
+            rows,
+        });
     }
     let (own, theirs) = (slice::f32(student)?, slice::f32(teacher)?);
     let mut out = own.to_vec();
@@ -90,11 +96,11 @@ pub fn divergence_slow(
 ) -> Result<Tensor> {
     let log_softmax = |logits: &Tensor| -> Result<Tensor> {
         let logits = logits.narrow(1, 0, tokens)?;
-        logits.broadcast_sub(&logits.log_sum_exp(D::Minus1)?.unsqueeze(1)?)
+        Ok(logits.broadcast_sub(&logits.log_sum_exp(D::Minus1)?.unsqueeze(1)?)?)
     };
     let (student, teacher) = (log_softmax(student)?, log_softmax(teacher)?);
     match kind {
-        Divergence::Forward => (teacher.exp()? * (&teacher - student)?)?.sum(1),
-        Divergence::Backward => (student.exp()? * (&student - teacher)?)?.sum(1),
+        Divergence::Forward => Ok((teacher.exp()? * (&teacher - student)?)?.sum(1)?),
+        Divergence::Backward => Ok((student.exp()? * (&student - teacher)?)?.sum(1)?),
     }
 }

@@ -1,13 +1,14 @@
 //! Rows of a table by token, mixtures of rows, and the gradient of the table.
 
 use super::slice;
-use candle_core::{Result, Tensor, bail};
+use crate::error::{Error, Result};
+use candle_core::Tensor;
 
 /// table [vocab, width], ids -> [ids, width].
 pub fn embedding(table: &Tensor, ids: &[u32]) -> Result<Tensor> {
     let (vocab, width) = table.dims2()?;
-    if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
-        bail!("token {id} is outside the vocabulary of {vocab}")
+    if let Some(&token) = ids.iter().find(|&&id| id as usize >= vocab) {
+        return Err(Error::Token { token, vocab });
     }
     let rows = slice::f32(table)?;
     let mut out = Vec::with_capacity(ids.len() * width);
@@ -33,14 +34,14 @@ pub fn embedding_backward(table: &Tensor, ids: &[u32], gradient: &Tensor) -> Res
 fn check(table: &Tensor, choices: usize, tokens: &[u32], weights: &[f32]) -> Result<()> {
     let vocab = table.dim(0)?;
     if choices == 0 || !tokens.len().is_multiple_of(choices) || tokens.len() != weights.len() {
-        bail!(
-            "{} tokens and {} weights are no mixtures of {choices}",
-            tokens.len(),
-            weights.len()
-        )
+        return Err(Error::Mixtures {
+            tokens: tokens.len(),
+            weights: weights.len(),
+            choices,
+        });
     }
     match tokens.iter().find(|&&token| token as usize >= vocab) {
-        Some(token) => bail!("token {token} is outside the vocabulary of {vocab}"),
+        Some(&token) => Err(Error::Token { token, vocab }),
         None => Ok(()),
     }
 }
@@ -81,9 +82,9 @@ pub fn embedding_mix_slow(
     let width = table.dim(1)?;
     let lines = table.index_select(&Tensor::new(tokens, table.device())?, 0)?;
     let weighted = lines.broadcast_mul(&Tensor::new(weights, table.device())?.unsqueeze(1)?)?;
-    weighted
+    Ok(weighted
         .reshape((tokens.len() / choices, choices, width))?
-        .sum(1)
+        .sum(1)?)
 }
 
 /// The gradient of the table [vocab, width] from that of the mixtures [rows, width].

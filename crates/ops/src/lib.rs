@@ -23,6 +23,7 @@ pub mod coded;
 pub mod cross_entropy;
 pub mod divergence;
 pub mod embedding;
+pub mod error;
 pub mod gemm;
 pub mod gpu;
 pub mod isa;
@@ -42,6 +43,7 @@ pub use attention::{Pattern, attention, attention_backward};
 pub use cross_entropy::{cross_entropy, cross_entropy_backward};
 pub use divergence::{Divergence, divergence_backward};
 pub use embedding::{embedding, embedding_backward, embedding_mix, embedding_mix_backward};
+pub use error::Error;
 pub use norm::{Affine, Norm, norm_into, norm_modulate, norm_modulate_backward, residual_norm};
 pub use pointwise::{
     add_bias, add_bias_in_place, bias_gelu, bias_gelu_backward, bias_gelu_in_place, column_sums,

@@ -4,7 +4,8 @@
 
 use super::math;
 use super::slice::{self, PerRow};
-use candle_core::{D, Result, Tensor};
+use crate::error::Result;
+use candle_core::{D, Tensor};
 use rayon::prelude::*;
 
 /// The epsilon of every layer norm in the published networks.
@@ -159,10 +160,10 @@ pub fn residual_norm<'a>(
 
 /// The slow twin.
 pub fn norm_modulate_slow(x: &Tensor, gain: PerRow, shift: PerRow) -> Result<Tensor> {
-    normalised_slow(x)?
+    Ok(normalised_slow(x)?
         .0
         .broadcast_mul(&gain.spread()?)?
-        .broadcast_add(&shift.spread()?)
+        .broadcast_add(&shift.spread()?)?)
 }
 
 fn normalised_slow(x: &Tensor) -> Result<(Tensor, Tensor)> {

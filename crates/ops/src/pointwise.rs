@@ -3,7 +3,8 @@
 use super::isa::{Isa, Vectorised};
 use super::math;
 use super::slice::{self, PerRow};
-use candle_core::{Result, Tensor};
+use crate::error::Result;
+use candle_core::Tensor;
 use rayon::prelude::*;
 
 const ROWS: usize = 16;

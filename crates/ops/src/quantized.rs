@@ -3,7 +3,7 @@
 use super::packed::{Columns, Packed};
 use crate::transform::Signs;
 
-use candle_core::{Result, bail};
+use crate::error::{Error, Result};
 use half::bf16;
 use halved::Halved;
 use levels::{LANES, Q2K, Q4_0, Q4K, Q8_0};
@@ -169,7 +169,11 @@ impl Served {
     /// Brings `weights`, [out, in] by rows, to `form` or the nearest that fits the inner size.
     pub fn new(weights: &[f32], out: usize, input: usize, form: Quantisation) -> Result<Self> {
         if weights.len() != out * input {
-            bail!("{} weights are no matrix of {out} x {input}", weights.len())
+            return Err(Error::Weights {
+                weights: weights.len(),
+                out,
+                input,
+            });
         }
         let stored = match form.fitting(input) {
             Quantisation::F32 => Stored::F32(Packed::new(weights, out, input)),
@@ -208,13 +212,13 @@ impl Served {
     /// y [rows, out] = x [rows, in] S^T. Row results do not depend on the number of rows or threads.
     pub fn product(&self, x: &[f32], rows: usize, y: &mut [f32]) -> Result<()> {
         if x.len() != rows * self.input || y.len() != rows * self.out {
-            bail!(
-                "{} and {} elements are not {rows} rows of {} and {}",
-                x.len(),
-                y.len(),
-                self.input,
-                self.out
-            )
+            return Err(Error::Activations {
+                x: x.len(),
+                y: y.len(),
+                rows,
+                input: self.input,
+                out: self.out,
+            });
         }
         few_bits!(&self.stored, panels => {
                 let rows = QuantisedRows::quantise(rows, self.input, |row, target| {
@@ -273,13 +277,14 @@ pub fn add_signed(banks: &[(&Served, Vec<SignedRow>)], x: &[f32], y: &mut [f32])
                 || part.output.len() != out
         };
         if bank.shape() != (out, input) {
-            bail!("matrices of {out} x {input} and of {:?}", bank.shape())
+            return Err(Error::Matrices {
+                expected: (out, input),
+                found: bank.shape(),
+            });
         }
         if let Some(part) = parts.iter().find(outside) {
-            bail!(
-                "row {} is not one of x and y for a matrix of {out} x {input}",
-                part.row
-            )
+            let row = part.row;
+            return Err(Error::Row { row, out, input });
         }
     }
     let fill = |part: &SignedRow, target: &mut [f32]| {

@@ -1,6 +1,7 @@
 //! Rotary position embedding: full head, halves not interleaved (`cat(-x2, x1)`).
 
-use candle_core::{Device, Result, Tensor};
+use crate::error::Result;
+use candle_core::{Device, Tensor};
 
 /// Cosines and sines of one head for a list of positions: [lines, head_dim / 2] each.
 #[derive(Clone, Debug, Default)]

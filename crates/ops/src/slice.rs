@@ -1,6 +1,7 @@
 //! Tensors as f32 slices, and tables of which every row of an activation picks one line.
 
-use candle_core::{CpuStorage, Device, Result, Storage, StorageRef, Tensor, bail};
+use crate::error::{Error, Result};
+use candle_core::{CpuStorage, Device, Storage, StorageRef, Tensor};
 use half::slice::HalfFloatSliceExt;
 use std::ops::Deref;
 
@@ -26,25 +27,14 @@ impl Deref for F32<'_> {
 /// The elements of a contiguous f32 tensor on the CPU; an error for any other.
 pub fn f32(tensor: &Tensor) -> Result<F32<'_>> {
     let (storage, layout) = tensor.storage_and_layout();
-    let Some((start, end)) = layout.contiguous_offsets() else {
-        bail!(
-            "a contiguous tensor is needed, not strides {:?}",
-            layout.stride()
-        )
-    };
-    match &*storage {
-        Storage::Cpu(CpuStorage::F32(_)) => {}
-        _ => bail!(
-            "an f32 tensor on the CPU is needed, not {:?} on {:?}",
-            tensor.dtype(),
-            tensor.device()
-        ),
+    match (&*storage, layout.contiguous_offsets()) {
+        (Storage::Cpu(CpuStorage::F32(_)), Some((start, end))) => Ok(F32 {
+            storage,
+            start,
+            len: end - start,
+        }),
+        _ => Err(refused("f32", tensor)),
     }
-    Ok(F32 {
-        storage,
-        start,
-        len: end - start,
-    })
 }
 
 /// A borrowed contiguous CPU tensor in f32 or bf16.
@@ -72,13 +62,20 @@ pub fn floats(tensor: &Tensor) -> Result<Floats<'_>> {
         (Storage::Cpu(CpuStorage::F32(_) | CpuStorage::BF16(_)), Some((start, _))) => {
             Ok(Floats { storage, start })
         }
-        _ => bail!("a contiguous tensor of f32 or bf16 on the CPU is needed, not {tensor:?}"),
+        _ => Err(refused("f32 or bf16", tensor)),
+    }
+}
+
+fn refused(wanted: &'static str, tensor: &Tensor) -> Error {
+    Error::Layout {
+        wanted,
+        found: format!("{:?} on {:?}", tensor.layout(), tensor.device()),
     }
 }
 
 /// A tensor on the CPU from rows of f32.
 pub fn tensor(data: Vec<f32>, rows: usize, width: usize) -> Result<Tensor> {
-    Tensor::from_vec(data, (rows, width), &Device::Cpu)
+    Ok(Tensor::from_vec(data, (rows, width), &Device::Cpu)?)
 }
 
 /// A table [lines, width] and the line that each row of an activation uses; without an index all
@@ -102,10 +99,10 @@ impl<'a> PerRow<'a> {
     /// The table spread to one line per row, for the slow twins: [rows, width] or [1, width].
     pub fn spread(&self) -> Result<Tensor> {
         match self.index {
-            None => self.table.narrow(0, 0, 1),
-            Some(index) => self
+            None => Ok(self.table.narrow(0, 0, 1)?),
+            Some(index) => Ok(self
                 .table
-                .index_select(&Tensor::new(index, self.table.device())?, 0),
+                .index_select(&Tensor::new(index, self.table.device())?, 0)?),
         }
     }
 }

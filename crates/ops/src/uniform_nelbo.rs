@@ -2,7 +2,8 @@
 
 use super::math;
 use super::slice;
-use candle_core::{D, Device, Result, Tensor, bail};
+use crate::error::{Error, Result};
+use candle_core::{D, Device, Tensor};
 use rayon::prelude::*;
 
 /// One position of a text that the uniform process has noised.
@@ -30,16 +31,20 @@ impl UniformTerm {
 fn check(logits: &Tensor, tokens: usize, terms: &[UniformTerm]) -> Result<()> {
     let (rows, width) = logits.dims2()?;
     if terms.len() != rows || !(1..=width).contains(&tokens) {
-        bail!(
-            "{} positions over {tokens} tokens for logits [{rows}, {width}]",
-            terms.len()
-        )
+        return Err(Error::Logits {
+            tokens,
+            logits: (rows, width),
+            other: vec![terms.len()],
+        });
     }
     match terms
         .iter()
         .find(|term| term.x0.max(term.xt) as usize >= tokens)
     {
-        Some(term) => bail!("token {} or {} is not one of {tokens}", term.x0, term.xt),
+        Some(term) => Err(Error::Token {
+            token: term.x0.max(term.xt),
+            vocab: tokens,
+        }),
         None => Ok(()),
     }
 }
@@ -73,7 +78,11 @@ pub fn uniform_nelbo_backward(
 ) -> Result<(Vec<f32>, Tensor)> {
     check(logits, tokens, terms)?;
     if weights.len() != terms.len() {
-        bail!("{} weights for {} rows", weights.len(), terms.len())
+        return Err(Error::PerRow {
+            what: "weights",
+            found: weights.len(),
+            rows: terms.len(),
+        });
     }
     let (rows, width) = logits.dims2()?;
     let mut out = slice::f32(logits)?.to_vec();
@@ -180,12 +189,16 @@ pub fn uniform_nelbo_slow(logits: &Tensor, tokens: usize, terms: &[UniformTerm])
     let column = |value: &dyn Fn(&UniformTerm) -> f64| -> Result<Tensor> {
         let values: Vec<f64> = terms.iter().map(value).collect();
         let rows = values.len();
-        Tensor::from_vec(values, (rows, 1), &Device::Cpu)?
+        Ok(Tensor::from_vec(values, (rows, 1), &Device::Cpu)?
             .to_dtype(logits.dtype())?
-            .to_device(device)
+            .to_device(device)?)
     };
     let index = |token: &dyn Fn(&UniformTerm) -> u32| -> Result<Tensor> {
-        Tensor::from_vec(terms.iter().map(token).collect(), (terms.len(), 1), device)
+        Ok(Tensor::from_vec(
+            terms.iter().map(token).collect(),
+            (terms.len(), 1),
+            device,
+        )?)
     };
     let logits = logits.narrow(1, 0, tokens)?;
     let p = logits
@@ -215,10 +228,13 @@ pub fn uniform_nelbo_slow(logits: &Tensor, tokens: usize, terms: &[UniformTerm])
             .log()?
             .broadcast_sub(&bar.log()?)?
             .broadcast_add(&ratio.log()?)?;
-        log.broadcast_mul(&ratio)
+        Ok(log.broadcast_mul(&ratio)?)
     };
     let everywhere = scaled(&rest, &bar)?.sum_keepdim(1)?;
     let entropy = ((everywhere - scaled(&rest, &bar_x0)?)? + scaled(&true_x0, &bar_x0)?)?;
     let inverse = ((bar_xt.recip()? - true_xt.recip()?)? * vocab)?;
-    ((inverse + entropy)? * column(&|t| -t.rate / (vocab * (1.0 - t.move_chance)))?)?.squeeze(1)
+    Ok(
+        ((inverse + entropy)? * column(&|t| -t.rate / (vocab * (1.0 - t.move_chance)))?)?
+            .squeeze(1)?,
+    )
 }

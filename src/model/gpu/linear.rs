@@ -4,13 +4,13 @@ use super::pack::Wave;
 use super::variant::{GpuVariant, MatrixSlots};
 use super::weights::{GpuBank, GpuBase};
 use crate::model::batch::Mix;
+use crate::model::error::{Error, Result};
 use crate::model::target::{GpuTarget, Matrix, padded};
 use crate::model::variant::Placed;
 use crate::ops::gpu::own::{EmbedOwn, GpuOwn, OwnFacts, OwnProduct, RetrieveOwn};
 use crate::ops::gpu::products::{BankGemm, SignIn, SignOut};
 use crate::ops::gpu::superposition::Retrieve;
 use crate::ops::gpu::{Buffer, Dtype, Fault, Gemm, GpuDevice};
-use candle_core::{Result, bail};
 use std::sync::Arc;
 
 /// For every variant, its slot and the index of the bank it lies in among a matrix's banks.
@@ -52,11 +52,20 @@ impl GpuSuperposed {
             if let Some(own) = variant.own.own.get(name)
                 && own.shape() != (out, input)
             {
-                bail!("variant {index} keeps {name} in another shape than {out} x {input}")
+                return Err(Error::HeldShape {
+                    holder: "a variant",
+                    name: name.to_owned(),
+                    shape: (out, input),
+                });
             }
             placement.push(match (variant.own.has(name), held.next()) {
                 (true, Some(bank)) => Some((variant.own.slot, bank as u32)),
-                (true, None) => bail!("variant {index} lies in no bank that holds {name}"),
+                (true, None) => {
+                    return Err(Error::InNoBank {
+                        variant: index,
+                        name: name.to_owned(),
+                    });
+                }
                 (false, _) => None,
             });
         }
@@ -68,7 +77,11 @@ impl GpuSuperposed {
             .iter()
             .any(|bank| (bank.out, bank.input) != (out, input))
         {
-            bail!("a bank holds {name} in another shape than {out} x {input}")
+            return Err(Error::HeldShape {
+                holder: "a bank",
+                name: name.to_owned(),
+                shape: (out, input),
+            });
         }
         let addresses: Vec<u64> = banks_of.iter().map(|bank| bank.data.address()).collect();
         let tiled = holding.first().is_some_and(|&b| banks[b].tiled);

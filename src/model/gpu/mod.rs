@@ -24,12 +24,12 @@ use super::modulation::Modulation;
 pub use super::target::{GpuTarget, Matrix, padded};
 use super::variant::{Placed, homes};
 use super::weights::{ServedBank, VariantWeights};
+use crate::model::error::{Error, Result};
 use crate::ops::categorical::Drawn;
 use crate::ops::gpu::attention::MAX_HEAD;
 use crate::ops::gpu::draw::DrawnFacts;
 use crate::ops::gpu::pointwise::MAX_WIDTH;
 use crate::ops::gpu::{Buffer, Fault, Graph};
-use candle_core::{Result, bail};
 use linear::{GpuLinear, GpuSuperposed, materialise};
 use network::{DeviceStep, Pages};
 use pack::{List, Packed, Places, RowSet, Shape};
@@ -85,6 +85,16 @@ struct Recording {
     seen: u64,
 }
 
+/// What kernels hold of a row and of a head has its limits.
+fn check_widths(head: usize, hidden: usize) -> Result<()> {
+    for (what, found, limit) in [("a head", head, MAX_HEAD), ("a row", hidden, MAX_WIDTH)] {
+        if found > limit {
+            return Err(Error::TooLarge { what, found, limit });
+        }
+    }
+    Ok(())
+}
+
 /// Width of networks whose layers' matrices are small: four groups of sixteen parts take 8 to 10 µs of one of 768 x 3072 on an H200,
 /// one of sixty-four 14.
 const SMALL: usize = 1024;
@@ -113,19 +123,13 @@ impl GpuDit {
         variants: Vec<Placed<GpuVariant>>,
     ) -> Result<Self> {
         let (config, device) = (&base.host.architecture, &base.device);
-        if config.attention().head_dim > MAX_HEAD {
-            bail!(
-                "heads of {} are wider than {MAX_HEAD}",
-                config.attention().head_dim
-            )
-        }
-        if config.hidden > MAX_WIDTH {
-            bail!("{} is wider than {MAX_WIDTH}", config.hidden)
-        }
+        check_widths(config.attention().head_dim, config.hidden)?;
         let mut lists: Vec<List> = Vec::new();
         let mut linear = |name: &str, rows: RowSet| -> Result<GpuLinear> {
             let Some(matrix) = base.matrices.get(name) else {
-                bail!("matrix {name} is missing")
+                return Err(Error::MissingTensor {
+                    name: name.to_owned(),
+                });
             };
             let superposed =
                 GpuSuperposed::of(&base, (name, matrix.out, matrix.input), banks, &variants)?;
@@ -273,7 +277,7 @@ impl GpuDit {
         cache.check(batch)?;
         let (config, gpu) = (&self.base.host.architecture, &self.base.device.gpu);
         let Some(buffer) = cache.on_device() else {
-            bail!("a cache on the host for a network on a device")
+            return Err(Error::CacheElsewhere);
         };
         let pages = Pages {
             address: buffer.address(),
@@ -318,7 +322,7 @@ impl GpuDit {
             plans.insert(packed.shape.clone(), plan);
         }
         let Some(plan) = plans.get_mut(&packed.shape) else {
-            bail!("no plan for a batch")
+            return Err(Error::NotKept("a plan for the batch"));
         };
         plan.memory.write(0, &packed.bytes)?;
         *memory = packed.bytes;

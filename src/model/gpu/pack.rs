@@ -3,13 +3,13 @@
 
 use super::linear::Placement;
 use crate::model::batch::{Batch, Mix};
+use crate::model::error::{Error, Result};
 use crate::ops::categorical::Draw;
 use crate::ops::gpu::attention::{Cut, QueryTile, SegmentFacts};
 use crate::ops::gpu::draw::{DrawFacts, DrawnFacts};
 use crate::ops::gpu::pointwise::NONE;
 use crate::ops::gpu::products::{Group, PartFacts, Split, TIERS};
 use crate::ops::gpu::{Plain, bytes_of};
-use candle_core::{Result, bail};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -311,12 +311,12 @@ impl Packed {
             batch.segments.iter().zip(slots).enumerate()
         {
             let first_row = tokens.len();
-            if let Some(token) = segment
+            if let Some(&token) = segment
                 .tokens
                 .iter()
                 .find(|&&token| token as usize >= vocab)
             {
-                bail!("token {token} is outside the vocabulary of {vocab}")
+                return Err(Error::Token { token, rows: vocab });
             }
             segments.push(SegmentFacts {
                 first_row: first_row as u32,

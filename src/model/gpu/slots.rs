@@ -2,10 +2,10 @@
 
 use crate::model::batch::MixKey;
 use crate::model::batch::{Batch, Mix};
+use crate::model::error::Result;
 use crate::model::modulation::Modulation;
 use crate::model::tables::BYTES;
 use crate::ops::gpu::{Buffer, GpuDevice};
-use candle_core::Result;
 use std::collections::HashMap;
 use std::sync::Arc;
 

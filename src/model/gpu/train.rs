@@ -8,14 +8,14 @@ mod memory;
 
 use super::slots::{Offsets, Vector};
 use crate::model::architecture::dit::{EMBEDDING, HEAD, is_product, layer_products};
+use crate::model::error::{Error, Result};
 use crate::model::trainable::Reading;
 use crate::model::{Differentiable, DitConfig, TrainBatch, Trainable};
-use crate::ops::gpu::attention::MAX_HEAD;
-use crate::ops::gpu::pointwise::{BiasGelu, MAX_WIDTH, NONE};
+use crate::ops::gpu::pointwise::{BiasGelu, NONE};
 use crate::ops::gpu::train::GeluBackward;
 use crate::ops::gpu::{Buffer, Dtype, GpuDevice};
 use crate::ops::{self, PerRow, slice};
-use candle_core::{Result, Tensor, bail};
+use candle_core::Tensor;
 use launches::TrainRows;
 use memory::{Memory, Seen};
 use std::collections::{BTreeMap, HashMap};
@@ -138,11 +138,9 @@ impl<'a> TrainStep<'a> {
     fn begin(of: &GpuTrainable<'a>, room: &'a mut Room, input: &'a TrainBatch) -> Result<Self> {
         let (gpu, model) = (&of.trainer.gpu, of.model);
         let config = model.config();
-        if config.head_dim() > MAX_HEAD || config.hidden_dim > MAX_WIDTH {
-            bail!("heads wider than {MAX_HEAD} or rows wider than {MAX_WIDTH}")
-        }
+        super::check_widths(config.head_dim(), config.hidden_dim)?;
         if input.rows.is_empty() {
-            bail!("nothing is asked of the network")
+            return Err(Error::NoRows);
         }
         room.memory.give_back();
         for (name, var) in model.vars().iter().filter(|(name, _)| is_product(name)) {
@@ -307,7 +305,7 @@ impl<'a> TrainStep<'a> {
 
         for index in (0..config.n_blocks).rev() {
             let Some(layer) = layers.pop() else {
-                bail!("no state of layer {index}")
+                return Err(Error::NotKept("a layer's state"));
             };
             let is_last = index + 1 == config.n_blocks;
             let (rows, t) = (if is_last { &noisy } else { &full }, &of.layers[index]);

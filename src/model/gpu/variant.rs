@@ -2,13 +2,13 @@
 
 use super::weights::{GpuBase, on_device};
 use crate::model::architecture::shapes;
+use crate::model::error::{Error, Result};
 use crate::model::variant::{self, ServedVariant};
 use crate::model::weights::VariantWeights;
 use crate::ops::gpu::Buffer;
 use crate::ops::gpu::draw::key_words;
 use crate::ops::gpu::own::GpuOwn;
 use crate::transform::{self, Rotation, Side};
-use candle_core::{Result, bail};
 use half::bf16;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -104,9 +104,11 @@ fn own(
         let (&[out, input], Some(kept)) = (&shape[..], weights.kept.get(name)) else {
             continue;
         };
-        if let Err(error) = kept.check([out, input]) {
-            bail!("{name}: {error}")
-        }
+        let refused = |reason| Error::Kept {
+            name: name.clone(),
+            reason,
+        };
+        kept.check([out, input]).map_err(refused)?;
         let rotation = Rotation::new(weights.seed, name, input);
         let (gpu, shape) = (&base.device.gpu, [out, input]);
         let matrix = GpuOwn::new(gpu, kept, shape, &rotation, weights.scale)?;
@@ -130,7 +132,7 @@ impl GpuVariant {
         };
         for (name, rotation) in signed_gains {
             let Some(table) = base.slots.table(&name) else {
-                bail!("matrix {name} is missing")
+                return Err(Error::MissingTensor { name });
             };
             let (slot, key) = (
                 made.slot as usize,

@@ -4,12 +4,12 @@ use super::variant::VariantSlots;
 use crate::model::architecture::dit::{EMBEDDING, is_product};
 use crate::model::architecture::{Architecture, TensorSpec};
 use crate::model::base::{BaseWeights, Dense, read};
+use crate::model::error::{Error, Result};
 use crate::model::target::{GpuTarget, Matrix};
 use crate::model::weights::ServedBank;
 use crate::ops::gpu::Buffer;
 use crate::ops::gpu::tiles::tiles;
 use crate::ops::quantized::Quantisation;
-use candle_core::{Result, bail};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -43,10 +43,9 @@ impl GpuBase {
         mut read: impl FnMut(&TensorSpec) -> Result<Cow<'a, [f32]>>,
     ) -> Result<Self> {
         if architecture.conditioning.is_none() {
-            bail!(
-                "{} networks are served on the host only",
-                architecture.family
-            )
+            return Err(Error::HostOnly {
+                family: architecture.family,
+            });
         }
         let mut matrices = BTreeMap::new();
         let host = BaseWeights::load(architecture, Quantisation::F32, |spec| {

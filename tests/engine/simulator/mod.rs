@@ -14,7 +14,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use choir::engine::batcher::{Batcher, Part};
+use choir::engine::batcher::{Batcher, StepPart};
 use choir::engine::door::Door;
 use choir::engine::ledger::Tenant;
 use choir::engine::pages;
@@ -236,7 +236,7 @@ impl World {
             self.door.throughput.record(rows, true, took, self.now);
         }
         let fails = rows > 0 && std::mem::take(&mut self.fails);
-        for Part {
+        for StepPart {
             mut sequence,
             tokens,
         } in parts
@@ -265,8 +265,8 @@ impl World {
     }
 
     /// What must hold of a step that was chosen.
-    fn check_step(&self, parts: &[Part<Sim>]) {
-        let rows = |part: &Part<Sim>| part.sequence.tenant.charge(part.tokens);
+    fn check_step(&self, parts: &[StepPart<Sim>]) {
+        let rows = |part: &StepPart<Sim>| part.sequence.tenant.charge(part.tokens);
         let all: usize = parts.iter().map(rows).sum();
         let most = parts.iter().map(rows).max().unwrap_or(0);
         // Of each priority one always fits.
@@ -274,7 +274,7 @@ impl World {
             all <= self.limits.step_tokens + 2 * most,
             "{all} rows in a step"
         );
-        for Part { sequence, tokens } in parts {
+        for StepPart { sequence, tokens } in parts {
             let (job, table) = (&sequence.job, &sequence.table);
             let (clean, block) = job.next();
             assert_eq!((*tokens, sequence.paused), (clean + block, None));

@@ -35,7 +35,8 @@ pub fn run(args: DecoderBenchArgs) -> Result<()> {
     let checkpoint = architecture.unwrapped(Checkpoint::open(&args.folder)?);
     let begun = Instant::now();
     let base = BaseWeights::load(architecture, args.form, |spec| {
-        let data = read(&checkpoint, spec).map_err(candle_core::Error::wrap)?;
+        let data =
+            read(&checkpoint, spec).map_err(|error| choir::model::Error::Unread(error.into()))?;
         Ok(Some(Cow::Owned(data)))
     })?;
     let loaded = begun.elapsed().as_secs_f64();

@@ -7,11 +7,11 @@
 //!
 //! Results of a row depend on nothing but itself and its own parts, and are the same with every instruction set.
 
-use candle_core::{Result, bail};
+use crate::error::{Error, Result};
 use half::bf16;
 use rayon::prelude::*;
 
-use super::kept::{Kept, KeptError, LowRank};
+use super::kept::{Kept, LowRank};
 use super::kernel::{Kernel, TILE};
 use super::panels::{LANES, Panels};
 use super::rows::{RotatedRows, Source, place};
@@ -60,8 +60,7 @@ impl Own {
     /// # Errors
     /// Those of [`Kept::check`].
     pub fn new(kept: &Kept, shape: [usize; 2], rotation: Rotation, scale: f32) -> Result<Self> {
-        let refused = |error: KeptError| candle_core::Error::Msg(error.to_string());
-        kept.check(shape).map_err(refused)?;
+        kept.check(shape)?;
         let [out, input] = shape;
         let mut made = Own {
             out,
@@ -278,11 +277,14 @@ fn add_own_with(
             (share.row + 1) * input > x.len() || (share.row + 1) * out > y.len()
         };
         if own.shape() != (out, input) {
-            bail!("matrices of {out} x {input} and of {:?}", own.shape())
+            return Err(Error::Matrices {
+                expected: (out, input),
+                found: own.shape(),
+            });
         }
         if let Some(share) = shares.iter().find(outside) {
             let row = share.row;
-            bail!("row {row} is not one of x and y for a matrix of {out} x {input}")
+            return Err(Error::Row { row, out, input });
         }
         if own.rotates() {
             rotated.push((*own, all.len()..all.len() + shares.len()));

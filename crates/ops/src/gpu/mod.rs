@@ -39,27 +39,6 @@ pub enum Fault {
     Failed { call: &'static str, detail: String },
 }
 
-impl Fault {
-    /// The fault that an error of the network comes from, if it does.
-    pub fn behind(error: &candle_core::Error) -> Option<&Fault> {
-        use candle_core::Error::*;
-        match error {
-            Cuda(source) => source.downcast_ref(),
-            Context { inner, .. } | WithPath { inner, .. } | WithBacktrace { inner, .. } => {
-                Fault::behind(inner)
-            }
-            _ => None,
-        }
-    }
-}
-
-/// As the one error of candle's that keeps its source; see [`Fault::behind`].
-impl From<Fault> for candle_core::Error {
-    fn from(fault: Fault) -> Self {
-        candle_core::Error::Cuda(Box::new(fault)).bt()
-    }
-}
-
 pub type Result<T> = std::result::Result<T, Fault>;
 
 /// What a matrix or an activation is made of.

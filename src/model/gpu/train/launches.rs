@@ -3,6 +3,7 @@
 use super::memory::Seen;
 use super::{FLOAT, Layer, TrainStep};
 use crate::model::conditioning::Tables;
+use crate::model::error::{Error, Result};
 use crate::model::gpu::slots::side_by_side;
 use crate::ops::gpu::pointwise::{self, GateResidual, NONE, NormModulate};
 use crate::ops::gpu::train::{
@@ -11,7 +12,7 @@ use crate::ops::gpu::train::{
 };
 use crate::ops::gpu::{Dtype, Gemm, Plain, bytes_of, bytes_of_mut};
 use crate::ops::slice;
-use candle_core::{Result, Tensor, bail};
+use candle_core::Tensor;
 use std::sync::Arc;
 
 /// Rows that one thread adds up.
@@ -42,7 +43,7 @@ fn packed(tables: &Tables) -> Result<(Vec<f32>, Vec<f32>)> {
     let vectors = tables
         .modulations()
         .map(slice::f32)
-        .collect::<Result<Vec<_>>>()?;
+        .collect::<crate::ops::error::Result<Vec<_>>>()?;
     let (lines, hidden) = tables.gain.dims2()?;
     let lines = (0..lines).flat_map(|line| {
         vectors
@@ -52,7 +53,7 @@ fn packed(tables: &Tables) -> Result<(Vec<f32>, Vec<f32>)> {
     let biases = tables
         .biases()
         .map(slice::f32)
-        .collect::<Result<Vec<_>>>()?;
+        .collect::<crate::ops::error::Result<Vec<_>>>()?;
     Ok((
         side_by_side(lines),
         side_by_side(biases.iter().map(|bias| &**bias)),
@@ -86,7 +87,7 @@ impl<'a> TrainStep<'a> {
     pub fn get(&self, from: u64, shape: (usize, usize)) -> Result<Tensor> {
         let mut data = vec![0f32; shape.0 * shape.1];
         self.gpu.download(from, bytes_of_mut(&mut data))?;
-        slice::tensor(data, shape.0, shape.1)
+        Ok(slice::tensor(data, shape.0, shape.1)?)
     }
 
     pub fn put_tables(&mut self) -> Result<()> {
@@ -180,7 +181,9 @@ impl<'a> TrainStep<'a> {
     pub fn weight(&self, name: &str) -> Result<u64> {
         match self.room.weights.get(name) {
             Some(weight) => Ok(weight.address()),
-            None => bail!("matrix {name} is missing"),
+            None => Err(Error::MissingTensor {
+                name: name.to_owned(),
+            }),
         }
     }
 

@@ -1,9 +1,9 @@
 //! Memory of evaluations, and patterns of attention on the device.
 
+use crate::model::error::Result;
 use crate::ops::Pattern;
 use crate::ops::gpu::train::{CHUNK, KeyChunk, QueryChunk};
 use crate::ops::gpu::{Buffer, GpuDevice};
-use candle_core::Result;
 use std::ops::Range;
 use std::sync::Arc;
 
