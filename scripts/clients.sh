@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Clients that nobody here wrote, against a server started here: the programs of docs/clients.md, and scripts/clients/check.py.
-# CHOIR names the binary [default: built here]. What cannot be had (Python, packages, Node) is said and left out.
+# CHOIR names the binary [default: built here]. What cannot be had (Python, packages, Node) is said and left out. With
+# --load-generators also aiperf and inference-perf.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -86,6 +87,7 @@ run() {
 }
 for program in "$work"/programs/*.py; do run "$(basename "$program")" "$python"; done
 run curl.sh bash -euo pipefail
+CHOIR_VARIANT="$PWD/models/variants/kjv.safetensors" run variants.sh bash -euo pipefail
 
 if command -v npm >/dev/null; then
   if [ -d "$cache/node/node_modules/@grpc/grpc-js" ] ||
@@ -100,3 +102,8 @@ else
   echo "NOT TRIED: there is no Node"
 fi
 echo "ok $(curl --version | head -n 1 | cut -d' ' -f1-2)"
+if [ "${1:-}" = --load-generators ]; then
+  scripts/clients/load.sh
+else
+  echo "NOT TRIED: aiperf and inference-perf, two gigabytes of packages; scripts/clients.sh --load-generators does"
+fi

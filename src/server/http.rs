@@ -1,14 +1,17 @@
 //! The HTTP port: one router of all that is served there, and the loop that serves it.
 
-use super::access::{self, Access, Peer};
+use super::access::{self, Access, Need, Peer, Role};
+use super::failure::Failure;
 use super::listener::Connection;
 use super::metrics::{self, Metrics};
-use super::openai::{self, Failure, OpenAi};
+use super::openai::{self, OpenAi};
+use super::variants::{self, Variants};
 use super::{CALLS_PER_CONNECTION, KEEP_ALIVE, page};
 use crate::engine::EngineHandle;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
+use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
@@ -19,6 +22,7 @@ use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -32,6 +36,8 @@ const LONGEST_ID: usize = 128;
 #[derive(Clone)]
 pub struct Port {
     pub openai: OpenAi,
+    /// Where operators have no address of their own.
+    pub variants: Option<Variants>,
     pub engine: EngineHandle,
     pub metrics: Arc<Metrics>,
     pub access: Access,
@@ -48,6 +54,11 @@ pub fn router(port: Port) -> Router {
         .route("/metrics", get(scrape))
         .with_state(port.clone())
         .merge(openai::routes(port.openai.clone()))
+        .merge(
+            port.variants
+                .clone()
+                .map_or_else(Router::new, variants::routes),
+        )
         .merge(page::routes())
         .fallback(async || Failure::new(StatusCode::NOT_FOUND, "there is no such route"))
         .method_not_allowed_fallback(async || {
@@ -100,6 +111,12 @@ async fn admit(State(port): State<Port>, mut request: Request, next: Next) -> Re
         let need = access::of_route(request.uri().path());
         let peer = request.extensions().get::<Peer>();
         match port.access.admit(request.headers(), peer, need) {
+            Ok(_)
+                if need == Need::Role(Role::Admin) && port.access.is_open() && named(&request) =>
+            {
+                let message = "without keys this is answered only where the server is asked by an IP address or as localhost";
+                Failure::new(StatusCode::FORBIDDEN, message).into_response()
+            }
             Ok(caller) => {
                 request.extensions_mut().insert(caller);
                 next.run(request).await
@@ -111,6 +128,18 @@ async fn admit(State(port): State<Port>, mut request: Request, next: Next) -> Re
         allow(response.headers_mut(), origin);
     }
     response
+}
+
+/// Whether the server is asked by a name that anybody may have given it: so that a page which has its own name point here is not
+/// taken for an operator of this machine.
+fn named(request: &Request) -> bool {
+    let host = request.headers().get(header::HOST);
+    let host = host.and_then(|host| Authority::try_from(host.as_bytes()).ok());
+    let host = request.uri().authority().or(host.as_ref());
+    host.is_none_or(|host| {
+        let host = host.host().trim_matches(['[', ']']);
+        host != "localhost" && host.parse::<IpAddr>().is_err()
+    })
 }
 
 fn allow(headers: &mut HeaderMap, origin: HeaderValue) {

@@ -75,6 +75,8 @@ pub fn accept(
     bounds: Bounds,
 ) -> ReceiverStream<io::Result<Connection>> {
     let (to, accepted) = mpsc::channel(1);
+    // A socket that only this machine's own user can open has no network to hide from.
+    let tls = tls.filter(|_| matches!(listener, Listener::Tcp(_)));
     tokio::spawn(async move {
         tokio::select! {
             () = to.closed() => {}

@@ -6,6 +6,7 @@ mod changes;
 pub mod choir;
 pub mod codec;
 mod deadline;
+mod failure;
 mod front;
 mod health;
 mod http;
@@ -20,6 +21,7 @@ mod reload;
 mod requests;
 pub mod status;
 pub mod tls;
+mod variants;
 
 use crate::catalog::Catalog;
 use crate::engine::EngineHandle;
@@ -215,7 +217,14 @@ pub async fn serve(
         .max_decoding_message_size(message_bytes);
     let kserve = kserve::Service::new(requests.clone(), changes.clone());
     let kserve = GrpcInferenceServiceServer::new(kserve).max_decoding_message_size(message_bytes);
-    let admin = choir::AdminService::new(changes, engine.clone(), limits.upload_bytes);
+    let room = choir::Room::new(limits.upload_bytes);
+    // Operators with an address of their own have none other.
+    let operators = doors.admin.is_none().then(|| variants::Variants {
+        changes: changes.clone(),
+        room: room.clone(),
+        patience: limits.patience,
+    });
+    let admin = choir::AdminService::new(changes, engine.clone(), room);
     let admin = pb::admin_server::AdminServer::new(admin)
         .max_decoding_message_size(choir::CHUNK_BYTES + ENVELOPE_BYTES);
     let mut main = Routes::new(health.service())
@@ -241,6 +250,7 @@ pub async fn serve(
         };
         let router = http::router(http::Port {
             openai,
+            variants: operators,
             engine: engine.clone(),
             metrics,
             access: access.clone(),

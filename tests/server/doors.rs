@@ -1,11 +1,11 @@
 //! Doors of their own, and who may knock from a browser.
 
-use super::web::{ask, get};
+use super::web::{ask, exchange, get};
 use super::*;
 use tonic::transport::Endpoint;
 
 /// A server whose doors and settings are given.
-async fn start(doors: Doors, settings: ServerSettings) -> Server {
+pub async fn start(doors: Doors, settings: ServerSettings) -> Server {
     let data = tempfile::tempdir_in(&ROOT.0).expect("directory");
     let store = data.path().join("data");
     let open = tokio::task::spawn_blocking(move || {
@@ -36,6 +36,8 @@ async fn operators_can_have_a_socket_of_their_own() {
     let (client, mut admin) = server.clients().await;
     let elsewhere = admin.list_variants(pb::ListVariantsRequest {}).await;
     assert_eq!(elsewhere.expect_err("not here").code(), Code::Unimplemented);
+    let list = b"GET /choir/v1/variants HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+    assert_eq!(exchange(server.http, list).await.status, 404);
     let socket = Endpoint::from_shared(format!("unix://{}", path.display())).expect("address");
     let mut own = AdminClient::new(socket.connect().await.expect("connect"));
     let listed = own.list_variants(pb::ListVariantsRequest {}).await;

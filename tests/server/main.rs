@@ -19,6 +19,7 @@ mod tenants;
 mod tiny;
 mod tls;
 mod uploads;
+mod variants;
 mod web;
 
 use choir::catalog::base::shipped;

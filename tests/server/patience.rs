@@ -33,6 +33,9 @@ async fn clients_that_do_not_go_on_are_not_waited_for() {
     let short = "POST /v1/completions HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 90\r\n\r\n{";
     let answered = exchange(server.http, short.as_bytes()).await;
     assert_eq!(answered.status, 408, "{answered:?}");
+    let upload = "PUT /choir/v1/variants/new HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: 90\r\n\r\n{";
+    let answered = exchange(server.http, upload.as_bytes()).await;
+    assert_eq!(answered.status, 408, "{answered:?}");
     assert_eq!(get(server.http, "/health").await.status, 200);
     server.stop().await;
 }

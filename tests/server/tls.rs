@@ -126,6 +126,27 @@ async fn tls_is_spoken_on_both_ports_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn a_socket_of_this_machine_speaks_no_tls() {
+    let folder = Folder::new();
+    let path = folder.0.path().join("admin");
+    let doors = Doors {
+        admin: Some(server::Listener::unix(&path).expect("a socket")),
+        ..doors().await
+    };
+    let files = folder.write(&pair(&authority(), false), None);
+    let settings = ServerSettings {
+        tls: Some(Tls::open(files).expect("certificates")),
+        ..settings()
+    };
+    let server = doors::start(doors, settings).await;
+    let socket = Channel::from_shared(format!("unix://{}", path.display())).expect("address");
+    let admin = AdminClient::new(socket.connect().await.expect("connect"));
+    assert!(!status(&admin).await.draining);
+    drop(admin);
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn clients_without_a_certificate_that_is_trusted_are_not_served() {
     let (ours, clients) = (authority(), authority());
     let server = start(Folder::new().write(&pair(&ours, false), Some(&clients))).await;

@@ -438,6 +438,10 @@ async fn pages_run_nothing_but_their_own_files() {
         ("/", "text/html"),
         ("/page.css", "text/css"),
         ("/page.js", "text/javascript"),
+        ("/ask.js", "text/javascript"),
+        ("/denoise.js", "text/javascript"),
+        ("/status.js", "text/javascript"),
+        ("/variants.js", "text/javascript"),
     ] {
         let answered = get(address, path).await;
         assert_eq!(answered.status, 200, "{path}");

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 /// Write a checkpoint of a published shape with random weights, in bf16 and in shards, or a fine-tune of one.
 #[derive(Args, Debug)]
 pub struct RandomModelArgs {
-    /// sdar (1.7b, 4b, 8b), a2d-qwen3 (0.6b) or a2d-qwen2 (0.5b).
+    /// sdar (tiny, 1.7b, 4b, 8b), a2d-qwen3 (0.6b) or a2d-qwen2 (0.5b).
     family: String,
     size: String,
     /// A new folder.
@@ -38,7 +38,8 @@ pub struct RandomModelArgs {
 /// hidden, layers, heads, kv heads, head_dim, intermediate, rows
 type Shape = [usize; 7];
 
-const SHAPES: [(&str, &str, Shape); 5] = [
+const SHAPES: [(&str, &str, Shape); 6] = [
+    ("sdar", "tiny", [64, 2, 4, 2, 32, 128, 151_936]),
     ("sdar", "1.7b", [2048, 28, 16, 8, 128, 6144, 151_936]),
     ("sdar", "4b", [2560, 36, 32, 8, 128, 9728, 151_936]),
     ("sdar", "8b", [4096, 36, 32, 8, 128, 12_288, 151_936]),

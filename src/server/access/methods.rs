@@ -43,6 +43,7 @@ pub fn of_route(path: &str) -> Need {
     match path {
         "/health" | "/ready" => Need::Nothing,
         path if page::has(path) => Need::Nothing,
+        path if path.starts_with("/choir/") => Need::Role(Role::Admin),
         _ => Need::Role(Role::Infer),
     }
 }

@@ -85,6 +85,11 @@ impl Access {
         }
     }
 
+    /// Whether everybody is an admin.
+    pub fn is_open(&self) -> bool {
+        self.keys.is_none()
+    }
+
     /// Who asks, if they may do what `need` says.
     ///
     /// # Errors

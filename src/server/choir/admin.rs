@@ -30,12 +30,12 @@ pub struct AdminService {
 }
 
 impl AdminService {
-    /// `upload_bytes` bounds all uploads under way together.
-    pub fn new(changes: Changes, engine: EngineHandle, upload_bytes: u64) -> Self {
+    /// `room` is that of all uploads under way together.
+    pub fn new(changes: Changes, engine: EngineHandle, room: Room) -> Self {
         AdminService {
             changes,
             engine,
-            room: Room::new(upload_bytes),
+            room,
         }
     }
 

@@ -1,10 +1,10 @@
 //! `POST /v1/chat/completions`: its fields.
 
 use super::completion::{Shared, Shown};
-use super::error::Failure;
 use super::fields::Fields;
 use crate::model::tokenizer::{Message, Role};
 use crate::server::access::Caller;
+use crate::server::failure::Failure;
 use crate::server::requests::{Ask, Given};
 use crate::server::status::BadField;
 use serde_json::{Map, Value};

@@ -103,7 +103,10 @@ impl Shared {
 }
 
 impl Completion {
-    pub fn read(body: &[u8], caller: Caller) -> Result<Completion, super::error::Failure> {
+    pub fn read(
+        body: &[u8],
+        caller: Caller,
+    ) -> Result<Completion, crate::server::failure::Failure> {
         let mut fields = Fields::read(body)?;
         let shared = Shared::read(&mut fields, caller)?;
         Ok(Self::of(fields, shared)?)

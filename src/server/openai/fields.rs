@@ -1,8 +1,8 @@
 //! The fields of a request's body, each refused by its name. What nobody knows is ignored, as OpenAI does.
 
-use super::error::Failure;
 use crate::engine::{PredictorKind, Priority, SamplingParams};
 use crate::sampler::{Certainty, NoiseRemoval};
+use crate::server::failure::Failure;
 use crate::server::requests::Piece;
 use crate::server::status::BadField;
 use axum::http::StatusCode;

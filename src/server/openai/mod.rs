@@ -2,14 +2,12 @@
 
 mod chat;
 mod completion;
-pub mod error;
 mod fields;
 mod models;
 mod reply;
 
-pub use error::Failure;
-
 use super::access::Caller;
+use super::failure::Failure;
 use super::requests::{Answer, Ask, Requests};
 use crate::catalog::Catalog;
 use axum::Router;

@@ -1,9 +1,10 @@
 //! `GET /v1/models`: the base and its variants.
 
-use super::{Failure, OpenAi, json};
+use super::{OpenAi, json};
 use crate::catalog::VariantInfo;
 use crate::engine::BASE;
 use crate::model::{Process, Regime};
+use crate::server::failure::Failure;
 use axum::extract::{Path, State};
 use axum::response::Response;
 use serde_json::{Value, json};

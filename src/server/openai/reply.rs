@@ -1,8 +1,8 @@
 //! Answers in OpenAI's shape: whole, or as server-sent events.
 
 use super::completion::Shown;
-use super::error::Failure;
 use crate::engine::{Event, Reason, Revealed, Summary};
+use crate::server::failure::Failure;
 use crate::server::requests::{Answer, Whole};
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, header};

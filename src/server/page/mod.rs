@@ -10,19 +10,19 @@ use axum::routing::get;
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
+const HTML: &str = "text/html; charset=utf-8";
+const CSS: &str = "text/css; charset=utf-8";
+const SCRIPT: &str = "text/javascript; charset=utf-8";
+
 /// Routes, contents and what they are.
-const FILES: [(&str, &str, &str); 3] = [
-    ("/", "text/html; charset=utf-8", include_str!("index.html")),
-    (
-        "/page.css",
-        "text/css; charset=utf-8",
-        include_str!("page.css"),
-    ),
-    (
-        "/page.js",
-        "text/javascript; charset=utf-8",
-        include_str!("page.js"),
-    ),
+const FILES: [(&str, &str, &str); 7] = [
+    ("/", HTML, include_str!("index.html")),
+    ("/page.css", CSS, include_str!("page.css")),
+    ("/page.js", SCRIPT, include_str!("page.js")),
+    ("/ask.js", SCRIPT, include_str!("ask.js")),
+    ("/denoise.js", SCRIPT, include_str!("denoise.js")),
+    ("/status.js", SCRIPT, include_str!("status.js")),
+    ("/variants.js", SCRIPT, include_str!("variants.js")),
 ];
 
 /// Whether `path` is one of the page's files.

@@ -1,4 +1,4 @@
-//! Errors in OpenAI's shape.
+//! Errors over HTTP, in OpenAI's shape.
 
 use crate::engine;
 use crate::server::requests::Refusal;
