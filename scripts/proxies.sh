@@ -64,8 +64,11 @@ through() {
   [ "$leases" = 0 ] || fail "$name keeps a cancelled request"
   "$choir" variants add "by-$name" models/variants/kjv.safetensors >/dev/null || fail "$name: no upload"
   "$choir" variants remove "by-$name" >/dev/null || fail "$name: no removal"
+  local put=(curl -sS --fail-with-body --cacert "$CHOIR_TLS_CA")
+  "${put[@]}" -T models/variants/kjv.safetensors "$at/choir/v1/variants/put-$name" >/dev/null || fail "$name: no upload over HTTP"
+  "${put[@]}" -X DELETE "$at/choir/v1/variants/put-$name" >/dev/null || fail "$name: no removal over HTTP"
   unset CHOIR_SERVER CHOIR_TLS_CA
-  echo "ok $name: streams, events, errors, cancels, an upload"
+  echo "ok $name: streams, events, errors, cancels, uploads"
 }
 ask() { "$choir" generate "$@" 2>/dev/null; }
 fail() {
