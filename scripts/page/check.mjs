@@ -67,7 +67,7 @@ async function checks() {
   await said(page, "an API key is needed");
   await key(page, CHOIR_KEY_INFER);
   await row(page, "kjv").waitFor();
-  await page.getByText("An admin key adds and removes variants.").waitFor();
+  await page.getByText("No additions and removals: this takes an admin key").waitFor();
   assert(await page.locator("#add").isHidden());
   assert.equal(await page.getByRole("button", { name: "Remove kjv", exact: true }).count(), 0);
   await page.waitForFunction(() => document.querySelectorAll("#plots polyline[points*=' ']").length === 3);

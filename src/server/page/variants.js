@@ -22,7 +22,7 @@ export async function refresh() {
   served = admin ? answer.json().variants : data.filter(({ id }) => id !== "base").map(({ id }) => ({ name: id }));
   at("add").hidden = !admin;
   at("rights").hidden = admin;
-  at("rights").textContent = answer.status === 404 ? "Operators have an address of their own." : "An admin key adds and removes variants.";
+  at("rights").textContent = answer.status === 404 ? "Operators have an address of their own." : `No additions and removals: ${failure(answer.status, answer.text)}.`;
   list(admin);
 }
 
