@@ -1,5 +1,7 @@
 //! Why a checkpoint cannot be read.
 
+use super::NoRoom;
+
 /// The bytes are not a safetensors file, or a set of them, that can be read.
 #[derive(Debug, thiserror::Error)]
 pub enum Unreadable {
@@ -11,6 +13,8 @@ pub enum Unreadable {
     Io(#[from] std::io::Error),
     #[error("it is empty")]
     Empty,
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
     #[error("it is longer than {longest} bytes")]
     TooLong { longest: u64 },
     #[error("it is a pickle (a PyTorch checkpoint), which can run code; convert it to safetensors")]

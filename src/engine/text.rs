@@ -2,10 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::model::tokenizer::Tokenizer;
+use crate::model::tokenizer::{REPLACEMENT, Tokenizer};
 
-/// What a failed decoding leaves in the place of bytes that are no character.
-const REPLACEMENT: char = '\u{FFFD}';
 /// Bytes that a character may lack its last one of.
 const UNFINISHED: usize = 3;
 /// Tokens that are context at least: more than a character has bytes.

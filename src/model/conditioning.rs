@@ -190,8 +190,8 @@ impl Line {
         layers.chain([&self.bias]).flatten()
     }
 
-    /// Takes what no noise level changes of another line of the same mix; returns the bytes that this spares.
-    pub fn share_constants(&mut self, other: &Line) -> usize {
+    /// Takes what no noise level changes of another line of the same mix.
+    pub fn share_constants(&mut self, other: &Line) {
         for (own, other) in self.layers.iter_mut().zip(&other.layers) {
             own.qkv_bias.clone_from(&other.qkv_bias);
             own.query_gain.clone_from(&other.query_gain);
@@ -200,16 +200,15 @@ impl Line {
             own.down_bias.clone_from(&other.down_bias);
         }
         self.bias.clone_from(&other.bias);
-        other
-            .constants()
-            .map(|numbers| size_of_val(&numbers[..]))
-            .sum()
     }
 
-    /// Bytes of its numbers.
-    pub fn bytes(&self) -> usize {
-        let all = self.modulations().chain(self.constants());
-        all.map(|numbers| size_of_val(&numbers[..])).sum()
+    /// Bytes of its numbers: of those of its noise level, and of those that no noise level changes.
+    pub fn bytes(&self) -> [usize; 2] {
+        let bytes = |numbers: &Vector| size_of_val(&numbers[..]);
+        [
+            self.modulations().map(bytes).sum(),
+            self.constants().map(bytes).sum(),
+        ]
     }
 }
 

@@ -8,8 +8,8 @@ use super::weights::ServedBank;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-/// Bytes of tables, and how many are kept whatever their size: the grids of two sequences of 128 steps. Past both all are
-/// forgotten, and made again where they are needed.
+/// Bytes of tables, and how many are kept whatever their size: the grids of two sequences of 128 steps. Past both the half that was
+/// used longest ago is forgotten, so that nobody's unique mixes or grids take away what others use all the time.
 pub const BYTES: usize = 32 << 20;
 const LEAST: usize = 258;
 
@@ -37,13 +37,34 @@ struct CachedTables {
     /// By the addresses of the variant and of its banks.
     sources: HashMap<(usize, Vec<usize>), Source>,
     last: u64,
-    /// With the bytes that are nobody else's.
-    lines: HashMap<Key, (Arc<Line>, usize)>,
+    lines: HashMap<Key, CachedLine>,
+    /// Counts uses.
+    clock: u64,
+}
+
+#[derive(Debug)]
+struct CachedLine {
+    line: Arc<Line>,
+    used: u64,
 }
 
 impl CachedTables {
+    /// What no noise level changes of a mix is counted once.
     fn bytes(&self) -> usize {
-        self.lines.values().map(|(_, bytes)| bytes).sum()
+        let mut mixes = HashSet::new();
+        let bytes = self.lines.iter().map(|((mix, _), kept)| {
+            let [own, constants] = kept.line.bytes();
+            own + if mixes.insert(mix) { constants } else { 0 }
+        });
+        bytes.sum()
+    }
+
+    /// Forgets the half that was used longest ago.
+    fn forget(&mut self) {
+        let mut uses: Vec<u64> = self.lines.values().map(|kept| kept.used).collect();
+        let middle = uses.len() / 2;
+        let (_, &mut median, _) = uses.select_nth_unstable(middle);
+        self.lines.retain(|_, kept| kept.used > median);
     }
 }
 
@@ -73,6 +94,7 @@ impl TableCache {
             sources,
             last,
             lines,
+            ..
         } = &mut *kept;
         sources.retain(|_, source| source.lives());
         let living: HashSet<u64> = sources.values().map(|source| source.number).collect();
@@ -114,22 +136,31 @@ impl TableCache {
             .iter()
             .map(|(variant, weight)| (number(variant.0), weight.to_bits()));
         let key: Key = (parts.collect(), sigma.to_bits());
-        if let Some((line, _)) = self.kept().lines.get(&key) {
-            return Ok(line.clone());
+        let mut cached = self.kept();
+        cached.clock += 1;
+        let used = cached.clock;
+        if let Some(kept) = cached.lines.get_mut(&key) {
+            kept.used = used;
+            return Ok(kept.line.clone());
         }
+        drop(cached);
         let mut line = make()?;
-        let mut kept = self.kept();
-        let mut bytes = line.bytes();
+        let mut cached = self.kept();
+        let [mut bytes, constants] = line.bytes();
         // The mix's biases are the same at every noise level.
-        if let Some((_, (other, _))) = kept.lines.iter().find(|((mix, _), _)| *mix == key.0) {
-            bytes -= line.share_constants(other);
+        match cached.lines.iter().find(|((mix, _), _)| *mix == key.0) {
+            Some((_, other)) => line.share_constants(&other.line),
+            None => bytes += constants,
+        }
+        if cached.lines.len() >= LEAST && cached.bytes() + bytes > BYTES {
+            cached.forget();
         }
         let line = Arc::new(line);
-        if kept.lines.len() >= LEAST && kept.bytes() + bytes > BYTES {
-            kept.lines.clear();
-            bytes = line.bytes();
-        }
-        kept.lines.insert(key, (line.clone(), bytes));
+        let kept = CachedLine {
+            line: line.clone(),
+            used,
+        };
+        cached.lines.insert(key, kept);
         Ok(line)
     }
 }
@@ -235,7 +266,7 @@ mod tests {
     #[test]
     fn biases_are_counted_once_and_tables_are_bounded() {
         let cache = TableCache::default();
-        let whole = line(100, 10).bytes();
+        let whole: usize = line(100, 10).bytes().iter().sum();
         assert_eq!(whole, 4 * (8 * 100 + 3 * 10));
         kept(&cache, &[], &Mix::base(), 0.0);
         kept(&cache, &[], &Mix::base(), 1.0);
@@ -252,8 +283,22 @@ mod tests {
             most = most.max(cache.bytes());
         }
         assert!(
-            most > BYTES && most <= LEAST * line(large, 10).bytes(),
+            most > BYTES && most <= LEAST * line(large, 10).bytes().iter().sum::<usize>(),
             "{most}"
         );
+    }
+
+    #[test]
+    fn tables_in_use_outlive_other_peoples_unique_mixes() {
+        let cache = TableCache::default();
+        let mine = Mix::single(VariantId(0));
+        assert!(!kept(&cache, &[1], &mine, 0.5));
+        for weight in 1..2000u32 {
+            let unique = Mix(vec![(VariantId(0), 1.0 / weight as f32 + 1.0)]);
+            let made = || Ok::<_, ()>(line(1 << 13, 10));
+            cache.get(&[1], &unique, 0.5, made).expect("a line");
+            assert!(kept(&cache, &[1], &mine, 0.5), "after {weight}");
+        }
+        assert!(cache.bytes() <= 2 * BYTES);
     }
 }

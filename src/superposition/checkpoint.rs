@@ -8,7 +8,7 @@ use std::path::Path;
 
 use super::digest::TensorDigest;
 use super::{Digest, Unreadable};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, room};
 
 /// One tensor, f32 in row order.
 #[derive(Clone, Debug, PartialEq)]
@@ -88,7 +88,7 @@ impl NamedTensors {
     }
 }
 
-/// Reads a file whole; says so where `path` is a directory, or a device or a pipe, which may never end. A file that says it
+/// Reads a file whole, where there is memory for it; says so where `path` is a directory, or a device or a pipe, which may never end. A file that says it
 /// is empty is taken at its word: those of /proc do, and some of them block.
 pub fn read_file(path: &Path) -> Result<Vec<u8>, Unreadable> {
     let mut file = OpenOptions::new()
@@ -101,6 +101,7 @@ pub fn read_file(path: &Path) -> Result<Vec<u8>, Unreadable> {
         found if found.len() == 0 => return Err(Unreadable::Empty),
         found => found.len(),
     };
+    room(length)?;
     let mut bytes = Vec::new();
     let wanted = usize::try_from(length).unwrap_or(usize::MAX);
     (bytes.try_reserve_exact(wanted)).map_err(std::io::Error::other)?;

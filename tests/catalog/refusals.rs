@@ -158,6 +158,12 @@ fn files_that_are_no_checkpoints_are_refused_by_their_form() {
         path(&refusing.place.file("empty", b"")),
         Unreadable::Empty
     ));
+    let vast = refusing.place.file("vast", b"");
+    let far = choir::checkpoint::available().map_or(1 << 40, |bytes| 4 * bytes);
+    (std::fs::File::options().write(true).open(&vast))
+        .and_then(|file| file.set_len(far))
+        .expect("a file with a hole");
+    assert!(matches!(path(&vast), Unreadable::NoRoom(_)));
     let half = refusing.place.file("half", &whole[..whole.len() / 2]);
     assert!(matches!(path(&half), Unreadable::WrongLength));
     #[cfg(unix)]

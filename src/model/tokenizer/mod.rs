@@ -50,6 +50,9 @@ pub struct Tokenizer {
     template: Option<Template>,
 }
 
+/// What a failed decoding leaves in the place of what is no character.
+pub const REPLACEMENT: char = char::REPLACEMENT_CHARACTER;
+
 /// What ends a text, and begins one, where no file says so.
 const ENDS: [&str; 3] = ["<|endoftext|>", "</s>", "[EOS]"];
 
@@ -147,9 +150,12 @@ impl Tokenizer {
         self.template.is_some()
     }
 
-    /// Bytes that are no whole character become U+FFFD.
+    /// Bytes that are no whole character become U+FFFD, and so does every token of a text that the tokenizer cannot decode.
     pub fn decode(&self, tokens: &[u32]) -> String {
-        self.inner.decode(tokens, false).unwrap_or_default()
+        self.inner.decode(tokens, false).unwrap_or_else(|error| {
+            tracing::warn!(%error, "tokens that the tokenizer cannot decode");
+            tokens.iter().map(|_| REPLACEMENT).collect()
+        })
     }
 
     /// The token that begins every text, where one does.
