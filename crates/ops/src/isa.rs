@@ -1,8 +1,12 @@
 //! Instruction sets chosen at run time. What is computed with one has the same bits as with any other.
 
-/// An instruction set.
+/// An instruction set that this processor has: nothing but asking the processor makes one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Isa {
+pub struct Isa(Set);
+
+/// Which one it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Set {
     /// Any machine.
     Portable,
     /// AVX2, FMA and F16C.
@@ -23,21 +27,25 @@ impl Isa {
             let floats =
                 is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq");
             if bytes && floats && is_x86_feature_detected!("avx512vl") {
-                return Isa::Avx512;
+                return Isa(Set::Avx512);
             }
             let floats = is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
             if is_x86_feature_detected!("avx2") && floats {
-                return Isa::Avx2;
+                return Isa(Set::Avx2);
             }
         }
-        Isa::Portable
+        Isa(Set::Portable)
+    }
+
+    pub fn set(self) -> Set {
+        self.0
     }
 
     /// Does `work`, with wide vectors where this is a set that has them.
     #[inline(always)]
     pub fn run(self, work: impl Vectorised) {
         #[cfg(target_arch = "x86_64")]
-        if self == Isa::Avx512 {
+        if self.0 == Set::Avx512 {
             #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
             fn wide(work: impl Vectorised) {
                 work.run();
@@ -52,14 +60,14 @@ impl Isa {
     /// All that this processor has, for tests that compare them.
     #[cfg(test)]
     pub fn all() -> Vec<Isa> {
-        let mut all = vec![Isa::Portable];
+        let mut all = vec![Set::Portable];
         #[cfg(target_arch = "x86_64")]
-        match Isa::best() {
-            Isa::Portable => {}
-            Isa::Avx2 => all.push(Isa::Avx2),
-            Isa::Avx512 => all.extend([Isa::Avx2, Isa::Avx512]),
+        match Isa::best().0 {
+            Set::Portable => {}
+            Set::Avx2 => all.push(Set::Avx2),
+            Set::Avx512 => all.extend([Set::Avx2, Set::Avx512]),
         }
-        all
+        all.into_iter().map(Isa).collect()
     }
 }
 

@@ -1,7 +1,7 @@
 //! The inner loop of products: a few rows of x with outputs that lie side by side. Every sum is one chain of fused
 //! multiply-adds over the inputs in order, with every instruction set.
 
-use super::isa::Isa;
+use super::isa::{Isa, Set};
 
 /// Rows computed together, at most: with AVX-512 two registers each, so that ten loads feed sixteen multiply-adds, whose
 /// latency they hide.
@@ -79,14 +79,14 @@ pub fn accumulate<const N: usize>(
         (rows - 1) * x.stride + inputs <= x.data.len(),
         "x too short"
     );
-    match isa {
-        Isa::Portable => portable(panels, x, sums),
+    match isa.set() {
+        Set::Portable => portable(panels, x, sums),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: whoever has this value has asked the processor for its instructions; lengths were checked above.
-        Isa::Avx2 => unsafe { x86::avx2(panels, x, sums) },
+        Set::Avx2 => unsafe { x86::avx2(panels, x, sums) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Isa::Avx512 => unsafe { x86::avx512(panels, x, sums) },
+        Set::Avx512 => unsafe { x86::avx512(panels, x, sums) },
     }
 }
 

@@ -4,7 +4,7 @@ use super::panels::{CHUNK, GROUP, LANES, Panel};
 use super::rows::{self, Facts, RotatedRows, Source};
 use super::thin::{DEEP, Line};
 use super::{Rate, WINDOW};
-use crate::isa::Isa;
+use crate::isa::{Isa, Set};
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -16,9 +16,12 @@ mod vbmi;
 /// Rows of x computed together.
 pub const TILE: usize = 8;
 
-/// What decodes.
+/// What decodes, on a processor that can: nothing but asking it makes one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kernel {
+pub struct Kernel(Way);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
     Portable,
     #[cfg(target_arch = "x86_64")]
     Avx2,
@@ -30,30 +33,30 @@ pub enum Kernel {
 impl Kernel {
     /// The fastest one on this processor.
     pub fn best() -> Kernel {
-        match Isa::best() {
-            Isa::Portable => Kernel::Portable,
+        Kernel(match Isa::best().set() {
+            Set::Portable => Way::Portable,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => Kernel::Avx2,
+            Set::Avx2 => Way::Avx2,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => {
+            Set::Avx512 => {
                 let vbmi = is_x86_feature_detected!("avx512vbmi")
                     && is_x86_feature_detected!("avx512vbmi2");
-                if vbmi { Kernel::Vbmi } else { Kernel::Avx2 }
+                if vbmi { Way::Vbmi } else { Way::Avx2 }
             }
-        }
+        })
     }
 
     /// All that this processor has, for tests that compare them.
     #[cfg(test)]
     pub fn all() -> Vec<Kernel> {
-        let mut all = vec![Kernel::Portable];
+        let mut all = vec![Way::Portable];
         #[cfg(target_arch = "x86_64")]
-        match Kernel::best() {
-            Kernel::Portable => {}
-            Kernel::Avx2 => all.push(Kernel::Avx2),
-            Kernel::Vbmi => all.extend([Kernel::Avx2, Kernel::Vbmi]),
+        match Kernel::best().0 {
+            Way::Portable => {}
+            Way::Avx2 => all.push(Way::Avx2),
+            Way::Vbmi => all.extend([Way::Avx2, Way::Vbmi]),
         }
-        all
+        all.into_iter().map(Kernel).collect()
     }
 
     /// Makes a row; see [`rows::make`].
@@ -66,7 +69,7 @@ impl Kernel {
         row: &mut [i8],
     ) -> Facts {
         #[cfg(target_arch = "x86_64")]
-        if self == Kernel::Vbmi && rotate::takes(source.rotation.block()) {
+        if self.0 == Way::Vbmi && rotate::takes(source.rotation.block()) {
             let (x, rotation) = (source.x, source.rotation);
             // SAFETY: whoever has this value has asked the processor for its instructions.
             return unsafe {
@@ -87,14 +90,14 @@ impl Kernel {
                     .zip(start..)
                     .all(|(_, row)| length <= x.row(row).len())
         );
-        match self {
-            Kernel::Portable => portable(panel, x, start, sums),
+        match self.0 {
+            Way::Portable => portable(panel, x, start, sums),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: whoever has this value has asked the processor for its instructions; rows are long enough.
-            Kernel::Avx2 => unsafe { avx2::run(panel, x, start, sums) },
+            Way::Avx2 => unsafe { avx2::run(panel, x, start, sums) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Kernel::Vbmi => unsafe { vbmi::run(panel, x, start, sums) },
+            Way::Vbmi => unsafe { vbmi::run(panel, x, start, sums) },
         }
     }
 
@@ -103,8 +106,8 @@ impl Kernel {
     pub fn nibbles(self, lines: &[Line], x: &[&[[i8; DEEP]]], sums: &mut [[i32; LANES]]) {
         assert!(x.len() == sums.len() && x.len() <= TILE);
         assert!(x.iter().all(|x| x.len() == lines.len()));
-        match self {
-            Kernel::Portable => {
+        match self.0 {
+            Way::Portable => {
                 for (x, sums) in x.iter().zip(sums) {
                     *sums = [0; LANES];
                     for (line, x) in lines.iter().zip(*x) {
@@ -119,10 +122,10 @@ impl Kernel {
             }
             #[cfg(target_arch = "x86_64")]
             // SAFETY: whoever has this value has asked the processor for its instructions; rows have all inputs.
-            Kernel::Avx2 => unsafe { avx2::nibbles(lines, x, sums) },
+            Way::Avx2 => unsafe { avx2::nibbles(lines, x, sums) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Kernel::Vbmi => unsafe { vbmi::nibbles(lines, x, sums) },
+            Way::Vbmi => unsafe { vbmi::nibbles(lines, x, sums) },
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::levels::{LANES, Levels};
 use super::panels::Line;
 use super::rows::{BLOCK, BLOCKS, QuantisedRows};
-use crate::isa::Isa;
+use crate::isa::{Isa, Set};
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -49,14 +49,14 @@ pub fn run<L: Levels>(
     sums: &mut [[f32; LANES]],
 ) {
     assert!(sums.len() <= TILE && panel.lines.len() == panel.levels.len() * L::BLOCKS * L::BITS);
-    match isa {
-        Isa::Portable => portable(panel, x, start, sums),
+    match isa.set() {
+        Set::Portable => portable(panel, x, start, sums),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: whoever has this value has asked the processor for its instructions; a block has its lines.
-        Isa::Avx2 => unsafe { avx2::run(panel, x, start, sums) },
+        Set::Avx2 => unsafe { avx2::run(panel, x, start, sums) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Isa::Avx512 => unsafe { avx512::run(panel, x, start, sums) },
+        Set::Avx512 => unsafe { avx512::run(panel, x, start, sums) },
     }
 }
 

@@ -1,7 +1,7 @@
 //! The inner loop: up to [`TILE`] rows of x with one panel of outputs.
 
 use super::{HALVES, LINES, Line, PANEL};
-use crate::isa::Isa;
+use crate::isa::{Isa, Set};
 
 /// Rows computed together: with AVX-512 four registers each, so that eight loads feed 24 multiply-adds, and even one row
 /// has four chains to hide their latency.
@@ -11,14 +11,14 @@ pub const TILE: usize = 6;
 #[allow(unsafe_code)]
 pub fn run(isa: Isa, panel: &[Line], x: &[f32], sums: &mut [[f32; PANEL]]) {
     assert!(sums.len() <= TILE && x.len() * LINES == panel.len() * sums.len());
-    match isa {
-        Isa::Portable => portable(panel, x, sums),
+    match isa.set() {
+        Set::Portable => portable(panel, x, sums),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: whoever has this value has asked the processor for its instructions; lengths were checked above.
-        Isa::Avx2 => unsafe { x86::avx2(panel, x, sums) },
+        Set::Avx2 => unsafe { x86::avx2(panel, x, sums) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Isa::Avx512 => unsafe { x86::avx512(panel, x, sums) },
+        Set::Avx512 => unsafe { x86::avx512(panel, x, sums) },
     }
 }
 
