@@ -1,6 +1,6 @@
 //! Variants to a bank, as options give them.
 
-use crate::train::run::Members;
+use crate::train::settings::Members;
 use serde::Serialize;
 use std::fmt;
 use std::str::FromStr;

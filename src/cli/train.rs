@@ -8,9 +8,8 @@ use crate::train::folder::{Folder, Precision, round_to_bf16};
 use crate::train::objective::{Corruption, Objective};
 use crate::train::optimizer::AdamW;
 use crate::train::packing::SkillSource;
-use crate::train::run::{
-    Anchor, Budget, Report, Score, Source, TrainSettings, TrainingRun, Validation, open_gates,
-};
+use crate::train::run::{Report, Score, TrainingRun, Validation, open_gates};
+use crate::train::settings::{Anchor, Budget, Source, TrainSettings};
 use crate::train::skills::Skill;
 use crate::train::{checkpoint, tokenizer};
 use anyhow::{Context, Result, bail};

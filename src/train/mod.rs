@@ -16,6 +16,7 @@ pub mod operator;
 pub mod optimizer;
 pub mod packing;
 pub mod run;
+pub mod settings;
 pub mod skills;
 pub mod tokenizer;
 pub mod validation;

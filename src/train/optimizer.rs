@@ -2,7 +2,7 @@
 
 use super::folder::Tensors;
 use super::muon;
-use super::run::Members;
+use super::settings::Members;
 use crate::model::Result;
 use crate::model::Trainable;
 use crate::rng::Key;

@@ -13,27 +13,6 @@ fn remove(catalog: &Catalog, name: &str) -> Result<u64, Error> {
 }
 
 #[test]
-fn additions_answer_even_if_they_are_removed_at_once() {
-    let place = TestDir::new();
-    let (catalog, _engine) = place.served();
-    let source = Source::Path(place.file("four", &checkpoint(&tuned(4))));
-    let info = std::thread::scope(|scope| {
-        let mut remover = None;
-        let added = catalog.add(addition("four", source), |progress| {
-            if progress.stage == Stage::Publishing && remover.is_none() {
-                // It waits for its turn, and comes before anything that is done after the addition's.
-                remover = Some(scope.spawn(|| remove(&catalog, "four")));
-            }
-        });
-        let removed = remover.expect("it was published").join().expect("no panic");
-        removed.expect("it was there to be removed");
-        added.expect("it was added")
-    });
-    assert_eq!(info.variant.name, "four");
-    assert_eq!(names(&catalog), ["one", "two", "three"]);
-}
-
-#[test]
 fn what_is_removed_and_added_again_gives_the_same_banks() {
     let place = TestDir::new();
     let (catalog, engine) = place.served();

@@ -147,3 +147,34 @@ fn archive(former: &Former, name: &str) -> PathBuf {
         .join(name)
         .join("delta.safetensors")
 }
+
+#[test]
+fn a_superposed_store_is_converted_from_its_archives() {
+    let place = TestDir::new();
+    let (catalog, engine) = place.served();
+    let before = catalog.list();
+    drop((catalog, engine));
+    let base = BaseSource::Folder(place.base());
+    let mut told = Vec::new();
+    choir::catalog::convert(&base, &place.data(), Some(8.0), |converted| {
+        told.push((converted.name.to_owned(), converted.after.is_some()));
+    })
+    .expect("convert");
+    let names: Vec<_> = before
+        .iter()
+        .map(|info| (info.name.clone(), true))
+        .collect();
+    assert_eq!(told, names);
+    let (catalog, engine) = serve(place.open().expect("open"));
+    assert_eq!(catalog.status().banks, 0);
+    for (was, is) in before.iter().zip(catalog.list()) {
+        assert_eq!(
+            (is.keep, is.seed, &is.defaults),
+            (Keep::Coded, was.seed, &was.defaults)
+        );
+        assert!(!answer(&engine, &is.name).is_empty());
+    }
+    assert!(!place.data().join("banks/body-0").exists());
+    // From then on additions are coded.
+    assert_eq!(add(&catalog, "four", 4).expect("add").keep, Keep::Coded);
+}

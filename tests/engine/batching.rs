@@ -4,6 +4,7 @@ use choir::engine::{EngineConfig, Event, Reason, Request};
 use choir::model::Denoiser;
 
 use super::fake::*;
+use super::requests::*;
 
 /// Every request alone in an engine, then all together.
 fn alone_and_together(config: EngineConfig, network: impl Fn() -> Fake) {

@@ -8,6 +8,7 @@ use choir::engine::{
 };
 
 use super::fake::*;
+use super::requests::*;
 
 #[test]
 fn no_more_of_a_variant_and_of_a_client_than_may() {

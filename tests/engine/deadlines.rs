@@ -7,6 +7,7 @@ use choir::model::kv_cache::KvCache;
 use choir::model::{Batch, Denoiser, Logits, NetworkFacts};
 
 use super::fake::*;
+use super::requests::*;
 
 /// A network that takes two milliseconds for an evaluation, at least.
 struct Slow(Fake);

@@ -13,8 +13,9 @@ use choir::sampler::{Certainty, Predictor};
 use serde_json::{Value, json};
 use std::borrow::Cow;
 
-use super::fake::{config, drain, events, outcome};
+use super::fake::{config, drain};
 use super::fixtures;
+use super::requests::{events, outcome};
 
 struct Family {
     folder: std::path::PathBuf,

@@ -8,6 +8,7 @@ use choir::engine::{EngineConfig, EngineHandle, Error, Event, EventStream, Prior
 use choir::model::{Batch, Mix, VariantId};
 
 use super::fake::*;
+use super::requests::*;
 
 fn submit(engine: &EngineHandle, requests: impl IntoIterator<Item = Request>) -> Vec<EventStream> {
     let submit = |request| engine.submit(request).expect("submit");

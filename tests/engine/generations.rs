@@ -5,6 +5,7 @@ use std::sync::Arc;
 use choir::engine::{Error, Event, Request};
 
 use super::fake::*;
+use super::requests::*;
 
 fn number(events: &[Event]) -> u64 {
     match events[0] {

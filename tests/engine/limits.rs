@@ -10,6 +10,7 @@ use choir::model::{Batch, Denoiser, Logits, NetworkFacts, Outcome};
 use choir::sampler::Predictor;
 
 use super::fake::*;
+use super::requests::*;
 
 #[test]
 fn a_thousand_at_once_are_served_or_told_that_the_queue_is_full() {

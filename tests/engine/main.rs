@@ -14,6 +14,7 @@ mod materialised;
 mod network;
 mod pages;
 mod readers;
+mod requests;
 mod scoring;
 mod simulator;
 mod soak;

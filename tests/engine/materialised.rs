@@ -5,6 +5,7 @@ use std::sync::Arc;
 use choir::engine::{EngineConfig, EngineHandle, Error, Request};
 
 use super::fake::*;
+use super::requests::*;
 
 fn materialising(bytes: usize) -> EngineConfig {
     EngineConfig {

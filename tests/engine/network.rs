@@ -8,8 +8,9 @@ use choir::model::{BaseWeights, HostNetwork, ServedBank, VariantWeights};
 use choir::ops::quantized::Quantisation;
 use choir::rng::{Key, Stream};
 
-use super::fake::{assorted, config, drain, events, outcome, run};
+use super::fake::{config, drain};
 use super::fixtures::Case;
+use super::requests::{assorted, events, outcome, run};
 use super::uniform::{both, mixed};
 
 /// The golden base and six variants in three banks.

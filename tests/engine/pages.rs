@@ -4,6 +4,7 @@ use choir::engine::{EngineConfig, Event, Request, ScoreRequest};
 use choir::model::Denoiser;
 
 use super::fake::*;
+use super::requests::*;
 
 fn mix_of(name: &str) -> Vec<(String, f32)> {
     match name {

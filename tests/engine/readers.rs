@@ -5,6 +5,7 @@ use std::time::Duration;
 use choir::engine::{EngineConfig, Error, Event, Request};
 
 use super::fake::*;
+use super::requests::*;
 
 fn wanted(seed: u64) -> Request {
     Request {

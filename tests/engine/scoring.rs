@@ -8,6 +8,7 @@ use choir::ops::UniformTerm;
 use choir::sampler::schedule::LogLinear;
 
 use super::fake::*;
+use super::requests::*;
 
 fn wanted(text: &str, samples: usize, seed: u64) -> ScoreRequest {
     ScoreRequest {

@@ -6,6 +6,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::fake::*;
+use super::requests::*;
 
 /// The text pieces and the end of a request whose tokens are these.
 fn pieces(script: &[u32], stop: &[&str]) -> (Vec<String>, Reason) {

@@ -8,6 +8,7 @@ use choir::model::{Denoiser, Grid, Process, Regime, VariantId};
 use choir::sampler::{self, Kappa, NoiseRemoval, Psi, TimeProfile, UniformPredictor};
 
 use super::fake::*;
+use super::requests::*;
 
 fn tuned(id: u32, block: Option<usize>, time_conditioned: bool) -> VariantFacts {
     VariantFacts {

@@ -14,7 +14,7 @@ use choir::rng::Noise;
 
 use crate::fixtures::kept::{KINDS, kept_variants};
 use crate::fixtures::{
-    Case, Matrices, PAGE, cached_blocks, close, mixes, segment, variants, whole_sequences,
+    Case, Matrices, PAGE, cached_blocks, close, mixes, relative, segment, variants, whole_sequences,
 };
 use crate::rig::Rig;
 
@@ -66,20 +66,6 @@ fn device_with(
     )
     .unwrap();
     GpuDit::new(Arc::new(base), &banks, variants).unwrap()
-}
-
-/// Largest difference over the size of what is expected.
-fn relative(ours: &[f32], theirs: &[f32]) -> f32 {
-    assert_eq!(ours.len(), theirs.len());
-    let size = theirs.iter().fold(0f32, |size, x| size.max(x.abs()));
-    let differ = |(a, b): (&f32, &f32)| {
-        if a.is_nan() {
-            f32::INFINITY
-        } else {
-            (a - b).abs()
-        }
-    };
-    ours.iter().zip(theirs).map(differ).fold(0f32, f32::max) / size
 }
 
 #[test]

@@ -13,7 +13,8 @@ use choir::train::folder::Tensors;
 use choir::train::noisy::Noisy;
 use choir::train::objective::{Corruption, Objective};
 use choir::train::optimizer::AdamW;
-use choir::train::run::{Anchor, Budget, Members, Source, TrainSettings, TrainingRun};
+use choir::train::run::TrainingRun;
+use choir::train::settings::{Anchor, Budget, Members, Source, TrainSettings};
 use choir::train::tokenizer;
 
 use crate::fixtures::Case;

@@ -8,6 +8,7 @@ mod endings;
 mod generate;
 mod keys;
 mod kserve;
+mod line;
 mod patience;
 mod processes;
 mod raw;

@@ -1,6 +1,7 @@
 //! Ten thousand requests that are read, left, cut off, late or wrong, while variants come and go: nothing is left of them.
 
 use super::endings::until;
+use super::line::Line;
 use super::tiny::{TINY, checkpoint, tuned};
 use super::*;
 use choir::pb::add_variant_request::Part;
@@ -9,8 +10,6 @@ use choir::server::access::CLIENT_ID;
 use choir::train::folder::Precision;
 use std::collections::BTreeMap;
 use std::time::Duration;
-use tokio::io::copy_bidirectional;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 
@@ -24,39 +23,6 @@ const PER_CLIENT: usize = 3;
 const PER_VARIANT: usize = 2 * PER_CLIENT;
 /// A variant that comes and goes.
 const GUEST: &str = "guest";
-
-/// A client's connection, which can break.
-struct Line {
-    channel: Channel,
-    relay: JoinHandle<()>,
-}
-
-impl Line {
-    /// `window`: bytes that the server may send of an answer before they are read.
-    async fn to(server: SocketAddr, window: u32) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("listener");
-        let address = listener.local_addr().expect("address");
-        let relay = tokio::spawn(async move {
-            let (mut near, _) = listener.accept().await.expect("a client");
-            let mut far = TcpStream::connect(server).await.expect("the server");
-            for stream in [&near, &far] {
-                stream.set_nodelay(true).expect("option");
-            }
-            let _ = copy_bidirectional(&mut near, &mut far).await; // until either leaves
-        });
-        let endpoint = Channel::from_shared(format!("http://{address}")).expect("address");
-        let endpoint = endpoint.initial_stream_window_size(window);
-        Line {
-            channel: endpoint.connect().await.expect("connect"),
-            relay,
-        }
-    }
-
-    async fn cut(self) {
-        self.relay.abort();
-        let _ = self.relay.await; // both sockets are closed then
-    }
-}
 
 /// What became of requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

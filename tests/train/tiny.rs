@@ -10,9 +10,8 @@ use choir::train::distill::Distillation;
 use choir::train::folder::{Folder, Precision, Tensors};
 use choir::train::objective::Objective;
 use choir::train::optimizer::AdamW;
-use choir::train::run::{
-    Anchor, Budget, Members, Report, Source, TrainSettings, TrainingRun, Validation,
-};
+use choir::train::run::{Report, TrainingRun, Validation};
+use choir::train::settings::{Anchor, Budget, Members, Source, TrainSettings};
 use choir::train::{Error, checkpoint, tokenizer};
 use std::path::PathBuf;
 

@@ -7,7 +7,7 @@ use crate::ops::Divergence;
 use crate::train::course::Course;
 use crate::train::distill::Distillation;
 use crate::train::folder::Folder;
-use crate::train::run::Anchor;
+use crate::train::settings::Anchor;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;

@@ -7,7 +7,7 @@ use crate::train::course::Course;
 use crate::train::curriculum::Curriculum;
 use crate::train::folder::Folder;
 use crate::train::objective::SMALLEST_T;
-use crate::train::run::Anchor;
+use crate::train::settings::Anchor;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
