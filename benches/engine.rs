@@ -166,19 +166,13 @@ impl Denoiser for Watched {
 /// The model compiled in, on an idle machine.
 fn open(data_dir: &std::path::Path) -> (Catalog, Generation) {
     let config = CatalogConfig {
-        data_dir: data_dir.to_owned(),
-        base: BaseSource::Embedded,
-        bank_capacity: None,
-        head_capacity: None,
         place: Place::Device(GpuTarget {
             gpu: Arc::new(Idle::default()),
             dtype: Dtype::Bf16,
         }),
         bank_form: Quantisation::Q4K,
-        head_form: None,
         archive: false,
-        keep: None,
-        bits: None,
+        ..CatalogConfig::new(data_dir, BaseSource::Embedded)
     };
     Catalog::open(config, |_| ()).expect("a catalog")
 }

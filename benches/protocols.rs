@@ -4,8 +4,6 @@
 use choir::catalog::{BaseSource, Catalog, CatalogConfig};
 use choir::engine::{Engine, EngineConfig, EngineHandle};
 use choir::kserve as oip;
-use choir::model::Place;
-use choir::ops::quantized::Quantisation;
 use choir::pb;
 use choir::pb::generate_response::Event;
 use choir::pb::inference_client::InferenceClient;
@@ -243,18 +241,7 @@ fn main() {
     let folder = tempfile::tempdir().expect("a folder");
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let (catalog, generation) = Catalog::open(
-        CatalogConfig {
-            data_dir: folder.path().join("store"),
-            base: BaseSource::Embedded,
-            bank_capacity: None,
-            head_capacity: None,
-            place: Place::Host(Quantisation::F32),
-            bank_form: Quantisation::Q2K,
-            head_form: None,
-            archive: true,
-            keep: None,
-            bits: None,
-        },
+        CatalogConfig::new(folder.path().join("store"), BaseSource::Embedded),
         |_| {},
     )
     .expect("a store");

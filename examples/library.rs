@@ -6,8 +6,6 @@
 
 use choir::catalog::{AddRequest, BaseSource, Catalog, CatalogConfig, Source};
 use choir::engine::{Engine, EngineConfig, Event, Request};
-use choir::model::Place;
-use choir::ops::quantized::Quantisation;
 use std::error::Error;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -17,18 +15,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         _ => return Err("a checkpoint and a prompt".into()),
     };
     let dir = tempfile::tempdir()?;
-    let config = CatalogConfig {
-        data_dir: dir.path().join("store"),
-        base: BaseSource::Embedded, // or Folder: config.json, tokenizer.json, model.safetensors
-        bank_capacity: None,
-        head_capacity: None,
-        place: Place::Host(Quantisation::F32),
-        bank_form: Quantisation::Q2K,
-        head_form: None,
-        archive: true,
-        keep: None,
-        bits: None,
-    };
+    let config = CatalogConfig::new(
+        dir.path().join("store"),
+        BaseSource::Embedded, // or Folder: config.json, tokenizer.json, model.safetensors
+    );
     let (catalog, generation) = Catalog::open(config, |_| {})?;
     let engine = Engine::start(EngineConfig::default(), generation)?;
     catalog.attach(engine.clone()); // from here on a change is served as soon as it is committed

@@ -33,6 +33,24 @@ pub struct CatalogConfig {
     pub bits: Option<f32>,
 }
 
+impl CatalogConfig {
+    /// On the host in f32, with banks in two bits and all else as usual.
+    pub fn new(data_dir: impl Into<PathBuf>, base: BaseSource) -> Self {
+        CatalogConfig {
+            data_dir: data_dir.into(),
+            base,
+            bank_capacity: None,
+            head_capacity: None,
+            place: Place::Host(Quantisation::F32),
+            bank_form: Quantisation::Q2K,
+            head_form: None,
+            archive: true,
+            keep: None,
+            bits: None,
+        }
+    }
+}
+
 /// A variant to add.
 #[derive(Clone, Debug)]
 pub struct AddRequest {

@@ -18,7 +18,7 @@ use choir::engine::{
     Engine, EngineConfig, EngineHandle, Event, EventStream, Generation, Request, Sampling,
     SamplingParams,
 };
-use choir::model::{self, DitConfig};
+use choir::model::DitConfig;
 use choir::ops::quantized::Quantisation;
 use choir::train::folder::{Precision, Tensors};
 use std::collections::BTreeMap;
@@ -74,16 +74,8 @@ impl TestDir {
 
 fn config(data: &Path, base: BaseSource) -> CatalogConfig {
     CatalogConfig {
-        data_dir: data.to_owned(),
-        base,
-        bank_capacity: None,
-        head_capacity: None,
-        place: model::Place::Host(Quantisation::F32),
         bank_form: Quantisation::Q4K,
-        head_form: None,
-        archive: true,
-        keep: None,
-        bits: None,
+        ..CatalogConfig::new(data, base)
     }
 }
 

@@ -14,55 +14,32 @@ use serde_json::{Value, json};
 use std::borrow::Cow;
 
 use super::fake::{config, drain};
-use super::fixtures;
+use super::fixtures::traces::{Traces, count, until};
 use super::requests::{events, outcome};
 
-struct Family {
-    folder: std::path::PathBuf,
-    cases: Value,
-    tensors: BTreeMap<String, (Vec<usize>, Vec<f64>)>,
-}
-
-impl Family {
-    fn load(name: &str) -> Self {
-        let folder = fixtures::folder().join("families").join(name);
-        let cases = std::fs::read(folder.join("cases.json")).expect("cases.json");
-        Family {
-            cases: serde_json::from_slice(&cases).expect("cases.json"),
-            tensors: fixtures::read(&folder.join("cases.safetensors")),
-            folder,
-        }
-    }
-
-    fn ids(&self, name: &str) -> Option<(Vec<usize>, Vec<u32>)> {
-        let (shape, ids) = self.tensors.get(name)?;
-        Some((shape.clone(), ids.iter().map(|&id| id as u32).collect()))
-    }
-
-    /// The golden network in blocks of this size, and a tokenizer that knows all of its rows.
-    fn generation(&self, block: Option<usize>) -> Generation {
-        let text = std::fs::read(self.folder.join("config.json")).expect("config.json");
-        let mut architecture = Architecture::read(&text).expect("a network");
-        architecture.regime.block = block;
-        let mask = self.cases["mask_token_id"].as_u64().expect("mask");
-        architecture.vocabulary.mask = Some(mask as u32);
-        let rows = architecture.vocabulary.rows;
-        let checkpoint = Checkpoint::open(&self.folder).expect("a checkpoint");
-        let checkpoint = architecture.unwrapped(checkpoint);
-        let base = BaseWeights::load(architecture, Quantisation::F32, |spec| {
-            let data = published::read(&checkpoint, spec)
-                .map_err(|error| choir::model::Error::Unread(error.into()))?;
-            Ok(Some(Cow::Owned(data)))
-        });
-        let network = HostNetwork::new(Arc::new(base.expect("weights")), &[], Vec::new());
-        Generation {
-            number: 1,
-            denoiser: Arc::new(network.expect("a network")),
-            tokenizer: Arc::new(tokenizer(rows)),
-            defaults: Sampling::default(),
-            variants: BTreeMap::new(),
-            memory: Vec::new(),
-        }
+/// The golden network in blocks of this size, and a tokenizer that knows all of its rows.
+fn generation(family: &Traces, block: Option<usize>) -> Generation {
+    let text = std::fs::read(family.folder.join("config.json")).expect("config.json");
+    let mut architecture = Architecture::read(&text).expect("a network");
+    architecture.regime.block = block;
+    let mask = family.cases["mask_token_id"].as_u64().expect("mask");
+    architecture.vocabulary.mask = Some(mask as u32);
+    let rows = architecture.vocabulary.rows;
+    let checkpoint = Checkpoint::open(&family.folder).expect("a checkpoint");
+    let checkpoint = architecture.unwrapped(checkpoint);
+    let base = BaseWeights::load(architecture, Quantisation::F32, |spec| {
+        let data = published::read(&checkpoint, spec)
+            .map_err(|error| choir::model::Error::Unread(error.into()))?;
+        Ok(Some(Cow::Owned(data)))
+    });
+    let network = HostNetwork::new(Arc::new(base.expect("weights")), &[], Vec::new());
+    Generation {
+        number: 1,
+        denoiser: Arc::new(network.expect("a network")),
+        tokenizer: Arc::new(tokenizer(rows)),
+        defaults: Sampling::default(),
+        variants: BTreeMap::new(),
+        memory: Vec::new(),
     }
 }
 
@@ -75,18 +52,6 @@ fn tokenizer(rows: usize) -> Tokenizer {
         "model": {"type": "WordLevel", "unk_token": "t0", "vocab": vocab},
     });
     Tokenizer::from_bytes(file.to_string().as_bytes()).expect("a tokenizer")
-}
-
-fn count(args: &Value, name: &str) -> usize {
-    args[name]
-        .as_u64()
-        .unwrap_or_else(|| panic!("{name} in {args}")) as usize
-}
-
-/// A text up to its first stop id.
-fn until(text: &[u32], stops: &[u32]) -> Vec<u32> {
-    let end = text.iter().position(|token| stops.contains(token));
-    text[..end.unwrap_or(text.len())].to_vec()
 }
 
 fn greedy(predictor: Predictor) -> Sampling {
@@ -114,9 +79,9 @@ impl Text {
 }
 
 /// All at once, on a network in blocks of this size.
-fn decode(family: &Family, block: Option<usize>, traces: Vec<Expected>) {
+fn decode(family: &Traces, block: Option<usize>, traces: Vec<Expected>) {
     assert!(!traces.is_empty(), "no trace in blocks of {block:?}");
-    let engine = Engine::start(config(), family.generation(block)).expect("engine");
+    let engine = Engine::start(config(), generation(family, block)).expect("engine");
     let submit = |(name, request, text): Expected| {
         let stream = engine
             .submit(request)
@@ -136,7 +101,7 @@ fn decode(family: &Family, block: Option<usize>, traces: Vec<Expected>) {
 
 #[test]
 fn sdar_writes_what_its_own_code_writes() {
-    let family = Family::load("sdar-tiny");
+    let family = Traces::load("sdar-tiny");
     let mut by_block: BTreeMap<usize, Vec<Expected>> = BTreeMap::new();
     for (name, trace) in family.cases["traces"].as_object().expect("traces") {
         let args = &trace["args"];
@@ -163,8 +128,8 @@ fn sdar_writes_what_its_own_code_writes() {
             },
             other => panic!("{name}: {other:?}"),
         };
-        let (_, prompt) = family.ids(&format!("{name}.prompt")).expect("prompt");
-        let (_, made) = family.ids(&format!("{name}.final")).expect("final");
+        let (_, prompt) = family.shaped(&format!("{name}.prompt")).expect("prompt");
+        let (_, made) = family.shaped(&format!("{name}.final")).expect("final");
         let stops = args["stopping_criteria_idx"]
             .as_array()
             .into_iter()
@@ -172,7 +137,7 @@ fn sdar_writes_what_its_own_code_writes() {
         let stops: Vec<u32> = stops.map(|id| id.as_u64().expect("id") as u32).collect();
         let max_tokens = count(args, "gen_length");
         let text = &made[prompt.len()..];
-        let text = until(&text[..max_tokens.min(text.len())], &stops);
+        let text = until(&text[..max_tokens.min(text.len())], &stops).to_vec();
         let request = Request {
             stop_ids: stops,
             ..Request::new(prompt, max_tokens, greedy(predictor))
@@ -189,7 +154,7 @@ fn sdar_writes_what_its_own_code_writes() {
 
 #[test]
 fn a2d_writes_what_its_own_code_writes() {
-    let family = Family::load("a2d-qwen3-tiny");
+    let family = Traces::load("a2d-qwen3-tiny");
     let mut by_block: BTreeMap<Option<usize>, Vec<Expected>> = BTreeMap::new();
     for (name, trace) in family.cases["traces"].as_object().expect("traces") {
         if name.ends_with(".cfg") {
@@ -199,7 +164,7 @@ fn a2d_writes_what_its_own_code_writes() {
         let (block, max_tokens) = (count(args, "block_size"), count(args, "max_new_tokens"));
         let steps = count(args, "steps").div_ceil(max_tokens.div_ceil(block)) as u32;
         let whole = name.starts_with("c.mdlm");
-        let (shape, made) = family.ids(&format!("{name}.final")).expect("final");
+        let (shape, made) = family.shaped(&format!("{name}.final")).expect("final");
         let length = shape[shape.len() - 1];
         let stops: Vec<u32> = trace["eos"]
             .as_u64()
@@ -207,8 +172,8 @@ fn a2d_writes_what_its_own_code_writes() {
             .map(|id| id as u32)
             .collect();
         for row in 0..made.len() / length {
-            let prompt = family.ids(&format!("{name}.prompt"));
-            let prompt = prompt.or_else(|| family.ids(&format!("{name}.prompt.{row}")));
+            let prompt = family.shaped(&format!("{name}.prompt"));
+            let prompt = prompt.or_else(|| family.shaped(&format!("{name}.prompt.{row}")));
             let (_, prompt) = prompt.expect("prompt");
             // Blocks: padded before the prompt to the longest one's whole blocks. Whole texts: padded behind the answer.
             let lengths = trace["prompt_lens"].as_array().expect("prompt_lens").iter();
@@ -219,7 +184,7 @@ fn a2d_writes_what_its_own_code_writes() {
                 longest.next_multiple_of(block)
             };
             let text = &made[row * length + begin..(row + 1) * length];
-            let text = until(&text[..max_tokens.min(text.len())], &stops);
+            let text = until(&text[..max_tokens.min(text.len())], &stops).to_vec();
             let mut text = Text::whole(text);
             // Its block sampler takes every pad in the text for padding, one that it has made itself, too: hidden from all
             // blocks after it, and no position counted for it. To us it is a token, so there the two part.

@@ -1,22 +1,13 @@
 //! Decode traces of the families' own code, replayed: from the tokens and certainties that were recorded at every step, the
 //! state machines must reveal the same positions, and end with the same text.
 
-use std::collections::BTreeMap;
-
 use choir::ops::categorical::{Certainty, Draw, Drawn, Filter, Kind, Workspace};
 use choir::rng::Noise;
 use choir::sampler::{
     BlockSampler, BlockSettings, Convention, Crossing, Predictor, Progress, Sampler,
 };
-use serde_json::Value;
 
-use crate::fixtures;
-
-/// A folder of a family's golden data.
-struct Family {
-    cases: Value,
-    tensors: BTreeMap<String, (Vec<usize>, Vec<f64>)>,
-}
+use crate::fixtures::traces::{Traces, count, until};
 
 /// What a sampler asked for and was told in one step.
 struct Recorded<'a> {
@@ -28,57 +19,18 @@ struct Recorded<'a> {
     logits: Option<&'a [f64]>,
 }
 
-impl Family {
-    fn load(name: &str) -> Self {
-        let folder = fixtures::folder().join("families").join(name);
-        let cases = std::fs::read(folder.join("cases.json")).expect("cases.json");
-        Family {
-            cases: serde_json::from_slice(&cases).expect("cases.json"),
-            tensors: fixtures::read(&folder.join("cases.safetensors")),
-        }
+fn settings(
+    family: &Traces,
+    block: usize,
+    max_tokens: usize,
+    predictor: Predictor,
+) -> BlockSettings {
+    let (mask, vocab) = (family.number("mask_token_id"), family.number("vocab_size"));
+    BlockSettings {
+        temperature: 0.0,
+        convention: Convention::of(family.cases["family"].as_str().expect("family")),
+        ..BlockSettings::new(block, max_tokens, predictor, mask as u32, vocab)
     }
-
-    /// The traces that begin with `prefix` and were recorded step by step; `q.*` show bugs.
-    fn traces(&self, prefix: &str) -> Vec<(&String, &Value)> {
-        let traces = self.cases["traces"].as_object().expect("traces");
-        let recorded = |name: &str| self.tensors.contains_key(&format!("{name}.x0"));
-        let found: Vec<_> = traces
-            .iter()
-            .filter(|(name, _)| name.starts_with(prefix) && recorded(name))
-            .collect();
-        assert!(!found.is_empty(), "no trace {prefix}*");
-        found
-    }
-
-    fn ids(&self, name: &str) -> Vec<u32> {
-        self.tensors[name].1.iter().map(|&id| id as u32).collect()
-    }
-
-    /// Row `row` of a tensor.
-    fn row(&self, name: &str, row: usize) -> &[f64] {
-        let (shape, values) = &self.tensors[name];
-        let width: usize = shape[1..].iter().product();
-        &values[row * width..][..width]
-    }
-
-    fn number(&self, name: &str) -> usize {
-        self.cases[name].as_u64().expect(name) as usize
-    }
-
-    fn settings(&self, block: usize, max_tokens: usize, predictor: Predictor) -> BlockSettings {
-        let (mask, vocab) = (self.number("mask_token_id"), self.number("vocab_size"));
-        BlockSettings {
-            temperature: 0.0,
-            convention: Convention::of(self.cases["family"].as_str().expect("family")),
-            ..BlockSettings::new(block, max_tokens, predictor, mask as u32, vocab)
-        }
-    }
-}
-
-fn count(args: &Value, name: &str) -> usize {
-    args[name]
-        .as_u64()
-        .unwrap_or_else(|| panic!("{name} in {args}")) as usize
 }
 
 /// One step with what was recorded; the positions that it revealed.
@@ -132,15 +84,9 @@ fn step(sampler: &mut Sampler, recorded: &Recorded) -> (Vec<usize>, Progress) {
     (revealed.collect(), progress)
 }
 
-/// A text up to its first stop id.
-fn until<'a>(text: &'a [u32], stops: &[u32]) -> &'a [u32] {
-    let end = text.iter().position(|token| stops.contains(token));
-    &text[..end.unwrap_or(text.len())]
-}
-
 #[test]
 fn sdar_reveals_as_its_own_code_does() {
-    let family = Family::load("sdar-tiny");
+    let family = Traces::load("sdar-tiny");
     for (name, trace) in family.traces("c.") {
         let args = &trace["args"];
         let (block, steps) = (
@@ -169,7 +115,7 @@ fn sdar_reveals_as_its_own_code_does() {
         let settings = BlockSettings {
             certainty: Certainty::Drawn, // greedily; at temperature 1 the same as Filtered
             stop_ids: stops.clone(),
-            ..family.settings(block, max_tokens, predictor)
+            ..settings(&family, block, max_tokens, predictor)
         };
         let mut sampler = Sampler::Block(BlockSampler::new(settings, &prompt, 0).expect(name));
         let forwards = trace["forwards"].as_array().expect("forwards");
@@ -227,7 +173,7 @@ fn sdar_reveals_as_its_own_code_does() {
 
 #[test]
 fn a2d_reveals_as_its_own_code_does() {
-    let family = Family::load("a2d-qwen3-tiny");
+    let family = Traces::load("a2d-qwen3-tiny");
     let traces = [family.traces("c.bd3lm"), family.traces("c.mdlm")].concat();
     for (name, trace) in traces
         .into_iter()
@@ -257,11 +203,11 @@ fn a2d_reveals_as_its_own_code_does() {
             ..match whole {
                 true => BlockSettings {
                     window: Some(block),
-                    ..family.settings(prompt.len() + max_tokens, max_tokens, predictor)
+                    ..settings(&family, prompt.len() + max_tokens, max_tokens, predictor)
                 },
                 false => BlockSettings {
                     first_block: prompt.len() % block,
-                    ..family.settings(block, max_tokens, predictor)
+                    ..settings(&family, block, max_tokens, predictor)
                 },
             }
         };
@@ -318,7 +264,7 @@ fn a2d_reveals_as_its_own_code_does() {
 
 #[test]
 fn sdar_filters_and_certainties_are_its_own() {
-    let family = Family::load("sdar-tiny");
+    let family = Traces::load("sdar-tiny");
     let (shape, logits) = &family.tensors["d.logits"];
     let vocab = shape[1];
     let mut workspace = Workspace::default();

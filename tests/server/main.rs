@@ -26,7 +26,6 @@ mod web;
 use choir::catalog::base::shipped;
 use choir::catalog::{BaseSource, Catalog, CatalogConfig};
 use choir::engine::{Engine, EngineConfig, Generation};
-use choir::model::Place;
 use choir::ops::quantized::Quantisation;
 use choir::pb;
 use choir::pb::admin_client::AdminClient;
@@ -63,16 +62,8 @@ static SEEDED: LazyLock<PathBuf> = LazyLock::new(|| {
 
 fn catalog_config(data: &Path) -> CatalogConfig {
     CatalogConfig {
-        data_dir: data.to_owned(),
-        base: BaseSource::Embedded,
-        bank_capacity: None,
-        head_capacity: None,
-        place: Place::Host(Quantisation::F32),
         bank_form: Quantisation::Q4K,
-        head_form: None,
-        archive: true,
-        keep: None,
-        bits: None,
+        ..CatalogConfig::new(data, BaseSource::Embedded)
     }
 }
 

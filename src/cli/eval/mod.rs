@@ -195,16 +195,12 @@ impl Subjects {
         form: Quantisation,
     ) -> Result<(Catalog, crate::engine::Generation)> {
         let config = CatalogConfig {
-            data_dir: scratch.path().to_owned(),
-            base: self.source.clone(),
             bank_capacity: Some(capacity.body),
             head_capacity: Some(capacity.head),
             place: self.place.clone(),
             bank_form: form,
-            head_form: None,
             archive: false,
-            keep: None,
-            bits: None,
+            ..CatalogConfig::new(scratch.path(), self.source.clone())
         };
         Catalog::open(config, |_| {}).context("opening the store")
     }

@@ -23,16 +23,10 @@ impl Service {
     ) -> Result<Self> {
         let scratch = Scratch::new("eval");
         let config = CatalogConfig {
-            data_dir: scratch.path().to_owned(),
-            base: BaseSource::Embedded,
-            bank_capacity: None,
-            head_capacity: None,
             place: place.clone(),
             bank_form,
             head_form,
-            archive: true,
-            keep: None,
-            bits: None,
+            ..CatalogConfig::new(scratch.path(), BaseSource::Embedded)
         };
         let (catalog, generation) = Catalog::open(config, |_| ())?;
         Ok(Self {

@@ -82,6 +82,8 @@ pub struct Probe {
     pub name: String,
     pub unloaded: Quantiles,
     pub loaded: Quantiles,
+    /// What half of them took at most under the load, over the same without it.
+    pub times: Option<f64>,
     /// Requests during the load that had no first block.
     pub failed: usize,
 }
@@ -291,8 +293,12 @@ impl fmt::Display for Report {
         if let Some(probe) = &self.probe {
             writeln!(
                 f,
-                "alone on {}: first block after {} ms without the load, {} ms with it ({} failed)",
-                probe.name, probe.unloaded, probe.loaded, probe.failed
+                "alone on {}: first block after {} ms without the load, {} ms with it, {} times as long ({} failed)",
+                probe.name,
+                probe.unloaded,
+                probe.loaded,
+                (probe.times).map_or("-".to_owned(), |times| format!("{times:.2}")),
+                probe.failed
             )?;
         }
         let memory: u64 = self.memory.iter().map(|(_, bytes)| bytes).sum();

@@ -58,10 +58,12 @@ impl Prober {
             }
         }
         seconds.sort_by(f64::total_cmp);
+        let (unloaded, loaded) = (quantiles(&unloaded), quantiles(&seconds));
         Probe {
             name: self.name,
-            unloaded: quantiles(&unloaded),
-            loaded: quantiles(&seconds),
+            unloaded,
+            loaded,
+            times: (loaded.p50.zip(unloaded.p50)).map(|(loaded, unloaded)| loaded / unloaded),
             failed,
         }
     }
