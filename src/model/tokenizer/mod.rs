@@ -150,12 +150,10 @@ impl Tokenizer {
         self.template.is_some()
     }
 
-    /// Bytes that are no whole character become U+FFFD, and so does every token of a text that the tokenizer cannot decode.
+    /// Bytes that are no whole character become U+FFFD, and so would every token where a decoder failed: none of the library's can.
     pub fn decode(&self, tokens: &[u32]) -> String {
-        self.inner.decode(tokens, false).unwrap_or_else(|error| {
-            tracing::warn!(%error, "tokens that the tokenizer cannot decode");
-            tokens.iter().map(|_| REPLACEMENT).collect()
-        })
+        let replaced = |_| tokens.iter().map(|_| REPLACEMENT).collect();
+        self.inner.decode(tokens, false).unwrap_or_else(replaced)
     }
 
     /// The token that begins every text, where one does.

@@ -65,20 +65,6 @@ fn plain() -> Tokenizer {
 }
 
 #[test]
-fn decoding_that_fails_leaves_replacements_and_no_empty_text() {
-    let mut json = tokenizer_json();
-    // Backtracks without an end, as far as the library lets it.
-    json["decoder"] = json!({
-        "type": "Replace", "pattern": {"Regex": "^(?:h|e|l|o|he|hello)*(?=0)"}, "content": "x",
-    });
-    json["model"]["vocab"]["hhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhehehehehehehehehehehehehehe"] =
-        60.into();
-    let tokenizer = folder(&[("tokenizer.json", json)]).expect("a tokenizer");
-    assert_eq!(tokenizer.decode(&[60, 60]), "\u{FFFD}\u{FFFD}");
-    assert_eq!(tokenizer.decode(&[0]), "a");
-}
-
-#[test]
 fn control_tokens_are_text_unless_asked() {
     let tokenizer = plain();
     let text = "hello<|stop|>hello";

@@ -76,8 +76,6 @@ pub struct Driver {
     /// The variants' names; `base` stands for the base.
     pub names: Vec<String>,
     pub deadline: Option<Duration>,
-    /// Requests that have ended, for those who watch.
-    pub ended: watch::Sender<u64>,
 }
 
 /// All that became of a load.
@@ -247,7 +245,6 @@ impl Shared {
             ended: self.start.elapsed(),
             end,
         });
-        self.driver.ended.send_modify(|ended| *ended += 1);
     }
 }
 

@@ -105,12 +105,7 @@ pub fn quantiles(sorted: &[f64]) -> Quantiles {
 
 impl Report {
     /// `warm_up` is what the figures leave out at the beginning; `names` are the variants'.
-    pub fn new(
-        driven: &Driven,
-        names: &[String],
-        warm_up: Duration,
-        memory: Vec<(String, u64)>,
-    ) -> Self {
+    pub fn new(driven: &Driven, names: &[String], warm_up: Duration) -> Self {
         let end = driven.outcomes.iter().map(|outcome| outcome.ended).max();
         let seconds = end
             .unwrap_or_default()
@@ -167,7 +162,7 @@ impl Report {
                 End::Gone(said) => Some(said),
                 _ => None,
             }),
-            memory,
+            memory: Vec::new(),
             overload: None,
             probe: None,
         }
@@ -364,12 +359,7 @@ mod tests {
             unanswered: 2,
         };
         let names = ["a".to_owned(), "b".to_owned(), "never".to_owned()];
-        let report = Report::new(
-            &driven,
-            &names,
-            Duration::from_secs(1),
-            vec![("base".into(), 7)],
-        );
+        let report = Report::new(&driven, &names, Duration::from_secs(1));
         assert!((report.seconds - 1.0).abs() < 1e-9);
         let all = &report.overall;
         let counts = [

@@ -10,8 +10,6 @@ pub enum Popularity {
     Uniform,
     /// The i-th variant, from 1, in proportion to i^-exponent.
     Zipf(f64),
-    /// The first one only.
-    Single,
 }
 
 impl FromStr for Popularity {
@@ -26,13 +24,11 @@ impl FromStr for Popularity {
             });
         match (text, zipf.flatten()) {
             ("uniform", _) => Ok(Popularity::Uniform),
-            ("single", _) => Ok(Popularity::Single),
             (_, Some(exponent)) if (0.0..=10.0).contains(&exponent) => {
                 Ok(Popularity::Zipf(exponent))
             }
             _ => Err(
-                "it is uniform, single, zipf, or zipf-EXPONENT with an exponent from 0 to 10"
-                    .to_owned(),
+                "it is uniform, zipf, or zipf-EXPONENT with an exponent from 0 to 10".to_owned(),
             ),
         }
     }
@@ -124,7 +120,6 @@ impl Load {
             let share = match settings.popularity {
                 Popularity::Uniform => 1.0,
                 Popularity::Zipf(exponent) => (index as f64 + 1.0).powf(-exponent),
-                Popularity::Single => f64::from(u8::from(index == 0)),
             };
             match settings.noisy {
                 Some((noisy, times)) if noisy == index => share * times,
@@ -199,14 +194,10 @@ mod tests {
     #[test]
     fn variants_are_asked_for_as_often_as_their_popularity_says() {
         let shares = |popularity| {
-            let (mut load, mut counts) = (load(4, popularity), [0.0; 4]);
+            let (mut load, mut counts) = (load(4, popularity), [0.0_f64; 4]);
             (0..20_000).for_each(|_| counts[load.next().variant] += 1.0 / 20_000.0);
             counts
         };
-        assert_eq!(
-            shares(Popularity::Single),
-            [1.0, 0.0, 0.0, 0.0].map(|share: f64| shares_near(share))
-        );
         for (found, expected) in shares(Popularity::Uniform).into_iter().zip([0.25; 4]) {
             assert!((found - expected).abs() < 0.01, "{found}");
         }
@@ -217,11 +208,6 @@ mod tests {
                 "{found}"
             );
         }
-    }
-
-    /// 20,000 times a 20,000th, as it comes out.
-    fn shares_near(share: f64) -> f64 {
-        (0..20_000).fold(0.0, |sum, _| sum + share / 20_000.0)
     }
 
     #[test]

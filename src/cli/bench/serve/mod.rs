@@ -19,10 +19,8 @@ use anyhow::{Result, bail};
 use clap::Args;
 use drive::{Arrivals, Driver, Until};
 use figures::{Overload, Report};
-use indicatif::{ProgressBar, ProgressStyle};
 use load::{Load, LoadSettings, Noisy, Popularity, Span};
 use probe::Prober;
-use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
@@ -52,7 +50,7 @@ pub struct ServeBenchArgs {
     /// Variants to ask for, the most popular first; "base" is the base [default: all that are served].
     #[arg(long, value_delimiter = ',')]
     variants: Vec<String>,
-    /// How often each is asked for: uniform, zipf, zipf-EXPONENT, or single (only the first).
+    /// How often each is asked for: uniform, zipf, or zipf-EXPONENT.
     #[arg(long, default_value = "uniform")]
     popularity: Popularity,
     /// Words of a prompt, drawn evenly.
@@ -234,19 +232,13 @@ async fn bench(args: &ServeBenchArgs, address: String) -> Result<Report> {
         requests: args.requests.unwrap_or(u64::MAX),
     };
     let run = async |arrivals: Arrivals, deadline: Option<Duration>| {
-        let (ended, watching) = watch::channel(0);
         let driver = Driver {
             channel: channel.clone(),
             names: names.clone(),
             deadline,
-            ended,
         };
-        let shown = tokio::spawn(show(watching));
-        let driven = driver
-            .run(Load::new(settings.clone()), arrivals, until)
-            .await;
-        shown.await?;
-        anyhow::Ok(Report::new(&driven, &names, warm_up, Vec::new()))
+        let load = Load::new(settings.clone());
+        Report::new(&driver.run(load, arrivals, until).await, &names, warm_up)
     };
     let (mut arrivals, mut deadline) = (
         args.arrivals(names.len(), noisy),
@@ -254,7 +246,7 @@ async fn bench(args: &ServeBenchArgs, address: String) -> Result<Report> {
     );
     let mut overload = None;
     if let Some(factor) = args.overload {
-        let closed = run(arrivals, None).await?;
+        let closed = run(arrivals, None).await;
         let (capacity, half) = (
             closed.overall.finished as f64 / closed.seconds,
             closed.overall.end_to_end.p50,
@@ -275,7 +267,7 @@ async fn bench(args: &ServeBenchArgs, address: String) -> Result<Report> {
     }
     let (over, until_over) = watch::channel(false);
     let probing = prober.map(|prober| tokio::spawn(prober.loaded(unloaded, until_over)));
-    let mut report = run(arrivals, deadline).await?;
+    let mut report = run(arrivals, deadline).await;
     over.send_replace(true);
     if let Some(probing) = probing {
         report.probe = Some(probing.await?);
@@ -324,22 +316,4 @@ async fn names(args: &ServeBenchArgs, channel: Connection) -> Result<Vec<String>
         true if all().is_empty() => vec![BASE.to_owned()],
         true => all(),
     })
-}
-
-/// Requests that have ended, on stderr in a terminal, until the load is over.
-async fn show(mut ended: watch::Receiver<u64>) {
-    let bar = std::io::stderr()
-        .is_terminal()
-        .then(ProgressBar::new_spinner);
-    if let (Some(bar), Ok(style)) = (
-        &bar,
-        ProgressStyle::with_template("{elapsed} {pos} requests {per_sec}"),
-    ) {
-        bar.set_style(style);
-    }
-    while ended.changed().await.is_ok() {
-        let count = *ended.borrow_and_update();
-        bar.iter().for_each(|bar| bar.set_position(count));
-    }
-    bar.iter().for_each(ProgressBar::finish_and_clear);
 }

@@ -105,6 +105,17 @@ fn a_deadline_that_cannot_be_met_is_counted_as_late() {
     });
 }
 
+/// Waits until the server has finished so many requests.
+async fn finished(mut admin: AdminClient<Connection>, count: u64) {
+    loop {
+        let status = admin.get_status(pb::GetStatusRequest {}).await;
+        if status.expect("status").into_inner().finished >= count {
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
 #[test]
 fn what_came_before_a_server_went_away_is_kept() {
     for arrivals in [
@@ -113,13 +124,11 @@ fn what_came_before_a_server_went_away_is_kept() {
     ] {
         with_server(async |address, server| {
             let channel = ServerArgs::at(address).connect().await.expect("server");
-            let (ended, mut watching) = watch::channel(0);
             let names = vec![BASE.to_owned()];
             let driver = Driver {
-                channel,
+                channel: channel.clone(),
                 names: names.clone(),
                 deadline: None,
-                ended,
             };
             let span = |tokens| Span {
                 least: tokens,
@@ -138,10 +147,7 @@ fn what_came_before_a_server_went_away_is_kept() {
                 requests: u64::MAX,
             };
             let driven = tokio::spawn(driver.run(load, arrivals, until));
-            watching
-                .wait_for(|ended| *ended >= 5)
-                .await
-                .expect("some end");
+            finished(AdminClient::new(channel), 20).await;
             server.abort();
             let driven = driven.await.expect("driven");
             let finished = driven
@@ -149,7 +155,7 @@ fn what_came_before_a_server_went_away_is_kept() {
                 .iter()
                 .filter(|outcome| outcome.end == End::Finished);
             assert!(finished.count() >= 5);
-            let report = Report::new(&driven, &names, Duration::ZERO, Vec::new());
+            let report = Report::new(&driven, &names, Duration::ZERO);
             assert!(report.server_gone.is_some(), "{report}");
         });
     }
@@ -164,15 +170,8 @@ fn a_bench_whose_server_goes_away_shows_what_it_has_and_fails() {
     let report = with_server(async |address, server| {
         let kill = async {
             let connected = ServerArgs::at(address.clone()).connect().await;
-            let mut admin = AdminClient::new(connected.expect("server"));
             // The probe's requests before the load are thirty.
-            loop {
-                let status = admin.get_status(pb::GetStatusRequest {}).await;
-                if status.expect("status").into_inner().finished >= 40 {
-                    break;
-                }
-                tokio::task::yield_now().await;
-            }
+            finished(AdminClient::new(connected.expect("server")), 40).await;
             server.abort();
         };
         let (report, ()) = tokio::join!(bench(&args, address.clone()), kill);
