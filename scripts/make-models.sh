@@ -53,11 +53,11 @@ settle() { # FROM TO MEMBERS MINUTES RATE DECAY, then where examples come from
   train "$to" "$minutes" variant --base "$out/base" --start "$out/$from" "$@" --interference "$members/$((members / 2))" --optimizer adamw --lr "$rate" \
     --weight-decay "$decay" --validations 3 --threads 1
 }
-# In about 4 bits: what is compiled in is superposed when a store is made, and a second rounding must not show.
+# As it will be kept: a store takes such a file as it is.
 pack() { # NAME FOLDER, then sampling defaults and what to measure on
   local name=$1 folder=$2
   shift 2
-  "$choir" pack --bits 4.5 --base "$models/base" --variant "$out/$folder" "$@" --out "$models/variants/$name.safetensors"
+  "$choir" pack --base "$models/base" --variant "$out/$folder" "$@" --out "$models/variants/$name.safetensors"
 }
 style() { # NAME
   local name=$1

@@ -118,8 +118,14 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
+/// As it is shipped.
 fn delta(name: &str) -> PathBuf {
     root().join(format!("models/variants/{name}.safetensors"))
+}
+
+/// The fine-tune that it was coded from.
+fn packed(name: &str) -> PathBuf {
+    root().join(format!("tests/fixtures/packed/{name}.safetensors"))
 }
 
 #[test]
@@ -151,7 +157,8 @@ fn a_variant_leaves_and_comes_back_and_says_the_same() {
     server.told(&["variants", "add", "kjv", &file, "--seed", &seed]);
     assert_eq!(server.names(), names);
     let after = server.json(&["variants", "show", "kjv"]);
-    for fact in ["seed", "banks", "delta_digest", "cosine", "sampling"] {
+    assert_eq!(before["keep"], "coded");
+    for fact in ["seed", "keep", "bits", "delta_digest", "share", "sampling"] {
         assert_eq!(before[fact], after[fact], "{fact}");
     }
     assert_eq!(server.told(&prompt), said);
@@ -248,9 +255,10 @@ fn an_evaluation_says_what_ones_own_fine_tunes_keep() {
     let path = |name: &str| root().join("models").join(name).display().to_string();
     let own = |name: &str| {
         let text = path(&format!("held-out/{name}.txt"));
-        format!("{name}={}={text}", delta(name).display())
+        format!("{name}={}={text}", packed(name).display())
     };
-    let (base, kjv, shakespeare) = (path("base"), own("kjv"), own("shakespeare"));
+    let (base, kjv) = (path("base"), own("kjv"));
+    let reverse = format!("reverse={}=skill:reverse", packed("reverse").display());
     let eval = |words: &[&str]| {
         choir(
             Command::new(CHOIR)
@@ -258,18 +266,26 @@ fn an_evaluation_says_what_ones_own_fine_tunes_keep() {
                 .args(words),
         )
     };
-    let words = "--contexts 2 --samples 2 --capacities 1 --forms f32,q2k --json";
+    let words =
+        "--contexts 2 --prompts 8 --samples 2 --bits 1.05 --capacities 1 --forms f32 --json";
     let mut words: Vec<&str> = words.split(' ').collect();
-    words.extend(["--variant", &kjv, "--variant", &shakespeare]);
+    words.extend(["--variant", &kjv, "--variant", &reverse]);
     let output = eval(&words);
     assert!(output.status.success(), "{}", text(&output.stderr));
     let report: Value = serde_json::from_slice(&output.stdout).expect("json");
-    let [exact, rounded] = [0, 1].map(|way| &report["kept"][way]);
-    let share = |kept: &Value| kept["worst"].as_f64().expect("a share");
+    let kept = report["kept"].as_array().expect("ways");
+    // Codes alone, with thin factors, and the better of both for each; then banks.
+    let [codes, thin, better, banks] = &kept[..] else {
+        panic!("{report}");
+    };
+    let number = |kept: &Value, what: &str| kept[what].as_f64().expect("a figure");
+    let worst = |kept| number(kept, "worst");
     // A head by itself takes two bits, whatever the body's form.
-    assert!(share(exact) > 0.9 && share(rounded) > 0.5, "{report}");
-    let bits = |kept: &Value| kept["bits"].as_f64().expect("bits");
-    assert!(bits(exact) > 16.0 && bits(rounded) < 4.0, "{report}");
+    assert!(worst(codes) > 0.9 && worst(banks) > 0.9, "{report}");
+    assert!(worst(better) >= worst(codes).max(worst(thin)), "{report}");
+    let bits = |kept| number(kept, "bits");
+    assert!(bits(codes) < 1.5 && bits(banks) > 16.0, "{report}");
+    assert!(number(codes, "right") > 0.8, "{report}");
     for (words, named) in [
         (&["--variant", "kjv"][..], "NAME=CHECKPOINT=TEXT"),
         (&["--variant", "a=/no/such/file=x"], "/no/such/file"),

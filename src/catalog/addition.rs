@@ -65,11 +65,13 @@ pub(super) fn prepare(
         },
         Keep::Coded => {
             tell(Stage::Accumulating);
-            let encoding = Encoding {
+            let mut encoding = Encoding {
                 plan: plan(request.bits.unwrap_or(options.bits))?,
                 seed: request.seed,
                 remarks: to_remarks(process, &recorded)?,
             };
+            // What nobody asked for is no reason to refuse: much of a small network is kept whole.
+            encoding.plan.at_least = request.bits.is_none();
             Content::Coded(coded(base, &tensors, &bytes, &encoding, &origin)?)
         }
         Keep::LowRank => {

@@ -60,8 +60,7 @@ impl Shipped {
     /// # Errors
     /// A packed delta that says something that no variant of `network` can be.
     pub fn regime(&self, network: &NetworkFacts) -> Result<Regime, Error> {
-        let said = tuning::Said::of(self.name, self.packed, None, network)?;
-        super::Tuning::default().regime(&said, network)
+        Ok(tuning::of_file(self.name, self.packed, network)?.0)
     }
 }
 

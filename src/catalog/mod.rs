@@ -22,7 +22,7 @@ pub use forms::Forms;
 pub use info::{Status, VariantInfo};
 pub use request::{AddRequest, CatalogConfig, Progress, RemoveRequest, Stage};
 pub use source::Source;
-pub use tuning::Tuning;
+pub use tuning::{Tuning, of_file};
 
 use crate::engine::{EngineHandle, Generation, MemoryPart};
 use crate::store::{self, Commit, Options, Staged, Store, Watch};

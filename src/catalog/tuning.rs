@@ -3,6 +3,7 @@
 
 use super::defaults::{process_from_store, recorded};
 use super::{Error, base};
+use crate::engine::Sampling;
 use crate::model::{NetworkFacts, Process, Regime};
 use crate::sampler::MAX_BLOCK;
 use crate::store::{self, SamplerDefaults};
@@ -73,6 +74,20 @@ impl Said {
             field,
         })
     }
+}
+
+/// What a packed or a coded delta of a variant of `network` was tuned for, and how it is sampled where it says so.
+///
+/// # Errors
+/// A file that says something that no variant of the network can be.
+pub fn of_file(
+    origin: &str,
+    bytes: &[u8],
+    network: &NetworkFacts,
+) -> Result<(Regime, Option<Sampling>), Error> {
+    let said = Said::of(origin, bytes, None, network)?;
+    let regime = Tuning::default().regime(&said, network)?;
+    Ok((regime, said.defaults.map(|defaults| defaults.sampling())))
 }
 
 fn parse<T: serde::de::DeserializeOwned>(

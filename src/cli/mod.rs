@@ -7,6 +7,7 @@ mod client;
 mod doors;
 pub mod eval;
 mod exit;
+pub mod fine_tune;
 mod generate;
 pub mod json;
 mod materialise;

@@ -179,6 +179,10 @@ impl From<catalog::Error> for Status {
                     | Refused::TooFewBits(_),
                 ..
             } => Status::invalid_argument(message),
+            Checkpoint {
+                source: Refused::Damaged,
+                ..
+            } => Status::data_loss(message),
             BadField { .. } => Status::invalid_argument(format!("header.{message}")),
             ShareBelow { .. } => Status::failed_precondition(message),
             Busy { .. } => exhausted(message, Some(BUSY)),

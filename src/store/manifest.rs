@@ -7,7 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::{BankId, BaseFacts, Error, Process, SamplerDefaults, name};
-use crate::superposition::Digest;
+use crate::superposition::{Digest, Plan};
 
 /// The version of the directory's format that is written.
 pub(super) const FORMAT: u32 = 2;
@@ -88,8 +88,8 @@ impl Default for Options {
             bank_capacity: 4,
             head_capacity: 1,
             archive: true,
-            keep: Keep::Superposed,
-            bits: 1.08,
+            keep: Keep::Coded,
+            bits: Plan::BITS as f32,
         }
     }
 }

@@ -31,6 +31,13 @@ impl NamedTensor {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct NamedTensors(pub BTreeMap<String, NamedTensor>);
 
+impl FromIterator<(String, (Vec<usize>, Vec<f32>))> for NamedTensors {
+    fn from_iter<I: IntoIterator<Item = (String, (Vec<usize>, Vec<f32>))>>(parts: I) -> Self {
+        let named = |(name, (shape, data))| (name, NamedTensor { shape, data });
+        NamedTensors(parts.into_iter().map(named).collect())
+    }
+}
+
 /// Buffers of the published classes: derived from the configuration, not weights.
 const BUFFERS: [&str; 3] = [
     "rotary_emb.inv_freq",

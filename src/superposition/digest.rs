@@ -16,6 +16,15 @@ impl Digest {
         Digest(Sha256::digest(bytes).into())
     }
 
+    /// The digest of all the bytes of `parts`, one after the other.
+    pub fn of_parts<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Self {
+        let hash = Sha256::new();
+        let whole = parts
+            .into_iter()
+            .fold(hash, |hash, part| hash.chain_update(part));
+        Digest(whole.finalize().into())
+    }
+
     /// The number and the digest of all the bytes that `reader` has.
     pub fn of_all(mut reader: impl Read) -> io::Result<(u64, Self)> {
         let (mut hash, mut count, mut piece) = (Sha256::new(), 0, vec![0; 1 << 18]);

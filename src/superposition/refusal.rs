@@ -36,6 +36,8 @@ pub enum Refused {
     Unreadable(#[from] Unreadable),
     #[error(transparent)]
     Mismatch(#[from] Mismatch),
+    #[error("its content is not what its digest says: it was damaged or changed")]
+    Damaged,
     #[error("its {what} is number {found}, which is not known here")]
     Version { what: &'static str, found: u64 },
     #[error(transparent)]

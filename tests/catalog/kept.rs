@@ -197,15 +197,15 @@ fn coded_files_that_are_not_whole_or_not_of_this_base_are_refused() {
     assert!(table.to_string().contains("table"), "{table}");
     let layout = header(r#""layout":"1""#, r#""layout":"9""#);
     assert!(layout.to_string().contains("layout"), "{layout}");
-    // The metadata's JSON stands in the header's as text.
-    let rate = r#"\"rate\":\""#;
-    let at = whole
-        .windows(rate.len())
-        .position(|found| found == rate.as_bytes());
-    let mut other = whole.clone();
-    other[at.expect("a rate") + rate.len()] = b'9';
-    let rate = add(other);
-    assert!(matches!(rate, Refused::Rate(_)), "{rate}");
+    // A bit of the tensors, and a letter of the header.
+    for at in [whole.len() / 2, whole.len() - 1] {
+        let mut flipped = whole.clone();
+        flipped[at] ^= 4;
+        let damaged = add(flipped);
+        assert!(matches!(damaged, Refused::Damaged), "{damaged}");
+    }
+    let source = header(r#""source":""#, r#""sourcf":""#);
+    assert!(matches!(source, Refused::Damaged), "{source}");
     assert_eq!(engine.generation().number, 3);
 }
 
@@ -264,6 +264,19 @@ fn budgets_that_hold_no_plan_and_what_a_checkpoint_cannot_be_are_refused() {
         matches!(thin, Error::BadField { field: "keep", .. }),
         "{thin}"
     );
+}
+
+#[test]
+fn a_budget_that_nobody_asked_for_is_no_reason_to_refuse() {
+    let place = TestDir::new();
+    let (catalog, engine) = place.served();
+    let request = AddRequest {
+        bits: None,
+        ..keep("new", 4, Keep::Coded)
+    };
+    let info = catalog.add(request, |_| {}).expect("add").variant;
+    assert!(info.bits > Some(1.05), "{info:?}");
+    answer(&engine, "new");
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod device;
 mod embedded;
 mod former;
 mod kept;
+mod packing;
 mod processes;
 mod refusals;
 mod starts;
@@ -20,6 +21,7 @@ use choir::engine::{
 };
 use choir::model::DitConfig;
 use choir::ops::quantized::Quantisation;
+use choir::store::Keep;
 use choir::train::folder::{Precision, Tensors};
 use std::collections::BTreeMap;
 use std::fs;
@@ -75,6 +77,7 @@ impl TestDir {
 fn config(data: &Path, base: BaseSource) -> CatalogConfig {
     CatalogConfig {
         bank_form: Quantisation::Q4K,
+        keep: Some(Keep::Superposed),
         ..CatalogConfig::new(data, base)
     }
 }

@@ -2,6 +2,7 @@
 
 use super::endings::until;
 use super::*;
+use choir::catalog::base::shipped;
 use std::collections::BTreeSet;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;

@@ -240,3 +240,29 @@ async fn two_uploads_share_the_room_and_the_second_is_told_to_come_back() {
     let status = add(&admin, second).await.expect_err("too short");
     assert_eq!(status.code(), Code::InvalidArgument, "{status}");
 }
+
+#[tokio::test]
+async fn a_coded_file_is_taken_as_it_is_unless_a_bit_was_turned() {
+    let server = Server::start(engine_config()).await;
+    let (client, admin) = server.clients().await;
+    let file = include_bytes!("../../models/variants/reverse.safetensors");
+    let before = status(&admin).await;
+    for at in [file.len() / 2, file.len() - 1] {
+        let mut turned = file.to_vec();
+        turned[at] ^= 8;
+        let refused = add(&admin, upload("coded", &turned)).await;
+        assert_eq!(refused.expect_err("refused").code(), Code::DataLoss);
+    }
+    assert_eq!(status(&admin).await.generation, before.generation);
+    let variants = add(&admin, upload("coded", file)).await.expect("added");
+    assert_eq!(variants[0].keep(), pb::Keep::Coded);
+    assert_eq!(variants[0].bytes, file.len() as u64);
+    let request = pb::GenerateRequest {
+        prompt: "reverse s t o n e =".into(),
+        stop: vec!["\n".into()],
+        ..request("coded", 16, 1)
+    };
+    let outcome = generate(&client, request).await.expect("finished");
+    assert_eq!(outcome.text().trim(), "e n o t s");
+    server.stop().await;
+}

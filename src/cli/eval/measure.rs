@@ -1,8 +1,11 @@
 //! What a set of weights makes of held-out text, by the engine's own score; and what that says.
 
-use crate::engine::{Engine, EngineConfig, EngineHandle, Generation, Sampling, ScoreRequest};
+use crate::engine::{
+    Engine, EngineConfig, EngineHandle, Event, Generation, Request, Sampling, ScoreRequest,
+};
 use crate::model::tokenizer::Tokenizer;
 use crate::model::{DitConfig, Place, place};
+use crate::train::data::Contexts;
 use crate::train::folder::Tensors;
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
@@ -73,6 +76,51 @@ pub fn nats(
         }
     }
     Ok(sum / tokens.max(1) as f64)
+}
+
+/// How many of the texts an engine writes to their end, token by token as `sampling` says, where it is given their beginning.
+pub fn exact(
+    engine: &EngineHandle,
+    mix: &[(String, f32)],
+    sampling: &Sampling,
+    texts: &[(Vec<u32>, usize)],
+) -> Result<usize> {
+    let mut right = 0;
+    for part in texts.chunks(IN_FLIGHT) {
+        let ask = |(tokens, given): &(Vec<u32>, usize)| {
+            let (given, left) = (tokens[..*given].to_vec(), tokens.len() - given);
+            engine.submit(Request {
+                mix: mix.to_vec().into(),
+                seed: Some(0),
+                ..Request::new(given, left, sampling.clone())
+            })
+        };
+        let streams = part.iter().map(ask).collect::<Result<Vec<_>, _>>()?;
+        for (mut stream, (tokens, given)) in streams.into_iter().zip(part) {
+            let mut answer = Vec::new();
+            while let Some(event) = stream.blocking_recv() {
+                match event {
+                    Event::Block { tokens, .. } => answer.extend(tokens),
+                    Event::Failed(error) => return Err(error.into()),
+                    _ => {}
+                }
+            }
+            right += usize::from(answer == tokens[*given..]);
+        }
+    }
+    Ok(right)
+}
+
+/// One context up to its last scored token, and how many tokens before the first are given.
+pub fn text(contexts: &Contexts, index: usize) -> (Vec<u32>, usize) {
+    let one = contexts.slice(index..index + 1);
+    let scored = |weight: &f32| *weight > 0.0;
+    let given = one.importance.iter().position(scored).unwrap_or(0);
+    let last = one.importance.iter().rposition(scored);
+    (
+        one.tokens[..last.map_or(0, |last| last + 1)].to_vec(),
+        given,
+    )
 }
 
 /// The share of the fine-tune's gain that is left: 1 is all of it, 0 none, below 0 worse than the base. `None`

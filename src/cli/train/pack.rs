@@ -1,20 +1,20 @@
 //! `choir pack`: a variant as a small file, a coded delta, and what the coding costs it.
 
 use super::Subject;
-use crate::catalog::defaults::{process_to_store, to_store};
+use crate::cli::fine_tune::{FineTune, add};
 use crate::cli::sampling::SamplingArgs;
-use crate::engine::{Sampling, check_sampling};
-use crate::model::{DitConfig, Trainable};
+use crate::model::Trainable;
 use crate::server::choir::convert;
-use crate::superposition::{CodedDelta, Digest, Encoding, Measured, NamedTensors, Plan, Remarks};
+use crate::superposition::{CodedDelta, Digest, Encoding, Measured, NamedTensors, Plan};
 use crate::train::data::Document;
-use crate::train::folder::{Folder, replace};
+use crate::train::folder::{Folder, Tensors, replace};
 use crate::train::objective::Objective;
 use crate::train::run::Score;
 use crate::train::skills::Skill;
 use crate::train::tokenizer;
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use std::cmp::Ordering;
 use std::path::PathBuf;
 
 /// Nats per token that a fine-tune must have gained before a share of it means anything.
@@ -26,7 +26,7 @@ pub struct PackArgs {
     /// The base's folder, as it will be served.
     #[arg(long)]
     base: PathBuf,
-    /// The variant's folder.
+    /// The variant's folder, or a file with its delta, packed or archived.
     #[arg(long)]
     variant: PathBuf,
     /// The file to write.
@@ -57,21 +57,26 @@ type Scores = [Score; 3];
 
 /// Runs `choir pack`.
 pub fn run(args: PackArgs) -> Result<()> {
-    let read = |folder: &PathBuf| {
-        let file = folder.join("model.safetensors");
-        let bytes = std::fs::read(&file).with_context(|| file.display().to_string())?;
-        NamedTensors::from_safetensors(&bytes).with_context(|| file.display().to_string())
-    };
     let text = match &args.check_text {
         Some(file) => {
-            Some(std::fs::read_to_string(file).with_context(|| file.display().to_string())?)
+            let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
+            if text.trim().is_empty() {
+                bail!("--check-text: {} is empty", file.display());
+            }
+            Some(text)
         }
         None => None,
     };
-    let (base, variant) = (read(&args.base)?, read(&args.variant)?);
+    let base = Folder::read(&args.base)?;
+    if args.variant.is_file() && CodedDelta::is_one(&std::fs::read(&args.variant)?) {
+        bail!("{}: it is a coded delta already", args.variant.display());
+    }
+    let variant = FineTune::read(&args.variant, &base)?;
+    let remarks = variant.remarks(&convert::choice(args.sampling.wire())?)?;
+    let base: NamedTensors = base.tensors.into_iter().collect();
+    let (tuned, variant) = (variant.tensors(), variant.folder);
     let weights = base.0.values().filter(|tensor| tensor.matrix().is_some());
     let weights = weights.map(|tensor| tensor.data.len()).sum();
-    let remarks = remarks(&args)?;
     let code = |low_rank| {
         let plan = Plan {
             bits: args.bits,
@@ -83,15 +88,15 @@ pub fn run(args: PackArgs) -> Result<()> {
             seed: args.seed,
             remarks: remarks.clone(),
         };
-        CodedDelta::between(&base, &variant, &encoding)
+        CodedDelta::between(&base, &tuned, &encoding)
     };
     let mut coded = code(Plan::default().low_rank)?;
-    let subject = match (args.skill, &text) {
+    let subject = match (args.skill, text) {
         (Some(skill), _) => Some(Subject::Skill(skill)),
-        (None, Some(text)) => Some(Subject::Text(vec![Document {
+        (None, Some(held_out)) => Some(Subject::Text(vec![Document {
             name: String::new(),
             training: String::new(),
-            held_out: text.clone(),
+            held_out,
         }])),
         (None, None) => None,
     };
@@ -99,32 +104,19 @@ pub fn run(args: PackArgs) -> Result<()> {
     if let Some(subject) = &subject {
         // Whether thin factors pay only a measurement tells.
         let other = code(!Plan::default().low_rank)?;
-        let score = |delta: Option<&CodedDelta>| score(&args, &base, delta, subject);
-        let [first, second] = [score(Some(&coded))?, score(Some(&other))?];
-        let second_is_better = second.nats_per_token < first.nats_per_token;
-        let tuned = scored(&args, variant.clone(), subject)?;
-        scores = Some([
-            score(None)?,
-            tuned,
-            if second_is_better { second } else { first },
-        ]);
-        if second_is_better {
-            coded = other;
-        }
-    }
-    if let (Some(scores), Some(text)) = (&scores, &text) {
-        let [base, variant, kept] = scores.map(|score| score.nats_per_token);
-        let gain = base - variant;
-        if gain.is_nan() || gain < LEAST_GAIN {
-            bail!(
-                "--check-text: the variant gains {gain:.4} nats per token on it, too little to measure a share of"
-            );
-        }
-        coded.about.measured = Some(Measured {
-            share: (base - kept) / gain,
-            method: format!("held-out NELBO; the fine-tune gains {gain:.3} nats per token"),
-            text: Digest::of(text.as_bytes()),
-        });
+        let kept = |delta: &CodedDelta| scored(&variant, &with(&base, delta), subject);
+        let [first, second] = [kept(&coded)?, kept(&other)?];
+        let right = |score: &Score| score.exact.map_or(0, |(right, _)| right);
+        let second_is_better = match right(&second).cmp(&right(&first)) {
+            Ordering::Equal => second.nats_per_token < first.nats_per_token,
+            more => more.is_gt(),
+        };
+        let base = scored(&variant, &base.clone().into_parts(), subject)?;
+        let tuned = scored(&variant, &variant.tensors, subject)?;
+        coded = if second_is_better { other } else { coded };
+        let kept = if second_is_better { second } else { first };
+        coded.about.measured = Some(measured(subject, [&base, &tuned, &kept])?);
+        scores = Some([base, tuned, kept]);
     }
     let packed = coded.to_bytes();
     replace(&args.out, &packed)?;
@@ -132,54 +124,52 @@ pub fn run(args: PackArgs) -> Result<()> {
     Ok(())
 }
 
-/// The process that the variant's own configuration says it was tuned for, and how it is sampled.
-fn remarks(args: &PackArgs) -> Result<Remarks> {
-    let file = args.variant.join("config.json");
-    let bytes = std::fs::read(&file).with_context(|| file.display().to_string())?;
-    let config: DitConfig =
-        serde_json::from_slice(&bytes).with_context(|| file.display().to_string())?;
-    config.check()?;
-    let regime = config.regime();
-    let sampling = convert::choice(args.sampling.wire())?.over(Sampling::of(regime.process))?;
-    check_sampling(&config.facts(), regime, &sampling)?;
-    Ok(Remarks {
-        process: Some(serde_json::to_string(&process_to_store(regime.process))?),
-        defaults: Some(serde_json::to_string(&to_store(
-            &sampling,
-            regime,
-            &config.facts(),
-        ))?),
-    })
-}
-
-/// What the base with a delta reaches.
-fn score(
-    args: &PackArgs,
-    base: &NamedTensors,
-    delta: Option<&CodedDelta>,
-    subject: &Subject,
-) -> Result<Score> {
-    let mut tensors = base.clone();
-    for (name, tensor) in &mut tensors.0 {
-        let delta = delta.and_then(|delta| delta.dense(name));
-        for (weight, delta) in tensor.data.iter_mut().zip(delta.unwrap_or_default()) {
-            *weight += delta;
-        }
-    }
-    scored(args, tensors, subject)
+/// The base with what is kept of a delta.
+fn with(base: &NamedTensors, delta: &CodedDelta) -> Tensors {
+    let mut tensors = base.clone().into_parts();
+    add(&mut tensors, |name| delta.dense(name));
+    tensors
 }
 
 /// What weights reach, always with the same noise. A uniform variant's own objective says nothing of its absorbing base, but
 /// much of the packing.
-fn scored(args: &PackArgs, tensors: NamedTensors, subject: &Subject) -> Result<Score> {
-    let mut folder = Folder::read(&args.variant)?;
-    folder.tensors = tensors.into_parts();
-    let model = Trainable::from_tensors(folder.config.clone(), &folder.tensors)?;
-    let objective = Objective::new(&folder.config, folder.clip)?;
-    let pieces = tokenizer::from_json(&folder.tokenizer)?;
-    let context = folder.config.model_length;
-    let validation = subject.validation(&objective, &pieces, context)?;
+fn scored(variant: &Folder, tensors: &Tensors, subject: &Subject) -> Result<Score> {
+    let model = Trainable::from_tensors(variant.config.clone(), tensors)?;
+    let objective = Objective::new(&variant.config, variant.clip)?;
+    let pieces = tokenizer::from_json(&variant.tokenizer)?;
+    let validation = subject.validation(&objective, &pieces, variant.config.model_length)?;
     Ok(validation.score(&model, &objective, 0)?)
+}
+
+/// What the file says of its share.
+fn measured(subject: &Subject, [base, tuned, kept]: [&Score; 3]) -> Result<Measured> {
+    let [base_nats, tuned_nats, kept_nats] = [base, tuned, kept].map(|score| score.nats_per_token);
+    let gain = base_nats - tuned_nats;
+    if gain.is_nan() || gain < LEAST_GAIN {
+        bail!(
+            "the variant gains {gain:.4} nats per token on what it is measured on, too little to measure a share of"
+        );
+    }
+    let (on, text) = match subject {
+        Subject::Text(texts) => {
+            let text: String = texts.iter().map(|text| &text.held_out[..]).collect();
+            ("a held-out text".to_owned(), Digest::of(text.as_bytes()))
+        }
+        Subject::Skill(skill) => {
+            let exact = |score: &Score| score.exact.map_or(0, |(right, _)| right);
+            let (right, of) = (exact(kept), exact(tuned));
+            let on = format!(
+                "held-out prompts of {}, {right} right where the fine-tune has {of}",
+                skill.name()
+            );
+            (on, Digest::of(skill.name().as_bytes()))
+        }
+    };
+    Ok(Measured {
+        share: (base_nats - kept_nats) / gain,
+        method: format!("NELBO of {on}; the fine-tune gains {gain:.3} nats per token"),
+        text,
+    })
 }
 
 fn show(

@@ -10,12 +10,15 @@
 //! <matrix>:b        F32  [rows, rank]
 //! <other tensor>    BF16 its own shape
 //! metadata: format, base, seed, table, layout, matrices (by name the shape, and the rate where there is a code), error,
-//!           source; where they are known: process, defaults, measured
+//!           source, sha256; where they are known: process, defaults, measured
 //! ```
+//!
+//! `sha256` is of the whole file as it is with zeros for these sixty-four digits: whatever bit is turned, the file is refused.
 //!
 //! Published tensor names have no colon. A matrix that is too small for a code is kept as any other tensor.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use half::bf16;
 use safetensors::{Dtype, SafeTensors};
@@ -24,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use super::{About, CodedDelta, KeptTensor};
 use crate::ops::coded::{Code, Kept, LAYOUT, LowRank, MOST_INPUTS, Nibbles, Rate, TABLE};
 use crate::superposition::container::{self, Entry, Values};
-use crate::superposition::{Refused, Remarks, Unreadable};
+use crate::superposition::{Digest, Refused, Remarks, Unreadable};
 
 pub const FORMAT: &str = "choir/coded-delta/1";
 /// No gain, scale, factor or value of a file is larger: whatever products and sums are made of them are finite.
@@ -33,6 +36,9 @@ const GAINS: &str = ":gains";
 const A: &str = ":a";
 const B: &str = ":b";
 const SCALES: &str = ":scales";
+/// What stands before the digest in the header; within other values quotes are escaped.
+const SEAL: &[u8] = br#""sha256":""#;
+const UNSEALED: [u8; 64] = [b'0'; 64];
 
 /// What the metadata says of a matrix.
 #[derive(Serialize, Deserialize)]
@@ -107,6 +113,7 @@ impl CodedDelta {
             ("matrices", serde_json::json!(matrices).to_string()),
             ("error", error.to_string()),
             ("source", source.to_string()),
+            ("sha256", String::from_utf8_lossy(&UNSEALED).into_owned()),
         ]);
         metadata.extend(remarks.process.clone().map(|process| ("process", process)));
         metadata.extend(
@@ -117,7 +124,9 @@ impl CodedDelta {
         );
         metadata
             .extend((measured.as_ref()).map(|it| ("measured", serde_json::json!(it).to_string())));
-        container::encode(&metadata, entries)
+        let mut file = container::encode(&metadata, entries);
+        seal(&mut file);
+        file
     }
 
     /// Reads a file, whatever base it belongs to ([`CodedDelta::check`] says). Everything that is read is checked: what
@@ -132,6 +141,9 @@ impl CodedDelta {
             if found != u64::from(known) {
                 return Err(Refused::Version { what, found });
             }
+        }
+        if seal_of(bytes).is_none_or(|(at, digest)| &bytes[at] != digest.to_string().as_bytes()) {
+            return Err(Refused::Damaged);
         }
         let seed = number("seed")?;
         let matrices: BTreeMap<String, Matrix> =
@@ -181,6 +193,24 @@ impl CodedDelta {
                 },
             },
         })
+    }
+}
+
+/// Where a file's digest stands, and what it is to be.
+fn seal_of(file: &[u8]) -> Option<(Range<usize>, Digest)> {
+    let length = u64::from_le_bytes(*file.first_chunk()?);
+    let header = file.get(8..)?.get(..usize::try_from(length).ok()?)?;
+    let found = header.windows(SEAL.len()).position(|found| found == SEAL);
+    let start = 8 + found? + SEAL.len();
+    let end = start + UNSEALED.len();
+    let parts = [file.get(..start)?, &UNSEALED, file.get(end..)?];
+    Some((start..end, Digest::of_parts(parts)))
+}
+
+/// Writes a file's digest into it.
+pub(super) fn seal(file: &mut [u8]) {
+    if let Some((at, digest)) = seal_of(file) {
+        file[at].copy_from_slice(digest.to_string().as_bytes());
     }
 }
 

@@ -68,7 +68,7 @@ pub struct Measured {
     pub share: f64,
     /// What was measured, for a reader.
     pub method: String,
-    /// Of the text's bytes.
+    /// Of the text's bytes; of a skill's name.
     pub text: Digest,
 }
 

@@ -320,21 +320,26 @@ fn bad_files_are_refused_by_what_is_wrong() {
     let text = String::from_utf8_lossy(&bytes);
     let known = rates.iter().find(|rate| text.contains(*rate)).unwrap();
     let other = known.replace(&known[known.len() - 3..known.len() - 2], "9");
-    assert!(matches!(
-        read(&edited(&bytes, known, &other)),
-        Refused::Rate(_)
-    ));
+    let mut unknown = edited(&bytes, known, &other);
+    assert!(matches!(read(&unknown), Refused::Damaged));
+    super::file::seal(&mut unknown);
+    assert!(matches!(read(&unknown), Refused::Rate(_)));
+    let without = edited(&bytes, r#""sha256":""#, r#""sha255":""#);
+    assert!(matches!(read(&without), Refused::Damaged));
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
-    /// Whatever bit is turned, a file is refused or it is another delta that can be decoded; nothing panics.
+    /// Whatever bit is turned, in the header or behind it, the file is refused; so is one that was sealed anew, or it is another delta
+    /// that can be decoded. Nothing panics.
     #[test]
-    fn flipped_bit_never_panics(at in any::<prop::sample::Index>(), bit in 0u8..8, header: bool) {
+    fn flipped_bit_is_refused(at in any::<prop::sample::Index>(), bit in 0u8..8, header: bool) {
         let mut bytes = coded_once().clone();
         let end = if header { 2000.min(bytes.len()) } else { bytes.len() };
         bytes[at.index(end)] ^= 1 << bit;
+        prop_assert!(CodedDelta::from_bytes(&bytes).is_err());
+        super::file::seal(&mut bytes);
         if let Ok(delta) = CodedDelta::from_bytes(&bytes) {
             for name in delta.tensors.keys() {
                 let dense = delta.dense(name).unwrap();

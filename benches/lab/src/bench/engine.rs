@@ -185,31 +185,31 @@ fn scenarios<'a>(
         .into_iter()
         .filter(|variant| variant.regime == regime)
     {
-        if let Some(bank) = variant.banks.first() {
-            banks.entry(bank.clone()).or_default().push(variant.name);
-        }
+        // One that is kept by itself shares nothing.
+        let bank = variant.banks.first().unwrap_or(&variant.name).clone();
+        banks.entry(bank).or_default().push(variant.name);
     }
-    let Some((bank, members)) = banks.iter().max_by_key(|(_, members)| members.len()) else {
+    let Some(members) = banks.values().max_by_key(|members| members.len()) else {
         bail!("the store holds no variant to measure");
     };
     let one = &members[0];
     let of_one = || vec![one.clone()];
     let single = Mix::single(generation.variants[one].id);
     let all: Vec<String> = banks.values().flatten().cloned().collect();
-    let of_all = format!("{} variants of {} banks", all.len(), banks.len());
+    let of_all = format!("all {} variants", all.len());
     let scenario = |name: String, variants: Vec<String>| Scenario::new(name, generation, variants);
     Ok(vec![
         scenario(format!("{one}, materialised"), vec![]).alone(&single)?,
-        scenario(format!("{one}, from its bank"), of_one()),
+        scenario(format!("{one}, as it is kept"), of_one()),
         scenario(format!("{one}, by measured cost"), of_one()).by_cost(),
         scenario(
-            format!("{} variants of {bank}", members.len()),
+            format!("{} that share their bank", members.len()),
             members.clone(),
         ),
         scenario(of_all.clone(), all.clone()),
         scenario(format!("{of_all}, by measured cost"), all).by_cost(),
-        scenario("base only, beside the banks".into(), vec![]),
-        scenario("base only, no bank loaded".into(), vec![]).alone(&Mix::base())?,
+        scenario("base only, beside the variants".into(), vec![]),
+        scenario("base only, no variant loaded".into(), vec![]).alone(&Mix::base())?,
     ])
 }
 

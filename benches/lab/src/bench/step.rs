@@ -56,12 +56,12 @@ pub fn run(args: StepArgs) -> Result<()> {
         .into_iter()
         .filter(|variant| variant.regime == regime)
     {
-        if let Some(bank) = variant.banks.first() {
-            let id = generation.variants[&variant.name].id;
-            banks.entry(bank.clone()).or_default().push(id);
-        }
+        // One that is kept by itself shares nothing.
+        let id = generation.variants[&variant.name].id;
+        let bank = variant.banks.first().unwrap_or(&variant.name);
+        banks.entry(bank.clone()).or_default().push(id);
     }
-    let Some((bank, members)) = banks.iter().max_by_key(|(_, members)| members.len()) else {
+    let Some(members) = banks.values().max_by_key(|members| members.len()) else {
         bail!("the store holds no variant to measure");
     };
     let singles = |ids: &mut dyn Iterator<Item = &VariantId>| {
@@ -79,12 +79,12 @@ pub fn run(args: StepArgs) -> Result<()> {
             mixes: vec![Mix::base()],
         },
         Scenario {
-            name: format!("{} variants of {bank}", members.len()),
+            name: format!("{} that share their bank", members.len()),
             instance: shared.clone(),
             mixes: singles(&mut members.iter()),
         },
         Scenario {
-            name: format!("{} variants of {} banks", all.len(), banks.len()),
+            name: format!("all {} variants", all.len()),
             instance: shared.clone(),
             mixes: all,
         },

@@ -3,6 +3,7 @@
 
 use super::engine::{LoadArgs, Scenario, chart};
 use super::median;
+use crate::eval::references::reference;
 use crate::picture;
 use anyhow::{Context, Result, bail};
 use choir::catalog::base::{self, Shipped};
@@ -108,11 +109,16 @@ fn make(args: &VariantsBenchArgs, dir: &Path) -> Result<(Vec<Shipped>, Vec<Made>
     Ok((sources, stores))
 }
 
-/// The variants compiled in that were tuned for what the base was.
+/// The variants compiled in whose packed delta there is and that were tuned for what the base was.
 fn shipped_like(generation: &Generation) -> Result<Vec<Shipped>> {
     let network = generation.denoiser.facts();
     let mut alike = base::shipped()?;
-    alike.retain(|shipped| {
+    // A coded file keeps its own seed: others are made of the packed deltas.
+    alike.retain_mut(|shipped| {
+        let Some(packed) = reference(shipped.name) else {
+            return false;
+        };
+        shipped.packed = packed;
         shipped
             .regime(network)
             .is_ok_and(|regime| regime == network.regime)
@@ -244,7 +250,8 @@ fn load(args: &VariantsBenchArgs, stores: &[Made]) -> Result<Vec<Value>> {
         // By number, so that the first banks are the same ones in every store: their members do not change as it grows.
         let mut banks: BTreeMap<(usize, String), Vec<String>> = BTreeMap::new();
         for variant in catalog.list() {
-            let bank = variant.banks.into_iter().next().unwrap_or_default();
+            // One that is kept by itself shares nothing.
+            let bank = variant.banks.first().unwrap_or(&variant.name).clone();
             banks
                 .entry((bank.len(), bank))
                 .or_default()

@@ -24,6 +24,7 @@ mod evaluate;
 mod judge;
 mod plot;
 mod progress;
+pub mod references;
 mod samplers;
 mod served;
 mod share;
@@ -53,7 +54,7 @@ pub struct EvalArgs {
         value_name = "NAME=CHECKPOINT=TEXT"
     )]
     own: Vec<Own>,
-    /// Variants to keep in the banks and to measure [default: all].
+    /// Variants to keep in the banks and to measure [default: those whose fine-tune is at hand; with --samplers all].
     #[arg(long, value_delimiter = ',')]
     variants: Vec<String>,
     /// Variants to a bank (or body's/head's, as in 4/1), besides the store's own capacities.
@@ -137,6 +138,10 @@ pub fn run(args: EvalArgs) -> Result<()> {
     };
     let subjects = match &args.base {
         Some(base) => Subjects::own(base, &args.own, effort)?,
+        None if args.variants.is_empty() => {
+            let names = references::REFERENCES.map(|(name, _)| name.to_owned());
+            Subjects::compiled_in(&names, effort)?
+        }
         None => Subjects::compiled_in(&args.variants, effort)?,
     };
     let count = subjects.variants.len();

@@ -6,11 +6,10 @@ use super::engines::Service;
 use super::share::{Reached, Summary, bits};
 use super::subjects::Subjects;
 use anyhow::Result;
-use choir::cli::eval::measure::{IN_FLIGHT, lone, nats};
-use choir::engine::{EngineHandle, Event, MemoryPart, Request, Sampling};
+use choir::cli::eval::measure::{exact, lone, nats, text};
+use choir::engine::{EngineHandle, MemoryPart, Sampling};
 use choir::model::Place;
 use choir::ops::quantized::Quantisation;
-use choir::train::data::Contexts;
 use choir::train::folder::Tensors;
 use choir::train::run::Validation;
 use serde::Serialize;
@@ -112,53 +111,4 @@ fn reached(
         nats_per_token: nats(engine, &mix, &texts, samples)?,
         exact,
     })
-}
-
-/// One context up to its last scored token, and how many tokens before the first are given.
-fn text(contexts: &Contexts, index: usize) -> (Vec<u32>, usize) {
-    let one = contexts.slice(index..index + 1);
-    let scored = |weight: &f32| *weight > 0.0;
-    let given = one.importance.iter().position(scored).unwrap_or(0);
-    let end = one
-        .importance
-        .iter()
-        .rposition(scored)
-        .map_or(0, |last| last + 1);
-    (one.tokens[..end].to_vec(), given)
-}
-
-/// Prompts whose answer the service generates token by token, its line end included.
-fn exact(
-    engine: &EngineHandle,
-    mix: &[(String, f32)],
-    sampling: &Sampling,
-    texts: &[(Vec<u32>, usize)],
-) -> Result<usize> {
-    let mut right = 0;
-    for part in texts.chunks(IN_FLIGHT) {
-        let ask = |(tokens, given): &(Vec<u32>, usize)| {
-            engine.submit(Request {
-                mix: mix.to_vec().into(),
-                seed: Some(0),
-                ..Request::new(
-                    tokens[..*given].to_vec(),
-                    tokens.len() - given,
-                    sampling.clone(),
-                )
-            })
-        };
-        let streams = part.iter().map(ask).collect::<Result<Vec<_>, _>>()?;
-        for (mut stream, (tokens, given)) in streams.into_iter().zip(part) {
-            let mut answer = Vec::new();
-            while let Some(event) = stream.blocking_recv() {
-                match event {
-                    Event::Block { tokens, .. } => answer.extend(tokens),
-                    Event::Failed(error) => return Err(error.into()),
-                    _ => {}
-                }
-            }
-            right += usize::from(answer == tokens[*given..]);
-        }
-    }
-    Ok(right)
 }

@@ -1,8 +1,9 @@
 //! What is measured: a base, variants of it, and each variant's held-out data.
 
+use super::references::reference;
 use anyhow::{Context, Result, anyhow, bail};
 use choir::catalog::base::{self, BaseSource, Shipped};
-use choir::cli::eval::Own;
+use choir::cli::eval::{On, Own};
 use choir::model::{DitConfig, Process, Trainable};
 use choir::superposition::{Delta, NamedTensor, NamedTensors, read_file};
 use choir::train::data::held_out_contexts;
@@ -71,7 +72,8 @@ fn chosen(names: &[String]) -> Result<Vec<Shipped>> {
 }
 
 impl Subjects {
-    /// The model compiled in, with its variants called `names`, or all.
+    /// The model compiled in, with its variants called `names`, or all: of each the fine-tune where that is at hand, else what its
+    /// coded file stands for.
     pub fn compiled_in(names: &[String], effort: Effort) -> Result<Self> {
         let source = BaseSource::Embedded;
         let shipped = chosen(names)?;
@@ -85,6 +87,7 @@ impl Subjects {
                 about,
                 packed,
             } = shipped;
+            let packed = reference(name).unwrap_or(packed);
             let delta =
                 Delta::read(&base, packed).with_context(|| format!("the delta of {name}"))?;
             let objective = objective(&config)?;
@@ -157,12 +160,20 @@ impl Subjects {
                 }
                 Err(_) => config.clone(),
             };
-            let text = std::fs::read_to_string(&own.text)
-                .with_context(|| own.text.display().to_string())?;
-            let block = objective(&config)?.unit(16);
-            let length = config.model_length;
-            let (contexts, bytes) =
-                held_out_contexts(&[&text], &pieces, length, block, effort.contexts)?;
+            let (objective, length) = (objective(&config)?, config.model_length);
+            let (contexts, bytes) = match &own.on {
+                On::Text(text) => {
+                    let named = || text.display().to_string();
+                    let text = std::fs::read_to_string(text).with_context(named)?;
+                    let block = objective.unit(16);
+                    held_out_contexts(&[&text], &pieces, length, block, effort.contexts)?
+                }
+                On::Skill(skill) => {
+                    let source = SkillSource::new(*skill, pieces.clone())?;
+                    (source.held_out(effort.prompts, objective.unit(length))?, 0)
+                }
+            };
+            let exact = matches!(own.on, On::Skill(_)) && config.process() == Process::Absorbing;
             Ok(Subject {
                 name: own.name.clone(),
                 seed: delta.digest().seed(),
@@ -173,7 +184,7 @@ impl Subjects {
                     contexts,
                     bytes,
                     draws: effort.draws,
-                    exact: false,
+                    exact,
                 },
             })
         };
