@@ -30,7 +30,8 @@ use base::Base;
 use info::Snapshot;
 use instance::Served;
 use loading::Loading;
-use std::path::Path;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use workshop::Workshop;
 
@@ -38,6 +39,8 @@ use workshop::Workshop;
 /// wait for each other; the others do not wait for them.
 pub struct Catalog {
     base: Base,
+    /// The store's.
+    directory: PathBuf,
     forms: Forms,
     workshop: Workshop,
     changing: Mutex<Changing>,
@@ -120,6 +123,7 @@ impl Catalog {
         let forms = Forms::new(config.bank_form, config.head_form, head_capacity);
         let (generation, current) = instance::build(&store, &base, forms, &Served::default())?;
         let catalog = Catalog {
+            directory: store.directory().to_owned(),
             forms,
             workshop: Workshop::new()?,
             served: Mutex::new(Arc::new(Snapshot::of(&store, &generation))),
@@ -132,6 +136,14 @@ impl Catalog {
             loading: OnceLock::new(),
         };
         Ok((catalog, generation))
+    }
+
+    /// A file without a name on the store's disk, for what is being uploaded: gone with its last handle, whatever ends the process.
+    ///
+    /// # Errors
+    /// Where the disk is full, or the system has no more files to open.
+    pub fn spool(&self) -> std::io::Result<File> {
+        store::spool(&self.directory)
     }
 
     /// Tells `hook` of every addition and removal from now on: with true where it begins and with false where it ends, also where it

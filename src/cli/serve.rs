@@ -9,7 +9,7 @@ use crate::checkpoint;
 use crate::engine::{Engine, EngineConfig};
 use crate::model::{Denoiser, Place};
 use crate::ops::quantized::Quantisation;
-use crate::server::{self, Limits};
+use crate::server::{Limits, Open};
 use crate::store::Keep;
 use crate::telemetry;
 use anyhow::{Context, Result, bail};
@@ -38,6 +38,13 @@ pub struct ServeArgs {
     /// Seconds that requests under way may take to finish after SIGTERM; what still runs then ends with UNAVAILABLE.
     #[arg(long, default_value_t = Limits::default().drain.as_secs())]
     drain_seconds: u64,
+    /// Text that one request may give, in bytes: prompt and suffix, template, messages, or what is scored [default: 8 for each
+    /// token of --max-prompt, at most 1048576].
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=64 << 20))]
+    max_prompt_bytes: Option<u32>,
+    /// Room on the store's disk for uploads under way, in MiB; one client has half of it.
+    #[arg(long, default_value_t = Limits::default().upload_bytes >> 20)]
+    upload_mib: u64,
     /// Connections open at most [default: 4096, or what the limit of open files leaves].
     #[arg(long)]
     max_connections: Option<NonZeroUsize>,
@@ -51,7 +58,11 @@ pub struct ServeArgs {
 
 impl ServeArgs {
     fn limits(&self) -> Limits {
+        let usual = |tokens: usize| tokens.saturating_mul(8).min(1 << 20);
         let mut limits = Limits {
+            prompt_bytes: (self.max_prompt_bytes)
+                .map_or(usual(self.engine.max_prompt), |bytes| bytes as usize),
+            upload_bytes: self.upload_mib.saturating_mul(1 << 20),
             drain: Duration::from_secs(self.drain_seconds),
             connection_age: (self.max_connection_age)
                 .map(|seconds| (Duration::from_secs(seconds), Duration::from_secs(60))),
@@ -140,6 +151,9 @@ pub struct EngineArgs {
     /// Most tokens that one request may ask for.
     #[arg(long, default_value_t = EngineConfig::default().max_tokens)]
     max_tokens: usize,
+    /// Evaluations of the network that one request may ask for: of a score, its blocks times its samples.
+    #[arg(long, default_value_t = EngineConfig::default().max_evaluations)]
+    max_evaluations: u32,
     /// Variants in one mix at most.
     #[arg(long, default_value_t = EngineConfig::default().max_parts)]
     max_parts: usize,
@@ -233,6 +247,7 @@ impl EngineArgs {
             step_tokens: self.step_tokens,
             max_prompt: self.max_prompt,
             max_tokens: self.max_tokens,
+            max_evaluations: self.max_evaluations,
             max_parts: self.max_parts,
             prefix_reuse: !self.no_prefix_reuse,
             threads: self.threads.unwrap_or(0),
@@ -277,6 +292,12 @@ pub fn run(args: ServeArgs) -> Result<()> {
     // Listen first: a taken port is a mistake to hear of before the model is loaded.
     let (doors, mut settings) = runtime.block_on(args.doors.open())?;
     settings.limits = args.limits();
+    let tls = settings.tls.is_some();
+    let at = doors.to_string();
+    let open = {
+        let _within = runtime.enter();
+        Open::new(doors, settings)
+    };
     let config = args.store.config()?;
     let engine_config = EngineConfig {
         materialise_bytes: args.materialise.bytes(match config.place {
@@ -315,7 +336,6 @@ pub fn run(args: ServeArgs) -> Result<()> {
         );
     }
     let status = catalog.status();
-    let tls = settings.tls.is_some();
     let bytes: u64 = status.memory.iter().map(|part| part.bytes).sum();
     println!(
         "choir {} serves the base and {} variants in {} banks ({:.1} MiB of weights{}, generation {}) from {} on {}{}",
@@ -329,7 +349,7 @@ pub fn run(args: ServeArgs) -> Result<()> {
         },
         status.generation,
         data_dir.display(),
-        doors,
+        at,
         if tls { ", with TLS" } else { "" },
     );
     let served = runtime.block_on(async {
@@ -345,9 +365,7 @@ pub fn run(args: ServeArgs) -> Result<()> {
                 std::process::exit(1);
             });
         };
-        server::serve(doors, catalog, engine, settings, asked)
-            .await
-            .context("serving")
+        open.serve(catalog, engine, asked).await.context("serving")
     });
     // A thread that waits for a disk must not keep the process; the store stays whole whenever it ends.
     runtime.shutdown_background();

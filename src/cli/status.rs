@@ -139,6 +139,7 @@ fn as_json(status: &pb::GetStatusResponse) -> serde_json::Value {
         "waiting": status.waiting, "queue_limit": status.queue_limit,
         "pages_used": status.pages_used, "pages_total": status.pages_total, "pages_idle": status.pages_idle,
         "preempted": status.preempted, "tokens_reused": status.tokens_reused, "max_parts": status.max_parts,
+        "max_evaluations": status.max_evaluations, "max_prompt_bytes": status.max_prompt_bytes,
         "steps": status.steps, "tokens_generated": status.tokens_generated,
         "finished": status.finished, "cancelled": status.cancelled, "failed": status.failed,
         "late": status.late, "stalled": status.stalled, "paused": status.paused, "open_streams": status.open_streams,

@@ -37,6 +37,8 @@ pub struct EngineConfig {
     pub max_prompt: usize,
     /// Limit of `Request::max_tokens`.
     pub max_tokens: usize,
+    /// Evaluations of the network that one request may ask for.
+    pub max_evaluations: u32,
     /// Keep what sequences leave in the cache for those that begin with the same text under the same weights.
     pub prefix_reuse: bool,
     /// Compute threads, 1024 at most; 0 means one for each processor.
@@ -64,6 +66,7 @@ impl Default for EngineConfig {
             step_tokens: 512,
             max_prompt: 16_384,
             max_tokens: 16_384,
+            max_evaluations: 32_768,
             prefix_reuse: true,
             threads: 0,
             pinned: false,
@@ -84,6 +87,7 @@ impl EngineConfig {
             ("step_tokens", self.step_tokens),
             ("max_prompt", self.max_prompt),
             ("max_tokens", self.max_tokens),
+            ("max_evaluations", self.max_evaluations as usize),
             ("max_parts", self.max_parts),
             ("kv_bytes", self.kv_bytes / page_bytes.max(1)),
             ("max_per_variant", self.max_per_variant.unwrap_or(1)),

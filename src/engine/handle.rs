@@ -19,8 +19,12 @@ use super::stream::EventStream;
 use super::work::ModelJob;
 use super::{prepare, threads};
 
-/// Requests that are prepared at once.
+/// Requests with little text that are prepared at once.
 const PREPARED: usize = 16;
+/// The same of those with much, at most: each takes a processor for a while.
+const LONG: usize = 8;
+/// Bytes of text from which on a request has much.
+pub const LONG_TEXT: usize = 4096;
 
 /// Starts engines.
 pub struct Engine;
@@ -42,10 +46,7 @@ impl Engine {
         let threads = threads::pool(config.threads, config.pinned)?;
         let materialised = Materialised::start(config.materialise_bytes)
             .map_err(|error| not_started(error.to_string()))?;
-        let preparing = Preparing {
-            places: Arc::new(Semaphore::new(PREPARED)),
-            waiting: Arc::default(),
-        };
+        let preparing = Preparing::new();
         let shared = Arc::new(Shared::new(config, &cache, generation));
         let runner = Runner::new(shared.clone(), &cache, materialised);
         let (running, ended) = watch::channel(());
@@ -75,10 +76,38 @@ struct Inner {
     ended: watch::Receiver<()>,
 }
 
+/// Two lanes, so that requests with much text are never before those with little.
 struct Preparing {
+    short: Lane,
+    long: Lane,
+}
+
+impl Preparing {
+    /// Half the processors are for other things than long texts.
+    fn new() -> Preparing {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        Preparing {
+            short: Lane::new(PREPARED),
+            long: Lane::new((processors / 2).clamp(1, LONG)),
+        }
+    }
+}
+
+struct Lane {
+    room: usize,
     places: Arc<Semaphore>,
     /// Requests that have a place or wait for one.
     waiting: Arc<AtomicUsize>,
+}
+
+impl Lane {
+    fn new(room: usize) -> Lane {
+        Lane {
+            room,
+            places: Arc::new(Semaphore::new(room)),
+            waiting: Arc::default(),
+        }
+    }
 }
 
 /// A place to be prepared in: whoever has one may resolve names and make tokens of text. There are few, so that what is done for
@@ -103,21 +132,25 @@ impl Drop for Inner {
 }
 
 impl EngineHandle {
-    /// Waits for a place to be prepared in.
+    /// Waits for a place to be prepared in, for a request with so many bytes of text.
     ///
     /// # Errors
     /// `QueueFull` where as many as may wait for the engine wait for a place already; `Draining`, `Stopped`.
-    pub async fn prepare(&self) -> Result<Preparation, Error> {
+    pub async fn prepare(&self, bytes: usize) -> Result<Preparation, Error> {
         let (shared, preparing) = (&self.0.shared, &self.0.preparing);
         if let Some(error) = shared.door().closed() {
             return Err(error.clone());
         }
-        let before = preparing.waiting.fetch_add(1, Ordering::Relaxed);
-        let counted = Counted(preparing.waiting.clone());
-        if before >= PREPARED + shared.config.queue {
+        let lane = match bytes > LONG_TEXT {
+            true => &preparing.long,
+            false => &preparing.short,
+        };
+        let before = lane.waiting.fetch_add(1, Ordering::Relaxed);
+        let counted = Counted(lane.waiting.clone());
+        if before >= lane.room + shared.config.queue {
             return Err(shared.door().crowded());
         }
-        let place = preparing.places.clone().acquire_owned().await;
+        let place = lane.places.clone().acquire_owned().await;
         Ok(Preparation {
             _place: place.map_err(|_| Error::Stopped)?,
             _waiting: counted,

@@ -62,19 +62,7 @@ pub fn text(
         return Err(bad("max_tokens", reason));
     }
     let holes = request.max_tokens + more;
-    if request.stop.len() > MAX_STOPS || request.stop.iter().any(|stop| stop.len() > MAX_STOP_BYTES)
-    {
-        return Err(bad(
-            "stop",
-            format!("at most {MAX_STOPS} strings of at most {MAX_STOP_BYTES} bytes"),
-        ));
-    }
-    if request.stop.iter().any(String::is_empty) {
-        return Err(bad("stop", "one of the strings is empty"));
-    }
-    if request.stop_ids.len() > MAX_STOP_IDS {
-        return Err(bad("stop_ids", format!("at most {MAX_STOP_IDS} ids")));
-    }
+    stops(&request.stop, &request.stop_ids)?;
     let network = &known(lease, regime);
     let total = fixed + holes;
     let ends = lease.tokenizer.ends();
@@ -96,6 +84,9 @@ pub fn text(
         }
         _ => block_size,
     };
+    let predictor = request.sampling.predictor;
+    let most_evaluations = evaluations(predictor, holes, shared_out).1;
+    affordable(config, "max_tokens", most_evaluations)?;
     let (sender, events) = stream::channel(config.unread);
     let kind = JobKind::Text(Box::new(Text {
         sampler,
@@ -104,8 +95,8 @@ pub fn text(
         delivered: 0,
         begun: false,
         steps_wanted: request.steps_wanted,
-        evaluations: evaluations(request.sampling.predictor, expected, shared_out).0,
-        most_evaluations: evaluations(request.sampling.predictor, holes, shared_out).1,
+        evaluations: evaluations(predictor, expected, shared_out).0,
+        most_evaluations,
         events: sender,
     }));
     let sequence = Sequence {
@@ -119,6 +110,37 @@ pub fn text(
         )
     };
     Ok((sequence, events))
+}
+
+/// Refuses what no request may give to stop at.
+pub fn stops(stop: &[String], stop_ids: &[u32]) -> Result<(), Error> {
+    if stop.len() > MAX_STOPS || stop.iter().any(|stop| stop.len() > MAX_STOP_BYTES) {
+        return Err(bad(
+            "stop",
+            format!("at most {MAX_STOPS} strings of at most {MAX_STOP_BYTES} bytes"),
+        ));
+    }
+    if stop.iter().any(String::is_empty) {
+        return Err(bad("stop", "one of the strings is empty"));
+    }
+    if stop_ids.len() > MAX_STOP_IDS {
+        return Err(bad("stop_ids", format!("at most {MAX_STOP_IDS} ids")));
+    }
+    Ok(())
+}
+
+/// Refuses what would take more of the engine than one request may ask for.
+fn affordable(config: &EngineConfig, field: &'static str, evaluations: u32) -> Result<(), Error> {
+    let limit = config.max_evaluations;
+    match evaluations <= limit {
+        true => Ok(()),
+        false => Err(bad(
+            field,
+            format!(
+                "that may take {evaluations} evaluations of the network, and one request may ask for {limit}"
+            ),
+        )),
+    }
 }
 
 /// What a score is heard from.
@@ -147,6 +169,7 @@ pub fn score(
     let chunk = prefill_chunk(config, regime.block.unwrap_or(1), parts);
     let (tokens, given) = (request.tokens, request.given);
     let scorer = Scorer::new(network, regime, tokens, given, request.samples, chunk, seed)?;
+    affordable(config, "samples", scorer.most_evaluations())?;
     // Clean blocks are written while copies of the chunk before them are still evaluated.
     let span = network.context + 2 * chunk;
     let tokens = regime.block.unwrap_or(written);

@@ -151,6 +151,12 @@ impl Scorer {
         self.nfe
     }
 
+    /// Noisy copies that are evaluated in all.
+    pub fn most_evaluations(&self) -> u32 {
+        let blocks = (self.tokens.len() - self.block).div_ceil(self.block_size);
+        u32::try_from(blocks.saturating_mul(self.samples)).unwrap_or(u32::MAX)
+    }
+
     /// Tokens still to be evaluated, noisy and clean, but for those that are offered.
     pub fn tokens_left(&self) -> usize {
         let noisy = (self.tokens.len() - self.block) * self.samples - self.sample * self.least();

@@ -37,6 +37,7 @@ impl Shared {
             queue_limit: config.queue,
             max_running: config.max_running,
             max_parts: config.max_parts,
+            max_evaluations: config.max_evaluations,
             pages_total: cache.pages(),
             kv_bytes: cache.bytes() as u64,
             kv_on_device: cache.on_device().is_some(),

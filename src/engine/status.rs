@@ -16,6 +16,8 @@ pub struct Status {
     pub max_running: usize,
     /// Variants in one mix at most.
     pub max_parts: usize,
+    /// Evaluations of the network that one request may ask for.
+    pub max_evaluations: u32,
     /// Running sequences that wait for their readers.
     pub paused: usize,
     /// Streams of events that somebody still reads, or could.

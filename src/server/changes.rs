@@ -10,8 +10,11 @@ use crate::catalog::{AddRequest, Added, Catalog, Progress, RemoveRequest};
 use crate::engine::EngineHandle;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tonic::Status;
+
+/// How long a disk may take to say whether a file is there.
+const DISK: Duration = Duration::from_secs(10);
 
 /// The catalog, for those who may change it.
 #[derive(Clone)]
@@ -47,10 +50,14 @@ impl Changes {
         self.metrics.follow(generation.variants.keys().cloned());
     }
 
-    /// A file of the server's own disk, named in `field`, that may be read.
-    pub fn file(&self, field: &'static str, path: &str) -> Result<PathBuf, BadField> {
-        let found = self.paths.resolve(Path::new(path));
-        found.map_err(|error| BadField::new(field, error.to_string()))
+    /// A file of the server's own disk, named in `field`, that may be read. Looked for off the runtime's threads: a disk may not answer.
+    pub async fn file(&self, field: &'static str, path: String) -> Result<PathBuf, Status> {
+        let paths = self.paths.clone();
+        let look = move || paths.resolve(Path::new(&path));
+        let found = tokio::time::timeout(DISK, tokio::task::spawn_blocking(look)).await;
+        let found = found.map_err(|_| Status::deadline_exceeded("the disk does not answer"))?;
+        let found = found.map_err(|error| Status::internal(error.to_string()))?;
+        found.map_err(|error| BadField::new(field, error.to_string()).into())
     }
 
     /// Adds or replaces a variant, or says what that would come to; `field` is where its checkpoint was given. It goes on where the client leaves.

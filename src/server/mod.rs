@@ -10,35 +10,36 @@ mod failure;
 mod front;
 mod health;
 mod http;
+mod incoming;
 mod kserve;
 pub mod listener;
 mod metrics;
 mod mix;
+mod open;
 mod openai;
 mod page;
 pub mod paths;
 mod reload;
 mod requests;
+mod spool;
 pub mod status;
+mod switch;
 pub mod tls;
 mod variants;
 
 use crate::catalog::Catalog;
 use crate::engine::EngineHandle;
-use crate::kserve::grpc_inference_service_server::GrpcInferenceServiceServer;
 use crate::{kserve as kserve_pb, pb};
-use access::{Access, Keys, Need, Peer, Role};
+use access::Keys;
 use axum::http::HeaderValue;
 pub use listener::Listener;
+pub use open::Open;
 use paths::Paths;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 use tls::Tls;
-use tokio::sync::{oneshot, watch};
-use tonic::service::Routes;
 
 /// Room in a message for everything but its prompt or chunk, in bytes.
 const ENVELOPE_BYTES: usize = 64 << 10;
@@ -56,11 +57,13 @@ const JSON_ROOM: usize = 6;
 /// What clients may ask for and hold at most, and how long the last ones are waited for.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// A prompt, or a text to score, in bytes.
+    /// Text that one request may give, in bytes.
     pub prompt_bytes: usize,
-    /// All uploads under way together, in bytes of memory.
+    /// All uploads under way together, in bytes on the store's disk; one client has half.
     pub upload_bytes: u64,
-    /// How long a client may take to send the body of a request over HTTP.
+    /// Messages of all clients that are not whole yet, in bytes of memory.
+    pub incoming_bytes: u64,
+    /// How long a client may take to send a message, the body of a request over HTTP, or say nothing within an upload.
     pub patience: Duration,
     /// How long a drain may take. What still runs then ends with UNAVAILABLE.
     pub drain: Duration,
@@ -73,8 +76,9 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Limits {
-            prompt_bytes: 1 << 20,
-            upload_bytes: 1 << 30,
+            prompt_bytes: 128 << 10,
+            upload_bytes: 16 << 30,
+            incoming_bytes: 64 << 20,
             patience: Duration::from_secs(30),
             drain: Duration::from_secs(25),
             connections: listener::Bounds::default(),
@@ -184,11 +188,10 @@ pub async fn bind(address: SocketAddr, admitted: bool) -> Result<Listener, Error
     Listener::tcp(address).await
 }
 
-/// Serves until `shutdown` resolves, then drains: health says NOT_SERVING, new requests are refused, what was accepted
-/// is finished, for [`Limits::drain`] at most: what still runs then ends with UNAVAILABLE.
+/// Opens the doors and serves: see [`Open::serve`].
 ///
 /// # Errors
-/// `Engine` where the engine ended by itself, as it does when its device is lost: health says NOT_SERVING then, too.
+/// As there.
 pub async fn serve(
     doors: Doors,
     catalog: Arc<Catalog>,
@@ -196,185 +199,8 @@ pub async fn serve(
     settings: ServerSettings,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Error> {
-    let limits = settings.limits;
-    let metrics = metrics::Metrics::new(engine.clone(), catalog.clone());
-    let health = health::Health::new();
-    let access = Access::new(settings.keys.clone(), settings.trust_client_id);
-    let requests = requests::Requests::new(engine.clone(), metrics.clone(), limits.prompt_bytes);
-    let changes = changes::Changes::new(
-        catalog.clone(),
-        engine.clone(),
-        health.clone(),
-        metrics.clone(),
-        settings.paths,
-    );
-    changes.follow();
-    health.begin();
-
-    let message_bytes = limits.prompt_bytes + ENVELOPE_BYTES;
-    let inference = choir::InferenceService::new(requests.clone());
-    let inference = pb::inference_server::InferenceServer::new(inference)
-        .max_decoding_message_size(message_bytes);
-    let kserve = kserve::Service::new(requests.clone(), changes.clone());
-    let kserve = GrpcInferenceServiceServer::new(kserve).max_decoding_message_size(message_bytes);
-    let room = choir::Room::new(limits.upload_bytes);
-    // Operators with an address of their own have none other.
-    let operators = doors.admin.is_none().then(|| variants::Variants {
-        changes: changes.clone(),
-        room: room.clone(),
-        patience: limits.patience,
-    });
-    let admin = choir::AdminService::new(changes, engine.clone(), room);
-    let admin = pb::admin_server::AdminServer::new(admin)
-        .max_decoding_message_size(choir::CHUNK_BYTES + ENVELOPE_BYTES);
-    let mut main = Routes::new(health.service())
-        .add_service(reflection().build_v1()?)
-        .add_service(reflection().build_v1alpha()?)
-        .add_service(inference)
-        .add_service(kserve);
-    let aside = match doors.admin {
-        None => {
-            main = main.add_service(admin);
-            None
-        }
-        Some(door) => Some((door, Routes::new(health.service()).add_service(admin))),
-    };
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    let http = doors.http.map(|door| {
-        let openai = openai::OpenAi {
-            requests,
-            catalog,
-            body_bytes: limits.prompt_bytes * JSON_ROOM + ENVELOPE_BYTES,
-            patience: limits.patience,
-            since: since.map_or(0, |since| since.as_secs()),
-        };
-        let router = http::router(http::Port {
-            openai,
-            variants: operators,
-            engine: engine.clone(),
-            metrics,
-            access: access.clone(),
-            origins: settings.origins.into(),
-        });
-        (door, router)
-    });
-
-    let watched: Vec<Arc<dyn reload::Watched>> = settings
-        .tls
-        .clone()
-        .map(|tls| tls as _)
-        .into_iter()
-        .chain(settings.keys.zip(settings.keys_file).map(|(keys, file)| {
-            let keys = access::KeysFile { keys, file };
-            Arc::new(keys) as _
-        }))
-        .collect();
-    let by_itself = AtomicBool::new(false);
-    let (drain_begins, draining) = oneshot::channel();
-    let (drained, after_drain) = watch::channel(false);
-    let drain = async {
-        let most = tokio::select! {
-            () = shutdown => {
-                tracing::info!("draining");
-                limits.drain
-            }
-            () = engine.ended() => {
-                by_itself.store(true, Ordering::Relaxed);
-                tracing::error!("the engine has ended");
-                limits.drain.min(LAST_WORDS)
-            }
-        };
-        health.drain();
-        let _ = drain_begins.send(most);
-        engine.drain().await;
-        let _ = drained.send(true);
-        std::future::pending().await
-    };
-    let end = front::End::default();
-    let late = async {
-        let Ok(most) = draining.await else {
-            return std::future::pending().await;
-        };
-        tokio::time::sleep(most).await;
-        end.now();
-        // Connections that do not even take their errors are left.
-        tokio::time::sleep(TAKE_ERRORS).await;
-    };
-    let until_drained = || {
-        let mut after_drain = after_drain.clone();
-        async move {
-            let _ = after_drain.wait_for(|drained| *drained).await;
-        }
-    };
-    let tls = settings.tls;
-    let connections = |door| listener::accept(door, tls.clone(), limits.connections);
-    let grpc = async |(door, routes): (Listener, Routes)| {
-        let mut server = tonic::transport::Server::builder()
-            .layer(front::FrontLayer(end.clone()))
-            .max_concurrent_streams(CALLS_PER_CONNECTION)
-            // A proxy's connection carries many clients: one that resets its calls must not end it for the others.
-            .http2_max_pending_accept_reset_streams(Some(CALLS_PER_CONNECTION as usize))
-            .http2_max_local_error_reset_streams(Some(CALLS_PER_CONNECTION as usize))
-            .http2_keepalive_interval(Some(KEEP_ALIVE));
-        if let Some((age, grace)) = limits.connection_age {
-            server = server
-                .max_connection_age(age)
-                .max_connection_age_grace(grace);
-        }
-        let router = server.add_routes(guarded(routes, access.clone()));
-        let served = router.serve_with_incoming_shutdown(connections(door), until_drained());
-        served.await
-    };
-    let all = async {
-        let main = grpc((doors.grpc, main));
-        let aside = async {
-            match aside {
-                Some(aside) => grpc(aside).await,
-                None => Ok(()),
-            }
-        };
-        let http = async {
-            if let Some((door, router)) = http {
-                let patience = limits.connections.first;
-                http::serve(connections(door), router, patience, until_drained()).await;
-            }
-            Ok(())
-        };
-        tokio::try_join!(main, aside, http).map(|_| ())
-    };
-    tokio::select! {
-        served = all => served?,
-        () = drain => {}
-        () = late => tracing::warn!("the drain took too long: what was left has been ended"),
-        () = reload::follow(watched) => {}
-    }
-    match engine.status().lost {
-        Some(reason) => Err(Error::Engine { reason }),
-        None if by_itself.load(Ordering::Relaxed) => Err(Error::Engine {
-            reason: "its thread panicked".to_owned(),
-        }),
-        None => Ok(()),
-    }
-}
-
-/// The routes of gRPC services, behind the door.
-fn guarded(routes: Routes, access: Access) -> Routes {
-    let admit = async |access: Access,
-                       mut request: axum::extract::Request,
-                       next: axum::middleware::Next| {
-        let need = access::of_method(request.uri().path()).unwrap_or(Need::Role(Role::Admin));
-        let peer = request.extensions().get::<Peer>();
-        match access.admit(request.headers(), peer, need) {
-            Ok(caller) => {
-                request.extensions_mut().insert(caller);
-                next.run(request).await
-            }
-            Err(status) => status.into_http(),
-        }
-    };
-    let layer =
-        axum::middleware::from_fn(move |request, next| admit(access.clone(), request, next));
-    Routes::from(routes.prepare().into_axum_router().layer(layer))
+    let open = Open::new(doors, settings);
+    open.serve(catalog, engine, shutdown).await
 }
 
 /// The descriptors of every gRPC service.

@@ -64,6 +64,11 @@ impl Drop for Lock {
     }
 }
 
+/// A file without a name on the disk of a directory: gone with its last handle, whatever ends the process.
+pub fn spool(directory: &Path) -> io::Result<File> {
+    tempfile::tempfile_in(directory)
+}
+
 /// A directory and what may be done in it; every path is relative to it.
 pub(super) struct Disk {
     root: PathBuf,

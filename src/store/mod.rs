@@ -38,7 +38,7 @@ use std::path::{Path, PathBuf};
 
 pub use bank_id::{BankId, BankKind};
 pub use coded::CodedFile;
-pub use disk::{Operation, Watch};
+pub use disk::{Operation, Watch, spool};
 pub use error::Error;
 pub use manifest::{
     BankRecord, CodedRecord, FileRecord, Keep, Manifest, Options, Quality, Scales, Share, StoredAs,

@@ -33,7 +33,7 @@ mod tests;
 
 pub use bank::{AccumulateError, Bank};
 pub use bitdelta::{BitDelta, BitMatrix};
-pub use checkpoint::{NamedTensor, NamedTensors, read_file};
+pub use checkpoint::{NamedTensor, NamedTensors, read_file, read_open};
 pub use code::{About, CodedDelta, Encoding, KeptTensor, Measured, Plan, TooFewBits};
 pub use container::is_own;
 pub use delta::{Delta, DeltaMatrix};

@@ -56,7 +56,7 @@ impl Refusing {
     fn unreadable(&self, source: Source) -> Unreadable {
         let named = match &source {
             Source::Path(path) => path.display().to_string(),
-            Source::Bytes(_) => "uploaded".into(),
+            Source::Bytes(_) | Source::Spooled(_) => "uploaded".into(),
         };
         match self.add(addition("new", source)) {
             Error::Checkpoint {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use choir::engine::{
-    Capped, Engine, EngineConfig, EngineHandle, Error, Refused, Request, ScoreRequest,
+    Capped, Engine, EngineConfig, EngineHandle, Error, LONG_TEXT, Refused, Request, ScoreRequest,
 };
 
 use super::fake::*;
@@ -163,14 +163,14 @@ fn preparation_is_for_few_at_once_and_as_many_wait_as_may_for_the_engine() {
     runtime.expect("runtime").block_on(async {
         let mut held = Vec::new();
         for _ in 0..16 {
-            held.push(engine.prepare().await.expect("a place"));
+            held.push(engine.prepare(0).await.expect("a place"));
         }
-        let waits = |engine: EngineHandle| async move { engine.prepare().await.map(drop) };
+        let waits = |engine: EngineHandle| async move { engine.prepare(0).await.map(drop) };
         let waiting: Vec<_> = (0..3)
             .map(|_| tokio::spawn(waits(engine.clone())))
             .collect();
         tokio::task::yield_now().await;
-        let refused = engine.prepare().await.map(drop);
+        let refused = engine.prepare(0).await.map(drop);
         assert!(
             matches!(refused, Err(Error::QueueFull { .. })),
             "{refused:?}"
@@ -185,6 +185,77 @@ fn preparation_is_for_few_at_once_and_as_many_wait_as_may_for_the_engine() {
             assert_eq!(waits.await.is_ok_and(|place| place.is_ok()), index > 0);
         }
         engine.drain().await;
-        assert_eq!(engine.prepare().await.map(drop), Err(Error::Stopped));
+        assert_eq!(engine.prepare(0).await.map(drop), Err(Error::Stopped));
     });
+}
+
+#[test]
+fn preparation_of_short_texts_is_not_behind_that_of_long_ones() {
+    let limits = EngineConfig {
+        queue: 3,
+        ..config()
+    };
+    let engine = start(limits, Fake::new(1));
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    runtime.expect("runtime").block_on(async {
+        let waits = |engine: EngineHandle| async move { engine.prepare(LONG_TEXT + 1).await };
+        let held = waits(engine.clone()).await.expect("a place");
+        // More than have a place on any machine, and may wait.
+        let long: Vec<_> = (0..20)
+            .map(|_| tokio::spawn(waits(engine.clone())))
+            .collect();
+        tokio::task::yield_now().await;
+        let refused = waits(engine.clone()).await.map(drop);
+        assert!(
+            matches!(refused, Err(Error::QueueFull { .. })),
+            "{refused:?}"
+        );
+        for _ in 0..16 {
+            engine.prepare(LONG_TEXT).await.map(drop).expect("a place");
+        }
+        drop((held, long));
+    });
+}
+
+#[test]
+fn evaluations_of_one_request_have_a_bound() {
+    let limits = EngineConfig {
+        max_evaluations: 10,
+        ..config()
+    };
+    let engine = start(limits, Fake::new(1));
+    assert_eq!(engine.status().max_evaluations, 10);
+    let score = |length, samples| ScoreRequest {
+        mix: Default::default(),
+        tokens: vec![1; length],
+        given: 0,
+        samples,
+        seed: None,
+        deadline: None,
+        client: None,
+    };
+    drop(engine.submit(to("a", 10, 1)).expect("a token each"));
+    drop(engine.score(score(2 * BLOCK, 5)).expect("two blocks"));
+    let refused = [
+        engine.submit(to("a", 11, 1)).map(drop),
+        engine.score(score(2 * BLOCK + 1, 5)).map(drop),
+        engine.score(score(2 * BLOCK, 6)).map(drop),
+    ];
+    for (refused, field) in refused
+        .into_iter()
+        .zip(["max_tokens", "samples", "samples"])
+    {
+        match refused {
+            Err(Error::BadField {
+                field: name,
+                reason,
+            }) => {
+                assert!(
+                    name == field && reason.contains("ask for 10"),
+                    "{name}: {reason}"
+                );
+            }
+            other => panic!("{field}: {other:?}"),
+        }
+    }
 }

@@ -118,7 +118,7 @@ async fn conversations_that_nobody_can_answer_are_refused() {
         ),
         (
             conversation(vec![turn(pb::Role::User, &"x y ".repeat(500))]),
-            "tokens and at most 200",
+            "more tokens than the 200",
         ),
         (
             pb::GenerateRequest {

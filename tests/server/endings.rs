@@ -48,7 +48,7 @@ async fn a_deadline_that_passes_is_told() {
     let texts: Vec<_> = texts.collect();
     let score = soon(pb::ScoreRequest {
         text: "In the beginning God created the heaven and the earth. ".repeat(100),
-        samples: Some(4096),
+        samples: Some(120),
         ..pb::ScoreRequest::default()
     });
     let mut statuses = vec![client.clone().score(score).await.expect_err("late")];

@@ -4,7 +4,7 @@ use super::endings::until;
 use super::web::{ask, get};
 use super::*;
 use choir::kserve as oip;
-use choir::server::access::Keys;
+use choir::server::access::{Keys, Need, ROUTES, Role};
 use choir::server::paths::Paths;
 use oip::grpc_inference_service_client::GrpcInferenceServiceClient;
 use oip::model_repository_parameter::ParameterChoice;
@@ -144,25 +144,39 @@ async fn keys_of_either_role_are_served_on_every_protocol() {
             assert_eq!(answered.status, 200, "{answered:?}");
         }
     }
-    for path in [
-        "/v1/models",
-        "/v1/models/kjv",
-        "/metrics",
-        "/v1/completions",
-        "/nowhere",
-    ] {
-        let none = get(server.http, path).await;
-        assert_eq!(none.status, 401, "{path}: {none:?}");
-        assert_eq!(none.error()["code"], "invalid_api_key");
-        assert_eq!(none.headers["www-authenticate"], "Bearer");
-        let twice = format!("authorization: Bearer {INFER}\r\n").repeat(2);
-        let twice = ask(server.http, "GET", path, &twice, None).await;
-        assert_eq!(twice.status, 401, "{path}: {twice:?}");
-    }
     let mut admins = admin.clone();
     let listed = admins.list_variants(keyed(ADMIN, pb::ListVariantsRequest {}));
     listed.await.expect("an admin");
     drop((client, admin, admins));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn routes_of_the_http_port_answer_whom_their_roles_let_in() {
+    let server = start(settings_with(&both())).await;
+    let elsewhere = [("/no/such/route", Need::Role(Role::Infer))];
+    for (route, need) in ROUTES.into_iter().chain(elsewhere) {
+        let path = route.replace("{model}", "kjv").replace("{name}", "kjv");
+        let none = get(server.http, &path).await;
+        let Need::Role(role) = need else {
+            assert_eq!(none.status, 200, "{path}: {none:?}");
+            continue;
+        };
+        assert_eq!(none.status, 401, "{path}: {none:?}");
+        assert_eq!(none.error()["code"], "invalid_api_key");
+        assert_eq!(none.headers["www-authenticate"], "Bearer");
+        let header = |key| format!("authorization: Bearer {key}\r\n");
+        let twice = ask(server.http, "GET", &path, &header(INFER).repeat(2), None).await;
+        assert_eq!(twice.status, 401, "{path}: {twice:?}");
+        let infer = ask(server.http, "GET", &path, &header(INFER), None).await;
+        assert_eq!(
+            infer.status == 403,
+            role == Role::Admin,
+            "{path}: {infer:?}"
+        );
+        let admin = ask(server.http, "GET", &path, &header(ADMIN), None).await;
+        assert!(![401, 403].contains(&admin.status), "{path}: {admin:?}");
+    }
     server.stop().await;
 }
 

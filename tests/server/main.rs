@@ -9,6 +9,7 @@ mod generate;
 mod keys;
 mod kserve;
 mod line;
+mod loading;
 mod patience;
 mod processes;
 mod raw;
@@ -86,7 +87,7 @@ fn link(from: &Path, to: &Path) {
 fn settings() -> ServerSettings {
     let limits = Limits {
         prompt_bytes: 10_000,
-        upload_bytes: 4 << 20,
+        upload_bytes: 8 << 20,
         ..Limits::default()
     };
     ServerSettings {

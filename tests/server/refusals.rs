@@ -256,7 +256,16 @@ async fn bad_scores_are_named() {
         text: "In the beginning".into(),
         ..pb::ScoreRequest::default()
     };
-    let bad: [(&str, pb::ScoreRequest); 7] = [
+    let bad: [(&str, pb::ScoreRequest); 8] = [
+        // Each by itself is within its limits.
+        (
+            "samples: that may take",
+            pb::ScoreRequest {
+                text: "q7".repeat(1_000),
+                samples: Some(4096),
+                ..good()
+            },
+        ),
         (
             "text",
             pb::ScoreRequest {

@@ -4,6 +4,7 @@ use super::*;
 use choir::pb::add_variant_header::Source;
 use choir::pb::add_variant_request::Part;
 use choir::pb::add_variant_response::Event as Added;
+use std::time::Duration;
 
 fn header(name: &str, source: Source) -> pb::AddVariantRequest {
     let header = pb::AddVariantHeader {
@@ -155,6 +156,7 @@ async fn uploads_that_do_not_keep_their_word_are_refused() {
             vec![announced(1000), chunk(&file[..999])],
             "chunk",
         ),
+        ("an empty chunk", vec![announced(1000), chunk(&[])], "chunk"),
         ("without chunks", vec![announced(1000)], "chunk"),
         (
             "too long",
@@ -264,5 +266,37 @@ async fn a_coded_file_is_taken_as_it_is_unless_a_bit_was_turned() {
     };
     let outcome = generate(&client, request).await.expect("finished");
     assert_eq!(outcome.text().trim(), "e n o t s");
+    server.stop().await;
+}
+
+/// Every chunk comes at once, and nothing comes of them.
+#[tokio::test]
+async fn an_upload_that_is_too_slow_over_all_is_ended() {
+    let mut settings = settings();
+    settings.limits.patience = Duration::from_millis(300);
+    let server = Server::start_within(engine_config(), settings, |generation| generation).await;
+    let (_, admin) = server.clients().await;
+    let (sender, receiver) = tokio::sync::mpsc::channel(1);
+    let announced = header("new", Source::UploadBytes(3 << 20));
+    sender.send(announced).await.expect("open");
+    let drips = async {
+        while sender.send(chunk(&[0])).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    };
+    let requests = tokio_stream::wrappers::ReceiverStream::new(receiver);
+    let told = async {
+        let events = admin.clone().add_variant(requests).await.expect("stream");
+        let mut events = events.into_inner();
+        loop {
+            match events.message().await {
+                Ok(event) => assert!(event.is_some(), "an end without a word"),
+                Err(status) => return status,
+            }
+        }
+    };
+    let ((), status) = tokio::join!(drips, told);
+    assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
+    assert!(status.message().contains("too slow"), "{status}");
     server.stop().await;
 }

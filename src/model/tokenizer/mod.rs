@@ -2,6 +2,7 @@
 
 mod chat;
 mod control;
+mod encode;
 mod files;
 #[cfg(test)]
 mod tests;
@@ -13,6 +14,7 @@ use sha2::{Digest, Sha256};
 use chat::Template;
 pub use chat::{ChatError, Message, Role};
 use control::Control;
+pub use encode::Bound;
 pub use files::GenerationConfig;
 
 /// Why a tokenizer cannot be used.
@@ -26,6 +28,11 @@ pub enum TokenizerError {
     Missing,
     #[error("the text cannot be encoded: {0}")]
     Encoding(String),
+    #[error("it has more tokens than the {limit} that are allowed")]
+    TooLong { limit: usize },
+    /// Whoever asked for it has left.
+    #[error("it was given up")]
+    GivenUp,
     #[error("token {id} is {theirs:?} and the base's is {ours:?}")]
     OtherPiece {
         id: u32,
@@ -87,62 +94,6 @@ impl Tokenizer {
     /// Names the file at fault. A chat template that does not parse is refused when it is used.
     pub fn from_files(read: impl Fn(&str) -> Option<Vec<u8>>) -> Result<Self, TokenizerError> {
         files::read(read)
-    }
-
-    /// The tokens of a text. The text of a control token is text.
-    ///
-    /// # Errors
-    /// `Encoding` for a text that the tokenizer has no pieces for.
-    pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        let encoding = self.inner.encode_fast(text, false);
-        let encoding = encoding.map_err(|error| TokenizerError::Encoding(error.to_string()))?;
-        Ok(encoding.get_ids().to_vec())
-    }
-
-    /// The same, but the text of a control token is that token.
-    ///
-    /// # Errors
-    /// As [`encode`](Self::encode)'s.
-    pub fn encode_control(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        let mut ids = Vec::new();
-        for part in self.control.split(text) {
-            match part {
-                control::TextPiece::Text(text) => ids.extend(self.encode(text)?),
-                control::TextPiece::Token(id) => ids.push(id),
-            }
-        }
-        Ok(ids)
-    }
-
-    /// The tokens of a conversation as the model's template writes it, up to where the assistant's answer begins. The text of a
-    /// control token in a message is text. `enable_thinking`: for templates that ask.
-    ///
-    /// # Errors
-    /// A model without a template, a template that does not parse, raises or does not come to an end, and messages it refuses.
-    pub fn chat(
-        &self,
-        messages: &[Message],
-        enable_thinking: Option<bool>,
-    ) -> Result<Vec<u32>, ChatError> {
-        let template = self.template.as_ref().ok_or(ChatError::NoTemplate)?;
-        let guard = control::Guard::new(messages.iter().map(|message| message.content.as_str()))
-            .ok_or(ChatError::NotText)?;
-        let guarded: Vec<Message> = messages
-            .iter()
-            .map(|message| Message {
-                role: message.role,
-                content: self.control.guard(&message.content, guard),
-            })
-            .collect();
-        let text = template.render(&guarded, enable_thinking)?;
-        let mut ids = Vec::new();
-        for part in self.control.split(&text) {
-            match part {
-                control::TextPiece::Text(text) => ids.extend(self.encode(&guard.lift(text))?),
-                control::TextPiece::Token(id) => ids.push(id),
-            }
-        }
-        Ok(ids)
     }
 
     /// Whether a conversation can be written.

@@ -38,13 +38,31 @@ pub fn of_method(path: &str) -> Option<Need> {
     }
 }
 
-/// What a route of the HTTP port takes.
+/// Every route of the HTTP port, and what it takes. The page's files, which hold nothing that is anybody's, take nothing.
+pub const ROUTES: [(&str, Need); 9] = [
+    ("/health", Need::Nothing),
+    ("/ready", Need::Nothing),
+    ("/metrics", Need::Role(Role::Infer)),
+    ("/v1/models", Need::Role(Role::Infer)),
+    ("/v1/models/{model}", Need::Role(Role::Infer)),
+    ("/v1/completions", Need::Role(Role::Infer)),
+    ("/v1/chat/completions", Need::Role(Role::Infer)),
+    ("/choir/v1/variants", Need::Role(Role::Admin)),
+    ("/choir/v1/variants/{name}", Need::Role(Role::Admin)),
+];
+
+/// What a path of the HTTP port takes. That there is nothing under one is not told to everybody.
 pub fn of_route(path: &str) -> Need {
-    match path {
-        "/health" | "/ready" => Need::Nothing,
-        path if page::has(path) => Need::Nothing,
-        path if path.starts_with("/choir/") => Need::Role(Role::Admin),
-        _ => Need::Role(Role::Infer),
+    let is = |route: &str| match route.split_once('{') {
+        None => route == path,
+        Some((before, _)) => (path.strip_prefix(before)).is_some_and(|rest| !rest.contains('/')),
+    };
+    let route = ROUTES.iter().find(|(route, _)| is(route));
+    match route {
+        Some((_, need)) => *need,
+        None if page::has(path) => Need::Nothing,
+        None if path.starts_with("/choir/") => Need::Role(Role::Admin),
+        None => Need::Role(Role::Infer),
     }
 }
 
@@ -77,5 +95,34 @@ mod tests {
         assert!(seen >= 22, "only {seen} methods");
         assert_eq!(of_method("/choir.v1.Admin/Drop"), None);
         assert_eq!(of_method("nonsense"), None);
+    }
+
+    /// The routes are where the routers' sources write them: nothing else can be asked for them.
+    #[test]
+    fn routes_have_a_role() {
+        let sources = [
+            include_str!("../http.rs"),
+            include_str!("../openai/mod.rs"),
+            include_str!("../page/mod.rs"),
+            include_str!("../variants/mod.rs"),
+            include_str!("../open.rs"),
+        ];
+        let mut seen = 0;
+        for written in sources
+            .iter()
+            .flat_map(|source| source.split(".route(").skip(1))
+        {
+            let Some(route) = written.trim_start().strip_prefix('"') else {
+                assert!(written.starts_with("route,"), "{written:.40}"); // the page's, by their names
+                continue;
+            };
+            let (route, _) = route.split_once('"').expect("a string");
+            assert!(ROUTES.iter().any(|(known, _)| *known == route), "{route}");
+            seen += 1;
+        }
+        assert!(seen >= ROUTES.len(), "only {seen} routes");
+        assert_eq!(of_route("/v1/models/a"), Need::Role(Role::Infer));
+        assert_eq!(of_route("/page.js"), Need::Nothing);
+        assert_eq!(of_route("/no/such/route"), Need::Role(Role::Infer));
     }
 }

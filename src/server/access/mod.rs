@@ -5,7 +5,7 @@ mod methods;
 mod spending;
 
 pub use keys::{Keys, KeysError, KeysFile};
-pub use methods::{Need, of_method, of_route};
+pub use methods::{Need, ROUTES, of_method, of_route};
 pub use spending::{Charge, Overspent};
 
 use super::status::BadField;

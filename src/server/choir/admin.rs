@@ -1,17 +1,20 @@
 //! `choir.v1.Admin`: the catalog's actions, off the runtime's threads.
 
 use super::convert;
-use super::upload::{self, Room};
+use super::upload;
 use crate::catalog::{AddRequest, Progress, RemoveRequest, Source, Tuning};
 use crate::engine::{EngineHandle, MemoryPart};
 use crate::pb;
 use crate::pb::add_variant_request::Part;
 use crate::pb::add_variant_response::Event;
 use crate::pb::admin_server::Admin;
+use crate::server::Limits;
 use crate::server::access::Caller;
 use crate::server::changes::Changes;
+use crate::server::spool::{Room, Spool};
 use crate::server::status::BadField;
 use crate::store;
+use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -27,15 +30,21 @@ pub struct AdminService {
     changes: Changes,
     engine: EngineHandle,
     room: Room,
+    /// With clients that are silent or slow.
+    patience: Duration,
+    /// Told in the status.
+    prompt_bytes: u64,
 }
 
 impl AdminService {
     /// `room` is that of all uploads under way together.
-    pub fn new(changes: Changes, engine: EngineHandle, room: Room) -> Self {
+    pub fn new(changes: Changes, engine: EngineHandle, room: Room, limits: &Limits) -> Self {
         AdminService {
             changes,
             engine,
             room,
+            patience: limits.patience,
+            prompt_bytes: limits.prompt_bytes as u64,
         }
     }
 
@@ -45,7 +54,7 @@ impl AdminService {
         mut requests: Streaming<pb::AddVariantRequest>,
         events: &AddSender,
     ) -> Result<Event, Status> {
-        let Some(Part::Header(header)) = upload::next(&mut requests)
+        let Some(Part::Header(header)) = upload::first(&mut requests, self.patience)
             .await?
             .and_then(|request| request.part)
         else {
@@ -70,20 +79,18 @@ impl AdminService {
             block_size: header.block_size.map(|size| size as usize),
             time_conditioning: header.time_conditioning,
         };
-        // Held until the catalog is done with the bytes.
-        let (source, permit, field) = match header.source {
+        // Its room is held until the catalog is done with the file.
+        let (source, reserved, field) = match header.source {
             Some(pb::add_variant_header::Source::Path(path)) if !path.is_empty() => {
-                let file = self.changes.file("header.path", &path)?;
+                let file = self.changes.file("header.path", path).await?;
                 (Source::Path(file), None, "header.path")
             }
             Some(pb::add_variant_header::Source::UploadBytes(bytes)) => {
-                let permit = self.room.reserve(bytes)?;
+                let reserved = upload::reserve(&self.room, caller, bytes)?;
                 let report = |fraction| tell(events, pb::AddStage::Receiving, fraction);
-                (
-                    Source::Bytes(upload::receive(&mut requests, bytes, report).await?),
-                    Some(permit),
-                    "chunk",
-                )
+                let spool = Spool::new(&self.changes.catalog, self.patience)?;
+                let file = upload::receive(&mut requests, bytes, spool, report).await?;
+                (Source::Spooled(file), Some(reserved), "chunk")
             }
             Some(pb::add_variant_header::Source::Path(_)) | None => {
                 return Err(BadField::new(
@@ -111,7 +118,7 @@ impl AdminService {
         let dry_run = request.dry_run;
         let events = events.clone();
         let told = move |progress: Progress| {
-            let _held = &permit;
+            let _held = &reserved;
             tell(&events, convert::stage(progress.stage), progress.fraction)
         };
         let added = self.changes.add(caller, field, request, told).await?;
@@ -147,9 +154,12 @@ impl Admin for AdminService {
     ) -> Result<Response<pb::RemoveVariantResponse>, Status> {
         let caller = Caller::of(request.extensions())?;
         let request = request.into_inner();
-        let file = |path: String| self.changes.file("path", &path).map(Source::Path);
+        let delta = match request.path {
+            Some(path) => Some(Source::Path(self.changes.file("path", path).await?)),
+            None => None,
+        };
         let removal = RemoveRequest {
-            delta: request.path.map(file).transpose()?,
+            delta,
             expected_generation: request.expected_generation,
         };
         let removed = self.changes.remove(&caller, "path", request.name, removal);
@@ -239,6 +249,8 @@ impl Admin for AdminService {
             max_parts: convert::small(engine.max_parts),
             coded: convert::small(catalog.coded),
             low_rank: convert::small(catalog.low_rank),
+            max_evaluations: engine.max_evaluations,
+            max_prompt_bytes: self.prompt_bytes,
         }))
     }
 }

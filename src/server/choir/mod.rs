@@ -7,4 +7,4 @@ mod upload;
 
 pub use admin::AdminService;
 pub use inference::InferenceService;
-pub use upload::{CHUNK_BYTES, Room};
+pub use upload::CHUNK_BYTES;

@@ -1,51 +1,29 @@
-//! A checkpoint that a client streams: bounded in size, in how long the client may be silent, and in the memory of all uploads
-//! together.
+//! A checkpoint that a client streams in chunks.
 
 use crate::pb::{AddVariantRequest, add_variant_request::Part};
-use crate::server::status::{BadField, exhausted};
+use crate::server::access::Caller;
+use crate::server::spool::{Reserved, Room, Spool};
+use crate::server::status::BadField;
+use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{Status, Streaming};
 
 /// Largest chunk, in bytes.
 pub const CHUNK_BYTES: usize = 1 << 20;
-/// A client silent for this long has left.
-const PATIENCE: Duration = Duration::from_secs(30);
 const FIELD: &str = "header.upload_bytes";
 
-/// Room in memory for uploads, shared by all of them.
-#[derive(Clone)]
-pub struct Room {
-    kib: Arc<Semaphore>,
-    bytes: u64,
-}
-
-impl Room {
-    pub fn new(bytes: u64) -> Self {
-        let permits = usize::try_from(bytes.div_ceil(1024)).unwrap_or(usize::MAX);
-        Room {
-            kib: Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS))),
-            bytes,
-        }
-    }
-
-    /// Room for one upload until the permit is dropped; refused at once where there is none.
-    pub fn reserve(&self, bytes: u64) -> Result<OwnedSemaphorePermit, Status> {
-        if bytes == 0 || bytes > self.bytes {
+/// Room for one upload; refused at once where there is none.
+pub fn reserve(room: &Room, caller: &Caller, bytes: u64) -> Result<Reserved, Status> {
+    let share = room.share();
+    match (1..=share).contains(&bytes) {
+        true => room.reserve(&caller.client, bytes),
+        false => {
             let reason = format!(
-                "it is {bytes}, not within 1 and {}; a path on the server has no limit",
-                self.bytes
+                "it is {bytes}, not within 1 and {share}; a path on the server has no limit"
             );
-            return Err(BadField::new(FIELD, reason).into());
+            Err(BadField::new(FIELD, reason).into())
         }
-        let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
-        self.kib.clone().try_acquire_many_owned(kib).map_err(|_| {
-            exhausted(
-                "other uploads leave no room for this one now",
-                Some(Duration::from_secs(5)),
-            )
-        })
     }
 }
 
@@ -53,47 +31,41 @@ impl Room {
 pub async fn receive(
     requests: &mut Streaming<AddVariantRequest>,
     expected: u64,
+    mut spool: Spool,
     mut progress: impl FnMut(f32),
-) -> Result<Vec<u8>, Status> {
-    let expected =
-        usize::try_from(expected).map_err(|_| BadField::new(FIELD, "it is too large"))?;
-    let mut file = Vec::new();
-    file.try_reserve_exact(expected)
-        .map_err(|error| exhausted(error.to_string(), None))?;
-    while let Some(request) = next(requests).await? {
+) -> Result<Arc<File>, Status> {
+    let bad = |reason: String| Status::from(BadField::new("chunk", reason));
+    while let Some(request) = spool.next(requests.message()).await?? {
         let Some(Part::Chunk(chunk)) = request.part else {
-            return Err(BadField::new("chunk", "only chunks may follow the header").into());
+            return Err(bad("only chunks may follow the header".to_owned()));
         };
+        if chunk.is_empty() {
+            return Err(bad("it is empty".to_owned()));
+        }
         if chunk.len() > CHUNK_BYTES {
-            return Err(
-                BadField::new("chunk", format!("it has more than {CHUNK_BYTES} bytes")).into(),
-            );
+            return Err(bad(format!("it has more than {CHUNK_BYTES} bytes")));
         }
-        if chunk.len() > expected - file.len() {
-            return Err(BadField::new(
-                "chunk",
-                format!("the file is longer than the {expected} bytes announced"),
-            )
-            .into());
+        if chunk.len() as u64 > expected - spool.received() {
+            let reason = format!("the file is longer than the {expected} bytes announced");
+            return Err(bad(reason));
         }
-        file.extend_from_slice(&chunk);
-        progress(file.len() as f32 / expected as f32);
+        spool.write(&chunk).await?;
+        progress((spool.received() as f64 / expected as f64) as f32);
     }
-    if file.len() < expected {
-        let reason = format!(
-            "the file ended after {} of the {expected} bytes announced",
-            file.len()
-        );
-        return Err(BadField::new("chunk", reason).into());
+    let received = spool.received();
+    if received < expected {
+        let reason = format!("the file ended after {received} of the {expected} bytes announced");
+        return Err(bad(reason));
     }
-    Ok(file)
+    spool.finish().await
 }
 
-/// The next message of an upload, which must not take for ever.
-pub async fn next(
+/// The first message of an upload, which must not take for ever.
+pub async fn first(
     requests: &mut Streaming<AddVariantRequest>,
+    patience: Duration,
 ) -> Result<Option<AddVariantRequest>, Status> {
-    tokio::time::timeout(PATIENCE, requests.message())
+    tokio::time::timeout(patience, requests.message())
         .await
         .map_err(|_| Status::deadline_exceeded("the upload stopped"))?
 }

@@ -68,7 +68,7 @@ impl Service {
             self.check(&request.model_name, "")?;
             return Ok(());
         };
-        let source = Source::Path(self.changes.file("path", &path)?);
+        let source = Source::Path(self.changes.file("path", path).await?);
         let request = AddRequest {
             seed,
             scale,

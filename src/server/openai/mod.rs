@@ -8,6 +8,7 @@ mod reply;
 
 use super::access::Caller;
 use super::failure::Failure;
+use super::incoming::Incoming;
 use super::requests::{Answer, Ask, Requests};
 use crate::catalog::Catalog;
 use axum::Router;
@@ -17,10 +18,12 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
 use axum::routing::{get, post};
 use completion::Completion;
+use http_body_util::LengthLimitError;
 use reply::{Form, Making};
 use serde_json::Value;
 use std::sync::Arc;
 use std::time::Duration;
+use tonic::Status;
 
 /// What the routes stand on.
 #[derive(Clone)]
@@ -31,6 +34,8 @@ pub struct OpenAi {
     pub body_bytes: usize,
     /// How long a client may take to send it.
     pub patience: Duration,
+    /// Room for what is being sent.
+    pub incoming: Incoming,
     /// When the server began, in seconds since 1970: when the base was "created".
     pub since: u64,
 }
@@ -96,10 +101,14 @@ impl OpenAi {
         if body.size_hint().lower() > most as u64 {
             return Err(too_large()); // its head says so
         }
+        let body = Body::new(self.incoming.whole(body));
         match tokio::time::timeout(patience, axum::body::to_bytes(body, most)).await {
             Ok(Ok(bytes)) => Ok(bytes),
-            Ok(Err(error)) if too_long(&error) => Err(too_large()),
-            Ok(Err(_)) => {
+            Ok(Err(error)) if cause::<LengthLimitError>(&error).is_some() => Err(too_large()),
+            Ok(Err(error)) => {
+                if let Some(status) = cause::<Status>(&error) {
+                    return Err(status.clone().into());
+                }
                 let message = "the body ended early, or is not what its headers say";
                 Err(Failure::new(StatusCode::BAD_REQUEST, message))
             }
@@ -111,15 +120,16 @@ impl OpenAi {
     }
 }
 
-fn too_long(error: &axum::Error) -> bool {
-    let mut cause: Option<&dyn std::error::Error> = Some(error);
+/// What of this kind is behind an error.
+fn cause<E: std::error::Error + 'static>(error: &axum::Error) -> Option<&E> {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = cause {
-        if error.is::<http_body_util::LengthLimitError>() {
-            return true;
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
         }
         cause = error.source();
     }
-    false
+    None
 }
 
 fn json(value: &Value) -> Response {

@@ -2,11 +2,10 @@
 
 use super::prepared::PreparedRequest;
 use super::{DEFAULT_MAX_TOKENS, Refusal, Requests};
-use crate::model::tokenizer::{Message, Role};
+use crate::engine::{self, LONG_TEXT};
+use crate::model::tokenizer::{Message, Role, TokenizerError};
 use crate::server::status::BadField;
 
-/// Text of more bytes than this is tokenized off the runtime's threads.
-const LONG_TEXT: usize = 4096;
 /// Pieces of a template at most.
 const MAX_PIECES: usize = 1024;
 const TEMPLATE: &str = "template";
@@ -74,7 +73,54 @@ impl LaidOut {
     }
 }
 
+/// Refuses more bytes of text than a request may have.
+pub(super) fn check_bytes(field: &'static str, bytes: usize, limit: usize) -> Result<(), BadField> {
+    match bytes <= limit {
+        true => Ok(()),
+        false => {
+            let reason = format!("it has {bytes} bytes and at most {limit} are allowed");
+            Err(BadField::new(field, reason))
+        }
+    }
+}
+
+impl Text {
+    fn bytes(&self) -> usize {
+        match self {
+            Text::Written(text) => text.len(),
+            Text::Tokens(_) => 0, // they are there already
+        }
+    }
+}
+
 impl Given {
+    /// Bytes of its text, which are refused where they are more than the limit: all of it counts, whatever field it stands in.
+    pub(super) fn bytes(&self, limit: usize) -> Result<usize, BadField> {
+        let (first, more) = match self {
+            Given::Prompt { prompt, suffix, .. } => (
+                ("prompt", prompt.bytes()),
+                Some(("suffix", suffix.as_ref().map_or(0, String::len))),
+            ),
+            Given::Template(pieces) => {
+                let bytes = pieces.iter().map(|piece| match piece {
+                    Piece::Text(text) => text.len(),
+                    Piece::Hole(_) => 0,
+                });
+                ((TEMPLATE, bytes.sum()), None)
+            }
+            Given::Conversation { messages, .. } => {
+                let bytes = messages.iter().map(|message| message.content.len());
+                ((MESSAGES, bytes.sum()), None)
+            }
+        };
+        check_bytes(first.0, first.1, limit)?;
+        let Some((field, more)) = more else {
+            return Ok(first.1);
+        };
+        check_bytes(field, first.1 + more, limit)?;
+        Ok(first.1 + more)
+    }
+
     /// Which of the request's fields the engine means, who knows tokens before and after a hole.
     pub(super) fn names(&self) -> fn(&'static str) -> &'static str {
         match self {
@@ -95,20 +141,6 @@ impl Given {
 }
 
 impl Requests {
-    /// Refuses more bytes of text than a prompt may have.
-    fn check_bytes(&self, field: &'static str, bytes: usize) -> Result<(), BadField> {
-        match bytes <= self.prompt_bytes {
-            true => Ok(()),
-            false => {
-                let reason = format!(
-                    "it has {bytes} bytes and at most {} are allowed",
-                    self.prompt_bytes
-                );
-                Err(BadField::new(field, reason))
-            }
-        }
-    }
-
     /// A text as it is shown.
     pub fn written(&self, text: Text) -> String {
         match text {
@@ -117,13 +149,15 @@ impl Requests {
         }
     }
 
-    /// The tokens of a text, at least one; `control`: whether control tokens may be written in it.
+    /// The tokens of a text, at least one; `control`: whether control tokens may be written in it. With those `before` it they are
+    /// `most` at most.
     pub(super) async fn encode(
         &self,
         prepared: &PreparedRequest,
         field: &'static str,
         text: Text,
         control: bool,
+        (before, most): (usize, usize),
     ) -> Result<Vec<u32>, Refusal> {
         let text = match text {
             Text::Tokens(tokens) if tokens.is_empty() => {
@@ -135,23 +169,27 @@ impl Requests {
         if text.is_empty() {
             return Err(BadField::new(field, "it is empty").into());
         }
-        self.check_bytes(field, text.len())?;
         let tokenizer = prepared.target.lease.tokenizer.clone();
+        let bound = prepared.bound(most.saturating_sub(before));
         let long = text.len() > LONG_TEXT;
         let encode = move || match control {
-            true => tokenizer.encode_control(&text),
-            false => tokenizer.encode(&text),
+            true => tokenizer.encode_control(&text, &bound),
+            false => tokenizer.encode_within(&text, &bound),
         };
         let tokens = match long {
             true => prepared.beside(encode).await?,
             false => encode(),
         };
-        match tokens {
-            Ok(tokens) if tokens.is_empty() => {
-                Err(BadField::new(field, "the tokenizer makes no token of it").into())
+        let reason = match tokens {
+            Ok(tokens) if !tokens.is_empty() => return Ok(tokens),
+            Ok(_) => "the tokenizer makes no token of it".to_owned(),
+            Err(TokenizerError::GivenUp) => return Err(engine::Error::Cancelled.into()),
+            Err(TokenizerError::TooLong { .. }) => {
+                TokenizerError::TooLong { limit: most }.to_string()
             }
-            tokens => tokens.map_err(|error| BadField::new(field, error.to_string()).into()),
-        }
+            Err(error) => error.to_string(),
+        };
+        Err(BadField::new(field, reason).into())
     }
 
     /// The tokens of a conversation, up to where its answer begins.
@@ -174,10 +212,9 @@ impl Requests {
         if messages.last().map(|last| last.role) == Some(Role::Assistant) {
             return bad("the last one is the assistant's: there is nothing to answer".to_owned());
         }
-        let bytes = messages.iter().map(|message| message.content.len());
-        self.check_bytes(MESSAGES, bytes.sum())?;
         let tokenizer = prepared.target.lease.tokenizer.clone();
-        let render = move || tokenizer.chat(&messages, enable_thinking);
+        let bound = prepared.bound(self.engine.config().max_prompt);
+        let render = move || tokenizer.chat(&messages, enable_thinking, &bound);
         Ok(prepared.beside(render).await??)
     }
 
@@ -206,10 +243,14 @@ impl Requests {
                 max_tokens,
             } => {
                 let mut prompt = prepared.beginning();
-                prompt.extend(self.encode(prepared, "prompt", text, control).await?);
+                let most = self.engine.config().max_prompt;
+                let bound = (prompt.len(), most);
+                let text = self.encode(prepared, "prompt", text, control, bound);
+                prompt.extend(text.await?);
                 let after = match suffix {
                     Some(suffix) => {
-                        self.encode(prepared, "suffix", Text::Written(suffix), control)
+                        let (text, bound) = (Text::Written(suffix), (prompt.len(), most));
+                        self.encode(prepared, "suffix", text, control, bound)
                             .await?
                     }
                     None => Vec::new(),
@@ -234,23 +275,23 @@ impl Requests {
         if pieces.len() > MAX_PIECES {
             return Err(bad("it has more than 1024 pieces"));
         }
-        let bytes = pieces.iter().map(|piece| match piece {
-            Piece::Text(text) => text.len(),
-            Piece::Hole(_) => 0,
-        });
-        self.check_bytes(TEMPLATE, bytes.sum())?;
-        let limit = self.engine.config().max_tokens;
+        let (limit, most) = (
+            self.engine.config().max_tokens,
+            self.engine.config().max_prompt,
+        );
         if !pieces.iter().any(|piece| matches!(piece, Piece::Text(_))) {
             return Err(bad("it is nothing but holes"));
         }
         let (mut prompt, mut first, mut after, mut holes) =
             (prepared.beginning(), 0, Vec::new(), 0);
+        let mut given = prompt.len();
         for piece in pieces {
             match piece {
                 Piece::Text(text) => {
-                    let tokens = self
-                        .encode(prepared, TEMPLATE, Text::Written(text), control)
-                        .await?;
+                    let text = Text::Written(text);
+                    let tokens = self.encode(prepared, TEMPLATE, text, control, (given, most));
+                    let tokens = tokens.await?;
+                    given += tokens.len();
                     match first {
                         0 => prompt.extend(tokens),
                         _ => after.extend(tokens.into_iter().map(Some)),

@@ -125,12 +125,14 @@ impl Requests {
     }
 
     async fn admit(&self, ask: Ask) -> Result<Answer, Refusal> {
+        let bytes = ask.given.bytes(self.prompt_bytes)?;
+        engine::check_stops(&ask.stop, &ask.stop_ids)?;
         // A variant that is not there, before what does not fit it.
-        let prepared = self.prepare(ask.mix, ask.deadline).await?;
+        let prepared = self.prepare(ask.mix, bytes, ask.deadline).await?;
         let sampling = ask.choice.over(prepared.target.defaults().clone())?;
         let rename = ask.given.names();
         let laid_out = self.lay_out(&prepared, ask.given, ask.control_tokens);
-        let laid_out = laid_out.await?;
+        let laid_out = within(ask.deadline, laid_out).await??;
         let mix = prepared.target.names().to_vec();
         let payer = prepared.target.payer().to_owned();
         let charge = ask.caller.charge(laid_out.asked())?;
@@ -158,20 +160,25 @@ impl Requests {
     async fn prepare(
         &self,
         mix: Vec<(String, f32)>,
+        bytes: usize,
         deadline: Option<Instant>,
     ) -> Result<PreparedRequest, Refusal> {
-        let place = Arc::new(within(deadline, self.engine.prepare()).await??);
+        let place = within(deadline, self.engine.prepare(bytes)).await??;
         let target = self.engine.resolve(mix)?;
-        Ok(PreparedRequest { place, target })
+        Ok(PreparedRequest::new(place, target))
     }
 
     /// How likely a text is.
     pub async fn score(&self, ask: ScoreAsk) -> Result<engine::Score, Refusal> {
-        let prepared = self.prepare(ask.mix, ask.deadline).await?;
+        let bytes = ask.text.len();
+        given::check_bytes("text", bytes, self.prompt_bytes)?;
+        let prepared = self.prepare(ask.mix, bytes, ask.deadline).await?;
         let mut tokens = prepared.beginning();
-        let given = tokens.len();
-        let text = self.encode(&prepared, "text", Text::Written(ask.text), false);
-        tokens.extend(text.await?);
+        let (given, config) = (tokens.len(), self.engine.config());
+        let bound = (given, config.max_prompt.saturating_add(config.max_tokens));
+        let text = Text::Written(ask.text);
+        let text = self.encode(&prepared, "text", text, false, bound);
+        tokens.extend(within(ask.deadline, text).await??);
         let _charge = ask.caller.charge(0)?;
         let reply = self.engine.score(engine::ScoreRequest {
             mix: prepared.target.into(),

@@ -93,7 +93,7 @@ pub async fn add(
     let (mut addition, body) = (addition.request(name)?, request.into_body());
     // Before the upload, not after it.
     let may = variants.check(&addition).map_err(told);
-    let permit = match may.and_then(|()| upload::reserve(&variants, &body)) {
+    let permit = match may.and_then(|()| upload::reserve(&variants, &caller, &body)) {
         Ok(permit) => permit,
         Err(refused) => {
             if !waits {
@@ -102,7 +102,7 @@ pub async fn add(
             return Err(refused);
         }
     };
-    addition.source = Source::Bytes(upload::receive(&variants, body).await?);
+    addition.source = Source::Spooled(upload::receive(&variants, body).await?);
     let (changes, dry_run) = (variants.changes, addition.dry_run);
     if !wants_events {
         let held = move |_: Progress| {

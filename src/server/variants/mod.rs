@@ -6,8 +6,8 @@ mod upload;
 
 use super::access::Caller;
 use super::changes::Changes;
-use super::choir::Room;
 use super::failure::Failure;
+use super::spool::Room;
 use crate::catalog::{RemoveRequest, VariantInfo};
 use crate::model::Process;
 use axum::Router;
