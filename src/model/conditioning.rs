@@ -169,15 +169,8 @@ impl Line {
         layers.chain(self.norm.vectors()).flatten()
     }
 
-    /// The biases, likewise.
-    pub fn biases(&self) -> impl Iterator<Item = &Vector> {
-        let layers = self.layers.iter();
-        let layers = layers.flat_map(|t| [t.up_bias.as_ref(), t.down_bias.as_ref()]);
-        layers.chain([self.bias.as_ref()]).flatten()
-    }
-
-    /// What no noise level changes.
-    fn constants(&self) -> impl Iterator<Item = &Vector> {
+    /// What no noise level changes, likewise.
+    pub fn constants(&self) -> impl Iterator<Item = &Vector> {
         let layers = self.layers.iter().flat_map(|t| {
             [
                 &t.qkv_bias,

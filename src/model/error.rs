@@ -20,8 +20,6 @@ pub enum Error {
     #[error("{bytes} bytes: {detail}")]
     Memory { bytes: usize, detail: String },
 
-    #[error("{family} networks are served on the host only")]
-    HostOnly { family: &'static str },
     #[error("{what} of {found} is more than {limit}")]
     TooLarge {
         what: &'static str,

@@ -5,6 +5,7 @@ use super::base::BaseWeights;
 use super::batch::{Mix, VariantId};
 use super::conditioning::{Line, line};
 use super::linear::Superposed;
+use super::tables::{Mixed, mixed};
 use super::variant::{Placed, ServedVariant};
 use super::weights::ServedBank;
 use crate::model::error::{Error, Result};
@@ -96,6 +97,11 @@ impl Modulation {
                 ))
             })
             .collect()
+    }
+
+    /// What a mix is in whichever instance that reads its variants from the same banks.
+    pub fn mixed(&self, mix: &Mix) -> Mixed {
+        mixed(&self.numbers, mix)
     }
 
     /// The modulation tables, one line each, of a mix at a noise level.

@@ -5,7 +5,7 @@ use super::base::{BaseWeights, Dense, read};
 use super::denoiser::Denoiser;
 use super::error::{Error, Result};
 use super::facts::NetworkFacts;
-use super::gpu::{GpuBank, GpuBase, GpuDit, GpuTarget, GpuVariant};
+use super::gpu::{GpuBank, GpuBase, GpuNetwork, GpuTarget, GpuVariant};
 use super::host::HostNetwork;
 use super::variant::{Placed, ServedVariant};
 use super::weights::{ServedBank, VariantWeights};
@@ -102,7 +102,7 @@ impl Base {
     /// The same of tensors that `read` gives one after another, in order of name: at no time are all of them there in f32.
     ///
     /// # Errors
-    /// Those of `read`, and on a device for a network that only the host evaluates.
+    /// Those of `read`.
     pub fn load<'a>(
         place: &Place,
         architecture: Architecture,
@@ -159,9 +159,7 @@ impl Base {
     ) -> Result<Bank> {
         Ok(match self {
             Base::Host(_) => Bank::Host(Arc::new(ServedBank::build(form, tensors)?)),
-            Base::Device(base) => {
-                Bank::Device(Arc::new(GpuBank::build(&base.device, form, tensors)?))
-            }
+            Base::Device(base) => Bank::Device(Arc::new(GpuBank::build(base, form, tensors)?)),
         })
     }
 
@@ -229,17 +227,17 @@ impl Base {
                     .iter()
                     .map(|variant| variant.own.host.bytes())
                     .sum();
-                let dit = GpuDit::of(base.clone(), &banks, variants)?;
+                let network = GpuNetwork::of(base.clone(), &banks, variants)?;
                 Instance {
                     variants: Bytes {
                         host,
-                        device: dit.device_variant_bytes(),
+                        device: network.device_variant_bytes(),
                     },
                     tables: Bytes {
                         host: 0,
-                        device: dit.table_bytes(),
+                        device: network.table_bytes(),
                     },
-                    denoiser: Arc::new(dit),
+                    denoiser: Arc::new(network),
                 }
             }
         })

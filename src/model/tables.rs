@@ -29,8 +29,20 @@ impl Source {
     }
 }
 
-/// Sources by number with their weights' bits, and sigma's bits.
-type Key = (Vec<(u64, u32)>, u32);
+/// Sources by number with their weights' bits: what a mix is in whichever instance.
+pub type Mixed = Vec<(u64, u32)>;
+
+/// A mix of variants with these `numbers`. One that is not there has number 0, which none has.
+pub fn mixed(numbers: &[u64], mix: &Mix) -> Mixed {
+    let number = |variant: u32| numbers.get(variant as usize).copied().unwrap_or_default();
+    let parts = mix.0.iter();
+    parts
+        .map(|(variant, weight)| (number(variant.0), weight.to_bits()))
+        .collect()
+}
+
+/// With sigma's bits.
+type Key = (Mixed, u32);
 
 #[derive(Debug, Default)]
 struct CachedTables {
@@ -129,13 +141,7 @@ impl TableCache {
         sigma: f32,
         make: impl FnOnce() -> Result<Line, E>,
     ) -> Result<Arc<Line>, E> {
-        // A variant that is not there has number 0, which none has: `make` says so.
-        let number = |variant: u32| numbers.get(variant as usize).copied().unwrap_or_default();
-        let parts = mix
-            .0
-            .iter()
-            .map(|(variant, weight)| (number(variant.0), weight.to_bits()));
-        let key: Key = (parts.collect(), sigma.to_bits());
+        let key: Key = (mixed(numbers, mix), sigma.to_bits()); // `make` says where one is not there
         let mut cached = self.kept();
         cached.clock += 1;
         let used = cached.clock;

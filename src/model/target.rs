@@ -3,6 +3,7 @@
 use crate::model::error::Result;
 use crate::ops::gpu::{Buffer, Dtype, GpuDevice};
 use half::bf16;
+use rayon::prelude::*;
 use std::sync::Arc;
 
 /// Rows that a dense matrix really has: cuBLAS is at its best with multiples of this many.
@@ -32,7 +33,7 @@ impl GpuTarget {
         match self.dtype {
             Dtype::F32 => matrix.data.write(0, data)?,
             Dtype::Bf16 => {
-                let rounded: Vec<bf16> = data.iter().map(|&value| bf16::from_f32(value)).collect();
+                let rounded: Vec<bf16> = data.par_iter().map(|&x| bf16::from_f32(x)).collect();
                 matrix.data.write(0, &rounded)?;
             }
         }

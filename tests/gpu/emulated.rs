@@ -7,11 +7,11 @@ mod libraries;
 
 use std::alloc::Layout;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Instant;
 
-use choir::ops::gpu::{Dtype, Fault, Gemm, GpuDevice, Graph, Launch, Result};
+use choir::ops::gpu::{Dtype, Fault, Gemm, GpuDevice, Graph, Launch, Result, recorded};
 use half::bf16;
 use libraries::Libraries;
 use rayon::prelude::*;
@@ -43,6 +43,10 @@ pub struct Emulated {
     allocations: Mutex<BTreeMap<u64, usize>>,
     /// While it records.
     recording: Mutex<Option<Vec<Recorded>>>,
+    /// Recordings made so far.
+    recordings: AtomicUsize,
+    /// Whether something was asked for since somebody waited for all of it.
+    pending: AtomicBool,
     own: Weak<Self>,
 }
 
@@ -105,6 +109,8 @@ impl Emulated {
                 used: AtomicUsize::new(0),
                 allocations: Mutex::default(),
                 recording: Mutex::default(),
+                recordings: AtomicUsize::default(),
+                pending: AtomicBool::default(),
                 own: own.clone(),
             })
         })
@@ -113,6 +119,15 @@ impl Emulated {
     /// Bytes that are allocated now.
     pub fn allocated(&self) -> usize {
         self.used.load(Ordering::SeqCst)
+    }
+
+    pub fn recordings(&self) -> usize {
+        self.recordings.load(Ordering::SeqCst)
+    }
+
+    /// Whether what was asked for may still run: on a card nobody knows yet whether it fails.
+    pub fn pending(&self) -> bool {
+        self.pending.load(Ordering::SeqCst)
     }
 
     fn layout(bytes: usize) -> Layout {
@@ -249,6 +264,7 @@ impl GpuDevice for Emulated {
         self.check("download", from, data.len())?;
         // SAFETY: checked above.
         unsafe { std::ptr::copy_nonoverlapping(from as *const u8, data.as_mut_ptr(), data.len()) };
+        self.pending.store(false, Ordering::SeqCst);
         Ok(())
     }
 
@@ -283,6 +299,7 @@ impl GpuDevice for Emulated {
         }) {
             return Ok(());
         }
+        self.pending.store(true, Ordering::SeqCst);
         let kernel = Libraries::get()
             .unwrap()
             .find(launch.kernel)
@@ -361,14 +378,16 @@ impl GpuDevice for Emulated {
 
     fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Option<Box<dyn Graph>>> {
         *self.recording.lock().unwrap() = Some(Vec::new());
-        let worked = work();
-        let calls = self.recording.lock().unwrap().take().unwrap_or_default();
-        worked?;
+        let end = || Ok(self.recording.lock().unwrap().take().unwrap_or_default());
+        let calls = recorded(work, end)?;
+        self.recordings.fetch_add(1, Ordering::SeqCst);
         let machine = self.own.upgrade().unwrap();
         Ok(Some(Box::new(Recording { machine, calls })))
     }
 
     fn synchronise(&self) -> Result<()> {
+        self.at_once("synchronise")?;
+        self.pending.store(false, Ordering::SeqCst);
         Ok(())
     }
 

@@ -1,10 +1,13 @@
 //! Kernels on the host: their own source, compiled by a C++ compiler as [`emulated`] tells, against plain computations.
 
 mod attention;
+mod decoders;
 mod draws;
 mod emulated;
 #[path = "../fixtures/mod.rs"]
 mod fixtures;
+mod grids;
+mod heads;
 mod network;
 mod own;
 mod pointwise;
@@ -12,6 +15,7 @@ mod probe;
 mod product;
 mod products;
 mod rig;
+mod room;
 mod superposition;
 mod tiles;
 mod train;

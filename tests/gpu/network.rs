@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use choir::model::gpu::{GpuBank, GpuBase, GpuDit, GpuTarget, GpuVariant};
+use choir::model::gpu::{GpuBank, GpuBase, GpuNetwork, GpuTarget, GpuVariant};
 use choir::model::variant::Placed;
 use choir::model::{
     BaseWeights, Batch, Denoiser, HostNetwork, Mix, Segment, ServedBank, VariantId, VariantWeights,
@@ -44,7 +44,7 @@ fn on_device(
     case: &Case,
     count: usize,
     form: Quantisation,
-) -> GpuDit {
+) -> GpuNetwork {
     device_with(gpu, dtype, case, variants(case, count), form)
 }
 
@@ -54,18 +54,13 @@ fn device_with(
     case: &Case,
     (banks, variants): (Vec<Matrices>, Vec<VariantWeights>),
     form: Quantisation,
-) -> GpuDit {
+) -> GpuNetwork {
     let gpu = gpu.clone();
     let device = GpuTarget { gpu, dtype };
-    let bank = |matrices| Arc::new(GpuBank::build(&device, form, matrices).unwrap());
+    let base = GpuBase::new(device, case.config.architecture().unwrap(), &case.weights).unwrap();
+    let bank = |matrices| Arc::new(GpuBank::build(&base, form, matrices).unwrap());
     let banks: Vec<_> = banks.into_iter().map(bank).collect();
-    let base = GpuBase::new(
-        device.clone(),
-        case.config.architecture().unwrap(),
-        &case.weights,
-    )
-    .unwrap();
-    GpuDit::new(Arc::new(base), &banks, variants).unwrap()
+    GpuNetwork::new(Arc::new(base), &banks, variants).unwrap()
 }
 
 #[test]
@@ -282,17 +277,25 @@ fn variants_keep_their_slots_while_others_come_and_go() {
     let (banks, weights) = variants(&case, 18);
     let (gpu, dtype) = (rig.gpu.clone(), Dtype::F32);
     let device = GpuTarget { gpu, dtype };
-    let banks: Vec<_> = (banks.into_iter())
-        .map(|matrices| Arc::new(GpuBank::build(&device, Quantisation::Q4K, matrices).unwrap()))
-        .collect();
-    let base =
-        Arc::new(GpuBase::new(device, case.config.architecture().unwrap(), &case.weights).unwrap());
+    let new_base = || {
+        let architecture = case.config.architecture().unwrap();
+        Arc::new(GpuBase::new(device.clone(), architecture, &case.weights).unwrap())
+    };
+    let of_base = |base: &GpuBase| -> Vec<Arc<GpuBank>> {
+        let build = |matrices: &Matrices| GpuBank::build(base, Quantisation::Q4K, matrices.clone());
+        banks
+            .iter()
+            .map(|one| Arc::new(build(one).unwrap()))
+            .collect()
+    };
+    let base = new_base();
+    let banks_here = of_base(&base);
     let make = |index: usize| Placed {
         own: Arc::new(GpuVariant::new(&base, &weights[index]).unwrap()),
         banks: weights[index].banks.clone(),
     };
     let (shape, ids) = case.ids("a.len8.input_ids");
-    let answer = |network: &GpuDit, variant: u32| {
+    let answer = |network: &GpuNetwork, variant: u32| {
         let mix = Mix::single(VariantId(variant));
         let segments = vec![Segment {
             mix,
@@ -305,16 +308,12 @@ fn variants_keep_their_slots_while_others_come_and_go() {
             .data
     };
     let instance = |variants: &[Placed<GpuVariant>]| {
-        GpuDit::of(base.clone(), &banks, variants.to_vec()).unwrap()
+        GpuNetwork::of(base.clone(), &banks_here, variants.to_vec()).unwrap()
     };
     let alone = |index: usize| {
-        let base = GpuBase::new(
-            base.device.clone(),
-            case.config.architecture().unwrap(),
-            &case.weights,
-        )
-        .unwrap();
-        GpuDit::new(Arc::new(base), &banks, vec![weights[index].clone()]).unwrap()
+        let base = new_base();
+        let banks = of_base(&base);
+        GpuNetwork::new(base, &banks, vec![weights[index].clone()]).unwrap()
     };
 
     let few: Vec<_> = (0..3).map(make).collect();
@@ -328,11 +327,11 @@ fn variants_keep_their_slots_while_others_come_and_go() {
             "variant {variant}"
         );
     }
-    let freed = many[16].own.slot;
+    let freed = many[16].own.slot.number;
     drop((after, many));
     let last = make(17);
     assert!(
-        freed >= 3 && last.own.slot >= 3,
+        freed > 3 && last.own.slot.number > 3,
         "slots of living variants are not given away"
     );
     let next = instance(&[few[1].clone(), last]);

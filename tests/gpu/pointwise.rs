@@ -1,16 +1,18 @@
 //! Norms, gates, activations and rotations.
 
 use choir::ops::gpu::pointwise::{
-    Angles, BiasGelu, GateResidual, NONE, NormModulate, RotaryLaunch, Tables,
+    Angles, BiasGelu, GateResidual, NONE, NormFacts, NormModulate, RotaryLaunch, SwiGlu, Tables,
 };
 use choir::ops::gpu::{Buffer, Dtype};
 use choir::ops::math;
+use choir::ops::norm::Norm;
 use choir::rng::Stream;
 use half::bf16;
 
 use crate::rig::{Number, Rig, normals, stream};
 
-const EPSILON: f64 = 1e-5;
+/// Of either kind; the last is far from the usual ones.
+const NORMS: [Norm; 3] = [Norm::DIT, Norm::Rms { eps: 1e-6 }, Norm::Rms { eps: 0.1 }];
 
 /// Slots of four vectors each, and rows that pick among them.
 pub struct Slots {
@@ -63,19 +65,24 @@ impl Slots {
 }
 
 /// The largest error of a number of that size: of f32 sums, and of the rounding.
-fn close<T: Number>(found: T, expected: f64) -> bool {
+pub fn close<T: Number>(found: T, expected: f64) -> bool {
     let unit = if T::DTYPE == Dtype::F32 { 2e-6 } else { 0.0041 };
     (f64::from(found.wide()) - expected).abs() <= unit * expected.abs() + 4e-6
 }
 
 /// In f64.
-fn norm(row: &[f64], gain: &[f32], shift: &[f32]) -> Vec<f64> {
-    let mean = row.iter().sum::<f64>() / row.len() as f64;
+pub fn norm(norm: Norm, row: &[f64], gain: &[f32], shift: Option<&[f32]>) -> Vec<f64> {
+    let (mean, eps) = match norm {
+        Norm::Layer { eps } => (row.iter().sum::<f64>() / row.len() as f64, eps),
+        Norm::Rms { eps } => (0.0, eps),
+    };
     let variance = row.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / row.len() as f64;
-    let normed = row.iter().map(|x| (x - mean) / (variance + EPSILON).sqrt());
-    normed
-        .zip(gain.iter().zip(shift))
-        .map(|(x, (&gain, &shift))| x * f64::from(gain) + f64::from(shift))
+    let normed = row
+        .iter()
+        .map(|x| (x - mean) / (variance + f64::from(eps)).sqrt());
+    let shift = |at: usize| shift.map_or(0.0, |shift| f64::from(shift[at]));
+    (normed.zip(gain).enumerate())
+        .map(|(at, (x, &gain))| x * f64::from(gain) + shift(at))
         .collect()
 }
 
@@ -83,22 +90,21 @@ fn wide(row: &[f32]) -> Vec<f64> {
     row.iter().map(|&x| f64::from(x)).collect()
 }
 
-fn check_norm<T: Number>(rig: &Rig, width: usize) {
+fn check_norm<T: Number>(rig: &Rig, width: usize, of: Norm) {
     let (rows, picks) = (5, [4u32, 0, NONE, 2, 2]);
     let mut random = stream("norm");
     let slots = Slots::new(&mut random, rows, width);
     let (tables, _buffers) = slots.upload(rig);
     let x: Vec<f32> = normals(&mut random, rows * width);
     let (x_at, picks_at) = (rig.buffer(&x), rig.buffer(&picks));
-    for picked in [false, true] {
+    for (picked, shift) in [(false, 2 * width as u32), (true, NONE)] {
         let out = rig.empty(rows * width * T::DTYPE.size());
         let args = NormModulate {
             x: x_at.address(),
             out: out.address(),
             rows: if picked { picks_at.address() } else { 0 },
             tables,
-            gain: width as u32,
-            shift: 2 * width as u32,
+            norm: NormFacts::new(of, width as u32, shift),
             width: width as u32,
             unused: 0,
         };
@@ -116,9 +122,10 @@ fn check_norm<T: Number>(rig: &Rig, width: usize) {
             }
             let source = source as usize;
             let expected = norm(
+                of,
                 &wide(&x[source * width..][..width]),
                 slots.line(source, 1),
-                slots.line(source, 2),
+                (shift != NONE).then(|| slots.line(source, 2)),
             );
             for (&found, expected) in out.iter().zip(expected) {
                 assert!(
@@ -130,7 +137,7 @@ fn check_norm<T: Number>(rig: &Rig, width: usize) {
     }
 }
 
-fn check_gate<T: Number, Y: Number>(rig: &Rig, width: usize) {
+fn check_gate<T: Number, Y: Number>(rig: &Rig, width: usize, of: Norm) {
     let rows = 4;
     let mut random = stream("gate");
     let slots = Slots::new(&mut random, rows, width);
@@ -139,11 +146,12 @@ fn check_gate<T: Number, Y: Number>(rig: &Rig, width: usize) {
         normals(&mut random, rows * width),
         normals(&mut random, rows * width),
     );
-    for (bias, gain) in [
-        (NONE, NONE),
-        (3 * width as u32, NONE),
-        (NONE, width as u32),
-        (3 * width as u32, width as u32),
+    for (gate, bias, gain) in [
+        (0, NONE, NONE),
+        (0, 3 * width as u32, NONE),
+        (0, NONE, width as u32),
+        (NONE, NONE, width as u32),
+        (0, 3 * width as u32, width as u32),
     ] {
         let (x_at, y_at) = (rig.buffer(&x), rig.buffer(&y));
         let out = rig.buffer(&vec![T::of(7.0); rows * width]);
@@ -152,10 +160,9 @@ fn check_gate<T: Number, Y: Number>(rig: &Rig, width: usize) {
             y: y_at.address(),
             out: out.address(),
             tables,
-            gate: 0,
+            norm: NormFacts::new(of, gain, 2 * width as u32),
+            gate,
             bias,
-            gain,
-            shift: 2 * width as u32,
             width: width as u32,
             unused: 0,
         };
@@ -165,21 +172,27 @@ fn check_gate<T: Number, Y: Number>(rig: &Rig, width: usize) {
             out.read::<T>(0, rows * width).unwrap(),
         );
         for row in 0..rows {
-            let of = row * width..(row + 1) * width;
+            let at = row * width..(row + 1) * width;
             let expected: Vec<f32> = (0..width)
                 .map(|i| {
-                    let y = y[of.start + i].wide();
+                    let y = y[at.start + i].wide();
                     let y = if bias == NONE {
                         y
                     } else {
                         y + slots.bias(row, 3)[i]
                     };
-                    y.mul_add(slots.line(row, 0)[i], x[of.start + i])
+                    let gate = if gate == NONE {
+                        1.0
+                    } else {
+                        slots.line(row, 0)[i]
+                    };
+                    y.mul_add(gate, x[at.start + i])
                 })
                 .collect();
-            assert_eq!(found[of.clone()], expected);
-            let normed = norm(&wide(&expected), slots.line(row, 1), slots.line(row, 2));
-            for (&found, expected) in out[of].iter().zip(normed) {
+            assert_eq!(found[at.clone()], expected);
+            let shift = Some(slots.line(row, 2));
+            let normed = norm(of, &wide(&expected), slots.line(row, 1), shift);
+            for (&found, expected) in out[at].iter().zip(normed) {
                 assert!(
                     if gain == NONE {
                         found == T::of(7.0)
@@ -222,15 +235,41 @@ fn check_gelu<T: Number, Y: Number>(rig: &Rig, width: usize) {
     }
 }
 
+fn check_swiglu<T: Number, Y: Number>(rig: &Rig, width: usize) {
+    let rows = 3;
+    let mut random = stream("swiglu");
+    let y: Vec<Y> = normals(&mut random, rows * 2 * width);
+    let (y_at, out) = (rig.buffer(&y), rig.empty(rows * width * T::DTYPE.size()));
+    let args = SwiGlu {
+        y: y_at.address(),
+        out: out.address(),
+        width: width as u32,
+        unused: 0,
+    };
+    args.launch(rig.gpu(), T::DTYPE, Y::DTYPE, rows).unwrap();
+    let found = out.read::<T>(0, rows * width).unwrap();
+    for (at, found) in found.into_iter().enumerate() {
+        let row = &y[at / width * 2 * width..];
+        let (gate, up) = (row[at % width].wide(), row[at % width + width].wide());
+        let expected = gate / (1.0 + math::exp(-gate)) * up;
+        assert_eq!(found, T::of(expected), "of {gate} and {up}");
+    }
+}
+
 #[test]
 fn norms_gates_and_activations_are_their_definitions() {
     for rig in Rig::all() {
         for width in [1, 40, 256, 768, 1030] {
-            check_norm::<f32>(&rig, width);
-            check_norm::<bf16>(&rig, width);
-            check_gate::<f32, f32>(&rig, width);
-            check_gate::<bf16, f32>(&rig, width);
-            check_gate::<bf16, bf16>(&rig, width);
+            for of in NORMS {
+                check_norm::<f32>(&rig, width, of);
+                check_norm::<bf16>(&rig, width, of);
+                check_gate::<f32, f32>(&rig, width, of);
+                check_gate::<bf16, f32>(&rig, width, of);
+                check_gate::<bf16, bf16>(&rig, width, of);
+            }
+            check_swiglu::<f32, f32>(&rig, width);
+            check_swiglu::<bf16, f32>(&rig, width);
+            check_swiglu::<bf16, bf16>(&rig, width);
             check_gelu::<f32, f32>(&rig, width);
             check_gelu::<bf16, f32>(&rig, width);
             check_gelu::<bf16, bf16>(&rig, width);

@@ -377,3 +377,24 @@ fn bf16_products_and_sums_round_once() {
         assert_eq!(found, expected, "{a} * {b} + {c}");
     }
 }
+
+#[test]
+fn a_panic_while_recording_leaves_nothing_recording() {
+    for rig in Rig::all() {
+        let buffer = rig.empty(16);
+        let mut panics = || panic!("within a recording");
+        let record = || rig.gpu.record(&mut panics);
+        let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(record));
+        assert!(caught.is_err());
+        // Neither waits for a replay, nor is refused.
+        buffer.write(0, &[7u8; 16]).unwrap();
+        rig.gpu.clear(buffer.address(), 8).unwrap();
+        let expected = [[0u8; 8], [7; 8]].concat();
+        assert_eq!(buffer.read::<u8>(0, 16).unwrap(), expected);
+        let mut clear = || rig.gpu.clear(buffer.address() + 8, 8);
+        if let Some(graph) = rig.gpu.record(&mut clear).unwrap() {
+            graph.replay().unwrap();
+        }
+        assert_eq!(buffer.read::<u8>(0, 16).unwrap(), [0; 16]);
+    }
+}

@@ -2,7 +2,7 @@
 
 use choir::ops::gpu::pointwise::NONE;
 use choir::ops::gpu::products::{
-    BankGemm, GatherEmbedding, Group, PartFacts, SignIn, SignOut, Split, TIERS,
+    BankGemm, GatherEmbedding, Group, PartFacts, SignIn, SignOut, Split, TIERS, TILES,
 };
 use half::bf16;
 
@@ -312,7 +312,7 @@ fn embeddings_are_gathered_with_their_variants() {
                     .unwrap(),
                 variant: random.below(4) as u32,
                 weight: random.uniform() as f32,
-                bank: random.below(2) as u32,
+                bank: random.below(2) as u32 | if tiled { TILES } else { 0 },
             })
             .collect();
         let out = rig.empty(rows * width * 4);
@@ -338,8 +338,6 @@ fn embeddings_are_gathered_with_their_variants() {
             outputs: outputs.address(),
             vocab: vocab as u32,
             width: width as u32,
-            tiles: tiled.into(),
-            unused: 0,
         };
         args.launch(rig.gpu(), T::DTYPE, rows).unwrap();
         let out = out.read::<f32>(0, rows * width).unwrap();
@@ -350,7 +348,8 @@ fn embeddings_are_gathered_with_their_variants() {
                     let token = token as usize;
                     expected = base[token * width + i].wide();
                     for part in &parts[first_part[row] as usize..first_part[row + 1] as usize] {
-                        let (bank, variant) = (part.bank as usize, part.variant as usize);
+                        let (bank, variant) =
+                            ((part.bank & !TILES) as usize, part.variant as usize);
                         let s = if tiled {
                             tiles[bank].weight(token, i)
                         } else {

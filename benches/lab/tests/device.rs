@@ -1,6 +1,7 @@
 //! `choir-lab bench gpu` on kernels that the host runs. Every part of the bench on a tiny scale: what it measures here means nothing, but all of it has run.
 
 #[path = "../../../tests/gpu/emulated.rs"]
+#[allow(dead_code, reason = "tests of kernels use all of it")]
 mod emulated;
 #[path = "../../../tests/gpu/rig.rs"]
 #[allow(
@@ -11,9 +12,10 @@ mod emulated;
 )]
 mod rig;
 
-use choir::model::DitConfig;
+use choir::model::{Architecture, DitConfig};
 use choir_lab::bench::gpu::{KernelBench, Sizes, measure};
 use clap::ValueEnum;
+use serde_json::json;
 
 use rig::Rig;
 
@@ -28,6 +30,12 @@ fn tiny() -> Sizes {
         n_heads: 1,
         ..full.small.clone()
     };
+    let decoder = json!({
+        "model_type": "sdar", "vocab_size": 70, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 32, "intermediate_size": 96, "rms_norm_eps": 1e-6, "rope_theta": 1e6,
+        "max_position_embeddings": 64, "mask_token_id": 69, "block_size": 4,
+    });
+    let decoder = Architecture::read(decoder.to_string().as_bytes()).unwrap();
     Sizes {
         copy: 1 << 12,
         cold: 20_000,
@@ -38,6 +46,7 @@ fn tiny() -> Sizes {
         sampling: vec![[3, 70]],
         small: tiny.clone(),
         large: tiny,
+        decoders: vec![("tiny".to_owned(), decoder)],
         cached: 16,
         tokens: 20,
         sequences: vec![1, 2],

@@ -1,20 +1,20 @@
-//! A layer of a step of few rows: what follows a product goes into its launch.
+//! A layer of a step of few rows, where it is as the DiT's: what follows a product goes into its launch.
 //!
 //! What banks give goes through the same nonlinearities as the base's product, so it is there first, and the product adds it.
 
 use super::linear::GpuLinear;
-use super::network::DeviceStep;
-use super::slots::Vector;
+use super::network::{DeviceStep, plain_heads};
 use super::work::logits_pitch;
-use super::{GpuDit, GpuLayer};
+use super::{GpuLayer, GpuNetwork};
+use crate::model::architecture::Mlp;
 use crate::ops::gpu::pointwise::NONE;
 use crate::ops::gpu::product::{After, Product};
 use crate::ops::gpu::{Dtype, Fault};
 
-impl GpuDit {
+impl GpuNetwork {
     /// Whether there is a kernel for a product of so many rows. What dense banks give is not kept apart.
     fn fuses(&self, step: &DeviceStep, linear: &GpuLinear, (after, rows): (After, usize)) -> bool {
-        let dense = !linear.variants.tiled && !step.places.lists[linear.list].is_empty();
+        let dense = !step.places.lists[linear.list].dense.is_empty();
         let takes = after.takes(rows, linear.base.out, linear.base.input);
         self.base.device.dtype == Dtype::Bf16 && takes && !dense
     }
@@ -25,13 +25,14 @@ impl GpuDit {
             let attention = takes(&l.qkv, After::Rope) && takes(&l.out, After::Residual);
             attention && takes(&l.up, After::Gelu) && takes(&l.down, After::Residual)
         };
-        self.base
-            .host
-            .architecture
-            .attention()
-            .head_dim
-            .is_multiple_of(16)
-            && self.layers.iter().all(layer)
+        let architecture = &self.base.host.architecture;
+        let kernels = architecture.layers.iter().all(|layer| {
+            let heads = plain_heads(&layer.attention);
+            heads && matches!(layer.mlp, Mlp::Gelu { .. })
+        });
+        let modulated = architecture.conditioning.is_some();
+        let dim = architecture.attention().head_dim;
+        kernels && modulated && dim.is_multiple_of(16) && self.layers.iter().all(layer)
     }
 
     pub(super) fn fuses_head(&self, step: &DeviceStep) -> bool {
@@ -51,7 +52,7 @@ impl GpuDit {
             step.waves(linear),
             linear.base.out as u32,
         );
-        let bare = waves.banks.is_empty() && waves.own.is_empty();
+        let bare = waves.is_empty();
         let product = of(Product {
             w: linear.base.data.address(),
             x,
@@ -71,13 +72,13 @@ impl GpuDit {
         });
         let banked = (x, product.banked, product.pitch as usize);
         // What variants keep by themselves is added to what is there: to zeros, where that may be nothing.
-        let writes = waves.own.is_empty();
+        let writes = waves.of.own.is_empty();
         if !writes {
             let bytes = rows * product.pitch as usize * size_of::<f32>();
             device.gpu.clear(product.banked, bytes)?;
         }
-        linear.banks(device, banked, (waves.banks, writes), step.work.scratch)?;
-        linear.own(device, banked, waves.own, step.work.scratch)?;
+        linear.tiled(device, banked, (waves, writes), step.work.scratch)?;
+        linear.own(device, banked, waves, step.work.scratch)?;
         product.launch(&*device.gpu, after)
     }
 
@@ -87,9 +88,12 @@ impl GpuDit {
         number: usize,
         layer: &GpuLayer,
     ) -> Result<(), Fault> {
-        let (rows, work, offsets) = (step.shape.rows, step.work, &step.slots.offsets);
-        let line = |vector| offsets.line(number, vector);
-        self.norm(step, work.h, (line(Vector::Gain1), line(Vector::Shift1)))?;
+        let (rows, work, at) = (
+            step.shape.rows,
+            step.work,
+            &step.slots.offsets.layers[number],
+        );
+        self.norm(step, work.h, self.norm1(step, number))?;
         self.fused(step, &layer.qkv, After::Rope, (work.h, rows), |product| {
             Product {
                 rotary: self.rotary(step, number),
@@ -104,17 +108,17 @@ impl GpuDit {
             (work.h, rows),
             |product| Product {
                 y: work.x,
-                gate: line(Vector::Gate1),
+                gate: at.gate1,
                 ..product
             },
         )?;
         // Queries are done with, and as wide.
         let normed = work.q;
-        self.norm(step, normed, (line(Vector::Gain2), line(Vector::Shift2)))?;
+        self.norm(step, normed, self.norm2(step, number))?;
         self.fused(step, &layer.up, After::Gelu, (normed, rows), |product| {
             Product {
                 y: work.h,
-                bias: offsets.bias0(number),
+                bias: at.up_bias,
                 ..product
             }
         })?;
@@ -125,8 +129,8 @@ impl GpuDit {
             (work.h, rows),
             |product| Product {
                 y: work.x,
-                gate: line(Vector::Gate2),
-                bias: offsets.bias2(number),
+                gate: at.gate2,
+                bias: at.down_bias,
                 ..product
             },
         )

@@ -1,8 +1,9 @@
 //! A matrix of the base and of every variant on a device: see [`crate::model::linear`] for the mathematics.
 
-use super::pack::Wave;
-use super::variant::{GpuVariant, MatrixSlots};
-use super::weights::{GpuBank, GpuBase};
+use super::parts::{Placement, Sources, Wave};
+use super::room::MatrixAddresses;
+use super::variant::GpuVariant;
+use super::weights::GpuBank;
 use crate::model::batch::Mix;
 use crate::model::error::{Error, Result};
 use crate::model::target::{GpuTarget, Matrix, padded};
@@ -11,153 +12,96 @@ use crate::ops::gpu::own::{EmbedOwn, GpuOwn, OwnFacts, OwnProduct, RetrieveOwn};
 use crate::ops::gpu::products::{BankGemm, SignIn, SignOut};
 use crate::ops::gpu::superposition::Retrieve;
 use crate::ops::gpu::{Buffer, Dtype, Fault, Gemm, GpuDevice};
+use std::collections::BTreeMap;
 use std::sync::Arc;
-
-/// For every variant, its slot and the index of the bank it lies in among a matrix's banks.
-pub type Placement = Vec<Option<(u32, u32)>>;
 
 /// What the variants have of one matrix.
 #[derive(Debug)]
 pub struct GpuSuperposed {
-    pub banks: Vec<Arc<Matrix>>,
-    pub tiled: bool,
-    pub placement: Placement,
-    /// Addresses of the banks, u64.
-    pub addresses: Buffer,
-    /// The variants' keys and gains; none without variants.
-    slots: Option<Arc<MatrixSlots>>,
+    name: String,
+    /// By their slots, with whether they are in tiles.
+    banks: BTreeMap<u32, (Arc<Matrix>, bool)>,
+    pub placement: Sources<Placement>,
     /// What each variant keeps by itself.
     own: Vec<Option<Arc<GpuOwn>>>,
-    /// The same as kernels see it, [variants].
-    own_facts: Buffer,
 }
 
 impl GpuSuperposed {
     /// Tensor `name` [out, input] of `variants`, whose [`VariantId`] is their index, in those of `banks` that hold it.
     pub fn of(
-        base: &GpuBase,
         (name, out, input): (&str, usize, usize),
         banks: &[Arc<GpuBank>],
         variants: &[Placed<GpuVariant>],
     ) -> Result<Self> {
-        let holding: Vec<usize> = (0..banks.len())
-            .filter(|&b| banks[b].matrices.contains_key(name))
-            .collect();
-        let mut placement = Vec::with_capacity(variants.len());
-        for (index, variant) in variants.iter().enumerate() {
-            let mut held = variant
-                .banks
-                .iter()
-                .filter_map(|bank| holding.binary_search(bank).ok());
-            if let Some(own) = variant.own.own.get(name)
-                && own.shape() != (out, input)
-            {
-                return Err(Error::HeldShape {
-                    holder: "a variant",
-                    name: name.to_owned(),
-                    shape: (out, input),
-                });
+        let misshapen = |holder| Error::HeldShape {
+            holder,
+            name: name.to_owned(),
+            shape: (out, input),
+        };
+        let mut held = BTreeMap::new();
+        for bank in banks {
+            let Some(matrix) = bank.matrices.get(name) else {
+                continue;
+            };
+            if (matrix.out, matrix.input) != (out, input) {
+                return Err(misshapen("a bank"));
             }
-            placement.push(match (variant.own.has(name), held.next()) {
-                (true, Some(bank)) => Some((variant.own.slot, bank as u32)),
+            held.insert(bank.slot.number, (matrix.clone(), bank.tiled));
+        }
+        let (mut placement, mut own) = (Sources::<Placement>::default(), Vec::new());
+        for (index, variant) in variants.iter().enumerate() {
+            let slot = variant.own.slot.number;
+            let of_banks = variant.banks.iter().filter_map(|&bank| banks.get(bank));
+            let mut homes = of_banks.map(|bank| bank.slot.number);
+            let home = homes.find(|number| held.contains_key(number));
+            let home = match (variant.own.has(name), home) {
                 (true, None) => {
                     return Err(Error::InNoBank {
                         variant: index,
                         name: name.to_owned(),
                     });
                 }
+                (true, Some(bank)) => Some((bank, held[&bank].1)),
                 (false, _) => None,
-            });
+            };
+            let in_bank = |tiles: bool| {
+                home.filter(|home| home.1 == tiles)
+                    .map(|(bank, _)| (slot, bank))
+            };
+            placement.tiled.push(in_bank(true));
+            placement.dense.push(in_bank(false));
+            let kept = variant.own.own.get(name).cloned();
+            if kept
+                .as_ref()
+                .is_some_and(|kept| kept.shape() != (out, input))
+            {
+                return Err(misshapen("a variant"));
+            }
+            placement.own.push(kept.as_ref().map(|_| (slot, slot)));
+            own.push(kept);
         }
-        let banks_of: Vec<Arc<Matrix>> = holding
-            .iter()
-            .map(|&b| banks[b].matrices[name].clone())
-            .collect();
-        if banks_of
-            .iter()
-            .any(|bank| (bank.out, bank.input) != (out, input))
-        {
-            return Err(Error::HeldShape {
-                holder: "a bank",
-                name: name.to_owned(),
-                shape: (out, input),
-            });
-        }
-        let addresses: Vec<u64> = banks_of.iter().map(|bank| bank.data.address()).collect();
-        let tiled = holding.first().is_some_and(|&b| banks[b].tiled);
-        let own: Vec<Option<Arc<GpuOwn>>> = (variants.iter())
-            .map(|variant| variant.own.own.get(name).cloned())
-            .collect();
-        let facts = own
-            .iter()
-            .map(|own| own.as_ref().map_or(OwnFacts::default(), |own| own.facts()));
         Ok(Self {
-            own_facts: Buffer::from(&base.device.gpu, &facts.collect::<Vec<_>>())?,
-            own,
-            tiled,
-            banks: banks_of,
-            slots: base.slots.table(name).filter(|_| !variants.is_empty()),
+            name: name.to_owned(),
+            banks: held,
             placement,
-            addresses: Buffer::from(&base.device.gpu, &addresses)?,
+            own,
         })
     }
 
-    /// Address of [slots][8] u32: keys of the input side's signs.
-    pub fn keys(&self) -> u64 {
-        self.slots.as_ref().map_or(0, |slots| slots.keys.address())
-    }
-
-    /// Address of [slots][out] bf16: c a l.
-    pub fn outputs(&self) -> u64 {
-        self.slots
-            .as_ref()
-            .map_or(0, |slots| slots.outputs.address())
-    }
-
-    /// Variants that keep this matrix by themselves: each is its own bank.
-    pub fn own_placement(&self) -> Placement {
-        let place = |(index, own): (u32, &Option<_>)| own.as_ref().map(|_| (index, index));
-        (0..).zip(&self.own).map(place).collect()
+    /// The tensor.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// The highest rank of what a variant keeps by itself.
     pub fn ranks(&self) -> usize {
-        self.own
-            .iter()
-            .flatten()
-            .map(|own| own.rank())
-            .max()
-            .unwrap_or(0)
+        let ranks = self.own.iter().flatten().map(|own| own.rank());
+        ranks.max().unwrap_or(0)
     }
 
-    /// Bytes of the variants' keys and gains, and of what they keep by themselves.
-    pub fn variant_bytes(&self) -> usize {
-        let bytes = |slots: &Arc<MatrixSlots>| slots.keys.bytes() + slots.outputs.bytes();
-        let own = self.own.iter().flatten().map(|own| own.bytes());
-        own.sum::<usize>() + self.own_facts.bytes() + self.slots.as_ref().map_or(0, bytes)
-    }
-
-    /// x [rows, width] f32 += what the parts' variants keep of the rows of `tokens`, a wave after the other.
-    pub fn embed(
-        &self,
-        gpu: &dyn GpuDevice,
-        (x, tokens): (u64, u64),
-        (vocab, width): (usize, usize),
-        waves: &[Wave],
-    ) -> std::result::Result<(), Fault> {
-        let embed = |wave: &Wave| {
-            EmbedOwn {
-                x,
-                tokens,
-                parts: wave.parts,
-                own: self.own_facts.address(),
-                vocab: vocab as u32,
-                width: width as u32,
-                ..EmbedOwn::default()
-            }
-            .launch(gpu, wave.shape.parts)
-        };
-        waves.iter().try_for_each(embed)
+    /// Bytes of what the variants keep by themselves.
+    pub fn own_bytes(&self) -> usize {
+        self.own.iter().flatten().map(|own| own.bytes()).sum()
     }
 }
 
@@ -165,7 +109,7 @@ impl GpuSuperposed {
 #[derive(Debug)]
 pub struct GpuLinear {
     pub base: Arc<Matrix>,
-    pub variants: GpuSuperposed,
+    pub variants: Arc<GpuSuperposed>,
     /// Which of a step's lists of parts is this matrix's.
     pub list: usize,
 }
@@ -179,13 +123,17 @@ pub struct Scratch {
     pub counters: u64,
 }
 
-/// The parts of a matrix in a step.
+/// The parts of a matrix in a step, and where what they are multiplied with is found.
 #[derive(Clone, Copy, Debug)]
 pub struct Waves<'a> {
-    /// Of banks.
-    pub banks: &'a [Wave],
-    /// Of what variants keep by themselves.
-    pub own: &'a [Wave],
+    pub of: &'a Sources<Vec<Wave>>,
+    pub at: MatrixAddresses,
+}
+
+impl Waves<'_> {
+    pub fn is_empty(&self) -> bool {
+        self.of.by_ref().each().into_iter().all(Vec::is_empty)
+    }
 }
 
 impl GpuLinear {
@@ -211,60 +159,73 @@ impl GpuLinear {
             dtype: device.dtype,
             gives,
         })?;
-        self.banks(device, (x, y, pitch), (waves.banks, false), scratch)?;
-        self.own(device, (x, y, pitch), waves.own, scratch)
+        self.tiled(device, (x, y, pitch), (waves, false), scratch)?;
+        self.dense(device, (x, y, pitch), waves, scratch)?;
+        self.own(device, (x, y, pitch), waves, scratch)
     }
 
-    /// y [rows, pitch] f32 += what banks give for the rows' parts, or = where that is said and banks are tiled: of rows that have
-    /// parts alone.
-    pub fn banks(
+    /// y [rows, pitch] f32 += what banks in tiles give for the rows' parts, or = where that is said: of rows that have parts alone.
+    pub fn tiled(
         &self,
         device: &GpuTarget,
         (x, y, pitch): (u64, u64, usize),
-        (waves, writes): (&[Wave], bool),
+        (waves, writes): (Waves, bool),
         scratch: Scratch,
     ) -> std::result::Result<(), Fault> {
         let (out, input) = (self.base.out, self.base.input);
-        let (gpu, variants) = (&*device.gpu, &self.variants);
-        for (ordinal, wave) in waves.iter().enumerate() {
-            if variants.tiled {
-                if wave.shape.groups == 0 {
-                    continue;
-                }
-                let split = wave.shape.split(gpu.processors(), out, input);
-                BankGemm {
-                    x,
-                    y,
-                    banks: variants.addresses.address(),
-                    parts: wave.parts,
-                    groups: wave.groups,
-                    keys: variants.keys(),
-                    outputs: variants.outputs(),
-                    partial: scratch.partial,
-                    counters: scratch.counters,
-                    out: out as u32,
-                    pitch: pitch as u32,
-                    input: input as u32,
-                    writes: (writes && ordinal == 0).into(),
-                    ..BankGemm::default()
-                }
-                .launch(gpu, device.dtype, split, scratch.rotated)?;
-                continue;
+        let gpu = &*device.gpu;
+        let filled = waves.of.tiled.iter().filter(|wave| wave.shape.groups > 0);
+        for (ordinal, wave) in filled.enumerate() {
+            let split = wave.shape.split(gpu.processors(), out, input);
+            BankGemm {
+                x,
+                y,
+                banks: waves.at.banks,
+                parts: wave.parts,
+                groups: wave.groups,
+                keys: waves.at.keys,
+                outputs: waves.at.outputs,
+                partial: scratch.partial,
+                counters: scratch.counters,
+                out: out as u32,
+                pitch: pitch as u32,
+                input: input as u32,
+                writes: (writes && ordinal == 0).into(),
+                ..BankGemm::default()
             }
-            for (bank, parts) in &wave.dense {
+            .launch(gpu, device.dtype, split, scratch.rotated)?;
+        }
+        Ok(())
+    }
+
+    /// The same of banks in the device's own type, one after the other.
+    fn dense(
+        &self,
+        device: &GpuTarget,
+        (x, y, pitch): (u64, u64, usize),
+        waves: Waves,
+        scratch: Scratch,
+    ) -> std::result::Result<(), Fault> {
+        let (out, input) = (self.base.out, self.base.input);
+        let gpu = &*device.gpu;
+        for wave in &waves.of.dense {
+            for (bank, parts) in &wave.banks {
+                let Some((matrix, _)) = self.variants.banks.get(bank) else {
+                    continue;
+                };
                 let first = wave.parts + 16 * parts.start as u64;
                 SignIn {
                     x,
                     out: scratch.rotated,
                     parts: first,
-                    keys: variants.keys(),
+                    keys: waves.at.keys,
                     input: input as u32,
                     unused: 0,
                 }
                 .launch(gpu, device.dtype, parts.len())?;
                 gpu.gemm(Gemm {
                     x: scratch.rotated,
-                    w: variants.banks[*bank as usize].data.address(),
+                    w: matrix.data.address(),
                     y: scratch.products,
                     rows: parts.len(),
                     out,
@@ -277,7 +238,7 @@ impl GpuLinear {
                     products: scratch.products,
                     y,
                     parts: first,
-                    outputs: variants.outputs(),
+                    outputs: waves.at.outputs,
                     out: out as u32,
                     pitch: pitch as u32,
                 }
@@ -286,22 +247,20 @@ impl GpuLinear {
         }
         Ok(())
     }
-}
 
-impl GpuLinear {
     /// y [rows, pitch] f32 += what variants keep by themselves, for the rows' parts.
     pub fn own(
         &self,
         device: &GpuTarget,
         (x, y, pitch): (u64, u64, usize),
-        waves: &[Wave],
+        waves: Waves,
         scratch: Scratch,
     ) -> std::result::Result<(), Fault> {
         let product = |wave: &Wave| {
             OwnProduct {
                 x,
                 y,
-                own: self.variants.own_facts.address(),
+                own: waves.at.own,
                 parts: wave.parts,
                 part_count: wave.shape.parts,
                 groups: wave.groups,
@@ -316,7 +275,29 @@ impl GpuLinear {
             }
             .launch(&*device.gpu, device.dtype)
         };
-        waves.iter().try_for_each(product)
+        waves.of.own.iter().try_for_each(product)
+    }
+
+    /// x [rows, width] f32 += what the parts' variants keep of the rows of `tokens`, a wave after the other.
+    pub fn embed(
+        &self,
+        gpu: &dyn GpuDevice,
+        (x, tokens): (u64, u64),
+        waves: Waves,
+    ) -> std::result::Result<(), Fault> {
+        let embed = |wave: &Wave| {
+            EmbedOwn {
+                x,
+                tokens,
+                parts: wave.parts,
+                own: waves.at.own,
+                vocab: self.base.out as u32,
+                width: self.base.input as u32,
+                ..EmbedOwn::default()
+            }
+            .launch(gpu, wave.shape.parts)
+        };
+        waves.of.own.iter().try_for_each(embed)
     }
 }
 
@@ -324,20 +305,20 @@ impl GpuLinear {
 pub fn materialise(
     device: &GpuTarget,
     base: &Matrix,
-    variants: &GpuSuperposed,
+    (variants, tables): (&GpuSuperposed, MatrixAddresses),
     mix: &Mix,
 ) -> Result<Matrix> {
     let gpu = &device.gpu;
     let target = device.matrix(base.out, base.input)?;
     let mut source = base.data.address();
     for &(variant, weight) in &mix.0 {
-        let own = variants.own.get(variant.0 as usize);
-        if let Some(Some(_)) = own {
-            let at = variant.0 as usize * size_of::<OwnFacts>();
+        let index = variant.0 as usize;
+        let place = |placement: &Placement| placement.get(index).copied().flatten();
+        if let Some((slot, _)) = place(&variants.placement.own) {
             RetrieveOwn {
                 base: source,
                 target: target.data.address(),
-                own: variants.own_facts.address() + at as u64,
+                own: tables.own + slot as u64 * size_of::<OwnFacts>() as u64,
                 out: base.out as u32,
                 input: base.input as u32,
                 weight,
@@ -347,8 +328,14 @@ pub fn materialise(
             source = target.data.address();
             continue;
         }
-        let Some(&Some((slot, bank))) = variants.placement.get(variant.0 as usize) else {
+        let [tiled, dense] = [&variants.placement.tiled, &variants.placement.dense].map(place);
+        let Some((slot, bank)) = tiled.or(dense) else {
             continue;
+        };
+        let Some((matrix, _)) = variants.banks.get(&bank) else {
+            return Err(Error::NoBank {
+                bank: bank as usize,
+            });
         };
         let (targets, ids, weights) = (
             Buffer::from(gpu, &[target.data.address()])?,
@@ -357,18 +344,18 @@ pub fn materialise(
         );
         Retrieve {
             base: source,
-            bank: variants.banks[bank as usize].data.address(),
+            bank: matrix.data.address(),
             targets: targets.address(),
             variants: ids.address(),
             weights: weights.address(),
-            keys: variants.keys(),
-            outputs: variants.outputs(),
+            keys: tables.keys,
+            outputs: tables.outputs,
             out: base.out as u32,
             input: base.input as u32,
             count: 1,
             unused: 0,
         }
-        .launch(&**gpu, device.dtype, variants.tiled)?;
+        .launch(&**gpu, device.dtype, tiled.is_some())?;
         source = target.data.address();
     }
     if source == base.data.address() {

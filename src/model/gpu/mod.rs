@@ -1,48 +1,52 @@
-//! The DiT on a device: one base, many variants, and the drawing of tokens, in launches that are recorded once for every
-//! shape of batch and replayed.
+//! The executor on a device: evaluates an architecture over a batch, one base and many variants, and draws tokens, in launches that
+//! are recorded once for every shape of batch and replayed.
 //!
 //! The residual stream, products and logits are f32; what products and attention read is of the device's type. Rows of
-//! modulation tables are made on the host, once for every mix and noise level, and kept in slots.
+//! modulation tables are made on the host, once for every mix and noise level, and kept in slots. What is recorded belongs to the
+//! base: instances whose variants lie alike share it.
 
 mod fused;
 mod linear;
 mod network;
 mod pack;
+mod parts;
+mod plan;
+mod room;
 mod slots;
 mod train;
 mod variant;
 pub mod weights;
 mod work;
+mod writer;
 
-use super::architecture::dit::{EMBEDDING, HEAD, layer_products};
+use super::architecture::{Architecture, Role};
 use super::base::BaseWeights;
 use super::batch::{Batch, Logits, Mix, Outcome};
 use super::denoiser::Denoiser;
+use super::error::{Error, Result};
 use super::facts::NetworkFacts;
 use super::kv_cache::KvCache;
 use super::modulation::Modulation;
 pub use super::target::{GpuTarget, Matrix, padded};
 use super::variant::{Placed, homes};
 use super::weights::{ServedBank, VariantWeights};
-use crate::model::error::{Error, Result};
 use crate::ops::categorical::Drawn;
+use crate::ops::gpu::Fault;
 use crate::ops::gpu::attention::MAX_HEAD;
 use crate::ops::gpu::draw::DrawnFacts;
 use crate::ops::gpu::pointwise::MAX_WIDTH;
-use crate::ops::gpu::{Buffer, Fault, Graph};
 use linear::{GpuLinear, GpuSuperposed, materialise};
 use network::{DeviceStep, Pages};
-use pack::{List, Packed, Places, RowSet, Shape};
-use slots::{Offsets, TableSlots};
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use pack::{Packed, Packing, Places};
+use parts::{List, Routing, RowSet};
+use plan::{Addresses, Prepared};
+use room::Held;
+use std::collections::BTreeMap;
+use std::sync::{Arc, MutexGuard, PoisonError};
 pub use train::{GpuTrainable, GpuTrainer};
 pub use variant::GpuVariant;
-pub use weights::{GpuBank, GpuBase, on_device};
-use work::{Pieces, StepMemory};
-
-/// Shapes of batches that are remembered.
-const PLANS: usize = 128;
+pub use weights::{GpuBank, GpuBase};
+use work::Needs;
 
 #[derive(Debug)]
 struct GpuLayer {
@@ -52,37 +56,25 @@ struct GpuLayer {
     down: GpuLinear,
 }
 
+impl GpuLayer {
+    fn linears(&self) -> [&GpuLinear; 4] {
+        [&self.qkv, &self.out, &self.up, &self.down]
+    }
+}
+
 /// One generation's model instance on a device.
-pub struct GpuDit {
+pub struct GpuNetwork {
     base: Arc<GpuBase>,
     modulation: Modulation,
     embedding: GpuLinear,
     layers: Vec<GpuLayer>,
+    /// The embedding's matrix where it is tied.
     head: GpuLinear,
     lists: Vec<List>,
+    routing: Arc<Routing>,
     /// They keep their slots.
     _variants: Vec<Placed<GpuVariant>>,
-    /// Of the rotary embedding, [head_dim / 2] f64.
-    frequencies: Buffer,
-    state: Mutex<State>,
-}
-
-struct State {
-    work: StepMemory,
-    slots: TableSlots,
-    /// What steps were recorded with: the cache, the slots, the memory they work in.
-    addresses: Option<(Pages, (u64, u64), Pieces)>,
-    plans: HashMap<Shape, Recording>,
-    /// What batches are packed into.
-    memory: Vec<u8>,
-}
-
-/// A shape of batch that was seen before.
-struct Recording {
-    /// What batches of this shape are copied to.
-    memory: Buffer,
-    graph: Option<Box<dyn Graph>>,
-    seen: u64,
+    _banks: Vec<Arc<GpuBank>>,
 }
 
 /// What kernels hold of a row and of a head has its limits.
@@ -99,7 +91,7 @@ fn check_widths(head: usize, hidden: usize) -> Result<()> {
 /// one of sixty-four 14.
 const SMALL: usize = 1024;
 
-impl GpuDit {
+impl GpuNetwork {
     /// An instance of `base` with `variants`, whose [`VariantId`](super::batch::VariantId) is their index, read from `banks`.
     pub fn new(
         base: Arc<GpuBase>,
@@ -113,74 +105,71 @@ impl GpuDit {
             })
         };
         let variants = variants.into_iter().map(place).collect::<Result<_>>()?;
-        GpuDit::of(base, banks, variants)
+        GpuNetwork::of(base, banks, variants)
     }
 
-    /// As [`GpuDit::new`], of variants that other instances may share.
+    /// As [`GpuNetwork::new`], of variants that other instances may share. Takes the memory that steps as large as those so far
+    /// need for them.
+    ///
+    /// # Errors
+    /// Where a bank or a variant does not fit, and where there is no such memory; what other instances have stays as it is.
     pub fn of(
         base: Arc<GpuBase>,
         banks: &[Arc<GpuBank>],
         variants: Vec<Placed<GpuVariant>>,
     ) -> Result<Self> {
-        let (config, device) = (&base.host.architecture, &base.device);
-        check_widths(config.attention().head_dim, config.hidden)?;
+        let architecture = &base.host.architecture;
+        check_widths(architecture.attention().head_dim, architecture.hidden)?;
+        let slots = banks.iter().map(|bank| &bank.slot);
+        let mut slots = slots.chain(variants.iter().map(|variant| &variant.own.slot));
+        let held = base.room.hold();
+        if !slots.all(|slot| held.tables.has(slot)) {
+            return Err(Error::Elsewhere);
+        }
+        drop(held);
         let mut lists: Vec<List> = Vec::new();
-        let mut linear = |name: &str, rows: RowSet| -> Result<GpuLinear> {
+        let mut linear = |role: Role, layer: Option<usize>, rows: RowSet| -> Result<GpuLinear> {
+            let name = name(architecture, role, layer)?;
             let Some(matrix) = base.matrices.get(name) else {
                 return Err(Error::MissingTensor {
                     name: name.to_owned(),
                 });
             };
-            let superposed =
-                GpuSuperposed::of(&base, (name, matrix.out, matrix.input), banks, &variants)?;
+            let shape = (name, matrix.out, matrix.input);
+            let superposed = GpuSuperposed::of(shape, banks, &variants)?;
             let list = List {
                 placement: superposed.placement.clone(),
-                own: superposed.own_placement(),
                 rows,
-                most: if rows == RowSet::All && config.hidden <= SMALL {
-                    16
-                } else {
-                    64
+                most: match rows {
+                    RowSet::All if architecture.hidden <= SMALL => 16,
+                    _ => 64,
                 },
             };
-            let at = lists
-                .iter()
-                .position(|known| *known == list)
-                .unwrap_or_else(|| {
-                    lists.push(list);
-                    lists.len() - 1
-                });
+            let known = lists.iter().position(|known| *known == list);
             Ok(GpuLinear {
                 base: matrix.clone(),
-                variants: superposed,
-                list: at,
+                variants: Arc::new(superposed),
+                list: known.unwrap_or_else(|| {
+                    lists.push(list);
+                    lists.len() - 1
+                }),
             })
         };
-        let mut layers = Vec::with_capacity(config.layers.len());
-        for layer in 0..config.layers.len() {
-            let [qkv, out, up, down] = layer_products(layer);
-            layers.push(GpuLayer {
-                qkv: linear(&qkv, RowSet::All)?,
-                out: linear(&out, RowSet::All)?,
-                up: linear(&up, RowSet::All)?,
-                down: linear(&down, RowSet::All)?,
-            });
-        }
-        let (head, embedding) = (
-            linear(HEAD, RowSet::Wanted)?,
-            linear(EMBEDDING, RowSet::All)?,
-        );
-        let intermediate = layers.first().map_or(0, |layer| layer.up.base.out);
-        let offsets = Offsets::new(
-            config.hidden,
-            intermediate,
-            config.layers.len(),
-            config.vocabulary.rows,
-        );
-        let half = config.attention().head_dim / 2;
-        let frequencies: Vec<f64> = (0..half)
-            .map(|i| 10000f64.powf(-(i as f64) / half as f64))
-            .collect();
+        let layers = (0..architecture.layers.len()).map(Some).map(|layer| {
+            Ok(GpuLayer {
+                qkv: linear(Role::Qkv, layer, RowSet::All)?,
+                out: linear(Role::AttentionOut, layer, RowSet::All)?,
+                up: linear(Role::Up, layer, RowSet::All)?,
+                down: linear(Role::Down, layer, RowSet::All)?,
+            })
+        });
+        let layers = layers.collect::<Result<_>>()?;
+        let head = match architecture.head.tied {
+            true => Role::Embedding,
+            false => Role::Head,
+        };
+        let head = linear(head, None, RowSet::Wanted)?;
+        let embedding = linear(Role::Embedding, None, RowSet::All)?;
         let host: Vec<Arc<ServedBank>> = banks.iter().map(|bank| bank.host.clone()).collect();
         let on_host = |variant: &Placed<GpuVariant>| Placed {
             own: variant.own.host.clone(),
@@ -189,93 +178,110 @@ impl GpuDit {
         let homes = homes(banks.len(), &variants, |own| {
             !own.own.is_empty() || !own.host.own.is_empty()
         });
-        Ok(Self {
-            modulation: Modulation::new(
-                base.host.clone(),
-                &host,
-                variants.iter().map(on_host).collect(),
-                homes,
-            )?,
+        let on_host = variants.iter().map(on_host).collect();
+        let mut network = Self {
+            modulation: Modulation::new(base.host.clone(), &host, on_host, homes)?,
             embedding,
             layers,
             head,
             lists,
+            routing: Arc::default(),
             _variants: variants,
-            frequencies: Buffer::from(&device.gpu, &frequencies)?,
-            state: Mutex::new(State {
-                work: StepMemory::new(),
-                slots: TableSlots::new(&device.gpu, offsets)?,
-                addresses: None,
-                plans: HashMap::new(),
-                memory: Vec::new(),
-            }),
+            _banks: banks.to_vec(),
             base,
-        })
+        };
+        let products = network.linears().map(|(linear, _)| linear);
+        let matrices = products.chain([&network.embedding]);
+        let matrices = matrices.map(|linear| (linear.list, linear.variants.ranks()));
+        network.routing = Arc::new(Routing {
+            matrices: matrices.collect(),
+        });
+        network.take_memory()?;
+        Ok(network)
     }
 
+    /// What steps as large as those so far need, whatever their rows' variants.
+    fn take_memory(&self) -> Result<()> {
+        let mut held = self.base.room.hold();
+        let (rows, wanted) = held.work.most();
+        let of = |list: &List| match list.rows {
+            RowSet::All => list.largest(rows),
+            RowSet::Wanted => list.largest(wanted),
+        };
+        let waves: Vec<_> = self.lists.iter().map(of).collect();
+        let needs = self.needs((rows, wanted), &waves);
+        Ok(held.work.reserve(&self.base.device.gpu, needs)?)
+    }
+
+    fn needs(
+        &self,
+        rows: (usize, usize),
+        waves: &[parts::Sources<Vec<parts::WaveShape>>],
+    ) -> Needs {
+        let GpuBase { device, host, .. } = &*self.base;
+        Needs::of(device, &host.architecture, rows, waves, self.linears())
+    }
+
+    /// The matrices that rows go through.
     fn linears(&self) -> impl Iterator<Item = (&GpuLinear, RowSet)> {
-        let layers = self
-            .layers
-            .iter()
-            .flat_map(|l| [&l.qkv, &l.out, &l.up, &l.down]);
-        layers
-            .map(|linear| (linear, RowSet::All))
-            .chain([(&self.head, RowSet::Wanted)])
+        let layers = self.layers.iter().flat_map(|layer| layer.linears());
+        let layers = layers.map(|linear| (linear, RowSet::All));
+        layers.chain([(&self.head, RowSet::Wanted)])
     }
 
-    /// Bytes of the variants' keys and gains on the device.
+    /// Bytes of what the variants keep by themselves on the device, and of tables of all variants of the base.
     pub fn device_variant_bytes(&self) -> usize {
-        let matrices = self
-            .linears()
-            .map(|(linear, _)| linear)
-            .chain([&self.embedding]);
-        matrices.map(|linear| linear.variants.variant_bytes()).sum()
+        let layers = self.layers.iter().flat_map(|layer| layer.linears());
+        let head = (!self.base.host.architecture.head.tied).then_some(&self.head);
+        let matrices = layers.chain(head).chain([&self.embedding]);
+        let own: usize = matrices.map(|linear| linear.variants.own_bytes()).sum();
+        own + self.base.room.hold().tables.bytes()
     }
 
     /// Bytes of the tables on the device: modulation by slots, frequencies of positions.
     pub fn table_bytes(&self) -> usize {
-        self.state().slots.bytes() + self.frequencies.bytes()
+        self.prepared().bytes()
+    }
+
+    /// How many shapes of batches are recorded for instances of its base.
+    pub fn recorded(&self) -> usize {
+        self.prepared().plans.recorded()
     }
 
     /// An instance whose base is W_0 plus the mix's retrieved deltas, with no variants.
-    pub fn materialise(&self, mix: &Mix) -> Result<GpuDit> {
-        let device = &self.base.device;
+    pub fn materialise(&self, mix: &Mix) -> Result<GpuNetwork> {
+        let GpuBase {
+            device, host, room, ..
+        } = &*self.base;
+        let architecture = &host.architecture;
         let mut matrices = BTreeMap::new();
-        let mut add = |name: String, linear: &GpuLinear| -> Result<()> {
-            let matrix = materialise(device, &linear.base, &linear.variants, mix)?;
-            matrices.insert(name, Arc::new(matrix));
-            Ok(())
-        };
-        for (index, layer) in self.layers.iter().enumerate() {
-            let matrices = [&layer.qkv, &layer.out, &layer.up, &layer.down];
-            for (name, linear) in layer_products(index).into_iter().zip(matrices) {
-                add(name, linear)?;
+        let all = self.linears().map(|(linear, _)| linear);
+        let held = room.hold(); // tables stay where they are
+        for linear in all.chain([&self.embedding]) {
+            let name = linear.variants.name();
+            if matrices.contains_key(name) {
+                continue;
             }
+            let tables = held.tables.of(name);
+            let matrix = materialise(device, &linear.base, (&linear.variants, tables), mix)?;
+            matrices.insert(name.to_owned(), Arc::new(matrix));
         }
-        add(HEAD.to_owned(), &self.head)?;
-        add(EMBEDDING.to_owned(), &self.embedding)?;
-        let host = BaseWeights::of(
-            self.base.host.architecture.clone(),
-            BTreeMap::new(),
-            self.modulation.retrieve_all(mix)?,
-        );
-        let base = GpuBase {
-            device: device.clone(),
-            host: Arc::new(host),
-            matrices,
-            slots: Arc::default(),
-        };
-        GpuDit::new(Arc::new(base), &[], Vec::new())
+        drop(held);
+        let plain = self.modulation.retrieve_all(mix)?;
+        let host = BaseWeights::of(architecture.clone(), BTreeMap::new(), plain);
+        let base = GpuBase::within(room.clone(), device.clone(), Arc::new(host), matrices)?;
+        GpuNetwork::new(Arc::new(base), &[], Vec::new())
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn prepared(&self) -> MutexGuard<'_, Prepared> {
+        let prepared = self.base.prepared.lock();
+        prepared.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Runs a batch; afterwards logits and draws lie on the device.
-    fn run(&self, state: &mut State, batch: &Batch, cache: &KvCache) -> Result<()> {
+    fn run(&self, held: &mut Held, batch: &Batch, cache: &KvCache) -> Result<()> {
         cache.check(batch)?;
-        let (config, gpu) = (&self.base.host.architecture, &self.base.device.gpu);
+        let (architecture, gpu) = (&self.base.host.architecture, &self.base.device.gpu);
         let Some(buffer) = cache.on_device() else {
             return Err(Error::CacheElsewhere);
         };
@@ -283,92 +289,82 @@ impl GpuDit {
             address: buffer.address(),
             page_tokens: cache.page_tokens(),
         };
-        let slots = state.slots.of(gpu, &self.modulation, batch)?;
-        let packed = Packed::new(
-            std::mem::take(&mut state.memory),
-            batch,
-            &slots,
-            (&self.lists, &self.embedding.variants.placement),
-            (cache.page_tokens(), config.vocabulary.rows),
-        )?;
-        // A shape that is remembered has its room.
-        if !state.plans.contains_key(&packed.shape) {
-            let room = state
-                .work
-                .reserve(&self.base.device, config, &packed.shape, self.linears());
-            if room.is_err() {
-                state.plans.clear(); // their memory is gone
-            }
-            room?;
-        }
-        // A recorded step holds addresses.
-        let addresses = (pages, state.slots.addresses(), state.work.pieces());
-        if state.addresses.replace(addresses) != Some(addresses) || state.plans.len() >= PLANS {
-            state.plans.clear();
-        }
-        let State {
-            work,
-            slots,
+        let attention = architecture.attention();
+        let Prepared {
+            tables,
+            frequencies,
             plans,
-            memory,
-            ..
-        } = state;
-        if !plans.contains_key(&packed.shape) {
-            let plan = Recording {
-                memory: Buffer::new(gpu, packed.bytes.len())?,
-                graph: None,
-                seen: 0,
-            };
-            plans.insert(packed.shape.clone(), plan);
-        }
-        let Some(plan) = plans.get_mut(&packed.shape) else {
-            return Err(Error::NotKept("a plan for the batch"));
+        } = &mut *self.prepared();
+        let slots = tables.of(gpu, &self.modulation, batch)?;
+        let packing = Packing {
+            lists: &self.lists,
+            routing: &self.routing,
+            embedding: &self.embedding.variants.placement,
+            page_tokens: cache.page_tokens(),
+            vocab: architecture.vocabulary.rows,
+            group: attention.heads / attention.kv_heads,
         };
-        plan.memory.write(0, &packed.bytes)?;
-        *memory = packed.bytes;
-        plan.seen += 1;
-        if let Some(graph) = &plan.graph {
+        let Packed {
+            shape,
+            bytes,
+            places,
+        } = Packed::new(std::mem::take(&mut held.memory), batch, &slots, &packing)?;
+        held.work.expect(shape.rows, shape.wanted);
+        let needs = || self.needs((shape.rows, shape.wanted), &shape.waves);
+        let plan = plans.of(gpu, (&shape, bytes.len()), needs)?;
+        held.work.reserve(gpu, plan.needs)?;
+        plan.memory.write(0, &bytes)?;
+        held.memory = bytes;
+        let addresses = Addresses {
+            pages,
+            slots: tables.addresses(),
+            tables: held.tables.sizes(),
+            work: held.work.pieces(),
+        };
+        // A recorded step holds addresses.
+        plan.graph.take_if(|(of, _)| *of != addresses);
+        if let Some((_, graph)) = &plan.graph {
             return Ok(graph.replay()?);
         }
-        let places: Places = packed.places.at(plan.memory.address());
+        let places: Places = places.at(plan.memory.address());
         let step = DeviceStep {
-            shape: &packed.shape,
+            shape: &shape,
             places: &places,
-            work: work.pieces(),
-            slots,
+            work: held.work.pieces(),
+            slots: tables,
+            frequencies: frequencies.address(),
+            tables: &held.tables,
             pages,
         };
         let mut launch = || -> std::result::Result<(), Fault> {
             self.layers(&step)?;
-            match packed.shape.wanted {
+            match shape.wanted {
                 0 => Ok(()),
                 _ => self.head(&step),
             }
         };
         // The first time, libraries load what they need; the second time, a shape is worth recording.
-        let dense = |(linear, _): (&GpuLinear, RowSet)| {
-            !linear.variants.tiled && !linear.variants.banks.is_empty()
-        };
-        if plan.seen < 2 || !packed.shape.recordable() || self.linears().any(dense) {
+        if plan.seen < 2 || !shape.recordable() {
             return Ok(launch()?);
         }
-        match gpu.record(&mut launch)? {
-            Some(graph) => {
-                graph.replay()?;
-                plan.graph = Some(graph);
-                Ok(())
-            }
-            None => Ok(()),
+        if let Some(graph) = gpu.record(&mut launch)? {
+            graph.replay()?;
+            plan.graph = Some((addresses, graph));
         }
+        Ok(())
     }
 
     /// Downloads what a step left: draws, and logits of the rows of segments without draws.
-    fn outcome(&self, state: &State, batch: &Batch) -> Result<Outcome> {
+    fn outcome(&self, held: &Held, batch: &Batch) -> Result<Outcome> {
         let (vocab, pieces) = (
             self.base.host.architecture.vocabulary.rows,
-            state.work.pieces(),
+            held.work.pieces(),
         );
         let gpu = &self.base.device.gpu;
+        if batch.logit_rows() == 0 {
+            // Else what fails in this step would be told of another, which would be charged for it, too.
+            gpu.synchronise()?;
+        }
         let (mut drawn, mut data, mut first) = (Vec::new(), Vec::new(), 0);
         let all: Vec<DrawnFacts> = match batch.drawn_rows() {
             0 => Vec::new(),
@@ -407,7 +403,15 @@ impl GpuDit {
     }
 }
 
-impl Denoiser for GpuDit {
+/// What the tensor of this role is called.
+fn name(architecture: &Architecture, role: Role, layer: Option<usize>) -> Result<&str> {
+    match architecture.tensor(role, layer) {
+        Some(spec) => Ok(&spec.name),
+        None => Err(Error::MissingRole { role, layer }),
+    }
+}
+
+impl Denoiser for GpuNetwork {
     fn facts(&self) -> &NetworkFacts {
         &self.base.host.facts
     }
@@ -421,14 +425,15 @@ impl Denoiser for GpuDit {
     }
 
     fn bytes(&self) -> usize {
-        let State { work, slots, .. } = &*self.state();
-        let on_device =
-            self.base.device_bytes() + slots.bytes() + self.frequencies.bytes() + work.bytes();
-        on_device + self.base.host.bytes() + self.modulation.table_bytes()
+        let on_device = self.base.device_bytes() + self.table_bytes();
+        on_device
+            + self.base.room.hold().work.bytes()
+            + self.base.host.bytes()
+            + self.modulation.table_bytes()
     }
 
     fn materialise(&self, mix: &Mix) -> Result<Option<Arc<dyn Denoiser>>> {
-        Ok(Some(Arc::new(GpuDit::materialise(self, mix)?)))
+        Ok(Some(Arc::new(GpuNetwork::materialise(self, mix)?)))
     }
 
     fn forward(&self, batch: &Batch, cache: &mut KvCache) -> Result<Logits> {
@@ -441,14 +446,14 @@ impl Denoiser for GpuDit {
     }
 
     fn step(&self, batch: &Batch, cache: &mut KvCache) -> Result<Outcome> {
-        let mut state = self.state();
+        let mut held = self.base.room.hold();
         if batch
             .segments
             .iter()
             .any(|segment| !segment.tokens.is_empty())
         {
-            self.run(&mut state, batch, cache)?;
+            self.run(&mut held, batch, cache)?;
         }
-        self.outcome(&state, batch)
+        self.outcome(&held, batch)
     }
 }

@@ -2,16 +2,20 @@
 
 use super::linear::{GpuLinear, Waves};
 use super::pack::{Places, Shape};
-use super::slots::{TableSlots, Vector};
+use super::room::Tables as MatrixTables;
+use super::slots::TableSlots;
 use super::work::{Pieces, logits_pitch};
-use super::{GpuDit, GpuLayer};
+use super::{GpuLayer, GpuNetwork};
+use crate::model::architecture::{Attention, Mlp};
 use crate::ops::gpu::attention::Attend;
 use crate::ops::gpu::draw::Categorical;
+use crate::ops::gpu::heads::Heads;
 use crate::ops::gpu::pointwise::{
-    Angles, BiasGelu, GateResidual, NONE, NormModulate, RotaryLaunch, Tables,
+    Angles, BiasGelu, GateResidual, NONE, NormFacts, NormModulate, RotaryLaunch, SwiGlu, Tables,
 };
 use crate::ops::gpu::products::GatherEmbedding;
 use crate::ops::gpu::{Dtype, Fault};
+use crate::ops::norm::Norm;
 
 /// The cache as kernels see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +30,9 @@ pub struct DeviceStep<'a> {
     pub places: &'a Places,
     pub work: Pieces,
     pub slots: &'a TableSlots,
+    /// Address of the rotary embedding's frequencies.
+    pub frequencies: u64,
+    pub tables: &'a MatrixTables,
     pub pages: Pages,
 }
 
@@ -33,16 +40,24 @@ impl DeviceStep<'_> {
     /// A matrix's parts.
     pub fn waves(&self, linear: &GpuLinear) -> Waves<'_> {
         Waves {
-            banks: &self.places.lists[linear.list],
-            own: &self.places.own[linear.list],
+            of: &self.places.lists[linear.list],
+            at: self.tables.of(linear.variants.name()),
         }
     }
 }
 
+/// Whether heads are as the DiT's: as many of keys as of queries, without biases and norms.
+pub fn plain_heads(attention: &Attention) -> bool {
+    attention.heads == attention.kv_heads && !attention.bias && attention.qk_norm.is_none()
+}
+
+/// Queries, and keys and values, in memory: address, and elements from one row to the next.
+type Sides = [(u64, u32); 2];
+
 /// Rows from which on memory is what a step waits for.
 const MANY: usize = 257;
 
-impl GpuDit {
+impl GpuNetwork {
     /// What products within layers give: as narrow as what they read where many rows have nothing added to them, else f32.
     fn gives(&self, shape: &Shape) -> Dtype {
         if shape.rows < MANY || !shape.bare() {
@@ -83,57 +98,63 @@ impl GpuDit {
 
     /// Everything up to the last layer's residual stream.
     pub(super) fn layers(&self, step: &DeviceStep) -> Result<(), Fault> {
-        let config = &self.base.host.architecture;
+        let architecture = &self.base.host.architecture;
         let (gpu, dtype) = (&*self.base.device.gpu, self.base.device.dtype);
         let (rows, places, work) = (step.shape.rows, step.places, step.work);
-        let (hidden, head_dim) = (config.hidden as u32, config.attention().head_dim as u32);
+        let embedded = step.waves(&self.embedding);
         GatherEmbedding {
             x: work.x,
             tokens: places.tokens,
             base: self.embedding.base.data.address(),
-            banks: self.embedding.variants.addresses.address(),
+            banks: embedded.at.banks,
             parts: places.embedded,
             first_part: places.first_embedded,
-            keys: self.embedding.variants.keys(),
-            outputs: self.embedding.variants.outputs(),
-            vocab: config.vocabulary.rows as u32,
-            width: hidden,
-            tiles: self.embedding.variants.tiled.into(),
-            unused: 0,
+            keys: embedded.at.keys,
+            outputs: embedded.at.outputs,
+            vocab: architecture.vocabulary.rows as u32,
+            width: architecture.hidden as u32,
         }
         .launch(gpu, dtype, rows)?;
-        self.embedding.variants.embed(
-            gpu,
-            (work.x, places.tokens),
-            (config.vocabulary.rows, config.hidden),
-            step.waves(&self.embedding).own,
-        )?;
+        self.embedding
+            .embed(gpu, (work.x, places.tokens), embedded)?;
         Angles {
             cosines: work.cosines,
             sines: work.sines,
             positions: places.positions,
-            frequencies: self.frequencies.address(),
+            frequencies: step.frequencies,
             rows: rows as u32,
-            half: head_dim / 2,
+            half: architecture.attention().head_dim as u32 / 2,
         }
         .launch(gpu)?;
         let layers = || self.layers.iter().enumerate();
         if self.fuses_layers(step) {
             return layers().try_for_each(|(number, layer)| self.fused_layer(step, number, layer));
         }
-        let first = |vector| step.slots.offsets.line(0, vector);
-        self.norm(step, work.h, (first(Vector::Gain1), first(Vector::Shift1)))?;
+        self.norm(step, work.h, self.norm1(step, 0))?;
         layers().try_for_each(|(number, layer)| self.layer(step, number, layer))
     }
 
+    /// The norm before a layer's attention.
+    pub(super) fn norm1(&self, step: &DeviceStep, number: usize) -> NormFacts {
+        let (at, layers) = (
+            &step.slots.offsets.layers[number],
+            &self.base.host.architecture.layers,
+        );
+        NormFacts::new(layers[number].norm, at.gain1, at.shift1)
+    }
+
+    /// That before a layer's MLP.
+    pub(super) fn norm2(&self, step: &DeviceStep, number: usize) -> NormFacts {
+        let (at, layers) = (
+            &step.slots.offsets.layers[number],
+            &self.base.host.architecture.layers,
+        );
+        NormFacts::new(layers[number].norm, at.gain2, at.shift2)
+    }
+
     /// A norm of the residual stream.
-    pub(super) fn norm(
-        &self,
-        step: &DeviceStep,
-        out: u64,
-        (gain, shift): (u32, u32),
-    ) -> Result<(), Fault> {
-        self.norm_of(step, (0, step.shape.rows), out, (gain, shift))
+    pub(super) fn norm(&self, step: &DeviceStep, out: u64, norm: NormFacts) -> Result<(), Fault> {
+        self.norm_of(step, (0, step.shape.rows), out, norm)
     }
 
     /// The same of `rows` rows of it, which an address says; 0 for all in order.
@@ -142,39 +163,41 @@ impl GpuDit {
         step: &DeviceStep,
         (picked, rows): (u64, usize),
         out: u64,
-        (gain, shift): (u32, u32),
+        norm: NormFacts,
     ) -> Result<(), Fault> {
         NormModulate {
             x: step.work.x,
             out,
             rows: picked,
             tables: self.tables(step),
-            gain,
-            shift,
+            norm,
             width: self.base.host.architecture.hidden as u32,
             unused: 0,
         }
         .launch(&*self.base.device.gpu, self.base.device.dtype, rows)
     }
 
-    /// Where queries lie, and keys and values, and how far one row is from the next: in bf16, rotary embedding is applied to queries and keys where
-    /// they are.
-    fn heads(&self, step: &DeviceStep) -> [(u64, u32); 2] {
-        let (work, hidden) = (step.work, self.base.host.architecture.hidden as u32);
+    /// Where queries lie, and keys and values: products in bf16 are rotated where they are.
+    fn sides(&self, step: &DeviceStep) -> Sides {
+        let (work, attention) = (step.work, self.base.host.architecture.attention());
+        let (queries, keys) = (
+            (attention.heads * attention.head_dim) as u32,
+            (attention.kv_heads * attention.head_dim) as u32,
+        );
         match self.gives(step.shape) {
-            Dtype::F32 => [(work.q, hidden), (work.current, 2 * hidden)],
-            Dtype::Bf16 => [
-                (work.y, 3 * hidden),
-                (work.y + u64::from(hidden) * 2, 3 * hidden),
-            ],
+            Dtype::F32 => [(work.q, queries), (work.current, 2 * keys)],
+            Dtype::Bf16 => {
+                let width = attention.width() as u32;
+                [(work.y, width), (work.y + u64::from(queries) * 2, width)]
+            }
         }
     }
 
     /// Of a layer's queries and keys.
     pub(super) fn rotary(&self, step: &DeviceStep, number: usize) -> RotaryLaunch {
-        let (config, work) = (&self.base.host.architecture, step.work);
-        let head_dim = config.attention().head_dim;
-        let [(q, q_pitch), (current, current_pitch)] = self.heads(step);
+        let (architecture, work) = (&self.base.host.architecture, step.work);
+        let attention = architecture.layers[number].attention;
+        let [(q, q_pitch), (current, current_pitch)] = self.sides(step);
         RotaryLaunch {
             qkv: work.y,
             cosines: work.cosines,
@@ -183,20 +206,43 @@ impl GpuDit {
             current,
             cache: step.pages.address,
             slots: step.places.slots,
-            heads: config.attention().heads as u32,
-            head_dim: head_dim as u32,
+            heads: attention.heads as u32,
+            head_dim: attention.head_dim as u32,
             layer: number as u32,
-            layers: config.layers.len() as u32,
+            layers: architecture.layers.len() as u32,
             page_tokens: step.pages.page_tokens as u32,
-            scale: 1.0 / (head_dim as f32).sqrt(),
+            scale: 1.0 / (attention.head_dim as f32).sqrt(),
             q_pitch,
             current_pitch,
         }
     }
 
+    /// Makes what attention reads of a layer's product.
+    fn prepare(&self, step: &DeviceStep, number: usize) -> Result<(), Fault> {
+        let (gpu, dtype) = (&*self.base.device.gpu, self.base.device.dtype);
+        let (rows, y) = (step.shape.rows, self.gives(step.shape));
+        let attention = self.base.host.architecture.layers[number].attention;
+        let rotary = self.rotary(step, number);
+        if plain_heads(&attention) {
+            return rotary.launch(gpu, dtype, y, rows);
+        }
+        let at = &step.slots.offsets.layers[number];
+        let norm = |gain| NormFacts::new(attention.qk_norm.unwrap_or(Norm::DIT), gain, NONE);
+        Heads {
+            rotary,
+            tables: self.tables(step),
+            query: norm(at.query_gain),
+            key: norm(at.key_gain),
+            kv_heads: attention.kv_heads as u32,
+            bias: at.qkv_bias,
+        }
+        .launch(gpu, dtype, y, rows)
+    }
+
     pub(super) fn attend(&self, step: &DeviceStep, number: usize) -> Result<(), Fault> {
-        let (config, places, shape) = (&self.base.host.architecture, step.places, step.shape);
-        let [(q, q_pitch), (current, current_pitch)] = self.heads(step);
+        let (architecture, places, shape) = (&self.base.host.architecture, step.places, step.shape);
+        let attention = architecture.layers[number].attention;
+        let [(q, q_pitch), (current, current_pitch)] = self.sides(step);
         Attend {
             q,
             current,
@@ -205,14 +251,16 @@ impl GpuDit {
             segment: places.segment,
             segments: places.segments,
             pages: places.pages,
-            heads: config.attention().heads as u32,
-            head_dim: config.attention().head_dim as u32,
+            heads: attention.heads as u32,
+            head_dim: attention.head_dim as u32,
             layer: number as u32,
-            layers: config.layers.len() as u32,
+            layers: architecture.layers.len() as u32,
             page_tokens: step.pages.page_tokens as u32,
-            window: config.context as u32,
+            window: architecture.context as u32,
             q_pitch,
             current_pitch,
+            kv_heads: attention.kv_heads as u32,
+            unused: 0,
         }
         .launch_tiles(
             &*self.base.device.gpu,
@@ -222,82 +270,81 @@ impl GpuDit {
         )
     }
 
+    /// What an MLP's narrow half reads, of what its wide half gave.
+    fn activate(&self, step: &DeviceStep, number: usize) -> Result<(), Fault> {
+        let (gpu, dtype) = (&*self.base.device.gpu, self.base.device.dtype);
+        let (y, out, rows) = (step.work.y, step.work.h, step.shape.rows);
+        let gives = self.gives(step.shape);
+        match self.base.host.architecture.layers[number].mlp {
+            Mlp::Gelu { width } => BiasGelu {
+                y,
+                out,
+                tables: self.tables(step),
+                bias: step.slots.offsets.layers[number].up_bias,
+                width: width as u32,
+            }
+            .launch(gpu, dtype, gives, rows),
+            Mlp::SwiGlu { width } => SwiGlu {
+                y,
+                out,
+                width: width as u32,
+                unused: 0,
+            }
+            .launch(gpu, dtype, gives, rows),
+        }
+    }
+
     fn layer(&self, step: &DeviceStep, number: usize, layer: &GpuLayer) -> Result<(), Fault> {
         let (gpu, dtype) = (&*self.base.device.gpu, self.base.device.dtype);
         let (rows, work) = (step.shape.rows, step.work);
-        let (offsets, tables, y) = (
-            &step.slots.offsets,
-            self.tables(step),
-            self.gives(step.shape),
-        );
+        let (at, y) = (&step.slots.offsets.layers[number], self.gives(step.shape));
+        let residual = |gate, bias, norm| {
+            GateResidual {
+                x: work.x,
+                y: work.y,
+                out: work.h,
+                tables: self.tables(step),
+                norm,
+                gate,
+                bias,
+                width: self.base.host.architecture.hidden as u32,
+                unused: 0,
+            }
+            .launch(gpu, dtype, y, rows)
+        };
         self.product(step, &layer.qkv, (work.h, work.y))?;
-        self.rotary(step, number).launch(gpu, dtype, y, rows)?;
+        self.prepare(step, number)?;
         self.attend(step, number)?;
         self.product(step, &layer.out, (work.h, work.y))?;
-        let residual = GateResidual {
-            x: work.x,
-            y: work.y,
-            out: work.h,
-            tables,
-            gate: offsets.line(number, Vector::Gate1),
-            bias: NONE,
-            gain: offsets.line(number, Vector::Gain2),
-            shift: offsets.line(number, Vector::Shift2),
-            width: self.base.host.architecture.hidden as u32,
-            unused: 0,
-        };
-        residual.launch(gpu, dtype, y, rows)?;
+        residual(at.gate1, NONE, self.norm2(step, number))?;
         self.product(step, &layer.up, (work.h, work.y))?;
-        BiasGelu {
-            y: work.y,
-            out: work.h,
-            tables,
-            bias: offsets.bias0(number),
-            width: layer.up.base.out as u32,
-        }
-        .launch(gpu, dtype, y, rows)?;
+        self.activate(step, number)?;
         self.product(step, &layer.down, (work.h, work.y))?;
-        let next = number + 1 < self.layers.len();
-        let of_next = |vector| {
-            if next {
-                offsets.line(number + 1, vector)
-            } else {
-                NONE
-            }
+        let next = match number + 1 < self.layers.len() {
+            true => self.norm1(step, number + 1),
+            false => NormFacts::none(), // of the wanted rows alone
         };
-        GateResidual {
-            gate: offsets.line(number, Vector::Gate2),
-            bias: offsets.bias2(number),
-            gain: of_next(Vector::Gain1),
-            shift: of_next(Vector::Shift1),
-            ..residual
-        }
-        .launch(gpu, dtype, y, rows)
+        residual(at.gate2, at.down_bias, next)
     }
 
     /// Logits of the wanted rows, and what is drawn from them.
     pub(super) fn head(&self, step: &DeviceStep) -> Result<(), Fault> {
-        let config = &self.base.host.architecture;
+        let architecture = &self.base.host.architecture;
         let (gpu, wanted) = (&*self.base.device.gpu, step.shape.wanted);
-        let pitch = logits_pitch(config.vocabulary.rows);
-        let picked = (step.places.wanted, wanted);
-        self.norm_of(step, picked, step.work.last, step.slots.offsets.last())?;
+        let (vocab, offsets) = (architecture.vocabulary.rows, &step.slots.offsets);
+        let pitch = logits_pitch(vocab);
+        let norm = NormFacts::new(architecture.norm, offsets.gain, offsets.shift);
+        self.norm_of(step, (step.places.wanted, wanted), step.work.last, norm)?;
         if self.fuses_head(step) {
             self.fused_head(step)?;
         } else {
-            let (waves, rows) = (
-                step.waves(&self.head),
-                (step.work.last, step.work.logits, wanted, pitch),
-            );
-            self.head.forward(
-                &self.base.device,
-                rows,
-                Dtype::F32,
-                waves,
-                step.work.scratch,
-            )?;
+            let rows = (step.work.last, step.work.logits, wanted, pitch);
+            let waves = step.waves(&self.head);
+            let (device, scratch) = (&self.base.device, step.work.scratch);
+            self.head
+                .forward(device, rows, Dtype::F32, waves, scratch)?;
         }
-        let (_, biases) = step.slots.addresses();
+        let (biases, bias_stride, bias) = step.slots.head_bias();
         Categorical {
             logits: step.work.logits,
             biases,
@@ -306,10 +353,10 @@ impl GpuDit {
             draws: step.places.draws,
             drawn: step.work.drawn,
             looks: step.work.looks,
-            vocab: config.vocabulary.rows as u32,
+            vocab: vocab as u32,
             pitch: pitch as u32,
-            bias_stride: step.slots.offsets.bias_floats() as u32,
-            bias: step.slots.offsets.bias(),
+            bias_stride,
+            bias,
         }
         .launch(gpu, wanted)
     }

@@ -1,52 +1,17 @@
 //! A batch as one piece of memory that the device reads: tokens, positions, which tables, segments, pages, variants' parts,
 //! draws. Its layout depends on the batch's shape alone, rounded up, so that a recorded step can be replayed.
 
-use super::linear::Placement;
-use crate::model::batch::{Batch, Mix};
+use super::parts::{List, MixRun, Placement, Routing, RowSet, Sources, Wave, WaveShape};
+use super::parts::{parts, shapes, wave, waves};
+use super::writer::{Writer, rounded};
+use crate::model::batch::{Batch, Segment};
 use crate::model::error::{Error, Result};
 use crate::ops::categorical::Draw;
 use crate::ops::gpu::attention::{Cut, QueryTile, SegmentFacts};
-use crate::ops::gpu::draw::{DrawFacts, DrawnFacts};
+use crate::ops::gpu::draw::DrawnFacts;
 use crate::ops::gpu::pointwise::NONE;
-use crate::ops::gpu::products::{Group, PartFacts, Split, TIERS};
-use crate::ops::gpu::{Plain, bytes_of};
-use rayon::prelude::*;
-use std::ops::Range;
-
-/// Which rows a list of parts speaks of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum RowSet {
-    /// All tokens of the batch.
-    All,
-    /// Those whose logits are wanted.
-    Wanted,
-}
-
-/// What a list of parts is made for: matrices whose variants lie alike share one.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct List {
-    pub placement: Placement,
-    /// Variants that keep such a matrix by themselves, as banks of one.
-    pub own: Placement,
-    pub rows: RowSet,
-    /// Parts to a group at most: more of them read a bank less often, fewer are done sooner, which is what small banks are about.
-    pub most: usize,
-}
-
-/// The size of one launch for parts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct WaveShape {
-    /// Parts to a group at most.
-    pub tier: usize,
-    pub groups: usize,
-    pub parts: usize,
-}
-
-impl WaveShape {
-    pub fn split(&self, processors: u32, out: usize, input: usize) -> Split {
-        Split::banks(processors, (self.tier, self.groups), (out, input))
-    }
-}
+use crate::ops::gpu::products::{PartFacts, TILES};
+use std::sync::Arc;
 
 /// The size of a batch, rounded up: batches of one shape lie in memory alike.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -59,45 +24,28 @@ pub struct Shape {
     /// Tiles of queries.
     pub tiles: usize,
     pub cut: Cut,
-    /// By list, by wave.
-    waves: Vec<Vec<WaveShape>>,
-    /// The same of what variants keep by themselves.
-    own: Vec<Vec<WaveShape>>,
+    /// By list.
+    pub waves: Arc<[Sources<Vec<WaveShape>>]>,
+    pub routing: Arc<Routing>,
 }
 
 impl Shape {
-    /// Waves of parts of one list.
-    pub fn waves(&self, list: usize) -> impl Iterator<Item = &WaveShape> {
-        self.waves.get(list).into_iter().flatten()
-    }
-
-    /// Waves of parts of one list that variants keep by themselves.
-    pub fn own(&self, list: usize) -> impl Iterator<Item = &WaveShape> {
-        self.own.get(list).into_iter().flatten()
-    }
-
     /// Whether no row has a part.
     pub fn bare(&self) -> bool {
-        self.waves.iter().chain(&self.own).all(Vec::is_empty)
+        let waves = self.waves.iter();
+        waves
+            .flat_map(|list| list.by_ref().each())
+            .all(Vec::is_empty)
     }
 
     /// Whether a batch of this shape is launched alike whatever its rows hold. Mixes of variants of several banks are rare, and
     /// dense banks are asked for one by one.
     pub fn recordable(&self) -> bool {
-        let mut all = self.waves.iter().chain(&self.own);
-        all.all(|waves| waves.len() <= 1)
+        let recordable = |list: &Sources<Vec<WaveShape>>| {
+            list.dense.is_empty() && list.tiled.len() <= 1 && list.own.len() <= 1
+        };
+        self.waves.iter().all(recordable)
     }
-}
-
-/// Parts of a list of which no two belong to one row.
-#[derive(Clone, Debug)]
-pub struct Wave {
-    pub shape: WaveShape,
-    /// Offsets until the memory is known, addresses then.
-    pub parts: u64,
-    pub groups: u64,
-    /// Banks and their parts.
-    pub dense: Vec<(u32, Range<usize>)>,
 }
 
 /// Where everything lies.
@@ -118,9 +66,7 @@ pub struct Places {
     pub draws: u64,
     /// By list: [rows] u32, 1 for rows that have parts.
     pub parted: Vec<u64>,
-    pub lists: Vec<Vec<Wave>>,
-    /// By list, of what variants keep by themselves.
-    pub own: Vec<Vec<Wave>>,
+    pub lists: Vec<Sources<Vec<Wave>>>,
 }
 
 /// A batch, packed.
@@ -131,177 +77,47 @@ pub struct Packed {
     pub places: Places,
 }
 
-/// Few sizes, none more than half too large.
-pub fn rounded(count: usize) -> usize {
-    match count {
-        0..=1 => count,
-        2..=8 => count.next_power_of_two(),
-        _ => {
-            let power = count.next_power_of_two();
-            if count <= power / 4 * 3 {
-                power / 4 * 3
-            } else {
-                power
-            }
-        }
+/// What attention needs to know of a segment whose rows begin at `first_row`, and whose pages at `pages`.
+fn facts(segment: &Segment, first_row: usize, pages: usize) -> SegmentFacts {
+    let first = segment.first_position;
+    // Blocks begin at the phase, and the text's beginning may be part of one.
+    let begun = segment
+        .block
+        .map_or(0, |block| (first + block - segment.phase % block) % block);
+    SegmentFacts {
+        first_row: first_row as u32,
+        tokens: segment.tokens.len() as u32,
+        first_position: first as u32,
+        block: segment.block.unwrap_or(segment.tokens.len()).max(1) as u32,
+        pages: pages as u32,
+        pages_start: segment.pages_start as u32,
+        oldest: if first == 0 { 0 } else { segment.pages_start } as u32,
+        begun: begun as u32,
     }
 }
 
-struct Writer(Vec<u8>);
-
-impl Writer {
-    /// Room for `count` elements at a multiple of sixteen bytes: its offset.
-    fn room<T>(&mut self, count: usize) -> usize {
-        let start = self.0.len().next_multiple_of(16);
-        self.0.resize(start + count * size_of::<T>(), 0);
-        start
-    }
-
-    /// Appends `data` and padding up to `count` elements; returns its offset.
-    fn put<T: Plain>(&mut self, mut data: Vec<T>, count: usize, padding: T) -> u64 {
-        data.resize(count.max(data.len()), padding);
-        let start = self.room::<T>(0);
-        self.0.extend_from_slice(bytes_of(&data));
-        start as u64
-    }
-
-    /// Appends a draw or none for every row, and none up to `count`; returns its offset.
-    fn put_draws(&mut self, draws: &[Option<&Draw>], count: usize, vocab: usize) -> u64 {
-        const BYTES: usize = size_of::<DrawFacts>();
-        let start = self.room::<DrawFacts>(count.max(draws.len()));
-        let (facts, _) = self.0[start..].as_chunks_mut::<BYTES>();
-        let put = |(to, draw): (&mut [u8; BYTES], &Option<&Draw>)| {
-            if let Some(draw) = draw {
-                to.copy_from_slice(bytes_of(&[DrawFacts::of(draw, vocab)]));
-            }
-        };
-        // Only of many are several threads quicker than one, which asking them alone would take longer than.
-        match draws.len() {
-            0..2048 => facts.iter_mut().zip(draws).for_each(put),
-            _ => facts
-                .par_iter_mut()
-                .zip(draws)
-                .with_min_len(1024)
-                .for_each(put),
-        }
-        start as u64
-    }
-}
-
-/// Rows one after the other that have one mix.
-struct MixRun<'a> {
-    rows: Range<u32>,
-    mix: &'a Mix,
-}
-
-/// The parts that any row of a mix has; whose row they are is left open.
-fn parts(placement: &Placement, mix: &Mix) -> impl Iterator<Item = PartFacts> {
-    mix.0.iter().filter_map(|&(variant, weight)| {
-        let (slot, bank) = (*placement.get(variant.0 as usize)?)?;
-        Some(PartFacts {
-            row: NONE,
-            variant: slot,
-            weight,
-            bank,
-        })
-    })
-}
-
-/// The parts of all rows, in waves; of a wave bank by bank, and by row within a bank.
-fn waves(placement: &Placement, runs: &[MixRun]) -> Vec<Vec<PartFacts>> {
-    let mut waves: Vec<Vec<(PartFacts, &Range<u32>)>> = Vec::new();
-    for MixRun { rows, mix } in runs.iter().filter(|run| !run.rows.is_empty()) {
-        for (ordinal, part) in parts(placement, mix).enumerate() {
-            match waves.get_mut(ordinal) {
-                Some(wave) => wave.push((part, rows)),
-                None => waves.push(vec![(part, rows)]),
-            }
-        }
-    }
-    let by_rows = |mut wave: Vec<(PartFacts, &Range<u32>)>| {
-        wave.sort_by_key(|(part, _)| part.bank); // stable
-        let mut parts = Vec::with_capacity(wave.iter().map(|(_, rows)| rows.len()).sum());
-        for (part, rows) in wave {
-            parts.extend(rows.clone().map(|row| PartFacts { row, ..part }));
-        }
-        parts
-    };
-    waves.into_iter().map(by_rows).collect()
-}
-
-fn wave(parts: Vec<PartFacts>, most: usize, writer: &mut Writer) -> Wave {
-    let mut dense: Vec<(u32, Range<usize>)> = Vec::new();
-    for (index, part) in parts.iter().enumerate() {
-        match dense.last_mut() {
-            Some((bank, range)) if *bank == part.bank => range.end = index + 1,
-            _ => dense.push((part.bank, index..index + 1)),
-        }
-    }
-    let longest = dense
-        .iter()
-        .map(|(_, range)| range.len())
-        .max()
-        .unwrap_or(0);
-    let tier = TIERS
-        .into_iter()
-        .find(|&tier| tier >= longest.min(most))
-        .unwrap_or(TIERS[3]);
-    let mut groups: Vec<Group> = dense
-        .iter()
-        .flat_map(|(bank, range)| {
-            range.clone().step_by(tier).map(|first| Group {
-                bank: *bank,
-                first: first as u32,
-                count: tier.min(range.end - first) as u32,
-                groups: 0,
-            })
-        })
-        .collect();
-    let count = groups.len() as u32;
-    groups.iter_mut().for_each(|group| group.groups = count);
-    let shape = WaveShape {
-        tier,
-        groups: rounded(groups.len()),
-        parts: rounded(parts.len()),
-    };
-    Wave {
-        shape,
-        parts: writer.put(parts, shape.parts, PartFacts::default()),
-        groups: writer.put(groups, shape.groups, Group::default()),
-        dense,
-    }
-}
-
-/// Appends the waves of every list.
-fn put_waves(
-    lists: &[List],
-    parts: Vec<Vec<Vec<PartFacts>>>,
-    writer: &mut Writer,
-) -> Vec<Vec<Wave>> {
-    let of_list = |(list, waves): (&List, Vec<Vec<PartFacts>>)| {
-        let waves = waves
-            .into_iter()
-            .map(|parts| wave(parts, list.most, writer));
-        waves.collect()
-    };
-    lists.iter().zip(parts).map(of_list).collect()
-}
-
-fn shapes(lists: &[Vec<Wave>]) -> Vec<Vec<WaveShape>> {
-    let of_list = |waves: &Vec<Wave>| waves.iter().map(|wave| wave.shape).collect();
-    lists.iter().map(of_list).collect()
+/// What batches are packed for.
+pub struct Packing<'a> {
+    pub lists: &'a [List],
+    pub routing: &'a Arc<Routing>,
+    /// Of the embedding's matrix.
+    pub embedding: &'a Sources<Placement>,
+    pub page_tokens: usize,
+    pub vocab: usize,
+    /// Heads that share a key.
+    pub group: usize,
 }
 
 impl Packed {
-    /// `slots`: the slots of modulation tables and of biases of every segment. `embedding`: the list of the embedding's matrix.
-    /// `memory` is written to: new memory for every batch costs more than what is done with it.
+    /// `slots`: the slots of modulation tables and of biases of every segment. `memory` is written to: new memory for every batch
+    /// costs more than what is done with it.
     pub fn new(
         mut memory: Vec<u8>,
         batch: &Batch,
         slots: &[(u32, u32)],
-        (lists, embedding): (&[List], &Placement),
-        (page_tokens, vocab): (usize, usize),
+        packing: &Packing,
     ) -> Result<Self> {
+        let (lists, vocab, page_tokens) = (packing.lists, packing.vocab, packing.page_tokens);
         let (mut tokens, mut positions, mut line, mut mix) =
             (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let (mut segment_of, mut cache_slots, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
@@ -318,20 +134,7 @@ impl Packed {
             {
                 return Err(Error::Token { token, rows: vocab });
             }
-            segments.push(SegmentFacts {
-                first_row: first_row as u32,
-                tokens: segment.tokens.len() as u32,
-                first_position: segment.first_position as u32,
-                block: segment.block.unwrap_or(segment.tokens.len()).max(1) as u32,
-                pages: pages.len() as u32,
-                pages_start: segment.pages_start as u32,
-                oldest: if segment.first_position == 0 {
-                    0
-                } else {
-                    segment.pages_start
-                } as u32,
-                unused: 0,
-            });
+            segments.push(facts(segment, first_row, pages.len()));
             pages.extend(segment.pages.iter().map(|page| page.0));
             let count = segment.tokens.len();
             tokens.extend_from_slice(&segment.tokens);
@@ -362,18 +165,12 @@ impl Packed {
         let (rows, logit_rows) = (rounded(tokens.len()), rounded(wanted.len()));
         let (segment_count, page_count) = (rounded(segments.len()), rounded(pages.len()).max(64));
 
-        let cut = Cut::of(
-            batch
-                .segments
-                .iter()
-                .map(|s| s.tokens.len())
-                .max()
-                .unwrap_or(0),
-        );
+        let longest = batch.segments.iter().map(|s| s.tokens.len()).max();
+        let cut = Cut::of(longest.unwrap_or(0), packing.group);
         let tiles: Vec<QueryTile> = (0..)
             .zip(&batch.segments)
             .flat_map(|(segment, facts)| {
-                let starts = (0..facts.tokens.len()).step_by(cut.queries());
+                let starts = (0..facts.tokens.len()).step_by(cut.tokens(packing.group));
                 starts.map(move |first| QueryTile {
                     segment,
                     first: first as u32,
@@ -385,7 +182,12 @@ impl Packed {
         let mut first_embedded = vec![0u32];
         let mut embedded: Vec<PartFacts> = Vec::new();
         for MixRun { rows, mix } in &runs {
-            let all: Vec<PartFacts> = parts(embedding, mix).collect();
+            let tiled = parts(&packing.embedding.tiled, mix).map(|part| PartFacts {
+                bank: part.bank | TILES,
+                ..part
+            });
+            let dense = parts(&packing.embedding.dense, mix);
+            let all: Vec<PartFacts> = tiled.chain(dense).collect();
             for row in rows.clone() {
                 embedded.extend(all.iter().map(|&part| PartFacts { row, ..part }));
                 first_embedded.push(embedded.len() as u32);
@@ -405,25 +207,22 @@ impl Packed {
                 RowSet::All => &runs,
                 RowSet::Wanted => &wanted_runs,
             };
-            [&list.placement, &list.own].map(|placement| waves(placement, runs))
+            list.placement
+                .by_ref()
+                .map(|placement| waves(placement, runs))
         };
-        let all_parts: Vec<[Vec<Vec<PartFacts>>; 2]> = lists.iter().map(parts_of).collect();
+        let all_parts: Vec<Sources<_>> = lists.iter().map(parts_of).collect();
         let parted = (lists.iter().zip(&all_parts)).map(|(list, waves)| {
             let count = match list.rows {
                 RowSet::All => rows,
                 RowSet::Wanted => logit_rows,
             };
             let mut parted = vec![0u32; count];
-            let parts = waves.iter().flatten().flatten();
+            let parts = waves.by_ref().each().into_iter().flatten().flatten();
             parts.for_each(|part| parted[part.row as usize] = 1);
             parted
         });
         let parted: Vec<Vec<u32>> = parted.collect();
-        let [mut banked, mut own] = [Vec::new(), Vec::new()];
-        for [of_banks, of_own] in all_parts {
-            banked.push(of_banks);
-            own.push(of_own);
-        }
         let places = Places {
             tokens: writer.put(tokens, rows, NONE),
             positions: writer.put(positions, rows, 0),
@@ -441,8 +240,12 @@ impl Packed {
             parted: (parted.into_iter())
                 .map(|parted| writer.put(parted, 0, 0))
                 .collect(),
-            lists: put_waves(lists, banked, &mut writer),
-            own: put_waves(lists, own, &mut writer),
+            lists: (lists.iter().zip(all_parts))
+                .map(|(list, parts)| {
+                    let mut put = |parts| wave(parts, list.most, &mut writer);
+                    parts.map(|waves: Vec<_>| waves.into_iter().map(&mut put).collect())
+                })
+                .collect(),
         };
         let shape = Shape {
             rows,
@@ -453,7 +256,7 @@ impl Packed {
             tiles: tile_count,
             cut,
             waves: shapes(&places.lists),
-            own: shapes(&places.own),
+            routing: packing.routing.clone(),
         };
         Ok(Self {
             shape,
@@ -485,9 +288,12 @@ impl Places {
             .into_iter()
             .chain(&mut self.parted)
             .for_each(|place| *place += start);
-        for wave in self.lists.iter_mut().chain(&mut self.own).flatten() {
-            wave.parts += start;
-            wave.groups += start;
+        for list in &mut self.lists {
+            let waves = [&mut list.tiled, &mut list.dense, &mut list.own];
+            for wave in waves.into_iter().flatten() {
+                wave.parts += start;
+                wave.groups += start;
+            }
         }
         self
     }

@@ -1,37 +1,52 @@
 //! Modulation tables and biases on the device, in slots that rows pick from.
 
-use crate::model::batch::MixKey;
-use crate::model::batch::{Batch, Mix};
+use crate::model::architecture::{Architecture, Mlp};
+use crate::model::batch::Batch;
 use crate::model::error::Result;
 use crate::model::modulation::Modulation;
-use crate::model::tables::BYTES;
+use crate::model::tables::{BYTES, Mixed};
+use crate::ops::gpu::pointwise::NONE;
 use crate::ops::gpu::{Buffer, GpuDevice};
 use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Slots of tables at first: the grids of two sequences of 128 steps.
 const LINES: usize = 258;
+/// The same of a network that no noise level modulates.
+const FEW_LINES: usize = 16;
 /// Slots of biases at first.
 const MIXES: usize = 16;
 
-/// Where vectors lie in a slot, in floats; widths are those that they are filled up to.
+/// Where a layer's vectors lie in a slot, in floats: [`NONE`] where the layer has none.
 #[derive(Clone, Copy, Debug)]
-pub struct Offsets {
-    hidden: usize,
-    intermediate: usize,
-    layers: usize,
-    vocab: usize,
+pub struct LayerOffsets {
+    pub gain1: u32,
+    pub shift1: u32,
+    pub gate1: u32,
+    pub gain2: u32,
+    pub shift2: u32,
+    pub gate2: u32,
+    pub qkv_bias: u32,
+    pub query_gain: u32,
+    pub key_gain: u32,
+    pub up_bias: u32,
+    pub down_bias: u32,
 }
 
-/// The six vectors of a layer's tables.
-#[derive(Clone, Copy, Debug)]
-pub enum Vector {
-    Gain1,
-    Shift1,
-    Gate1,
-    Gain2,
-    Shift2,
-    Gate2,
+/// The same of a network, in the order of [`Line`](crate::model::conditioning::Line)'s vectors.
+#[derive(Clone, Debug)]
+pub struct Offsets {
+    pub layers: Vec<LayerOffsets>,
+    /// Of the last norm.
+    pub gain: u32,
+    pub shift: u32,
+    /// Of the output head.
+    pub bias: u32,
+    line: usize,
+    biases: usize,
+    /// The output head's row, filled up.
+    vocab: usize,
+    conditioned: bool,
 }
 
 /// Vectors begin at multiples of sixteen bytes.
@@ -49,45 +64,60 @@ pub fn side_by_side<'a>(vectors: impl IntoIterator<Item = &'a [f32]>) -> Vec<f32
     all
 }
 
+/// The place of a vector of that width behind those before it, if there is one.
+fn put(end: &mut usize, width: Option<usize>) -> u32 {
+    let Some(width) = width else { return NONE };
+    let at = *end;
+    *end += filled_up(width);
+    at as u32
+}
+
 impl Offsets {
-    pub fn new(hidden: usize, intermediate: usize, layers: usize, vocab: usize) -> Self {
+    pub fn of(architecture: &Architecture) -> Self {
+        let hidden = Some(architecture.hidden);
+        let modulated = hidden.filter(|_| architecture.conditioning.is_some());
+        let (mut line, mut biases) = (0, 0);
+        let layers = architecture.layers.iter().map(|layer| {
+            let attention = &layer.attention;
+            let head = attention.qk_norm.map(|_| attention.head_dim);
+            let (up, down) = match layer.mlp {
+                Mlp::Gelu { width } => (Some(width), hidden),
+                Mlp::SwiGlu { .. } => (None, None),
+            };
+            LayerOffsets {
+                gain1: put(&mut line, hidden),
+                shift1: put(&mut line, modulated),
+                gate1: put(&mut line, modulated),
+                gain2: put(&mut line, hidden),
+                shift2: put(&mut line, modulated),
+                gate2: put(&mut line, modulated),
+                qkv_bias: put(&mut biases, attention.bias.then(|| attention.width())),
+                query_gain: put(&mut biases, head),
+                key_gain: put(&mut biases, head),
+                up_bias: put(&mut biases, up),
+                down_bias: put(&mut biases, down),
+            }
+        });
+        let layers = layers.collect();
+        let vocab = architecture.vocabulary.rows;
         Self {
-            hidden: filled_up(hidden),
-            intermediate: filled_up(intermediate),
             layers,
+            gain: put(&mut line, hidden),
+            shift: put(&mut line, modulated),
+            bias: put(&mut biases, architecture.head.bias.then_some(vocab)),
+            line,
+            biases,
             vocab: filled_up(vocab),
+            conditioned: modulated.is_some(),
         }
     }
 
-    pub fn line(&self, layer: usize, vector: Vector) -> u32 {
-        ((6 * layer + vector as usize) * self.hidden) as u32
-    }
-
-    /// Gain and shift of the last norm.
-    pub fn last(&self) -> (u32, u32) {
-        let gain = 6 * self.layers * self.hidden;
-        (gain as u32, (gain + self.hidden) as u32)
-    }
-
     pub fn line_floats(&self) -> usize {
-        (6 * self.layers + 2) * self.hidden
-    }
-
-    pub fn bias0(&self, layer: usize) -> u32 {
-        (layer * (self.intermediate + self.hidden)) as u32
-    }
-
-    pub fn bias2(&self, layer: usize) -> u32 {
-        self.bias0(layer) + self.intermediate as u32
-    }
-
-    /// Of the output head.
-    pub fn bias(&self) -> u32 {
-        self.bias0(self.layers)
+        self.line
     }
 
     pub fn bias_floats(&self) -> usize {
-        self.bias() as usize + self.vocab
+        self.biases
     }
 }
 
@@ -121,12 +151,12 @@ impl<K: std::hash::Hash + Eq + Clone> Slots<K> {
         if wanted <= self.capacity {
             return Ok(());
         }
-        let little = BYTES / bytes;
+        let little = BYTES / bytes.max(1);
         if wanted <= little
             && let Ok(more) = Self::new(gpu, self.floats, wanted.next_power_of_two().min(little))
         {
             let kept = std::mem::take(&mut self.kept);
-            if !kept.is_empty() {
+            if kept.len() * bytes > 0 {
                 gpu.copy(
                     more.memory.address(),
                     self.memory.address(),
@@ -155,30 +185,57 @@ impl<K: std::hash::Hash + Eq + Clone> Slots<K> {
     }
 }
 
-/// All slots of an instance.
+/// All slots of a base, whatever the generation.
 #[derive(Debug)]
 pub struct TableSlots {
     pub offsets: Offsets,
-    lines: Slots<(MixKey, u32)>,
-    mixes: Slots<MixKey>,
+    lines: Slots<(Mixed, u32)>,
+    mixes: Slots<Mixed>,
+    /// The bias of an output head that has none.
+    zeros: Buffer,
 }
 
 impl TableSlots {
-    pub fn new(gpu: &Arc<dyn GpuDevice>, offsets: Offsets) -> Result<Self> {
+    pub fn new(gpu: &Arc<dyn GpuDevice>, architecture: &Architecture) -> Result<Self> {
+        let offsets = Offsets::of(architecture);
+        let (lines, zeros) = (
+            if offsets.conditioned {
+                LINES
+            } else {
+                FEW_LINES
+            },
+            if offsets.bias == NONE {
+                offsets.vocab
+            } else {
+                0
+            },
+        );
         Ok(Self {
-            offsets,
-            lines: Slots::new(gpu, offsets.line_floats(), LINES)?,
+            lines: Slots::new(gpu, offsets.line_floats(), lines)?,
             mixes: Slots::new(gpu, offsets.bias_floats(), MIXES)?,
+            zeros: Buffer::zeros(gpu, zeros * size_of::<f32>())?,
+            offsets,
         })
     }
 
     pub fn bytes(&self) -> usize {
-        self.lines.memory.bytes() + self.mixes.memory.bytes()
+        self.lines.memory.bytes() + self.mixes.memory.bytes() + self.zeros.bytes()
     }
 
     /// Addresses of the slots of tables and of biases.
     pub fn addresses(&self) -> (u64, u64) {
         (self.lines.memory.address(), self.mixes.memory.address())
+    }
+
+    /// Of the output head: slots of biases, floats to a slot, and the offset in one.
+    pub fn head_bias(&self) -> (u64, u32, u32) {
+        match self.offsets.bias {
+            NONE => (self.zeros.address(), 0, 0),
+            bias => {
+                let biases = self.mixes.memory.address();
+                (biases, self.offsets.bias_floats() as u32, bias)
+            }
+        }
     }
 
     /// The slots that every segment of a batch uses, filled. Their memory may be another one than before.
@@ -188,47 +245,30 @@ impl TableSlots {
         modulation: &Modulation,
         batch: &Batch,
     ) -> Result<Vec<(u32, u32)>> {
-        let wanted: Vec<(MixKey, u32, &Mix, f32)> = batch
-            .segments
-            .iter()
-            .map(|segment| {
-                (
-                    segment.mix.key(),
-                    segment.sigma.to_bits(),
-                    &segment.mix,
-                    segment.sigma,
-                )
-            })
-            .collect();
-        let mut lines: Vec<(MixKey, u32)> = wanted
-            .iter()
-            .map(|(mix, sigma, ..)| (mix.clone(), *sigma))
-            .collect();
+        let keys = batch.segments.iter().map(|segment| {
+            let mixed = modulation.mixed(&segment.mix);
+            (mixed, segment.sigma.to_bits())
+        });
+        let wanted: Vec<(Mixed, u32)> = keys.collect();
+        let mut lines = wanted.clone();
         lines.sort();
         lines.dedup();
-        let mut mixes: Vec<MixKey> = lines.iter().map(|(mix, _)| mix.clone()).collect();
+        let mut mixes: Vec<Mixed> = lines.iter().map(|(mix, _)| mix.clone()).collect();
         mixes.dedup();
         self.lines.reserve(gpu, &lines)?;
         self.mixes.reserve(gpu, &mixes)?;
         let mut slots = Vec::with_capacity(wanted.len());
-        for (mix_key, bits, mix, sigma) in wanted {
-            let line = self.lines.get(&(mix_key.clone(), bits), || {
-                Ok(side_by_side(
-                    modulation
-                        .tables(mix, sigma)?
-                        .modulations()
-                        .map(|vector| &**vector),
-                ))
+        for (key, segment) in wanted.into_iter().zip(&batch.segments) {
+            let tables = || modulation.tables(&segment.mix, segment.sigma);
+            let line = self.lines.get(&key, || {
+                let tables = tables()?;
+                Ok(side_by_side(tables.modulations().map(|vector| &**vector)))
             })?;
-            let bias = self.mixes.get(&mix_key, || {
-                Ok(side_by_side(
-                    modulation
-                        .tables(mix, sigma)?
-                        .biases()
-                        .map(|vector| &**vector),
-                ))
+            let mix = self.mixes.get(&key.0, || {
+                let tables = tables()?;
+                Ok(side_by_side(tables.constants().map(|vector| &**vector)))
             })?;
-            slots.push((line, bias));
+            slots.push((line, mix));
         }
         Ok(slots)
     }
@@ -237,21 +277,24 @@ impl TableSlots {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::architecture::dit::DitConfig;
+    use serde_json::{from_value, json};
 
     #[test]
     fn vectors_of_any_width_begin_at_multiples_of_sixteen_bytes() {
-        let offsets = Offsets::new(6, 25, 3, 31);
-        let lines = (0..3).flat_map(|layer| {
-            [Vector::Gain1, Vector::Gate2].map(|vector| offsets.line(layer, vector))
+        let config = json!({"model_type": "mdlm", "vocab_size": 31, "model_length": 16, "hidden_dim": 6, "cond_dim": 4,
+            "n_blocks": 3, "n_heads": 3});
+        let config: DitConfig = from_value(config).expect("a configuration");
+        let offsets = Offsets::of(&config.architecture().expect("a network"));
+        let layers = offsets.layers.iter();
+        let layers = layers.flat_map(|at| {
+            let biases = [at.up_bias, at.down_bias];
+            [at.gain1, at.gate2].into_iter().chain(biases)
         });
-        let biases = (0..3).flat_map(|layer| [offsets.bias0(layer), offsets.bias2(layer)]);
-        let (gain, shift) = offsets.last();
         let ends = [offsets.line_floats(), offsets.bias_floats()].map(|floats| floats as u32);
-        let all = lines
-            .chain(biases)
-            .chain([gain, shift, offsets.bias()])
-            .chain(ends);
-        assert!(all.into_iter().all(|offset| offset.is_multiple_of(4)));
+        let last = [offsets.gain, offsets.shift, offsets.bias];
+        let mut all = layers.chain(last).chain(ends);
+        assert!(all.all(|offset| offset != NONE && offset.is_multiple_of(4)));
         let vectors: [&[f32]; 3] = [&[1.0], &[2.0; 4], &[3.0; 5]];
         let filled = [&[1.0, 0.0, 0.0, 0.0][..], &[2.0; 4], &[3.0; 5], &[0.0; 3]].concat();
         assert_eq!(side_by_side(vectors), filled);

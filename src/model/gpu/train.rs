@@ -6,7 +6,7 @@
 mod launches;
 mod memory;
 
-use super::slots::{Offsets, Vector};
+use super::slots::Offsets;
 use crate::model::architecture::dit::{EMBEDDING, HEAD, is_product, layer_products};
 use crate::model::error::{Error, Result};
 use crate::model::trainable::Reading;
@@ -157,14 +157,17 @@ impl<'a> TrainStep<'a> {
                 ),
             }
         }
-        let hidden = config.hidden_dim;
         let mut step = Self {
             gpu: gpu.clone(),
             room,
             model,
             input,
             reading: model.read(input)?,
-            offsets: Offsets::new(hidden, 4 * hidden, config.n_blocks, config.vocab_size),
+            offsets: Offsets::of(
+                &config
+                    .architecture()
+                    .map_err(|refused| Error::Unread(refused.into()))?,
+            ),
             lines: 0,
             biases: 0,
         };
@@ -177,7 +180,7 @@ impl<'a> TrainStep<'a> {
     }
 
     fn forward(&mut self) -> Result<(Tensor, Activations)> {
-        let (input, config, offsets) = (self.input, self.config(), self.offsets);
+        let (input, config, offsets) = (self.input, self.config(), self.offsets.clone());
         let (hidden, intermediate, vocab) =
             (config.hidden_dim, 4 * config.hidden_dim, config.vocab_size);
         let (noisy_rows, doubled) = (input.batch * input.length, input.x0.is_some());
@@ -198,8 +201,8 @@ impl<'a> TrainStep<'a> {
             let last = layer + 1 == config.n_blocks;
             let seen = self.seen(last)?;
             let [qkv, out, up, down] = self.layer_weights(&layer_products(layer))?;
-            let at = |vector| offsets.line(layer, vector);
-            let normed = self.norm(x, &full, (at(Vector::Gain1), at(Vector::Shift1)))?;
+            let at = offsets.layers[layer];
+            let normed = self.norm(x, &full, (at.gain1, at.shift1))?;
             let qkv = self.product(normed, qkv, [all_rows, 3 * hidden, hidden])?;
             self.turn(qkv, all_rows, &seen, false)?;
             let [attended, peaks, shares] = self.attend(qkv, &seen)?;
@@ -214,25 +217,21 @@ impl<'a> TrainStep<'a> {
                     residual
                 }
             };
-            let next = (at(Vector::Gain2), at(Vector::Shift2));
-            let (middle, normed_middle) = self.gate(
-                (residual, projected),
-                rows,
-                (at(Vector::Gate1), NONE),
-                Some(next),
-            )?;
+            let next = (at.gain2, at.shift2);
+            let (middle, normed_middle) =
+                self.gate((residual, projected), rows, (at.gate1, NONE), Some(next))?;
             let wide = self.product(normed_middle, up, [rows.count, intermediate, hidden])?;
             let activated = self.floats(rows.count * intermediate)?;
             let gelu = BiasGelu {
                 y: wide,
                 out: activated,
                 tables: rows.tables,
-                bias: offsets.bias0(layer),
+                bias: at.up_bias,
                 width: intermediate as u32,
             };
             gelu.launch(&*self.gpu, Dtype::F32, Dtype::F32, rows.count)?;
             let mlp_out = self.product(activated, down, [rows.count, hidden, intermediate])?;
-            let gate = (at(Vector::Gate2), offsets.bias2(layer));
+            let gate = (at.gate2, at.down_bias);
             let (after, _) = self.gate((middle, mlp_out), rows, gate, None)?;
             layers.push(Layer {
                 seen,
@@ -252,7 +251,7 @@ impl<'a> TrainStep<'a> {
         }
         let last = self.floats(wanted.count * hidden)?;
         self.pick(x, (picks, wanted.count, false), last)?;
-        let normed = self.norm(last, &wanted, offsets.last())?;
+        let normed = self.norm(last, &wanted, (offsets.gain, offsets.shift))?;
         let head = self.weight(HEAD)?;
         let logits = self.product(normed, head, [wanted.count, vocab, hidden])?;
         let logits = self.get(logits, (wanted.count, vocab))?;
@@ -285,7 +284,7 @@ impl<'a> TrainStep<'a> {
             last,
             normed,
         } = kept;
-        let (config, offsets) = (self.config(), self.offsets);
+        let (config, offsets) = (self.config(), self.offsets.clone());
         let (hidden, intermediate, vocab) =
             (config.hidden_dim, 4 * config.hidden_dim, config.vocab_size);
         // Addresses of gradients: of matrices, and of tables with as many lines as these have.
@@ -297,7 +296,7 @@ impl<'a> TrainStep<'a> {
             self.product_backward(dlogits, (normed, head), [wanted.count, vocab, hidden])?;
         matrices.push((HEAD.to_owned(), dhead));
         let dlast = self.zeros(wanted.count * hidden)?;
-        let (dgain, dshift) = self.norm_backward((last, dy, dlast), &wanted, offsets.last().0)?;
+        let (dgain, dshift) = self.norm_backward((last, dy, dlast), &wanted, offsets.gain)?;
         let of = self.reading.tables.clone();
         tables.extend([(of.gain, dgain), (of.shift, dshift)]);
         let mut dx = self.zeros(noisy.count * hidden)?;
@@ -311,9 +310,9 @@ impl<'a> TrainStep<'a> {
             let (rows, t) = (if is_last { &noisy } else { &full }, &of.layers[index]);
             let names = layer_products(index);
             let [qkv, out, up, down] = self.layer_weights(&names)?;
-            let at = |vector| offsets.line(index, vector);
+            let at = offsets.layers[index];
 
-            let gate = (at(Vector::Gate2), offsets.bias2(index));
+            let gate = (at.gate2, at.down_bias);
             let (dy, dgate) = self.gate_backward((dx, layer.mlp_out), rows, gate)?;
             tables.push((t.gate2.clone(), dgate));
             tables.push((t.bias2.clone(), self.sums(dy, hidden, rows.all)?));
@@ -326,7 +325,7 @@ impl<'a> TrainStep<'a> {
                 y: layer.intermediate,
                 dy,
                 tables: rows.tables,
-                bias: offsets.bias0(index),
+                bias: at.up_bias,
                 width: intermediate as u32,
             };
             gelu.launch(&*self.gpu, rows.count)?;
@@ -336,12 +335,10 @@ impl<'a> TrainStep<'a> {
                 (layer.normed_middle, up),
                 [rows.count, intermediate, hidden],
             )?;
-            let (dgain, dshift) =
-                self.norm_backward((layer.middle, dy, dx), rows, at(Vector::Gain2))?;
+            let (dgain, dshift) = self.norm_backward((layer.middle, dy, dx), rows, at.gain2)?;
             tables.extend([(t.gain2.clone(), dgain), (t.shift2.clone(), dshift)]);
 
-            let (dy, dgate) =
-                self.gate_backward((dx, layer.projected), rows, (at(Vector::Gate1), NONE))?;
+            let (dy, dgate) = self.gate_backward((dx, layer.projected), rows, (at.gate1, NONE))?;
             tables.push((t.gate1.clone(), dgate));
             let (dy, dout) =
                 self.product_backward(dy, (layer.attended, out), [rows.count, hidden, hidden])?;
@@ -353,8 +350,7 @@ impl<'a> TrainStep<'a> {
                 self.pick(dx, (halves, noisy.count, true), whole)?;
                 dx = whole;
             }
-            let (dgain, dshift) =
-                self.norm_backward((layer.x, dy, dx), &full, at(Vector::Gain1))?;
+            let (dgain, dshift) = self.norm_backward((layer.x, dy, dx), &full, at.gain1)?;
             tables.extend([(t.gain1.clone(), dgain), (t.shift1.clone(), dshift)]);
             matrices.extend(names.into_iter().zip([dweight, dout, dexpand, dcontract]));
         }

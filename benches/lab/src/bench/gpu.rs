@@ -13,7 +13,9 @@ mod step;
 mod streams;
 
 use super::median;
+use crate::random_model::config;
 use anyhow::{Result, bail};
+use choir::model::Architecture;
 use choir::ops::gpu::draw::key_words;
 use choir::ops::gpu::superposition::Noise;
 use choir::ops::gpu::{Buffer, Dtype, Fault, GpuDevice};
@@ -34,6 +36,10 @@ pub struct GpuBenchArgs {
     /// Parts to run [default: all].
     #[arg(long, value_delimiter = ',', value_enum)]
     only: Vec<KernelBench>,
+    /// Decoder bodies that steps are measured of: sdar-1.7b, sdar-4b, sdar-8b, a2d-qwen3-0.6b, a2d-qwen2-0.5b. Asks for
+    /// `step-decoder` where no part is named.
+    #[arg(long, value_delimiter = ',', value_parser = shape)]
+    shape: Vec<(String, Architecture)>,
     /// Seconds to a measurement, after warming up.
     #[arg(long, default_value_t = 0.2)]
     seconds: f64,
@@ -65,6 +71,16 @@ pub enum KernelBench {
     /// Steps of four billion parameters.
     #[value(name = "step-4b")]
     StepLarge,
+    /// Steps of decoder bodies of published shapes: see --shape.
+    StepDecoder,
+}
+
+/// A decoder body, as FAMILY-SIZE.
+pub fn shape(name: &str) -> Result<(String, Architecture), String> {
+    let (family, size) = name.rsplit_once('-').ok_or("a shape is FAMILY-SIZE")?;
+    let config = config(family, size, None).map_err(|error| error.to_string())?;
+    let read = Architecture::read(config.to_string().as_bytes());
+    Ok((name.to_owned(), read.map_err(|error| error.to_string())?))
 }
 
 fn ordinal(device: &str) -> Result<usize, String> {
@@ -76,17 +92,16 @@ pub fn run(args: GpuBenchArgs) -> Result<()> {
     if args.seconds.is_nan() || args.seconds <= 0.0 {
         bail!("--seconds must be above 0");
     }
-    let parts = match &args.only[..] {
-        [] => KernelBench::value_variants(),
-        only => only,
+    let mut sizes = Sizes::full();
+    let parts = match (&args.only[..], args.shape.is_empty()) {
+        ([], true) => KernelBench::value_variants(),
+        ([], false) => &[KernelBench::StepDecoder],
+        (only, _) => only,
     };
-    measure(
-        open(args.device)?,
-        Sizes::full(),
-        args.seconds,
-        parts,
-        args.json,
-    )
+    if !args.shape.is_empty() {
+        sizes.decoders = args.shape;
+    }
+    measure(open(args.device)?, sizes, args.seconds, parts, args.json)
 }
 
 #[cfg(feature = "cuda")]
@@ -168,10 +183,25 @@ impl Bench {
             KernelBench::BankGemm => bank_gemm::measure(self),
             KernelBench::Own => own::measure(self),
             KernelBench::Sampling => sampling::measure(self),
-            KernelBench::StepSmall => step::measure(self, "step-small", self.sizes.small.clone()),
+            KernelBench::StepSmall => {
+                let small = self.sizes.small.architecture()?;
+                step::measure(self, "step-small", &small)
+            }
             KernelBench::Latency => sequences::latency(self),
             KernelBench::Duo => sequences::duo(self),
-            KernelBench::StepLarge => step::measure(self, "step-4b", self.sizes.large.clone()),
+            KernelBench::StepLarge => {
+                let large = self.sizes.large.architecture()?;
+                step::measure(self, "step-4b", &large)
+            }
+            KernelBench::StepDecoder => {
+                for (shape, decoder) in self.sizes.decoders.clone() {
+                    let parameters = decoder.facts().parameters as f64;
+                    let figures = [("parameters", parameters)];
+                    self.report.line("step-decoder", &shape, &figures);
+                    step::measure(self, &shape, &decoder)?;
+                }
+                Ok(())
+            }
         }
     }
 

@@ -5,6 +5,8 @@ use super::launch::{THREADS, launch, launch_of};
 use super::pointwise::NONE;
 use super::{Dtype, GpuDevice, Result, plain};
 
+/// Heads that share a key, at most, on the tensor cores.
+const MOST_GROUP: usize = 16;
 /// Widest head of the kernel.
 pub const MAX_HEAD: usize = 256;
 
@@ -23,7 +25,8 @@ pub struct SegmentFacts {
     pub pages_start: u32,
     /// First position that may be seen.
     pub oldest: u32,
-    pub unused: u32,
+    /// Tokens of the first token's block that are not the segment's: the text begins within that block.
+    pub begun: u32,
 }
 
 #[repr(C)]
@@ -33,9 +36,9 @@ pub struct Attend {
     pub q: u64,
     /// [rows, current_pitch]: keys and values of the batch itself.
     pub current: u64,
-    /// [page][layer][2][page_tokens][hidden].
+    /// [page][layer][2][page_tokens][kv_heads * head_dim].
     pub cache: u64,
-    /// [rows, hidden].
+    /// [rows, heads * head_dim].
     pub out: u64,
     /// [rows] u32: the row's segment, NONE for what pads the batch.
     pub segment: u64,
@@ -53,6 +56,9 @@ pub struct Attend {
     /// Elements from one row to the next.
     pub q_pitch: u32,
     pub current_pitch: u32,
+    /// A divisor of `heads`: so many of these share a key.
+    pub kv_heads: u32,
+    pub unused: u32,
 }
 
 /// Queries of one segment that go through attention together.
@@ -82,17 +88,22 @@ pub enum Cut {
 }
 
 impl Cut {
-    /// What suits segments of which the longest has so many tokens.
-    pub fn of(longest: usize) -> Self {
-        if longest > 32 { Cut::Many } else { Cut::Few }
+    /// What suits segments of which the longest has so many tokens, where `group` heads share a key.
+    pub fn of(longest: usize, group: usize) -> Self {
+        if longest * group > 32 {
+            Cut::Many
+        } else {
+            Cut::Few
+        }
     }
 
-    /// Queries to a tile.
-    pub fn queries(self) -> usize {
-        match self {
-            Cut::Few => 16,
+    /// Tokens to a tile, which has the queries of all heads that share a key.
+    pub fn tokens(self, group: usize) -> usize {
+        let queries = match self {
+            Cut::Few => MOST_GROUP,
             Cut::Many => 128,
-        }
+        };
+        (queries / group).max(1)
     }
 }
 
@@ -106,7 +117,7 @@ struct BlockAttend {
 }
 
 impl Attend {
-    /// On the tensor cores where they have a kernel for it: bf16, heads of 32, 64 or 128.
+    /// On the tensor cores where they have a kernel for it: bf16, heads of 32, 64 or 128, no more than 16 to a key.
     pub fn launch_tiles(
         &self,
         gpu: &dyn GpuDevice,
@@ -114,10 +125,11 @@ impl Attend {
         rows: usize,
         (tiles, count, cut): (u64, usize, Cut),
     ) -> Result<()> {
-        if dtype != Dtype::Bf16 || ![32, 64, 128].contains(&self.head_dim) {
+        let group = (self.heads / self.kv_heads) as usize;
+        if dtype != Dtype::Bf16 || ![32, 64, 128].contains(&self.head_dim) || group > MOST_GROUP {
             return self.launch(gpu, dtype, rows);
         }
-        let blocks = count * self.heads as usize;
+        let blocks = count * self.kv_heads as usize;
         // Keys and values of several chunks.
         let shared = |chunk: u32, chunks: u32| chunks * 2 * chunk * (self.head_dim + 8) * 2;
         let wide = self.head_dim == 128;
@@ -133,7 +145,7 @@ impl Attend {
             tiles,
         };
         let kernel = format!("block_attend_{name}_{}", self.head_dim);
-        launch(gpu, &kernel, [count as u32, self.heads, 1], shape, &args)
+        launch(gpu, &kernel, [count as u32, self.kv_heads, 1], shape, &args)
     }
 
     /// One warp to a query and head.

@@ -1,9 +1,11 @@
 //! What every launch has in common.
 
-use super::{Dtype, GpuDevice, Launch, Plain, Result, bytes_of};
+use super::{Dtype, Fault, GpuDevice, Launch, Plain, Result, bytes_of};
 
 /// Threads to a block of most kernels.
 pub const THREADS: u32 = 256;
+/// Blocks along y and z of a grid; only along x there may be more.
+const MOST_BLOCKS: u32 = 65_535;
 
 impl Dtype {
     /// What the names of kernels for it end with.
@@ -25,6 +27,12 @@ pub(super) fn launch<A: Plain>(
 ) -> Result<()> {
     if grid.contains(&0) {
         return Ok(());
+    }
+    if grid[1].max(grid[2]) > MOST_BLOCKS {
+        return Err(Fault::Failed {
+            call: "launch",
+            detail: format!("{kernel}: a grid of {grid:?} blocks"),
+        });
     }
     gpu.launch(Launch {
         kernel,

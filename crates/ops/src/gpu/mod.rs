@@ -4,12 +4,14 @@
 //! [`cuda`] needs one, and the `cuda` feature.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
 pub mod attention;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod draw;
+pub mod heads;
 mod launch;
 pub mod own;
 pub mod pointwise;
@@ -90,6 +92,19 @@ pub struct Launch<'a> {
 /// A recorded sequence of launches.
 pub trait Graph: Send + Sync {
     fn replay(&self) -> Result<()>;
+}
+
+/// Runs `work` and then `end`, which ends what records it: also where `work` fails or panics, so that nothing stays recording.
+pub fn recorded<T>(
+    work: &mut dyn FnMut() -> Result<()>,
+    end: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    let worked = catch_unwind(AssertUnwindSafe(work));
+    let ended = end();
+    match worked {
+        Ok(worked) => worked.and(ended),
+        Err(panic) => resume_unwind(panic),
+    }
 }
 
 /// A device with one stream: every call takes effect after those before it.

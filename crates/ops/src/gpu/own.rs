@@ -237,7 +237,7 @@ impl OwnProduct {
             size,
             span,
         }
-        .launch(gpu, dtype, [across, parts, 1])?;
+        .launch(gpu, dtype, [parts, across, 1])?;
         let ranks = self.ranks as u32;
         let thin = ThinOwn {
             rotated: self.rotated,
@@ -252,7 +252,7 @@ impl OwnProduct {
         launch_of(
             gpu,
             ("thin_own", dtype),
-            [ranks.div_ceil(4), parts, 1],
+            [parts, ranks.div_ceil(4), 1],
             (128, 0),
             &thin,
         )?;
@@ -351,7 +351,7 @@ impl EmbedOwn {
             span,
             ..*self
         };
-        let grid = [across, parts as u32, 1];
+        let grid = [parts as u32, across, 1];
         launch(gpu, "embed_own", grid, (THREADS, 0), &args)
     }
 }

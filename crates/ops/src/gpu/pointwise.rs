@@ -2,6 +2,7 @@
 
 use super::launch::{THREADS, launch};
 use super::{Dtype, GpuDevice, Plain, Result, plain};
+use crate::norm::Norm;
 
 /// Widest row of a norm.
 pub const MAX_WIDTH: usize = 8192;
@@ -31,7 +32,7 @@ fn launch_rows<A: Plain>(
 }
 
 /// The name of a kernel that makes `dtype` of a product in `y`.
-fn of_product(kernel: &str, dtype: Dtype, y: Dtype) -> String {
+pub(super) fn of_product(kernel: &str, dtype: Dtype, y: Dtype) -> String {
     let of = if y == Dtype::F32 { "" } else { "_of_bf16" };
     format!("{kernel}_{}{of}", dtype.suffix())
 }
@@ -53,6 +54,38 @@ pub struct Tables {
     pub bias_stride: u32,
 }
 
+/// A norm as kernels read it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NormFacts {
+    /// Offset of the vector in a slot, as the next.
+    pub gain: u32,
+    /// [`NONE`] for none.
+    pub shift: u32,
+    pub eps: f32,
+    /// Whether the mean is taken as 0.
+    rms: u32,
+}
+
+impl NormFacts {
+    pub fn new(norm: Norm, gain: u32, shift: u32) -> Self {
+        let (eps, rms) = match norm {
+            Norm::Layer { eps } => (eps, 0),
+            Norm::Rms { eps } => (eps, 1),
+        };
+        Self {
+            gain,
+            shift,
+            eps,
+            rms,
+        }
+    }
+
+    pub fn none() -> Self {
+        Self::new(Norm::DIT, NONE, NONE)
+    }
+}
+
 /// The next norm of a residual stream.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
@@ -64,9 +97,7 @@ pub struct NormModulate {
     /// [rows] u32: rows of x; 0 for all in order.
     pub rows: u64,
     pub tables: Tables,
-    /// Offset of the vector in a slot, as all below.
-    pub gain: u32,
-    pub shift: u32,
+    pub norm: NormFacts,
     pub width: u32,
     pub unused: u32,
 }
@@ -91,14 +122,14 @@ pub struct GateResidual {
     pub x: u64,
     /// [rows, width], f32 or bf16.
     pub y: u64,
-    /// [rows, width], unless `gain` is [`NONE`].
+    /// [rows, width], unless the norm's gain is [`NONE`].
     pub out: u64,
     pub tables: Tables,
+    pub norm: NormFacts,
+    /// Offset of the vector in a slot; [`NONE`] for 1.
     pub gate: u32,
     /// [`NONE`] for none.
     pub bias: u32,
-    pub gain: u32,
-    pub shift: u32,
     pub width: u32,
     pub unused: u32,
 }
@@ -130,7 +161,7 @@ pub struct BiasGelu {
 
 impl BiasGelu {
     pub fn launch(&self, gpu: &dyn GpuDevice, dtype: Dtype, y: Dtype, rows: usize) -> Result<()> {
-        let grid = [self.width.div_ceil(1024), rows as u32, 1];
+        let grid = [rows as u32, self.width.div_ceil(1024), 1];
         launch(
             gpu,
             &of_product("bias_gelu", dtype, y),
@@ -138,6 +169,26 @@ impl BiasGelu {
             (THREADS, 0),
             self,
         )
+    }
+}
+
+/// out = silu(gate) * up.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SwiGlu {
+    /// [rows, gates | what they are for], f32 or bf16.
+    pub y: u64,
+    /// [rows, width].
+    pub out: u64,
+    pub width: u32,
+    pub unused: u32,
+}
+
+impl SwiGlu {
+    pub fn launch(&self, gpu: &dyn GpuDevice, dtype: Dtype, y: Dtype, rows: usize) -> Result<()> {
+        let grid = [rows as u32, self.width.div_ceil(1024), 1];
+        let kernel = of_product("swiglu", dtype, y);
+        launch(gpu, &kernel, grid, (THREADS, 0), self)
     }
 }
 
@@ -203,9 +254,11 @@ impl RotaryLaunch {
 
 plain!(
     Tables,
+    NormFacts,
     NormModulate,
     GateResidual,
     BiasGelu,
+    SwiGlu,
     Angles,
     RotaryLaunch
 );

@@ -188,7 +188,7 @@ struct SignRows {
 
 impl SignRows {
     fn launch(&self, gpu: &dyn GpuDevice, dtype: Dtype, groups: usize) -> Result<()> {
-        let grid = [self.input.div_ceil(4 * 512), groups as u32 * self.rows, 1];
+        let grid = [groups as u32 * self.rows, self.input.div_ceil(4 * 512), 1];
         launch_of(gpu, ("sign_rows", dtype), grid, (128, 0), self)
     }
 }
@@ -209,7 +209,7 @@ pub struct SignIn {
 
 impl SignIn {
     pub fn launch(&self, gpu: &dyn GpuDevice, dtype: Dtype, parts: usize) -> Result<()> {
-        let grid = [self.input.div_ceil(4 * 512), parts as u32, 1];
+        let grid = [parts as u32, self.input.div_ceil(4 * 512), 1];
         launch_of(gpu, ("sign_in", dtype), grid, (128, 0), self)
     }
 }
@@ -231,10 +231,13 @@ pub struct SignOut {
 
 impl SignOut {
     pub fn launch(&self, gpu: &dyn GpuDevice, parts: usize) -> Result<()> {
-        let grid = [self.out.div_ceil(THREADS), parts as u32, 1];
+        let grid = [parts as u32, self.out.div_ceil(THREADS), 1];
         launch(gpu, "sign_out", grid, (THREADS, 0), self)
     }
 }
+
+/// The bit that tells a part's bank to be in tiles where rows are looked up in it.
+pub const TILES: u32 = 1 << 31;
 
 /// Rows of the embedding, with what the rows' variants add.
 #[repr(C)]
@@ -248,7 +251,7 @@ pub struct GatherEmbedding {
     pub base: u64,
     /// Addresses: tiles, or [vocab, width].
     pub banks: u64,
-    /// By row.
+    /// By row; those of banks in tiles have [`TILES`] in their bank.
     pub parts: u64,
     /// [rows + 1] u32.
     pub first_part: u64,
@@ -257,14 +260,11 @@ pub struct GatherEmbedding {
     pub outputs: u64,
     pub vocab: u32,
     pub width: u32,
-    /// Whether banks are tiles.
-    pub tiles: u32,
-    pub unused: u32,
 }
 
 impl GatherEmbedding {
     pub fn launch(&self, gpu: &dyn GpuDevice, dtype: Dtype, rows: usize) -> Result<()> {
-        let grid = [self.width.div_ceil(512), rows as u32, 1];
+        let grid = [rows as u32, self.width.div_ceil(512), 1];
         launch_of(gpu, ("gather_embedding", dtype), grid, (THREADS, 0), self)
     }
 }

@@ -8,9 +8,10 @@ const int MAX_HEAD = 256;
 template <typename T>
 DEVICE void attend(const Attend &a) {
     SHARED float weights[8][32];
-    const u32 row = blockIdx.x, head = blockIdx.y * 8 + warp_id(), hidden = a.heads * a.head_dim;
+    const u32 row = blockIdx.x, head = blockIdx.y * 8 + warp_id();
     if (head >= a.heads) return;
-    T *out = static_cast<T *>(a.out) + size_t(row) * hidden + head * a.head_dim;
+    const u32 of_key = head / (a.heads / a.kv_heads) * a.head_dim;  // first column of its key
+    T *out = static_cast<T *>(a.out) + (size_t(row) * a.heads + head) * a.head_dim;
     float sum[MAX_HEAD / 32];
 #pragma unroll
     for (int i = 0; i < MAX_HEAD / 32; i++) sum[i] = 0.0f;
@@ -25,7 +26,7 @@ DEVICE void attend(const Attend &a) {
             float score = -1e30f;
             if (position < end) {
                 size_t value;
-                const T *key = key_at<T>(a, segment, position, value) + head * a.head_dim;
+                const T *key = key_at<T>(a, segment, position, value) + of_key;
                 score = 0.0f;
                 for (u32 i = 0; i < a.head_dim; i++) score = fused(widen(q[i]), widen(key[i]), score);
             }
@@ -41,7 +42,7 @@ DEVICE void attend(const Attend &a) {
             const u32 count = end - first < 32 ? end - first : 32;
             for (u32 key = 0; key < count; key++) {
                 size_t value;
-                const T *values = key_at<T>(a, segment, first + key, value) + head * a.head_dim;
+                const T *values = key_at<T>(a, segment, first + key, value) + of_key;
                 const float weight = weights[warp_id()][key];
 #pragma unroll
                 for (int i = 0; i < MAX_HEAD / 32; i++) {

@@ -3,7 +3,7 @@
 // has ended.
 #include "query_tiles.cuh"
 
-// A block to a tile of queries (grid x) and a head (grid y).
+// A block to a tile of queries (grid x) and a head of keys (grid y).
 template <int DIM, int WARPS, int STAGES>
 DEVICE void block_attend(const BlockAttend &args) {
     const Attend &a = args.attend;
@@ -18,21 +18,19 @@ DEVICE void block_attend(const BlockAttend &args) {
         return;
     }
     const Segment segment = a.segments[tile.segment];
-    const u32 hidden = a.heads * DIM, head = blockIdx.y * DIM;
+    const u32 hidden = a.kv_heads * DIM, head = blockIdx.y * DIM;
     const int g = lane_id() / 4, t = lane_id() % 4;
-    const u32 stop = tile.first + 16 < segment.tokens ? tile.first + 16 : segment.tokens;  // after its last query
+    const Queries queries = Queries::of<16>(a, segment, tile.first);
     // Keys that any query of the tile sees.
     u32 from, until, unused;
     visible(segment, tile.first, a.window, from, unused);
-    visible(segment, stop - 1, a.window, unused, until);
+    visible(segment, queries.token_of(15), a.window, unused, until);
 
-    // Queries g and g + 8; those past the last are the last once more.
-    u32 row[2], begin[2], end[2];
+    // Queries g and g + 8.
+    u32 begin[2], end[2];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        const u32 own = tile.first + g + 8 * half, clamped = own < stop ? own : stop - 1;
-        visible(segment, clamped, a.window, begin[half], end[half]);
-        row[half] = segment.first_row + clamped;
+        visible(segment, queries.token_of(g + 8 * half), a.window, begin[half], end[half]);
     }
 
     auto keys_at = [&](u32 chunk) { return shared + chunk % STAGES * 2 * CHUNK * PITCH<DIM>; };
@@ -95,7 +93,8 @@ DEVICE void block_attend(const BlockAttend &args) {
     u32 q[STEPS][4];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        const bf16 *at = static_cast<const bf16 *>(a.q) + size_t(row[half]) * a.q_pitch + head + 2 * t;
+        const u32 query = g + 8 * half, row = segment.first_row + queries.token_of(query);
+        const bf16 *at = static_cast<const bf16 *>(a.q) + size_t(row) * a.q_pitch + queries.head_of(query) * DIM + 2 * t;
 #pragma unroll
         for (int step = 0; step < STEPS; step++) {
             q[step][half] = *reinterpret_cast<const u32 *>(at + 16 * step);
@@ -217,7 +216,7 @@ DEVICE void block_attend(const BlockAttend &args) {
     barrier();
     for (int at = 2 * threadIdx.x; at < 16 * DIM; at += 2 * THREADS) {
         const int query = at / DIM, column = at % DIM;
-        if (tile.first + query >= stop) continue;
+        if (u32(query) >= queries.count) continue;
         float above = LOWEST;
         for (int warp = 0; warp < WARPS; warp++) above = highests[warp][query] > above ? highests[warp][query] : above;
         float whole = 0.0f, first = 0.0f, second = 0.0f;
@@ -229,7 +228,8 @@ DEVICE void block_attend(const BlockAttend &args) {
             second = fused(share, both.y, second);
         }
         const float inverse = whole > 0.0f ? 1.0f / whole : 0.0f;
-        write_pair<DIM>(a, segment.first_row + tile.first + query, head, column, first * inverse, second * inverse);
+        const u32 row = segment.first_row + queries.token_of(query);
+        write_pair<DIM>(a, row, queries.head_of(query), column, first * inverse, second * inverse);
     }
 }
 

@@ -1,4 +1,4 @@
-// Segments of many queries: a block has 128 of one, every warp M times sixteen of them and all keys that any of the 128 sees.
+// Segments of many queries: a block has up to 128 of one, every warp M times sixteen of them and all keys that any of them sees.
 #include "query_tiles.cuh"
 
 const int CHUNK = 64;  // keys in shared memory at once
@@ -6,41 +6,43 @@ const int CHUNK = 64;  // keys in shared memory at once
 // What a block looks at.
 struct Task {
     Segment segment;
-    u32 head;         // first column
-    u32 first, stop;  // queries
-    u32 from, until;  // keys that any of them sees
+    u32 from, until;  // keys that any of the queries sees
 };
 
-DEVICE bool task_of(Task &task, const BlockAttend &args, u32 dim) {
+// Asked for again at the end: a loop's registers have no room for it.
+DEVICE Queries queries_of(const BlockAttend &args, const Segment &segment) {
+    return Queries::of<128>(args.attend, segment, args.tiles[blockIdx.x].first);
+}
+
+DEVICE bool task_of(Task &task, const BlockAttend &args) {
     const QueryTile tile = args.tiles[blockIdx.x];
     if (tile.segment == NONE) return false;
     task.segment = args.attend.segments[tile.segment];
-    task.head = blockIdx.y * dim;
-    task.first = tile.first;
-    task.stop = tile.first + 128 < task.segment.tokens ? tile.first + 128 : task.segment.tokens;
+    const Queries queries = queries_of(args, task.segment);
     u32 unused;
-    visible(task.segment, task.first, args.attend.window, task.from, unused);
-    visible(task.segment, task.stop - 1, args.attend.window, unused, task.until);
+    visible(task.segment, tile.first, args.attend.window, task.from, unused);
+    visible(task.segment, queries.token_of(127), args.attend.window, unused, task.until);
     return true;
 }
 
-// The sixteen queries from `first` on: those past the last are the last once more.
+// The sixteen queries from `first` on.
 template <int STEPS>
 struct Sixteen {
-    u32 tokens[2];  // g and g + 8
+    u32 tokens[2];  // of g and g + 8
     u32 some_from, some_until, all_from, all_until;  // keys that any sees, and that all see: later ones see later
     u32 q[STEPS][4];
 
-    DEVICE void load(const Attend &a, const Task &task, u32 first) {
+    DEVICE void load(const Attend &a, const Task &task, const Queries &queries, u32 first) {
         const int g = lane_id() / 4, t = lane_id() % 4;
-        auto clamped = [&](u32 token) { return token < task.stop ? token : task.stop - 1; };
-        visible(task.segment, clamped(first), a.window, some_from, all_until);
-        visible(task.segment, clamped(first + 15), a.window, all_from, some_until);
-        if (first >= task.stop) some_until = 0;
+        visible(task.segment, queries.token_of(first), a.window, some_from, all_until);
+        visible(task.segment, queries.token_of(first + 15), a.window, all_from, some_until);
+        if (first >= queries.count) some_until = 0;
 #pragma unroll
         for (int row = 0; row < 2; row++) {
-            tokens[row] = clamped(first + g + 8 * row);
-            const bf16 *from = static_cast<const bf16 *>(a.q) + size_t(task.segment.first_row + tokens[row]) * a.q_pitch + task.head;
+            const u32 query = first + g + 8 * row;
+            tokens[row] = queries.token_of(query);
+            const bf16 *from = static_cast<const bf16 *>(a.q) + size_t(task.segment.first_row + tokens[row]) * a.q_pitch +
+                               queries.head_of(query) * (16 * STEPS);
 #pragma unroll
             for (int step = 0; step < STEPS; step++) {
                 q[step][row] = *reinterpret_cast<const u32 *>(from + 16 * step + 2 * t);
@@ -59,42 +61,45 @@ struct Sixteen {
 
 // Writes what sixteen queries have seen.
 template <int DIM>
-DEVICE void write(const Attend &a, const Task &task, u32 first, Seen<DIM / 8> &seen) {
+DEVICE void write(const Attend &a, const Task &task, const Queries &queries, u32 first, Seen<DIM / 8> &seen) {
 #pragma unroll
     for (int row = 0; row < 2; row++) {
         float total = seen.total[row];
         total += shuffle_xor(total, 1);
         total += shuffle_xor(total, 2);
-        const u32 token = first + lane_id() / 4 + 8 * row;
+        const u32 query = first + lane_id() / 4 + 8 * row;
+        if (query >= queries.count) continue;
+        const u32 at = task.segment.first_row + queries.token_of(query), head = queries.head_of(query);
         const float inverse = total > 0.0f ? 1.0f / total : 0.0f;
 #pragma unroll
         for (int i = 0; i < DIM / 8; i++) {
             const float *two = &seen.sums[i][2 * row];
             const u32 column = 8 * i + 2 * (lane_id() % 4);
-            if (token < task.stop) write_pair<DIM>(a, task.segment.first_row + token, task.head, column, two[0] * inverse, two[1] * inverse);
+            write_pair<DIM>(a, at, head, column, two[0] * inverse, two[1] * inverse);
         }
     }
 }
 
-// A block to a tile of queries (grid x) and a head (grid y).
+// A block to a tile of queries (grid x) and a head of keys (grid y).
 template <int DIM, int M>
 DEVICE void block_attend_many(const BlockAttend &args) {
     const Attend &a = args.attend;
     const int WARPS = 8 / M, TILES = CHUNK / 8, STEPS = DIM / 16, PIECES = DIM / 8;
     DYNAMIC_SHARED(bf16, shared);  // [2][keys | values][CHUNK][PITCH]
     Task task;
-    if (!task_of(task, args, DIM)) return;
+    if (!task_of(task, args)) return;
+    const Queries queries = queries_of(args, task.segment);
     Sixteen<STEPS> own[M];
     Seen<PIECES> seen[M] = {};
 #pragma unroll
     for (int m = 0; m < M; m++) {
-        own[m].load(a, task, task.first + 16 * (M * warp_id() + m));
+        own[m].load(a, task, queries, 16 * (M * warp_id() + m));
         seen[m].highest[0] = seen[m].highest[1] = LOWEST;
     }
     auto keys_at = [&](int half) { return shared + half * 2 * CHUNK * PITCH<DIM>; };
     auto ask = [&](u32 chunk, int half) {
         bf16 *keys = keys_at(half);
-        fetch<DIM, CHUNK, 32 * WARPS>(a, task.segment, task.head, chunk, task.until, keys, keys + CHUNK * PITCH<DIM>);
+        fetch<DIM, CHUNK, 32 * WARPS>(a, task.segment, blockIdx.y * DIM, chunk, task.until, keys, keys + CHUNK * PITCH<DIM>);
     };
     ask(task.from, 0);
     int half = 0;
@@ -148,8 +153,9 @@ DEVICE void block_attend_many(const BlockAttend &args) {
             }
         }
     }
+    const Queries again = queries_of(args, task.segment);
 #pragma unroll
-    for (int m = 0; m < M; m++) write<DIM>(a, task, task.first + 16 * (M * warp_id() + m), seen[m]);
+    for (int m = 0; m < M; m++) write<DIM>(a, task, again, 16 * (M * warp_id() + m), seen[m]);
 }
 
 KERNEL_OF(block_attend_many_64, BlockAttend, 128, 2) { block_attend_many<64, 2>(a); }

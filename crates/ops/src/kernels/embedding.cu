@@ -6,21 +6,20 @@ struct GatherEmbedding {
     float *x;               // [rows, width]
     const u32 *tokens;      // [rows]; NONE for a row that pads the batch
     const void *base;       // [vocab, width]
-    const u64 *banks;       // addresses: tiles, or [vocab, width]
+    const u64 *banks;       // addresses: tiles, or [vocab, width]; the highest bit of a part's bank tells which
     const Part *parts;      // by row
     const u32 *first_part;  // [rows + 1]
     const u32 *keys;        // [variants][8], input side
     const bf16 *outputs;    // [variants][vocab]: c a l
     u32 vocab;
     u32 width;
-    u32 tiles;              // whether banks are tiles
 };
 
-// A block to a row and 512 columns.
+// A block to a row (grid x) and 512 columns (grid y).
 template <typename T>
 DEVICE void gather_embedding(const GatherEmbedding &a) {
     SHARED u32 words[16];
-    const u32 row = blockIdx.y, token = a.tokens[row], column = blockIdx.x * SIGNS + threadIdx.x;
+    const u32 row = blockIdx.x, token = a.tokens[row], column = blockIdx.y * SIGNS + threadIdx.x;
     const u32 supers = (a.width + TILE_IN - 1) / TILE_IN;
     float sum[2];
     for (int i = 0; i < 2; i++) {
@@ -33,7 +32,7 @@ DEVICE void gather_embedding(const GatherEmbedding &a) {
         barrier();
         if (threadIdx.x == 0) {
             u32 block[16];
-            chacha8(a.keys + 8 * part.variant, blockIdx.x, block);
+            chacha8(a.keys + 8 * part.variant, blockIdx.y, block);
             for (int i = 0; i < 16; i++) words[i] = block[i];
         }
         barrier();
@@ -41,9 +40,9 @@ DEVICE void gather_embedding(const GatherEmbedding &a) {
         for (int i = 0; i < 2; i++) {
             const u32 at = column + 256 * i;
             if (at >= a.width) continue;
-            const u64 bank = a.banks[part.bank];
+            const u64 bank = a.banks[part.bank & 0x7fffffffu];
             float s;
-            if (a.tiles) {
+            if (part.bank >> 31) {
                 const Tile *tile = reinterpret_cast<const Tile *>(bank) + size_t(token / TILE_OUT) * supers + at / TILE_IN;
                 s = tile_weight(*tile, token % TILE_OUT, at % TILE_IN);
             } else {

@@ -2,7 +2,7 @@
 // factors and codes, all variants in one launch.
 #include "own.cuh"
 
-// A block to a span of the input and a part; the last one also writes the zeros up to the pitch.
+// A block to a part (grid x) and a span of the input (grid y); the last one also writes the zeros up to the pitch.
 struct RotateOwn {
     const void *x;      // [rows, input]
     void *rotated;      // [parts, pitch]
@@ -17,14 +17,14 @@ struct RotateOwn {
 template <typename T>
 DEVICE void rotate_own(const RotateOwn &a) {
     SHARED float values[MOST_SPAN];
-    const Part part = a.parts[blockIdx.y];
+    const Part part = a.parts[blockIdx.x];
     const Own &own = a.own[part.variant];
     if (!own.signs) return;
-    T *to = static_cast<T *>(a.rotated) + size_t(blockIdx.y) * a.pitch;
-    if (blockIdx.x == gridDim.x - 1) {
+    T *to = static_cast<T *>(a.rotated) + size_t(blockIdx.x) * a.pitch;
+    if (blockIdx.y == gridDim.y - 1) {
         for (u32 i = a.input + threadIdx.x; i < a.pitch; i += 256) to[i] = narrow<T>(0.0f);
     }
-    const Span span = span_of(blockIdx.x, a.span, a.size, a.input);
+    const Span span = span_of(blockIdx.y, a.span, a.size, a.input);
     const T *x = static_cast<const T *>(a.x) + size_t(part.row) * a.input + span.first;
     for (u32 i = threadIdx.x; i < span.count; i += 256) values[i] = with_sign_of(own, span.first + i, widen(x[i]));
     hadamard(values, span.count, span.size, 256);
@@ -34,7 +34,7 @@ DEVICE void rotate_own(const RotateOwn &a) {
 KERNEL(rotate_own_f32, RotateOwn, 256) { rotate_own<float>(a); }
 KERNEL(rotate_own_bf16, RotateOwn, 256) { rotate_own<bf16>(a); }
 
-// t = scales ⊙ (A R x). A warp to a rank and a part.
+// t = scales ⊙ (A R x). A warp to a part (grid x) and a rank.
 struct ThinOwn {
     const void *rotated;  // [parts, pitch]
     float *t;             // [parts, ranks]
@@ -48,14 +48,14 @@ struct ThinOwn {
 
 template <typename T>
 DEVICE void thin_own(const ThinOwn &a) {
-    const u32 rank = blockIdx.x * 4 + warp_id();
-    const Own &own = a.own[a.parts[blockIdx.y].variant];
+    const u32 rank = blockIdx.y * 4 + warp_id();
+    const Own &own = a.own[a.parts[blockIdx.x].variant];
     if (rank >= own.rank) return;
-    const T *x = static_cast<const T *>(a.rotated) + size_t(blockIdx.y) * a.pitch;
+    const T *x = static_cast<const T *>(a.rotated) + size_t(blockIdx.x) * a.pitch;
     float sum = 0.0f;
     for (u32 i = lane_id(); i < a.input; i += 32) sum = fused(factor(own, own.a, a.input, rank, i), widen(x[i]), sum);
     sum = add_warp(sum);
-    if (lane_id() == 0) a.t[size_t(blockIdx.y) * a.ranks + rank] = own.scales[rank] * sum;
+    if (lane_id() == 0) a.t[size_t(blockIdx.x) * a.ranks + rank] = own.scales[rank] * sum;
 }
 
 KERNEL(thin_own_f32, ThinOwn, 128) { thin_own<float>(a); }

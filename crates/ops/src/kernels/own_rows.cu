@@ -1,7 +1,7 @@
 // Rows of what variants keep by themselves, read back: the embedding's, and whole matrices.
 #include "own.cuh"
 
-// x [rows, width] += what a part's variant keeps of the row of its token. A block to a span of the width and a part.
+// x [rows, width] += what a part's variant keeps of the row of its token. A block to a part (grid x) and a span of the width (grid y).
 struct EmbedOwn {
     float *x;           // [rows, width]
     const u32 *tokens;  // [rows]; NONE for a row that pads the batch
@@ -15,11 +15,11 @@ struct EmbedOwn {
 
 KERNEL(embed_own, EmbedOwn, 256) {
     SHARED float values[MOST_SPAN];
-    const Part part = a.parts[blockIdx.y];
+    const Part part = a.parts[blockIdx.x];
     const u32 token = a.tokens[part.row];
     const Own &own = a.own[part.variant];
     if (token == NONE || part.weight == 0.0f || !own.signs) return;
-    const Span span = span_of(blockIdx.x, a.span, a.size, a.width);
+    const Span span = span_of(blockIdx.y, a.span, a.size, a.width);
     delta_span(own, values, token, span, a.vocab, a.width, 256);
     float *x = a.x + size_t(part.row) * a.width + span.first;
     const float weight = part.weight * own.scale;

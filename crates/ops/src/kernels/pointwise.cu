@@ -41,8 +41,7 @@ struct NormModulate {
     void *out;         // [gathered rows, width]
     const u32 *rows;   // rows of x, or null for all in order; NONE for what pads the batch
     Tables tables;
-    u32 gain;
-    u32 shift;
+    Norm norm;
     u32 width;
     u32 unused;
 };
@@ -51,20 +50,22 @@ struct NormModulate {
 template <int FOURS>
 struct Affine {
     float4 gains[FOURS], shifts[FOURS];
-    DEVICE Affine(const float *gain, const float *shift, u32 width) {
+    DEVICE Affine(const Tables &tables, u32 row, const Norm &norm, u32 width) {
+        const float *gain = line_of(tables, row, norm.gain);
+        const float *shift = norm.shift == NONE ? nullptr : line_of(tables, row, norm.shift);
 #pragma unroll
         for (int i = 0; i < FOURS; i++) {
             const u32 index = i * 256 + threadIdx.x;
             if (4 * index >= width) break;
             gains[i] = four_at(gain, index, width, width % 4 == 0);
-            shifts[i] = four_at(shift, index, width, width % 4 == 0);
+            shifts[i] = shift ? four_at(shift, index, width, width % 4 == 0) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         }
     }
 };
 
-// (row - mean) / sqrt(variance + EPSILON) * gain + shift, by all of a block, each thread having its share of the row.
+// The norm of a row by all of a block, each thread having its share of it.
 template <typename T, int FOURS>
-DEVICE void norm_row(const float4 (&row)[FOURS], T *out, const Affine<FOURS> &affine, u32 width) {
+DEVICE void norm_row(const float4 (&row)[FOURS], T *out, const Affine<FOURS> &affine, const Norm &norm, u32 width) {
     SHARED float scratch[8];
     const bool whole = width % 4 == 0;
     float sum = 0.0f;
@@ -74,7 +75,7 @@ DEVICE void norm_row(const float4 (&row)[FOURS], T *out, const Affine<FOURS> &af
         if (4 * index >= width) break;
         sum += row[i].x + row[i].y + row[i].z + row[i].w;
     }
-    const float mean = add_block(sum, scratch) / float(width);
+    const float mean = norm.rms ? 0.0f : add_block(sum, scratch) / float(width);
     float squares = 0.0f;
 #pragma unroll
     for (int i = 0; i < FOURS; i++) {
@@ -84,7 +85,7 @@ DEVICE void norm_row(const float4 (&row)[FOURS], T *out, const Affine<FOURS> &af
 #pragma unroll
         for (int j = 0; j < 4; j++) squares = at + j < width ? fused(v[j], v[j], squares) : squares;
     }
-    const float inverse = 1.0f / square_root(add_block(squares, scratch) / float(width) + EPSILON);
+    const float inverse = 1.0f / square_root(add_block(squares, scratch) / float(width) + norm.eps);
 #pragma unroll
     for (int i = 0; i < FOURS; i++) {
         const u32 index = i * 256 + threadIdx.x;
@@ -107,7 +108,7 @@ DEVICE void norm_modulate(const NormModulate &a) {
     const bool whole = a.width % 4 == 0;
     T *out = static_cast<T *>(a.out) + size_t(blockIdx.x) * a.width;
     const u32 like = source == NONE ? 0 : source;
-    const Affine<FOURS> affine(line_of(a.tables, like, a.gain), line_of(a.tables, like, a.shift), a.width);
+    const Affine<FOURS> affine(a.tables, like, a.norm, a.width);
     await_before();
     float4 row[FOURS];
 #pragma unroll
@@ -122,7 +123,7 @@ DEVICE void norm_modulate(const NormModulate &a) {
         }
     }
     if (source == NONE) return;
-    norm_row(row, out, affine, a.width);
+    norm_row(row, out, affine, a.norm, a.width);
 }
 
 KERNEL_EARLY(norm_modulate_f32_1, NormModulate, 256, 1) { norm_modulate<float, 1>(a); }
@@ -135,12 +136,11 @@ KERNEL_EARLY(norm_modulate_bf16_8, NormModulate, 256, 1) { norm_modulate<bf16, 8
 struct GateResidual {
     float *x;        // [rows, width]: x += gate * (y + bias)
     const void *y;   // [rows, width]
-    void *out;       // [rows, width]: the next norm of x, unless `gain` is NONE
+    void *out;       // [rows, width]: the next norm of x, unless its gain is NONE
     Tables tables;
-    u32 gate;
+    Norm norm;
+    u32 gate;        // NONE for 1
     u32 bias;        // NONE for none
-    u32 gain;
-    u32 shift;
     u32 width;
     u32 unused;
 };
@@ -150,22 +150,23 @@ template <typename T, typename Y, int FOURS>
 DEVICE void gate_residual(const GateResidual &a) {
     const size_t start = size_t(blockIdx.x) * a.width;
     const bool whole = a.width % 4 == 0;
-    const float *gate = line_of(a.tables, blockIdx.x, a.gate);
+    const float *gate = a.gate == NONE ? nullptr : line_of(a.tables, blockIdx.x, a.gate);
     const float *bias = a.bias == NONE ? nullptr : bias_of(a.tables, blockIdx.x, a.bias);
     float4 row[FOURS];
 #pragma unroll
     for (int i = 0; i < FOURS; i++) {
         const u32 index = i * 256 + threadIdx.x;
         if (4 * index >= a.width) break;
-        const float4 x = four_at(a.x + start, index, a.width, whole), g = four_at(gate, index, a.width, whole);
+        const float4 x = four_at(a.x + start, index, a.width, whole);
+        const float4 g = gate ? four_at(gate, index, a.width, whole) : make_float4(1.0f, 1.0f, 1.0f, 1.0f);
         float4 y = four_at(static_cast<const Y *>(a.y) + start, index, a.width, whole);
         if (bias) y = added(y, four_at(bias, index, a.width, whole));
         row[i] = make_float4(fused(y.x, g.x, x.x), fused(y.y, g.y, x.y), fused(y.z, g.z, x.z), fused(y.w, g.w, x.w));
         put_four(a.x + start, index, a.width, whole, row[i]);
     }
-    if (a.gain == NONE) return;
-    const Affine<FOURS> affine(line_of(a.tables, blockIdx.x, a.gain), line_of(a.tables, blockIdx.x, a.shift), a.width);
-    norm_row(row, static_cast<T *>(a.out) + start, affine, a.width);
+    if (a.norm.gain == NONE) return;
+    const Affine<FOURS> affine(a.tables, blockIdx.x, a.norm, a.width);
+    norm_row(row, static_cast<T *>(a.out) + start, affine, a.norm, a.width);
 }
 
 KERNEL(gate_residual_f32_1, GateResidual, 256) { gate_residual<float, float, 1>(a); }
@@ -186,21 +187,45 @@ struct BiasGelu {
     u32 width;
 };
 
-// A block to a row (grid y) and 1024 columns (grid x).
+// A block to a row (grid x) and 1024 columns (grid y).
 template <typename T, typename Y>
 DEVICE void bias_gelu(const BiasGelu &a) {
-    const u32 index = blockIdx.x * 256 + threadIdx.x;
+    const u32 index = blockIdx.y * 256 + threadIdx.x;
     const bool whole = a.width % 4 == 0;
     if (4 * index >= a.width) return;
-    const float4 y = four_at(static_cast<const Y *>(a.y) + size_t(blockIdx.y) * a.width, index, a.width, whole);
-    const float4 b = four_at(bias_of(a.tables, blockIdx.y, a.bias), index, a.width, whole);
+    const float4 y = four_at(static_cast<const Y *>(a.y) + size_t(blockIdx.x) * a.width, index, a.width, whole);
+    const float4 b = four_at(bias_of(a.tables, blockIdx.x, a.bias), index, a.width, whole);
     const float4 out = make_float4(gelu_as<T>(y.x + b.x), gelu_as<T>(y.y + b.y), gelu_as<T>(y.z + b.z), gelu_as<T>(y.w + b.w));
-    put_four(static_cast<T *>(a.out) + size_t(blockIdx.y) * a.width, index, a.width, whole, out);
+    put_four(static_cast<T *>(a.out) + size_t(blockIdx.x) * a.width, index, a.width, whole, out);
 }
 
 KERNEL(bias_gelu_f32, BiasGelu, 256) { bias_gelu<float, float>(a); }
 KERNEL(bias_gelu_bf16, BiasGelu, 256) { bias_gelu<bf16, float>(a); }
 KERNEL(bias_gelu_bf16_of_bf16, BiasGelu, 256) { bias_gelu<bf16, bf16>(a); }
+
+struct SwiGlu {
+    const void *y;  // [rows, 2 width]: gates, then what they are for
+    void *out;      // [rows, width]: silu(gate) * up
+    u32 width;
+    u32 unused;
+};
+
+// A block to a row (grid x) and 1024 columns (grid y).
+template <typename T, typename Y>
+DEVICE void swiglu(const SwiGlu &a) {
+    const u32 index = blockIdx.y * 256 + threadIdx.x;
+    const bool whole = a.width % 4 == 0;
+    if (4 * index >= a.width) return;
+    const Y *row = static_cast<const Y *>(a.y) + size_t(blockIdx.x) * 2 * a.width;
+    const float4 gate = four_at(row, index, a.width, whole), up = four_at(row + a.width, index, a.width, whole);
+    auto gated = [](float gate, float up) { return gate / (1.0f + exponential(-gate)) * up; };
+    const float4 out = make_float4(gated(gate.x, up.x), gated(gate.y, up.y), gated(gate.z, up.z), gated(gate.w, up.w));
+    put_four(static_cast<T *>(a.out) + size_t(blockIdx.x) * a.width, index, a.width, whole, out);
+}
+
+KERNEL(swiglu_f32, SwiGlu, 256) { swiglu<float, float>(a); }
+KERNEL(swiglu_bf16, SwiGlu, 256) { swiglu<bf16, float>(a); }
+KERNEL(swiglu_bf16_of_bf16, SwiGlu, 256) { swiglu<bf16, bf16>(a); }
 
 struct Angles {
     float *cosines;             // [rows, half]

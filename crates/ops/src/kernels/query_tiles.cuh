@@ -1,5 +1,5 @@
 // Attention on the tensor cores, for bf16: queries in tiles of one segment over cached pages and the batch's own keys and
-// values. Weights never leave the chip: scores, their exponentials and the sums run in registers while keys and values
+// values. A tile's queries are those of all heads that share a key: token by token, of a token head by head. Weights never leave the chip: scores, their exponentials and the sums run in registers while keys and values
 // stream through shared memory.
 #pragma once
 #include "segments.cuh"
@@ -16,6 +16,27 @@ struct BlockAttend {
 
 const float LOWEST = -1e30f;
 
+// The queries of a block's tile: up to ROWS of the heads that share key `blockIdx.y`.
+struct Queries {
+    u32 group;  // heads that share a key
+    u32 token;  // the first one
+    u32 count;
+
+    template <int ROWS>
+    DEVICE static Queries of(const Attend &a, const Segment &segment, u32 token) {
+        Queries q;
+        q.group = a.heads / a.kv_heads;
+        q.token = token;
+        const u32 most = ROWS / q.group, left = segment.tokens - token;
+        q.count = (left < most ? left : most) * q.group;
+        return q;
+    }
+    // Those past the last are the last once more.
+    DEVICE u32 clamped(u32 query) const { return query < count ? query : count - 1; }
+    DEVICE u32 token_of(u32 query) const { return token + clamped(query) / group; }
+    DEVICE u32 head_of(u32 query) const { return blockIdx.y * group + clamped(query) % group; }
+};
+
 // Rows of shared memory lie four banks apart.
 template <int DIM>
 constexpr int PITCH = DIM + 8;
@@ -24,7 +45,7 @@ constexpr int PITCH = DIM + 8;
 template <int DIM, int CHUNK, int THREADS>
 DEVICE void fetch(const Attend &a, const Segment &segment, u32 head, u32 first, u32 until, bf16 *keys, bf16 *values) {
     const int PIECES = DIM / 8, TURN = THREADS / PIECES;  // keys that threads copy at once
-    const u32 hidden = a.heads * DIM, key = threadIdx.x / PIECES, column = threadIdx.x % PIECES * 8;
+    const u32 hidden = a.kv_heads * DIM, key = threadIdx.x / PIECES, column = threadIdx.x % PIECES * 8;
     const u32 place = key * PITCH<DIM> + column;
     // Rows of the batch lie one after the other.
     const bool own = first >= segment.first_position && first + CHUNK <= until;
@@ -53,10 +74,10 @@ DEVICE void fetch(const Attend &a, const Segment &segment, u32 head, u32 first, 
     copies_commit();
 }
 
-// Two numbers of a query's row of the output.
+// Two numbers of a query's output.
 template <int DIM>
 DEVICE void write_pair(const Attend &a, u32 row, u32 head, u32 column, float first, float second) {
-    bf16 *out = static_cast<bf16 *>(a.out) + size_t(row) * a.heads * DIM + head + column;
+    bf16 *out = static_cast<bf16 *>(a.out) + (size_t(row) * a.heads + head) * DIM + column;
     *reinterpret_cast<u32 *>(out) = pack_bf16(first, second);
 }
 

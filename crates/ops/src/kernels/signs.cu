@@ -21,14 +21,14 @@ DEVICE uint4 flipped<float>(uint4 v, u32 signs) {
 template <>
 DEVICE uint4 flipped<bf16>(uint4 v, u32 signs) { return flipped8(v, signs); }
 
-// A block to a part and 4 * SIGNS columns, a warp to a block of signs.
+// A block to a part (grid x) and 4 * SIGNS columns (grid y), a warp to a block of signs.
 template <typename T>
 DEVICE void sign_in(const SignIn &a) {
-    const Part part = a.parts[blockIdx.y];
-    const u32 index = blockIdx.x * 4 + warp_id();
+    const Part part = a.parts[blockIdx.x];
+    const u32 index = blockIdx.y * 4 + warp_id();
     const u32 column = index * SIGNS + lane_id() * 16;
     const T *x = static_cast<const T *>(a.x) + size_t(part.row) * a.input;
-    T *out = static_cast<T *>(a.out) + size_t(blockIdx.y) * a.input;
+    T *out = static_cast<T *>(a.out) + size_t(blockIdx.x) * a.input;
     const u32 signs = signs_of_lane(a.keys + 8 * part.variant, index);
     if (a.input % 16 == 0) {
         if (column >= a.input) return;
@@ -59,12 +59,12 @@ struct SignRows {
     u32 rows;             // of an image
 };
 
-// The rows of groups as images, for banks in tiles. A block to a row (grid y) and 4 * SIGNS columns, a warp to a block of signs:
+// The rows of groups as images, for banks in tiles. A block to a row (grid x) and 4 * SIGNS columns (grid y), a warp to a block of signs:
 // a lane has the sixteen inputs that a lane of a tile has.
 template <typename T>
 DEVICE void sign_rows(const SignRows &a) {
-    const u32 row = blockIdx.y % a.rows, index = blockIdx.x * 4 + warp_id(), supers = (a.input + TILE_IN - 1) / TILE_IN;
-    const Group group = a.groups[blockIdx.y / a.rows];
+    const u32 row = blockIdx.x % a.rows, index = blockIdx.y * 4 + warp_id(), supers = (a.input + TILE_IN - 1) / TILE_IN;
+    const Group group = a.groups[blockIdx.x / a.rows];
     const u32 super = 2 * index + lane_id() / 16;
     const bool there = row < group.count && super < supers;
     Part part;
@@ -78,7 +78,7 @@ DEVICE void sign_rows(const SignRows &a) {
     if (!there) return;
     const u32 column = index * SIGNS + 16 * lane_id(), left = column < a.input ? a.input - column : 0;
     const T *x = static_cast<const T *>(a.x) + size_t(part.row) * a.input + column;
-    u8 *image = a.out + (size_t(blockIdx.y / a.rows) * supers + super) * a.rows * IMAGE_ROW;
+    u8 *image = a.out + (size_t(blockIdx.x / a.rows) * supers + super) * a.rows * IMAGE_ROW;
     put_inputs<T>(image, a.rows, row, lane_id() / 4 % 4, lane_id() % 4, x, left, a.input % 16 == 0, signs);
 }
 
@@ -94,12 +94,12 @@ struct SignOut {
     u32 pitch;
 };
 
-// A block to a part and 256 outputs.
+// A block to a part (grid x) and 256 outputs (grid y).
 KERNEL(sign_out, SignOut, 256) {
-    const u32 output = blockIdx.x * 256 + threadIdx.x;
+    const u32 output = blockIdx.y * 256 + threadIdx.x;
     if (output >= a.out) return;
-    const Part part = a.parts[blockIdx.y];
+    const Part part = a.parts[blockIdx.x];
     const float gain = widen(a.outputs[size_t(part.variant) * a.out + output]);
     float &y = a.y[size_t(part.row) * a.pitch + output];
-    y = fused(part.weight * gain, a.products[size_t(blockIdx.y) * a.out + output], y);
+    y = fused(part.weight * gain, a.products[size_t(blockIdx.x) * a.out + output], y);
 }

@@ -5,8 +5,6 @@
 #pragma once
 #include "device.cuh"
 
-const float EPSILON = 1e-5f;
-
 struct Tables {
     const float *lines;   // slots of modulation tables
     const float *biases;  // slots of biases
@@ -23,13 +21,21 @@ DEVICE const float *bias_of(const Tables &t, u32 row, u32 offset) {
     return t.biases + size_t(t.mix[row]) * t.bias_stride + offset;
 }
 
+// (row - mean) / sqrt(mean square around it + eps) * gain + shift; gain and shift are offsets of vectors.
+struct Norm {
+    u32 gain;
+    u32 shift;  // NONE for none
+    float eps;
+    u32 rms;    // whether the mean is taken as 0
+};
+
 struct Rotary {
-    const void *qkv;       // [rows, 3, heads, head_dim]
+    const void *qkv;       // [rows, heads + 2 heads of keys and values, head_dim]
     const float *cosines;  // [rows, head_dim / 2]
     const float *sines;
     void *q;               // [rows, q_pitch], rotated and divided by sqrt(head_dim)
     void *current;         // [rows, current_pitch]: keys, rotated, and values; both may lie where they come from
-    void *cache;           // pages: [page][layer][2][page_tokens][hidden]
+    void *cache;           // pages: [page][layer][2][page_tokens][keys' width]
     const u32 *slots;      // [rows]: page * page_tokens + slot of a clean row, else NONE
     u32 heads;
     u32 head_dim;

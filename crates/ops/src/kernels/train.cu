@@ -3,6 +3,9 @@
 #include "block.cuh"
 #include "tables.cuh"
 
+// Of the DiT's norms.
+const float EPSILON = 1e-5f;
+
 struct Transpose {
     const float *x;  // [rows, columns]
     float *out;      // [columns, rows]

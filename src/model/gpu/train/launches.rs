@@ -5,12 +5,13 @@ use super::{FLOAT, Layer, TrainStep};
 use crate::model::conditioning::Tables;
 use crate::model::error::{Error, Result};
 use crate::model::gpu::slots::side_by_side;
-use crate::ops::gpu::pointwise::{self, GateResidual, NONE, NormModulate};
+use crate::ops::gpu::pointwise::{self, GateResidual, NormFacts, NormModulate};
 use crate::ops::gpu::train::{
     GateBackward, Heads, NormBackward, PickRows, SumRows, TrainAttend, TrainAttendBackward,
     Transpose, TurnHeads,
 };
 use crate::ops::gpu::{Dtype, Gemm, Plain, bytes_of, bytes_of_mut};
+use crate::ops::norm::Norm;
 use crate::ops::slice;
 use candle_core::Tensor;
 use std::sync::Arc;
@@ -252,8 +253,7 @@ impl<'a> TrainStep<'a> {
             out,
             rows: 0,
             tables: rows.tables,
-            gain,
-            shift,
+            norm: NormFacts::new(Norm::DIT, gain, shift),
             width: hidden as u32,
             unused: 0,
         };
@@ -298,16 +298,15 @@ impl<'a> TrainStep<'a> {
             Some(_) => self.floats(rows.count * hidden)?,
             None => 0,
         };
-        let (gain, shift) = next.unwrap_or((NONE, NONE));
+        let norm = next.map(|(gain, shift)| NormFacts::new(Norm::DIT, gain, shift));
         let residual = GateResidual {
             x,
             y,
             out,
             tables: rows.tables,
+            norm: norm.unwrap_or(NormFacts::none()),
             gate,
             bias,
-            gain,
-            shift,
             width: hidden as u32,
             unused: 0,
         };

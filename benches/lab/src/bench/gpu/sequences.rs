@@ -5,7 +5,7 @@ use super::meter::Mode;
 use super::network::network;
 use crate::bench::median;
 use anyhow::Result;
-use choir::model::gpu::GpuDit;
+use choir::model::gpu::GpuNetwork;
 use choir::model::kv_cache::KvCache;
 use choir::model::{Batch, Denoiser, DitConfig, Mix, PageId, Segment, VariantId};
 use choir::sampler::{
@@ -22,7 +22,7 @@ const NUCLEI: [f32; 2] = [1.0, 0.95];
 
 /// Takes one step of all `samplers`; false where one has finished. Each has as many pages of the cache as the others.
 fn take(
-    network: &GpuDit,
+    network: &GpuNetwork,
     mix: &Mix,
     samplers: &mut [Sampler],
     cache: &mut KvCache,
@@ -62,7 +62,7 @@ fn take(
 /// Milliseconds of every step on the wall, and on the device where it replays.
 fn all(
     bench: &Bench,
-    (network, mix): (&GpuDit, &Mix),
+    (network, mix): (&GpuNetwork, &Mix),
     samplers: &mut [Sampler],
     cache: &mut KvCache,
 ) -> Result<(Vec<f64>, Vec<f64>)> {
@@ -82,7 +82,7 @@ fn all(
 pub fn latency(bench: &mut Bench) -> Result<()> {
     let config = bench.sizes.small.clone();
     let (tokens, block) = (bench.sizes.tokens, config.block().unwrap_or(1));
-    let network = network(bench, &config, 1)?;
+    let network = network(bench, &config.architecture()?, 1)?;
     let single = network.materialise(&Mix::single(VariantId(0)))?;
     let mut cache = network.cache(PAGE, (1 + tokens + block).div_ceil(PAGE) + 1)?;
     let sampler = || -> Result<[Sampler; 1]> {
@@ -145,7 +145,7 @@ fn uniform(config: &DitConfig, nucleus_p: f32, seed: u64) -> Result<Sampler> {
 
 pub fn duo(bench: &mut Bench) -> Result<()> {
     let config = bench.sizes.small.uniform(None);
-    let network = network(bench, &config, 0)?;
+    let network = network(bench, &config.architecture()?, 0)?;
     let mix = Mix::base();
     for sequences in bench.sizes.sequences.clone() {
         let mut cache = network.cache(PAGE, sequences)?;

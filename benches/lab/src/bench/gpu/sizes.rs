@@ -1,6 +1,6 @@
 //! How large what is measured is.
 
-use choir::model::DitConfig;
+use choir::model::{Architecture, DitConfig};
 
 #[derive(Clone, Debug)]
 pub struct Sizes {
@@ -21,6 +21,8 @@ pub struct Sizes {
     /// Networks in blocks.
     pub small: DitConfig,
     pub large: DitConfig,
+    /// Decoder bodies, by the names of their shapes.
+    pub decoders: Vec<(String, Architecture)>,
     /// Positions before a step's block.
     pub cached: usize,
     /// Tokens that one sequence makes.
@@ -58,6 +60,7 @@ impl Sizes {
             sampling: vec![[64, 50_258], [1024, 50_258]],
             small: blocks(12, 768, 12),
             large: blocks(20, 4096, 32),
+            decoders: super::shape("sdar-4b").into_iter().collect(),
             cached: 256,
             tokens: 128,
             sequences: vec![1, 4, 16],

@@ -5,9 +5,9 @@ use super::meter::Mode;
 use super::network::{TO_A_BANK, bytes, network};
 use crate::bench::median;
 use anyhow::Result;
-use choir::model::gpu::GpuDit;
+use choir::model::gpu::GpuNetwork;
 use choir::model::kv_cache::KvCache;
-use choir::model::{Batch, Denoiser, DitConfig, Mix, PageId, Segment, VariantId};
+use choir::model::{Architecture, Batch, Denoiser, Mix, PageId, Segment, VariantId};
 use choir::ops::categorical::{Crossing, Draw, Filter, Kind};
 use choir::ops::gpu::GpuDevice;
 use choir::rng::Noise;
@@ -21,7 +21,7 @@ const TILE_BITS: f64 = 4.625;
 
 /// A block of each of several sequences after cached positions.
 pub struct Blocks<'a> {
-    config: &'a DitConfig,
+    of: &'a Architecture,
     cached: usize,
     sequences: usize,
     block: usize,
@@ -58,11 +58,11 @@ impl Blocks<'_> {
     }
 
     /// A cache in which the positions before the blocks lie.
-    fn cache(&self, network: &GpuDit) -> Result<KvCache> {
+    fn cache(&self, network: &GpuNetwork) -> Result<KvCache> {
         let mut cache = network.cache(PAGE, self.sequences * self.pages())?;
         for sequence in 0..self.sequences {
             let tokens: Vec<u32> = (0..self.cached)
-                .map(|at| ((31 * sequence + 7 * at) % self.config.tokens()) as u32)
+                .map(|at| ((31 * sequence + 7 * at) % self.of.vocabulary.tokens) as u32)
                 .collect();
             let clean = Segment {
                 clean: self.cached,
@@ -78,10 +78,11 @@ impl Blocks<'_> {
 
     /// All blocks masked but for a first token, one row of each drawn as first-hitting does.
     fn batch(&self, mix: impl Fn(usize) -> Mix) -> Batch {
-        let mask = self.config.vocab_size as u32 - 1;
+        let vocabulary = &self.of.vocabulary;
+        let mask = vocabulary.mask.unwrap_or(vocabulary.rows as u32 - 1);
         let segments = (0..self.sequences).map(|sequence| {
             let mut tokens = vec![mask; self.block];
-            tokens[0] = (sequence % self.config.tokens()) as u32;
+            tokens[0] = (sequence % vocabulary.tokens) as u32;
             let row = 1 + sequence % (self.block - 1);
             let draw = Draw {
                 filter: Filter {
@@ -91,7 +92,7 @@ impl Blocks<'_> {
                     crossing: Crossing::Dropped,
                     forbidden: Some(mask),
                 },
-                tokens: self.config.vocab_size,
+                tokens: vocabulary.rows,
                 noise: Noise::new(sequence as u64),
                 step: 1,
                 position: (self.cached + row) as u32,
@@ -119,7 +120,7 @@ struct Took {
 /// recorded before.
 fn steps(
     bench: &mut Bench,
-    network: &GpuDit,
+    network: &GpuNetwork,
     batch: &Batch,
     cache: &mut KvCache,
     profile: Option<&str>,
@@ -204,13 +205,13 @@ const CASES: [Case; 5] = [
     },
 ];
 
-pub fn measure(bench: &mut Bench, part: &str, config: DitConfig) -> Result<()> {
-    let (base, bank) = bytes(&config);
+pub fn measure(bench: &mut Bench, part: &str, of: &Architecture) -> Result<()> {
+    let (base, bank) = bytes(of);
     let (free, _) = bench.gpu.memory()?;
     let room = free.saturating_sub(2 * base + free / 16) / bank;
     let banks = room.clamp(1, BANKS);
     let start = Instant::now();
-    let network = network(bench, &config, banks)?;
+    let network = network(bench, of, banks)?;
     let made = since(start, &*bench.gpu)?;
     let figures = [
         ("base GB", base as f64 * 1e-9),
@@ -223,7 +224,7 @@ pub fn measure(bench: &mut Bench, part: &str, config: DitConfig) -> Result<()> {
     let (single, switch) = materialised(bench, part, &network)?;
     for (sequences, block) in [(4, 16), (16, 4)] {
         let blocks = Blocks {
-            config: &config,
+            of,
             cached: bench.sizes.cached,
             sequences,
             block,
@@ -257,8 +258,8 @@ pub fn measure(bench: &mut Bench, part: &str, config: DitConfig) -> Result<()> {
 }
 
 /// A variant's own weights, and what making them took when their memory had been there before.
-fn materialised(bench: &mut Bench, part: &str, network: &GpuDit) -> Result<(GpuDit, Took)> {
-    let one = || -> Result<(GpuDit, f64)> {
+fn materialised(bench: &mut Bench, part: &str, network: &GpuNetwork) -> Result<(GpuNetwork, Took)> {
+    let one = || -> Result<(GpuNetwork, f64)> {
         let start = Instant::now();
         let single = network.materialise(&Mix::single(VariantId(0)))?;
         Ok((single, since(start, &*bench.gpu)?))

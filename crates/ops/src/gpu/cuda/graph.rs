@@ -1,6 +1,6 @@
 //! Launches recorded once and started together.
 
-use super::super::{Fault, Graph, Result};
+use super::super::{Fault, Graph, Result, recorded};
 use super::State;
 use super::call::{Captured, Executable, driver};
 use cudarc::driver::sys::CUstreamCaptureMode;
@@ -46,13 +46,18 @@ pub(super) fn record(
         stream,
         CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED
     ));
-    let worked = begun.and_then(|()| {
-        let worked = work();
+    let end = || {
         let captured = Captured::create(|graph| driver!(cuStreamEndCapture(stream, graph)));
-        worked.and(captured)
-    });
-    state.end_recording();
-    let captured = worked?;
+        state.end_recording();
+        captured
+    };
+    let captured = match begun {
+        Ok(()) => recorded(work, end)?,
+        Err(fault) => {
+            state.end_recording();
+            return Err(fault);
+        }
+    };
     if captured.0.is_null() {
         return Err(Fault::Failed {
             call: "cuStreamEndCapture",
