@@ -34,7 +34,7 @@ check kernels "${CHOIR_CHECK_SECONDS:-300}" "$folder/gpu" --test-threads=1 ${CHO
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck; do
     check "$tool" "${CHOIR_SANITIZER_SECONDS:-120}" compute-sanitizer --tool "$tool" --report-api-errors no --error-exitcode 1 \
-      "$folder/gpu" --test-threads=1 ${CHOIR_SANITIZER_TESTS:-product superposition pointwise attention draws teacher own}
+      "$folder/gpu" --test-threads=1 ${CHOIR_SANITIZER_TESTS:-product superposition pointwise heads attention draws teacher own}
   done
 fi
 echo "logs: $logs"
