@@ -4,7 +4,7 @@ use super::base::{self, Base, checkpoint};
 use super::tuning::Said;
 use super::{AddRequest, Error, Stage, Tuning, defaults, share};
 use crate::engine::{self, Sampling, SamplingParams};
-use crate::model::Regime;
+use crate::model::{Architecture, Regime};
 use crate::store::{
     BaseFacts, CodedFile, Content, Keep, NewVariant, Options, Process, SamplerDefaults, Scales,
     check_name,
@@ -66,7 +66,10 @@ pub(super) fn prepare(
         Keep::Coded => {
             tell(Stage::Accumulating);
             let mut encoding = Encoding {
-                plan: plan(request.bits.unwrap_or(options.bits))?,
+                plan: plan(
+                    base.weights.architecture(),
+                    request.bits.unwrap_or(options.bits),
+                )?,
                 seed: request.seed,
                 remarks: to_remarks(process, &recorded)?,
             };
@@ -140,13 +143,10 @@ fn bad_bits(reason: String) -> Error {
 }
 
 /// A plan that keeps to so many bits.
-pub(super) fn plan(bits: f32) -> Result<Plan, Error> {
+pub(super) fn plan(network: &Architecture, bits: f32) -> Result<Plan, Error> {
     match bits.is_finite() && bits > 0.0 {
         false => Err(bad_bits(format!("there is no code of {bits} bits"))),
-        true => Ok(Plan {
-            bits: bits.into(),
-            ..Plan::default()
-        }),
+        true => Ok(Plan::of(bits.into(), network.roles())),
     }
 }
 
@@ -210,7 +210,7 @@ pub(super) fn shipped(base: &Base, options: Options) -> Result<Vec<NewVariant>, 
             }
             _ => {
                 let encoding = Encoding {
-                    plan: plan(options.bits)?,
+                    plan: plan(base.weights.architecture(), options.bits)?,
                     seed: None,
                     remarks: to_remarks(process, &recorded)?,
                 };

@@ -28,6 +28,7 @@ pub fn convert(
     mut tell: impl FnMut(Converted),
 ) -> Result<(), Error> {
     let (tensors, tokenizer) = (base.tensors()?, base.tokenizer()?);
+    let network = base.architecture()?;
     let facts = BaseFacts::of(&tensors, tokenizer.digest().into());
     drop(tensors);
     let mut store = Store::open(dir, facts.clone())?;
@@ -45,7 +46,7 @@ pub fn convert(
             continue;
         };
         let encoding = Encoding {
-            plan: addition::plan(bits)?,
+            plan: addition::plan(&network, bits)?,
             seed: Some(record.seed),
             remarks: addition::to_remarks(record.process, &record.defaults)?,
         };

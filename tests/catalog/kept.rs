@@ -19,11 +19,9 @@ fn named(tensors: &Tensors) -> NamedTensors {
 }
 
 fn coded(seed: u64, change: impl FnOnce(&mut CodedDelta)) -> Vec<u8> {
+    let network = TINY.config.architecture().expect("a network");
     let encoding = Encoding {
-        plan: Plan {
-            bits: BITS.into(),
-            ..Plan::default()
-        },
+        plan: Plan::of(BITS.into(), network.roles()),
         ..Encoding::default()
     };
     let (base, tuned) = (named(&TINY.tensors), named(&tuned(seed)));

@@ -283,11 +283,11 @@ impl Subjects<'_> {
 
     /// A fine-tune's coded file.
     fn coded(&self, subject: &Subject, bits: f64, low_rank: bool) -> Result<Vec<u8>> {
+        let network = self.base.config.architecture()?;
         let encoding = Encoding {
             plan: Plan {
-                bits,
                 low_rank,
-                ..Plan::default()
+                ..Plan::of(bits, network.roles())
             },
             seed: None,
             remarks: subject.tuned.remarks(&SamplingParams::default())?,

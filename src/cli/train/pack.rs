@@ -72,6 +72,7 @@ pub fn run(args: PackArgs) -> Result<()> {
         bail!("{}: it is a coded delta already", args.variant.display());
     }
     let variant = FineTune::read(&args.variant, &base)?;
+    let network = base.config.architecture()?;
     let remarks = variant.remarks(&convert::choice(args.sampling.wire())?)?;
     let base: NamedTensors = base.tensors.into_iter().collect();
     let (tuned, variant) = (variant.tensors(), variant.folder);
@@ -79,9 +80,8 @@ pub fn run(args: PackArgs) -> Result<()> {
     let weights = weights.map(|tensor| tensor.data.len()).sum();
     let code = |low_rank| {
         let plan = Plan {
-            bits: args.bits,
             low_rank,
-            ..Plan::default()
+            ..Plan::of(args.bits, network.roles())
         };
         let encoding = Encoding {
             plan,

@@ -179,6 +179,11 @@ impl Architecture {
         self.tensors.iter().find(found)
     }
 
+    /// Its tensors' names and roles.
+    pub fn roles(&self) -> impl Iterator<Item = (&str, Role)> + Clone {
+        self.tensors.iter().map(|spec| (&spec.name[..], spec.role))
+    }
+
     /// What others may know of it.
     pub fn facts(&self) -> NetworkFacts {
         let attention = self.attention();

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use super::low_rank::{self, bytes_of, rank_of};
 use super::matrix::squares;
 use crate::ops::coded::{Nibbles, Rate};
-use crate::superposition::{EMBEDDING, HEAD};
+use crate::superposition::Role;
 use crate::transform::hadamard_block;
 
 /// The smallest block of a Hadamard transform whose sums are near enough to Gaussian, and the smallest matrix that is
@@ -57,15 +57,7 @@ impl Default for Plan {
     fn default() -> Self {
         Plan {
             bits: Plan::BITS,
-            // The DiT's, and the decoders'.
-            sensitivities: [
-                (HEAD, 6.0),
-                (EMBEDDING, 2.0),
-                ("head.weight", 6.0),
-                ("embedding.weight", 2.0),
-            ]
-            .map(|(name, cost)| (name.to_owned(), cost))
-            .into(),
+            sensitivities: BTreeMap::new(),
             at_least: false,
             low_rank: false,
         }
@@ -105,6 +97,23 @@ pub(super) struct Survey<'a> {
 impl Plan {
     /// Bits a weight where nobody asks for others. In memory narrow matrices take a little more.
     pub const BITS: f64 = 0.98;
+
+    /// A budget for a network whose tensors have these roles.
+    pub fn of<'a>(bits: f64, tensors: impl Iterator<Item = (&'a str, Role)> + Clone) -> Self {
+        let tied = !tensors.clone().any(|(_, role)| role == Role::Head);
+        let cost = |role| match role {
+            Role::Head => Some(6.0),
+            Role::Embedding if tied => Some(6.0),
+            Role::Embedding => Some(2.0),
+            _ => None,
+        };
+        let costs = tensors.filter_map(|(name, role)| Some((name.to_owned(), cost(role)?)));
+        Plan {
+            bits,
+            sensitivities: costs.collect(),
+            ..Plan::default()
+        }
+    }
 
     pub(super) fn survey(&self) -> Survey<'_> {
         Survey {

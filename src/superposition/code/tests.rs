@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::ops::coded::Rate;
 use crate::rng::{Key, Stream};
-use crate::superposition::{Delta, HEAD, NamedTensor, NamedTensors, Refused, Unreadable};
+use crate::superposition::{Delta, HEAD, NamedTensor, NamedTensors, Refused, Role, Unreadable};
 
 /// Normal numbers.
 fn normal(seed: u8, len: usize) -> Vec<f32> {
@@ -381,4 +381,14 @@ fn coded_delta_is_read_where_any_delta_is() {
         ..coded
     };
     assert_eq!(Remarks::read(&said.to_bytes()).unwrap(), remarks);
+}
+
+/// The head's noise costs most, whatever its name; where the embedding is the head, that costs as much.
+#[test]
+fn roles_say_what_noise_costs() {
+    let network = [("a", Role::Embedding), ("b", Role::Qkv), ("c", Role::Head)];
+    let costs = |count: usize| Plan::of(1.0, network[..count].iter().copied()).sensitivities;
+    let untied = costs(3);
+    assert!(untied["c"] > untied["a"] && untied["a"] > 1.0 && !untied.contains_key("b"));
+    assert_eq!(costs(2), [("a".to_owned(), untied["c"])].into());
 }
