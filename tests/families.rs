@@ -1,5 +1,7 @@
 //! The decoder families against golden data of their own code: the slow twins, and the executor on the host.
 
+#[path = "families/adapters.rs"]
+mod adapters;
 mod fixtures;
 mod reference;
 

@@ -1,16 +1,18 @@
 //! From an operator's file to what a store keeps of it.
 
 use super::base::{self, Base, checkpoint};
+use super::source::Given;
 use super::tuning::Said;
 use super::{AddRequest, Error, Stage, Tuning, defaults, share};
 use crate::engine::{self, Sampling, SamplingParams};
+use crate::model::tokenizer::GenerationConfig;
 use crate::model::{Architecture, Regime};
 use crate::store::{
     BaseFacts, CodedFile, Content, Keep, NewVariant, Options, Process, SamplerDefaults, Scales,
     check_name,
 };
 use crate::superposition::{
-    CodedDelta, Delta, Encoding, Mismatch, NamedTensors, Plan, Refused, Remarks, is_own,
+    CodedDelta, Delta, Encoding, Mismatch, Plan, Refused, Relation, Remarks,
 };
 
 /// How near the bits that are asked for must be to those of a coded file.
@@ -34,36 +36,59 @@ pub(super) fn prepare(
     let network = base.weights.facts();
     tell(Stage::Reading);
     let origin = request.source.origin();
-    let (bytes, beside) = request.source.clone().read(base)?;
-    let said = Said::of(&origin, &bytes, beside, network)?;
+    let beside = request.source.beside(request.beside.clone())?;
+    let given = request.source.open(base, &beside)?;
+    let manner = beside.manner(base, &origin)?;
+    let generation = beside.generation(&origin)?;
+    let beside = beside.regime(base, &origin)?;
+    let said = match &given {
+        Given::Own(bytes) => Said::of_file(&origin, bytes, beside, network)?,
+        Given::Whole(_) | Given::Adapter(_) => {
+            Said::of(&origin, Remarks::default(), beside, network)?
+        }
+    };
     let regime = request.tuning.regime(&said, network)?;
-    let sampling = sampling(&said, regime, &request.defaults, base)?;
+    let sampling = sampling(&said, regime, &request.defaults, generation.as_ref(), base)?;
     let process = defaults::process_to_store(regime.process);
     let recorded = defaults::to_store(&sampling, regime, network);
     tell(Stage::Comparing);
-    let tensors = base.tensors()?;
-    let delta = || base.delta(&tensors, &bytes).map_err(checkpoint(&origin));
-    let is_coded = CodedDelta::is_one(&bytes);
-    if request.check_text.is_none() && !is_coded {
-        share::enforce(&request.name, request.min_share, None)?;
-    }
-    let content = match request.keep.unwrap_or(options.keep) {
-        _ if is_coded => {
-            let file = CodedFile::read(bytes.clone()).map_err(checkpoint(&origin))?;
+    let as_it_is = match &given {
+        Given::Own(bytes) if CodedDelta::is_one(bytes) => {
+            let file = CodedFile::read(bytes.to_vec()).map_err(checkpoint(&origin))?;
             let fits = file.delta().check(base.facts.digest, &base.facts.shapes);
             fits.map_err(|error| checkpoint(&origin)(error.into()))?;
-            as_it_is(&base.facts, &file, &request)?;
-            Content::Coded(file)
+            as_it_is(&base.facts, &file, &request, "the file is a coded delta")?;
+            Some(file)
         }
-        Keep::Superposed if request.bits.is_some() => {
+        Given::Adapter(adapter) => {
+            let mut adapter = adapter.clone();
+            adapter.about.remarks = to_remarks(process, &recorded)?;
+            let file = CodedFile::of(*adapter);
+            as_it_is(&base.facts, &file, &request, "the file is an adapter")?;
+            Some(file)
+        }
+        _ => None,
+    };
+    if request.check_text.is_none() && as_it_is.is_none() {
+        share::enforce(&request.name, request.min_share, None)?;
+    }
+    let (mut fine_tune, mut moved) = (None, None);
+    let content = match (as_it_is, request.keep.unwrap_or(options.keep)) {
+        (Some(file), _) => Content::Coded(file),
+        (None, Keep::Superposed) if request.bits.is_some() => {
             let reason = "a superposed variant shares its banks' bits".to_owned();
             return Err(bad_bits(reason));
         }
-        Keep::Superposed => Content::Superposed {
-            delta: Box::new(delta()?),
-            seed: request.seed,
-        },
-        Keep::Coded => {
+        (None, Keep::Superposed) => {
+            let (delta, relation) = given.delta(base, &origin, request.force)?;
+            moved = relation.map(|relation| relation.moved as f32);
+            fine_tune = request.check_text.is_some().then(|| delta.clone());
+            Content::Superposed {
+                delta: Box::new(delta),
+                seed: request.seed,
+            }
+        }
+        (None, Keep::Coded) => {
             tell(Stage::Accumulating);
             let mut encoding = Encoding {
                 plan: plan(
@@ -75,9 +100,14 @@ pub(super) fn prepare(
             };
             // What nobody asked for is no reason to refuse: much of a small network is kept whole.
             encoding.plan.at_least = request.bits.is_none();
-            Content::Coded(coded(base, &tensors, &bytes, &encoding, &origin)?)
+            if request.check_text.is_some() {
+                fine_tune = Some(given.delta(base, &origin, request.force)?.0);
+            }
+            let (file, relation) = coded(base, &given, &encoding, &origin, request.force)?;
+            moved = relation.map(|relation| relation.moved as f32);
+            Content::Coded(file)
         }
-        Keep::LowRank => {
+        (None, Keep::LowRank) => {
             let reason = "only an adapter is kept as thin factors alone; a checkpoint is coded, with factors where they pay";
             return Err(Error::BadField {
                 field: "keep",
@@ -85,16 +115,14 @@ pub(super) fn prepare(
             });
         }
     };
-    let fine_tune = match request.check_text {
-        Some(_) => Some(delta()?),
-        None => None,
-    };
     let variant = NewVariant {
         name: request.name,
         content,
         source: origin.clone(),
         process,
         defaults: recorded,
+        manner: manner.map(|manner| serde_json::json!(manner)),
+        moved,
         scales: Scales::all(request.scale.unwrap_or(1.0)),
     };
     Ok(PreparedVariant { variant, fine_tune })
@@ -103,22 +131,27 @@ pub(super) fn prepare(
 /// A checkpoint's delta in a code, before anything is rounded; that of an archived or a packed one as it is there.
 fn coded(
     base: &Base,
-    tensors: &NamedTensors,
-    bytes: &[u8],
+    given: &Given,
     encoding: &Encoding,
     origin: &str,
-) -> Result<CodedFile, Error> {
+    force: bool,
+) -> Result<(CodedFile, Option<Relation>), Error> {
     let refused = |error| match error {
         Refused::TooFewBits(error) => bad_bits(error.to_string()),
         other => checkpoint(origin)(other),
     };
-    if is_own(bytes) {
-        let delta = Delta::read(tensors, bytes).map_err(checkpoint(origin))?;
-        return code(&base.facts, &delta, encoding).map_err(refused);
+    match given {
+        Given::Own(_) | Given::Adapter(_) => {
+            let (delta, _) = given.delta(base, origin, force)?;
+            let file = code(&base.facts, &delta, encoding).map_err(refused)?;
+            Ok((file, None))
+        }
+        Given::Whole(tuned) => {
+            let (weights, relation) = base.relation(tuned, origin, force)?;
+            let coded = CodedDelta::differences(relation.base, &weights, &**tuned, encoding);
+            Ok((CodedFile::of(coded.map_err(refused)?), Some(relation)))
+        }
     }
-    let tuned = base.whole(bytes);
-    let coded = tuned.and_then(|tuned| CodedDelta::between(tensors, &tuned, encoding));
-    Ok(CodedFile::of(coded.map_err(refused)?))
 }
 
 /// A delta as it is archived, in a code.
@@ -150,12 +183,17 @@ pub(super) fn plan(network: &Architecture, bits: f32) -> Result<Plan, Error> {
     }
 }
 
-/// Refuses what is asked for beside a coded file and is not what the file says.
-fn as_it_is(facts: &BaseFacts, file: &CodedFile, request: &AddRequest) -> Result<(), Error> {
+/// Refuses what is asked for beside a coded file or an adapter and is not what the file says.
+fn as_it_is(
+    facts: &BaseFacts,
+    file: &CodedFile,
+    request: &AddRequest,
+    what: &str,
+) -> Result<(), Error> {
     let (bits, keep, seed) = (file.bits(facts), file.keep(), file.delta().seed);
     let other_bits = |asked: f32| asked.is_nan() || (asked - bits).abs() > SAME_BITS;
     let bad = |field, reason: String| Err(Error::BadField { field, reason });
-    let is = "the file is a coded delta, which is kept as it is:";
+    let is = format!("{what}, which is kept as it is:");
     if request.keep.is_some_and(|asked| asked != keep) {
         return bad("keep", format!("{is} {keep}"));
     }
@@ -166,8 +204,10 @@ fn as_it_is(facts: &BaseFacts, file: &CodedFile, request: &AddRequest) -> Result
         return bad("seed", format!("{is} {seed}"));
     }
     if request.check_text.is_some() {
-        let reason = "a coded file is measured against its fine-tune when it is packed";
-        return bad("check_text", reason.to_owned());
+        return bad(
+            "check_text",
+            format!("{is} there is nothing to measure it against"),
+        );
     }
     Ok(())
 }
@@ -188,21 +228,24 @@ pub(super) fn to_remarks(process: Process, defaults: &SamplerDefaults) -> Result
 
 /// The variants compiled in, as a new store keeps them.
 pub(super) fn shipped(base: &Base, options: Options) -> Result<Vec<NewVariant>, Error> {
-    let tensors = base.tensors()?;
     let network = base.weights.facts();
+    let own = |name: &str, packed: &'static [u8]| {
+        let delta = Delta::from_own(base.facts.digest, &base.facts.shapes, packed);
+        delta.map_err(checkpoint(name))
+    };
     let variant = |base::Shipped {
                        name,
                        about,
                        packed,
                    }| {
-        let said = Said::of(name, packed, None, network)?;
+        let said = Said::of_file(name, packed, None, network)?;
         let regime = Tuning::default().regime(&said, network)?;
-        let sampling = sampling(&said, regime, &SamplingParams::default(), base)?;
+        let sampling = sampling(&said, regime, &SamplingParams::default(), None, base)?;
         let process = defaults::process_to_store(regime.process);
         let recorded = defaults::to_store(&sampling, regime, network);
         let content = match options.keep {
             Keep::Superposed => Content::Superposed {
-                delta: Box::new(Delta::read(&tensors, packed).map_err(checkpoint(name))?),
+                delta: Box::new(own(name, packed)?),
                 seed: None,
             },
             _ if CodedDelta::is_one(packed) => {
@@ -214,7 +257,8 @@ pub(super) fn shipped(base: &Base, options: Options) -> Result<Vec<NewVariant>, 
                     seed: None,
                     remarks: to_remarks(process, &recorded)?,
                 };
-                Content::Coded(coded(base, &tensors, packed, &encoding, name)?)
+                let given = Given::Own(packed.into());
+                Content::Coded(coded(base, &given, &encoding, name, false)?.0)
             }
         };
         Ok(NewVariant {
@@ -223,21 +267,26 @@ pub(super) fn shipped(base: &Base, options: Options) -> Result<Vec<NewVariant>, 
             process,
             defaults: recorded,
             source: about.about,
+            manner: None,
+            moved: None,
             scales: Scales::default(),
         })
     };
     base::shipped()?.into_iter().map(variant).collect()
 }
 
-/// A variant's sampling defaults: what is chosen, else what its file says, else what is usual for its process.
+/// A variant's sampling defaults: what is chosen, else what its file says, else what is usual for its process, with what the
+/// `generation_config.json` beside it says, or the base's.
 fn sampling(
     said: &Said,
     regime: Regime,
     chosen: &SamplingParams,
+    generation: Option<&GenerationConfig>,
     base: &Base,
 ) -> Result<Sampling, Error> {
     let usual = match &said.defaults {
         Some(recorded) => recorded.sampling(),
+        None if generation.is_some() => defaults::usual(base.weights.facts(), regime, generation),
         None => base.usual(regime),
     };
     let sampling = chosen.over(usual).and_then(|sampling| {

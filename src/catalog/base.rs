@@ -4,16 +4,18 @@ use super::{Error, defaults, tuning};
 use crate::checkpoint::{self, Checkpoint, read_small};
 use crate::engine::Sampling;
 use crate::model;
-use crate::model::architecture::published::read;
-use crate::model::architecture::{self, shapes};
+use crate::model::architecture::published::Published;
+use crate::model::architecture::shapes;
 use crate::model::tokenizer::{GenerationConfig, Tokenizer};
 use crate::model::{Architecture, NetworkFacts, Place, Process, Regime, place};
 use crate::store::BaseFacts;
-use crate::superposition::{Delta, Digest, NamedTensors, Refused, TensorDigest, Unreadable};
+use crate::superposition::{
+    self, Digest, Mismatch, NamedTensors, Refused, Relation, TensorDigest, TensorSource,
+};
 use serde::Deserialize;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Bytes of a file beside the weights at most.
@@ -158,28 +160,39 @@ impl BaseSource {
             .map_err(|error| self.refuse(error))
     }
 
-    /// The weights by internal name, in f32.
+    /// The weights by internal name, in f32 and in memory.
+    ///
+    /// # Errors
+    /// Those of [`published`](Self::published).
     pub fn tensors(&self) -> Result<NamedTensors, Error> {
-        let architecture = self.architecture()?;
-        let checkpoint = self.checkpoint(&architecture)?;
-        if architecture.conditioning.is_some() {
-            return NamedTensors::read(&checkpoint)
-                .map_err(|error| self.refuse(format!("model.safetensors: {error}")));
-        }
-        let tensors = architecture.tensors_of(&checkpoint);
-        tensors.map_err(|error| self.refuse(error))
+        let all = self.published()?.all();
+        all.map_err(|error| self.refuse(format!("model.safetensors: {error}")))
     }
 
-    /// The weights where they lie.
-    fn checkpoint(&self, architecture: &Architecture) -> Result<Checkpoint<'static>, Error> {
+    /// The weights where they lie: of the network's tensors all, and no others.
+    ///
+    /// # Errors
+    /// The tensor that is missing, of another shape, or none of the network's.
+    pub fn published(&self) -> Result<Published<'static>, Error> {
+        let refuse =
+            |error: &dyn std::fmt::Display| self.refuse(format!("model.safetensors: {error}"));
         let checkpoint = match self {
             BaseSource::Embedded => Checkpoint::from_bytes(embedded::WEIGHTS),
             BaseSource::Folder(folder) => Checkpoint::open(folder),
         };
-        match checkpoint {
-            Ok(checkpoint) => Ok(architecture.unwrapped(checkpoint)),
-            Err(error) => Err(self.refuse(format!("model.safetensors: {error}"))),
-        }
+        let checkpoint = checkpoint.map_err(|error| refuse(&error))?;
+        Published::new(&self.architecture()?, checkpoint).map_err(|error| refuse(&error))
+    }
+
+    /// What the store is to know of the weights, without keeping them.
+    pub(super) fn facts(&self) -> Result<BaseFacts, Error> {
+        let weights = self.published()?;
+        let digest = superposition::digest(&weights);
+        Ok(BaseFacts {
+            digest: digest.map_err(|error| self.refuse(format!("model.safetensors: {error}")))?,
+            tokenizer: self.tokenizer()?.digest().into(),
+            shapes: weights.shapes(),
+        })
     }
 
     /// What the store is to know of the weights, and the weights where they are served.
@@ -190,13 +203,7 @@ impl BaseSource {
         tokenizer: Digest,
     ) -> Result<(BaseFacts, place::Base), Error> {
         let refused = |error: model::Error| self.refuse(error);
-        if architecture.conditioning.is_some() {
-            let tensors = self.tensors()?;
-            let facts = BaseFacts::of(&tensors, tokenizer);
-            let weights = place::Base::new(place, architecture, &tensors.into_parts());
-            return Ok((facts, weights.map_err(refused)?));
-        }
-        let checkpoint = self.checkpoint(&architecture)?;
+        let published = self.published()?;
         if let Place::Host(form) = place {
             let needed = architecture.bytes(*form) + architecture.loading_bytes();
             checkpoint::room(needed as u64).map_err(|error| self.refuse(error))?;
@@ -205,7 +212,7 @@ impl BaseSource {
         let mut digest = TensorDigest::default();
         let weights = place::Base::load(place, architecture, |spec| {
             let data =
-                read(&checkpoint, spec).map_err(|error| model::Error::Unread(error.into()))?;
+                (published.read(spec)).map_err(|error| model::Error::Unread(error.into()))?;
             digest.add(&spec.name, &spec.shape, &data);
             Ok(Cow::Owned(data))
         });
@@ -282,89 +289,82 @@ pub(super) struct Base {
 }
 
 impl Base {
+    /// What was read, in a line for operators: family, size, process, blocks, context, mask, and what ends a text.
+    pub fn describe(&self) -> String {
+        let facts = self.weights.facts();
+        let token = |id: u32| match self.tokenizer.decode(&[id]) {
+            text if text.is_empty() => id.to_string(),
+            text => format!("{id} {:?}", checkpoint::shown(&text)),
+        };
+        let process = match facts.regime.process {
+            Process::Absorbing => "absorbing",
+            Process::Uniform => "uniform",
+        };
+        let blocks = match facts.regime.block {
+            Some(block) => format!("blocks of {block}"),
+            None => "whole sequences".to_owned(),
+        };
+        let mask = facts
+            .mask
+            .map_or("no mask".to_owned(), |id| format!("mask {}", token(id)));
+        let ends: Vec<String> = self.tokenizer.ends().iter().map(|&id| token(id)).collect();
+        let ends = match ends.is_empty() {
+            true => "no end of text".to_owned(),
+            false => format!("end of text {}", ends.join(", ")),
+        };
+        format!(
+            "{} of {:.1} million parameters, {process} process, {blocks}, context of {} tokens, {mask}, {ends}",
+            facts.family,
+            facts.parameters as f64 / 1e6,
+            facts.context,
+        )
+    }
+
     /// How a variant of this regime is sampled that says nothing of it.
     pub fn usual(&self, regime: Regime) -> Sampling {
         let said = self.generation_config.as_ref();
         defaults::usual(self.weights.facts(), regime, said)
     }
 
-    /// The weights again, in f32, to compare a checkpoint with: they are not kept, so they are read anew.
+    /// The weights again where they lie, to compare a checkpoint with: they are not kept in f32.
     ///
     /// # Errors
-    /// `Base` where the folder has changed since it was loaded.
-    pub fn tensors(&self) -> Result<NamedTensors, Error> {
-        let tensors = self.source.tensors()?;
-        match tensors.digest() == self.facts.digest {
-            true => Ok(tensors),
-            false => Err(self
-                .source
-                .refuse("its weights have changed since they were loaded")),
+    /// Where the folder does not have them any more.
+    pub fn published(&self) -> Result<Published<'static>, Error> {
+        self.source.published()
+    }
+
+    /// Refuses weights of another digest than those that are served.
+    pub fn unchanged(&self, found: Digest) -> Result<(), Error> {
+        let changed = || {
+            self.source
+                .refuse("its weights have changed since they were loaded")
+        };
+        match found == self.facts.digest {
+            true => Ok(()),
+            false => Err(changed()),
         }
     }
 
-    /// A whole checkpoint, by the names that the base's family publishes.
-    pub fn whole(&self, bytes: &[u8]) -> Result<NamedTensors, Refused> {
-        let architecture = self.weights.architecture();
-        if architecture.conditioning.is_some() {
-            return Ok(NamedTensors::from_safetensors(bytes)?);
-        }
-        let checkpoint = Checkpoint::from_bytes(bytes)?;
-        Ok(architecture.tensors_of(&architecture.unwrapped(checkpoint))?)
-    }
-
-    /// The delta in a file: that of a whole checkpoint, or any form of a delta.
-    pub fn delta(&self, base: &NamedTensors, bytes: &[u8]) -> Result<Delta, Refused> {
-        Delta::read_as(base, bytes, |bytes| self.whole(bytes))
-    }
-
-    /// What the configuration beside a checkpoint says it was tuned for, where there is one.
+    /// The weights again, and how a fine-tune stands to them.
     ///
     /// # Errors
-    /// A folder that brings another tokenizer, or a configuration that cannot be read or that no variant of this base can
-    /// have.
-    pub fn check_neighbours(&self, checkpoint: &Path) -> Result<Option<Regime>, Error> {
-        let beside = |name: &str| std::fs::read(checkpoint.with_file_name(name)).ok();
-        if let Some(bytes) = beside("tokenizer.json") {
-            let theirs = Tokenizer::from_bytes(&bytes);
-            let same = theirs.and_then(|theirs| self.tokenizer.same_pieces(&theirs));
-            same.map_err(|source| Error::OtherTokenizer {
-                origin: checkpoint.display().to_string(),
-                source,
-            })?;
+    /// What [`Relation::of`] refuses, a base that is not the one being served any more, and unless it is by `force` what looks like
+    /// another revision of the base.
+    pub fn relation(
+        &self,
+        tuned: &Published,
+        origin: &str,
+        force: bool,
+    ) -> Result<(Published<'static>, Relation), Error> {
+        let weights = self.published()?;
+        let relation = Relation::of(&weights, tuned).map_err(checkpoint(origin))?;
+        self.unchanged(relation.base)?;
+        if relation.revision && !force {
+            let moved = relation.moved;
+            return Err(checkpoint(origin)(Mismatch::Revision { moved }.into()));
         }
-        let Some(bytes) = beside("config.json") else {
-            return Ok(None);
-        };
-        let origin = || checkpoint.display().to_string();
-        let theirs = Architecture::read(&bytes).map_err(|error| match error {
-            architecture::Refused::Field { field, .. } => Error::OtherConfig {
-                origin: origin(),
-                field,
-            },
-            error => Error::Checkpoint {
-                origin: origin(),
-                source: Unreadable::Malformed {
-                    detail: format!("beside it: {error}"),
-                }
-                .into(),
-            },
-        })?;
-        let ours = self.weights.architecture();
-        let absorbing = theirs.regime.process == Process::Absorbing;
-        // A decoder's variants may each have blocks of their own.
-        let mut alike = theirs.regime;
-        if !self.weights.facts().slides {
-            alike.block = ours.regime.block;
-        }
-        let field = match ours.differs(&theirs) {
-            _ if absorbing && alike != ours.regime => tuning::differing(alike, ours.regime),
-            Some(field) => field,
-            None => return Ok(Some(theirs.regime)),
-        };
-        Err(Error::OtherConfig {
-            origin: checkpoint.display().to_string(),
-            field,
-        })
+        Ok((weights, relation))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::base::{BaseSource, checkpoint};
 use super::{Error, addition};
-use crate::store::{BaseFacts, Content, Keep, NewVariant, Staged, Store};
+use crate::store::{Content, Keep, NewVariant, Staged, Store};
 use crate::superposition::Encoding;
 use std::path::Path;
 
@@ -27,10 +27,7 @@ pub fn convert(
     bits: Option<f32>,
     mut tell: impl FnMut(Converted),
 ) -> Result<(), Error> {
-    let (tensors, tokenizer) = (base.tensors()?, base.tokenizer()?);
-    let network = base.architecture()?;
-    let facts = BaseFacts::of(&tensors, tokenizer.digest().into());
-    drop(tensors);
+    let (facts, network) = (base.facts()?, base.architecture()?);
     let mut store = Store::open(dir, facts.clone())?;
     let bits = bits.unwrap_or(store.manifest().options.bits);
     let superposed = store.manifest().variants.clone().into_iter();
@@ -57,6 +54,8 @@ pub fn convert(
             source: record.source,
             process: record.process,
             defaults: record.defaults,
+            manner: record.manner,
+            moved: record.moved,
             scales: record.scales,
         };
         let accept = |_: &mut Staged| Ok::<_, Error>(());

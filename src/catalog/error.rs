@@ -15,7 +15,7 @@ pub enum Error {
     /// The configuration beside a checkpoint is another one than the base's.
     #[error("{origin}: it is configured otherwise than the base: {field}")]
     OtherConfig { origin: String, field: &'static str },
-    /// The tokenizer beside a checkpoint has other pieces than the base's.
+    /// The tokenizer beside a checkpoint has other pieces than the base's, or its files cannot be read.
     #[error("{origin}: the tokenizer beside it does not fit the base: {source}")]
     OtherTokenizer {
         origin: String,

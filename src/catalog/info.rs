@@ -4,6 +4,7 @@ use super::defaults;
 use crate::engine::{Generation, MemoryPart, Sampling};
 use crate::model::{NetworkFacts, Regime};
 use crate::store::{Keep, Quality, Share, Store, StoredAs, VariantRecord};
+use std::collections::BTreeMap;
 
 /// A variant as operators see it.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,6 +25,10 @@ pub struct VariantInfo {
     pub cosine: Option<f32>,
     pub relative_error: Option<f32>,
     pub share: Option<Share>,
+    /// |delta| / |base| over all matrices, where it was added from a whole checkpoint.
+    pub moved: Option<f32>,
+    /// Others that have the same delta.
+    pub same_as: Vec<String>,
     pub source: String,
     /// Hex SHA-256 of the delta.
     pub delta_digest: String,
@@ -52,6 +57,8 @@ impl VariantInfo {
             cosine: record.quality.and_then(|quality: Quality| quality.cosine),
             relative_error: record.quality.map(|quality| quality.relative_error),
             share: record.share.clone(),
+            moved: record.moved,
+            same_as: Vec::new(),
             source: record.source.clone(),
             delta_digest: record.delta.to_string(),
             archived: archived(&record.kept),
@@ -88,11 +95,20 @@ impl Snapshot {
             variants.filter(|record| record.keep() == keep).count()
         };
         let network = generation.denoiser.facts();
-        let variants = manifest.variants.iter();
+        let mut by_delta: BTreeMap<_, Vec<&String>> = BTreeMap::new();
+        for (name, record) in &manifest.variants {
+            by_delta.entry(record.delta).or_default().push(name);
+        }
+        let variants = manifest.variants.iter().map(|(name, record)| {
+            let same = by_delta[&record.delta].iter();
+            let others = same.filter(|other| **other != name);
+            VariantInfo {
+                same_as: others.map(|other| (*other).clone()).collect(),
+                ..VariantInfo::of(name, record, network)
+            }
+        });
         Snapshot {
-            variants: variants
-                .map(|(name, record)| VariantInfo::of(name, record, network))
-                .collect(),
+            variants: variants.collect(),
             status: Status {
                 generation: manifest.generation,
                 memory: generation.memory.clone(),

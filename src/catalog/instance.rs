@@ -13,6 +13,7 @@ use crate::store::{self, BankId, BankKind, FileRecord, Scales, Store, VariantRec
 use crate::superposition::{self, CodedDelta, Delta, Private, Scheme};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// What is served, in served form, kept from one generation to the next where it has not changed: so a change costs what it
 /// changes, however many variants there are.
@@ -243,6 +244,7 @@ pub(super) fn measuring(
         id: VariantId(id),
         regime,
         defaults: record.defaults.sampling(),
+        tokenizer: None,
     };
     let names = [share::BASE, share::KEPT, share::FINE_TUNE];
     let variants = (0..)
@@ -282,10 +284,15 @@ pub(super) fn build(
         let regime = defaults::regime(record, network);
         tuning::check(regime, network)
             .map_err(|error| unserved(store, format!("{name}: {error}")))?;
+        let manner = record.manner.clone().map(serde_json::from_value);
+        let manner = manner
+            .transpose()
+            .map_err(|error| unserved(store, format!("{name}: {error}")))?;
         let facts = VariantFacts {
             id: VariantId(number),
             regime,
             defaults: record.defaults.sampling(),
+            tokenizer: manner.map(|manner| Arc::new(base.tokenizer.with(manner))),
         };
         variants.insert(name.clone(), facts);
     }

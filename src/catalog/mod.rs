@@ -2,6 +2,7 @@
 
 mod addition;
 pub mod base;
+mod beside;
 mod convert;
 pub mod defaults;
 pub mod error;
@@ -16,6 +17,7 @@ mod tuning;
 mod workshop;
 
 pub use base::BaseSource;
+pub use beside::Beside;
 pub use convert::{Converted, convert};
 pub use error::Error;
 pub use forms::Forms;
@@ -223,10 +225,9 @@ impl Catalog {
         let _loading = Loading::begin(self.loading.get().copied());
         let read = |source: Source| {
             self.workshop.prepare(|| {
-                let origin = source.origin();
-                let (bytes, _) = source.read(&self.base)?;
-                let delta = self.base.delta(&self.base.tensors()?, &bytes);
-                delta.map_err(base::checkpoint(&origin))
+                let beside = source.beside(Beside::default())?;
+                let given = source.open(&self.base, &beside)?;
+                Ok(given.delta(&self.base, &source.origin(), true)?.0)
             })
         };
         let given = request.delta.map(read).transpose()?;
@@ -273,6 +274,11 @@ impl Catalog {
 
     fn snapshot(&self) -> Arc<Snapshot> {
         lock(&self.served).clone()
+    }
+
+    /// What the base is, in a line.
+    pub fn describe_base(&self) -> String {
+        self.base.describe()
     }
 
     /// Whether the store is one of the former format, in which all variants are superposed.

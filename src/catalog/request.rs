@@ -1,6 +1,6 @@
 //! What is asked of a catalog, and how far it has come.
 
-use super::{BaseSource, Source, Tuning};
+use super::{BaseSource, Beside, Source, Tuning};
 use crate::engine::SamplingParams;
 use crate::model::Place;
 use crate::ops::quantized::Quantisation;
@@ -58,6 +58,8 @@ pub struct AddRequest {
     /// The first 8 bytes of the SHA-256 of the delta where absent, or the one that a coded file says.
     pub seed: Option<u64>,
     pub source: Source,
+    /// What stands beside it, where that is not read from its folder.
+    pub beside: Beside,
     /// The scale c of the retrieved delta; 1 where absent.
     pub scale: Option<f32>,
     /// What it was tuned for, where the operator says so.
@@ -74,6 +76,8 @@ pub struct AddRequest {
     pub min_share: Option<f32>,
     /// A text to measure the share on where the file does not say it.
     pub check_text: Option<String>,
+    /// Take a checkpoint that looks like another revision of the base, too.
+    pub force: bool,
     /// Change nothing; say what would have come of it.
     pub dry_run: bool,
     /// Refuse unless the store is at this generation.
@@ -87,6 +91,7 @@ impl AddRequest {
             name: name.into(),
             seed: None,
             source,
+            beside: Beside::default(),
             scale: None,
             tuning: Tuning::default(),
             defaults: SamplingParams::default(),
@@ -95,6 +100,7 @@ impl AddRequest {
             replaces: None,
             min_share: None,
             check_text: None,
+            force: false,
             dry_run: false,
             expected_generation: None,
         }

@@ -1,9 +1,13 @@
-//! Where an operator's checkpoint comes from.
+//! Where an operator's checkpoint comes from, and what it turns out to be.
 
 use super::Error;
 use super::base::{Base, checkpoint};
-use crate::model::Regime;
-use crate::superposition::{Unreadable, read_file, read_open};
+use super::beside::Beside;
+use crate::checkpoint::{Checkpoint, INDEX, SINGLE, read_file, read_open, shown};
+use crate::model::architecture::adapter;
+use crate::model::architecture::published::Published;
+use crate::superposition::{self, CodedDelta, Delta, Relation, TensorSource, Unreadable};
+use std::borrow::Cow;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,10 +17,11 @@ use std::time::Duration;
 /// The origin of what has no path.
 const UPLOADED: &str = "uploaded";
 
-/// How long reading a file may take: others wait meanwhile.
+/// How long a disk may take to show what a file is: others wait meanwhile.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// A checkpoint: a fine-tune's weights in the published layout, a packed delta, or an archived one.
+/// A fine-tune: its weights in the published layout (a folder, in shards or not, an index, or a file), a delta in a file of this
+/// program's own, or an adapter (a folder, or its file) as `peft` writes it.
 #[derive(Clone, Debug)]
 pub enum Source {
     Path(PathBuf),
@@ -41,28 +46,122 @@ fn in_time<T: Send + 'static>(
     })
 }
 
+/// What a source holds, as far as headers tell.
+pub(super) enum Given<'a> {
+    /// All weights of a fine-tune, where they lie.
+    Whole(Box<Published<'a>>),
+    /// A delta in a file of this program's own.
+    Own(Cow<'a, [u8]>),
+    /// Two thin factors a module, exactly.
+    Adapter(Box<CodedDelta>),
+}
+
 impl Source {
     /// Where it comes from, for people.
     pub(super) fn origin(&self) -> String {
         match self {
-            Source::Path(path) => path.display().to_string(),
+            Source::Path(path) => shown(&path.display().to_string()),
             Source::Bytes(_) | Source::Spooled(_) => UPLOADED.to_owned(),
         }
     }
 
-    /// Its bytes, and what the configuration beside it says it was tuned for.
-    pub(super) fn read(self, base: &Base) -> Result<(Vec<u8>, Option<Regime>), Error> {
+    /// What stands beside it; `sent` where it is no path.
+    pub(super) fn beside(&self, sent: Beside) -> Result<Beside, Error> {
         match self {
-            Source::Bytes(bytes) => Ok((bytes, None)),
-            Source::Spooled(file) => {
-                let bytes = read_open(&file);
-                let bytes = bytes.map_err(|error| checkpoint(UPLOADED)(error.into()))?;
-                Ok((bytes, None))
+            Source::Path(path) => Beside::read(path),
+            Source::Bytes(_) | Source::Spooled(_) => Ok(sent),
+        }
+    }
+
+    /// Reads headers, and of what is not read tensor by tensor everything. What stands `beside` it says what an adapter adds up to.
+    ///
+    /// # Errors
+    /// What is no such thing, and tensors that are not the base's, by name.
+    pub(super) fn open(&self, base: &Base, beside: &Beside) -> Result<Given<'_>, Error> {
+        let origin = self.origin();
+        let unreadable = |error: Unreadable| checkpoint(&origin)(error.into());
+        let found = match self {
+            Source::Path(path) => in_time(PATIENCE, file_of(path), Checkpoint::open),
+            Source::Bytes(bytes) => Checkpoint::from_bytes(&bytes[..]),
+            Source::Spooled(file) => Checkpoint::of_file(file),
+        };
+        let found = found.map_err(unreadable)?;
+        let format = found.metadata("format");
+        if format.is_some_and(|format| format.starts_with("choir/")) {
+            let read = match self {
+                Source::Path(path) => in_time(PATIENCE, file_of(path), read_file).map(Cow::Owned),
+                Source::Bytes(bytes) => Ok(bytes.into()),
+                Source::Spooled(file) => read_open(file).map(Cow::Owned),
+            };
+            return Ok(Given::Own(read.map_err(unreadable)?));
+        }
+        if adapter::is_one(&found) {
+            let read = adapter_of(base, beside, &found, &origin)?;
+            return Ok(Given::Adapter(Box::new(read)));
+        }
+        let published = Published::new(base.weights.architecture(), found);
+        let published = published.map_err(|error| checkpoint(&origin)(error.into()))?;
+        Ok(Given::Whole(Box::new(published)))
+    }
+}
+
+/// The adapter's file, of a folder that has one and no whole checkpoint.
+fn file_of(path: &Path) -> PathBuf {
+    let adapter = path.join(adapter::WEIGHTS);
+    let whole = [SINGLE, INDEX].map(|name| path.join(name).exists());
+    match whole == [false; 2] && adapter.exists() {
+        true => adapter,
+        false => path.to_owned(),
+    }
+}
+
+fn adapter_of(
+    base: &Base,
+    beside: &Beside,
+    found: &Checkpoint,
+    origin: &str,
+) -> Result<CodedDelta, Error> {
+    let refused = |error: adapter::Refused| checkpoint(origin)(error.into());
+    let config = beside.get(adapter::CONFIG);
+    let config = config.ok_or(adapter::Refused::NoConfig).map_err(refused)?;
+    let weights = base.published()?;
+    let known = (base.facts.digest, &weights as &dyn TensorSource);
+    let read = adapter::read(base.weights.architecture(), known, config, found);
+    let read = read.map_err(refused)?;
+    // Only what is saved whole is told by the base's numbers.
+    if read.has_whole() {
+        let digest = superposition::digest(&weights).map_err(checkpoint(origin))?;
+        base.unchanged(digest)?;
+    }
+    Ok(read)
+}
+
+impl Given<'_> {
+    /// What was changed, in the form that is superposed, and how it stands to the base where that can be seen; `force`: also where that
+    /// is as a training run of its own does.
+    ///
+    /// # Errors
+    /// What is no delta of the base.
+    pub(super) fn delta(
+        &self,
+        base: &Base,
+        origin: &str,
+        force: bool,
+    ) -> Result<(Delta, Option<Relation>), Error> {
+        match self {
+            Given::Adapter(adapter) => {
+                let bytes = adapter.to_bytes();
+                let delta = Delta::from_own(base.facts.digest, &base.facts.shapes, &bytes);
+                Ok((delta.map_err(checkpoint(origin))?, None))
             }
-            Source::Path(path) => {
-                let bytes = in_time(PATIENCE, path.clone(), read_file)
-                    .map_err(|error| checkpoint(&path.display().to_string())(error.into()))?;
-                Ok((bytes, base.check_neighbours(&path)?))
+            Given::Own(bytes) => {
+                let delta = Delta::from_own(base.facts.digest, &base.facts.shapes, bytes);
+                Ok((delta.map_err(checkpoint(origin))?, None))
+            }
+            Given::Whole(tuned) => {
+                let (weights, relation) = base.relation(tuned, origin, force)?;
+                let delta = Delta::differences(relation.base, &weights, &**tuned);
+                Ok((delta.map_err(checkpoint(origin))?, Some(relation)))
             }
         }
     }

@@ -30,18 +30,31 @@ pub(super) struct Said {
 }
 
 impl Said {
-    /// From a file's metadata and the regime of the configuration beside it.
+    /// From the metadata of one of this program's own files, and the regime of the configuration beside it.
     ///
     /// # Errors
     /// Metadata that cannot be read, or that the configuration contradicts.
-    pub fn of(
+    pub fn of_file(
         origin: &str,
         bytes: &[u8],
         beside: Option<Regime>,
         network: &NetworkFacts,
     ) -> Result<Said, Error> {
-        let remarks =
-            Remarks::read(bytes).map_err(|error| base::checkpoint(origin)(error.into()))?;
+        let remarks = Remarks::read(bytes);
+        let remarks = remarks.map_err(|error| base::checkpoint(origin)(error.into()))?;
+        Said::of(origin, remarks, beside, network)
+    }
+
+    /// The same of a file's remarks.
+    ///
+    /// # Errors
+    /// Likewise.
+    pub fn of(
+        origin: &str,
+        remarks: Remarks,
+        beside: Option<Regime>,
+        network: &NetworkFacts,
+    ) -> Result<Said, Error> {
         let process: Option<store::Process> = parse(origin, "process", remarks.process)?;
         let defaults: Option<SamplerDefaults> = parse(origin, "defaults", remarks.defaults)?;
         let inside = defaults.map(|defaults| {
@@ -85,7 +98,7 @@ pub fn of_file(
     bytes: &[u8],
     network: &NetworkFacts,
 ) -> Result<(Regime, Option<Sampling>), Error> {
-    let said = Said::of(origin, bytes, None, network)?;
+    let said = Said::of_file(origin, bytes, None, network)?;
     let regime = Tuning::default().regime(&said, network)?;
     Ok((regime, said.defaults.map(|defaults| defaults.sampling())))
 }

@@ -74,7 +74,7 @@ pub(super) fn pointer_or_page(bytes: &[u8]) -> Result<(), Unreadable> {
 /// Weights of another form in a folder that has none of ours.
 pub(super) fn weights_in(folder: &Path) -> Option<String> {
     let entries = std::fs::read_dir(folder).ok()?.flatten();
-    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let names = entries.map(|entry| super::shown(&entry.file_name().to_string_lossy()));
     let others = [
         ".bin",
         ".pt",

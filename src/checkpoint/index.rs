@@ -60,7 +60,7 @@ impl Index {
             // On every system, whatever it separates folders with.
             let plain =
                 matches!(parts.next(), Some(Component::Normal(_))) && parts.next().is_none();
-            !plain || shard.contains(['/', '\\', '\0'])
+            !plain || shard.contains(['/', '\\']) || shard.chars().any(char::is_control)
         };
         let found = index.shards().into_iter().find(outside).map(str::to_owned);
         match found {
@@ -80,4 +80,14 @@ impl Index {
     pub fn shard_of(&self, tensor: &str) -> Option<&str> {
         self.weight_map.0.get(tensor).map(String::as_str)
     }
+}
+
+/// Whether a file is called one of several: `model-00001-of-00004.safetensors`.
+pub(super) fn is_shard(name: &str) -> bool {
+    let numbers = name.strip_suffix(".safetensors").and_then(|name| {
+        let (first, count) = name.rsplit_once("-of-")?;
+        let (_, number) = first.rsplit_once('-')?;
+        Some((number.parse::<usize>().ok()?, count.parse::<usize>().ok()?))
+    });
+    numbers.is_some_and(|(_, count)| count > 1)
 }

@@ -1,9 +1,10 @@
-//! Checkpoints as they are published: one safetensors file, or an index and its shards, mapped and read tensor by tensor.
+//! Checkpoints as they are published: one safetensors file, or an index and its shards, read tensor by tensor.
 //!
-//! Opening one reads headers only, so names, shapes and sizes are known before anything large is touched. A file must not
-//! be cut while it is open, as with every mapped file: the process would end.
+//! Opening one reads headers only, so names, shapes and sizes are known before anything large is touched.
 
+mod file;
 mod foreign;
+mod header;
 mod index;
 mod memory;
 mod tensor;
@@ -16,14 +17,14 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
 
-use memmap2::Mmap;
-use safetensors::SafeTensors;
-use safetensors::tensor::SafeTensorError;
-
+pub use file::{read_file, read_open, read_small, shown};
 pub use foreign::foreign;
 pub use memory::{NoRoom, available, room};
 pub use tensor::View;
 pub use unreadable::Unreadable;
+
+use file::Bytes;
+use header::Header;
 
 /// The one file of a checkpoint that fits one, and the index of one that is in shards.
 pub const SINGLE: &str = "model.safetensors";
@@ -32,22 +33,6 @@ pub const INDEX: &str = "model.safetensors.index.json";
 const WRAPPERS: [&str; 4] = ["_orig_mod.", "module.", "model.", "backbone."];
 /// Bytes of an index at most: a hundred thousand tensors' worth.
 const LONGEST_INDEX: u64 = 32 << 20;
-
-/// The bytes of one shard.
-#[derive(Debug)]
-enum Bytes<'a> {
-    Mapped(Mmap),
-    Held(Cow<'a, [u8]>),
-}
-
-impl Bytes<'_> {
-    fn as_slice(&self) -> &[u8] {
-        match self {
-            Bytes::Mapped(map) => map,
-            Bytes::Held(bytes) => bytes,
-        }
-    }
-}
 
 /// Where a tensor lies.
 #[derive(Clone, Debug)]
@@ -64,6 +49,8 @@ struct TensorLocation {
 pub struct Checkpoint<'a> {
     shards: Vec<Bytes<'a>>,
     places: BTreeMap<String, TensorLocation>,
+    /// What the headers say besides.
+    metadata: BTreeMap<String, String>,
 }
 
 impl Checkpoint<'static> {
@@ -86,8 +73,23 @@ impl Checkpoint<'static> {
         if path.to_string_lossy().ends_with(".index.json") {
             return Self::sharded(path);
         }
+        let whole = path.file_name().map(|name| name.to_string_lossy());
+        if whole.is_some_and(|name| index::is_shard(&name)) {
+            let index = path.with_file_name(INDEX).exists();
+            return Err(Unreadable::OneShard { index });
+        }
         let mut checkpoint = Checkpoint::empty();
-        checkpoint.add(map(path)?, |_, _| Ok(()))?;
+        checkpoint.add(Bytes::open(path)?, |_, _| Ok(()))?;
+        Ok(checkpoint)
+    }
+
+    /// A safetensors file that is open.
+    ///
+    /// # Errors
+    /// As [`open`](Checkpoint::open)'s of one file.
+    pub fn of_file(file: &File) -> Result<Self, Unreadable> {
+        let mut checkpoint = Checkpoint::empty();
+        checkpoint.add(Bytes::of(file.try_clone()?)?, |_, _| Ok(()))?;
         Ok(checkpoint)
     }
 
@@ -109,8 +111,8 @@ impl Checkpoint<'static> {
                     tensor: name.into(),
                 }),
             };
-            let add =
-                map(&path.with_file_name(shard)).and_then(|bytes| checkpoint.add(bytes, said));
+            let add = Bytes::open(&path.with_file_name(shard))
+                .and_then(|bytes| checkpoint.add(bytes, said));
             add.map_err(|error| match error {
                 Unreadable::Io(error) if error.kind() == std::io::ErrorKind::NotFound => {
                     Unreadable::MissingShard {
@@ -152,6 +154,7 @@ impl<'a> Checkpoint<'a> {
         Checkpoint {
             shards: Vec::new(),
             places: BTreeMap::new(),
+            metadata: BTreeMap::new(),
         }
     }
 
@@ -161,25 +164,30 @@ impl<'a> Checkpoint<'a> {
         bytes: Bytes<'a>,
         allowed: impl Fn(&str, bool) -> Result<(), Unreadable>,
     ) -> Result<(), Unreadable> {
-        let (header, metadata) = header(bytes.as_slice())?;
+        let (begin, header) = read_header(&bytes)?;
         let shard = self.shards.len();
-        for (name, info) in metadata.tensors() {
+        for (name, info) in header.tensors {
             allowed(&name, self.places.contains_key(&name))?;
             if info.shape.contains(&0) {
                 return Err(Unreadable::NoElements { tensor: name });
             }
-            let (begin, end) = info.data_offsets;
             let place = TensorLocation {
                 shard,
-                begin: header + begin,
-                end: header + end,
+                begin: begin + info.at.0,
+                end: begin + info.at.1,
                 dtype: info.dtype,
-                shape: info.shape.clone(),
+                shape: info.shape,
             };
             self.places.insert(name, place);
         }
+        self.metadata.extend(header.metadata);
         self.shards.push(bytes);
         Ok(())
+    }
+
+    /// What a file says of itself under `key`.
+    pub fn metadata(&self, key: &str) -> Option<&str> {
+        self.metadata.get(key).map(String::as_str)
     }
 
     /// The same tensors by the names that a family publishes: what wrappers put before all of them is taken off, until one is
@@ -211,13 +219,12 @@ impl<'a> Checkpoint<'a> {
     }
 
     fn view<'v>(&'v self, name: &'v str, place: &'v TensorLocation) -> View<'v> {
-        let shard = self.shards[place.shard].as_slice();
         View {
             name,
             dtype: place.dtype,
             shape: &place.shape,
-            // Within the file, as its header was checked when it was opened.
-            bytes: &shard[place.begin..place.end],
+            shard: &self.shards[place.shard],
+            begin: place.begin,
         }
     }
 
@@ -243,66 +250,20 @@ impl<'a> Checkpoint<'a> {
     }
 }
 
-/// The length of a file's header and what it says, checked against the file's length.
-fn header(bytes: &[u8]) -> Result<(usize, safetensors::tensor::Metadata), Unreadable> {
-    foreign(bytes)?;
-    let (length, metadata) = SafeTensors::read_metadata(bytes).map_err(Unreadable::from)?;
-    let begin = length + 8;
-    let end = metadata
-        .tensors()
-        .values()
-        .map(|info| info.data_offsets.1)
-        .max();
-    match begin.checked_add(end.unwrap_or(0)) {
-        Some(end) if end == bytes.len() => Ok((begin, metadata)),
-        _ => Err(Unreadable::WrongLength),
-    }
+/// What a file's header says, checked against the file's length, and where the tensors begin.
+fn read_header(bytes: &Bytes) -> Result<(usize, Header), Unreadable> {
+    let length = bytes.len();
+    let mut first = vec![0; header::FIRST.min(length as usize)];
+    bytes.read(0, &mut first)?;
+    let mut whole = vec![0; header::header_length(&first, length)?];
+    bytes.read(0, &mut whole)?;
+    Ok((whole.len(), Header::parse(&whole, length)?))
 }
 
-impl From<SafeTensorError> for Unreadable {
-    fn from(error: SafeTensorError) -> Self {
-        match error {
-            SafeTensorError::HeaderTooSmall
-            | SafeTensorError::InvalidHeaderLength
-            | SafeTensorError::MetadataIncompleteBuffer => Unreadable::WrongLength,
-            other => Unreadable::Malformed {
-                detail: other.to_string(),
-            },
-        }
-    }
-}
-
-/// Maps a regular file.
-#[allow(unsafe_code)]
-fn map(path: &Path) -> Result<Bytes<'static>, Unreadable> {
-    let file = regular(path)?;
-    if file.metadata()?.len() == 0 {
-        return Err(Unreadable::Empty);
-    }
-    // SAFETY: the map is only read. What it shows changes if somebody writes to the file, which gives wrong weights, not
-    // wrong memory; that it may not be cut is said where it is opened.
-    Ok(Bytes::Mapped(unsafe { Mmap::map(&file)? }))
-}
-
-/// Opens a file; says so where `path` is a directory, or a device or a pipe, which may never end.
-fn regular(path: &Path) -> Result<File, Unreadable> {
-    match std::fs::metadata(path)? {
-        found if found.is_dir() => Err(Unreadable::Directory),
-        found if !found.is_file() => Err(Unreadable::NotAFile),
-        _ => Ok(File::open(path)?),
-    }
-}
-
-/// Reads a regular file of at most `longest` bytes whole.
+/// Refuses what does not begin with a safetensors header that fits it.
 ///
 /// # Errors
-/// Also where it is longer.
-pub fn read_small(path: &Path, longest: u64) -> Result<Vec<u8>, Unreadable> {
-    let file = regular(path)?;
-    let mut bytes = Vec::new();
-    std::io::Read::read_to_end(&mut std::io::Read::take(file, longest + 1), &mut bytes)?;
-    match bytes.len() as u64 > longest {
-        true => Err(Unreadable::TooLong { longest }),
-        false => Ok(bytes),
-    }
+/// As [`Checkpoint::from_bytes`]'s.
+pub fn check(file: &[u8]) -> Result<(), Unreadable> {
+    read_header(&Bytes::Held(file.into())).map(drop)
 }

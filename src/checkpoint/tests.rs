@@ -192,7 +192,7 @@ fn files_are_called_what_they_are() {
     long.push(0);
     assert!(matches!(
         Checkpoint::from_bytes(long),
-        Err(Unreadable::WrongLength)
+        Err(Unreadable::Trailing { bytes: 1 })
     ));
 }
 
@@ -228,4 +228,171 @@ fn wrappers_go_where_all_names_have_them() {
         ["lm_head", "model.norm"]
     );
     assert_eq!(names(&["module.a", "b"], "a"), ["b", "module.a"]);
+}
+
+/// A file with this header and so many bytes after it.
+fn with_header(header: &str, data: usize) -> Vec<u8> {
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend(header.as_bytes());
+    file.resize(file.len() + data, 0);
+    file
+}
+
+#[test]
+fn headers_are_read_strictly() {
+    let tensor = |name: &str, from: usize, to: usize| {
+        format!(r#""{name}": {{"dtype": "F32", "shape": [2], "data_offsets": [{from}, {to}]}}"#)
+    };
+    let both = |a: &str, b: &str| format!("{{{a}, {b}}}");
+    let first = tensor("a", 0, 8);
+    for (header, data, part) in [
+        (both(&first, &first), 8, "has the tensor a twice"),
+        (both(&first, &tensor("b", 4, 12)), 12, "b overlaps"),
+        (
+            both(&first, &tensor("b", 12, 20)),
+            20,
+            "before its tensor b",
+        ),
+        (
+            both(&first, &tensor("b", 8, 17)),
+            17,
+            "tensor b has not the bytes",
+        ),
+        (
+            both(&first, &tensor("b", 16, 8)),
+            16,
+            "tensor b has not the bytes",
+        ),
+        (both(&first, &tensor("b", 8, 16)), 15, "truncated"),
+        (both(&first, &tensor("b", 8, 16)), 19, "3 bytes follow"),
+        (format!("{{{first}}}"), 8, ""),
+        (both(&first, r#""__metadata__": {"a": "b"}"#), 8, ""),
+        (both(&first, r#""__metadata__": {"a": 1}"#), 8, "string"),
+        (
+            both(&first, r#""__metadata__": {}, "__metadata__": {}"#),
+            8,
+            "metadata is there twice",
+        ),
+        (tensor("a", 0, 8), 8, "not begin with a header"),
+        (format!("{{{first}"), 8, "not a safetensors file"),
+        ("{\"\u{1b}[2J\": 1}".to_owned(), 0, "not a safetensors file"),
+        (
+            r#"{"\u001b[2J": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}"#.to_owned(),
+            4,
+            r#"named "\u{1b}[2J""#,
+        ),
+        (
+            r#"{"a": {"dtype": "F32", "shape": [4294967296, 4294967296], "data_offsets": [0, 8]}}"#
+                .to_owned(),
+            8,
+            "not the bytes",
+        ),
+    ] {
+        match Checkpoint::from_bytes(with_header(&header, data)) {
+            Ok(_) => assert_eq!(part, "", "{header}"),
+            Err(error) => {
+                let told = error.to_string();
+                assert!(!part.is_empty() && told.contains(part), "{header}: {told}");
+                assert!(!told.contains('\u{1b}'), "{told:?}");
+            }
+        }
+    }
+}
+
+/// A header is only read where its own length is one that models have.
+#[test]
+fn headers_longer_than_any_models_are_refused_unread() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("big.safetensors");
+    for (count, part) in [
+        (63u64 << 20, "66060288 bytes"),
+        (u64::MAX, "truncated"),
+        (1 << 40, "truncated"),
+    ] {
+        let mut begun = count.to_le_bytes().to_vec();
+        begun.push(b'{');
+        fs::write(&path, begun).unwrap();
+        // Sparse: it takes no room and holds zeros.
+        fs::File::options()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_len(3 << 30)
+            .unwrap();
+        let told = error(&path);
+        assert!(told.contains(part), "{told}");
+    }
+    fs::File::create(&path).unwrap().set_len(3 << 30).unwrap();
+    assert!(error(&path).contains("does not begin with a header"));
+    let many: Vec<String> = (0..100_001)
+        .map(|at| {
+            format!(
+                r#""{at}":{{"dtype":"U8","shape":[1],"data_offsets":[{at},{}]}}"#,
+                at + 1
+            )
+        })
+        .collect();
+    let many = with_header(&format!("{{{}}}", many.join(",")), many.len());
+    let told = Checkpoint::from_bytes(many)
+        .map(drop)
+        .unwrap_err()
+        .to_string();
+    assert!(told.contains("more tensors than any model"), "{told}");
+}
+
+#[test]
+fn files_that_are_cut_while_they_are_open_are_errors() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(SINGLE);
+    fs::write(&path, file(&[ONE, TWO])).unwrap();
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    let length = fs::metadata(&path).unwrap().len();
+    fs::File::options()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .set_len(length - 1)
+        .unwrap();
+    checkpoint.get("a.weight").unwrap().to_f32().unwrap();
+    let cut = checkpoint.get("b.weight").unwrap().to_f32();
+    assert!(matches!(cut, Err(Unreadable::WrongLength)), "{cut:?}");
+}
+
+#[test]
+fn one_shard_says_how_all_are_given() {
+    let name = "model-00001-of-00002.safetensors";
+    let alone = folder(&[("a.weight", name)], &[(name, file(&[ONE]))]);
+    let shard = alone.path().join(name);
+    assert!(
+        error(&shard).contains("give the folder"),
+        "{}",
+        error(&shard)
+    );
+    fs::remove_file(alone.path().join(INDEX)).unwrap();
+    assert!(
+        error(&shard).contains("is not beside it"),
+        "{}",
+        error(&shard)
+    );
+    let only = alone.path().join("model-00001-of-00001.safetensors");
+    fs::rename(&shard, &only).unwrap();
+    assert!(Checkpoint::open(&only).is_ok());
+}
+
+#[test]
+fn files_that_never_end_are_not_opened() {
+    for special in ["/dev/zero", "/dev/stdin"] {
+        let found = Checkpoint::open(Path::new(special)).map(drop);
+        assert!(
+            matches!(
+                found,
+                Err(Unreadable::NotAFile | Unreadable::Io(_) | Unreadable::Empty)
+            ),
+            "{found:?}"
+        );
+    }
+    if Path::new("/proc/version").exists() {
+        let found = Checkpoint::open(Path::new("/proc/version")).map(drop);
+        assert!(matches!(found, Err(Unreadable::Empty)), "{found:?}");
+    }
 }

@@ -21,14 +21,22 @@ pub enum Unreadable {
     Pickle,
     #[error("it is {what}")]
     Foreign { what: &'static str },
-    #[error("it is shorter or longer than its header says: it may be truncated")]
+    #[error("it is shorter than its header says: it may be truncated")]
     WrongLength,
+    #[error("{bytes} bytes follow its last tensor, which no header names")]
+    Trailing { bytes: u64 },
     #[error("it is not a safetensors file: {detail}")]
     Malformed { detail: String },
     #[error("its tensor {tensor} is of type {dtype}; F32, F16 and BF16 are understood here")]
     Dtype { tensor: String, dtype: String },
     #[error("it has the tensor {tensor} twice")]
     Twice { tensor: String },
+    #[error("its tensor {tensor} has not the bytes that its shape and type take")]
+    Bytes { tensor: String },
+    #[error("its tensor {tensor} overlaps another")]
+    Overlap { tensor: String },
+    #[error("before its tensor {tensor} are bytes of none")]
+    Hole { tensor: String },
     #[error("its tensor {tensor} has no elements")]
     NoElements { tensor: String },
     #[error("its format is {found:?}, which is not understood here")]
@@ -38,6 +46,15 @@ pub enum Unreadable {
         instead.as_ref().map_or(String::new(), |file| format!(", but {file}"))
     )]
     NoWeights { instead: Option<String> },
+    #[error(
+        "it is one shard of several; {}",
+        if *index {
+            "give the folder, or the index beside it (model.safetensors.index.json), by path"
+        } else {
+            "model.safetensors.index.json, which says what the others are, is not beside it"
+        }
+    )]
+    OneShard { index: bool },
     #[error("its index cannot be read: {detail}")]
     Index { detail: String },
     #[error("its index names {shard:?}, which is no file beside it")]

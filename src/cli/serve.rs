@@ -352,6 +352,7 @@ pub fn run(args: ServeArgs) -> Result<()> {
         at,
         if tls { ", with TLS" } else { "" },
     );
+    tracing::info!("the base: {}", catalog.describe_base());
     let served = runtime.block_on(async {
         let (mut terminate, mut interrupt) = (
             signal(SignalKind::terminate())?,

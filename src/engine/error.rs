@@ -61,6 +61,9 @@ pub enum Error {
     /// The client left.
     #[error("cancelled")]
     Cancelled,
+    /// The network made of this request's tokens what is no distribution: of broken weights, or of a mix that adds up to such.
+    #[error("request {request_id}: the logits are not finite numbers")]
+    NotFinite { request_id: u64 },
     /// The network failed in the step this request took part in; the engine goes on. Or the device is lost, and the engine ends.
     #[error("request {request_id}: the device failed: {detail}")]
     Device { request_id: u64, detail: String },

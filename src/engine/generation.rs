@@ -31,6 +31,8 @@ pub struct VariantFacts {
     /// What it was tuned for; its network's own or another.
     pub regime: Regime,
     pub defaults: Sampling,
+    /// The generation's in its own manner, where it has one.
+    pub tokenizer: Option<Arc<Tokenizer>>,
 }
 
 /// Bytes held by one named part ("base", "bank body-0", "private tensors", ...).
@@ -168,6 +170,13 @@ impl Resolved {
     pub fn defaults(&self) -> &Sampling {
         let heaviest = self.lease.variants.get(self.payer());
         heaviest.map_or(&self.lease.defaults, |facts| &facts.defaults)
+    }
+
+    /// What texts are made of, and how they begin and end: likewise.
+    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
+        let heaviest = self.lease.variants.get(self.payer());
+        let own = heaviest.and_then(|facts| facts.tokenizer.as_ref());
+        own.unwrap_or(&self.lease.tokenizer)
     }
 }
 

@@ -65,7 +65,7 @@ pub fn text(
     stops(&request.stop, &request.stop_ids)?;
     let network = &known(lease, regime);
     let total = fixed + holes;
-    let ends = lease.tokenizer.ends();
+    let ends = resolved.tokenizer().ends();
     let sampler = sampler(config, network, regime, parts, ends, &request, seed)?;
     let block_size = regime.block.unwrap_or(total);
 
@@ -90,7 +90,7 @@ pub fn text(
     let (sender, events) = stream::channel(config.unread);
     let kind = JobKind::Text(Box::new(Text {
         sampler,
-        stream: TextStream::new(lease.tokenizer.clone(), request.stop),
+        stream: TextStream::new(resolved.tokenizer().clone(), request.stop),
         prompt_tokens: request.prompt.len(),
         delivered: 0,
         begun: false,

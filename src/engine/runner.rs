@@ -10,7 +10,7 @@ use super::materialised::Materialised;
 use super::sequence::{Failed, Sequence};
 use super::shared::Shared;
 use super::step::{Failure, Group, Member};
-use super::work::ModelJob;
+use super::work::{End, ModelJob};
 use crate::model::kv_cache::KvCache;
 
 /// What the model thread owns, but for the cache.
@@ -130,8 +130,14 @@ impl Runner {
         } in members()
         {
             door.charge(sequence, *tokens, made.tokens);
-            if made.ended.is_some() {
-                door.finished(sequence, sequence.job.evaluations_made(), now);
+            match made.ended {
+                None => {}
+                Some(End::NotFinite) => {
+                    let request_id = sequence.id;
+                    tracing::error!(request_id, "the network's logits are not finite");
+                    door.failed(sequence, &Error::NotFinite { request_id });
+                }
+                Some(_) => door.finished(sequence, sequence.job.evaluations_made(), now),
             }
         }
         for (sequence, error) in failed {

@@ -15,7 +15,7 @@ use super::sequence::{Demand, Job, Reader, Sequence};
 use super::stream::EventSender;
 use super::text::TextStream;
 use crate::model::{Mix, PageId, Regime, Segment};
-use crate::ops::categorical::Drawn;
+use crate::ops::categorical::{Drawn, drawable};
 use crate::sampler::{Evaluation, Progress, Sampler};
 
 pub struct ModelJob {
@@ -68,6 +68,8 @@ pub enum End {
     Text(Reason),
     /// Nats per token.
     Score(f64),
+    /// The network's logits were not finite: nothing can be made of them.
+    NotFinite,
 }
 
 impl Job for ModelJob {
@@ -218,7 +220,12 @@ impl ModelJob {
 
     /// Takes what was drawn from its segments' rows or, where it said no draws, their logits, each [vocab].
     pub fn accept(&mut self, drawn: &[Drawn], logits: &[&[f32]]) -> Made {
+        let sound = drawn.iter().all(Drawn::is_something) && logits.iter().all(|row| drawable(row));
         match &mut self.kind {
+            _ if !sound => Made {
+                ended: Some(End::NotFinite),
+                ..Made::default()
+            },
             JobKind::Text(text) => text.accept(drawn),
             JobKind::Score(scoring) => Made {
                 ended: scoring.scorer.accept(logits).map(End::Score),
@@ -253,6 +260,9 @@ impl Sequence<ModelJob> {
         let queued = started.saturating_duration_since(self.accepted);
         let computed = self.computed(now);
         let (request_id, work) = (self.id, &mut self.job);
+        if let Some(End::NotFinite) = made.ended {
+            return work.fail(Error::NotFinite { request_id });
+        }
         match &mut work.kind {
             JobKind::Text(text) => {
                 made.events

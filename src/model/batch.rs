@@ -3,7 +3,7 @@
 use super::error::{Error, Result};
 use rayon::prelude::*;
 
-use crate::ops::categorical::{Draw, Drawn, draw_all};
+use crate::ops::categorical::{Draw, Drawn, draw_all, drawable};
 
 /// A variant's index in one model instance; it means nothing outside that instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -124,7 +124,13 @@ impl Logits {
                 draws.extend(segment.draws.iter().zip(rows));
             }
         }
-        let drawn = draw_all(draws.par_iter().copied());
+        let mut drawn = draw_all(draws.par_iter().copied());
+        let rows = drawn.par_iter_mut().zip(&draws);
+        rows.for_each(|(drawn, (_, row))| {
+            if !drawable(row) {
+                *drawn = Drawn::NOTHING;
+            }
+        });
         let vocab = self.vocab;
         let (data, spent) = match draws[..] {
             [] => (self.data, Vec::new()),

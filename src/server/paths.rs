@@ -17,9 +17,9 @@ pub enum Paths {
 pub enum Forbidden {
     #[error("the server reads no files of its own disk; --allow-path ROOT lets it")]
     NoRoots,
-    #[error("it is no regular file under a root that --allow-path names")]
+    #[error("it is no regular file, or folder of such, under a root that --allow-path names")]
     Outside,
-    #[error("it is no regular file that can be read")]
+    #[error("it is no regular file, or folder, that can be read")]
     NoFile,
 }
 
@@ -31,7 +31,7 @@ impl Paths {
         Ok(Paths::Under(roots.collect::<Result<_, _>>()?))
     }
 
-    /// The file that is meant, free of links.
+    /// The file or folder that is meant, free of links, and of links out of the roots within.
     ///
     /// # Errors
     /// See [`Forbidden`]: what lies outside cannot be told from what is not there.
@@ -41,14 +41,21 @@ impl Paths {
             Paths::Under(roots) if roots.is_empty() => return Err(Forbidden::NoRoots),
             Paths::Under(_) => Forbidden::Outside,
         };
-        let found = std::fs::canonicalize(path).ok();
-        let allowed = |found: &PathBuf| match self {
+        let allowed = |found: &Path| match self {
             Paths::Any => true,
             Paths::Under(roots) => roots.iter().any(|root| found.starts_with(root)),
         };
+        let inside = |folder: &Path| {
+            let mut entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+            entries.all(|entry| match std::fs::canonicalize(entry.path()) {
+                Ok(found) => allowed(&found),
+                Err(_) => true, // what cannot be found cannot be read
+            })
+        };
+        let found = std::fs::canonicalize(path).ok();
         found
-            .filter(allowed)
-            .filter(|found| found.is_file())
+            .filter(|found| allowed(found))
+            .filter(|found| found.is_file() || found.is_dir() && inside(found))
             .ok_or(error)
     }
 }
@@ -73,7 +80,10 @@ mod tests {
             let found = paths.resolve(&root.join(good)).expect(good);
             assert!(found.ends_with("root/inner/file"), "{}", found.display());
         }
-        for bad in ["out", "inner", "nothing", "../secret", "inner/file/x"] {
+        let found = paths.resolve(&root.join("inner")).expect("a folder");
+        assert!(found.ends_with("root/inner"), "{}", found.display());
+        // A folder with a link that leads out is none.
+        for bad in ["out", ".", "nothing", "../secret", "inner/file/x"] {
             let error = paths.resolve(&root.join(bad)).expect_err(bad);
             assert_eq!(error, Forbidden::Outside, "{bad}");
         }
@@ -82,7 +92,7 @@ mod tests {
         let error = none.resolve(&root.join("in")).expect_err("no roots");
         assert_eq!(error, Forbidden::NoRoots);
         Paths::Any.resolve(&outside).expect("any file");
-        Paths::Any.resolve(&root).expect_err("a folder");
+        Paths::Any.resolve(&root).expect("any folder");
         Paths::under(&[folder.path().join("nowhere")]).expect_err("no such root");
     }
 }

@@ -92,6 +92,7 @@ impl From<engine::Error> for Status {
             Draining | NotStarted { .. } | Stopped => Status::unavailable(message),
             DeadlinePassed { .. } | DeadlineOutOfReach { .. } => Status::deadline_exceeded(message),
             Cancelled => Status::cancelled(message),
+            NotFinite { .. } => Status::internal(message),
             Device { request_id, detail } => {
                 tracing::error!(request_id, "the device failed: {detail}");
                 Status::internal(format!(

@@ -103,6 +103,8 @@ pub(super) fn decode(json: &[u8]) -> serde_json::Result<Manifest> {
             added: variant.added,
             quality: variant.quality,
             share: None::<Share>,
+            manner: None,
+            moved: None,
         };
         (name, record)
     });

@@ -273,6 +273,12 @@ pub struct VariantRecord {
     pub quality: Option<Quality>,
     /// `None` where nobody has measured it.
     pub share: Option<Share>,
+    /// How its texts begin and end and its conversations are written, where that is not as the base's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manner: Option<serde_json::Value>,
+    /// |delta| / |base| over all matrices, where it was added from a whole checkpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moved: Option<f32>,
 }
 
 impl VariantRecord {

@@ -82,6 +82,11 @@ pub struct NewVariant {
     pub source: String,
     pub process: Process,
     pub defaults: SamplerDefaults,
+    /// How its texts begin and end and its conversations are written, where that is not as the base's. This module keeps it and does
+    /// not read it.
+    pub manner: Option<serde_json::Value>,
+    /// |delta| / |base| over all matrices, where it is known.
+    pub moved: Option<f32>,
     pub scales: Scales,
 }
 

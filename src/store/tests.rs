@@ -85,6 +85,8 @@ fn manifest(members: &[(&str, u64, u32)]) -> Manifest {
                 relative_error: 1.7,
             }),
             share: None,
+            manner: None,
+            moved: None,
         };
         manifest.variants.insert((*name).to_owned(), record);
     }

@@ -74,6 +74,8 @@ impl<'a> Transaction<'a> {
             source,
             process,
             defaults,
+            manner,
+            moved,
             scales,
         } = variant;
         name::check_name(&name)?;
@@ -102,6 +104,8 @@ impl<'a> Transaction<'a> {
             added,
             quality: None,
             share: None,
+            manner,
+            moved,
         };
         let record = match content {
             Content::Superposed { delta, seed } => {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use safetensors::Dtype;
 
 use super::container::{self, Entry, Values};
-use super::{Delta, DeltaMatrix, NamedTensor, NamedTensors, Refused, Unreadable};
+use super::{Delta, DeltaMatrix, NamedTensor, Unreadable};
 
 pub(super) const FORMAT: &str = "choir/delta/1";
 /// Ends the name of a matrix's row scales; the published tensor names have no colon.
@@ -103,12 +103,5 @@ impl Delta {
             matrices,
             vectors,
         })
-    }
-
-    /// Reads an archive file that must belong to `base`.
-    pub(super) fn from_archive_of(base: &NamedTensors, bytes: &[u8]) -> Result<Delta, Refused> {
-        let delta = Delta::from_archive(bytes)?;
-        delta.check(base.digest(), &base.shapes())?;
-        Ok(delta)
     }
 }

@@ -1,14 +1,10 @@
 //! A model's tensors by name, from a checkpoint.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
 
 use super::digest::TensorDigest;
 use super::{Digest, Unreadable};
-use crate::checkpoint::{Checkpoint, room};
+use crate::checkpoint::Checkpoint;
 
 /// One tensor, f32 in row order.
 #[derive(Clone, Debug, PartialEq)]
@@ -93,31 +89,4 @@ impl NamedTensors {
         let shape = |(name, tensor): (&String, &NamedTensor)| (name.clone(), tensor.shape.clone());
         self.0.iter().map(shape).collect()
     }
-}
-
-/// Reads a file whole, where there is memory for it; says so where `path` is a directory, or a device or a pipe, which may never end. A file that says it
-/// is empty is taken at its word: those of /proc do, and some of them block.
-pub fn read_file(path: &Path) -> Result<Vec<u8>, Unreadable> {
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK) // opening a pipe would wait for its writer
-        .open(path)?;
-    read_open(&file)
-}
-
-/// The same of a file that is open, from its beginning.
-pub fn read_open(mut file: &File) -> Result<Vec<u8>, Unreadable> {
-    let length = match file.metadata()? {
-        found if found.is_dir() => return Err(Unreadable::Directory),
-        found if !found.is_file() => return Err(Unreadable::NotAFile),
-        found if found.len() == 0 => return Err(Unreadable::Empty),
-        found => found.len(),
-    };
-    room(length)?;
-    let mut bytes = Vec::new();
-    let wanted = usize::try_from(length).unwrap_or(usize::MAX);
-    (bytes.try_reserve_exact(wanted)).map_err(std::io::Error::other)?;
-    file.rewind()?;
-    file.take(length).read_to_end(&mut bytes)?;
-    Ok(bytes)
 }

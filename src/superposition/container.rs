@@ -9,7 +9,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 
 use super::{Digest, Unreadable};
-use crate::checkpoint::foreign;
+use crate::checkpoint;
 
 /// The values of one tensor to write.
 pub(super) enum Values<'a> {
@@ -114,8 +114,10 @@ pub(super) fn encode(metadata: &BTreeMap<&str, String>, mut entries: Vec<Entry>)
 
 /// Reads the header of a safetensors file; says so where it is something else that people have at hand.
 pub(super) fn open(bytes: &[u8]) -> Result<SafeTensors<'_>, Unreadable> {
-    foreign(bytes)?;
-    Ok(SafeTensors::deserialize(bytes)?)
+    checkpoint::check(bytes)?;
+    SafeTensors::deserialize(bytes).map_err(|error| Unreadable::Malformed {
+        detail: error.to_string(),
+    })
 }
 
 /// The metadata of a safetensors file; empty where it has none.

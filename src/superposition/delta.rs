@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 
 use super::digest::TensorHash;
+use super::source::difference;
 use super::{
-    CodedDelta, Digest, Mismatch, NamedTensor, NamedTensors, Refused, archive, code, container,
-    packed,
+    CodedDelta, Digest, Mismatch, NamedTensor, NamedTensors, Refused, Relation, TensorSource, code,
+    container, packed,
 };
 
 /// The delta of one matrix [rows, cols]: element (i, j) is `scales[i] * values[i * cols + j]`.
@@ -32,91 +33,102 @@ pub struct Delta {
     pub vectors: BTreeMap<String, NamedTensor>,
 }
 
-/// Below this cosine between its matrices and the base's a checkpoint is no fine-tune of that base: two separate
-/// trainings give about 0, a fine-tune that moved as far as the base's own norm gives 0.7.
-const RELATED: f64 = 0.1;
-
 impl Delta {
-    /// The delta of a fine-tuned checkpoint. Refuses one with a missing, extra or misshapen tensor, one that is
-    /// not finite, and one that was not fine-tuned from this base.
-    pub fn between(base: &NamedTensors, fine_tuned: &NamedTensors) -> Result<Delta, Mismatch> {
-        check_shapes(&base.shapes(), &fine_tuned.shapes())?;
-        check_related(base, fine_tuned)?;
-        Delta::from_tensors(base, |name, base| {
-            let missing = || Mismatch::Missing {
-                tensor: name.to_owned(),
-            };
-            let tuned = fine_tuned.0.get(name).ok_or_else(missing)?;
-            Ok(tuned
-                .data
-                .iter()
-                .zip(&base.data)
-                .map(|(tuned, base)| tuned - base)
-                .collect())
+    /// The delta of a fine-tuned checkpoint, one tensor in memory at a time.
+    ///
+    /// # Errors
+    /// What [`Relation::of`] refuses.
+    pub fn between(
+        base: &dyn TensorSource,
+        fine_tuned: &dyn TensorSource,
+    ) -> Result<Delta, Refused> {
+        let digest = Relation::of(base, fine_tuned)?.base;
+        Delta::differences(digest, base, fine_tuned)
+    }
+
+    /// The same of one whose relation to the base `digest` is known.
+    ///
+    /// # Errors
+    /// A tensor that cannot be read, or whose delta is not finite.
+    pub fn differences(
+        digest: Digest,
+        base: &dyn TensorSource,
+        fine_tuned: &dyn TensorSource,
+    ) -> Result<Delta, Refused> {
+        Delta::from_tensors(digest, &base.shapes(), |name, _| {
+            difference(base, fine_tuned, name)
         })
     }
 
     /// The delta in any of the forms a file may hold: a coded delta, a packed or an archived one, or a
     /// whole checkpoint.
     pub fn read(base: &NamedTensors, bytes: &[u8]) -> Result<Delta, Refused> {
-        Self::read_as(base, bytes, |bytes| {
-            Ok(NamedTensors::from_safetensors(bytes)?)
-        })
+        match container::is_own(bytes) {
+            true => Delta::from_own(base.digest(), &base.shapes(), bytes),
+            false => Delta::between(base, &NamedTensors::from_safetensors(bytes)?),
+        }
     }
 
-    /// The same, with a whole checkpoint read by `whole`.
-    pub fn read_as(
-        base: &NamedTensors,
+    /// The delta in a file of this program's own, which is not a checkpoint, for the base `digest` whose tensors have these shapes.
+    ///
+    /// # Errors
+    /// A file of another base, of a format that is not known, or that cannot be read.
+    pub fn from_own(
+        digest: Digest,
+        shapes: &BTreeMap<String, Vec<usize>>,
         bytes: &[u8],
-        whole: impl FnOnce(&[u8]) -> Result<NamedTensors, Refused>,
     ) -> Result<Delta, Refused> {
         let metadata = container::metadata(bytes)?;
         match metadata.get("format").map(String::as_str) {
-            Some(packed::FORMAT) => Delta::from_packed(base, bytes),
-            Some(archive::FORMAT) => Delta::from_archive_of(base, bytes),
-            Some(code::FORMAT) => Delta::from_coded(base, &CodedDelta::from_bytes(bytes)?),
-            _ => Ok(Delta::between(base, &whole(bytes)?)?),
+            Some(packed::FORMAT) => Delta::from_packed(digest, shapes, bytes),
+            Some(code::FORMAT) => {
+                Delta::from_coded(digest, shapes, &CodedDelta::from_bytes(bytes)?)
+            }
+            _ => {
+                let delta = Delta::from_archive(bytes)?;
+                delta.check(digest, shapes)?;
+                Ok(delta)
+            }
         }
     }
 
     /// What a coded delta stands for; refuses one that was made for another base.
-    pub fn from_coded(base: &NamedTensors, coded: &CodedDelta) -> Result<Delta, Refused> {
-        coded.check(base.digest(), &base.shapes())?;
-        Delta::from_tensors(base, |name, tensor| {
-            Ok(coded
-                .dense(name)
-                .unwrap_or_else(|| vec![0.0; tensor.data.len()]))
+    fn from_coded(
+        digest: Digest,
+        shapes: &BTreeMap<String, Vec<usize>>,
+        coded: &CodedDelta,
+    ) -> Result<Delta, Refused> {
+        coded.check(digest, shapes)?;
+        Delta::from_tensors(digest, shapes, |name, elements| {
+            Ok(coded.dense(name).unwrap_or_else(|| vec![0.0; elements]))
         })
     }
 
-    /// Quantises the delta that `dense` gives for each of the base's tensors, as many elements in row order.
-    pub(super) fn from_tensors<E: From<Mismatch> + Send>(
-        base: &NamedTensors,
-        dense: impl Fn(&str, &NamedTensor) -> Result<Vec<f32>, E> + Sync,
+    /// Quantises the delta that `dense` gives for each of the tensors of the base `digest`, one after the other, as many elements as it
+    /// is told, in row order.
+    pub(super) fn from_tensors<E: From<Mismatch>>(
+        digest: Digest,
+        shapes: &BTreeMap<String, Vec<usize>>,
+        dense: impl Fn(&str, usize) -> Result<Vec<f32>, E>,
     ) -> Result<Delta, E> {
-        let part = |(name, tensor): (&String, &NamedTensor)| -> Result<_, E> {
-            let data = dense(name, tensor)?;
+        let mut delta = Delta {
+            base: digest,
+            matrices: BTreeMap::new(),
+            vectors: BTreeMap::new(),
+        };
+        for (name, shape) in shapes {
+            let data = dense(name, shape.iter().product())?;
             if let Some(index) = data.iter().position(|value| !value.is_finite()) {
                 let tensor = name.clone();
                 return Err(Mismatch::NotFinite { tensor, index }.into());
             }
-            let shape = tensor.shape.clone();
-            let part = match tensor.matrix() {
-                Some(shape) => DeltaPart::Matrix(DeltaMatrix::quantise(shape, &data)),
-                None => DeltaPart::Vector(NamedTensor { shape, data }),
-            };
-            Ok((name.clone(), part))
-        };
-        let parts: Vec<_> = base.0.par_iter().map(part).collect();
-        let mut delta = Delta {
-            base: base.digest(),
-            matrices: BTreeMap::new(),
-            vectors: BTreeMap::new(),
-        };
-        for part in parts {
-            match part? {
-                (name, DeltaPart::Matrix(matrix)) => drop(delta.matrices.insert(name, matrix)),
-                (name, DeltaPart::Vector(vector)) => drop(delta.vectors.insert(name, vector)),
+            let (name, shape) = (name.clone(), shape.clone());
+            match shape[..] {
+                [rows, cols] => {
+                    let matrix = DeltaMatrix::quantise([rows, cols], &data);
+                    delta.matrices.insert(name, matrix);
+                }
+                _ => drop(delta.vectors.insert(name, NamedTensor { shape, data })),
             }
         }
         Ok(delta)
@@ -170,32 +182,27 @@ impl Delta {
     }
 }
 
-enum DeltaPart {
-    Matrix(DeltaMatrix),
-    Vector(NamedTensor),
-}
-
 impl DeltaMatrix {
     /// Rounds each row to 255 levels: scale = max |row| / 127.
     fn quantise([rows, cols]: [usize; 2], data: &[f32]) -> Self {
         let mut matrix = DeltaMatrix {
             rows,
             cols,
-            scales: Vec::with_capacity(rows),
-            values: Vec::with_capacity(data.len()),
+            scales: vec![0.0; rows],
+            values: vec![0; data.len()],
         };
-        for row in data.chunks_exact(cols) {
-            let largest = row
-                .iter()
-                .fold(0f32, |largest, value| largest.max(value.abs()));
-            let scale = largest / 127.0;
-            matrix.scales.push(scale);
+        let levels = matrix.values.par_chunks_exact_mut(cols);
+        let levels = levels.zip(data.par_chunks_exact(cols));
+        let rows = matrix.scales.par_iter_mut().zip(levels);
+        rows.for_each(|(scale, (levels, row))| {
+            let larger = |largest: f32, value: &f32| largest.max(value.abs());
+            *scale = row.iter().fold(0f32, larger) / 127.0;
             // A row so small that its scale rounds to nothing is nothing.
-            let divisor = if scale > 0.0 { scale } else { f32::INFINITY };
-            let level =
-                |value: &f32| (value / divisor).round_ties_even().clamp(-127.0, 127.0) as i8;
-            matrix.values.extend(row.iter().map(level));
-        }
+            let divisor = if *scale > 0.0 { *scale } else { f32::INFINITY };
+            for (level, value) in levels.iter_mut().zip(row) {
+                *level = (value / divisor).round_ties_even().clamp(-127.0, 127.0) as i8;
+            }
+        });
         matrix
     }
 
@@ -251,35 +258,5 @@ pub(super) fn check_shape(
             found: found.to_vec(),
         }),
         Some(_) => Ok(()),
-    }
-}
-
-pub(super) fn check_related(
-    base: &NamedTensors,
-    fine_tuned: &NamedTensors,
-) -> Result<(), Mismatch> {
-    let products = |(name, base): (&String, &NamedTensor)| {
-        let mut sums = [0f64; 3];
-        let tuned = fine_tuned.0.get(name).filter(|_| base.matrix().is_some());
-        for (a, b) in base
-            .data
-            .iter()
-            .zip(tuned.map_or(&[][..], |tuned| &tuned.data))
-        {
-            let (a, b) = (f64::from(*a), f64::from(*b));
-            sums = [sums[0] + a * b, sums[1] + a * a, sums[2] + b * b];
-        }
-        sums
-    };
-    // Summed in order of name, so that the outcome does not depend on threads.
-    let sums: Vec<_> = base.0.par_iter().map(products).collect();
-    let [dot, a, b] = sums
-        .iter()
-        .fold([0.0; 3], |t, s| [t[0] + s[0], t[1] + s[1], t[2] + s[2]]);
-    let cosine = dot / (a * b).sqrt();
-    if cosine < RELATED {
-        Err(Mismatch::Unrelated { cosine })
-    } else {
-        Ok(())
     }
 }

@@ -25,15 +25,18 @@ mod interference;
 mod packed;
 mod private;
 mod refusal;
+mod relation;
 mod retrieve;
 mod role;
 mod scheme;
+mod source;
 #[cfg(test)]
 mod tests;
 
+pub use crate::checkpoint::read_file;
 pub use bank::{AccumulateError, Bank};
 pub use bitdelta::{BitDelta, BitMatrix};
-pub use checkpoint::{NamedTensor, NamedTensors, read_file, read_open};
+pub use checkpoint::{NamedTensor, NamedTensors};
 pub use code::{About, CodedDelta, Encoding, KeptTensor, Measured, Plan, TooFewBits};
 pub use container::is_own;
 pub use delta::{Delta, DeltaMatrix};
@@ -43,9 +46,11 @@ pub use interference::{Moments, measure, similarity};
 pub use packed::{Remarks, pack, pack_with};
 pub use private::Private;
 pub use refusal::{Mismatch, Refused, Unreadable};
+pub use relation::Relation;
 pub use retrieve::{Retrieval, retrieve};
 pub use role::Role;
 pub use scheme::Scheme;
+pub use source::{TensorSource, digest};
 
 /// The output head: the most sensitive matrix, superposed in banks of its own.
 pub const HEAD: &str = "output_layer.linear.weight";

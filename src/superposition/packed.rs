@@ -18,8 +18,10 @@ use safetensors::{Dtype, SafeTensors};
 
 use super::archive::SCALES;
 use super::container::{self, Entry, Values};
-use super::delta::{check_related, check_shapes};
-use super::{Delta, Mismatch, NamedTensor, NamedTensors, Refused, Unreadable, code};
+use super::delta::check_shapes;
+use super::{
+    Delta, Digest, Mismatch, NamedTensor, NamedTensors, Refused, Relation, Unreadable, code,
+};
 
 pub(super) const FORMAT: &str = "choir/packed-delta/1";
 
@@ -53,7 +55,7 @@ pub fn pack(
     base: &NamedTensors,
     fine_tuned: &NamedTensors,
     group: usize,
-) -> Result<Vec<u8>, Mismatch> {
+) -> Result<Vec<u8>, Refused> {
     pack_with(base, fine_tuned, group, Remarks::default())
 }
 
@@ -63,10 +65,9 @@ pub fn pack_with(
     fine_tuned: &NamedTensors,
     group: usize,
     remarks: Remarks,
-) -> Result<Vec<u8>, Mismatch> {
+) -> Result<Vec<u8>, Refused> {
     let group = group.max(1);
-    check_shapes(&base.shapes(), &fine_tuned.shapes())?;
-    check_related(base, fine_tuned)?;
+    let digest = Relation::of(base, fine_tuned)?.base;
     let tensors: Vec<_> = base.0.iter().zip(fine_tuned.0.values()).collect();
     let pack = |&((name, base), tuned): &((&String, &NamedTensor), &NamedTensor)| {
         let delta: Vec<f32> = tuned
@@ -117,7 +118,7 @@ pub fn pack_with(
     let mut metadata = BTreeMap::from([
         ("format", FORMAT.to_owned()),
         ("group", group.to_string()),
-        ("base", base.digest().to_string()),
+        ("base", digest.to_string()),
     ]);
     metadata.extend(remarks.process.map(|process| ("process", process)));
     metadata.extend(remarks.defaults.map(|defaults| ("defaults", defaults)));
@@ -126,11 +127,15 @@ pub fn pack_with(
 
 impl Delta {
     /// Reads a packed delta; refuses one that was made for another base.
-    pub fn from_packed(base: &NamedTensors, bytes: &[u8]) -> Result<Delta, Refused> {
+    pub(super) fn from_packed(
+        digest: Digest,
+        shapes: &BTreeMap<String, Vec<usize>>,
+        bytes: &[u8],
+    ) -> Result<Delta, Refused> {
         let file = container::open(bytes)?;
         let metadata = container::metadata(bytes)?;
         container::check_format(&metadata, FORMAT)?;
-        let (expected, found) = (base.digest(), container::digest(&metadata, "base")?);
+        let (expected, found) = (digest, container::digest(&metadata, "base")?);
         if expected != found {
             return Err(Mismatch::OtherBase { expected, found }.into());
         }
@@ -145,20 +150,25 @@ impl Delta {
             .iter()
             .map(|(name, view)| (name.to_owned(), view.shape().to_vec()))
             .collect();
-        check_shapes(&packed_shapes(base, group), &found)?;
-        Delta::from_tensors(base, |name, tensor| Ok(unpack(&file, name, tensor, group)?))
+        check_shapes(&packed_shapes(shapes, group), &found)?;
+        Delta::from_tensors(digest, shapes, |name, _| {
+            Ok(unpack(&file, name, &shapes[name], group)?)
+        })
     }
 }
 
 /// The shapes of the tensors in the file.
-fn packed_shapes(base: &NamedTensors, group: usize) -> BTreeMap<String, Vec<usize>> {
+fn packed_shapes(
+    base: &BTreeMap<String, Vec<usize>>,
+    group: usize,
+) -> BTreeMap<String, Vec<usize>> {
     let mut shapes = BTreeMap::new();
-    for (name, tensor) in &base.0 {
-        if let Some([rows, cols]) = tensor.matrix() {
+    for (name, shape) in base {
+        if let &[rows, cols] = &shape[..] {
             shapes.insert(format!("{name}{SCALES}"), vec![rows, cols.div_ceil(group)]);
             shapes.insert(name.clone(), vec![rows, cols.div_ceil(2)]);
         } else {
-            shapes.insert(name.clone(), tensor.shape.clone());
+            shapes.insert(name.clone(), shape.clone());
         }
     }
     shapes
@@ -168,7 +178,7 @@ fn packed_shapes(base: &NamedTensors, group: usize) -> BTreeMap<String, Vec<usiz
 fn unpack(
     file: &SafeTensors,
     name: &str,
-    tensor: &NamedTensor,
+    shape: &[usize],
     group: usize,
 ) -> Result<Vec<f32>, Unreadable> {
     let view = |name: &str| {
@@ -177,7 +187,7 @@ fn unpack(
         };
         file.tensor(name).map_err(missing)
     };
-    let Some([_, cols]) = tensor.matrix() else {
+    let &[rows, cols] = shape else {
         return container::floats(name, &view(name)?);
     };
     let scales_name = format!("{name}{SCALES}");
@@ -191,7 +201,7 @@ fn unpack(
     let scales = container::floats(&scales_name, &scales_view)?;
     let packed_view = view(name)?;
     let packed = container::u8s(name, &packed_view)?;
-    let mut delta = Vec::with_capacity(tensor.data.len());
+    let mut delta = Vec::with_capacity(rows * cols);
     for (bytes, scales) in packed
         .chunks_exact(cols.div_ceil(2))
         .zip(scales.chunks_exact(cols.div_ceil(group)))

@@ -7,6 +7,10 @@ use crate::ops::coded::NoSuchRate;
 /// The tensors do not fit the base.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Mismatch {
+    #[error(
+        "every tensor has {prefix:?} before its name, as a wrapper leaves it; save the model inside"
+    )]
+    Wrapped { prefix: String },
     #[error("the tensor {tensor} of the base is missing")]
     Missing { tensor: String },
     #[error("the tensor {tensor} is not one of the base's")]
@@ -27,6 +31,26 @@ pub enum Mismatch {
         "its matrices have nothing in common with the base's (cosine {cosine:.3}): it is no fine-tune of this base"
     )]
     Unrelated { cosine: f64 },
+    #[error(
+        "the matrix {tensor} has nothing in common with the base's (cosine {cosine:.3}), where others do: is it transposed?"
+    )]
+    UnrelatedTensor { tensor: String, cosine: f64 },
+    #[error(
+        "the tensor {tensor} holds {value} at element {index}, out of all proportion to the base's"
+    )]
+    Outlier {
+        tensor: String,
+        index: usize,
+        value: f32,
+    },
+    #[error(
+        "its delta is {moved:.2} of the base's own size, in nearly every matrix: it looks like another revision of the base, or a training run of its own; it is only added by force"
+    )]
+    Revision { moved: f64 },
+    #[error("{detail}")]
+    Adapter { detail: String },
+    #[error("every tensor is the base's: there is nothing to keep")]
+    Same,
 }
 
 /// A file is refused, for its form or for what is in it.

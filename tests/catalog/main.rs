@@ -1,6 +1,8 @@
 //! The catalog over the model compiled in and over a tiny base in a folder: starts, changes, and all that is refused.
 
+mod beside;
 mod changes;
+mod decoders;
 mod device;
 mod embedded;
 mod former;
@@ -13,7 +15,7 @@ mod starts;
 mod tiny;
 
 use choir::catalog::{
-    AddRequest, BaseSource, Catalog, CatalogConfig, Error, Source, Tuning, VariantInfo,
+    AddRequest, BaseSource, Beside, Catalog, CatalogConfig, Error, Source, Tuning, VariantInfo,
 };
 use choir::engine::{
     Engine, EngineConfig, EngineHandle, Event, EventStream, Generation, Request, Sampling,

@@ -139,7 +139,7 @@ fn files_that_are_no_checkpoints_are_refused_by_their_form() {
     ));
     assert!(matches!(
         bytes(&[&whole[..], &[0]].concat()),
-        Unreadable::WrongLength
+        Unreadable::Trailing { bytes: 1 }
     ));
     for malformed in [&whole[..7], &whole[..100], b"hello", &[0xFF; 64]] {
         bytes(malformed);
@@ -147,7 +147,7 @@ fn files_that_are_no_checkpoints_are_refused_by_their_form() {
     let path = |path: &Path| refusing.unreadable(Source::Path(path.to_owned()));
     assert!(matches!(
         path(refusing.place.0.path()),
-        Unreadable::Directory
+        Unreadable::NoWeights { .. }
     ));
     assert!(matches!(
         path(Path::new("/no/such/file")),

@@ -361,6 +361,7 @@ pub fn generation(number: u64, network: impl Denoiser + 'static) -> Generation {
         id: VariantId(id),
         regime: network.facts().regime,
         defaults: Sampling::default(),
+        tokenizer: None,
     };
     Generation {
         number,

@@ -27,6 +27,7 @@ fn tuned(id: u32, block: Option<usize>, time_conditioned: bool) -> VariantFacts 
             .into(),
             ..Sampling::of(Process::Uniform)
         },
+        tokenizer: None,
     }
 }
 

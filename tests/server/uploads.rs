@@ -17,6 +17,18 @@ fn header(name: &str, source: Source) -> pb::AddVariantRequest {
     }
 }
 
+/// An addition with a file beside the checkpoint.
+fn beside(source: Source, name: &str, bytes: &[u8]) -> pb::AddVariantRequest {
+    let mut request = header("new", source);
+    if let Some(Part::Header(header)) = &mut request.part {
+        header.beside = Some(pb::Beside {
+            files: [(name.to_owned(), bytes.to_vec())].into(),
+            pieces_digest: None,
+        });
+    }
+    request
+}
+
 fn chunk(bytes: &[u8]) -> pb::AddVariantRequest {
     pb::AddVariantRequest {
         part: Some(Part::Chunk(bytes.to_vec())),
@@ -139,6 +151,20 @@ async fn uploads_that_do_not_keep_their_word_are_refused() {
             "an empty path",
             vec![header("new", Source::Path(String::new()))],
             "header.source",
+        ),
+        (
+            "files beside a path",
+            vec![beside(
+                Source::Path("/no/such/file".into()),
+                "config.json",
+                b"{}",
+            )],
+            "header.beside",
+        ),
+        (
+            "another file beside it",
+            vec![beside(Source::UploadBytes(1000), "passwords", b"")],
+            "header.beside",
         ),
         ("of no bytes", vec![announced(0)], "header.upload_bytes"),
         (

@@ -72,6 +72,8 @@ fn variant(name: &str, k: u64) -> NewVariant {
         source: format!("fine-tune {k}"),
         process: Process::Absorbing,
         defaults: SamplerDefaults::default(),
+        manner: None,
+        moved: None,
         scales: Scales::default(),
     }
 }

@@ -2,9 +2,11 @@
 
 use super::print::{print, print_dry_run};
 use super::{SharedArgs, text};
+use crate::catalog::Beside;
+use crate::checkpoint::{INDEX, SINGLE};
 use crate::cli::client::{Connection, refused};
 use crate::cli::sampling::SamplingArgs;
-use crate::model::{self, DitConfig};
+use crate::model::architecture::adapter::WEIGHTS;
 use crate::pb;
 use crate::pb::add_variant_header::Source;
 use crate::pb::add_variant_request::Part;
@@ -16,7 +18,7 @@ use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::fs::File;
 use std::io::{IsTerminal, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -27,9 +29,10 @@ const CHUNK: usize = 1 << 18;
 pub struct AddArgs {
     /// Its name.
     name: String,
-    /// The safetensors file, which is uploaded.
+    /// The checkpoint's folder or its safetensors file, a coded file, or an adapter's folder. One file of it is uploaded, with what its
+    /// folder says of it.
     file: PathBuf,
-    /// The file is on the server's own disk, at this path: nothing is uploaded.
+    /// It is on the server's own disk, at this path: nothing is uploaded. The only way for a folder in shards.
     #[arg(long)]
     on_server: bool,
     /// How it is kept: coded, superposed or low-rank [default: the store's; a coded file is kept as it is].
@@ -54,6 +57,9 @@ pub struct AddArgs {
     /// Change nothing; show what it would come to: bytes, bits and relative error.
     #[arg(long)]
     dry_run: bool,
+    /// Add it also where it looks like another revision of the base: a delta large against the base in nearly every matrix.
+    #[arg(long)]
+    force: bool,
     /// The process it was tuned for [default: as its file or the config.json beside it says, else the base's].
     #[arg(long, value_enum)]
     process: Option<Process>,
@@ -87,37 +93,36 @@ enum Process {
     Uniform,
 }
 
-/// Says what the config.json beside a checkpoint says of a uniform variant, where the options do not: an upload brings the
-/// checkpoint alone.
-fn follow_config(args: &mut AddArgs) -> Result<()> {
-    let beside = args.file.with_file_name("config.json");
-    let Ok(bytes) = std::fs::read(&beside) else {
-        return Ok(());
-    };
-    let config: DitConfig =
-        serde_json::from_slice(&bytes).with_context(|| beside.display().to_string())?;
-    let regime = config.regime();
-    let block = regime.block.map(|block| block as u32);
-    let said = match (regime.process, args.process) {
-        (model::Process::Uniform, Some(Process::Absorbing))
-        | (model::Process::Absorbing, Some(Process::Uniform)) => Some("--process"),
-        (model::Process::Absorbing, _) => return Ok(()),
-        _ if args.block_size.is_some() && args.block_size != block => Some("--block-size"),
-        _ if args
-            .time_conditioning
-            .is_some_and(|told| told != regime.time_conditioned) =>
-        {
-            Some("--time-conditioning")
-        }
-        _ => None,
-    };
-    if let Some(option) = said {
-        bail!("{option}: {} says otherwise", beside.display());
+/// The one file that is uploaded.
+fn file_of(path: &Path) -> Result<PathBuf> {
+    if !path.is_dir() {
+        return Ok(path.to_owned());
     }
-    args.process = Some(Process::Uniform);
-    args.block_size = block;
-    args.time_conditioning = Some(regime.time_conditioned);
-    Ok(())
+    let [single, index, adapter] = [SINGLE, INDEX, WEIGHTS].map(|name| path.join(name));
+    match (single.exists(), index.exists(), adapter.exists()) {
+        (true, ..) => Ok(single),
+        (_, true, _) => bail!(
+            "{} is in shards, and one file is uploaded; where the server can read the folder, give it with --on-server",
+            path.display()
+        ),
+        (.., true) => Ok(adapter),
+        _ => bail!(
+            "{} has neither {SINGLE}, {INDEX} nor {WEIGHTS}",
+            path.display()
+        ),
+    }
+}
+
+/// What stands beside it goes with it, so that it is judged as a path is.
+fn beside(file: &Path) -> Result<pb::Beside> {
+    let (files, digest) = Beside::read(file)?.to_send();
+    let files = files
+        .into_iter()
+        .map(|(name, bytes)| (name.to_owned(), bytes));
+    Ok(pb::Beside {
+        files: files.collect(),
+        pieces_digest: digest.map(|digest| digest.0.to_vec()),
+    })
 }
 
 pub async fn replace(args: ReplaceArgs) -> Result<()> {
@@ -141,25 +146,16 @@ pub async fn add(args: AddArgs) -> Result<()> {
 
 async fn send_addition(
     mut client: AdminClient<Connection>,
-    mut args: AddArgs,
+    args: AddArgs,
     replaces: Option<String>,
 ) -> Result<()> {
-    if !args.on_server {
-        follow_config(&mut args)?;
-    }
-    let open = || File::open(&args.file).with_context(|| args.file.display().to_string());
-    let (source, file) = match args.on_server {
-        true => (Source::Path(text(&args.file)?), None),
+    let (source, file, beside) = match args.on_server {
+        true => (Source::Path(text(&args.file)?), None, None),
         false => {
-            let file = open()?;
-            let metadata = file.metadata()?;
-            if metadata.is_dir() {
-                bail!(
-                    "{} is a directory; give the safetensors file itself",
-                    args.file.display()
-                );
-            }
-            (Source::UploadBytes(metadata.len()), Some(file))
+            let path = file_of(&args.file)?;
+            let file = File::open(&path).with_context(|| path.display().to_string())?;
+            let bytes = file.metadata()?.len();
+            (Source::UploadBytes(bytes), Some(file), Some(beside(&path)?))
         }
     };
     let check_text = args
@@ -193,6 +189,8 @@ async fn send_addition(
         min_share: args.min_share,
         check_text: check_text.transpose()?,
         dry_run: args.dry_run,
+        beside,
+        force: args.force,
     };
     // What the message calls its chunks is, to who typed a command, the file.
     let (uploaded, path) = ("chunk: uploaded: ", format!("{}: ", args.file.display()));
@@ -268,63 +266,4 @@ fn progress_bar(json: bool) -> Option<ProgressBar> {
         bar.set_style(style);
     }
     Some(bar)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use clap::Parser;
-
-    #[derive(Parser)]
-    struct Cli {
-        #[command(flatten)]
-        args: AddArgs,
-    }
-
-    #[test]
-    fn an_upload_brings_what_the_configuration_beside_it_says() {
-        let dir = tempfile::tempdir().expect("directory");
-        let file = dir.path().join("model.safetensors").display().to_string();
-        let follow = |options: &[&str]| {
-            let words = ["add", "new", &file];
-            let mut args = Cli::try_parse_from(words.iter().chain(options))
-                .expect("options")
-                .args;
-            follow_config(&mut args).map(|()| {
-                let uniform = args
-                    .process
-                    .map(|process| matches!(process, Process::Uniform));
-                (uniform, args.block_size, args.time_conditioning)
-            })
-        };
-        let write =
-            |config: &str| std::fs::write(dir.path().join("config.json"), config).expect("write");
-        assert_eq!(follow(&[]).expect("no configuration"), (None, None, None));
-        let sizes = r#""vocab_size": 9, "model_length": 8, "hidden_dim": 8, "cond_dim": 4, "n_blocks": 1, "n_heads": 2"#;
-        write(&format!(
-            r#"{{"model_type": "duo", {sizes}, "block_size": 4, "cross_attn": true}}"#
-        ));
-        assert_eq!(
-            follow(&[]).expect("blocks"),
-            (Some(true), Some(4), Some(true))
-        );
-        for option in [
-            "--process=absorbing",
-            "--block-size=2",
-            "--time-conditioning=false",
-        ] {
-            let error = follow(&[option]).expect_err("refused").to_string();
-            assert!(
-                option.starts_with(error.split(':').next().expect("field")),
-                "{error}"
-            );
-        }
-        write(&format!(
-            r#"{{"model_type": "bd3lm", {sizes}, "block_size": 4, "cross_attn": true}}"#
-        ));
-        assert_eq!(follow(&[]).expect("absorbing"), (None, None, None));
-        assert!(follow(&["--process=uniform"]).is_err());
-        write("{");
-        assert!(follow(&[]).is_err());
-    }
 }

@@ -19,6 +19,12 @@ pub fn print(variant: &pb::Variant, json: bool) {
         variant.seed, variant.scale
     );
     println!("  quality   {}", quality(variant));
+    if let Some(moved) = variant.moved {
+        println!("  moved     |delta| is {moved:.4} of |base|");
+    }
+    if !variant.same_as.is_empty() {
+        println!("  same as   {}", variant.same_as.join(" "));
+    }
     println!(
         "  delta     sha256 {}{}",
         variant.delta_digest,
@@ -140,7 +146,7 @@ fn as_json(variant: &pb::Variant) -> Value {
         "name": variant.name, "source": variant.source, "keep": kept_name(variant), "banks": variant.banks,
         "bits": variant.bits, "rates": variant.rates, "bytes": variant.bytes, "share": share,
         "seed": variant.seed, "scale": variant.scale, "cosine": variant.cosine, "relative_error": variant.relative_error,
-        "delta_digest": variant.delta_digest, "archived": variant.archived, "added_unix": variant.added_unix,
+        "moved": variant.moved, "same_as": variant.same_as, "delta_digest": variant.delta_digest, "archived": variant.archived, "added_unix": variant.added_unix,
         "process": process_name(variant), "block_size": variant.block_size,
         "time_conditioning": variant.time_conditioning, "sampling": variant.defaults.as_ref().map(sampling::line),
     })

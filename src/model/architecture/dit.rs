@@ -2,10 +2,11 @@
 
 use super::{
     Architecture, Attention, Conditioning, Head, Layer, Logits, Mlp, Norm, Refused, Role,
-    RotaryEmbedding, TensorSpec, Vocabulary, check_sizes, parse, refuse,
+    RotaryEmbedding, Rule, TensorSpec, Vocabulary, check_rules, check_sizes, parse, refuse,
 };
 use crate::model::facts::{Grid, NetworkFacts, Process, Regime};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// The DiT's sizes and conventions, from a published `config.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -292,6 +293,14 @@ pub fn is_product(name: &str) -> bool {
     (layer || name.starts_with("output_layer.linear")) && name.ends_with(".weight")
 }
 
+/// What else the published classes can be configured to.
+const RULES: [Rule; 3] = [
+    ("adaln", |value| value == &Value::Bool(true)),
+    ("causal", |value| value == &Value::Bool(false)),
+    ("quantization_config", Value::is_null),
+];
+
 pub fn read(config: &[u8]) -> Result<Architecture, Refused> {
+    check_rules(config, &RULES)?;
     parse::<DitConfig>(config)?.architecture()
 }

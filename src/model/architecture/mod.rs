@@ -1,6 +1,7 @@
 //! What a network is, as data: a family reads it from the published `config.json`, the executors interpret it.
 
 pub mod a2d;
+pub mod adapter;
 pub mod dit;
 pub mod published;
 mod qwen;
@@ -13,6 +14,7 @@ pub use crate::ops::norm::Norm;
 use crate::ops::quantized::Quantisation;
 pub use crate::superposition::Role;
 use serde::Deserialize;
+use serde_json::Value;
 
 /// A network.
 #[derive(Clone, Debug, PartialEq)]
@@ -311,6 +313,22 @@ fn refuse<T>(field: &'static str, reason: impl Into<String>) -> Result<T, Refuse
         field,
         reason: reason.into(),
     })
+}
+
+/// What a key of `config.json` may say where it is there: anything else asks for what is not computed here.
+type Rule = (&'static str, fn(&Value) -> bool);
+
+/// Refuses what a configuration asks for and `rules` do not allow.
+fn check_rules(config: &[u8], rules: &[Rule]) -> Result<(), Refused> {
+    let fields: serde_json::Map<String, Value> = parse(config)?;
+    for (field, allowed) in rules {
+        let found = fields.get(*field).filter(|value| !value.is_null());
+        if let Some(value) = found.filter(|value| !allowed(value)) {
+            let shown: String = value.to_string().chars().take(64).collect();
+            return refuse(field, format!("is {shown}, which is not served"));
+        }
+    }
+    Ok(())
 }
 
 /// Of any size: products of two, and of small numbers, do not overflow.

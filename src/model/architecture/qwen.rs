@@ -1,8 +1,8 @@
 //! What the families with a Qwen body share: pre-norm RMS, grouped queries, rotary embedding, SwiGLU.
 
 use super::{
-    Architecture, Attention, Head, Layer, Logits, Mlp, Norm, Refused, Role, RotaryEmbedding,
-    TensorSpec, Vocabulary, check_sizes, refuse,
+    Architecture, Attention, Head, Layer, Logits, Mlp, Norm, Refused, Role, RotaryEmbedding, Rule,
+    TensorSpec, Vocabulary, check_rules, check_sizes, parse, refuse,
 };
 use crate::model::facts::{Grid, Process, Regime};
 use serde::Deserialize;
@@ -58,6 +58,31 @@ struct RopeParameters {
 enum Ids {
     One(u32),
     Many(Vec<u32>),
+}
+
+/// What else transformers' classes, and those made from them, can be configured to.
+const RULES: [Rule; 12] = [
+    ("layer_types", |value| {
+        let types = value.as_array().into_iter().flatten();
+        value.is_array() && types.into_iter().all(|kind| kind == "full_attention")
+    }),
+    ("causal", |value| value == &Value::Bool(false)),
+    ("mlp_bias", |value| value == &Value::Bool(false)),
+    ("num_experts", |value| value == &Value::from(0)),
+    ("num_local_experts", |value| value == &Value::from(0)),
+    ("n_routed_experts", |value| value == &Value::from(0)),
+    ("quantization_config", Value::is_null),
+    ("partial_rotary_factor", |value| value.as_f64() == Some(1.0)),
+    ("attn_logit_softcapping", Value::is_null),
+    ("final_logit_softcapping", Value::is_null),
+    ("logit_scale", |value| value.as_f64() == Some(1.0)),
+    ("embedding_multiplier", |value| value.as_f64() == Some(1.0)),
+];
+
+/// Reads a configuration that asks for nothing else than what is computed here.
+pub fn config(text: &[u8]) -> Result<Config, Refused> {
+    check_rules(text, &RULES)?;
+    parse(text)
 }
 
 impl Config {

@@ -12,6 +12,10 @@ fn sdar() -> Value {
         "bos_token_id": 151643, "eos_token_id": [151645, 151643], "block_size": 4, "mask_token_id": 151669})
 }
 
+fn dit() -> Value {
+    serde_json::from_slice(include_bytes!("../../../models/base/config.json")).expect("json")
+}
+
 fn read(config: &Value) -> Result<Architecture, Refused> {
     Architecture::read(config.to_string().as_bytes())
 }
@@ -153,6 +157,27 @@ fn refusals_name_the_field() {
             "num_hidden_layers",
         ),
         (with(sdar(), "rms_norm_eps", json!(-1.0)), "rms_norm_eps"),
+        (with(sdar(), "model_type", "llada".into()), "llada"),
+        (
+            with(
+                sdar(),
+                "layer_types",
+                json!(["full_attention", "sliding_attention"]),
+            ),
+            "layer_types",
+        ),
+        (with(sdar(), "num_experts", 128.into()), "num_experts"),
+        (
+            with(sdar(), "quantization_config", json!({"bits": 4})),
+            "quantization_config",
+        ),
+        (
+            with(sdar(), "partial_rotary_factor", json!(0.5)),
+            "partial_rotary_factor",
+        ),
+        (with(sdar(), "causal", true.into()), "causal"),
+        (with(dit(), "adaln", false.into()), "adaln"),
+        (with(dit(), "causal", true.into()), "causal"),
     ];
     for (config, field) in bad {
         let error = read(&config).expect_err(field).to_string();

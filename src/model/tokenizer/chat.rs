@@ -2,6 +2,7 @@
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value, context};
+use serde::{Deserialize, Serialize};
 
 use super::TokenizerError;
 
@@ -53,7 +54,8 @@ const FUEL: u64 = 2_000_000;
 const NAME: &str = "chat_template";
 
 /// A template's source and what it knows of the tokenizer.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Template {
     pub source: String,
     pub bos_token: String,

@@ -87,7 +87,7 @@ impl Tokenizer {
         enable_thinking: Option<bool>,
         bound: &Bound,
     ) -> Result<Vec<u32>, ChatError> {
-        let template = self.template.as_ref().ok_or(ChatError::NoTemplate)?;
+        let template = self.manner.template.as_ref().ok_or(ChatError::NoTemplate)?;
         let guard = Guard::new(messages.iter().map(|message| message.content.as_str()))
             .ok_or(ChatError::NotText)?;
         let guarded: Vec<Message> = messages

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::chat::Template;
-use super::{Tokenizer, TokenizerError};
+use super::{Manner, Tokenizer, TokenizerError};
 
 const TOKENIZER: &str = "tokenizer.json";
 const CONFIG: &str = "tokenizer_config.json";
@@ -100,17 +100,15 @@ struct ModelConfig {
     eos_token_id: Ids,
 }
 
+fn optional<T: Default + serde::de::DeserializeOwned>(
+    file: &'static str,
+    text: Option<Vec<u8>>,
+) -> Result<Option<T>, TokenizerError> {
+    text.map(|text| parse(file, &text)).transpose()
+}
+
 /// Reads what is there.
 pub(super) fn read(read: impl Fn(&str) -> Option<Vec<u8>>) -> Result<Tokenizer, TokenizerError> {
-    fn optional<T: Default + serde::de::DeserializeOwned>(
-        file: &'static str,
-        text: Option<Vec<u8>>,
-    ) -> Result<Option<T>, TokenizerError> {
-        text.map(|text| parse(file, &text)).transpose()
-    }
-    let config: Option<TokenizerConfig> = optional(CONFIG, read(CONFIG))?;
-    let generation: Option<GenerationConfig> = optional(GENERATION, read(GENERATION))?;
-    let model: Option<ModelConfig> = optional(MODEL, read(MODEL))?;
     let mut tokenizer = match read(TOKENIZER) {
         Some(text) => Tokenizer::from_bytes(&text)?,
         None => {
@@ -118,29 +116,71 @@ pub(super) fn read(read: impl Fn(&str) -> Option<Vec<u8>>) -> Result<Tokenizer, 
                 return Err(TokenizerError::Missing);
             };
             let added = optional("added_tokens.json", read("added_tokens.json"))?;
-            let config = config.clone().unwrap_or_default();
+            let config = optional(CONFIG, read(CONFIG))?;
             Tokenizer::from_bytes(&written(
                 &vocab,
                 &merges,
                 added.unwrap_or_default(),
-                &config,
+                &config.unwrap_or_default(),
             )?)?
         }
     };
+    let said = said(&tokenizer.inner, read)?;
+    if said.config || !said.manner.ends.is_empty() {
+        tokenizer.mask = said.mask;
+        tokenizer.manner = said.manner;
+    } // else what the tokenizer itself says
+    Ok(tokenizer)
+}
+
+/// What files say of how texts begin and end.
+pub(super) struct Said {
+    /// Whether `tokenizer_config.json` is there: what it does not name, there is not.
+    config: bool,
+    mask: Option<u32>,
+    manner: Manner,
+}
+
+impl Said {
+    /// With what is not said as in `usual`.
+    pub fn over(self, usual: &Manner) -> Manner {
+        let Manner {
+            begin,
+            ends,
+            template,
+        } = self.manner;
+        Manner {
+            begin: if self.config { begin } else { usual.begin },
+            ends: if ends.is_empty() {
+                usual.ends.clone()
+            } else {
+                ends
+            },
+            template: template.or_else(|| usual.template.clone()),
+        }
+    }
+}
+
+/// Reads what the files say, in the ids of `inner`.
+pub(super) fn said(
+    inner: &tokenizers::Tokenizer,
+    read: impl Fn(&str) -> Option<Vec<u8>>,
+) -> Result<Said, TokenizerError> {
+    let config: Option<TokenizerConfig> = optional(CONFIG, read(CONFIG))?;
+    let generation: Option<GenerationConfig> = optional(GENERATION, read(GENERATION))?;
+    let model: Option<ModelConfig> = optional(MODEL, read(MODEL))?;
     let mut ends = generation.unwrap_or_default().eos_token_id.all();
     ends.extend(model.unwrap_or_default().eos_token_id.all());
-    if config.is_none() && ends.is_empty() {
-        return Ok(tokenizer); // what the tokenizer itself says
-    }
+    let there = config.is_some();
     let config = config.unwrap_or_default();
     let id = |token: &Option<Named>| {
         let text = token.clone().map(Named::text)?;
-        tokenizer.inner.token_to_id(&text)
+        inner.token_to_id(&text)
     };
     let (begin, mask) = (id(&config.bos_token), id(&config.mask_token));
     ends.extend(id(&config.eos_token));
     let mut seen = BTreeSet::new();
-    ends.retain(|&id| tokenizer.inner.id_to_token(id).is_some() && seen.insert(id));
+    ends.retain(|&id| inner.id_to_token(id).is_some() && seen.insert(id));
     let text = |token: Option<Named>| token.map(Named::text).unwrap_or_default();
     let source = match read("chat_template.jinja") {
         Some(text) => Some(
@@ -157,15 +197,20 @@ pub(super) fn read(read: impl Fn(&str) -> Option<Vec<u8>>) -> Result<Tokenizer, 
             }
         }),
     };
-    tokenizer.begin = begin.filter(|_| config.add_bos_token == Some(true));
-    tokenizer.ends = ends;
-    tokenizer.mask = mask;
-    tokenizer.template = source.map(|source| Template {
+    let template = source.map(|source| Template {
         source,
         bos_token: text(config.bos_token),
         eos_token: text(config.eos_token),
     });
-    Ok(tokenizer)
+    Ok(Said {
+        config: there,
+        mask,
+        manner: Manner {
+            begin: begin.filter(|_| config.add_bos_token == Some(true)),
+            ends,
+            template,
+        },
+    })
 }
 
 fn parse<T: serde::de::DeserializeOwned>(

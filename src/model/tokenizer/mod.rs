@@ -8,7 +8,9 @@ mod files;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use chat::Template;
@@ -24,7 +26,9 @@ pub enum TokenizerError {
     Unreadable(String),
     #[error("{file}: {reason}")]
     File { file: &'static str, reason: String },
-    #[error("it has neither tokenizer.json nor vocab.json and merges.txt")]
+    #[error(
+        "it has neither tokenizer.json nor vocab.json and merges.txt; this makes the first: python -c \"from transformers import AutoTokenizer as T; T.from_pretrained('FOLDER').save_pretrained('FOLDER')\""
+    )]
     Missing,
     #[error("the text cannot be encoded: {0}")]
     Encoding(String),
@@ -41,19 +45,29 @@ pub enum TokenizerError {
     },
     #[error("its pieces are the base's, but it joins them in another order")]
     OtherMerges,
+    #[error("its pieces are not the base's, or it joins them in another order")]
+    OtherPieces,
 }
 
-/// A tokenizer, what its files say besides, and the digest of the file that has its pieces.
-#[derive(Debug)]
+/// A tokenizer, what its files say besides, and the digest of the file that has its pieces. Copies share the pieces.
+#[derive(Clone, Debug)]
 pub struct Tokenizer {
     /// Takes the text of control tokens for text.
-    inner: tokenizers::Tokenizer,
+    inner: Arc<tokenizers::Tokenizer>,
     digest: [u8; 32],
     pieces: usize,
-    control: Control,
+    control: Arc<Control>,
+    mask: Option<u32>,
+    manner: Manner,
+    begins_as_ended: bool,
+}
+
+/// How texts begin and end and conversations are written: a fine-tune may have another manner with the same pieces.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manner {
     begin: Option<u32>,
     ends: Vec<u32>,
-    mask: Option<u32>,
     template: Option<Template>,
 }
 
@@ -75,14 +89,17 @@ impl Tokenizer {
         let pieces = inner.get_vocab(true).into_values();
         let end = ENDS.iter().find_map(|name| inner.token_to_id(name));
         Ok(Self {
-            control: Control::of(&inner),
+            control: Arc::new(Control::of(&inner)),
             pieces: pieces.max().map_or(0, |id| id as usize + 1),
-            inner,
+            inner: Arc::new(inner),
             digest: Sha256::digest(bytes).into(),
-            begin: end,
-            ends: end.into_iter().collect(),
             mask: None,
-            template: None,
+            manner: Manner {
+                begin: end,
+                ends: end.into_iter().collect(),
+                template: None,
+            },
+            begins_as_ended: false,
         })
     }
 
@@ -96,9 +113,36 @@ impl Tokenizer {
         files::read(read)
     }
 
+    /// What the files beside a fine-tune, which `read` gives by name, say of its manner: what they do not say is as this one's. `None`
+    /// where it is all the same.
+    ///
+    /// # Errors
+    /// Names the file at fault.
+    pub fn manner_of(
+        &self,
+        read: impl Fn(&str) -> Option<Vec<u8>>,
+    ) -> Result<Option<Manner>, TokenizerError> {
+        let mut manner = files::said(&self.inner, read)?.over(&self.manner);
+        if self.begins_as_ended {
+            manner.begin = manner.begin.or(manner.ends.first().copied());
+        }
+        Ok((manner != self.manner).then_some(manner))
+    }
+
+    /// The same pieces in another manner; what it says of tokens that there are not does not count.
+    pub fn with(&self, mut manner: Manner) -> Self {
+        let known = |id: &u32| self.inner.id_to_token(*id).is_some();
+        manner.ends.retain(known);
+        manner.begin = manner.begin.filter(known);
+        Tokenizer {
+            manner,
+            ..self.clone()
+        }
+    }
+
     /// Whether a conversation can be written.
     pub fn has_chat(&self) -> bool {
-        self.template.is_some()
+        self.manner.template.is_some()
     }
 
     /// Bytes that are no whole character become U+FFFD, and so would every token where a decoder failed: none of the library's can.
@@ -109,17 +153,19 @@ impl Tokenizer {
 
     /// The token that begins every text, where one does.
     pub fn begin(&self) -> Option<u32> {
-        self.begin
+        self.manner.begin
     }
 
     /// Takes it that texts begin as they end, whatever the files say, unless they name what begins one.
     pub fn begin_as_ended(&mut self) {
-        self.begin = self.begin.or(self.ends.first().copied());
+        self.begins_as_ended = true;
+        let manner = &mut self.manner;
+        manner.begin = manner.begin.or(manner.ends.first().copied());
     }
 
     /// The tokens that end a text, or a turn.
     pub fn ends(&self) -> &[u32] {
-        &self.ends
+        &self.manner.ends
     }
 
     /// The mask, where the files name one.
@@ -137,6 +183,20 @@ impl Tokenizer {
         self.digest
     }
 
+    /// SHA-256 of what makes texts of one tokenizer texts of another: every piece under its id, but for the text of control tokens, and how
+    /// pieces are joined.
+    pub fn pieces_digest(&self) -> [u8; 32] {
+        let mut hash = Sha256::new_with_prefix("choir/pieces/1");
+        for (id, piece) in self.by_id() {
+            let text = if self.control.has(id) { "" } else { &*piece };
+            hash.update(id.to_le_bytes());
+            hash.update((text.len() as u64).to_le_bytes());
+            hash.update(text);
+        }
+        hash.update(self.merges().unwrap_or_default().to_string());
+        hash.finalize().into()
+    }
+
     /// Whether texts of `other` are texts of this one: the same pieces under the same ids, joined alike. Layout, and the text
     /// of control tokens, may differ.
     ///
@@ -147,7 +207,7 @@ impl Tokenizer {
             return Ok(());
         }
         let (ours, theirs) = (self.by_id(), other.by_id());
-        let control = |id: &u32| self.control.has(*id) || other.control.has(*id);
+        let control = |id: &u32| self.control.has(*id) && other.control.has(*id);
         for id in ours.keys().chain(theirs.keys()) {
             let (our, their) = (ours.get(id), theirs.get(id));
             if our != their && !(control(id) && our.is_some() && their.is_some()) {

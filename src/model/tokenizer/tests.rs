@@ -293,7 +293,7 @@ fn published_conversations_are_written_as_transformers_does() {
     assert!(!cases.is_empty());
     for case in cases {
         let text = |name: &str| case[name].as_str().expect(name).to_owned();
-        tokenizer.template = Some(Template {
+        tokenizer.manner.template = Some(Template {
             source: text("template"),
             bos_token: text("bos_token"),
             eos_token: text("eos_token"),

@@ -79,6 +79,13 @@ impl AdminService {
             block_size: header.block_size.map(|size| size as usize),
             time_conditioning: header.time_conditioning,
         };
+        if header.beside.is_some()
+            && matches!(header.source, Some(pb::add_variant_header::Source::Path(_)))
+        {
+            let reason = "of a path it is read where the path is";
+            return Err(BadField::new("header.beside", reason).into());
+        }
+        let beside = convert::beside(header.beside)?;
         // Its room is held until the catalog is done with the file.
         let (source, reserved, field) = match header.source {
             Some(pb::add_variant_header::Source::Path(path)) if !path.is_empty() => {
@@ -104,6 +111,7 @@ impl AdminService {
             name: header.name,
             seed: header.seed,
             source,
+            beside,
             scale: header.scale,
             tuning,
             defaults,
@@ -112,6 +120,7 @@ impl AdminService {
             replaces,
             min_share: header.min_share,
             check_text: header.check_text,
+            force: header.force,
             dry_run: header.dry_run,
             expected_generation: header.expected_generation,
         };

@@ -5,7 +5,7 @@ mod sampling;
 
 pub use sampling::{choice, kappa_to_wire, path, process, profile_to_wire, sampling_to_wire};
 
-use crate::catalog::{Added, Stage, VariantInfo};
+use crate::catalog::{Added, Beside, Stage, VariantInfo};
 use crate::engine::{self, Event, Priority, Reason};
 use crate::model::Process;
 use crate::model::tokenizer::{Message, Role};
@@ -218,7 +218,24 @@ pub fn variant(info: VariantInfo) -> pb::Variant {
         delta_digest: info.delta_digest,
         archived: info.archived,
         added_unix: info.added,
+        moved: info.moved.map(f64::from),
+        same_as: info.same_as,
     }
+}
+
+/// What stands beside an upload.
+///
+/// # Errors
+/// A file that is not expected, and a digest that is none.
+pub fn beside(wire: Option<pb::Beside>) -> Result<Beside, BadField> {
+    let wire = wire.unwrap_or_default();
+    let digest = wire.pieces_digest.map(<[u8; 32]>::try_from).transpose();
+    let digest = digest.map_err(|_| {
+        let reason = "a SHA-256 has 32 bytes";
+        BadField::new("header.beside.pieces_digest", reason)
+    })?;
+    Beside::sent(wire.files, digest.map(Digest::from))
+        .map_err(|error| BadField::new("header.beside", error.to_string()))
 }
 
 /// Refusals on the wire.

@@ -265,7 +265,7 @@ fn reason(refusal: &Refusal) -> &'static str {
         TooMany { .. } => "client",
         Overloaded { .. } | DeadlinePassed { .. } | DeadlineOutOfReach { .. } => "deadline",
         Draining | NotStarted { .. } | Stopped => "draining",
-        Stalled { .. } | Cancelled | Device { .. } => "failed",
+        Stalled { .. } | Cancelled | NotFinite { .. } | Device { .. } => "failed",
     }
 }
 

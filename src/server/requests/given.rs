@@ -169,7 +169,7 @@ impl Requests {
         if text.is_empty() {
             return Err(BadField::new(field, "it is empty").into());
         }
-        let tokenizer = prepared.target.lease.tokenizer.clone();
+        let tokenizer = prepared.target.tokenizer().clone();
         let bound = prepared.bound(most.saturating_sub(before));
         let long = text.len() > LONG_TEXT;
         let encode = move || match control {
@@ -212,7 +212,7 @@ impl Requests {
         if messages.last().map(|last| last.role) == Some(Role::Assistant) {
             return bad("the last one is the assistant's: there is nothing to answer".to_owned());
         }
-        let tokenizer = prepared.target.lease.tokenizer.clone();
+        let tokenizer = prepared.target.tokenizer().clone();
         let bound = prepared.bound(self.engine.config().max_prompt);
         let render = move || tokenizer.chat(&messages, enable_thinking, &bound);
         Ok(prepared.beside(render).await??)

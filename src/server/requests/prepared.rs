@@ -33,7 +33,7 @@ impl PreparedRequest {
 
     /// The token that begins every text, where the tokenizer has one.
     pub fn beginning(&self) -> Vec<u32> {
-        self.target.lease.tokenizer.begin().into_iter().collect()
+        self.target.tokenizer().begin().into_iter().collect()
     }
 
     /// Ends an encoding at so many tokens, or with the call.

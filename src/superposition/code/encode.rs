@@ -9,9 +9,9 @@ use super::matrix::squares;
 use super::plan::{MatrixRate, Plan, codable};
 use super::{About, CodedDelta, KeptTensor, dense, low_rank, matrix};
 use crate::ops::coded::{Kept, LowRank};
-use crate::superposition::delta::{check_related, check_shapes};
 use crate::superposition::digest::TensorHash;
-use crate::superposition::{Digest, Mismatch, NamedTensors, Refused, Remarks};
+use crate::superposition::source::difference;
+use crate::superposition::{Digest, Mismatch, Refused, Relation, Remarks, TensorSource};
 use crate::transform::Rotation;
 
 /// No element of a delta is larger. A file's numbers may be, by as much as a matrix's norm exceeds its elements.
@@ -27,30 +27,32 @@ pub struct Encoding {
 }
 
 impl CodedDelta {
-    /// Codes fine-tuned − base. Refuses what [`Delta::between`](crate::superposition::Delta::between) does, and a budget that
-    /// is too small.
+    /// Codes fine-tuned − base.
+    ///
+    /// # Errors
+    /// What [`Relation::of`] refuses, and a budget that is too small.
     pub fn between(
-        base: &NamedTensors,
-        fine_tuned: &NamedTensors,
+        base: &dyn TensorSource,
+        fine_tuned: &dyn TensorSource,
         encoding: &Encoding,
     ) -> Result<CodedDelta, Refused> {
-        let shapes = base.shapes();
-        check_shapes(&shapes, &fine_tuned.shapes())?;
-        check_related(base, fine_tuned)?;
-        let difference = |name: &str| -> Result<Vec<f32>, Refused> {
-            let of = |tensors: &NamedTensors| tensors.0.get(name).cloned();
-            let (Some(base), Some(tuned)) = (of(base), of(fine_tuned)) else {
-                let tensor = name.to_owned();
-                return Err(Mismatch::Missing { tensor }.into());
-            };
-            Ok(tuned
-                .data
-                .iter()
-                .zip(&base.data)
-                .map(|(tuned, base)| tuned - base)
-                .collect())
-        };
-        CodedDelta::encode(base.digest(), &shapes, encoding, difference)
+        let digest = Relation::of(base, fine_tuned)?.base;
+        CodedDelta::differences(digest, base, fine_tuned, encoding)
+    }
+
+    /// The same of one whose relation to the base `digest` is known.
+    ///
+    /// # Errors
+    /// Those of [`encode`](Self::encode).
+    pub fn differences(
+        digest: Digest,
+        base: &dyn TensorSource,
+        fine_tuned: &dyn TensorSource,
+        encoding: &Encoding,
+    ) -> Result<CodedDelta, Refused> {
+        CodedDelta::encode(digest, &base.shapes(), encoding, |name| {
+            difference(base, fine_tuned, name)
+        })
     }
 
     /// Codes the delta that `delta` gives for each of the base's tensors, as many elements in row order. It is asked three times

@@ -268,7 +268,8 @@ impl Reader<'_> {
         self.take(&name_b);
         let first = view(self.file, &name_a)?;
         let rank = first.shape().first().copied().unwrap_or(0);
-        if rank == 0 || rank > rows.min(cols) {
+        // Those of several modules side by side may be more than either side.
+        if rank == 0 || rank > rows + cols {
             return Err(malformed(name, &format!("factors of rank {rank}")));
         }
         if first.dtype() != Dtype::U8 {

@@ -29,6 +29,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::delta::check_shape;
+use super::digest::TensorHash;
 use super::{Digest, Mismatch, Remarks};
 use crate::ops::coded::{Kept, LowRank};
 use crate::transform::Rotation;
@@ -88,6 +89,36 @@ impl CodedDelta {
         format.is_some_and(|format| format.starts_with("choir/coded-delta/"))
     }
 
+    /// Of tensors that are kept as they are, an adapter's, or in bf16. Nothing of it is rotated; the seed comes of all of them.
+    pub fn exactly(base: Digest, tensors: BTreeMap<String, KeptTensor>) -> CodedDelta {
+        let mut hash = TensorHash::new("choir/adapter/1");
+        for (name, KeptTensor { shape, kept }) in &tensors {
+            hash.tensor(name, shape);
+            match kept {
+                Kept::LowRank(LowRank::Exact { rank, a, b }) => {
+                    hash.tensor("factors", &[*rank]);
+                    hash.f32s(a);
+                    hash.f32s(b);
+                }
+                kept => {
+                    let cols = shape.last().copied().unwrap_or(1);
+                    let rows = shape.iter().product::<usize>() / cols.max(1);
+                    hash.f32s(&dense(kept, [rows, cols], &Rotation::none(cols)));
+                }
+            }
+        }
+        let source = hash.finish();
+        CodedDelta {
+            base,
+            seed: source.seed(),
+            tensors,
+            about: About {
+                source,
+                ..About::default()
+            },
+        }
+    }
+
     /// The rotation of one of its matrices' input.
     pub fn rotation(&self, name: &str, cols: usize) -> Rotation {
         Rotation::new(self.seed, name, cols)
@@ -101,6 +132,12 @@ impl CodedDelta {
             (kept, &[rows, cols]) => dense(kept, [rows, cols], &self.rotation(name, cols)),
             _ => return None,
         })
+    }
+
+    /// Whether all elements of some tensor are kept.
+    pub fn has_whole(&self) -> bool {
+        let mut tensors = self.tensors.values();
+        tensors.any(|tensor| matches!(tensor.kept, Kept::Whole(_)))
     }
 
     /// Bytes of what is kept, without the file's header.

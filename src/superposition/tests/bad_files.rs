@@ -3,7 +3,10 @@ use super::*;
 fn mismatch(change: impl Fn(&mut NamedTensors)) -> Mismatch {
     let mut tuned = fine_tuned(1);
     change(&mut tuned);
-    Delta::between(&base(), &tuned).unwrap_err()
+    match Delta::between(&base(), &tuned).unwrap_err() {
+        Refused::Mismatch(mismatch) => mismatch,
+        other => panic!("{other}"),
+    }
 }
 
 #[test]
@@ -50,14 +53,14 @@ fn a_checkpoint_of_another_base_is_refused() {
     let other = tensors("another", 1, 1.0);
     assert!(matches!(
         Delta::between(&base(), &other),
-        Err(Mismatch::Unrelated { .. })
+        Err(Refused::Mismatch(Mismatch::Unrelated { .. }))
     ));
     assert!(matches!(
         pack(&base(), &other, 32),
-        Err(Mismatch::Unrelated { .. })
+        Err(Refused::Mismatch(Mismatch::Unrelated { .. }))
     ));
-    let packed = pack(&other, &other, 32).unwrap();
-    let refused = Delta::from_packed(&base(), &packed).unwrap_err();
+    let packed = pack(&other, &moved(&other), 32).unwrap();
+    let refused = Delta::read(&base(), &packed).unwrap_err();
     assert!(
         matches!(refused, Refused::Mismatch(Mismatch::OtherBase { .. })),
         "{refused}"
@@ -123,7 +126,7 @@ fn every_truncation_is_refused() {
         }
         assert!(matches!(
             unreadable(&[&file[..], &[0]].concat()),
-            Unreadable::WrongLength
+            Unreadable::Trailing { bytes: 1 }
         ));
     }
 }

@@ -214,7 +214,7 @@ fn interference_is_as_large_as_it_should_be() {
 
 #[test]
 fn zero_deltas_are_retrieved_perfectly() {
-    let zero = Delta::between(&base(), &base()).unwrap();
+    let zero = Delta::differences(base().digest(), &base(), &base()).unwrap();
     let mut bank = bank(4);
     bank.accumulate(&delta(1), 1).unwrap();
     let before = bank.clone();

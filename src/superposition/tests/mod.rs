@@ -3,6 +3,7 @@
 mod bad_files;
 mod banks;
 mod deltas;
+mod relations;
 
 use std::collections::BTreeMap;
 
@@ -50,6 +51,15 @@ pub fn fine_tuned(seed: u64) -> NamedTensors {
             .for_each(|(weight, delta)| *weight += delta);
     }
     tuned
+}
+
+/// A little away from `tensors`.
+pub fn moved(tensors: &NamedTensors) -> NamedTensors {
+    let mut moved = tensors.clone();
+    for tensor in moved.0.values_mut() {
+        tensor.data.iter_mut().for_each(|value| *value *= 1.01);
+    }
+    moved
 }
 
 pub fn delta(seed: u64) -> Delta {

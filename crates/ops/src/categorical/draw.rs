@@ -57,6 +57,26 @@ pub struct Drawn {
     pub certainty: f64,
 }
 
+impl Drawn {
+    /// Of a row that is no distribution, for whoever looks: see [`drawable`].
+    pub const NOTHING: Drawn = Drawn {
+        token: 0,
+        certainty: f64::NAN,
+    };
+
+    /// Whether there was something to draw from.
+    pub fn is_something(&self) -> bool {
+        !self.certainty.is_nan()
+    }
+}
+
+/// Whether logits are a distribution: none is infinite, but for those of what cannot be, or no number.
+pub fn drawable(logits: &[f32]) -> bool {
+    // Without a branch, so that many are looked at at once; nothing is less than NaN or NaN less than anything.
+    let all = |so_far: bool, logit: &f32| so_far & (*logit < f32::INFINITY);
+    logits.iter().fold(true, all)
+}
+
 impl Draw {
     /// Draws from one row of logits, [at least `tokens`].
     pub fn apply(&self, logits: &[f32], workspace: &mut Workspace) -> Drawn {

@@ -13,7 +13,7 @@ mod mixture;
 mod tests;
 
 pub use distribution::Distribution;
-pub use draw::{Certainty, Draw, Drawn, Kind, anything, draw_all};
+pub use draw::{Certainty, Draw, Drawn, Kind, anything, draw_all, drawable};
 pub use filter::{Crossing, Filter, Workspace};
 pub use mixture::Mixture;
 

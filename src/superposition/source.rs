@@ -1,0 +1,58 @@
+//! A model's tensors where they lie, read one after another.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use super::digest::TensorDigest;
+use super::{Digest, Mismatch, NamedTensors, Refused};
+
+/// Tensors by internal name, in f32, of which only those are in memory that somebody holds.
+pub trait TensorSource: Sync {
+    /// Every tensor's shape.
+    fn shapes(&self) -> BTreeMap<String, Vec<usize>>;
+
+    /// The values of one, in row order.
+    ///
+    /// # Errors
+    /// Where there is none of that name, or it cannot be read.
+    fn values(&self, name: &str) -> Result<Cow<'_, [f32]>, Refused>;
+}
+
+impl TensorSource for NamedTensors {
+    fn shapes(&self) -> BTreeMap<String, Vec<usize>> {
+        NamedTensors::shapes(self)
+    }
+
+    fn values(&self, name: &str) -> Result<Cow<'_, [f32]>, Refused> {
+        let tensor = || name.to_owned();
+        let found = self.0.get(name);
+        let found = found.ok_or_else(|| Mismatch::Missing { tensor: tensor() })?;
+        Ok(Cow::Borrowed(&found.data))
+    }
+}
+
+/// The digest of all of them, as [`NamedTensors::digest`].
+///
+/// # Errors
+/// Where one cannot be read.
+pub fn digest(source: &dyn TensorSource) -> Result<Digest, Refused> {
+    let mut digest = TensorDigest::default();
+    for (name, shape) in source.shapes() {
+        digest.add(&name, &shape, &source.values(&name)?);
+    }
+    Ok(digest.finish())
+}
+
+/// What a fine-tune changed of the tensor `name`: fine-tuned − base.
+pub(super) fn difference(
+    base: &dyn TensorSource,
+    fine_tuned: &dyn TensorSource,
+    name: &str,
+) -> Result<Vec<f32>, Refused> {
+    let mut delta = fine_tuned.values(name)?.into_owned();
+    let base = base.values(name)?;
+    for (value, base) in delta.iter_mut().zip(base.iter()) {
+        *value -= base;
+    }
+    Ok(delta)
+}
