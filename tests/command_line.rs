@@ -1,5 +1,8 @@
 //! The one binary, as somebody at two terminals has it: a server of the model compiled in, and commands that ask it.
 
+#[path = "command_line/ends.rs"]
+mod ends;
+
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};

@@ -33,7 +33,7 @@ use clap::{Parser, Subcommand};
 /// `choir generate --variant shakespeare "KING:"`.
 #[derive(Parser, Debug)]
 #[command(name = "choir", version)]
-struct Cli {
+pub struct Cli {
     #[command(subcommand)]
     command: Command,
 }

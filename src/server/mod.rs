@@ -16,7 +16,7 @@ pub mod listener;
 mod metrics;
 mod mix;
 mod open;
-mod openai;
+pub mod openai;
 mod page;
 pub mod paths;
 mod reload;

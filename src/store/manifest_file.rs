@@ -24,8 +24,11 @@ pub(super) fn encode(manifest: &Manifest) -> Result<Vec<u8>, Error> {
     Ok([START, digest.as_bytes(), b"\",", fields, b"\n"].concat())
 }
 
-/// The manifest, and the format that it was written in.
-pub(super) fn decode(file: &[u8]) -> Result<(Manifest, u32), Error> {
+/// The manifest in such a file, and the format that it was written in.
+///
+/// # Errors
+/// `Corrupt` for what is none or contradicts itself, `Format` for a format that is not known.
+pub fn decode(file: &[u8]) -> Result<(Manifest, u32), Error> {
     let corrupt = |detail: String| Error::Corrupt {
         path: files::MANIFEST.into(),
         detail,

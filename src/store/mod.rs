@@ -44,6 +44,7 @@ pub use manifest::{
     BankRecord, CodedRecord, FileRecord, Keep, Manifest, Options, Quality, Scales, Share, StoredAs,
     TransformRecord, VariantRecord,
 };
+pub use manifest_file::decode as read_manifest;
 pub use name::{BASE, check_name, shown};
 pub use placement::emptiest;
 pub use sampling::{Blocks, Process, SamplerDefaults};

@@ -28,7 +28,7 @@ fn tensor(name: &str, datatype: &str) -> InferInputTensor {
 }
 
 /// A request as Triton's clients send it: raw.
-fn infer(model: &str, max_tokens: i32) -> oip::ModelInferRequest {
+pub fn infer(model: &str, max_tokens: i32) -> oip::ModelInferRequest {
     oip::ModelInferRequest {
         model_name: model.into(),
         id: "mine".into(),

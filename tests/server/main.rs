@@ -1,6 +1,7 @@
 //! The server over the wire: a real one on a free port of this machine, the model compiled in, and tonic's clients.
 
 mod admin;
+mod attack;
 mod chat;
 mod connections;
 mod doors;
@@ -16,6 +17,7 @@ mod raw;
 mod refusals;
 mod replacing;
 mod soak;
+mod storm;
 mod tenants;
 #[path = "../fixtures/tiny.rs"]
 mod tiny;

@@ -41,7 +41,7 @@ async fn clients_that_do_not_go_on_are_not_waited_for() {
 }
 
 /// Asks and reads a random part of the answer.
-async fn leave_early(address: SocketAddr, seed: u64) {
+pub async fn leave_early(address: SocketAddr, seed: u64) {
     let mut chance = Chance::new(Key::derive(&[&seed.to_le_bytes()]));
     let body = json!({
         "model": if seed.is_multiple_of(2) { "kjv" } else { "base" },

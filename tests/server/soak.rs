@@ -321,7 +321,7 @@ async fn operate(server: SocketAddr, mut ended: watch::Receiver<u64>) -> bool {
     paused
 }
 
-fn nothing_is_left(now: &pb::GetStatusResponse) -> bool {
+pub fn nothing_is_left(now: &pb::GetStatusResponse) -> bool {
     let loads = now
         .variant_loads
         .iter()

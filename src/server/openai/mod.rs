@@ -1,7 +1,7 @@
 //! OpenAI's HTTP interface, as far as it has a meaning here: models, completions, chats, server-sent events, usage, errors.
 
-mod chat;
-mod completion;
+pub mod chat;
+pub mod completion;
 mod fields;
 mod models;
 mod reply;
