@@ -86,7 +86,7 @@ fn adapters_give_the_logits_of_pefts_merged_models_in_one_batch() {
         let file = delta.to_bytes();
         weights(CodedDelta::from_bytes(&file).expect("a file"))
     });
-    let base = family.base(Quantisation::F32);
+    let base = super::base(&family, Quantisation::F32);
     let network = HostNetwork::new(base, &[], deltas.collect()).expect("a network");
     let mut cache = KvCache::new(network.facts().cache, super::PAGE, 0);
     let (rows, length) = (shape[0], shape[1]);
