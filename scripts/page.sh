@@ -48,5 +48,5 @@ for _ in $(seq 1 600); do
   sleep 0.2
 done
 CHOIR_HTTP=$(grep -o 'http://[0-9.:]*' "$work/out" | head -n 1) || skip "the server did not start in two minutes"
-export CHOIR_HTTP CHOIR_VARIANT="$PWD/tests/fixtures/packed/kjv.safetensors" WORK="$work" NODE_PATH="$cache/node_modules"
+export CHOIR_HTTP CHOIR_VARIANT="$PWD/tests/fixtures/packed/kjv.safetensors" CHOIR_CONFIG="$PWD/models/base/config.json" WORK="$work" NODE_PATH="$cache/node_modules"
 chromium=$(command -v chromium) node scripts/page/check.mjs

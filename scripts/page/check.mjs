@@ -5,7 +5,7 @@ import assert from "node:assert/strict";
 import { writeFileSync } from "node:fs";
 
 const { chromium } = createRequire(import.meta.url)("playwright-core");
-const { CHOIR_HTTP, CHOIR_KEY_ADMIN, CHOIR_KEY_INFER, CHOIR_VARIANT, WORK, SCREENSHOTS } = process.env;
+const { CHOIR_HTTP, CHOIR_KEY_ADMIN, CHOIR_KEY_INFER, CHOIR_VARIANT, CHOIR_CONFIG, WORK, SCREENSHOTS } = process.env;
 
 const browser = await chromium.launch({
   executablePath: process.env.chromium,
@@ -164,7 +164,7 @@ async function checks() {
     new MutationObserver(() => window.stages.push(document.getElementById("stage").textContent)).observe(document.getElementById("stage"), { childList: true });
   });
   await page.fill("#name", "added-here");
-  await page.setInputFiles("#file", CHOIR_VARIANT);
+  await page.setInputFiles("#file", [CHOIR_VARIANT, CHOIR_CONFIG]);
   await page.selectOption("#keep", "coded");
   await page.click("#go-add");
   await said(page, "added-here is added");

@@ -154,6 +154,43 @@ async fn variants_that_cannot_be_are_refused_by_what_is_wrong() {
 }
 
 #[tokio::test]
+async fn what_stands_beside_a_variant_comes_before_it() {
+    let address = shared_http().await;
+    let with = async |length: u64, beside: &str, file: &[u8]| {
+        let body = [&length.to_le_bytes()[..], beside.as_bytes(), file].concat();
+        let kind = "content-type: application/vnd.choir.variant\r\n";
+        put(address, "beside", "dry_run=true", kind, &body).await
+    };
+    let beside = async |files: Value| {
+        let files = files.to_string();
+        with(files.len() as u64, &files, packed("kjv")).await
+    };
+    let config = include_str!("../../models/base/config.json");
+    let good = beside(serde_json::json!({ "config.json": config })).await;
+    assert_eq!(good.status, 200, "{good:?}");
+    let none = beside(serde_json::json!({})).await;
+    assert_eq!(none.status, 200, "{none:?}");
+    for bad in [
+        serde_json::json!({"config.json": "{"}),
+        serde_json::json!({"tokenizer.json": "{}"}),
+        serde_json::json!({"config.json": 3}),
+        serde_json::json!(["config.json"]),
+    ] {
+        let refused = beside(bad.clone()).await;
+        assert_eq!(refused.status, 400, "{bad}: {refused:?}");
+        refused.error();
+    }
+    for (length, text, file) in [
+        (u64::MAX, "{}", packed("kjv")),
+        (1000, "{}", &[][..]),
+        (2, "{}", &[][..]),
+    ] {
+        let refused = with(length, text, file).await;
+        assert_eq!(refused.status, 400, "{length}: {refused:?}");
+    }
+}
+
+#[tokio::test]
 async fn variants_are_changed_by_admins_alone() {
     let (infer, admin) = ("infer-secret-of-nobody", "admin-secret-of-nobody");
     let keys = Keys::read(&format!("ann infer {infer}\nops admin {admin}")).expect("keys");

@@ -85,10 +85,22 @@ function progress(stage, fraction) {
   at("bar").value = fraction;
 }
 
-function add(event) {
+// A body of the file, before it what stands beside it: eight bytes of length and a JSON object.
+async function bodyOf(file, beside) {
+  const files = await Promise.all(beside.map(async (one) => [one.name, await one.text()]));
+  const text = new TextEncoder().encode(JSON.stringify(Object.fromEntries(files)));
+  const length = new DataView(new ArrayBuffer(8));
+  length.setBigUint64(0, BigInt(text.length), true);
+  return new Blob([length, text, file], { type: "application/vnd.choir.variant" });
+}
+
+async function add(event) {
   event.preventDefault();
-  const [name, file] = [at("name").value, at("file").files[0]];
+  const [name, files] = [at("name").value, [...at("file").files]];
+  const file = files.find((one) => one.name.endsWith(".safetensors"));
+  if (!file) return say("one of the files has to be a .safetensors");
   if (served.some((variant) => variant.name === name)) return say(`there is a variant ${name} already`);
+  const body = await bodyOf(file, files.filter((one) => one !== file));
   const query = new URLSearchParams();
   for (const id of ["keep", "bits", "scale"]) if (at(id).value) query.set(id, at(id).value);
   // Of the browser's ways to ask, only this one tells how much of a body is sent.
@@ -126,7 +138,7 @@ function add(event) {
   at("stop-add").disabled = false;
   say("");
   progress("receiving", 0);
-  request.send(file);
+  request.send(body);
 }
 
 export function begin() {

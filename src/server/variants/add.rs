@@ -40,6 +40,8 @@ pub struct Addition {
     replaces: Option<String>,
     expected_generation: Option<u64>,
     #[serde(default)]
+    force: bool,
+    #[serde(default)]
     dry_run: bool,
 }
 
@@ -74,6 +76,7 @@ impl Addition {
             min_share: self.min_share,
             replaces: replaces.transpose()?,
             expected_generation: self.expected_generation,
+            force: self.force,
             dry_run: self.dry_run,
             ..AddRequest::new(name, Source::Bytes(Vec::new()))
         })
@@ -89,6 +92,8 @@ pub async fn add(
     let caller = Caller::of(request.extensions())?;
     let Query(addition) = query.map_err(bad_query)?;
     let wants_events = wants_events(request.headers());
+    let with_beside = request.headers().get(header::CONTENT_TYPE);
+    let with_beside = with_beside.is_some_and(|kind| kind == upload::WITH_BESIDE);
     let waits = request.headers().contains_key(header::EXPECT);
     let (mut addition, body) = (addition.request(name)?, request.into_body());
     // Before the upload, not after it.
@@ -102,7 +107,8 @@ pub async fn add(
             return Err(refused);
         }
     };
-    addition.source = Source::Spooled(upload::receive(&variants, body).await?);
+    let (file, beside) = upload::receive(&variants, body, with_beside).await?;
+    (addition.source, addition.beside) = (Source::Spooled(file), beside);
     let (changes, dry_run) = (variants.changes, addition.dry_run);
     if !wants_events {
         let held = move |_: Progress| {
