@@ -107,7 +107,7 @@ fn file_of(path: &Path) -> Result<PathBuf> {
         ),
         (.., true) => Ok(adapter),
         _ => bail!(
-            "{} has neither {SINGLE}, {INDEX} nor {WEIGHTS}",
+            "the directory {} has neither {SINGLE}, {INDEX} nor {WEIGHTS}",
             path.display()
         ),
     }

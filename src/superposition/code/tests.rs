@@ -232,7 +232,8 @@ fn numbers_that_no_delta_has_are_refused() {
     let (base, mut tuned) = pair();
     let norm = "blocks.0.norm.weight";
     tuned.0.get_mut(norm).unwrap().data[5] = 1e30;
-    let refused = CodedDelta::between(&base, &tuned, &Encoding::default()).unwrap_err();
+    let coded = CodedDelta::differences(base.digest(), &base, &tuned, &Encoding::default());
+    let refused = coded.unwrap_err();
     assert!(
         matches!(&refused, Refused::Mismatch(Mismatch::TooLarge { tensor, index: 5 }) if tensor == norm),
         "{refused}"
