@@ -37,7 +37,9 @@ pub use crate::checkpoint::read_file;
 pub use bank::{AccumulateError, Bank};
 pub use bitdelta::{BitDelta, BitMatrix};
 pub use checkpoint::{NamedTensor, NamedTensors};
-pub use code::{About, CodedDelta, Encoding, KeptTensor, Measured, Plan, TooFewBits};
+pub use code::{
+    About, CodedDelta, Encoding, KeptTensor, Measured, Plan, Singular, TooFewBits, leading,
+};
 pub use container::is_own;
 pub use delta::{Delta, DeltaMatrix};
 pub use digest::{Digest, TensorDigest};

@@ -37,6 +37,7 @@ use crate::transform::Rotation;
 pub use encode::Encoding;
 pub(super) use file::FORMAT;
 pub use plan::{Plan, TooFewBits};
+pub use svd::{Singular, leading};
 
 /// What one variant changed, as it is shipped and served: one immutable file.
 #[derive(Clone, Debug, PartialEq)]

@@ -13,7 +13,7 @@ const SPARE: usize = 8;
 const ROUNDS: usize = 3;
 
 /// One singular value and its two vectors.
-pub(super) struct Singular {
+pub struct Singular {
     pub value: f64,
     /// [rows].
     pub left: Vec<f64>,
@@ -23,7 +23,7 @@ pub(super) struct Singular {
 
 /// The `rank` largest singular values of `matrix` [rows, cols] and their vectors, as near as a few rounds bring them;
 /// fewer where the matrix has fewer.
-pub(super) fn leading(matrix: &[f32], [rows, cols]: [usize; 2], rank: usize) -> Vec<Singular> {
+pub fn leading(matrix: &[f32], [rows, cols]: [usize; 2], rank: usize) -> Vec<Singular> {
     let width = (rank + SPARE).min(rows.min(cols));
     let mut stream = Stream::new(Key::derive(&[b"choir/singular/1"]));
     let mut right: Vec<f32> = (0..cols * width).map(|_| stream.normal() as f32).collect();

@@ -1,13 +1,14 @@
 //! The measuring itself.
 
+use super::alone;
 use super::arrangement::Arrangement;
 use super::share::{self, Reached, Summary};
 use super::subjects::{Subject, Subjects};
 use super::tensors::{self, Group};
-use super::trial::{Trial, TrialPlan};
+use super::trial::{Comparison, DeltaScheme, Trial, TrialPlan};
 use super::tuning::Tuning;
 use anyhow::Result;
-use choir::superposition::{BitDelta, NamedTensor, NamedTensors};
+use choir::superposition::Scheme;
 use choir::train::folder::Tensors;
 use serde::Serialize;
 
@@ -130,14 +131,18 @@ fn outcome(
     tick: &mut dyn FnMut(&str),
 ) -> Result<Outcome> {
     let what = trial.to_string();
-    let Some(scheme) = trial.scheme.scheme() else {
-        let (found, bits) = bitdelta(subjects, &what, tick)?;
-        return Ok(Outcome {
-            trial,
-            scale: 1.0,
-            bits,
-            summary: Summary::new(references, found),
-        });
+    let scheme = match (trial.scheme.scheme(), trial.scheme) {
+        (Some(scheme), _) => scheme,
+        (None, DeltaScheme::Choir) => Scheme::default(),
+        (None, DeltaScheme::Compared(comparison)) => {
+            let (found, bits) = alone(subjects, comparison, &what, tick)?;
+            return Ok(Outcome {
+                trial,
+                scale: 1.0,
+                bits,
+                summary: Summary::new(references, found),
+            });
+        }
     };
     let arrangement = Arrangement::new(subjects, scheme, trial.capacity, trial.forms)?;
     let retrieved = |index: usize, variant: &Subject, scale: f32| {
@@ -164,38 +169,30 @@ fn outcome(
     })
 }
 
-/// Every variant with one bit a weight, and the bits that take.
-fn bitdelta(
+/// Every variant kept by itself, and the bits that takes.
+fn alone(
     subjects: &Subjects,
+    scheme: Comparison,
     what: &str,
     tick: &mut dyn FnMut(&str),
 ) -> Result<(Vec<Reached>, f64)> {
     let mut bytes = 0;
-    let mut kept = Vec::new();
+    let mut found = Vec::new();
     for variant in &subjects.variants {
-        let tuned = subjects.weights(|tensor| variant.delta.dense(tensor));
-        let tuned = tuned
-            .into_iter()
-            .map(|(name, (shape, data))| (name, NamedTensor { shape, data }));
-        let bits = BitDelta::between(&subjects.base, &NamedTensors(tuned.collect()))?;
-        let matrices = bits.matrices.values();
-        bytes += matrices
-            .map(|m| size_of_val(&m.negative[..]) + size_of_val(&m.mean))
-            .sum::<usize>();
-        let vectors = variant.delta.vectors.values();
-        bytes += vectors
-            .map(|vector| size_of_val(&vector.data[..]))
-            .sum::<usize>();
-        kept.push(bits);
+        tick(&format!("{what}: {}", variant.name));
+        let (mut kept, taken) = alone::keep(subjects, variant, scheme)?;
+        bytes += taken;
+        let exact = variant
+            .delta
+            .vectors
+            .iter()
+            .map(|(name, v)| (name.clone(), v.data.clone()));
+        for (name, data) in exact {
+            kept.entry(name).or_insert(data);
+        }
+        let weights = subjects.weights(|tensor| kept.get(tensor).cloned());
+        found.push(reached(subjects, variant, &weights)?);
     }
-    let found = all(subjects, what, tick, |index, variant| {
-        let delta = |tensor: &str| {
-            kept[index]
-                .dense(tensor)
-                .or_else(|| variant.delta.dense(tensor))
-        };
-        Ok(subjects.weights(delta))
-    })?;
     let bits = share::bits(bytes, subjects.parameters().0, subjects.variants.len());
     Ok((found, bits))
 }

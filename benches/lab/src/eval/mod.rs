@@ -18,6 +18,7 @@ use table::Tables;
 use tensors::Group;
 use trial::{Comparison, TrialPlan};
 
+mod alone;
 mod arrangement;
 mod engines;
 mod evaluate;
@@ -108,6 +109,11 @@ impl ValueEnum for Named {
             Named::One(Comparison::Randes),
             Named::One(Comparison::BothSigns),
             Named::One(Comparison::Bitdelta),
+            Named::One(Comparison::BitdeltaRow),
+            Named::One(Comparison::LowRank),
+            Named::One(Comparison::MixedRank),
+            Named::One(Comparison::Codes),
+            Named::One(Comparison::CodesAndFactors),
             Named::Served,
         ]
     }

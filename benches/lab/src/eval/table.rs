@@ -2,7 +2,7 @@
 
 use super::evaluate::{Outcome, Reference, Report};
 use super::share::{self, Reached, Summary};
-use super::trial::{Comparison, DeltaScheme};
+use super::trial::DeltaScheme;
 use std::fmt::{self, Display, Formatter};
 
 /// Shows a report.
@@ -157,7 +157,7 @@ fn summary_line(f: &mut Formatter, outcome: &Outcome) -> fmt::Result {
         name += &format!(" x {}", outcome.scale);
     }
     let (capacity, form) = match outcome.trial.scheme {
-        DeltaScheme::Compared(Comparison::Bitdelta) => ("-".to_owned(), "1 bit".to_owned()),
+        DeltaScheme::Compared(scheme) if scheme.alone() => ("-".to_owned(), "-".to_owned()),
         _ => (
             outcome.trial.capacity.to_string(),
             outcome.trial.forms.to_string(),

@@ -28,10 +28,28 @@ pub enum Comparison {
     BothSigns,
     /// One bit a weight and variant, nothing superposed (arXiv 2402.10193).
     Bitdelta,
+    /// The same with a scale for each row.
+    BitdeltaRow,
+    /// The leading directions of each matrix, in 16 bits.
+    LowRank,
+    /// More of them, the later ones in fewer bits (in the manner of arXiv 2406.08903).
+    MixedRank,
+    /// Codes alone, as a store keeps variants.
+    Codes,
+    /// Codes and thin factors.
+    CodesAndFactors,
+}
+
+impl Comparison {
+    /// Whether each variant is kept by itself.
+    pub fn alone(self) -> bool {
+        use Comparison::*;
+        !matches!(self, PlainSum | Randes | BothSigns)
+    }
 }
 
 impl DeltaScheme {
-    /// `None` for BitDelta, which superposes nothing.
+    /// `None` where nothing is superposed.
     pub fn scheme(self) -> Option<Scheme> {
         Some(match self {
             DeltaScheme::Choir => Scheme::default(),
@@ -41,14 +59,15 @@ impl DeltaScheme {
                 gains: false,
                 ..Scheme::default()
             },
-            DeltaScheme::Compared(Comparison::Bitdelta) => return None,
+            DeltaScheme::Compared(_) => return None,
         })
     }
 
     /// The scales c to choose from. Gains make 1 the right one; the others are given their best.
     pub fn scales(self) -> &'static [f32] {
         match self {
-            DeltaScheme::Choir | DeltaScheme::Compared(Comparison::Bitdelta) => &[1.0],
+            DeltaScheme::Choir => &[1.0],
+            DeltaScheme::Compared(comparison) if comparison.alone() => &[1.0],
             DeltaScheme::Compared(_) => &[0.5, 0.7, 1.0],
         }
     }
@@ -60,6 +79,11 @@ impl DeltaScheme {
             DeltaScheme::Compared(Comparison::Randes) => "RanDeS",
             DeltaScheme::Compared(Comparison::BothSigns) => "both signs, no gains",
             DeltaScheme::Compared(Comparison::Bitdelta) => "BitDelta",
+            DeltaScheme::Compared(Comparison::BitdeltaRow) => "BitDelta by row",
+            DeltaScheme::Compared(Comparison::LowRank) => "low rank",
+            DeltaScheme::Compared(Comparison::MixedRank) => "low rank, mixed precision",
+            DeltaScheme::Compared(Comparison::Codes) => "codes",
+            DeltaScheme::Compared(Comparison::CodesAndFactors) => "codes and thin factors",
         }
     }
 }
@@ -127,7 +151,7 @@ impl TrialPlan {
         }
         for &comparison in comparisons {
             let capacities = match comparison {
-                Comparison::Bitdelta => vec![same(1)],
+                alone if alone.alone() => vec![same(1)],
                 _ => vec![of_store(), same(variants)],
             };
             for capacity in capacities {
@@ -165,7 +189,7 @@ fn of_store() -> Capacity {
 impl fmt::Display for Trial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.scheme {
-            DeltaScheme::Compared(Comparison::Bitdelta) => f.write_str(self.scheme.name()),
+            DeltaScheme::Compared(scheme) if scheme.alone() => f.write_str(self.scheme.name()),
             _ => write!(f, "{} {} {}", self.scheme.name(), self.capacity, self.forms),
         }
     }
