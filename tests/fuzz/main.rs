@@ -39,12 +39,12 @@ fn corpus(name: &str) -> Vec<Vec<u8>> {
     match name {
         "packed" => corpus.push(packed()),
         "coded" => {
-            let coded = CodedDelta::between(&BASE, &tensors(2.0), &Encoding::default());
+            let coded = CodedDelta::between(&*BASE, &tensors(2.0), &Encoding::default());
             corpus.extend(coded.map(|coded| coded.to_bytes()));
         }
         "container" => {
             corpus.push(packed());
-            let delta = Delta::between(&BASE, &tensors(2.0)).expect("delta");
+            let delta = Delta::between(&*BASE, &tensors(2.0)).expect("delta");
             corpus.push(delta.to_archive());
         }
         "protobuf" => corpus.push([&[0], &messages()[..]].concat()),
