@@ -1,11 +1,15 @@
 //! `choir pack`: a variant as a small file, a coded delta, and what the coding costs it.
 
 use super::Subject;
+use crate::catalog::BaseSource;
+use crate::catalog::defaults::{process_to_store, to_store, usual};
 use crate::cli::fine_tune::{FineTune, add};
 use crate::cli::sampling::SamplingArgs;
+use crate::engine::check_sampling;
 use crate::model::Trainable;
+use crate::model::tokenizer::GenerationConfig;
 use crate::server::choir::convert;
-use crate::superposition::{CodedDelta, Digest, Encoding, Measured, NamedTensors, Plan};
+use crate::superposition::{CodedDelta, Digest, Encoding, Measured, NamedTensors, Plan, Remarks};
 use crate::train::data::Document;
 use crate::train::folder::{Folder, Tensors, replace};
 use crate::train::objective::Objective;
@@ -67,6 +71,9 @@ pub fn run(args: PackArgs) -> Result<()> {
         }
         None => None,
     };
+    if text.is_none() && args.skill.is_none() && args.variant.is_dir() {
+        return unmeasured(&args);
+    }
     let base = Folder::read(&args.base)?;
     if args.variant.is_file() && CodedDelta::is_one(&std::fs::read(&args.variant)?) {
         bail!("{}: it is a coded delta already", args.variant.display());
@@ -121,6 +128,38 @@ pub fn run(args: PackArgs) -> Result<()> {
     let packed = coded.to_bytes();
     replace(&args.out, &packed)?;
     show(&args, &coded, (packed.len(), weights), scores.as_ref());
+    Ok(())
+}
+
+/// Packs a published checkpoint, of any network and in shards or not, without measuring it: one tensor in memory at a time.
+fn unmeasured(args: &PackArgs) -> Result<()> {
+    let [base, variant] =
+        [&args.base, &args.variant].map(|folder| BaseSource::Folder(folder.clone()));
+    let (network, regime) = (base.architecture()?, variant.architecture()?.regime);
+    // What is recorded is how it differs from its base.
+    let facts = network.facts();
+    let said = std::fs::read(args.variant.join("generation_config.json")).ok();
+    let said = said
+        .map(|text| GenerationConfig::parse(&text))
+        .transpose()?;
+    let chosen = convert::choice(args.sampling.wire())?;
+    let sampling = chosen.over(usual(&facts, regime, said.as_ref()))?;
+    check_sampling(&facts, regime, &sampling)?;
+    let defaults = to_store(&sampling, regime, &facts);
+    let encoding = Encoding {
+        plan: Plan::of(args.bits, network.roles()),
+        seed: args.seed,
+        remarks: Remarks {
+            process: Some(serde_json::to_string(&process_to_store(regime.process))?),
+            defaults: Some(serde_json::to_string(&defaults)?),
+        },
+    };
+    let coded = CodedDelta::between(&base.published()?, &variant.published()?, &encoding)?;
+    let matrices = (network.tensors.iter()).filter(|spec| spec.shape.len() == 2);
+    let weights = matrices.map(|spec| spec.shape.iter().product::<usize>());
+    let packed = coded.to_bytes();
+    replace(&args.out, &packed)?;
+    show(args, &coded, (packed.len(), weights.sum()), None);
     Ok(())
 }
 
