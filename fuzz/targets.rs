@@ -4,7 +4,7 @@
 use choir::checkpoint::Checkpoint;
 use choir::cli::Cli;
 use choir::kserve as oip;
-use choir::model::architecture::Architecture;
+use choir::model::architecture::{Architecture, adapter as peft, shapes};
 use choir::model::tokenizer::{Bound, GenerationConfig, Message, Role, Tokenizer};
 use choir::ops::quantized::Quantisation;
 use choir::pb;
@@ -21,7 +21,7 @@ use std::sync::LazyLock;
 /// A function of any bytes.
 pub type Target = fn(&[u8]);
 
-pub const TARGETS: [(&str, Target); 12] = [
+pub const TARGETS: [(&str, Target); 13] = [
     ("container", container),
     ("packed", packed),
     ("coded", coded),
@@ -34,6 +34,7 @@ pub const TARGETS: [(&str, Target); 12] = [
     ("notation", notation),
     ("command_line", command_line),
     ("keys", keys),
+    ("adapter", adapter),
 ];
 
 /// A base of a few numbers, with a matrix and a vector.
@@ -74,12 +75,49 @@ pub fn packed(data: &[u8]) {
     }
 }
 
+/// A coded file, as it is and with the digest that it has.
 pub fn coded(data: &[u8]) {
-    if let Ok(delta) = CodedDelta::from_bytes(data) {
-        let _ = delta.check(delta.base, &BASE.shapes());
-        let _ = (delta.bytes(), delta.dense("a.weight"));
-        let _ = Delta::from_coded(BASE.digest(), &BASE.shapes(), &delta);
+    const SEAL: &[u8] = br#""sha256":""#;
+    let mut file = data.to_vec();
+    let seal = data.windows(SEAL.len()).position(|found| found == SEAL);
+    let seal = seal.map(|at| at + SEAL.len()..at + SEAL.len() + 64);
+    if let Some(seal) = seal.filter(|seal| seal.end <= file.len()) {
+        file[seal.clone()].fill(b'0');
+        let digest = Digest::of(&file).to_string();
+        file[seal].copy_from_slice(digest.as_bytes());
     }
+    for file in [data, &file] {
+        if let Ok(delta) = CodedDelta::from_bytes(file) {
+            let _ = delta.check(delta.base, &BASE.shapes());
+            let _ = (delta.bytes(), delta.dense("a.weight"));
+            let _ = Delta::read(&BASE, file);
+        }
+    }
+}
+
+static NETWORK: LazyLock<(Architecture, NamedTensors)> = LazyLock::new(|| {
+    let config = br#"{"model_type": "sdar", "vocab_size": 12, "hidden_size": 8, "intermediate_size": 10,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 6, "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000, "max_position_embeddings": 32, "mask_token_id": 11, "tie_word_embeddings": false}"#;
+    let architecture = Architecture::read(config).expect("a network");
+    let tensor = |(name, shape): (String, Vec<usize>)| {
+        let data = vec![0.5; shape.iter().product()];
+        (name, NamedTensor { shape, data })
+    };
+    let tensors = shapes(&architecture).map(tensor).collect();
+    (architecture, NamedTensors(tensors))
+});
+
+/// An adapter's configuration beside a good file, and its file beside a good configuration.
+pub fn adapter(data: &[u8]) {
+    let (architecture, base) = &*NETWORK;
+    let read = |config: &[u8], file: &[u8]| {
+        if let Ok(found) = Checkpoint::from_bytes(file) {
+            let _ = peft::read(architecture, (Digest([0; 32]), base), config, &found);
+        }
+    };
+    read(data, include_bytes!("corpus/adapter/queries.safetensors"));
+    read(include_bytes!("corpus/adapter/config.json"), data);
 }
 
 /// The fields of a manifest, with the checksum that they have.

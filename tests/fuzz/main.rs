@@ -126,5 +126,5 @@ macro_rules! targets {
 }
 
 targets! {
-    container packed coded manifest config tokenizer template protobuf http notation command_line keys
+    container packed coded manifest config tokenizer template protobuf http notation command_line keys adapter
 }
