@@ -37,12 +37,16 @@ pub const TARGETS: [(&str, Target); 13] = [
     ("adapter", adapter),
 ];
 
-/// A base of a few numbers, with a matrix and a vector.
+/// A small base: a matrix that is large enough for a code, one that is not, and a vector.
 pub static BASE: LazyLock<NamedTensors> = LazyLock::new(|| tensors(1.0));
 
 /// The base's shapes with other numbers.
 pub fn tensors(scale: f32) -> NamedTensors {
-    let shapes = [("a.weight", vec![8, 16]), ("a.bias", vec![8])];
+    let shapes = [
+        ("a.weight", vec![64, 64]),
+        ("b.weight", vec![8, 16]),
+        ("a.bias", vec![8]),
+    ];
     let tensor = |(name, shape): (&str, Vec<usize>)| {
         let count: usize = shape.iter().product();
         let data = (0..count).map(|at| {

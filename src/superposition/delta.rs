@@ -93,7 +93,7 @@ impl Delta {
     }
 
     /// What a coded delta stands for; refuses one that was made for another base.
-    pub fn from_coded(
+    fn from_coded(
         digest: Digest,
         shapes: &BTreeMap<String, Vec<usize>>,
         coded: &CodedDelta,

@@ -7,7 +7,7 @@ mod mutation;
 mod targets;
 
 use choir::rng::{Key, Stream};
-use choir::superposition::{CodedDelta, Delta, Encoding, pack};
+use choir::superposition::{CodedDelta, Delta, Encoding, Plan, pack};
 use prost::Message;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -39,8 +39,18 @@ fn corpus(name: &str) -> Vec<Vec<u8>> {
     match name {
         "packed" => corpus.push(packed()),
         "coded" => {
-            let coded = CodedDelta::between(&*BASE, &tensors(2.0), &Encoding::default());
-            corpus.extend(coded.map(|coded| coded.to_bytes()));
+            let plan = Plan {
+                bits: 4.0,
+                at_least: true,
+                low_rank: true,
+                ..Plan::default()
+            };
+            let encoding = Encoding {
+                plan,
+                ..Encoding::default()
+            };
+            let coded = CodedDelta::between(&*BASE, &tensors(2.0), &encoding);
+            corpus.push(coded.expect("a code").to_bytes());
         }
         "container" => {
             corpus.push(packed());
