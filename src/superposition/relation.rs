@@ -63,6 +63,12 @@ impl Sums {
         }
     }
 
+    /// Whether a matrix has nothing in common with the base's, though it is about as large. One that the base left near 0 may grow into
+    /// anything.
+    fn is_foreign(&self) -> bool {
+        self.cosine() < RELATED && self.tuned < 4.0 * self.base
+    }
+
     /// 1 where one of the two is all zeros: nothing is known of it then.
     fn cosine(&self) -> f64 {
         match self.base > 0.0 && self.tuned > 0.0 {
@@ -115,7 +121,7 @@ impl Relation {
         if cosine < RELATED {
             return Err(Mismatch::Unrelated { cosine }.into());
         }
-        if let Some((tensor, sums)) = matrices.iter().find(|(_, sums)| sums.cosine() < RELATED) {
+        if let Some((tensor, sums)) = matrices.iter().find(|(_, sums)| sums.is_foreign()) {
             let (tensor, cosine) = (tensor.clone(), sums.cosine());
             return Err(Mismatch::UnrelatedTensor { tensor, cosine }.into());
         }

@@ -133,7 +133,6 @@ fn fine_tunes_of_a_decoder_are_coded_and_served_in_mixes() {
         .into();
     let base = outcome(engine.submit(request(None, 24)).expect("submit")).1;
     for (index, answer) in answers.iter().enumerate() {
-        assert_eq!(answer.len(), base.len());
         assert!(
             *answer != base && !answers[..index].contains(answer),
             "{index}"
@@ -171,7 +170,13 @@ fn adapters_are_added_as_they_are_from_a_folder_or_its_file() {
     assert_eq!(one.delta_digest, two.delta_digest);
     assert_eq!(answer(&engine, "one"), answer(&engine, "two"));
     let saved = add("saved", path(golden("peft-sdar-tiny/saved")));
-    assert!(saved.bits > one.bits, "what is saved whole is counted");
+    let config = fs::read(decoder.0.base().join("config.json")).expect("config");
+    let config: serde_json::Value = serde_json::from_slice(&config).expect("json");
+    let head = config["vocab_size"]
+        .as_u64()
+        .zip(config["hidden_size"].as_u64());
+    let head = head.map(|(rows, hidden)| 2 * rows * hidden);
+    assert!(Some(saved.bytes) > head, "what is saved whole is counted");
     for (request, field) in [
         (
             AddRequest {

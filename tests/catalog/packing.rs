@@ -174,7 +174,7 @@ fn what_cannot_be_packed_is_refused_by_what_is_wrong() {
     learnt.refused(
         &learnt.place.base(),
         &["--bits", "10", "--check-text", path(&learnt.text)],
-        "too little",
+        "nothing to keep",
     );
     // A fine-tune of another base.
     let other = tuned.with_file_name("other");

@@ -3,11 +3,13 @@
 use super::Subject;
 use crate::catalog::BaseSource;
 use crate::catalog::defaults::{process_to_store, to_store, usual};
+use crate::checkpoint::Checkpoint;
 use crate::cli::fine_tune::{FineTune, add};
 use crate::cli::sampling::SamplingArgs;
 use crate::engine::check_sampling;
-use crate::model::Trainable;
+use crate::model::architecture::published::Published;
 use crate::model::tokenizer::GenerationConfig;
+use crate::model::{Architecture, Trainable};
 use crate::server::choir::convert;
 use crate::superposition::{CodedDelta, Digest, Encoding, Measured, NamedTensors, Plan, Remarks};
 use crate::train::data::Document;
@@ -133,9 +135,13 @@ pub fn run(args: PackArgs) -> Result<()> {
 
 /// Packs a published checkpoint, of any network and in shards or not, without measuring it: one tensor in memory at a time.
 fn unmeasured(args: &PackArgs) -> Result<()> {
-    let [base, variant] =
-        [&args.base, &args.variant].map(|folder| BaseSource::Folder(folder.clone()));
-    let (network, regime) = (base.architecture()?, variant.architecture()?.regime);
+    let base = BaseSource::Folder(args.base.clone());
+    let network = base.architecture()?;
+    let named = || args.variant.display().to_string();
+    let config = std::fs::read(args.variant.join("config.json")).with_context(named)?;
+    let regime = Architecture::read(&config).with_context(named)?.regime;
+    let tuned = Checkpoint::open(&args.variant).with_context(named)?;
+    let tuned = Published::new(&network, tuned).with_context(named)?;
     // What is recorded is how it differs from its base.
     let facts = network.facts();
     let said = std::fs::read(args.variant.join("generation_config.json")).ok();
@@ -154,7 +160,7 @@ fn unmeasured(args: &PackArgs) -> Result<()> {
             defaults: Some(serde_json::to_string(&defaults)?),
         },
     };
-    let coded = CodedDelta::between(&base.published()?, &variant.published()?, &encoding)?;
+    let coded = CodedDelta::between(&base.published()?, &tuned, &encoding)?;
     let matrices = (network.tensors.iter()).filter(|spec| spec.shape.len() == 2);
     let weights = matrices.map(|spec| spec.shape.iter().product::<usize>());
     let packed = coded.to_bytes();
