@@ -335,6 +335,15 @@ pub fn run(args: ServeArgs) -> Result<()> {
             "the store is of an earlier format: its variants are superposed; `choir store convert` codes them from their archives"
         );
     }
+    // Before the line that others wait for: who reads it may ask, and may end this.
+    let (mut terminate, mut interrupt) = {
+        let _within = runtime.enter();
+        open.stand(catalog.clone(), &engine)?;
+        (
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::interrupt())?,
+        )
+    };
     let status = catalog.status();
     let bytes: u64 = status.memory.iter().map(|part| part.bytes).sum();
     println!(
@@ -354,10 +363,6 @@ pub fn run(args: ServeArgs) -> Result<()> {
     );
     tracing::info!("the base: {}", catalog.describe_base());
     let served = runtime.block_on(async {
-        let (mut terminate, mut interrupt) = (
-            signal(SignalKind::terminate())?,
-            signal(SignalKind::interrupt())?,
-        );
         let asked = async move {
             tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
             tokio::spawn(async move {
@@ -366,7 +371,7 @@ pub fn run(args: ServeArgs) -> Result<()> {
                 std::process::exit(1);
             });
         };
-        open.serve(catalog, engine, asked).await.context("serving")
+        open.serve(engine, asked).await.context("serving")
     });
     // A thread that waits for a disk must not keep the process; the store stays whole whenever it ends.
     runtime.shutdown_background();

@@ -200,7 +200,8 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Error> {
     let open = Open::new(doors, settings);
-    open.serve(catalog, engine, shutdown).await
+    open.stand(catalog, &engine)?;
+    open.serve(engine, shutdown).await
 }
 
 /// The descriptors of every gRPC service.

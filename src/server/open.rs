@@ -96,18 +96,16 @@ impl Open {
         }
     }
 
-    /// Serves until `shutdown` resolves, then drains: health says NOT_SERVING, new requests are refused, what was accepted
+    /// Serves from when [`stand`](Self::stand) was called until `shutdown` resolves, then drains: health says NOT_SERVING, new requests are refused, what was accepted
     /// is finished, for [`Limits::drain`] at most: what still runs then ends with UNAVAILABLE.
     ///
     /// # Errors
     /// `Engine` where the engine ended by itself, as it does when its device is lost: health says NOT_SERVING then, too.
     pub async fn serve(
         mut self,
-        catalog: Arc<Catalog>,
         engine: EngineHandle,
         shutdown: impl Future<Output = ()>,
     ) -> Result<(), Error> {
-        self.stand(catalog, &engine)?;
         let patience = self.settings.limits.drain;
         let watched = watched(self.settings);
         let by_itself = AtomicBool::new(false);
@@ -163,8 +161,11 @@ impl Open {
         }
     }
 
-    /// Puts all that is served behind the doors.
-    fn stand(&self, catalog: Arc<Catalog>, engine: &EngineHandle) -> Result<(), Error> {
+    /// Puts all that is served behind the doors: whoever comes from now on is served.
+    ///
+    /// # Errors
+    /// `Reflection`.
+    pub fn stand(&self, catalog: Arc<Catalog>, engine: &EngineHandle) -> Result<(), Error> {
         let limits = &self.settings.limits;
         let metrics = metrics::Metrics::new(engine.clone(), catalog.clone());
         let requests =

@@ -52,7 +52,8 @@ async fn what_loads_says_so_and_then_serves() {
     });
     let (catalog, engine) = loaded.await.expect("a catalog");
     let (shutdown, ending) = oneshot::channel();
-    let served = tokio::spawn(open.serve(catalog, engine, async {
+    open.stand(catalog, &engine).expect("a server");
+    let served = tokio::spawn(open.serve(engine, async {
         let _ = ending.await;
     }));
     let then = watched.message().await.expect("health").expect("a word");
