@@ -7,15 +7,16 @@ use crate::model;
 use crate::model::architecture::published::Published;
 use crate::model::architecture::shapes;
 use crate::model::tokenizer::{GenerationConfig, Tokenizer};
-use crate::model::{Architecture, NetworkFacts, Place, Process, Regime, place};
-use crate::store::BaseFacts;
+use crate::model::{Architecture, BaseWeights, NetworkFacts, Place, Process, Regime, place};
+use crate::ops::quantized::{LAYOUT, Quantisation};
+use crate::store::{BaseCopy, BaseFacts, Origin};
 use crate::superposition::{
     self, Digest, Mismatch, NamedTensors, Refused, Relation, TensorDigest, TensorSource,
 };
 use serde::Deserialize;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Bytes of a file beside the weights at most.
@@ -195,6 +196,35 @@ impl BaseSource {
         })
     }
 
+    /// What a copy of the weights as they are served follows from: of those in a folder that are rounded.
+    fn origin(&self, place: &Place) -> Option<Origin> {
+        match (self, place) {
+            (BaseSource::Folder(folder), Place::Host(form)) if *form != Quantisation::F32 => {
+                Origin::of(folder, form.to_string(), LAYOUT).ok()
+            }
+            _ => None,
+        }
+    }
+
+    /// The weights from the copy in `directory`, where it has one of just these files.
+    fn restored(
+        directory: &Path,
+        origin: &Origin,
+        form: Quantisation,
+        architecture: &Architecture,
+        tokenizer: Digest,
+    ) -> Option<(BaseFacts, place::Base)> {
+        let copy = BaseCopy::open(directory, origin)?;
+        checkpoint::room(architecture.bytes(form) as u64).ok()?;
+        let facts = BaseFacts {
+            digest: copy.base,
+            tokenizer,
+            shapes: shapes(architecture).collect(),
+        };
+        let weights = BaseWeights::restore(architecture.clone(), form, |name| copy.part(name))?;
+        Some((facts, place::Base::Host(Arc::new(weights))))
+    }
+
     /// What the store is to know of the weights, and the weights where they are served.
     fn weights(
         &self,
@@ -225,8 +255,9 @@ impl BaseSource {
         Ok((facts, weights))
     }
 
-    /// Everything about the base that is needed for as long as it is served.
-    pub(super) fn load(&self, place: &Place) -> Result<Base, Error> {
+    /// Everything about the base that is needed for as long as it is served; its weights from the copy that the store in
+    /// `copies` may have of them.
+    pub(super) fn load(&self, place: &Place, copies: Option<&Path>) -> Result<Base, Error> {
         let mut architecture = self.architecture()?;
         let mut tokenizer = self.tokenizer()?;
         if architecture.conditioning.is_some() {
@@ -252,9 +283,21 @@ impl BaseSource {
             }
             mask => architecture.vocabulary.mask = mask,
         }
-        let (facts, weights) = self.weights(place, architecture, tokenizer.digest().into())?;
+        let (origin, digest) = (self.origin(place), tokenizer.digest().into());
+        let restored = match (copies, &origin, place) {
+            (Some(directory), Some(origin), Place::Host(form)) => {
+                Self::restored(directory, origin, *form, &architecture, digest)
+            }
+            _ => None,
+        };
+        let to_keep = origin.filter(|_| restored.is_none());
+        let (facts, weights) = match restored {
+            Some(restored) => restored,
+            None => self.weights(place, architecture, digest)?,
+        };
         let base = Base {
             source: self.clone(),
+            to_keep,
             facts,
             weights,
             tokenizer: Arc::new(tokenizer),
@@ -282,6 +325,8 @@ impl std::fmt::Display for BaseSource {
 /// A base being served.
 pub(super) struct Base {
     source: BaseSource,
+    /// What a copy of its weights would follow from, where there is none.
+    to_keep: Option<Origin>,
     pub facts: BaseFacts,
     pub weights: place::Base,
     pub tokenizer: Arc<Tokenizer>,
@@ -289,6 +334,19 @@ pub(super) struct Base {
 }
 
 impl Base {
+    /// Keeps a copy of the weights as they are served in the store's `directory`, so that the next start need not round them. What
+    /// fails is told: it costs the next start its time and nothing else.
+    pub fn keep_copy(&self, directory: &Path) {
+        let (Some(origin), place::Base::Host(weights)) = (&self.to_keep, &self.weights) else {
+            return;
+        };
+        let Ok(parts) = weights.raw() else { return };
+        match BaseCopy::write(directory, origin, self.facts.digest, parts) {
+            Ok(()) => tracing::info!("the store keeps a copy of the base as it is served"),
+            Err(error) => tracing::warn!(%error, "the store keeps no copy of the base"),
+        }
+    }
+
     /// What was read, in a line for operators: family, size, process, blocks, context, mask, and what ends a text.
     pub fn describe(&self) -> String {
         let facts = self.weights.facts();

@@ -110,8 +110,10 @@ impl Catalog {
         mut progress: impl FnMut(Progress),
     ) -> Result<(Catalog, Generation), Error> {
         progress(Progress::at(Stage::Reading));
-        let base = config.base.load(&config.place)?;
+        let copies = (!config.check_base).then_some(config.data_dir.as_path());
+        let base = config.base.load(&config.place, copies)?;
         let mut store = open_store(&config, &base, watch)?;
+        base.keep_copy(store.directory());
         // Generation 0 is a store to which nothing was ever committed: also one whose first start was cut off.
         if store.manifest().generation == 0 && matches!(config.base, BaseSource::Embedded) {
             progress(Progress::at(Stage::Comparing));

@@ -31,6 +31,8 @@ pub struct CatalogConfig {
     pub keep: Option<Keep>,
     /// Bits for each parameter of theirs, likewise.
     pub bits: Option<f32>,
+    /// Read the base's published files whole, also where the store has a copy of what is served of them.
+    pub check_base: bool,
 }
 
 impl CatalogConfig {
@@ -47,6 +49,7 @@ impl CatalogConfig {
             archive: true,
             keep: None,
             bits: None,
+            check_base: false,
         }
     }
 }

@@ -25,6 +25,16 @@ impl View<'_> {
         self.shape.iter().product()
     }
 
+    /// All its bytes, as they lie in the file.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn bytes(&self) -> Result<Vec<u8>, Unreadable> {
+        let mut bytes = vec![0; self.elements() * self.dtype.bitsize() / 8];
+        self.shard.read(self.begin, &mut bytes)?;
+        Ok(bytes)
+    }
+
     /// All its values.
     ///
     /// # Errors

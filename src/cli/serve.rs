@@ -104,6 +104,10 @@ pub struct StoreArgs {
     /// Bits for each parameter of a variant that is kept by itself and whose addition does not say, when the store is made.
     #[arg(long)]
     bits: Option<f32>,
+    /// Read the base's files whole, also where the store has a copy of the base as it is served. Otherwise that is trusted while the
+    /// files' sizes, times and headers are those it was made of
+    #[arg(long)]
+    check_base: bool,
     /// When the store is made: keep no delta of superposed variants, so that removing one needs its checkpoint again.
     #[arg(long)]
     no_archive: bool,
@@ -223,6 +227,7 @@ impl StoreArgs {
             archive: !self.no_archive,
             keep: self.keep,
             bits: self.bits,
+            check_base: self.check_base,
         })
     }
 }

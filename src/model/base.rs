@@ -29,6 +29,31 @@ pub fn read<'a>(tensors: &'a Dense, spec: &TensorSpec) -> Result<Cow<'a, [f32]>>
     }
 }
 
+/// What a matrix's name ends with where its quants, and what makes weights of them, are kept.
+const QUANTS: &str = "quants";
+const LEVELS: &str = "levels";
+
+/// A tensor's numbers as they lie in memory.
+fn plain_bytes(tensor: &Tensor) -> Result<Vec<u8>> {
+    let flat = tensor.flatten_all()?;
+    Ok(match tensor.dtype() {
+        DType::BF16 => {
+            let values = flat.to_vec1::<half::bf16>()?;
+            values
+                .iter()
+                .flat_map(|value| value.to_le_bytes())
+                .collect()
+        }
+        _ => {
+            let values = flat.to_vec1::<f32>()?;
+            values
+                .iter()
+                .flat_map(|value| value.to_le_bytes())
+                .collect()
+        }
+    })
+}
+
 /// The base: shared by all generations.
 #[derive(Debug)]
 pub struct BaseWeights {
@@ -99,6 +124,57 @@ impl BaseWeights {
             plain,
             tables: TableCache::default(),
         }
+    }
+
+    /// Every tensor as it lies in memory, by name and part: what [`restore`](Self::restore) takes.
+    pub fn raw(&self) -> Result<Vec<(String, Cow<'_, [u8]>)>> {
+        let mut parts = Vec::new();
+        for (name, matrix) in &self.matrices {
+            let [quants, levels] = matrix.raw();
+            parts.push((format!("{name}.{QUANTS}"), Cow::Borrowed(quants)));
+            parts.push((format!("{name}.{LEVELS}"), Cow::Borrowed(levels)));
+        }
+        for (name, tensor) in &self.plain {
+            parts.push((name.clone(), Cow::Owned(plain_bytes(tensor)?)));
+        }
+        Ok(parts)
+    }
+
+    /// A base in `form` of what [`raw`](Self::raw) gave, which `part` finds by name. `None` where something is missing or of another size.
+    pub fn restore(
+        architecture: Architecture,
+        form: Quantisation,
+        part: impl Fn(&str) -> Option<Vec<u8>>,
+    ) -> Option<Self> {
+        let (mut matrices, mut plain) = (BTreeMap::new(), BTreeMap::new());
+        for TensorSpec {
+            name, shape, role, ..
+        } in &architecture.tensors
+        {
+            match shape[..] {
+                [out, input] if role.is_matrix() => {
+                    let [quants, levels] = [QUANTS, LEVELS]
+                        .map(|of| part(&format!("{name}.{of}")).unwrap_or_default());
+                    let matrix = Served::from_raw([&quants, &levels], [out, input], form)?;
+                    matrices.insert(name.clone(), Arc::new(matrix));
+                }
+                _ => {
+                    let dtype = if shape.len() == 2 {
+                        DType::BF16
+                    } else {
+                        DType::F32
+                    };
+                    let bytes = part(name)?;
+                    let elements: usize = shape.iter().product();
+                    if bytes.len() != elements * dtype.size_in_bytes() {
+                        return None;
+                    }
+                    let tensor = Tensor::from_raw_buffer(&bytes, dtype, shape, &Device::Cpu);
+                    plain.insert(name.clone(), tensor.ok()?);
+                }
+            }
+        }
+        Some(Self::of(Arc::new(architecture), matrices, plain))
     }
 
     /// Bytes held, but for the tables.

@@ -162,6 +162,27 @@ impl Disk {
         self.step(Operation::Rename, &partial, |from| fs::rename(from, to))
     }
 
+    /// The same of a file that `write` makes at the path that it is given; where that fails, nothing of it is left.
+    pub fn write_by(
+        &mut self,
+        path: &Path,
+        write: impl FnOnce(&Path) -> io::Result<()>,
+    ) -> Result<(), Error> {
+        let (partial, to) = (partial(path), self.root.join(path));
+        let written = self
+            .step(Operation::Write, &partial, |path| write(&path))
+            .and_then(|()| {
+                self.step(Operation::Sync, &partial, |path| {
+                    File::open(path)?.sync_all()
+                })
+            })
+            .and_then(|()| self.step(Operation::Rename, &partial, |from| fs::rename(from, to)));
+        if written.is_err() {
+            _ = fs::remove_file(self.root.join(&partial));
+        }
+        written
+    }
+
     pub fn sync_directory(&mut self, path: &Path) -> Result<(), Error> {
         self.step(Operation::SyncDirectory, path, |path| {
             File::open(path)?.sync_all()

@@ -8,6 +8,7 @@
 //! variants/<name>/delta-<digest>.safetensors   its archived delta, unless the store keeps none
 //! banks/<bank>/<generation>.safetensors        a superposition in fixed point, as of the generation that changed it
 //! manifest.format-1.json                       the last manifest of the former format, where the store began in it
+//! base/<form>.safetensors                      the base as it is served in a form that rounds it, where that takes long
 //! lock                                         held by the process that has the store open; bytes in it are given back to a full
 //!                                              disk, so that variants can be removed there
 //! ```
@@ -17,6 +18,7 @@
 //! manifest names a whole generation, and what it does not name is cleared.
 
 mod bank_id;
+mod base_copy;
 mod coded;
 mod disk;
 mod error;
@@ -37,6 +39,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 pub use bank_id::{BankId, BankKind};
+pub use base_copy::{BaseCopy, Origin};
 pub use coded::CodedFile;
 pub use disk::{Operation, Watch, spool};
 pub use error::Error;

@@ -21,7 +21,7 @@ use choir::engine::{
     Engine, EngineConfig, EngineHandle, Event, EventStream, Generation, Request, Sampling,
     SamplingParams,
 };
-use choir::model::DitConfig;
+use choir::model::{DitConfig, Place};
 use choir::ops::quantized::Quantisation;
 use choir::store::Keep;
 use choir::train::folder::{Precision, Tensors};

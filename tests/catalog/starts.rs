@@ -233,3 +233,81 @@ fn damage_on_the_disk_is_found_at_the_start_and_named() {
     }
     drop(place.open().expect("as it was"));
 }
+
+/// Changes one weight of the base, in a file of the same size and, where asked, the same time.
+fn change_base(place: &TestDir, same_time: bool) -> Vec<u8> {
+    let path = place.base().join("model.safetensors");
+    let time = fs::metadata(&path).expect("file").modified().expect("time");
+    let before = fs::read(&path).expect("weights");
+    let mut changed = before.clone();
+    let last = changed.len() - 2;
+    changed[last] ^= 1;
+    fs::write(&path, changed).expect("weights");
+    let file = fs::File::options().write(true).open(&path).expect("file");
+    let time = if same_time {
+        time
+    } else {
+        time + std::time::Duration::from_secs(1)
+    };
+    file.set_modified(time).expect("time");
+    before
+}
+
+#[test]
+fn a_rounded_base_is_read_from_the_stores_copy_until_its_files_change() {
+    let place = TestDir::new();
+    let config = CatalogConfig {
+        place: Place::Host(Quantisation::Q8_0),
+        ..place.config()
+    };
+    let open = |check_base| {
+        let config = CatalogConfig {
+            check_base,
+            ..config.clone()
+        };
+        Catalog::open(config, |_| {})
+    };
+    let copy = place.data().join("base/q8_0.safetensors");
+    let (catalog, engine) = serve(open(false).expect("open"));
+    add(&catalog, "one", 1).expect("add");
+    let answers = [
+        answer(&engine, "one"),
+        outcome(engine.submit(request(None, 24)).expect("submit")).1,
+    ];
+    drop((catalog, engine));
+    let kept = fs::read(&copy).expect("a copy");
+
+    // From the copy: the same weights, which the published file is not asked for.
+    change_base(&place, true);
+    let (catalog, engine) = serve(open(false).expect("the copy is trusted"));
+    assert_eq!(
+        [
+            answer(&engine, "one"),
+            outcome(engine.submit(request(None, 24)).expect("submit")).1
+        ],
+        answers
+    );
+    drop((catalog, engine));
+    let other = |error: Error| matches!(error, Error::Store(store::Error::OtherBase { .. }));
+    assert!(open(true).err().is_some_and(other), "checked whole");
+    change_base(&place, false);
+    drop(open(false).expect("changed back, and read anew"));
+    change_base(&place, false);
+    assert!(open(false).err().is_some_and(other), "another time");
+    change_base(&place, false);
+
+    // A copy that was cut is made again, and one that cannot be made is missed by nobody.
+    fs::write(&copy, &kept[..kept.len() / 2]).expect("cut");
+    drop(open(false).expect("read anew"));
+    assert_eq!(fs::read(&copy).expect("a copy").len(), kept.len());
+    fs::remove_file(&copy).expect("remove");
+    fs::create_dir(&copy).expect("in its place");
+    let (_catalog, engine) = serve(open(false).expect("without"));
+    assert_eq!(
+        [
+            answer(&engine, "one"),
+            outcome(engine.submit(request(None, 24)).expect("submit")).1
+        ],
+        answers
+    );
+}

@@ -7,6 +7,7 @@
 
 use super::isa::Isa;
 use super::panel::{LANES, Panel, StridedRows, TILE, accumulate};
+use super::quantized::raw::{self, Plain};
 use rayon::prelude::*;
 
 /// Outputs to a panel: two AVX-512 vectors, four of AVX2.
@@ -19,6 +20,10 @@ const AHEAD: usize = 2048;
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 struct Line([f32; LANES]);
+
+#[allow(unsafe_code)]
+// SAFETY: sixteen floats.
+unsafe impl Plain for Line {}
 
 /// Lines of one input of a panel.
 const LINES: usize = PANEL / LANES;
@@ -69,6 +74,17 @@ impl Packed {
                 });
         }
         Self { out, input, lines }
+    }
+
+    /// The lines, as they lie in memory.
+    pub fn raw(&self) -> &[u8] {
+        raw::bytes(&self.lines)
+    }
+
+    /// What [`raw`](Self::raw) gave; `None` where it is of another size.
+    pub fn from_raw(lines: &[u8], out: usize, input: usize) -> Option<Self> {
+        let lines = raw::values(lines, out.div_ceil(PANEL) * input * LINES)?;
+        Some(Self { out, input, lines })
     }
 
     /// The panels' weights one after the other.

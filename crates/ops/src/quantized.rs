@@ -18,9 +18,11 @@ mod halved;
 mod kernel;
 mod levels;
 mod panels;
+pub(crate) mod raw;
 mod rows;
 
 pub(super) use panels::bytes;
+pub use raw::LAYOUT;
 pub(super) use rows::round;
 
 /// How a matrix is kept in memory.

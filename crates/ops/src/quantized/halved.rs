@@ -3,6 +3,7 @@
 //! W [out, in] is stored in panels of 64 outputs, inputs outermost, and widened in registers. Every element of y is one chain
 //! of multiply-adds over the inputs in order, whatever the number of rows or threads.
 
+use super::raw::{self, Plain};
 use crate::isa::Isa;
 use crate::packed::Columns;
 use half::bf16;
@@ -21,6 +22,10 @@ const PANEL: usize = LINES * HALVES;
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct Line([u32; HALVES / 2]);
+
+#[allow(unsafe_code)]
+// SAFETY: sixteen words.
+unsafe impl Plain for Line {}
 
 /// A matrix [out, input] in bf16.
 #[derive(Clone)]
@@ -53,6 +58,17 @@ impl Halved {
                 }
             });
         Self { out, input, lines }
+    }
+
+    /// The lines, as they lie in memory.
+    pub fn raw(&self) -> &[u8] {
+        raw::bytes(&self.lines)
+    }
+
+    /// What [`raw`](Self::raw) gave; `None` where it is of another size.
+    pub fn from_raw(lines: &[u8], out: usize, input: usize) -> Option<Self> {
+        let lines = raw::values(lines, out.div_ceil(PANEL) * input * LINES)?;
+        Some(Self { out, input, lines })
     }
 
     /// Bytes held.

@@ -2,6 +2,7 @@
 
 #![allow(unsafe_code)]
 
+use super::raw::Plain;
 use candle_core::quantized::k_quants::GgmlType;
 use half::f16;
 #[cfg(target_arch = "x86_64")]
@@ -22,7 +23,7 @@ pub type Lanes<T> = [T; LANES];
 /// `d · scale · factor · (quant - OFFSET) - m · minimum`.
 ///
 /// `block` is one of 32 inputs, `half` a half of it. What is asked for in registers, eight lanes or all, is the same.
-pub trait Levels: Clone + Copy + Send + Sync {
+pub trait Levels: Plain + Send + Sync {
     /// candle's block, plain bytes.
     type Block: GgmlType + Send + Sync;
     /// Bits of a quant.
@@ -33,6 +34,8 @@ pub trait Levels: Clone + Copy + Send + Sync {
     const OFFSET: i16 = 0;
     /// Whether factors are other than 1. A factor times a quant is 45 at most.
     const FOLDED: bool = false;
+    /// Whether both halves of a block have one minimum.
+    const WHOLE_MINIMA: bool = false;
     /// Whether there are minima and ends.
     const SUPER: bool = Self::BLOCKS > 1;
 
@@ -156,6 +159,7 @@ fn twice(value: u8) -> u32 {
 
 /// Sixteen numbers in half precision.
 #[derive(Clone, Copy)]
+#[repr(transparent)]
 struct Halves(Lanes<f16>);
 
 impl Halves {

@@ -10,6 +10,7 @@
 
 use super::kernel::{self, Panel};
 use super::levels::{LANES, Levels};
+use super::raw::{self, Plain};
 use super::rows::{BLOCK, QuantisedRows};
 use crate::isa::Isa;
 use candle_core::quantized::k_quants::GgmlType;
@@ -21,6 +22,10 @@ use std::ops::Range;
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub struct Line(pub [u8; 4 * LANES]);
+
+#[allow(unsafe_code)]
+// SAFETY: 64 bytes.
+unsafe impl Plain for Line {}
 
 /// A matrix [out, input], `input` a multiple of the form's block.
 #[derive(Clone)]
@@ -78,6 +83,22 @@ impl<L: Levels> Panels<L> {
             lines,
             levels,
         }
+    }
+
+    /// Lines and levels, as they lie in memory.
+    pub fn raw(&self) -> [&[u8]; 2] {
+        [raw::bytes(&self.lines), raw::bytes(&self.levels)]
+    }
+
+    /// What [`raw`](Self::raw) gave; `None` where it is of another size.
+    pub fn from_raw([lines, levels]: [&[u8]; 2], out: usize, input: usize) -> Option<Self> {
+        let (panels, blocks) = (out.div_ceil(LANES), input / BLOCK);
+        Some(Self {
+            out,
+            input,
+            lines: raw::values(lines, panels * blocks * L::BITS)?,
+            levels: raw::values(levels, panels * blocks / L::BLOCKS)?,
+        })
     }
 
     /// Bytes held.

@@ -17,6 +17,8 @@ pub struct SuperBlock {
     pub quants: [[[i8; 4]; BLOCK / 4]; BLOCKS],
     /// Sums of quants over the two halves of every block.
     pub sums: [[i16; 2]; BLOCKS],
+    /// The same over whole blocks.
+    pub whole: [i16; BLOCKS],
     pub scale: f32,
 }
 
@@ -34,6 +36,7 @@ impl QuantisedRows {
         let zero = SuperBlock {
             quants: [[[0; 4]; BLOCK / 4]; BLOCKS],
             sums: [[0; 2]; BLOCKS],
+            whole: [0; BLOCKS],
             scale: 0.0,
         };
         let mut parts = vec![zero; rows * across];
@@ -79,6 +82,7 @@ impl SuperBlock {
         {
             *sum = quants.iter().map(|&q| i16::from(q)).sum();
         }
+        self.whole = self.sums.map(|[first, second]| first + second);
     }
 }
 

@@ -4,6 +4,13 @@
 use super::*;
 use std::arch::x86_64::*;
 
+/// How far ahead lines are asked for, in lines: the processor's own look-ahead ends with a page, and a few rows are computed
+/// sooner than memory answers. (What is in two bits is a bank, and lies in the cache.)
+const AHEAD: usize = 64;
+
+/// The high half of every word.
+const HIGH_HALVES: u32 = 0xaaaa_aaaa;
+
 /// # Safety
 /// Every block has its lines.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
@@ -51,6 +58,11 @@ unsafe fn tile<L: Levels, const ROWS: usize>(
             let (levels, of) = (&panel.levels[block / L::BLOCKS], block % L::BLOCKS);
             // SAFETY: the caller's.
             let lines = unsafe { panel.lines.as_ptr().add(block * L::BITS) };
+            if L::BITS >= 4 {
+                for line in 0..L::BITS {
+                    _mm_prefetch::<_MM_HINT_T0>(lines.wrapping_add(AHEAD + line).cast());
+                }
+            }
             let mut dots = [_mm512_setzero_si512(); ROWS];
             let factors = match L::FOLDED {
                 // SAFETY: this function has the features.
@@ -92,12 +104,27 @@ unsafe fn tile<L: Levels, const ROWS: usize>(
         if L::SUPER {
             let levels = &panel.levels[first / L::BLOCKS];
             let mut minima = [_mm512_setzero_si512(); ROWS];
-            for block in 0..BLOCKS {
-                // SAFETY: this function has the features.
-                let minimum = unsafe { levels.minima512(&codes, block) };
-                for row in 0..ROWS {
-                    let sums = _mm512_set1_epi32(pair(rows[row].sums[block]));
-                    minima[row] = _mm512_dpwssd_epi32(minima[row], minimum, sums);
+            if L::WHOLE_MINIMA {
+                // One instruction for two blocks.
+                for block in (0..BLOCKS).step_by(2) {
+                    // SAFETY: this function has the features.
+                    let [low, high] =
+                        [block, block + 1].map(|block| unsafe { levels.minima512(&codes, block) });
+                    let minimum = _mm512_mask_blend_epi16(HIGH_HALVES, low, high);
+                    for row in 0..ROWS {
+                        let sums = [block, block + 1].map(|block| rows[row].whole[block]);
+                        let sums = _mm512_set1_epi32(pair(sums));
+                        minima[row] = _mm512_dpwssd_epi32(minima[row], minimum, sums);
+                    }
+                }
+            } else {
+                for block in 0..BLOCKS {
+                    // SAFETY: this function has the features.
+                    let minimum = unsafe { levels.minima512(&codes, block) };
+                    for row in 0..ROWS {
+                        let sums = _mm512_set1_epi32(pair(rows[row].sums[block]));
+                        minima[row] = _mm512_dpwssd_epi32(minima[row], minimum, sums);
+                    }
                 }
             }
             // SAFETY: as above.

@@ -1,7 +1,7 @@
 //! Blocks with one scale.
 #![allow(unsafe_code)]
 
-use super::{Halves, Lanes, Levels, half};
+use super::{Halves, Lanes, Levels, Plain, half};
 use candle_core::quantized::k_quants::{BlockQ4_0, BlockQ8_0};
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64 as x86;
@@ -36,7 +36,11 @@ macro_rules! one_scale {
 
 /// 4.5 bits: one scale to 32 inputs.
 #[derive(Clone, Copy)]
+#[repr(transparent)]
 pub struct Q4_0(Halves);
+
+// SAFETY: sixteen numbers of two bytes.
+unsafe impl Plain for Q4_0 {}
 
 impl Levels for Q4_0 {
     type Block = BlockQ4_0;
@@ -58,7 +62,11 @@ impl Levels for Q4_0 {
 
 /// 8.5 bits: one scale to 32 inputs.
 #[derive(Clone, Copy)]
+#[repr(transparent)]
 pub struct Q8_0(Halves);
+
+// SAFETY: sixteen numbers of two bytes.
+unsafe impl Plain for Q8_0 {}
 
 impl Levels for Q8_0 {
     type Block = BlockQ8_0;

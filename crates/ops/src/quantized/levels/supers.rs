@@ -1,7 +1,7 @@
 //! Super-blocks: scales and minima in few bits, which share a scale each.
 #![allow(unsafe_code)]
 
-use super::{Halves, LANES, Lanes, Levels, half, lanes, twice};
+use super::{Halves, LANES, Lanes, Levels, Plain, half, lanes, twice};
 use crate::quantized::rows::BLOCKS;
 use candle_core::quantized::k_quants::{BlockQ2K, BlockQ4K};
 #[cfg(target_arch = "x86_64")]
@@ -41,6 +41,9 @@ pub struct Q2K {
     scale: Halves,
     minimum: Halves,
 }
+
+// SAFETY: bytes, and numbers of two bytes, which fill five lines of 64 bytes.
+unsafe impl Plain for Q2K {}
 
 impl Levels for Q2K {
     type Block = BlockQ2K;
@@ -162,9 +165,13 @@ impl Q4K {
     }
 }
 
+// SAFETY: bytes, and numbers of two bytes, which fill four lines of 64 bytes.
+unsafe impl Plain for Q4K {}
+
 impl Levels for Q4K {
     type Block = BlockQ4K;
     const BITS: usize = 4;
+    const WHOLE_MINIMA: bool = true;
     const BLOCKS: usize = BLOCKS;
     const ZERO: Self = Q4K {
         sixes: [[0; LANES]; 12],
