@@ -90,7 +90,10 @@ fn split(bytes: &[u8]) -> Result<Option<(Beside, &[u8])>, BadField> {
     let files = files
         .into_iter()
         .map(|(name, content)| (name, content.into_bytes()));
-    let beside = Beside::sent(files, None).map_err(|error| bad(error.to_string()))?;
+    let beside = Beside::sent(files, None).map_err(|error| {
+        let error = error.to_string();
+        bad(error.strip_prefix("beside: ").unwrap_or(&error).to_owned())
+    })?;
     Ok(Some((beside, file)))
 }
 
