@@ -47,6 +47,9 @@ pub struct PackArgs {
     /// Measure on this held-out text how much of the fine-tune's gain is kept, and say so in the file.
     #[arg(long, value_name = "FILE", conflicts_with = "skill")]
     check_text: Option<PathBuf>,
+    /// Use no thin factors, also where they would keep more: in memory those of narrow matrices take more than in the file.
+    #[arg(long)]
+    codes_alone: bool,
     /// Measure base, variant and packed variant on held-out prompts of a skill.
     #[arg(long)]
     skill: Option<Skill>,
@@ -99,7 +102,7 @@ pub fn run(args: PackArgs) -> Result<()> {
         };
         CodedDelta::between(&base, &tuned, &encoding)
     };
-    let mut coded = code(Plan::default().low_rank)?;
+    let mut coded = code(false)?;
     let subject = match (args.skill, text) {
         (Some(skill), _) => Some(Subject::Skill(skill)),
         (None, Some(held_out)) => Some(Subject::Text(vec![Document {
@@ -111,19 +114,23 @@ pub fn run(args: PackArgs) -> Result<()> {
     };
     let mut scores = None;
     if let Some(subject) = &subject {
+        let reached = |delta: &CodedDelta| scored(&variant, &with(&base, delta), subject);
+        let mut kept = reached(&coded)?;
         // Whether thin factors pay only a measurement tells.
-        let other = code(!Plan::default().low_rank)?;
-        let kept = |delta: &CodedDelta| scored(&variant, &with(&base, delta), subject);
-        let [first, second] = [kept(&coded)?, kept(&other)?];
-        let right = |score: &Score| score.exact.map_or(0, |(right, _)| right);
-        let second_is_better = match right(&second).cmp(&right(&first)) {
-            Ordering::Equal => second.nats_per_token < first.nats_per_token,
-            more => more.is_gt(),
-        };
+        if !args.codes_alone {
+            let other = code(true)?;
+            let found = reached(&other)?;
+            let right = |score: &Score| score.exact.map_or(0, |(right, _)| right);
+            let better = match right(&found).cmp(&right(&kept)) {
+                Ordering::Equal => found.nats_per_token < kept.nats_per_token,
+                more => more.is_gt(),
+            };
+            if better {
+                (coded, kept) = (other, found);
+            }
+        }
         let base = scored(&variant, &base.clone().into_parts(), subject)?;
         let tuned = scored(&variant, &variant.tensors, subject)?;
-        coded = if second_is_better { other } else { coded };
-        let kept = if second_is_better { second } else { first };
         coded.about.measured = Some(measured(subject, [&base, &tuned, &kept])?);
         scores = Some([base, tuned, kept]);
     }
