@@ -75,7 +75,7 @@ style() { # NAME
   esac
   local seed=()
   # The best of a few rotations, where they differ.
-  case $name in holmes) seed=(--seed 1) ;; inaugural) seed=(--seed 3) ;; esac
+  case $name in holmes) seed=(--seed 1) ;; inaugural) seed=(--seed 9) ;; esac
   pack "$name" "$name-settled" --temperature 0.9 --nucleus-p 0.95 --check-text "$models/held-out/$name.txt" "${seed[@]}"
 }
 skill() { # NAME
