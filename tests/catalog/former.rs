@@ -165,7 +165,11 @@ fn a_superposed_store_is_converted_from_its_archives() {
         .map(|info| (info.name.clone(), true))
         .collect();
     assert_eq!(told, names);
-    let (catalog, engine) = serve(place.open().expect("open"));
+    let config = CatalogConfig {
+        keep: None,
+        ..place.config()
+    };
+    let (catalog, engine) = serve(Catalog::open(config, |_| {}).expect("open"));
     assert_eq!(catalog.status().banks, 0);
     for (was, is) in before.iter().zip(catalog.list()) {
         assert_eq!(

@@ -139,11 +139,11 @@ fn names(catalog: &Catalog) -> Vec<String> {
     catalog.list().into_iter().map(|info| info.name).collect()
 }
 
-/// Every file below `dir` and what is in it.
+/// Every file below `dir`, where that is there, and what is in it.
 fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let (mut found, mut left) = (BTreeMap::new(), vec![dir.to_owned()]);
     while let Some(dir) = left.pop() {
-        for entry in fs::read_dir(dir).expect("directory") {
+        for entry in fs::read_dir(dir).into_iter().flatten() {
             let path = entry.expect("entry").path();
             if path.is_dir() {
                 left.push(path);

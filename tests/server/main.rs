@@ -356,6 +356,13 @@ async fn status(admin: &AdminClient<Channel>) -> pb::GetStatusResponse {
     status.expect("status").into_inner()
 }
 
+/// The file of a variant that is compiled in.
+fn shipped(name: &str) -> &'static [u8] {
+    let all = choir::catalog::base::shipped().expect("shipped");
+    let found = all.into_iter().find(|one| one.name == name);
+    found.expect("compiled in").packed
+}
+
 /// A fine-tune of the base compiled in, as a packed delta.
 fn packed(name: &str) -> &'static [u8] {
     match name {

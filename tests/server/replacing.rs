@@ -27,7 +27,7 @@ async fn a_variant_is_replaced_in_one_step_where_the_expected_delta_is_there() {
     let (client, admin) = server.clients().await;
     let (kjv, sort) = (variant(&admin, "kjv").await, variant(&admin, "sort").await);
     let replacement = |digest: &str| {
-        with(upload("kjv", packed("sort")), |header| {
+        with(upload("kjv", shipped("sort")), |header| {
             header.replaces = Some(digest.to_owned());
         })
     };
@@ -40,7 +40,7 @@ async fn a_variant_is_replaced_in_one_step_where_the_expected_delta_is_there() {
         let refused = add(&admin, replacement(digest)).await.expect_err("refused");
         assert_eq!(refused.code(), code, "{digest}: {refused}");
     }
-    let nobody = with(upload("nobody", packed("sort")), |header| {
+    let nobody = with(upload("nobody", shipped("sort")), |header| {
         header.replaces = Some(kjv.delta_digest.clone());
     });
     let refused = add(&admin, nobody).await.expect_err("refused");
@@ -74,7 +74,9 @@ async fn a_dry_run_says_what_would_come_and_changes_nothing() {
     let server = Server::start(engine_config()).await;
     let (_, admin) = server.clients().await;
     let before = (status(&admin).await, variant(&admin, "kjv").await);
-    let requests = with(upload("new", packed("kjv")), |header| header.dry_run = true);
+    let requests = with(upload("new", shipped("kjv")), |header| {
+        header.dry_run = true
+    });
     let stream = admin
         .clone()
         .add_variant(tokio_stream::iter(requests))
@@ -118,7 +120,7 @@ async fn an_addition_asks_for_nothing_that_is_not() {
         ("check_text", text),
     ];
     for (field, change) in changes {
-        let requests = with(upload("new", packed("kjv")), change);
+        let requests = with(upload("new", shipped("kjv")), change);
         let refused = add(&admin, requests).await.expect_err(field);
         assert_eq!(refused.code(), Code::InvalidArgument, "{field}: {refused}");
         let named = format!("header.{field}: ");

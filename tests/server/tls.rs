@@ -139,7 +139,8 @@ async fn a_socket_of_this_machine_speaks_no_tls() {
         ..settings()
     };
     let server = doors::start(doors, settings).await;
-    let socket = Channel::from_shared(format!("unix://{}", path.display())).expect("address");
+    let socket = tonic::transport::Endpoint::from_shared(format!("unix://{}", path.display()))
+        .expect("address");
     let admin = AdminClient::new(socket.connect().await.expect("connect"));
     assert!(!status(&admin).await.draining);
     drop(admin);

@@ -8,6 +8,7 @@ mod files;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::panic::catch_unwind;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -83,8 +84,13 @@ impl Tokenizer {
     /// # Errors
     /// Where it is none.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, TokenizerError> {
-        let mut inner = tokenizers::Tokenizer::from_bytes(bytes)
-            .map_err(|error| TokenizerError::Unreadable(error.to_string()))?;
+        // The library panics at some files that it cannot read.
+        let read = catch_unwind(|| tokenizers::Tokenizer::from_bytes(bytes));
+        let mut inner = match read {
+            Ok(Ok(inner)) => inner,
+            Ok(Err(error)) => return Err(TokenizerError::Unreadable(error.to_string())),
+            Err(_) => return Err(TokenizerError::Unreadable("it is malformed".to_owned())),
+        };
         inner.set_encode_special_tokens(true);
         let pieces = inner.get_vocab(true).into_values();
         let end = ENDS.iter().find_map(|name| inner.token_to_id(name));
