@@ -129,7 +129,8 @@ impl DitConfig {
         Ok(self.described())
     }
 
-    fn described(&self) -> Architecture {
+    /// The network, unchecked.
+    pub fn described(&self) -> Architecture {
         let (width, norm) = (self.hidden_dim, Norm::DIT);
         let layer = Layer {
             norm,

@@ -163,11 +163,7 @@ impl<'a> TrainStep<'a> {
             model,
             input,
             reading: model.read(input)?,
-            offsets: Offsets::of(
-                &config
-                    .architecture()
-                    .map_err(|refused| Error::Unread(refused.into()))?,
-            ),
+            offsets: Offsets::of(&config.described()),
             lines: 0,
             biases: 0,
         };
