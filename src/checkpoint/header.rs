@@ -115,8 +115,8 @@ impl Header {
 impl Info {
     /// Bytes of so many elements of this type, where they are whole bytes that can be counted.
     fn bytes(&self) -> Option<usize> {
-        let sizes = self.shape.iter();
-        let elements = sizes.fold(Some(1usize), |all, &size| all?.checked_mul(size));
+        let mut sizes = self.shape.iter();
+        let elements = sizes.try_fold(1usize, |all, &size| all.checked_mul(size));
         let bits = elements?.checked_mul(self.dtype.bitsize())?;
         bits.is_multiple_of(8).then_some(bits / 8)
     }

@@ -221,7 +221,8 @@ fn adapters_are_added_as_they_are_from_a_folder_or_its_file() {
 fn checkpoints_of_a_decoder_that_are_none_are_refused_by_tensor() {
     let decoder = Decoder::new();
     let (catalog, _engine) = decoder.open();
-    let mismatch = |change: &dyn Fn(&mut Vec<(String, Vec<usize>, Vec<f32>, Precision)>)| {
+    type All = Vec<(String, Vec<usize>, Vec<f32>, Precision)>;
+    let mismatch = |change: &dyn Fn(&mut All)| {
         let mut tensors = decoder.tuned(1);
         change(&mut tensors);
         let bytes = serialize(&tensors, None).expect("a file");

@@ -100,7 +100,7 @@ fn tensors_of_zeros_are_related_to_anything() {
     tuned.0.get_mut(HEAD).unwrap().data.fill(1.0);
     assert!(!Relation::of(&base, &tuned).unwrap().revision);
     // So are those near 0, which a fine-tune made something else of.
-    let away = |at: usize| if at % 2 == 0 { 1e-3 } else { -1e-3 };
+    let away = |at: usize| if at.is_multiple_of(2) { 1e-3 } else { -1e-3 };
     for (at, value) in base.0.get_mut(HEAD).unwrap().data.iter_mut().enumerate() {
         *value = away(at);
     }
