@@ -183,15 +183,12 @@ impl Server {
         let listener = doors.http.as_ref().expect("a door");
         let http = listener.address().parse().expect("address");
         let (shutdown, ending) = oneshot::channel();
-        let served = tokio::spawn(server::serve(
-            doors,
-            Arc::new(catalog),
-            engine,
-            settings,
-            async {
-                let _ = ending.await;
-            },
-        ));
+        // Whoever has this server finds it serving, not loading.
+        let open = server::Open::new(doors, settings);
+        open.stand(Arc::new(catalog), &engine).expect("stand");
+        let served = tokio::spawn(open.serve(engine, async {
+            let _ = ending.await;
+        }));
         Server {
             address,
             http,

@@ -126,7 +126,7 @@ async fn an_addition_asks_for_nothing_that_is_not() {
         ("check_text", text),
     ];
     for (field, change) in changes {
-        let requests = with(upload("new", shipped("kjv")), change);
+        let requests = with(upload("new", packed("kjv")), change);
         let refused = add(&admin, requests).await.expect_err(field);
         assert_eq!(refused.code(), Code::InvalidArgument, "{field}: {refused}");
         let named = format!("header.{field}: ");

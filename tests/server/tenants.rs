@@ -147,7 +147,10 @@ async fn a_client_that_does_not_read_holds_nobody_up_and_misses_nothing() {
         (lazy.text(), lazy.tokens(), lazy.steps),
         (prompt.text(), prompt.tokens(), prompt.steps)
     );
-    let now = until(&admin, |now| now.running == 0 && now.open_streams == 0).await;
+    let now = until(&admin, |now| {
+        now.running == 0 && now.open_streams == 0 && now.leases == 0
+    })
+    .await;
     assert_eq!(
         (now.paused, now.pages_used, now.leases, now.stalled),
         (0, 0, 0, 0)
