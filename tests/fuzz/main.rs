@@ -17,9 +17,8 @@ use targets::{BASE, TARGETS, Target, tensors};
 
 /// Inputs of each target in the suite.
 const INPUTS: u64 = 3000;
-/// Bytes that a target may hold at once beside so many for each byte of its input. A template may write a million letters, of which
-/// the tokenizer holds a hundred bytes each.
-const HELD: usize = 160 << 20;
+/// Bytes that a target may hold at once beside so many for each byte of its input.
+const HELD: usize = 64 << 20;
 const HELD_PER_BYTE: usize = 4096;
 
 /// The corpus of a target: files, and what is made here since it would go stale.

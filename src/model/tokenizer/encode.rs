@@ -9,6 +9,9 @@ use super::chat::{ChatError, Message};
 use super::control::{Guard, TextPiece};
 use super::{Tokenizer, TokenizerError};
 
+/// Bytes of a token's text at most: a text has a token for so many at least.
+const LONGEST_PIECE: usize = 256;
+
 /// What ends an encoding early.
 #[derive(Clone, Debug)]
 pub struct Bound {
@@ -114,6 +117,8 @@ impl Tokenizer {
     fn append(&self, text: &str, bound: &Bound, ids: &mut Vec<u32>) -> Result<(), TokenizerError> {
         let refused = |error: tokenizers::Error| TokenizerError::Encoding(error.to_string());
         bound.check(ids.len())?;
+        // The library holds a hundred bytes for each of a text's, as of one that a template has written.
+        bound.check(text.len() / LONGEST_PIECE)?;
         let added = self.inner.get_added_vocabulary();
         let mut pieces = added.extract_and_normalize(self.inner.get_normalizer(), text);
         if let Some(cut) = self.inner.get_pre_tokenizer() {
