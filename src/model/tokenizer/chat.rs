@@ -50,7 +50,7 @@ pub enum ChatError {
 }
 
 /// Instructions that a template may run, each also for so many bytes that it writes: a long conversation takes some thousands.
-const FUEL: u64 = 500_000;
+const FUEL: u64 = 2_000_000;
 const NAME: &str = "chat_template";
 
 /// A template's source and what it knows of the tokenizer.

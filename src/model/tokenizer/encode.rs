@@ -117,7 +117,7 @@ impl Tokenizer {
     fn append(&self, text: &str, bound: &Bound, ids: &mut Vec<u32>) -> Result<(), TokenizerError> {
         let refused = |error: tokenizers::Error| TokenizerError::Encoding(error.to_string());
         bound.check(ids.len())?;
-        // The library holds a hundred bytes for each of a text's, as of one that a template has written.
+        // Before the library takes a hundred bytes for each of the text's: a template may write a very long one.
         bound.check(text.len() / LONGEST_PIECE)?;
         let added = self.inner.get_added_vocabulary();
         let mut pieces = added.extract_and_normalize(self.inner.get_normalizer(), text);
