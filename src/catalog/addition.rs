@@ -1,7 +1,7 @@
 //! From an operator's file to what a store keeps of it.
 
 use super::base::{self, Base, checkpoint};
-use super::source::Given;
+use super::source::{Given, Related};
 use super::tuning::Said;
 use super::{AddRequest, Error, Stage, Tuning, defaults, share};
 use crate::engine::{self, Sampling, SamplingParams};
@@ -11,9 +11,7 @@ use crate::store::{
     BaseFacts, CodedFile, Content, Keep, NewVariant, Options, Process, SamplerDefaults, Scales,
     check_name,
 };
-use crate::superposition::{
-    CodedDelta, Delta, Encoding, Mismatch, Plan, Refused, Relation, Remarks,
-};
+use crate::superposition::{CodedDelta, Delta, Encoding, Mismatch, Plan, Refused, Remarks};
 
 /// How near the bits that are asked for must be to those of a coded file.
 const SAME_BITS: f32 = 0.005;
@@ -80,8 +78,9 @@ pub(super) fn prepare(
             return Err(bad_bits(reason));
         }
         (None, Keep::Superposed) => {
-            let (delta, relation) = given.delta(base, &origin, request.force)?;
-            moved = relation.map(|relation| relation.moved as f32);
+            let related = given.related(base, &origin, request.force)?;
+            moved = moved_of(related.as_ref());
+            let delta = given.delta(base, &origin, related.as_ref())?;
             fine_tune = request.check_text.is_some().then(|| delta.clone());
             Content::Superposed {
                 delta: Box::new(delta),
@@ -100,12 +99,12 @@ pub(super) fn prepare(
             };
             // What nobody asked for is no reason to refuse: much of a small network is kept whole.
             encoding.plan.at_least = request.bits.is_none();
+            let related = given.related(base, &origin, request.force)?;
+            moved = moved_of(related.as_ref());
             if request.check_text.is_some() {
-                fine_tune = Some(given.delta(base, &origin, request.force)?.0);
+                fine_tune = Some(given.delta(base, &origin, related.as_ref())?);
             }
-            let (file, relation) = coded(base, &given, &encoding, &origin, request.force)?;
-            moved = relation.map(|relation| relation.moved as f32);
-            Content::Coded(file)
+            Content::Coded(coded(base, &given, &encoding, &origin, related.as_ref())?)
         }
         (None, Keep::LowRank) => {
             let reason = "only an adapter is kept as thin factors alone; a checkpoint is coded, with factors where they pay";
@@ -128,30 +127,29 @@ pub(super) fn prepare(
     Ok(PreparedVariant { variant, fine_tune })
 }
 
+/// |delta| against |base|, where that can be seen.
+fn moved_of(related: Option<&Related>) -> Option<f32> {
+    related.map(|(_, relation)| relation.moved as f32)
+}
+
 /// A checkpoint's delta in a code, before anything is rounded; that of an archived or a packed one as it is there.
 fn coded(
     base: &Base,
     given: &Given,
     encoding: &Encoding,
     origin: &str,
-    force: bool,
-) -> Result<(CodedFile, Option<Relation>), Error> {
-    let refused = |error| match error {
+    related: Option<&Related>,
+) -> Result<CodedFile, Error> {
+    let file = match (given, related) {
+        (Given::Whole(tuned), Some((weights, relation))) => {
+            CodedDelta::differences(relation.base, weights, &**tuned, encoding).map(CodedFile::of)
+        }
+        _ => code(&base.facts, &given.delta(base, origin, related)?, encoding),
+    };
+    file.map_err(|error| match error {
         Refused::TooFewBits(error) => bad_bits(error.to_string()),
         other => checkpoint(origin)(other),
-    };
-    match given {
-        Given::Own(_) | Given::Adapter(_) => {
-            let (delta, _) = given.delta(base, origin, force)?;
-            let file = code(&base.facts, &delta, encoding).map_err(refused)?;
-            Ok((file, None))
-        }
-        Given::Whole(tuned) => {
-            let (weights, relation) = base.relation(tuned, origin, force)?;
-            let coded = CodedDelta::differences(relation.base, &weights, &**tuned, encoding);
-            Ok((CodedFile::of(coded.map_err(refused)?), Some(relation)))
-        }
-    }
+    })
 }
 
 /// A delta as it is archived, in a code.
@@ -258,7 +256,7 @@ pub(super) fn shipped(base: &Base, options: Options) -> Result<Vec<NewVariant>, 
                     remarks: to_remarks(process, &recorded)?,
                 };
                 let given = Given::Own(packed.into());
-                Content::Coded(coded(base, &given, &encoding, name, false)?.0)
+                Content::Coded(coded(base, &given, &encoding, name, None)?)
             }
         };
         Ok(NewVariant {

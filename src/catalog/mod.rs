@@ -229,7 +229,7 @@ impl Catalog {
             self.workshop.prepare(|| {
                 let beside = source.beside(Beside::default())?;
                 let given = source.open(&self.base, &beside)?;
-                Ok(given.delta(&self.base, &source.origin(), true)?.0)
+                given.delta(&self.base, &source.origin(), None)
             })
         };
         let given = request.delta.map(read).transpose()?;

@@ -136,9 +136,28 @@ fn adapter_of(
     Ok(read)
 }
 
+/// The base's weights, and how a fine-tune's stand to them.
+pub(super) type Related = (Published<'static>, Relation);
+
 impl Given<'_> {
-    /// What was changed, in the form that is superposed, and how it stands to the base where that can be seen; `force`: also where that
-    /// is as a training run of its own does.
+    /// How it stands to the base, where that can be seen: both are read for it, once for all that is made of them. `force`: also where
+    /// that is as a training run of its own does.
+    ///
+    /// # Errors
+    /// What is no fine-tune of the base.
+    pub(super) fn related(
+        &self,
+        base: &Base,
+        origin: &str,
+        force: bool,
+    ) -> Result<Option<Related>, Error> {
+        match self {
+            Given::Whole(tuned) => base.relation(tuned, origin, force).map(Some),
+            Given::Own(_) | Given::Adapter(_) => Ok(None),
+        }
+    }
+
+    /// What was changed, in the form that is superposed; `related` is what [`related`](Self::related) gave.
     ///
     /// # Errors
     /// What is no delta of the base.
@@ -146,24 +165,21 @@ impl Given<'_> {
         &self,
         base: &Base,
         origin: &str,
-        force: bool,
-    ) -> Result<(Delta, Option<Relation>), Error> {
-        match self {
-            Given::Adapter(adapter) => {
-                let bytes = adapter.to_bytes();
-                let delta = Delta::from_own(base.facts.digest, &base.facts.shapes, &bytes);
-                Ok((delta.map_err(checkpoint(origin))?, None))
+        related: Option<&Related>,
+    ) -> Result<Delta, Error> {
+        let own = |bytes: &[u8]| Delta::from_own(base.facts.digest, &base.facts.shapes, bytes);
+        let delta = match (self, related) {
+            (Given::Whole(tuned), Some((weights, relation))) => {
+                Delta::differences(relation.base, weights, &**tuned)
             }
-            Given::Own(bytes) => {
-                let delta = Delta::from_own(base.facts.digest, &base.facts.shapes, bytes);
-                Ok((delta.map_err(checkpoint(origin))?, None))
+            (Given::Whole(tuned), None) => {
+                let (weights, relation) = base.relation(tuned, origin, true)?;
+                Delta::differences(relation.base, &weights, &**tuned)
             }
-            Given::Whole(tuned) => {
-                let (weights, relation) = base.relation(tuned, origin, force)?;
-                let delta = Delta::differences(relation.base, &weights, &**tuned);
-                Ok((delta.map_err(checkpoint(origin))?, Some(relation)))
-            }
-        }
+            (Given::Adapter(adapter), _) => own(&adapter.to_bytes()),
+            (Given::Own(bytes), _) => own(bytes),
+        };
+        delta.map_err(checkpoint(origin))
     }
 }
 
