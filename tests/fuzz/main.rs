@@ -12,6 +12,7 @@ use prost::Message;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::Once;
 use std::time::{Duration, Instant};
 use targets::{BASE, TARGETS, Target, tensors};
 
@@ -96,7 +97,14 @@ fn run(name: &str, target: Target, input: &[u8]) {
     }
 }
 
+/// Panics are printed without a backtrace: reading the symbols for one holds more than a target may.
+fn print_panics_alone() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| std::panic::set_hook(Box::new(|panic| eprintln!("{panic}"))));
+}
+
 fn fuzz(name: &str) {
+    print_panics_alone();
     let (_, target) = *(TARGETS.iter().find(|(target, _)| *target == name)).expect("a target");
     let corpus = corpus(name);
     corpus.iter().for_each(|input| run(name, target, input));
