@@ -87,19 +87,16 @@ impl Beside {
     /// What a client sends: files by name, and the digest of its tokenizer's pieces where there is one.
     ///
     /// # Errors
-    /// A name that is none of those, or a file that is too long.
+    /// The reason: a name that is none of those, or a file that is too long.
     pub fn sent(
         files: impl IntoIterator<Item = (String, Vec<u8>)>,
         pieces: Option<Digest>,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, String> {
         let file = |(name, bytes): (String, Vec<u8>)| {
             let known = SMALL.iter().find(|known| **known == name);
             match known {
                 Some(name) if bytes.len() as u64 <= LONGEST_SMALL => Ok((*name, bytes)),
-                _ => Err(Error::BadField {
-                    field: "beside",
-                    reason: format!("{name:?} is not expected there, or too long"),
-                }),
+                _ => Err(format!("{name:?} is not expected there, or too long")),
             }
         };
         Ok(Beside {

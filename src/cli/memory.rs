@@ -1,6 +1,24 @@
 //! What loading leaves in memory: banks pass through f32 on their way to few bits, a base through its file, and glibc by itself
 //! would keep most of that for later.
 
+use crate::engine::EngineHandle;
+use std::time::Duration;
+
+/// How often an engine with nothing to do is looked for.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// Hands back what requests have left in memory, where the engine has nothing to do.
+pub async fn give_back_when_idle(engine: EngineHandle) {
+    let mut looks = tokio::time::interval(LOOK);
+    loop {
+        looks.tick().await;
+        let status = engine.status();
+        if status.running + status.waiting == 0 {
+            let _ = tokio::task::spawn_blocking(give_back).await;
+        }
+    }
+}
+
 /// Loading begins, or is over. While it lasts, large blocks go back to the system as they are freed; afterwards they come from the
 /// heap again, as the buffers of a step should.
 pub fn loading(begins: bool) {
@@ -29,7 +47,7 @@ fn from_the_system_above(bytes: i32) {
 
 /// Hands free memory back to the system.
 #[allow(unsafe_code)]
-pub fn give_back() {
+fn give_back() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: it has no precondition and moves nothing that is in use.
     unsafe {

@@ -2,7 +2,7 @@
 
 use super::doors::DoorArgs;
 use super::materialise::MaterialiseArgs;
-use super::memory::loading;
+use super::memory::{give_back_when_idle, loading};
 use super::place::PlaceArgs;
 use crate::catalog::{BaseSource, Catalog, CatalogConfig};
 use crate::checkpoint;
@@ -368,6 +368,7 @@ pub fn run(args: ServeArgs) -> Result<()> {
     );
     tracing::info!("the base: {}", catalog.describe_base());
     let served = runtime.block_on(async {
+        tokio::spawn(give_back_when_idle(engine.clone()));
         let asked = async move {
             tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
             tokio::spawn(async move {

@@ -210,6 +210,10 @@ pub fn of_change(error: catalog::Error, field: &'static str) -> Status {
             source: Refused::Unreadable(_),
             ..
         } => BadField::new(field, error.to_string()).into(),
+        catalog::Error::Checkpoint {
+            source: Refused::Damaged,
+            ..
+        } => Status::data_loss(told(&BadField::new(field, error.to_string()))),
         error => error.into(),
     }
 }

@@ -121,7 +121,8 @@ impl BaseCopy {
         self.parts.get(name)?.bytes().ok()
     }
 
-    /// Keeps `parts` of the base whose weights have the digest `base`, in the place of whatever copy there is.
+    /// Keeps `parts` of the base whose weights have the digest `base`, in the place of whatever copies there are: a store has one, of
+    /// the form that was served last.
     ///
     /// # Errors
     /// Operations on the disk; nothing of it is left then.
@@ -150,7 +151,13 @@ impl BaseCopy {
         disk.write_by(&path, |partial| {
             safetensors::serialize_to_file(parts, None, partial).map_err(io::Error::other)
         })?;
-        disk.sync_directory(Path::new("base"))
+        disk.sync_directory(Path::new("base"))?;
+        for other in disk.list(Path::new("base")) {
+            if other != path {
+                disk.remove_file(&other)?;
+            }
+        }
+        Ok(())
     }
 }
 

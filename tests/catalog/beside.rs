@@ -86,13 +86,7 @@ fn what_stands_beside_a_checkpoint_counts_for_an_upload_as_for_a_path() {
     );
     assert_eq!(answer(&engine, "one"), answer(&engine, "two"));
     let bad = Beside::sent([("../config.json".to_owned(), Vec::new())], None);
-    assert!(matches!(
-        bad,
-        Err(Error::BadField {
-            field: "beside",
-            ..
-        })
-    ));
+    assert!(bad.is_err_and(|reason| reason.contains("config.json")));
     // An adapter's file with its configuration.
     let adapter = golden("peft-sdar-tiny/plain");
     let config = fs::read(adapter.join("adapter_config.json")).expect("config");

@@ -277,6 +277,22 @@ fn a_rounded_base_is_read_from_the_stores_copy_until_its_files_change() {
     drop((catalog, engine));
     let kept = fs::read(&copy).expect("a copy");
 
+    // One copy, of the form that was served last.
+    let other = CatalogConfig {
+        place: Place::Host(Quantisation::Bf16),
+        ..config.clone()
+    };
+    drop(Catalog::open(other, |_| {}).expect("in another form"));
+    let copies = || {
+        let folder = fs::read_dir(place.data().join("base")).expect("copies");
+        let names = folder.map(|copy| copy.expect("a copy").file_name());
+        names.collect::<Vec<_>>()
+    };
+    assert_eq!(copies(), ["bf16.safetensors"]);
+    drop(open(false).expect("in the form before"));
+    assert_eq!(copies(), ["q8_0.safetensors"]);
+    assert_eq!(fs::read(&copy).expect("a copy"), kept);
+
     // From the copy: the same weights, which the published file is not asked for.
     change_base(&place, true);
     let (catalog, engine) = serve(open(false).expect("the copy is trusted"));

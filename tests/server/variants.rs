@@ -112,7 +112,10 @@ async fn variants_are_put_with_their_progress_and_deleted() {
 async fn variants_that_cannot_be_are_refused_by_what_is_wrong() {
     let address = shared_http().await;
     let file = packed("kjv");
+    let mut damaged = include_bytes!("../../models/variants/reverse.safetensors").to_vec();
+    *damaged.last_mut().expect("a byte") ^= 8;
     for (name, said, file, status, part) in [
+        ("new", "", &damaged[..], 400, "body: "),
         ("base", "", file, 400, "name: "),
         ("-", "", file, 400, "name: "),
         ("new", "seed=many", file, 400, "seed"),

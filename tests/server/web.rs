@@ -44,10 +44,10 @@ impl Answered {
 /// Sends bytes as they are and reads what comes until the server closes the connection.
 pub async fn exchange(address: SocketAddr, bytes: &[u8]) -> Answered {
     let mut stream = TcpStream::connect(address).await.expect("connect");
-    stream.write_all(bytes).await.expect("write");
+    let (mut answers, mut sends) = stream.split();
     let mut answer = Vec::new();
-    // Where not all was read that was sent, the connection ends with an error after the answer.
-    let _ = stream.read_to_end(&mut answer).await;
+    // Where not all was read that was sent, the connection ends with an error after the answer, in both directions.
+    let _ = tokio::join!(sends.write_all(bytes), answers.read_to_end(&mut answer));
     parse(&answer)
 }
 

@@ -235,7 +235,7 @@ pub fn beside(wire: Option<pb::Beside>) -> Result<Beside, BadField> {
         BadField::new("header.beside.pieces_digest", reason)
     })?;
     Beside::sent(wire.files, digest.map(Digest::from))
-        .map_err(|error| BadField::new("header.beside", error.to_string()))
+        .map_err(|reason| BadField::new("header.beside", reason))
 }
 
 /// Refusals on the wire.

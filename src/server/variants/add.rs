@@ -90,16 +90,20 @@ pub async fn add(
     request: Request,
 ) -> Result<Response, Failure> {
     let caller = Caller::of(request.extensions())?;
-    let Query(addition) = query.map_err(bad_query)?;
     let wants_events = wants_events(request.headers());
     let with_beside = request.headers().get(header::CONTENT_TYPE);
     let with_beside = with_beside.is_some_and(|kind| kind == upload::WITH_BESIDE);
     let waits = request.headers().contains_key(header::EXPECT);
-    let (mut addition, body) = (addition.request(name)?, request.into_body());
+    let body = request.into_body();
     // Before the upload, not after it.
-    let may = variants.check(&addition).map_err(told);
-    let permit = match may.and_then(|()| upload::reserve(&variants, &caller, &body)) {
-        Ok(permit) => permit,
+    let admitted = || {
+        let Query(addition) = query.map_err(bad_query)?;
+        let addition = addition.request(name)?;
+        variants.check(&addition).map_err(told)?;
+        Ok((addition, upload::reserve(&variants, &caller, &body)?))
+    };
+    let (mut addition, permit) = match admitted() {
+        Ok(admitted) => admitted,
         Err(refused) => {
             if !waits {
                 upload::discard(&variants, body).await;

@@ -20,7 +20,7 @@ use axum::routing::{get, put};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::time::Duration;
-use tonic::Status;
+use tonic::{Code, Status};
 
 /// What the routes stand on.
 #[derive(Clone)]
@@ -73,8 +73,11 @@ fn bad_query(error: QueryRejection) -> Failure {
     Failure::new(StatusCode::BAD_REQUEST, error.body_text())
 }
 
-/// What went wrong, where nothing has a header.
+/// What went wrong, where nothing has a header. A body that is damaged is the client's, a store that is damaged is not.
 fn told(status: Status) -> Failure {
+    if status.code() == Code::DataLoss && status.message().starts_with("body: ") {
+        return Failure::new(StatusCode::BAD_REQUEST, status.message());
+    }
     match status.message().strip_prefix("header.") {
         None => status.into(),
         Some(message) => {

@@ -90,10 +90,7 @@ fn split(bytes: &[u8]) -> Result<Option<(Beside, &[u8])>, BadField> {
     let files = files
         .into_iter()
         .map(|(name, content)| (name, content.into_bytes()));
-    let beside = Beside::sent(files, None).map_err(|error| {
-        let error = error.to_string();
-        bad(error.strip_prefix("beside: ").unwrap_or(&error).to_owned())
-    })?;
+    let beside = Beside::sent(files, None).map_err(bad)?;
     Ok(Some((beside, file)))
 }
 
