@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The load generators aiperf and inference-perf, unchanged, against /v1/completions of the server at CHOIR_HTTP, with the tokenizer of
-# models/base; inference-perf spreads its traffic over four variants as over LoRA adapters. Two gigabytes of packages.
+# The load generators aiperf, guidellm and inference-perf, unchanged, against /v1/completions of the server at CHOIR_HTTP, with the tokenizer of
+# models/base; inference-perf spreads its traffic over four variants as over LoRA adapters. Eight gigabytes of packages, six of them guidellm's.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -51,6 +51,29 @@ assert value("completed_request_count") == 40 and value("request_error_rate") ==
 print(
     f"ok aiperf 0.13.0: 40 streams, {value('output_token_throughput'):.0f} tokens/s, first token after "
     f"{value('time_to_first_token'):.0f} ms"
+)
+PY
+  fi
+fi
+
+if fetch guidellm 0.8.1; then
+  status=0
+  HF_HUB_OFFLINE=1 timeout 300 "$cache/guidellm-0.8.1/bin/guidellm" run \
+    --backend "kind=openai_http,target=$CHOIR_HTTP,model=kjv,request_format=/v1/completions" --profile kind=concurrent,streams=4 \
+    --constraint kind=max_requests,count=40 --tokenizer "kind=hf_auto,model=$work/tokenizer" \
+    --data kind=synthetic_text,prompt_tokens=30,output_tokens=32 --disable-console \
+    --output "kind=json,path=$work/guidellm.json" >"$work/said" 2>&1 || status=$?
+  if ran guidellm "$status"; then
+    python3 - "$work/guidellm.json" <<'PY'
+import json, sys
+
+metrics = json.load(open(sys.argv[1]))["benchmarks"][0]["metrics"]
+totals = metrics["request_totals"]
+assert totals["successful"] == totals["total"] == 40, totals
+value = lambda name: metrics[name]["successful"]["mean"]
+print(
+    f"ok guidellm 0.8.1: 40 streams, {value('output_tokens_per_second'):.0f} tokens/s, first token after "
+    f"{value('time_to_first_token_ms'):.0f} ms"
 )
 PY
   fi

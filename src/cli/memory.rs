@@ -47,7 +47,7 @@ fn from_the_system_above(bytes: i32) {
 
 /// Hands free memory back to the system.
 #[allow(unsafe_code)]
-fn give_back() {
+pub fn give_back() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: it has no precondition and moves nothing that is in use.
     unsafe {
