@@ -16,7 +16,7 @@ use crate::model::{Denoiser, Mix};
 /// there are other rows.
 const HOT: f64 = 0.75;
 /// How much a share follows the last step: it is of about so many steps as this goes into 1.
-const FOLLOW: f64 = 1.0 / 64.0;
+const FOLLOW: f64 = 1.0 / 32.0;
 /// A mix with less than this is forgotten.
 const COLD: f64 = 1.0 / 128.0;
 

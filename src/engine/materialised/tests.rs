@@ -4,7 +4,7 @@ use crate::model::VariantId;
 use std::time::Duration;
 
 /// Steps after which what has all rows is hot.
-const WARM: usize = 89;
+const WARM: usize = 44;
 
 fn materialised(limit: usize) -> Materialised {
     Materialised::start(limit).expect("a thread")
