@@ -19,6 +19,17 @@ pub async fn give_back_when_idle(engine: EngineHandle) {
     }
 }
 
+/// To be said before there are threads: free memory between what is in use is handed back by glibc's first arena only, and each of the
+/// others may keep some tens of megabytes. Small blocks come from a cache of each thread's either way.
+#[allow(unsafe_code)]
+pub fn one_arena() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: any thread may set a parameter of the allocator at any time.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
 /// Loading begins, or is over. While it lasts, large blocks go back to the system as they are freed; afterwards they come from the
 /// heap again, as the buffers of a step should.
 pub fn loading(begins: bool) {

@@ -2,7 +2,7 @@
 
 use super::doors::DoorArgs;
 use super::materialise::MaterialiseArgs;
-use super::memory::{give_back_when_idle, loading};
+use super::memory::{give_back_when_idle, loading, one_arena};
 use super::place::PlaceArgs;
 use crate::catalog::{BaseSource, Catalog, CatalogConfig};
 use crate::checkpoint;
@@ -290,6 +290,7 @@ pub fn default_data_dir() -> Result<PathBuf> {
 }
 
 pub fn run(args: ServeArgs) -> Result<()> {
+    one_arena();
     telemetry::init(args.log_format);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
