@@ -2,7 +2,8 @@
 
 use super::{
     Architecture, Attention, Conditioning, Head, Layer, Logits, Mlp, Norm, Refused, Role,
-    RotaryEmbedding, Rule, TensorSpec, Vocabulary, check_rules, check_sizes, parse, refuse,
+    RotaryEmbedding, Rule, TensorSpec, Vocabulary, check_layers, check_rules, check_sizes, parse,
+    refuse,
 };
 use crate::model::facts::{Grid, NetworkFacts, Process, Regime};
 use serde::{Deserialize, Serialize};
@@ -40,12 +41,12 @@ pub struct DitConfig {
 impl DitConfig {
     /// Refuses sizes that no network has; an error names the field.
     pub fn check(&self) -> Result<(), Refused> {
+        check_layers("n_blocks", self.n_blocks)?;
         check_sizes(&[
             ("vocab_size", self.vocab_size),
             ("model_length", self.model_length),
             ("hidden_dim", self.hidden_dim),
             ("cond_dim", self.cond_dim),
-            ("n_blocks", self.n_blocks),
             ("n_heads", self.n_heads),
             ("block_size", self.block_size.unwrap_or(1)),
             ("states", self.states.unwrap_or(1)),

@@ -334,6 +334,20 @@ fn check_rules(config: &[u8], rules: &[Rule]) -> Result<(), Refused> {
 /// Of any size: products of two, and of small numbers, do not overflow.
 const LARGEST: usize = 1 << 24;
 
+/// Layers of a network at most: each has names and shapes of its own, which a number alone must not make many of.
+const MOST_LAYERS: usize = 1024;
+
+/// Refuses more layers than any network has.
+fn check_layers(field: &'static str, layers: usize) -> Result<(), Refused> {
+    match layers {
+        1..=MOST_LAYERS => Ok(()),
+        _ => refuse(
+            field,
+            format!("is {layers}, not within 1 and {MOST_LAYERS}"),
+        ),
+    }
+}
+
 /// Refuses sizes that no network has.
 fn check_sizes(sizes: &[(&'static str, usize)]) -> Result<(), Refused> {
     match sizes.iter().find(|(_, size)| !(1..=LARGEST).contains(size)) {

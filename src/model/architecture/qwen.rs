@@ -2,7 +2,7 @@
 
 use super::{
     Architecture, Attention, Head, Layer, Logits, Mlp, Norm, Refused, Role, RotaryEmbedding, Rule,
-    TensorSpec, Vocabulary, check_rules, check_sizes, parse, refuse,
+    TensorSpec, Vocabulary, check_layers, check_rules, check_sizes, parse, refuse,
 };
 use crate::model::facts::{Grid, Process, Regime};
 use serde::Deserialize;
@@ -110,11 +110,11 @@ impl Config {
     }
 
     fn check(&self, body: &Body) -> Result<(), Refused> {
+        check_layers("num_hidden_layers", self.num_hidden_layers)?;
         check_sizes(&[
             ("vocab_size", self.vocab_size),
             ("hidden_size", self.hidden_size),
             ("intermediate_size", self.intermediate_size),
-            ("num_hidden_layers", self.num_hidden_layers),
             ("num_attention_heads", self.num_attention_heads),
             ("num_key_value_heads", self.num_key_value_heads.unwrap_or(1)),
             ("head_dim", self.head_dim.unwrap_or(2)),

@@ -156,6 +156,10 @@ fn refusals_name_the_field() {
             with(sdar(), "num_hidden_layers", json!(1u64 << 40)),
             "num_hidden_layers",
         ),
+        (
+            with(sdar(), "num_hidden_layers", json!(1025)),
+            "num_hidden_layers",
+        ),
         (with(sdar(), "rms_norm_eps", json!(-1.0)), "rms_norm_eps"),
         (with(sdar(), "model_type", "llada".into()), "llada"),
         (
