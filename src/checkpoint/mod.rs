@@ -193,7 +193,7 @@ impl<'a> Checkpoint<'a> {
     /// The same tensors by the names that a family publishes: what wrappers put before all of them is taken off, until one is
     /// among those `known`.
     pub fn unwrapped(mut self, known: impl Fn(&str) -> bool) -> Self {
-        while !self.places.keys().any(|name| known(name)) {
+        while !self.places.is_empty() && !self.places.keys().any(|name| known(name)) {
             let common = |prefix: &&&str| self.places.keys().all(|name| name.starts_with(**prefix));
             let Some(prefix) = WRAPPERS.iter().find(common) else {
                 break;
