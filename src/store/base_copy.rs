@@ -154,7 +154,7 @@ impl BaseCopy {
         disk.sync_directory(Path::new("base"))?;
         for other in disk.list(Path::new("base")) {
             if other != path {
-                disk.remove_file(&other)?;
+                disk.remove_if_there(&other);
             }
         }
         Ok(())

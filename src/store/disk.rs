@@ -193,10 +193,11 @@ impl Disk {
         self.step(Operation::Remove, path, fs::remove_file)
     }
 
-    /// Removes a file of the directory itself, which need not be there; what cannot be removed stays.
-    pub fn remove_if_there(&mut self, name: &str) {
-        if self.root.join(name).exists()
-            && let Err(error) = self.remove_file(Path::new(name))
+    /// Removes a file, which need not be there; what cannot be removed stays.
+    pub fn remove_if_there(&mut self, path: impl AsRef<Path>) {
+        let path = path.as_ref();
+        if self.root.join(path).exists()
+            && let Err(error) = self.remove_file(path)
         {
             tracing::warn!(%error, "a file that is no longer used stays in the store");
         }

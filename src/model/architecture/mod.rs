@@ -339,19 +339,18 @@ const MOST_LAYERS: usize = 1024;
 
 /// Refuses more layers than any network has.
 fn check_layers(field: &'static str, layers: usize) -> Result<(), Refused> {
-    match layers {
-        1..=MOST_LAYERS => Ok(()),
-        _ => refuse(
-            field,
-            format!("is {layers}, not within 1 and {MOST_LAYERS}"),
-        ),
-    }
+    check_size(field, layers, MOST_LAYERS)
 }
 
 /// Refuses sizes that no network has.
 fn check_sizes(sizes: &[(&'static str, usize)]) -> Result<(), Refused> {
-    match sizes.iter().find(|(_, size)| !(1..=LARGEST).contains(size)) {
-        Some((field, size)) => refuse(field, format!("is {size}, not within 1 and {LARGEST}")),
-        None => Ok(()),
+    let mut sizes = sizes.iter();
+    sizes.try_for_each(|&(field, size)| check_size(field, size, LARGEST))
+}
+
+fn check_size(field: &'static str, size: usize, most: usize) -> Result<(), Refused> {
+    match (1..=most).contains(&size) {
+        true => Ok(()),
+        false => refuse(field, format!("is {size}, not within 1 and {most}")),
     }
 }
