@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Clients that nobody here wrote, against a server started here: the programs of docs/clients.md, and scripts/clients/check.py.
 # CHOIR names the binary [default: built here]. What cannot be had (Python, packages, Node) is said and left out. With
-# --load-generators also aiperf and inference-perf.
+# --load-generators also aiperf, guidellm and inference-perf.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 cache="${XDG_CACHE_HOME:-$HOME/.cache}/choir/clients"
 # The versions of docs/compatibility.md: another release of theirs is no fault of ours.
 packages=("openai==3.57.0" "tritonclient[grpc]==2.73.0" "grpcio==1.85.3" "grpcio-tools==1.81.1" "grpcio-reflection==1.81.1"
-  "grpcio-health-checking==1.81.1" "prometheus-client==0.26.0")
+  "grpcio-health-checking==1.81.1" "prometheus-client==0.26.0" "buf-bin==1.75.0")
 work=$(mktemp -d)
 servers=()
 finish() {
@@ -25,7 +25,7 @@ if [ -z "$choir" ]; then
 fi
 
 python="$cache/venv/bin/python"
-if ! "$python" -c 'import grpc_tools, openai, tritonclient.grpc, prometheus_client' 2>/dev/null; then
+if ! "$python" -c 'import grpc_tools, openai, tritonclient.grpc, prometheus_client' 2>/dev/null || [ ! -x "$cache/venv/bin/buf" ]; then
   rm -rf "$cache/venv"
   mkdir -p "$cache"
   python3 -m venv "$cache/venv" 2>/dev/null && timeout 300 "$python" -m pip install -q "${packages[@]}" 2>/dev/null || {
@@ -87,6 +87,23 @@ run() {
 }
 for program in "$work"/programs/*.py; do run "$(basename "$program")" "$python"; done
 run curl.sh bash -euo pipefail
+# grpcurl itself cannot be had from package registries: what its calls in the documents say is asked by buf, which reads the same
+# reflection and writes the same JSON.
+"$python" - "$cache/venv/bin/buf" "$CHOIR_GRPC" <<'PY'
+import re, subprocess, sys
+
+buf, address = sys.argv[1:]
+for path in ("README.md", "docs/clients.md"):
+    calls = re.findall(r"grpcurl -plaintext -d '(.*?)' \\\n\s+\S+ (\S+)", open(path).read())
+    assert calls, f"{path} has no call by grpcurl"
+    for data, method in calls:
+        said = subprocess.run(
+            [buf, "curl", "--protocol", "grpc", "--http2-prior-knowledge", "-d", data, f"http://{address}/{method}"],
+            capture_output=True, text=True, timeout=60,
+        )
+        assert said.returncode == 0 and '"finished"' in said.stdout, said
+        print(f"ok {path}: grpcurl's call of {method}, by buf 1.75.0")
+PY
 CHOIR_VARIANT="$PWD/models/variants/kjv.safetensors" run variants.sh bash -euo pipefail
 
 if command -v npm >/dev/null; then
@@ -105,5 +122,5 @@ echo "ok $(curl --version | head -n 1 | cut -d' ' -f1-2)"
 if [ "${1:-}" = --load-generators ]; then
   scripts/clients/load.sh
 else
-  echo "NOT TRIED: aiperf and inference-perf, two gigabytes of packages; scripts/clients.sh --load-generators does"
+  echo "NOT TRIED: aiperf, guidellm and inference-perf, eight gigabytes of packages; scripts/clients.sh --load-generators does"
 fi
