@@ -16,7 +16,7 @@ mod fixtures;
 pub struct Decoder(pub TestDir);
 
 pub fn golden(name: &str) -> PathBuf {
-    fixtures::folder().join("families").join(name)
+    fixtures::folder("families").join(name)
 }
 
 impl Decoder {

@@ -19,7 +19,7 @@ const EXACT: f32 = 10.0 * TOLERANCE;
 const ROUNDED: f32 = 0.3;
 
 fn folder() -> PathBuf {
-    fixtures::folder().join("families").join(FOLDER)
+    fixtures::folder("families").join(FOLDER)
 }
 
 /// The cases by name, but for those with magnitudes.
@@ -39,7 +39,7 @@ fn read(family: &Family, name: &str) -> Result<CodedDelta, adapter::Refused> {
     let config = std::fs::read(folder().join(name).join(CONFIG)).expect("a configuration");
     let checkpoint = Checkpoint::open(&folder().join(name).join(WEIGHTS)).expect("an adapter");
     assert!(adapter::is_one(&checkpoint));
-    let base = fixtures::folder().join("families/sdar-tiny");
+    let base = fixtures::folder("families").join("sdar-tiny");
     let base = Checkpoint::open(&base).expect("a base");
     let base = Published::new(&family.architecture, base).expect("a base");
     let digest = choir::superposition::digest(&base).expect("a digest");

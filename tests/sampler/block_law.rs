@@ -217,7 +217,7 @@ fn the_first_block_has_its_enumerated_law() {
     let network = network(&case);
     let conditionals = Conditionals::new(&case, &network);
     let first_hitting = conditionals.law(&orders(block - 1, block - 1, true));
-    let golden = fixtures::read(&fixtures::folder().join("samples-stats/bd3lm.safetensors"));
+    let golden = fixtures::read(&fixtures::folder("samples-stats").join("bd3lm.safetensors"));
     if let Some((_, theirs)) = golden.get("exact.first_hitting.joint12") {
         let ours = conditionals.marginal(&first_hitting, &[0, 1]);
         let worst = ours

@@ -154,7 +154,7 @@ fn posteriors_of_the_absorbing_process() {
     let case = Case::load("bd3lm-tiny");
     let mask = case.config.mask_id().expect("mask");
     let facts =
-        std::fs::read(fixtures::folder().join("bd3lm-tiny/cases.json")).expect("cases.json");
+        std::fs::read(fixtures::folder("bd3lm-tiny").join("cases.json")).expect("cases.json");
     let facts: serde_json::Value = serde_json::from_slice(&facts).expect("json");
     let ((_, ids), (shape, x0)) = (
         case.ids("f.input_ids"),

@@ -119,7 +119,7 @@ fn step(
 
 /// The samples of the papers' own code.
 pub fn reference(file: &str, name: &str) -> Vec<Vec<u32>> {
-    let tensors = fixtures::read(&fixtures::folder().join("samples-stats").join(file));
+    let tensors = fixtures::read(&fixtures::folder("samples-stats").join(file));
     let (shape, values) = tensors.get(name).unwrap_or_else(|| panic!("no {name}"));
     values
         .chunks(shape[1])

@@ -11,7 +11,7 @@ fn numbers(value: &Value) -> Vec<f64> {
 
 #[test]
 fn the_operator_and_its_slope_are_the_references() {
-    let file = std::fs::read(folder().join("duo-tiny/operator_T.json")).expect("operator_T.json");
+    let file = std::fs::read(folder("duo-tiny").join("operator_T.json")).expect("operator_T.json");
     let file: Value = serde_json::from_slice(&file).expect("json");
     let gammas = numbers(&file["gammas"]);
     let per_time =

@@ -274,13 +274,13 @@ fn templates_come_from_their_own_file_or_by_name() {
     assert_eq!(read(Some("<|start|>")), "<|start|>");
 }
 
-/// A file of `tests/fixtures/chat`, or of another folder like it.
+/// A file of `tests/fixtures/chat`, or of another folder like it where there is one.
 fn published(name: &str) -> Option<Vec<u8>> {
-    let folder = std::env::var_os("CHOIR_FIXTURES").map_or_else(
-        || concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures").into(),
-        std::path::PathBuf::from,
-    );
-    std::fs::read(folder.join("chat").join(name)).ok()
+    let own = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/chat"));
+    let given =
+        std::env::var_os("CHOIR_FIXTURES").map(|given| std::path::Path::new(&given).join("chat"));
+    let folder = given.filter(|folder| folder.exists());
+    std::fs::read(folder.as_deref().unwrap_or(own).join(name)).ok()
 }
 
 /// As `transformers` writes the same conversations.
