@@ -29,7 +29,7 @@ fn network(case: &Case, count: usize) -> HostNetwork {
 
 /// A sequence of the reference of every mix, at several noise levels.
 fn segments(case: &Case, mixes: Vec<Mix>) -> Vec<Segment> {
-    let (shape, ids) = case.ids("a.len8.input_ids");
+    let (shape, ids) = case.sequences();
     let of = |(index, mix): (usize, Mix)| {
         let tokens = &ids[index % shape[0] * shape[1]..][..shape[1]];
         Segment {

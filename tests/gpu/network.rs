@@ -74,7 +74,7 @@ fn whole_sequences_match_the_reference() {
             });
             whole_sequences(&case, &network(Dtype::Bf16), |ours, golden, name| {
                 let off = relative(ours, golden);
-                assert!(off < 3e-2, "{folder} {name} in bf16: {off}");
+                assert!(off < 6e-2, "{folder} {name} in bf16: {off}");
             });
         }
     }
@@ -92,7 +92,7 @@ fn cached_blocks_match_the_reference_past_the_window() {
 
 /// Segments of every mix, in blocks and whole, at several noise levels.
 fn all_kinds(case: &Case, count: u32) -> Batch {
-    let (shape, ids) = case.ids("a.len8.input_ids");
+    let (shape, ids) = case.sequences();
     let mut segments = Vec::new();
     for (index, mix) in mixes(count).into_iter().enumerate() {
         for (block, sigma) in [(case.config.block(), 0.0), (None, 0.4), (Some(2), 6.9)] {
@@ -174,7 +174,7 @@ fn kept_variants_materialise_to_what_they_give() {
         let kept = kept_variants(&case, KINDS);
         let network = device_with(&rig.gpu, dtype, &case, kept, Quantisation::F32);
         let mut cache = network.cache(PAGE, 1).unwrap();
-        let (shape, ids) = case.ids("a.len8.input_ids");
+        let (shape, ids) = case.sequences();
         for mix in mixes(KINDS as u32) {
             let of = |mix: &Mix| Batch {
                 segments: vec![Segment {
@@ -200,7 +200,7 @@ fn many_rows_of_the_base_are_those_of_the_host() {
             on_device(&rig.gpu, Dtype::Bf16, &case, 0, Quantisation::F32),
             on_host(&case, 0, Quantisation::F32),
         );
-        let (shape, ids) = case.ids("a.len8.input_ids");
+        let (shape, ids) = case.sequences();
         let segments = (0..40).map(|index| {
             let tokens = &ids[index % shape[0] * shape[1]..][..shape[1] - index % 2];
             segment(&case, tokens, 0.4)
@@ -251,7 +251,7 @@ fn materialised_weights_give_what_retrieval_on_activations_gives() {
             let case = Case::load("bd3lm-tiny");
             let network = on_device(&rig.gpu, dtype, &case, 3, form);
             let mut cache = network.cache(PAGE, 1).unwrap();
-            let (shape, ids) = case.ids("a.len8.input_ids");
+            let (shape, ids) = case.sequences();
             for mix in mixes(3) {
                 let of = |mix: &Mix| Batch {
                     segments: vec![Segment {
@@ -294,7 +294,7 @@ fn variants_keep_their_slots_while_others_come_and_go() {
         own: Arc::new(GpuVariant::new(&base, &weights[index]).unwrap()),
         banks: weights[index].banks.clone(),
     };
-    let (shape, ids) = case.ids("a.len8.input_ids");
+    let (shape, ids) = case.sequences();
     let answer = |network: &GpuNetwork, variant: u32| {
         let mix = Mix::single(VariantId(variant));
         let segments = vec![Segment {

@@ -38,7 +38,7 @@ fn placed(base: &GpuBase, weights: &VariantWeights) -> Placed<GpuVariant> {
 
 /// `count` segments of `tokens` tokens each, all rows wanted.
 fn batch(case: &Case, mix: &Mix, count: usize, tokens: usize) -> Batch {
-    let (_, ids) = case.ids("a.len8.input_ids");
+    let (_, ids) = case.sequences();
     let ids: Vec<u32> = ids.iter().copied().cycle().take(tokens).collect();
     let one = Segment {
         mix: mix.clone(),
