@@ -117,6 +117,12 @@ fn step(
     true
 }
 
+/// How the samples of a file were made.
+pub fn facts(file: &str) -> serde_json::Value {
+    let path = fixtures::folder("samples-stats").join(file);
+    serde_json::from_slice(&std::fs::read(path).expect("a file")).expect("json")
+}
+
 /// The samples of the papers' own code.
 pub fn reference(file: &str, name: &str) -> Vec<Vec<u32>> {
     let tensors = fixtures::read(&fixtures::folder("samples-stats").join(file));

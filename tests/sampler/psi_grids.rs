@@ -41,18 +41,14 @@ fn close(ours: &[f64], theirs: &[f64], what: &str) {
 #[test]
 fn grids_are_those_of_the_published_code() {
     let case = Case::load("duo-tiny");
+    // psi.<profile>.<steps>.<mode>; profiles and modes have dots of their own.
+    let grids = case.names("psi.", ".times");
     for name in case.names("psi.", ".kappas") {
-        // psi.<profile>.<steps>.<mode>; profiles and modes have dots of their own.
-        let parts = name.trim_start_matches("psi.");
-        let (left, steps, mode) = [8usize, 32]
-            .iter()
-            .find_map(|steps| {
-                parts
-                    .split_once(&format!(".{steps}."))
-                    .map(|(left, mode)| (left, *steps, mode))
-            })
-            .unwrap_or_else(|| panic!("{name}"));
-        let mode = kappa(mode);
+        let begins = |grid: &&String| name.starts_with(&format!("{grid}."));
+        let grid = grids.iter().find(begins).expect("a grid");
+        let mode = &name[grid.len() + 1..];
+        let (left, steps) = grid["psi.".len()..].rsplit_once('.').expect("steps");
+        let (mode, steps) = (kappa(mode), steps.parse().expect("a number"));
         let (high_fraction, middle_fraction, high) = (0.2, 0.6, Kappa::PurePosterior);
         let psi = Psi {
             profile: profile(left),
@@ -63,11 +59,7 @@ fn grids_are_those_of_the_published_code() {
             low: mode,
         };
         let times = psi.times(steps, 1e-5);
-        close(
-            &times,
-            &case.doubles(&format!("psi.{left}.{steps}.times")).1,
-            &name,
-        );
+        close(&times, &case.doubles(&format!("{grid}.times")).1, &name);
         close(
             &psi.kappas(&times, LogLinear::UNIFORM),
             &case.doubles(&format!("{name}.kappas")).1,
@@ -91,8 +83,11 @@ fn one_mode_for_all_parts() {
             middle_fraction: 0.6,
             ..Psi::ANCESTRAL
         };
-        let kappas = all.kappas(&all.times(8, 1e-5), LogLinear::UNIFORM);
-        close(&kappas, &case.doubles(&format!("e.{name}.kappas8")).1, name);
+        for golden in case.names(&format!("e.{name}.kappas"), "") {
+            let (_, golden) = case.doubles(&golden);
+            let times = all.times(golden.len() - 1, 1e-5);
+            close(&all.kappas(&times, LogLinear::UNIFORM), &golden, name);
+        }
     }
 }
 

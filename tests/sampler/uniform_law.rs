@@ -1,7 +1,7 @@
 //! What the uniform sampler makes, against samples of Duo's own code.
 
 use crate::chi_square::{LEVEL, against_law, joint, marginal, two_samples};
-use crate::drive::{network, reference, sample};
+use crate::drive::{facts, network, reference, sample};
 use crate::fixtures::Case;
 use choir::sampler::schedule::LogLinear;
 use choir::sampler::{
@@ -15,11 +15,12 @@ fn compare(noise_removal: NoiseRemoval, name: &str) {
     let network = network(&case);
     let theirs = reference("duo.safetensors", &format!("duo.{name}.samples"));
     let (length, vocab) = (theirs[0].len(), case.config.vocab_size);
+    let steps = facts("duo.json")["steps"].as_u64().expect("steps") as u32;
     let settings = UniformSettings {
         block_size: None,
         max_tokens: length,
         predictor: UniformPredictor {
-            steps: 8,
+            steps,
             noise_removal,
             ..UniformPredictor::default()
         },
