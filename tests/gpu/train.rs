@@ -119,7 +119,9 @@ fn gradients_are_those_of_the_host() {
             let model = Trainable::from_tensors(config.clone(), weights).unwrap();
             let objective = Objective::new(config, (0.1, 1.0)).unwrap();
             let most = config.model_length.min(70);
+            let whole = |length: usize| length.next_multiple_of(config.block().unwrap_or(1));
             for (count, length) in [(2, most), (3, most.div_ceil(2))] {
+                let length = whole(length).min(config.model_length);
                 let contexts = contexts(&mut random, config, count, length);
                 let noisy = objective.corrupt(&contexts, &mut random);
                 let ours = noisy.gradients(&trainer.of(&model), None).unwrap();

@@ -49,7 +49,13 @@ fn the_objectives_match_the_reference() {
         for ((&row, nll), weight) in masked.input.rows.iter().zip(nll).zip(&masked.weights) {
             ours[row as usize] = nll * weight;
         }
-        close(&ours, &case.floats(expected).1, 1e-3, expected);
+        // The logits agree within 2e-4; what they are weighed by has no bound.
+        let (_, mut theirs) = case.floats(expected);
+        (0..theirs.len()).for_each(|i| {
+            ours[i] *= time(i);
+            theirs[i] *= time(i);
+        });
+        close(&ours, &theirs, 5e-4, expected);
     }
 }
 
@@ -61,7 +67,7 @@ fn the_two_estimates_of_the_nelbo_agree() {
     let objective = Objective::new(&case.config, (1e-3, 1.0)).expect("objective");
     let (shape, x0) = case.ids("g.x0");
     let mut contexts = Contexts::new(shape[1]);
-    for _ in 0..16 {
+    for _ in 0..1024_usize.div_ceil(x0.len()) {
         contexts.count += shape[0];
         contexts.tokens.extend(&x0);
         contexts.importance.extend(vec![1.0; x0.len()]);

@@ -1,6 +1,6 @@
 //! Duo's objective against the papers' own code, and its noise.
 
-use crate::fixtures::{Case, close};
+use crate::fixtures::Case;
 use candle_core::{Device, Tensor};
 use choir::model::{TrainBatch, Trainable};
 use choir::ops::uniform_nelbo::uniform_nelbo_slow;
@@ -136,12 +136,13 @@ fn the_loss_of_the_network_is_the_references() {
         teacher: None,
     };
     let losses = noisy.losses(&model).expect("losses");
-    close(&losses, &case.floats("nll.full").1, 2e-3, "nll.full");
-    let mean = noisy.per_token(&losses);
-    assert!(
-        (mean - case.doubles("nll.loss").1[0]).abs() < 1e-4,
-        "{mean}"
-    );
+    for (ours, theirs) in losses.iter().zip(case.floats("nll.full").1) {
+        let off = (ours - theirs).abs();
+        assert!(off < 1e-3 * (1.0 + theirs.abs()), "{ours}, not {theirs}");
+    }
+    let (mean, theirs) = (noisy.per_token(&losses), case.doubles("nll.loss").1[0]);
+    let off = (mean - theirs).abs();
+    assert!(off < 1e-4 * (1.0 + theirs.abs()), "{mean}, not {theirs}");
 }
 
 #[test]
@@ -195,6 +196,12 @@ fn noise_comes_as_often_as_alpha_says_and_leaves_prompts_alone() {
     );
 }
 
+/// A block size, the largest up to 8 that a sequence is whole blocks of.
+fn part(length: usize) -> usize {
+    let whole = (1..=8).filter(|block| length.is_multiple_of(*block));
+    whole.max().expect("blocks of one")
+}
+
 /// The NELBO of a network that knows nothing is ln V: its prediction is uniform whatever it reads.
 #[test]
 fn knowing_nothing_costs_the_logarithm_of_the_vocabulary() {
@@ -205,12 +212,12 @@ fn knowing_nothing_costs_the_logarithm_of_the_vocabulary() {
     }
     let (shape, x0) = case.ids("nll.x0");
     let mut contexts = Contexts::new(shape[1]);
-    for _ in 0..128 {
+    for _ in 0..8192_usize.div_ceil(x0.len()) {
         contexts.count += shape[0];
         contexts.tokens.extend(&x0);
         contexts.importance.extend(vec![1.0; x0.len()]);
     }
-    for block in [None, Some(8)] {
+    for block in [None, Some(part(shape[1]))] {
         let config = case.config.uniform(block);
         let objective = Objective::new(&config, (1e-3, 1.0)).expect("objective");
         let model = Trainable::from_tensors(config, &weights).expect("weights");
@@ -232,7 +239,8 @@ fn a_distillation_step_brings_the_student_to_its_teacher() {
         importance: vec![1.0; x0.len()],
         tokens: x0,
     };
-    for (block, divergence) in [(None, Divergence::Backward), (Some(8), Divergence::Forward)] {
+    let blocks = Some(part(contexts.length));
+    for (block, divergence) in [(None, Divergence::Backward), (blocks, Divergence::Forward)] {
         let config = case.config.uniform(block);
         let objective = Objective::new(&config, (1e-3, 1.0)).expect("objective");
         let teacher = Trainable::from_tensors(config, &case.weights).expect("weights");
