@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use choir::checkpoint::Checkpoint;
-use choir::engine::{Engine, Generation, Request, Sampling};
+use choir::engine::{Engine, EngineConfig, Generation, Request, Sampling};
 use choir::model::architecture::{Architecture, published};
 use choir::model::tokenizer::Tokenizer;
 use choir::model::{BaseWeights, HostNetwork};
@@ -81,7 +81,12 @@ impl Text {
 /// All at once, on a network in blocks of this size.
 fn decode(family: &Traces, block: Option<usize>, traces: Vec<Expected>) {
     assert!(!traces.is_empty(), "no trace in blocks of {block:?}");
-    let engine = Engine::start(config(), generation(family, block)).expect("engine");
+    let generation = generation(family, block);
+    let config = EngineConfig {
+        kv_bytes: 170 * generation.denoiser.page_bytes(config().page_tokens),
+        ..config()
+    };
+    let engine = Engine::start(config, generation).expect("engine");
     let submit = |(name, request, text): Expected| {
         let stream = engine
             .submit(request)

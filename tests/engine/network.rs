@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use choir::engine::{Engine, EngineConfig, EngineHandle, Request, ScoreRequest};
-use choir::model::{BaseWeights, HostNetwork, ServedBank, VariantWeights};
+use choir::model::{BaseWeights, Denoiser, HostNetwork, ServedBank, VariantWeights};
 use choir::ops::quantized::Quantisation;
 use choir::rng::{Key, Stream};
 
@@ -63,11 +63,16 @@ fn engine(threads: usize, step_tokens: usize, form: Quantisation) -> (Case, Engi
         step_tokens,
         ..config()
     };
-    engine_of(config, form)
+    engine_of(config, 170, form)
 }
 
-fn engine_of(config: EngineConfig, form: Quantisation) -> (Case, EngineHandle) {
+/// With so many pages for its cache.
+fn engine_of(config: EngineConfig, pages: usize, form: Quantisation) -> (Case, EngineHandle) {
     let (case, dit) = network(form);
+    let config = EngineConfig {
+        kv_bytes: pages * dit.page_bytes(config.page_tokens),
+        ..config
+    };
     (case, Engine::start(config, both(dit)).expect("engine"))
 }
 
@@ -127,11 +132,10 @@ fn the_same_tokens_alone_in_a_mixed_batch_and_on_any_threads() {
 fn the_same_tokens_from_pages_that_another_has_written() {
     let with = |prefix_reuse| EngineConfig {
         prefix_reuse,
-        kv_bytes: 16 << 20,
         ..config()
     };
-    let (case, anew) = engine_of(with(false), Quantisation::F32);
-    let (_, again) = engine_of(with(true), Quantisation::F32);
+    let (case, anew) = engine_of(with(false), 2730, Quantisation::F32);
+    let (_, again) = engine_of(with(true), 2730, Quantisation::F32);
     for round in 0..2 {
         for (index, request) in requests(&case, mixed).into_iter().enumerate() {
             let expected = run(&anew, request.clone()).1;
