@@ -60,6 +60,11 @@ impl<J: Job> Batcher<J> {
         self.running.iter().map(|sequence| &**sequence)
     }
 
+    /// Whether somebody runs who does not wait for its reader.
+    pub fn can_go_on(&self) -> bool {
+        self.running().any(|sequence| sequence.paused.is_none())
+    }
+
     pub fn pool(&self) -> &Pool {
         &self.pool
     }

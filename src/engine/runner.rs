@@ -45,6 +45,10 @@ impl Runner {
             drop(door);
             tell(over);
             if parts.is_empty() {
+                // Who was chosen found no page and gave its own up: others go on.
+                if self.batcher.can_go_on() {
+                    continue;
+                }
                 match self.wait() {
                     true => continue,
                     false => return,

@@ -5,6 +5,7 @@ use choir::model::Denoiser;
 
 use super::fake::*;
 use super::requests::*;
+use std::time::{Duration, Instant};
 
 fn mix_of(name: &str) -> Vec<(String, f32)> {
     match name {
@@ -167,6 +168,36 @@ fn sequences_that_lose_their_pages_say_the_same() {
             assert_eq!(wide.status().preempted, 0);
         }
     }
+}
+
+/// Texts take turns, one to a step. Where a later one finds no page, it gives up its own, and the step is nobody's: an earlier one has the
+/// next.
+#[test]
+fn a_step_that_found_no_page_is_followed_by_another() {
+    let mut preempted = 0;
+    // Room for all that one of them sees, and for less than all see.
+    for pages in WINDOW / 4 + 2..WINDOW {
+        let (network, gate) = Fake::new(6).letters().gated();
+        let config = EngineConfig {
+            kv_bytes: pages * network.page_bytes(config().page_tokens),
+            step_tokens: BLOCK,
+            prefix_reuse: false,
+            unread: 1000,
+            ..config()
+        };
+        let engine = start(config, network);
+        let asked = |variant| Request {
+            deadline: Some(Instant::now() + Duration::from_secs(20)),
+            ..to(variant, 60, 1)
+        };
+        let streams = ["a", "b", "c"].map(|variant| engine.submit(asked(variant)).expect("submit"));
+        drop(gate);
+        for stream in streams {
+            assert_eq!(outcome(&events(stream)).1.len(), 60, "{pages} pages");
+        }
+        preempted += engine.status().preempted;
+    }
+    assert!(preempted > 0);
 }
 
 fn events_of(engine: &choir::engine::EngineHandle, request: Request) -> Vec<Event> {
