@@ -202,7 +202,7 @@ fn nothing_is_left_of_ten_thousand_requests() {
     );
     let reasons = status.refused;
     assert!(
-        reasons.queue > 0 && reasons.client > 0 && reasons.variant == 0,
+        reasons.queue > 0 && reasons.variant == 0, // a full queue is said before a client's share is
         "{reasons:?}"
     );
     assert!(
