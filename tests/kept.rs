@@ -7,7 +7,7 @@ use choir::model::{
 };
 use choir::ops::quantized::Quantisation;
 use fixtures::kept::{KINDS, dense, kept_variants};
-use fixtures::{Case, PAGE, close, mixes, segment};
+use fixtures::{Case, PAGE, mixes, relative, segment};
 use std::sync::Arc;
 
 fn base(case: &Case) -> Arc<BaseWeights> {
@@ -48,6 +48,12 @@ fn logits(network: &dyn Denoiser, segments: &[Segment]) -> Vec<f32> {
     network.forward(&batch, &mut cache).expect("logits").data
 }
 
+/// As near as x is that is rounded to bytes.
+fn near(ours: &[f32], theirs: &[f32], what: &str) {
+    let off = relative(ours, theirs);
+    assert!(off < 0.015, "{what}: off by {off}");
+}
+
 /// Weights of every kind, added up by the definition into a network of its own.
 #[test]
 fn kept_variants_are_what_their_weights_added_up_are() {
@@ -76,8 +82,7 @@ fn kept_variants_are_what_their_weights_added_up_are() {
                 })
                 .collect();
             let theirs = logits(&whole, &alone);
-            // x is rounded to bytes.
-            close(&ours, &theirs, 0.05, &format!("{folder} variant {number}"));
+            near(&ours, &theirs, &format!("{folder} variant {number}"));
             let of_base = logits(&plain, &alone);
             let far = |(a, b): (&f32, &f32)| (a - b).abs() > 0.2;
             assert!(
@@ -112,7 +117,7 @@ fn kept_variants_do_not_depend_on_the_batch_and_materialise() {
                     ..segment.clone()
                 }],
             );
-            close(ours, &theirs, 0.05, &format!("{folder} {:?}", segment.mix));
+            near(ours, &theirs, &format!("{folder} {:?}", segment.mix));
         }
     }
 }
