@@ -11,7 +11,7 @@ use choir::catalog::{BaseSource, Catalog, CatalogConfig};
 use choir::engine::{Engine, EngineConfig, EngineHandle, Event, Generation, Request, Sampling};
 use choir::model::gpu::GpuTarget;
 use choir::model::kv_cache::KvCache;
-use choir::model::{Batch, Denoiser, Logits, NetworkFacts, Outcome, Place, Process};
+use choir::model::{Batch, Denoiser, Logits, NetworkFacts, Outcome, PageLayout, Place, Process};
 use choir::ops::gpu::{Dtype, Gemm, GpuDevice, Graph, Launch, Result};
 use choir::ops::quantized::Quantisation;
 
@@ -135,12 +135,12 @@ impl Denoiser for Watched {
         self.network.facts()
     }
 
-    fn page_bytes(&self, page_tokens: usize) -> usize {
-        self.network.page_bytes(page_tokens)
+    fn page_bytes(&self, page: PageLayout) -> usize {
+        self.network.page_bytes(page)
     }
 
-    fn cache(&self, page_tokens: usize, pages: usize) -> choir::model::Result<KvCache> {
-        self.network.cache(page_tokens, pages)
+    fn cache(&self, page: PageLayout, pages: usize) -> choir::model::Result<KvCache> {
+        self.network.cache(page, pages)
     }
 
     fn forward(&self, batch: &Batch, cache: &mut KvCache) -> choir::model::Result<Logits> {

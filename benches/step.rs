@@ -159,7 +159,7 @@ fn steps(criterion: &mut Criterion) {
     for (name, config) in sizes {
         let network = network(&config);
         let mut cache = network
-            .cache(16, SEQUENCES * PAGES as usize)
+            .cache(16.into(), SEQUENCES * PAGES as usize)
             .expect("a cache");
         let mut group = criterion.benchmark_group(format!("step, {name}"));
         group.warm_up_time(Duration::from_millis(300));

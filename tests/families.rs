@@ -8,7 +8,10 @@ mod reference;
 use candle_core::{Device, Tensor};
 use choir::model::architecture::published;
 use choir::model::kv_cache::KvCache;
-use choir::model::{BaseWeights, Batch, Denoiser, HostNetwork, Mix, PageId, Segment, ServedBank};
+use choir::model::{
+    BaseWeights, Batch, CacheType, Denoiser, HostNetwork, Mix, PageId, PageLayout, Segment,
+    ServedBank,
+};
 use choir::ops::quantized::Quantisation;
 use fixtures::close;
 use fixtures::family::{Family, Forward, PAGE, behind};
@@ -270,6 +273,50 @@ fn bases_in_few_bits_stay_near_and_do_not_depend_on_the_batch() {
                 );
                 begun += alone.len();
             }
+        }
+    }
+}
+
+#[test]
+fn a_cache_in_bf16_takes_half_and_rounds_the_same_however_a_text_is_cut() {
+    let pages = |dtype| PageLayout {
+        tokens: PAGE,
+        dtype,
+    };
+    for family in Family::all() {
+        let network = of_base(&family);
+        let (length, block) = (4 * PAGE - 3, PAGE / 2);
+        let tokens = family.architecture.facts().tokens;
+        let ids: Vec<u32> = (0..length).map(|at| (at * 31 % tokens) as u32).collect();
+        let cache = |dtype| network.cache(pages(dtype), 4).expect("a cache");
+        let (mut narrow, mut wide) = (cache(CacheType::Bf16), cache(CacheType::F32));
+        assert_eq!(2 * narrow.bytes(), wide.bytes());
+        assert_eq!(
+            2 * network.page_bytes(pages(CacheType::Bf16)),
+            network.page_bytes(PAGE.into())
+        );
+        let evaluate = |segment, cache: &mut KvCache| {
+            let batch = Batch {
+                segments: vec![segment],
+            };
+            network.forward(&batch, cache).expect("forward").data
+        };
+        let whole = |cache: &mut KvCache| {
+            evaluate(behind(0, &ids, block, false, length - 1..length), cache)
+        };
+        let (rounded, exact) = (whole(&mut narrow), whole(&mut wide));
+        let error = relative_error(&rounded, &exact);
+        assert!((1e-6..0.02).contains(&error), "{error}");
+        // Block by block behind what is stored, and the prompt in pieces of other lengths.
+        for piece in [block, 3 * block] {
+            let mut last = Vec::new();
+            for start in (0..length).step_by(piece) {
+                let here = start..(start + piece).min(length);
+                let (rows, stored) = (here.len() - 1..here.len(), here.end < length);
+                let segment = behind(start, &ids[here], block, stored, rows);
+                last = evaluate(segment, &mut narrow);
+            }
+            assert_eq!(last, rounded, "pieces of {piece}");
         }
     }
 }

@@ -41,7 +41,7 @@ fn segments(case: &Case, mixes: Vec<Mix>) -> Vec<Segment> {
 }
 
 fn logits(network: &dyn Denoiser, segments: &[Segment]) -> Vec<f32> {
-    let mut cache = network.cache(PAGE, 1).expect("cache");
+    let mut cache = network.cache(PAGE.into(), 1).expect("cache");
     let batch = Batch {
         segments: segments.to_vec(),
     };

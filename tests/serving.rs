@@ -62,7 +62,7 @@ fn a_step_draws_where_it_is_told_and_gives_back_the_other_rows() {
     let mut batch = Batch {
         segments: vec![drawn(2), kept, drawn(3)],
     };
-    let mut cache = network.cache(PAGE, 0).expect("cache");
+    let mut cache = network.cache(PAGE.into(), 0).expect("cache");
     let all = network.forward(&batch, &mut cache).expect("forward");
     let outcome = network.step(&batch, &mut cache).expect("step");
     let vocab = case.config.vocab_size;

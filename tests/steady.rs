@@ -40,7 +40,7 @@ fn a_step_like_the_last_one_allocates_its_logits_only() {
         .expect("weights"),
     );
     let network = HostNetwork::new(base, &[], Vec::new()).expect("network");
-    let mut cache = network.cache(16, 0).expect("cache");
+    let mut cache = network.cache(16.into(), 0).expect("cache");
     let tokens: Vec<u32> = (0..case.config.model_length as u32)
         .map(|token| token % 7)
         .collect();

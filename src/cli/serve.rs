@@ -7,7 +7,7 @@ use super::place::PlaceArgs;
 use crate::catalog::{BaseSource, Catalog, CatalogConfig};
 use crate::checkpoint;
 use crate::engine::{Engine, EngineConfig};
-use crate::model::{Denoiser, Place};
+use crate::model::{CacheType, Denoiser, PageLayout, Place};
 use crate::ops::quantized::Quantisation;
 use crate::server::{Limits, Open};
 use crate::store::Keep;
@@ -146,6 +146,10 @@ pub struct EngineArgs {
     /// quarter of the memory that is left; at least, and on a device, 64].
     #[arg(long, value_parser = mebibytes)]
     kv_mib: Option<usize>,
+    /// The type of the keys and values in it, on the host: bf16 takes half the memory of f32 and rounds them. On a device it is the base's
+    /// [default: f32].
+    #[arg(long, value_enum)]
+    kv_type: Option<KvType>,
     /// Tokens in one step at most.
     #[arg(long, default_value_t = EngineConfig::default().step_tokens)]
     step_tokens: usize,
@@ -164,6 +168,13 @@ pub struct EngineArgs {
     /// Compute every text from its beginning, also where the cache still has it from another request.
     #[arg(long)]
     no_prefix_reuse: bool,
+}
+
+/// [`CacheType`] on the command line.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum KvType {
+    F32,
+    Bf16,
 }
 
 /// So many that their bytes can be counted.
@@ -249,6 +260,10 @@ impl EngineArgs {
                 Some(mib) => mib.saturating_mul(1 << 20),
                 None => EngineConfig::default().kv_bytes,
             },
+            kv_type: match self.kv_type {
+                None | Some(KvType::F32) => CacheType::F32,
+                Some(KvType::Bf16) => CacheType::Bf16,
+            },
             step_tokens: self.step_tokens,
             max_prompt: self.max_prompt,
             max_tokens: self.max_tokens,
@@ -267,9 +282,9 @@ const TEXTS: usize = 16;
 const TEXT_TOKENS: usize = 4096;
 
 /// Bytes of the cache where nobody says them, with so much memory left.
-fn usual_cache(network: &dyn Denoiser, page_tokens: usize, memory: Option<u64>) -> usize {
+fn usual_cache(network: &dyn Denoiser, page: PageLayout, memory: Option<u64>) -> usize {
     let tokens = TEXTS * network.facts().context.min(TEXT_TOKENS);
-    let wanted = tokens.div_ceil(page_tokens) * network.page_bytes(page_tokens);
+    let wanted = tokens.div_ceil(page.tokens) * network.page_bytes(page);
     let most = memory.map_or(usize::MAX, |memory| (memory / 4) as usize);
     wanted.min(most).max(EngineConfig::default().kv_bytes)
 }
@@ -305,6 +320,9 @@ pub fn run(args: ServeArgs) -> Result<()> {
         Open::new(doors, settings)
     };
     let config = args.store.config()?;
+    if let (Some(_), Place::Device(_)) = (args.engine.kv_type, &config.place) {
+        bail!("--kv-type is for the host: on a device the cache has the base's type");
+    }
     let engine_config = EngineConfig {
         materialise_bytes: args.materialise.bytes(match config.place {
             Place::Host(form) => Some(form),
@@ -327,7 +345,7 @@ pub fn run(args: ServeArgs) -> Result<()> {
         kv_bytes: match (args.engine.kv_mib, &place) {
             (None, Place::Host(_)) => usual_cache(
                 &*generation.denoiser,
-                engine_config.page_tokens,
+                engine_config.page(),
                 checkpoint::available(),
             ),
             _ => engine_config.kv_bytes,

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::error::Error;
 use super::ledger::{LEAST_WEIGHT, MOST_WEIGHT};
 use super::stream::ROOM;
+use crate::model::{CacheType, PageLayout};
 
 /// More threads than any machine has processors.
 const MOST_THREADS: usize = 1024;
@@ -31,6 +32,8 @@ pub struct EngineConfig {
     pub kv_bytes: usize,
     /// Positions in a page of the cache.
     pub page_tokens: usize,
+    /// The type of the keys and values in it, where the network is on the host.
+    pub kv_type: CacheType,
     /// Tokens in one step at most.
     pub step_tokens: usize,
     /// Limit of a prompt, in tokens.
@@ -63,6 +66,7 @@ impl Default for EngineConfig {
             stall: Duration::from_secs(60),
             kv_bytes: 64 << 20,
             page_tokens: 16,
+            kv_type: CacheType::F32,
             step_tokens: 512,
             max_prompt: 16_384,
             max_tokens: 16_384,
@@ -77,6 +81,14 @@ impl Default for EngineConfig {
 }
 
 impl EngineConfig {
+    /// What a page of the cache is.
+    pub fn page(&self) -> PageLayout {
+        PageLayout {
+            tokens: self.page_tokens,
+            dtype: self.kv_type,
+        }
+    }
+
     /// Refuses what leaves no room for anything. A page of the cache takes so many bytes, a materialised variant so many at least.
     pub(super) fn check(&self, page_bytes: usize, variant_bytes: usize) -> Result<(), Error> {
         let bad = |field, reason: String| Err(Error::BadField { field, reason });

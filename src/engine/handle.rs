@@ -37,11 +37,11 @@ impl Engine {
     /// cache or the system gives no threads.
     pub fn start(config: EngineConfig, generation: Generation) -> Result<EngineHandle, Error> {
         let denoiser = &generation.denoiser;
-        let page_bytes = denoiser.page_bytes(config.page_tokens);
+        let page_bytes = denoiser.page_bytes(config.page());
         config.check(page_bytes, denoiser.bytes())?;
         let pages = config.kv_bytes / page_bytes;
         let not_started = |detail: String| Error::NotStarted { detail };
-        let cache = (denoiser.cache(config.page_tokens, pages))
+        let cache = (denoiser.cache(config.page(), pages))
             .map_err(|error| not_started(format!("no cache of {pages} pages: {error}")))?;
         let threads = threads::pool(config.threads, config.pinned)?;
         let materialised = Materialised::start(config.materialise_bytes)

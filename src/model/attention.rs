@@ -3,14 +3,14 @@
 use super::architecture::Attention;
 use super::batch::Segment;
 use super::conditioning::LayerLine;
-use super::kv_cache::KvCache;
+use super::kv_cache::{HostPages, KvCache, StoredPages};
 use super::plan::BatchRows;
-use super::workspace::{HeadSpace, Spares, sized};
+use super::workspace::{HeadSpace, sized};
 use crate::ops::Rotary;
 use crate::ops::attend::{self, PositionRun, QUERIES};
 use crate::ops::gemm::View;
 use crate::ops::packed::Columns;
-use crate::ops::panel::{self, LANES, TILE};
+use crate::ops::panel::{self, LANES, Stored, TILE};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -120,10 +120,24 @@ pub fn keep(qkv: &[f32], segments: &[Segment], shape: Shape, layer: usize, cache
 pub fn attend(
     qkv: &[f32],
     segments: &[Segment],
+    rows: (&BatchRows, &BatchRows),
+    at: (Shape, usize),
+    cache: &KvCache,
+    out: &mut [f32],
+) {
+    match &cache.stored {
+        StoredPages::F32(pages) => attend_in(qkv, segments, rows, at, pages, out),
+        StoredPages::Bf16(pages) => attend_in(qkv, segments, rows, at, pages, out),
+    }
+}
+
+/// The same, with keys and values of one type.
+fn attend_in<T: Stored>(
+    qkv: &[f32],
+    segments: &[Segment],
     (all, wanted): (&BatchRows, &BatchRows),
     (shape, layer): (Shape, usize),
-    cache: &KvCache,
-    spares: &Spares<HeadSpace>,
+    pages: &HostPages<T>,
     out: &mut [f32],
 ) {
     let (width, dim) = (shape.queries(), shape.of.head_dim);
@@ -138,7 +152,7 @@ pub fn attend(
     // A task is one head of one segment: enough of them even for one sequence, and results independent of the rest.
     let tasks = (0..segments.len() * heads).into_par_iter();
     tasks.for_each_init(
-        || spares.borrow(),
+        || pages.heads.borrow(),
         |space, task| {
             let (segment, head) = (task / heads, task % heads);
             let first = all.starts[segment];
@@ -149,7 +163,7 @@ pub fn attend(
                 shape,
                 head,
                 layer,
-                cache,
+                pages,
             };
             let tokens = wanted.tokens[rows.clone()]
                 .iter()
@@ -168,23 +182,23 @@ pub fn attend(
 }
 
 /// One head of keys and values of one segment, and the queries that share it.
-struct Head<'a> {
+struct Head<'a, T> {
     /// From the segment's first row on.
     qkv: &'a [f32],
     segment: &'a Segment,
     shape: Shape,
     head: usize,
     layer: usize,
-    cache: &'a KvCache,
+    pages: &'a HostPages<T>,
 }
 
-impl Head<'_> {
+impl<T: Stored> Head<'_, T> {
     /// The output of some of the segment's tokens, ascending; `put` takes (which of them, which of the queries that share the head,
     /// first element, elements).
     fn attend(
         &self,
         tokens: impl Iterator<Item = usize>,
-        space: &mut HeadSpace,
+        space: &mut HeadSpace<T>,
         mut put: impl FnMut(usize, usize, usize, &[f32]),
     ) {
         let mut tokens = tokens.peekable();
@@ -241,7 +255,7 @@ impl Head<'_> {
     }
 
     /// The segment's own keys and values, as those of a page.
-    fn gather(&self, keys: &mut Vec<f32>, values: &mut Vec<f32>) {
+    fn gather(&self, keys: &mut Vec<T>, values: &mut Vec<T>) {
         let (dim, count) = (self.shape.of.head_dim, self.segment.tokens.len());
         let sizes = attend::sizes(count, dim);
         let (keys, values) = (sized(keys, sizes.0), sized(values, sizes.1));
@@ -249,22 +263,23 @@ impl Head<'_> {
             .chunks_exact_mut(dim.next_multiple_of(LANES))
             .enumerate()
         {
-            value[..dim].copy_from_slice(self.side(token, 1));
+            let own = value.iter_mut().zip(self.side(token, 1));
+            own.for_each(|(to, value)| *to = T::of(*value));
             let elements = keys[attend::key_at(token, dim)..].iter_mut().step_by(LANES);
             elements
                 .zip(self.side(token, 0))
-                .for_each(|(to, key)| *to = *key);
+                .for_each(|(to, key)| *to = T::of(*key));
         }
     }
 
     /// Positions `seen` in order: cached pages, then the segment's own.
     fn runs<'a>(
         &'a self,
-        keys: &'a [f32],
-        values: &'a [f32],
+        keys: &'a [T],
+        values: &'a [T],
         seen: Range<usize>,
-    ) -> impl Iterator<Item = PositionRun<'a>> {
-        let (first, size) = (self.segment.first_position, self.cache.page_tokens());
+    ) -> impl Iterator<Item = PositionRun<'a, T>> {
+        let (first, size) = (self.segment.first_position, self.pages.page_tokens);
         let start = self.segment.pages_start;
         let cached = seen.start.min(first)..seen.end.min(first);
         let pages = match cached.is_empty() {
@@ -274,7 +289,7 @@ impl Head<'_> {
         let pages = pages.map(move |page| {
             let begin = start + page * size;
             let slots = cached.start.max(begin) - begin..cached.end.min(begin + size) - begin;
-            self.cache
+            self.pages
                 .run(self.segment.pages[page], self.layer, self.head, slots)
         });
         let own = PositionRun {

@@ -3,7 +3,7 @@
 use super::batch::{Batch, Logits, Mix, Outcome};
 use super::error::Result;
 use super::facts::NetworkFacts;
-use super::kv_cache::KvCache;
+use super::kv_cache::{KvCache, PageLayout};
 use super::profile::StageHook;
 use std::sync::Arc;
 
@@ -15,13 +15,13 @@ pub trait Denoiser: Send + Sync {
     fn facts(&self) -> &NetworkFacts;
 
     /// Bytes of one page of its cache.
-    fn page_bytes(&self, page_tokens: usize) -> usize {
-        KvCache::page_bytes(self.facts().cache, page_tokens)
+    fn page_bytes(&self, page: PageLayout) -> usize {
+        KvCache::page_bytes(self.facts().cache, page)
     }
 
     /// A cache of so many pages that this network can use.
-    fn cache(&self, page_tokens: usize, pages: usize) -> Result<KvCache> {
-        KvCache::within_memory(self.facts().cache, page_tokens, pages)
+    fn cache(&self, page: PageLayout, pages: usize) -> Result<KvCache> {
+        KvCache::within_memory(self.facts().cache, page, pages)
     }
 
     /// Evaluates `batch`, writes the keys and values of clean tokens into `cache`. Gives the logits of all rows: what is to

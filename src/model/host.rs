@@ -244,7 +244,6 @@ impl HostNetwork {
                 (&plan.all, rows),
                 (shape, number),
                 cache,
-                &work.heads,
                 attended,
             );
             ended(Stage::Attention, 0);

@@ -1,4 +1,4 @@
-//! Paged keys and values, keys after rotary embedding. On the host f32, [page][layer][keys | values][head] and in that what
+//! Paged keys and values, keys after rotary embedding. On the host f32 or bf16, [page][layer][keys | values][head] and in that what
 //! [`crate::ops::attend`] reads: keys with sixteen positions side by side, values position by position. On a device
 //! [page][layer][key | value][token in page][hidden], in its own type.
 //!
@@ -8,58 +8,99 @@
 use super::batch::{Batch, PageId};
 use super::facts::CacheShape;
 use super::target::GpuTarget;
-use super::workspace::Workspace;
+use super::workspace::{HeadSpace, Spares, Workspace};
 use crate::model::error::{Error, Result};
 use crate::ops::attend::{self, PositionRun};
 use crate::ops::gemm::View;
 use crate::ops::gpu::Buffer;
-use crate::ops::panel::LANES;
+use crate::ops::panel::{LANES, Stored};
+use half::bf16;
 use std::ops::Range;
+
+/// The type of the keys and values in a cache on the host. A cache on a device has the device's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CacheType {
+    #[default]
+    F32,
+    /// Half the memory. Rows that are evaluated together see each other's keys and values rounded, too, so that a text does not depend on
+    /// how it is cut into evaluations.
+    Bf16,
+}
+
+impl CacheType {
+    fn size(self) -> usize {
+        match self {
+            CacheType::F32 => size_of::<f32>(),
+            CacheType::Bf16 => size_of::<bf16>(),
+        }
+    }
+}
+
+/// What a cache's pages are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageLayout {
+    /// Positions to a page.
+    pub tokens: usize,
+    pub dtype: CacheType,
+}
+
+/// In f32.
+impl From<usize> for PageLayout {
+    fn from(tokens: usize) -> Self {
+        PageLayout {
+            tokens,
+            dtype: CacheType::F32,
+        }
+    }
+}
 
 /// The storage of every page; which sequence owns which page is the engine's business.
 #[derive(Debug)]
 pub struct KvCache {
-    data: Vec<f32>,
+    pub(super) stored: StoredPages,
     on_device: Option<Buffer>,
-    layers: usize,
-    heads: usize,
-    head_dim: usize,
     page_tokens: usize,
     pages: usize,
     /// Memory that one evaluation leaves to the next.
     pub(super) workspace: Workspace,
 }
 
+/// Pages on the host, by type.
+#[derive(Debug)]
+pub(super) enum StoredPages {
+    F32(HostPages<f32>),
+    Bf16(HostPages<bf16>),
+}
+
 impl KvCache {
     /// Bytes of one page for this network.
-    pub fn page_bytes(shape: CacheShape, page_tokens: usize) -> usize {
-        let (keys, values) = attend::sizes(page_tokens, shape.head_dim);
-        shape.layers * shape.heads * (keys + values) * size_of::<f32>()
+    pub fn page_bytes(shape: CacheShape, page: PageLayout) -> usize {
+        HostPages::<f32>::page(shape, page.tokens) * page.dtype.size()
     }
 
-    pub fn new(shape: CacheShape, page_tokens: usize, pages: usize) -> Self {
-        let floats = pages * Self::page_bytes(shape, page_tokens) / size_of::<f32>();
+    pub fn new(shape: CacheShape, page: impl Into<PageLayout>, pages: usize) -> Self {
+        let page: PageLayout = page.into();
         Self {
-            data: vec![0.0; floats],
+            stored: match page.dtype {
+                CacheType::F32 => StoredPages::F32(HostPages::new(shape, page.tokens, pages)),
+                CacheType::Bf16 => StoredPages::Bf16(HostPages::new(shape, page.tokens, pages)),
+            },
             on_device: None,
-            layers: shape.layers,
-            heads: shape.heads,
-            head_dim: shape.head_dim,
-            page_tokens,
+            page_tokens: page.tokens,
             pages,
             workspace: Workspace::default(),
         }
     }
 
     /// As [`KvCache::new`], but an error where the system would not give so much memory, even if none of it were used.
-    pub fn within_memory(shape: CacheShape, page_tokens: usize, pages: usize) -> Result<Self> {
-        let bytes = pages.saturating_mul(Self::page_bytes(shape, page_tokens));
+    pub fn within_memory(shape: CacheShape, page: PageLayout, pages: usize) -> Result<Self> {
+        let bytes = pages.saturating_mul(Self::page_bytes(shape, page));
         let tried = Vec::<u8>::new().try_reserve_exact(bytes);
         tried.map_err(|error| Error::Memory {
             bytes,
             detail: error.to_string(),
         })?;
-        Ok(Self::new(shape, page_tokens, pages))
+        Ok(Self::new(shape, page, pages))
     }
 
     /// Bytes of one page on a device.
@@ -97,7 +138,40 @@ impl KvCache {
     }
 
     pub fn bytes(&self) -> usize {
-        self.data.len() * size_of::<f32>() + self.on_device.as_ref().map_or(0, Buffer::bytes)
+        let on_host = match &self.stored {
+            StoredPages::F32(pages) => size_of_val(&pages.data[..]),
+            StoredPages::Bf16(pages) => size_of_val(&pages.data[..]),
+        };
+        on_host + self.on_device.as_ref().map_or(0, Buffer::bytes)
+    }
+
+    /// Writes the keys and the values, [`count`, hidden] each, of slots of a page from `slot` on.
+    pub fn write(
+        &mut self,
+        page: PageId,
+        layer: usize,
+        slot: usize,
+        count: usize,
+        keys: View,
+        values: View,
+    ) {
+        match &mut self.stored {
+            StoredPages::F32(pages) => pages.write(page, layer, slot, count, keys, values),
+            StoredPages::Bf16(pages) => pages.write(page, layer, slot, count, keys, values),
+        }
+    }
+
+    /// The key and the value, [hidden] each, of one slot of a page, as they are stored.
+    pub fn read(&self, page: PageId, layer: usize, slot: usize) -> (Vec<f32>, Vec<f32>) {
+        match &self.stored {
+            StoredPages::F32(pages) => pages.read(page, layer, slot),
+            StoredPages::Bf16(pages) => pages.read(page, layer, slot),
+        }
+    }
+
+    /// Takes back the memory of logits that nobody needs any more.
+    pub(super) fn recycle(&mut self, logits: Vec<f32>) {
+        self.workspace.recycle(logits);
     }
 
     /// Refuses a batch that does not fit the cache or itself.
@@ -138,11 +212,38 @@ impl KvCache {
         }
         Ok(())
     }
+}
 
-    /// Where a head's keys begin, and how many floats they and the values behind them take.
+/// Pages on the host, in one type.
+#[derive(Debug)]
+pub(super) struct HostPages<T> {
+    data: Vec<T>,
+    shape: CacheShape,
+    pub page_tokens: usize,
+    /// What attention over them needs beside them.
+    pub heads: Spares<HeadSpace<T>>,
+}
+
+impl<T: Stored> HostPages<T> {
+    /// Numbers in one page.
+    fn page(shape: CacheShape, page_tokens: usize) -> usize {
+        let (keys, values) = attend::sizes(page_tokens, shape.head_dim);
+        shape.layers * shape.heads * (keys + values)
+    }
+
+    fn new(shape: CacheShape, page_tokens: usize, pages: usize) -> Self {
+        Self {
+            data: T::zeros(pages * Self::page(shape, page_tokens)),
+            shape,
+            page_tokens,
+            heads: Spares::default(),
+        }
+    }
+
+    /// Where a head's keys begin, and how many numbers they and the values behind them take.
     fn place(&self, page: PageId, layer: usize, head: usize) -> (usize, usize, usize) {
-        let (keys, values) = attend::sizes(self.page_tokens, self.head_dim);
-        let index = (page.0 as usize * self.layers + layer) * self.heads + head;
+        let (keys, values) = attend::sizes(self.page_tokens, self.shape.head_dim);
+        let index = (page.0 as usize * self.shape.layers + layer) * self.shape.heads + head;
         (index * (keys + values), keys, values)
     }
 
@@ -153,7 +254,7 @@ impl KvCache {
         layer: usize,
         head: usize,
         seen: Range<usize>,
-    ) -> PositionRun<'_> {
+    ) -> PositionRun<'_, T> {
         let (start, keys, values) = self.place(page, layer, head);
         let (own, after) = self.data[start..].split_at(keys + values); // the next head's
         let (keys, values) = own.split_at(keys);
@@ -165,8 +266,7 @@ impl KvCache {
         }
     }
 
-    /// Writes the keys and the values, [`count`, hidden] each, of slots of a page from `slot` on.
-    pub fn write(
+    fn write(
         &mut self,
         page: PageId,
         layer: usize,
@@ -175,37 +275,39 @@ impl KvCache {
         keys: View,
         values: View,
     ) {
-        let (dim, width) = (self.head_dim, self.head_dim.next_multiple_of(LANES));
-        for head in 0..self.heads {
+        let dim = self.shape.head_dim;
+        let width = dim.next_multiple_of(LANES);
+        for head in 0..self.shape.heads {
             let (start, middle, _) = self.place(page, layer, head);
             // An element's positions lie side by side, so all of them are written before the next element.
             for d in 0..dim {
                 for row in 0..count {
                     let key = keys.data[row * keys.row + head * dim + d];
-                    self.data[start + attend::key_at(slot + row, dim) + d * LANES] = key;
+                    self.data[start + attend::key_at(slot + row, dim) + d * LANES] = T::of(key);
                 }
             }
             for row in 0..count {
                 let value = &values.data[row * values.row + head * dim..][..dim];
-                self.data[start + middle + (slot + row) * width..][..dim].copy_from_slice(value);
+                let stored = &mut self.data[start + middle + (slot + row) * width..][..dim];
+                stored
+                    .iter_mut()
+                    .zip(value)
+                    .for_each(|(to, value)| *to = T::of(*value));
             }
         }
     }
 
-    /// The key and the value, [hidden] each, of one slot of a page, as they were written.
-    pub fn read(&self, page: PageId, layer: usize, slot: usize) -> (Vec<f32>, Vec<f32>) {
-        let (dim, width) = (self.head_dim, self.head_dim.next_multiple_of(LANES));
+    fn read(&self, page: PageId, layer: usize, slot: usize) -> (Vec<f32>, Vec<f32>) {
+        let dim = self.shape.head_dim;
+        let width = dim.next_multiple_of(LANES);
         let (mut key, mut value) = (Vec::new(), Vec::new());
-        for head in 0..self.heads {
+        for head in 0..self.shape.heads {
             let run = self.run(page, layer, head, slot..slot + 1);
-            key.extend((0..dim).map(|d| run.keys[attend::key_at(slot, dim) + d * LANES]));
-            value.extend_from_slice(&run.values[slot * width..][..dim]);
+            let element = |d: usize| run.keys[attend::key_at(slot, dim) + d * LANES].widened();
+            key.extend((0..dim).map(element));
+            let stored = &run.values[slot * width..][..dim];
+            value.extend(stored.iter().map(|value| value.widened()));
         }
         (key, value)
-    }
-
-    /// Takes back the memory of logits that nobody needs any more.
-    pub(super) fn recycle(&mut self, logits: Vec<f32>) {
-        self.workspace.recycle(logits);
     }
 }

@@ -19,7 +19,6 @@ pub struct Workspace {
     pub wide: Vec<f32>,
     pub gated: Vec<f32>,
     pub narrow: Vec<f32>,
-    pub heads: Spares<HeadSpace>,
     logits: Vec<f32>,
 }
 
@@ -39,18 +38,18 @@ impl Workspace {
 }
 
 /// `count` elements of `buffer`, to be overwritten.
-pub fn sized(buffer: &mut Vec<f32>, count: usize) -> &mut [f32] {
+pub fn sized<T: Copy + Default>(buffer: &mut Vec<T>, count: usize) -> &mut [T] {
     if buffer.len() < count {
-        buffer.resize(count, 0.0);
+        buffer.resize(count, T::default());
     }
     &mut buffer[..count]
 }
 
-/// What the attention of one head of one segment needs.
+/// What the attention of one head of one segment needs: keys and values in the cache's type.
 #[derive(Debug, Default)]
-pub struct HeadSpace {
-    pub keys: Vec<f32>,
-    pub values: Vec<f32>,
+pub struct HeadSpace<T> {
+    pub keys: Vec<T>,
+    pub values: Vec<T>,
     pub queries: Vec<f32>,
     pub scores: Vec<f32>,
 }

@@ -81,7 +81,7 @@ fn one_window_of_pages_is_enough_for_any_length() {
     // A window, the chunk that is written before it slides (half a step), and the page that both may overlap.
     let pages = (WINDOW + 8) / 4 + 1;
     let network = Fake::new(3);
-    let kv_bytes = pages * network.page_bytes(4);
+    let kv_bytes = pages * network.page_bytes(4.into());
     let engine = start(
         EngineConfig {
             kv_bytes,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use choir::engine::{Engine, EngineConfig, EngineHandle, Error, Event, Request, Sampling};
 use choir::model::kv_cache::KvCache;
-use choir::model::{Batch, Denoiser, Logits, NetworkFacts, Outcome};
+use choir::model::{Batch, Denoiser, Logits, NetworkFacts, Outcome, PageLayout};
 use choir::sampler::Predictor;
 
 use super::fake::*;
@@ -253,14 +253,14 @@ impl Denoiser for Poor {
         self.network.facts()
     }
 
-    fn cache(&self, page_tokens: usize, pages: usize) -> choir::model::Result<KvCache> {
+    fn cache(&self, page: PageLayout, pages: usize) -> choir::model::Result<KvCache> {
         if !self.room {
             return Err(choir::model::Error::Memory {
                 bytes: 1,
                 detail: "no room".into(),
             });
         }
-        self.network.cache(page_tokens, pages)
+        self.network.cache(page, pages)
     }
 
     fn forward(&self, batch: &Batch, cache: &mut KvCache) -> choir::model::Result<Logits> {
@@ -452,7 +452,7 @@ fn what_could_never_fit_is_refused_and_the_rest_waits_for_pages() {
     let network = Fake::new(10);
     let engine: EngineHandle = start(
         EngineConfig {
-            kv_bytes: 6 * network.page_bytes(4),
+            kv_bytes: 6 * network.page_bytes(4.into()),
             ..config()
         },
         network,

@@ -122,7 +122,7 @@ fn sequences_that_lose_their_pages_say_the_same() {
             let (wide, tight) = (
                 start(config(1 << 20), Fake::new(5)),
                 start(
-                    config(pages * Fake::new(5).page_bytes(page_tokens)),
+                    config(pages * Fake::new(5).page_bytes(page_tokens.into())),
                     Fake::new(5),
                 ),
             );

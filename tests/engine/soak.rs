@@ -142,7 +142,7 @@ fn nothing_is_left_of_ten_thousand_requests() {
         max_running: 8,
         queue: 6,
         max_per_client: Some(5),
-        kv_bytes: 30 * Fake::new(0).page_bytes(config().page_tokens), // so few pages that some lose theirs
+        kv_bytes: 30 * Fake::new(0).page_bytes(config().page()), // so few pages that some lose theirs
         step_tokens: 48,
         ..config()
     };

@@ -55,7 +55,7 @@ fn decoders_give_the_references_logits() {
             let batch = Batch { segments };
             let of = |dtype| {
                 let network = plain(&rig.gpu, dtype, &family);
-                let mut cache = network.cache(PAGE, 1).unwrap();
+                let mut cache = network.cache(PAGE.into(), 1).unwrap();
                 network.forward(&batch, &mut cache).unwrap().data
             };
             close(&of(Dtype::F32), &golden, 2e-4, family.architecture.family);
@@ -84,7 +84,7 @@ fn decoders_give_the_references_logits_behind_a_cache() {
         let (cleans, noisies) = (expected("b.logits_clean"), expected("b.logits_noisy"));
         for row in 0..clean.len() {
             let pages = (blocks * block).div_ceil(PAGE);
-            let mut cache = network.cache(PAGE, pages).unwrap();
+            let mut cache = network.cache(PAGE.into(), pages).unwrap();
             let mut evaluate = |segment: Segment| {
                 let segments = vec![segment];
                 let batch = Batch { segments };
@@ -139,8 +139,8 @@ fn variants_of_decoders_are_those_of_the_host() {
                 let network = with(base(&rig.gpu, dtype, &family), kept(), form);
                 let host = on_host(&family, kept());
                 let batch = all_kinds(&family, KINDS as u32);
-                let mut cache = network.cache(PAGE, 1).unwrap();
-                let mut host_cache = host.cache(PAGE, 1).unwrap();
+                let mut cache = network.cache(PAGE.into(), 1).unwrap();
+                let mut host_cache = host.cache(PAGE.into(), 1).unwrap();
                 let theirs = host.forward(&batch, &mut host_cache).unwrap();
                 let mut first = Vec::new();
                 for time in 0..3 {
@@ -168,7 +168,7 @@ fn variants_of_decoders_materialise_to_what_they_give() {
     for family in Family::all() {
         let kept = kept_variants_of(&family.dense(), KINDS);
         let network = with(base(&rig.gpu, Dtype::F32, &family), kept, Quantisation::Q4K);
-        let mut cache = network.cache(PAGE, 1).unwrap();
+        let mut cache = network.cache(PAGE.into(), 1).unwrap();
         for segment in all_kinds(&family, KINDS as u32).segments {
             let of = |mix: &Mix| Batch {
                 segments: vec![Segment {
@@ -202,7 +202,7 @@ fn recordings_outlive_a_generation() {
     let plain = family.forwards().remove(0).segment(&family.architecture);
     let (one, two, three) = (made(0), made(1), made(5));
     let before = instance(&[one.clone(), two.clone()]).unwrap();
-    let mut cache = before.cache(PAGE, 1).unwrap();
+    let mut cache = before.cache(PAGE.into(), 1).unwrap();
     let mut answer = |network: &GpuNetwork, variant: u32| {
         let mix = Mix::single(VariantId(variant));
         let segments = vec![Segment {

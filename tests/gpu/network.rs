@@ -124,9 +124,9 @@ fn variants_are_those_of_the_host() {
             // The host quantises narrow matrices otherwise: what tiles hold is compared with f32, within what four bits cost.
             let host = on_host(&case, 5, Quantisation::F32);
             let batch = all_kinds(&case, 5);
-            let mut cache = network.cache(PAGE, 1).unwrap();
+            let mut cache = network.cache(PAGE.into(), 1).unwrap();
             let ours = network.forward(&batch, &mut cache).unwrap();
-            let mut host_cache = host.cache(PAGE, 1).unwrap();
+            let mut host_cache = host.cache(PAGE.into(), 1).unwrap();
             let theirs = host.forward(&batch, &mut host_cache).unwrap();
             let off = relative(&ours.data, &theirs.data);
             assert!(off < tolerance, "{folder} {dtype:?} {form}: {off}");
@@ -151,8 +151,8 @@ fn kept_variants_are_those_of_the_host() {
             // The host rounds x to bytes.
             let host = host_with(&case, kept(), Quantisation::F32);
             let batch = all_kinds(&case, KINDS as u32);
-            let mut cache = network.cache(PAGE, 1).unwrap();
-            let mut host_cache = host.cache(PAGE, 1).unwrap();
+            let mut cache = network.cache(PAGE.into(), 1).unwrap();
+            let mut host_cache = host.cache(PAGE.into(), 1).unwrap();
             let theirs = host.forward(&batch, &mut host_cache).unwrap();
             for time in 0..3 {
                 let ours = network.forward(&batch, &mut cache).unwrap();
@@ -173,7 +173,7 @@ fn kept_variants_materialise_to_what_they_give() {
         let case = Case::load("bd3lm-tiny");
         let kept = kept_variants(&case, KINDS);
         let network = device_with(&rig.gpu, dtype, &case, kept, Quantisation::F32);
-        let mut cache = network.cache(PAGE, 1).unwrap();
+        let mut cache = network.cache(PAGE.into(), 1).unwrap();
         let (shape, ids) = case.sequences();
         for mix in mixes(KINDS as u32) {
             let of = |mix: &Mix| Batch {
@@ -208,10 +208,10 @@ fn many_rows_of_the_base_are_those_of_the_host() {
         let batch = Batch {
             segments: segments.collect(),
         };
-        let mut cache = network.cache(PAGE, 1).unwrap();
+        let mut cache = network.cache(PAGE.into(), 1).unwrap();
         let ours = network.forward(&batch, &mut cache).unwrap();
         let theirs = host
-            .forward(&batch, &mut host.cache(PAGE, 1).unwrap())
+            .forward(&batch, &mut host.cache(PAGE.into(), 1).unwrap())
             .unwrap();
         let off = relative(&ours.data, &theirs.data);
         assert!(off < 3e-2, "{off}");
@@ -230,7 +230,7 @@ fn steps_leave_the_memory_as_it_was() {
     let case = Case::load("bd3lm-tiny");
     let network = on_device(&rig.gpu, Dtype::Bf16, &case, 3, Quantisation::Q4K);
     let batches = [1, 2, 3].map(|count| all_kinds(&case, count));
-    let mut cache = network.cache(PAGE, 1).unwrap();
+    let mut cache = network.cache(PAGE.into(), 1).unwrap();
     let mut step = |number: usize| {
         network.forward(&batches[number % 3], &mut cache).unwrap();
     };
@@ -250,7 +250,7 @@ fn materialised_weights_give_what_retrieval_on_activations_gives() {
         ] {
             let case = Case::load("bd3lm-tiny");
             let network = on_device(&rig.gpu, dtype, &case, 3, form);
-            let mut cache = network.cache(PAGE, 1).unwrap();
+            let mut cache = network.cache(PAGE.into(), 1).unwrap();
             let (shape, ids) = case.sequences();
             for mix in mixes(3) {
                 let of = |mix: &Mix| Batch {
@@ -301,7 +301,7 @@ fn variants_keep_their_slots_while_others_come_and_go() {
             mix,
             ..segment(&case, &ids[..shape[1]], 0.0)
         }];
-        let mut cache = network.cache(PAGE, 1).unwrap();
+        let mut cache = network.cache(PAGE.into(), 1).unwrap();
         network
             .forward(&Batch { segments }, &mut cache)
             .unwrap()
@@ -375,7 +375,7 @@ fn a_step_draws_what_the_host_draws_from_the_same_logits() {
                 .collect();
             draws.push(number);
         }
-        let mut cache = network.cache(PAGE, 1).unwrap();
+        let mut cache = network.cache(PAGE.into(), 1).unwrap();
         let logits = network.forward(&batch, &mut cache).unwrap();
         for _ in 0..3 {
             let outcome = network.step(&batch, &mut cache).unwrap();
@@ -405,7 +405,7 @@ fn memory_comes_back() {
     let case = Case::load("bd3lm-tiny");
     for _ in 0..3 {
         let network = on_device(&rig.gpu, Dtype::Bf16, &case, 3, Quantisation::Q4K);
-        let mut cache = network.cache(PAGE, 4).unwrap();
+        let mut cache = network.cache(PAGE.into(), 4).unwrap();
         network.forward(&all_kinds(&case, 3), &mut cache).unwrap();
         assert!(free() < before);
         let single = network.materialise(&Mix::single(VariantId(1))).unwrap();
@@ -431,7 +431,7 @@ fn a_recorded_step_serves_every_batch_of_its_shape() {
             })
             .collect(),
     };
-    let (recording, mut cache) = (network(), network().cache(PAGE, 1).unwrap());
+    let (recording, mut cache) = (network(), network().cache(PAGE.into(), 1).unwrap());
     let first = batch([0, 1], 0, 0.3);
     for _ in 0..2 {
         recording.forward(&first, &mut cache).unwrap();
@@ -463,8 +463,8 @@ fn noise_levels_of_many_sequences_keep_their_tables() {
     let case = Case::load("duo-tiny");
     let network = on_device(&rig.gpu, Dtype::F32, &case, 2, Quantisation::F32);
     let host = on_host(&case, 2, Quantisation::F32);
-    let mut host_cache = host.cache(PAGE, 1).unwrap();
-    let mut cache = network.cache(PAGE, 1).unwrap();
+    let mut host_cache = host.cache(PAGE.into(), 1).unwrap();
+    let mut cache = network.cache(PAGE.into(), 1).unwrap();
     let levels = |part: u32| Batch {
         segments: (100 * part..100 * (part + 1))
             .map(|level| Segment {

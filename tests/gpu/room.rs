@@ -59,7 +59,7 @@ fn a_step_that_only_fills_the_cache_is_awaited() {
     let case = Case::load("bd3lm-tiny");
     let network = GpuNetwork::new(base(&gpu, &case), &[], Vec::new()).unwrap();
     let block = case.config.block().unwrap();
-    let mut cache = network.cache(PAGE, block.div_ceil(PAGE)).unwrap();
+    let mut cache = network.cache(PAGE.into(), block.div_ceil(PAGE)).unwrap();
     let mut batch = batch(&case, &Mix::base(), 1, block);
     let segment = &mut batch.segments[0];
     (segment.clean, segment.rows) = (block, Vec::new());
@@ -91,7 +91,7 @@ fn a_shape_in_use_stays_recorded() {
     let Some(gpu) = Emulated::new(0) else { return };
     let case = Case::load("duo-tiny");
     let network = GpuNetwork::new(base(&gpu, &case), &[], Vec::new()).unwrap();
-    let mut cache = network.cache(PAGE, 1).unwrap();
+    let mut cache = network.cache(PAGE.into(), 1).unwrap();
     let usual = shaped(&case, 32, 1, 32);
     let mut step = |batch: &Batch| drop(network.step(batch, &mut cache).unwrap());
     (0..3).for_each(|_| step(&usual));
@@ -120,7 +120,7 @@ fn memory_is_taken_with_a_variant_and_not_with_its_first_step() {
     let case = Case::load("bd3lm-tiny");
     let base = base(&gpu, &case);
     let before = GpuNetwork::of(base.clone(), &[], Vec::new()).unwrap();
-    let mut cache = before.cache(PAGE, 1).unwrap();
+    let mut cache = before.cache(PAGE.into(), 1).unwrap();
     let step = batch(&case, &Mix::base(), 40, 16);
     let expected = before.forward(&step, &mut cache).unwrap().data;
 
@@ -172,7 +172,7 @@ fn variants_are_added_side_by_side() {
     let network = GpuNetwork::of(base.clone(), &banks, vec![first]).unwrap();
     let step = batch(&case, &Mix::single(VariantId(0)), 1, 4);
     let answer = |network: &GpuNetwork| {
-        let mut cache = network.cache(PAGE, 1).unwrap();
+        let mut cache = network.cache(PAGE.into(), 1).unwrap();
         network.forward(&step, &mut cache).unwrap().data
     };
     let expected = answer(&network);

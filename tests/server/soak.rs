@@ -354,7 +354,7 @@ fn server(runtime: &Runtime) -> Server {
         max_per_client: Some(PER_CLIENT),
         unread: 4,
         page_tokens,
-        kv_bytes: 16 * generation.denoiser.page_bytes(page_tokens), // so few that some lose theirs
+        kv_bytes: 16 * generation.denoiser.page_bytes(page_tokens.into()), // so few that some lose theirs
         step_tokens: 48,
         ..engine_config()
     };

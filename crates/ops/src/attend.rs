@@ -5,23 +5,23 @@
 
 use super::isa::{Isa, Vectorised};
 use super::math;
-use super::panel::{LANES, Panel, StridedRows, Sums, TILE, accumulate};
+use super::panel::{LANES, Panel, Stored, StridedRows, Sums, TILE, accumulate};
 use std::ops::Range;
 
-/// Consecutive positions of one head.
+/// Consecutive positions of one head, in f32 or bf16.
 #[derive(Clone, Debug)]
-pub struct PositionRun<'a> {
+pub struct PositionRun<'a, T = f32> {
     /// Keys after rotary embedding, sixteen positions side by side: [slots / 16][head_dim][16].
-    pub keys: &'a [f32],
+    pub keys: &'a [T],
     /// [slots][head_dim rounded up to 16].
-    pub values: &'a [f32],
+    pub values: &'a [T],
     /// Slots that are seen.
     pub seen: Range<usize>,
     /// What is read after these values, in the same steps: it is asked for meanwhile.
-    pub after: &'a [f32],
+    pub after: &'a [T],
 }
 
-/// Floats of `slots` keys, and of as many values, of a head.
+/// Numbers of `slots` keys, and of as many values, of a head.
 pub fn sizes(slots: usize, head_dim: usize) -> (usize, usize) {
     (
         slots.next_multiple_of(LANES) * head_dim,
@@ -29,7 +29,7 @@ pub fn sizes(slots: usize, head_dim: usize) -> (usize, usize) {
     )
 }
 
-/// Where element 0 of a slot's key lies among a head's keys; the next elements follow every [`LANES`] floats.
+/// Where element 0 of a slot's key lies among a head's keys; the next elements follow every [`LANES`] numbers.
 pub fn key_at(slot: usize, head_dim: usize) -> usize {
     slot / LANES * LANES * head_dim + slot % LANES
 }
@@ -44,15 +44,15 @@ const NEAR: usize = 128;
 const PAGES: usize = 8;
 
 /// Sixteen keys, which of them are seen, and the values of the first of them, to be read later.
-struct Keys<'a> {
-    data: &'a [f32],
+struct Keys<'a, T> {
+    data: &'a [T],
     seen: Range<usize>,
-    values: *const f32,
+    values: *const T,
 }
 
-impl<'a> PositionRun<'a> {
+impl<'a, T: Stored> PositionRun<'a, T> {
     /// Groups of keys that hold what is seen.
-    fn keys(self, dim: usize) -> impl Iterator<Item = Keys<'a>> {
+    fn keys(self, dim: usize) -> impl Iterator<Item = Keys<'a, T>> {
         let Range { start, end } = self.seen;
         (start / LANES..end.div_ceil(LANES)).map(move |group| {
             let first = group * LANES;
@@ -69,7 +69,7 @@ impl<'a> PositionRun<'a> {
         self,
         width: usize,
         element: usize,
-    ) -> impl Iterator<Item = Panel<'a, N>> {
+    ) -> impl Iterator<Item = Panel<'a, N, T>> {
         let Range { start, end } = self.seen;
         (start..end).step_by(NEAR).map(move |first| {
             let at = |group: usize| first * width + element + group * LANES;
@@ -96,7 +96,7 @@ struct Attention<'a> {
 
 /// Softmax attention of up to [`QUERIES`] queries [rows, head_dim], already scaled, over the runs' positions in order; `put`
 /// takes a row, a first element and elements of the output, each once.
-pub fn attend<'a, I: Iterator<Item = PositionRun<'a>>>(
+pub fn attend<'a, T: Stored, I: Iterator<Item = PositionRun<'a, T>>>(
     queries: StridedRows,
     rows: usize,
     runs: impl Fn() -> I,
@@ -154,7 +154,7 @@ pub fn attend<'a, I: Iterator<Item = PositionRun<'a>>>(
 
 impl Attention<'_> {
     /// Scores of all positions.
-    fn score<'a>(&mut self, mut keys: impl Iterator<Item = Keys<'a>>) {
+    fn score<'a, T: Stored>(&mut self, mut keys: impl Iterator<Item = Keys<'a, T>>) {
         let mut at = 0;
         while let Some(first) = keys.next() {
             let four = [Some(first), keys.next(), keys.next(), keys.next()];
@@ -170,7 +170,7 @@ impl Attention<'_> {
     }
 
     /// Scores of groups of keys, the first one seen being position `at`; returns the position after them.
-    fn score_groups<const N: usize>(&mut self, keys: [Keys; N], at: usize) -> usize {
+    fn score_groups<const N: usize, T: Stored>(&mut self, keys: [Keys<T>; N], at: usize) -> usize {
         let dim = self.queries.stride;
         let panel = [Panel {
             groups: keys.each_ref().map(|keys| keys.data),
@@ -179,9 +179,9 @@ impl Attention<'_> {
             next: keys.each_ref().map(|keys| keys.values),
         }];
         let mut end = at;
-        for first in (0..self.rows).step_by(Panel::<N>::ROWS) {
+        for first in (0..self.rows).step_by(Panel::<N, T>::ROWS) {
             let mut sums: [Sums<N>; TILE] = [[[0f32; LANES]; N]; TILE];
-            let sums = &mut sums[..Panel::<N>::ROWS.min(self.rows - first)];
+            let sums = &mut sums[..Panel::<N, T>::ROWS.min(self.rows - first)];
             accumulate(self.isa, &panel, self.queries.from(first, 0), sums);
             for (scores, sums) in self.scores.chunks_mut(self.stride).skip(first).zip(sums) {
                 end = at;
@@ -199,9 +199,9 @@ impl Attention<'_> {
     }
 
     /// Sums of values weighted with the scores, which `put` takes row by row; returns the groups of elements that they are of.
-    fn sum<'a, const N: usize>(
+    fn sum<'a, const N: usize, T: Stored>(
         &self,
-        values: impl Iterator<Item = Panel<'a, N>>,
+        values: impl Iterator<Item = Panel<'a, N, T>>,
         put: &mut impl FnMut(usize, &mut [f32]),
     ) -> usize {
         let mut sums = [[[0f32; LANES]; N]; QUERIES];
@@ -220,8 +220,8 @@ impl Attention<'_> {
                 panels[count] = panel;
                 count += 1;
             }
-            for (tile, sums) in sums.chunks_mut(Panel::<N>::ROWS).enumerate() {
-                let weights = weights.from(tile * Panel::<N>::ROWS, at);
+            for (tile, sums) in sums.chunks_mut(Panel::<N, T>::ROWS).enumerate() {
+                let weights = weights.from(tile * Panel::<N, T>::ROWS, at);
                 accumulate(self.isa, &panels[..count], weights, sums);
             }
             at += inputs;
@@ -292,7 +292,7 @@ mod tests {
     use proptest::prelude::*;
 
     /// The attention of `queries` over positions cut into runs at `cuts`, each run in a page that begins `lead` slots earlier.
-    fn attended(
+    fn attended<T: Stored>(
         queries: &[f32],
         dim: usize,
         keys: &[f32],
@@ -300,17 +300,19 @@ mod tests {
         cuts: &[usize],
         lead: usize,
     ) -> Vec<f32> {
-        let pages: Vec<(Vec<f32>, Vec<f32>, Range<usize>)> = (cuts.windows(2))
+        let pages: Vec<(Vec<T>, Vec<T>, Range<usize>)> = (cuts.windows(2))
             .map(|cut| {
                 let count = cut[1] - cut[0];
                 let (k, v) = sizes(lead + count, dim);
-                let (mut page_keys, mut page_values) = (vec![f32::NAN; k], vec![0.0; v]);
+                let (mut page_keys, mut page_values) =
+                    (vec![T::of(f32::NAN); k], vec![T::of(0.0); v]);
                 for slot in 0..count {
                     let position = cut[0] + slot;
                     for d in 0..dim {
-                        page_keys[key_at(lead + slot, dim) + d * LANES] = keys[position * dim + d];
+                        page_keys[key_at(lead + slot, dim) + d * LANES] =
+                            T::of(keys[position * dim + d]);
                         page_values[(lead + slot) * dim.next_multiple_of(LANES) + d] =
-                            values[position * dim + d];
+                            T::of(values[position * dim + d]);
                     }
                 }
                 (page_keys, page_values, lead..lead + count)
@@ -351,11 +353,15 @@ mod tests {
             let mut stream = crate::rng::Stream::new(crate::rng::Key([salt; 32]));
             let mut noise = |count: usize| (0..count).map(|_| stream.normal() as f32).collect::<Vec<f32>>();
             let (queries, keys, values) = (noise(count * dim), noise(positions * dim), noise(positions * dim));
-            let whole = attended(&queries, dim, &keys, &values, &[0, positions], 0);
+            let whole = attended::<f32>(&queries, dim, &keys, &values, &[0, positions], 0);
             let cut = cut.min(positions);
-            prop_assert_eq!(&attended(&queries, dim, &keys, &values, &[0, cut, positions], lead), &whole);
-            let alone = attended(&queries[..dim], dim, &keys, &values, &[0, positions], 0);
+            prop_assert_eq!(&attended::<f32>(&queries, dim, &keys, &values, &[0, cut, positions], lead), &whole);
+            let alone = attended::<f32>(&queries[..dim], dim, &keys, &values, &[0, positions], 0);
             prop_assert_eq!(&alone[..], &whole[..dim]);
+            // In bf16 it is the attention of what was rounded, bit for bit.
+            let rounded = |side: &[f32]| side.iter().map(|&x| half::bf16::from_f32(x).to_f32()).collect::<Vec<f32>>();
+            let narrow = attended::<half::bf16>(&queries, dim, &keys, &values, &[0, cut, positions], lead);
+            prop_assert_eq!(narrow, attended::<f32>(&queries, dim, &rounded(&keys), &rounded(&values), &[0, positions], 0));
             for (query, out) in queries.chunks(dim).zip(whole.chunks(dim)) {
                 let score = |key: &[f32]| query.iter().zip(key).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum::<f64>();
                 let scores: Vec<f64> = keys.chunks(dim).map(score).collect();

@@ -25,7 +25,7 @@ use super::batch::{Batch, Logits, Mix, Outcome};
 use super::denoiser::Denoiser;
 use super::error::{Error, Result};
 use super::facts::NetworkFacts;
-use super::kv_cache::KvCache;
+use super::kv_cache::{KvCache, PageLayout};
 use super::modulation::Modulation;
 pub use super::target::{GpuTarget, Matrix, padded};
 use super::variant::{Placed, homes};
@@ -416,12 +416,12 @@ impl Denoiser for GpuNetwork {
         &self.base.host.facts
     }
 
-    fn cache(&self, page_tokens: usize, pages: usize) -> Result<KvCache> {
-        KvCache::device(&self.base.device, self.facts().cache, page_tokens, pages)
+    fn cache(&self, page: PageLayout, pages: usize) -> Result<KvCache> {
+        KvCache::device(&self.base.device, self.facts().cache, page.tokens, pages)
     }
 
-    fn page_bytes(&self, page_tokens: usize) -> usize {
-        KvCache::device_page_bytes(&self.base.device, self.facts().cache, page_tokens)
+    fn page_bytes(&self, page: PageLayout) -> usize {
+        KvCache::device_page_bytes(&self.base.device, self.facts().cache, page.tokens)
     }
 
     fn bytes(&self) -> usize {

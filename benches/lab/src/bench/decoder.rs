@@ -49,7 +49,7 @@ pub fn run(args: DecoderBenchArgs) -> Result<()> {
         "loaded in {loaded:.1} s; {bytes} bytes of weights; resident {resident}, at most {peak}"
     );
     println!("two threads read {:.1} GB/s", rate / 1e9);
-    let mut cache = network.cache(16, 64)?;
+    let mut cache = network.cache(16.into(), 64)?;
     let mut figures = Vec::new();
     for &rows in &args.rows {
         let segment = Segment {

@@ -260,7 +260,7 @@ fn rate(args: &LoadArgs, scenario: &Scenario) -> Result<f64> {
     let defaults = EngineConfig::default();
     // Room for all of them, with a block more than is wanted.
     let pages = (prompt.len() + args.tokens).div_ceil(defaults.page_tokens) + 2;
-    let kv_bytes = args.sequences * pages * scenario.instance.page_bytes(defaults.page_tokens);
+    let kv_bytes = args.sequences * pages * scenario.instance.page_bytes(defaults.page());
     let config = EngineConfig {
         max_running: args.sequences,
         queue: args.sequences,

@@ -51,7 +51,7 @@ pub fn run(
     profile: &mut Profile,
 ) -> Result<Vec<StepTimes>> {
     let pages = length.div_ceil(PAGE);
-    let mut cache = network.cache(PAGE, pages * sequences.len())?;
+    let mut cache = network.cache(PAGE.into(), pages * sequences.len())?;
     let mut running: Vec<(u32, &mut Sequence)> = (0..).zip(sequences).collect();
     let mut steps = Vec::new();
     while !running.is_empty() {

@@ -84,7 +84,7 @@ pub fn latency(bench: &mut Bench) -> Result<()> {
     let (tokens, block) = (bench.sizes.tokens, config.block().unwrap_or(1));
     let network = network(bench, &config.architecture()?, 1)?;
     let single = network.materialise(&Mix::single(VariantId(0)))?;
-    let mut cache = network.cache(PAGE, (1 + tokens + block).div_ceil(PAGE) + 1)?;
+    let mut cache = network.cache(PAGE.into(), (1 + tokens + block).div_ceil(PAGE) + 1)?;
     let sampler = || -> Result<[Sampler; 1]> {
         let (rows, predictor) = (config.vocab_size, Predictor::FirstHitting);
         let settings = BlockSettings {
@@ -148,7 +148,7 @@ pub fn duo(bench: &mut Bench) -> Result<()> {
     let network = network(bench, &config.architecture()?, 0)?;
     let mix = Mix::base();
     for sequences in bench.sizes.sequences.clone() {
-        let mut cache = network.cache(PAGE, sequences)?;
+        let mut cache = network.cache(PAGE.into(), sequences)?;
         let samplers = |nucleus_p| -> Result<Vec<Sampler>> {
             (0..sequences as u64)
                 .map(|seed| uniform(&config, nucleus_p, seed))

@@ -59,7 +59,7 @@ impl Blocks<'_> {
 
     /// A cache in which the positions before the blocks lie.
     fn cache(&self, network: &GpuNetwork) -> Result<KvCache> {
-        let mut cache = network.cache(PAGE, self.sequences * self.pages())?;
+        let mut cache = network.cache(PAGE.into(), self.sequences * self.pages())?;
         for sequence in 0..self.sequences {
             let tokens: Vec<u32> = (0..self.cached)
                 .map(|at| ((31 * sequence + 7 * at) % self.of.vocabulary.tokens) as u32)
