@@ -194,3 +194,54 @@ fn what_cannot_be_packed_is_refused_by_what_is_wrong() {
     fs::write(other.join("model.safetensors"), &cut[..cut.len() - 8]).expect("weights");
     learnt.refused(&other, &["--bits", "10"], "truncated");
 }
+
+/// Of two networks the one that scores a text better gains on the other, and the service says how much of that its code keeps.
+#[test]
+fn a_decoder_is_measured_by_the_service() {
+    let decoder = super::decoders::Decoder::new();
+    let (_, tuned) = decoder.fine_tune(3);
+    let base = decoder.0.base();
+    let tokenizer = fs::read(base.join("tokenizer.json")).expect("tokenizer");
+    let mut tokenizer: serde_json::Value = serde_json::from_slice(&tokenizer).expect("json");
+    tokenizer["pre_tokenizer"] = serde_json::json!({"type": "WhitespaceSplit"});
+    for folder in [&base, &tuned] {
+        fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).expect("tokenizer");
+        let config = decoder.0.base().join("config.json");
+        if folder != &base {
+            fs::copy(config, folder.join("config.json")).expect("config");
+        }
+    }
+    let text: String = (0..60)
+        .map(|number| format!("t{} ", number * 7 % 90))
+        .collect();
+    let text = decoder.0.file("text.txt", text.as_bytes());
+    let out = text.with_file_name("packed.safetensors");
+    let pack = |base: &Path, variant: &Path| {
+        let words = ["pack", "--bits", "6", "--base", path(base), "--variant"];
+        let rest = [
+            path(variant),
+            "--out",
+            path(&out),
+            "--check-text",
+            path(&text),
+        ];
+        choir(&[&words[..], &rest].concat())
+    };
+    let mut shares = Vec::new();
+    for (base, variant) in [(&base, &tuned), (&tuned, &base)] {
+        let output = pack(base, variant);
+        if output.status.success() {
+            let coded = CodedDelta::from_bytes(&fs::read(&out).expect("file")).expect("coded");
+            let measured = coded.about.measured.expect("a share");
+            assert_eq!(measured.text, Digest::of(&fs::read(&text).expect("text")));
+            shares.push(measured.share);
+        } else {
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(said.contains("too little to measure a share of"), "{said}");
+        }
+    }
+    let [share] = shares[..] else {
+        panic!("one of two gains on the other: {shares:?}")
+    };
+    assert!((0.8..1.2).contains(&share), "{share}");
+}

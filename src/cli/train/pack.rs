@@ -1,16 +1,18 @@
 //! `choir pack`: a variant as a small file, a coded delta, and what the coding costs it.
 
 use super::Subject;
-use crate::catalog::BaseSource;
 use crate::catalog::defaults::{process_to_store, to_store, usual};
-use crate::checkpoint::Checkpoint;
+use crate::catalog::{AddRequest, BaseSource, Catalog, CatalogConfig, Source};
+use crate::checkpoint::{self, Checkpoint};
 use crate::cli::fine_tune::{FineTune, add};
 use crate::cli::sampling::SamplingArgs;
+use crate::cli::scratch::Scratch;
 use crate::engine::check_sampling;
 use crate::model::architecture::published::Published;
 use crate::model::tokenizer::GenerationConfig;
-use crate::model::{Architecture, Trainable};
+use crate::model::{Architecture, Place, Trainable};
 use crate::server::choir::convert;
+use crate::store::Keep;
 use crate::superposition::{CodedDelta, Digest, Encoding, Measured, NamedTensors, Plan, Remarks};
 use crate::train::data::Document;
 use crate::train::folder::{Folder, Tensors, replace};
@@ -44,7 +46,8 @@ pub struct PackArgs {
     /// Defines the variant's rotations [default: from its delta].
     #[arg(long)]
     seed: Option<u64>,
-    /// Measure on this held-out text how much of the fine-tune's gain is kept, and say so in the file.
+    /// Measure on this held-out text how much of the fine-tune's gain is kept, and say so in the file. Of a decoder at most 64 KiB of
+    /// text, and with codes alone.
     #[arg(long, value_name = "FILE", conflicts_with = "skill")]
     check_text: Option<PathBuf>,
     /// Use no thin factors, also where they would keep more: in memory those of narrow matrices take more than in the file.
@@ -76,8 +79,11 @@ pub fn run(args: PackArgs) -> Result<()> {
         }
         None => None,
     };
-    if text.is_none() && args.skill.is_none() && args.variant.is_dir() {
-        return unmeasured(&args);
+    if args.skill.is_none() && args.variant.is_dir() {
+        let network = BaseSource::Folder(args.base.clone()).architecture()?;
+        if text.is_none() || network.conditioning.is_none() {
+            return published(&args, &network, text);
+        }
     }
     let base = Folder::read(&args.base)?;
     if args.variant.is_file() && CodedDelta::is_one(&std::fs::read(&args.variant)?) {
@@ -140,15 +146,15 @@ pub fn run(args: PackArgs) -> Result<()> {
     Ok(())
 }
 
-/// Packs a published checkpoint, of any network and in shards or not, without measuring it: one tensor in memory at a time.
-fn unmeasured(args: &PackArgs) -> Result<()> {
+/// Packs a published checkpoint, of any network and in shards or not: one tensor in memory at a time. With a text the service itself
+/// measures it, as an addition to a store that is thrown away would be; for that the whole delta is in memory.
+fn published(args: &PackArgs, network: &Architecture, text: Option<String>) -> Result<()> {
     let base = BaseSource::Folder(args.base.clone());
-    let network = base.architecture()?;
     let named = || args.variant.display().to_string();
     let config = std::fs::read(args.variant.join("config.json")).with_context(named)?;
     let regime = Architecture::read(&config).with_context(named)?.regime;
     let tuned = Checkpoint::open(&args.variant).with_context(named)?;
-    let tuned = Published::new(&network, tuned).with_context(named)?;
+    let tuned = Published::new(network, tuned).with_context(named)?;
     // What is recorded is how it differs from its base.
     let facts = network.facts();
     let said = std::fs::read(args.variant.join("generation_config.json")).ok();
@@ -156,18 +162,45 @@ fn unmeasured(args: &PackArgs) -> Result<()> {
         .map(|text| GenerationConfig::parse(&text))
         .transpose()?;
     let chosen = convert::choice(args.sampling.wire())?;
-    let sampling = chosen.over(usual(&facts, regime, said.as_ref()))?;
+    let sampling = (chosen.clone()).over(usual(&facts, regime, said.as_ref()))?;
     check_sampling(&facts, regime, &sampling)?;
     let defaults = to_store(&sampling, regime, &facts);
+    // As exactly as an addition can say them.
+    let bits = args.bits as f32;
     let encoding = Encoding {
-        plan: Plan::of(args.bits, network.roles()),
+        plan: Plan::of(bits.into(), network.roles()),
         seed: args.seed,
         remarks: Remarks {
             process: Some(serde_json::to_string(&process_to_store(regime.process))?),
             defaults: Some(serde_json::to_string(&defaults)?),
         },
     };
-    let coded = CodedDelta::between(&base.published()?, &tuned, &encoding)?;
+    let mut coded = CodedDelta::between(&base.published()?, &tuned, &encoding)?;
+    if let Some(text) = text {
+        let form = network.usual_form(checkpoint::available());
+        let scratch = Scratch::new("pack");
+        let config = CatalogConfig {
+            place: Place::Host(form),
+            keep: Some(Keep::Coded),
+            ..CatalogConfig::new(scratch.path(), base)
+        };
+        let (catalog, _) = Catalog::open(config, |_| {})?;
+        let request = AddRequest {
+            seed: Some(coded.seed),
+            bits: Some(bits),
+            defaults: chosen,
+            check_text: Some(text),
+            force: true,
+            dry_run: true,
+            ..AddRequest::new("packed", Source::Path(args.variant.clone()))
+        };
+        let share = catalog.add(request, |_| {})?.variant.share;
+        coded.about.measured = share.map(|found| Measured {
+            share: found.share.into(),
+            method: format!("{}; base in {form}", found.method),
+            text: found.text,
+        });
+    }
     let matrices = (network.tensors.iter()).filter(|spec| spec.shape.len() == 2);
     let weights = matrices.map(|spec| spec.shape.iter().product::<usize>());
     let packed = coded.to_bytes();

@@ -145,19 +145,23 @@ fn bounded(name: &str, delta: Vec<f32>) -> Result<Vec<f32>, Mismatch> {
 
 /// One rotated matrix as it was chosen to be kept.
 fn keep(rotated: &[f32], [_, cols]: [usize; 2], choice: MatrixRate) -> Kept {
+    let (rate, factors) = match choice {
+        MatrixRate::Factors(factors) => return Kept::LowRank(LowRank::Nibbles(factors)),
+        MatrixRate::Code(rate, factors) => (rate, factors),
+    };
     let mut rest = rotated.to_vec();
-    if let Some(nibbles) = &choice.low_rank {
+    if let Some(nibbles) = &factors {
         let mut low = vec![0.0; rest.len()];
         low_rank::add(nibbles, cols, &mut low);
         rest.iter_mut()
             .zip(low)
             .for_each(|(rest, low)| *rest -= low);
     }
-    let (code, gains) = matrix::encode(&rest, cols, choice.rate);
+    let (code, gains) = matrix::encode(&rest, cols, rate);
     Kept::Coded {
         code,
         gains,
-        low_rank: choice.low_rank.map(LowRank::Nibbles),
+        low_rank: factors.map(LowRank::Nibbles),
     }
 }
 

@@ -16,30 +16,38 @@ pub(super) fn bytes_of(rank: usize, [rows, cols]: [usize; 2]) -> usize {
     rank * (rows.div_ceil(2) + cols.div_ceil(2) + size_of::<f32>())
 }
 
-/// The leading directions of the rotated matrix [rows, cols], the largest first, and by how much each of them lessens the
-/// power of what is left.
+/// What one direction is worth.
+pub(super) struct Direction {
+    /// By how much it lessens the power of what is left, rounded as it is.
+    pub saved: f64,
+    /// The power of the matrix along it.
+    pub power: f64,
+}
+
+/// The leading directions of the rotated matrix [rows, cols], the largest first.
 pub(super) fn encode(
     rotated: &[f32],
     [rows, cols]: [usize; 2],
     rank: usize,
-) -> (Nibbles, Vec<f64>) {
+) -> (Nibbles, Vec<Direction>) {
     let (mut a, mut b) = (Vec::new(), Vec::new());
-    let (mut scales, mut saved) = (Vec::new(), Vec::new());
+    let (mut scales, mut directions) = (Vec::new(), Vec::new());
     for Singular { value, left, right } in leading(rotated, [rows, cols], rank) {
         let (of_right, of_left) = (sixteen(&right), sixteen(&left));
         // A rounded vector is longer or shorter along the true one; the scale makes good for both, so that nothing of the
         // direction is merely missing.
         let scale = (value / (of_right.along * of_left.along)) as f32;
         let s = f64::from(scale);
-        saved.push(
-            2.0 * s * value * of_right.along * of_left.along
+        directions.push(Direction {
+            saved: 2.0 * s * value * of_right.along * of_left.along
                 - s * s * of_right.power * of_left.power,
-        );
+            power: value * value,
+        });
         a.extend(of_right.bytes);
         b.extend(of_left.bytes);
         scales.push(scale);
     }
-    (Nibbles { scales, a, b }, saved)
+    (Nibbles { scales, a, b }, directions)
 }
 
 /// The first `rank` of the directions of a matrix [rows, cols]; `None` of rank 0.

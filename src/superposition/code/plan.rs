@@ -7,7 +7,7 @@
 //! parts of its own alone, a matrix that hardly moved gets as much as one that did all the work. Each matrix begins with the least;
 //! then the step that saves most for a byte is taken, as long as one fits.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::low_rank::{self, bytes_of, rank_of};
 use super::matrix::squares;
@@ -20,6 +20,11 @@ use crate::transform::hadamard_block;
 const SMALLEST: (usize, usize) = (32, 4096);
 /// Bits a weight that the two thin factors may take, to choose from.
 const LOW_RANK: [f64; 3] = [0.125, 0.25, 0.5];
+/// Up to so many inputs a row's gain and the bits that it begins with are a good part of its code. Up to [`FEW`] directions may stand for
+/// such a matrix by themselves, where all others have together [`REST`] of its power at most.
+const NARROW: usize = 64;
+const FEW: usize = 4;
+const REST: f64 = 1e-3;
 
 /// Whether a matrix is kept in a code; any other tensor is kept whole.
 pub(super) fn codable(shape: &[usize]) -> Option<[usize; 2]> {
@@ -31,6 +36,13 @@ pub(super) fn codable(shape: &[usize]) -> Option<[usize; 2]> {
     }
 }
 
+/// What noise in a weight costs by role, in comparison with an MLP's. Found by noise in one role at a time, of fine-tunes of the base
+/// compiled in; the same order as elsewhere: the logits feel the head at once, attention more than MLPs.
+const HEAD: f64 = 65.0;
+const EMBEDDING: f64 = 22.0;
+const ATTENTION_OUT: f64 = 7.0;
+const QKV: f64 = 4.0;
+
 /// A budget, and what the network feels.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
@@ -38,6 +50,8 @@ pub struct Plan {
     pub bits: f64,
     /// By name, what noise in a weight costs in comparison with the same part of noise in a matrix that is not here.
     pub sensitivities: BTreeMap<String, f64>,
+    /// Matrices that have a row for each token. What one of them has changed is no few directions: they get no factors.
+    pub by_token: BTreeSet<String>,
     /// Whether a budget below the smallest plan stands for that plan, and is not refused.
     pub at_least: bool,
     /// Whether thin factors may be used. What they take of a delta's power does not tell what they keep of its gain: only a
@@ -58,6 +72,7 @@ impl Default for Plan {
         Plan {
             bits: Plan::BITS,
             sensitivities: BTreeMap::new(),
+            by_token: BTreeSet::new(),
             at_least: false,
             low_rank: false,
         }
@@ -65,15 +80,17 @@ impl Default for Plan {
 }
 
 /// What one matrix gets.
-pub(super) struct MatrixRate {
-    pub rate: Rate,
-    pub low_rank: Option<Nibbles>,
+pub(super) enum MatrixRate {
+    /// A code of what the factors leave, where there are any.
+    Code(Rate, Option<Nibbles>),
+    /// Factors alone.
+    Factors(Nibbles),
 }
 
 /// One way to keep a matrix: its bytes and its noise, weighed.
 #[derive(Clone, Copy)]
 struct Way {
-    rate: Rate,
+    rate: Option<Rate>,
     rank: usize,
     bytes: usize,
     cost: f64,
@@ -101,16 +118,24 @@ impl Plan {
     /// A budget for a network whose tensors have these roles.
     pub fn of<'a>(bits: f64, tensors: impl Iterator<Item = (&'a str, Role)> + Clone) -> Self {
         let tied = !tensors.clone().any(|(_, role)| role == Role::Head);
+        // Measured one role at a time; see the decisions.
         let cost = |role| match role {
-            Role::Head => Some(6.0),
-            Role::Embedding if tied => Some(6.0),
-            Role::Embedding => Some(2.0),
+            Role::Head => Some(HEAD),
+            Role::Embedding if tied => Some(HEAD),
+            Role::Embedding => Some(EMBEDDING),
+            Role::AttentionOut => Some(ATTENTION_OUT),
+            Role::Qkv => Some(QKV),
             _ => None,
         };
+        let by_token = tensors.clone().filter_map(|(name, role)| {
+            matches!(role, Role::Head | Role::Embedding).then(|| name.to_owned())
+        });
+        let by_token = by_token.collect();
         let costs = tensors.filter_map(|(name, role)| Some((name.to_owned(), cost(role)?)));
         Plan {
             bits,
             sensitivities: costs.collect(),
+            by_token,
             ..Plan::default()
         }
     }
@@ -143,31 +168,46 @@ impl Survey<'_> {
         if power == 0.0 {
             return;
         }
-        let sensitivity = self.plan.sensitivities.get(name).copied();
-        let mut thin = vec![(0, 0, power)];
+        let sensitivity = self.plan.sensitivities.get(name).copied().unwrap_or(1.0);
+        let each = sensitivity * (rotated.len() as f64 / power).sqrt();
+        let (mut thin, mut alone) = (vec![(0, 0, power)], Vec::new());
         let mut low_rank = None;
-        // What has a sensitivity of its own has tokens for rows: what one of them has changed is no few directions.
-        if self.plan.low_rank && sensitivity.is_none() {
+        if cols <= NARROW {
+            let (found, directions) = low_rank::encode(rotated, [rows, cols], FEW);
+            let (mut left, mut missing) = (power, power);
+            for (rank, direction) in (1..).zip(directions) {
+                left -= direction.saved;
+                missing -= direction.power;
+                if missing <= REST * power {
+                    alone.push(Way {
+                        rate: None,
+                        rank,
+                        bytes: bytes_of(rank, [rows, cols]),
+                        cost: each * left.max(0.0),
+                    });
+                }
+            }
+            low_rank = Some(found);
+        } else if self.plan.low_rank && !self.plan.by_token.contains(name) {
             let most = rank_of(LOW_RANK[LOW_RANK.len() - 1], [rows, cols]);
-            let (found, saved) = low_rank::encode(rotated, [rows, cols], most);
+            let (found, directions) = low_rank::encode(rotated, [rows, cols], most);
             for bits in LOW_RANK {
-                let rank = rank_of(bits, [rows, cols]).min(saved.len());
-                let saved: f64 = saved[..rank].iter().sum();
+                let rank = rank_of(bits, [rows, cols]).min(directions.len());
+                let saved = directions[..rank].iter().map(|direction| direction.saved);
                 let bytes = bytes_of(rank, [rows, cols]);
-                thin.push((rank, bytes, (power - saved).max(0.0)));
+                thin.push((rank, bytes, (power - saved.sum::<f64>()).max(0.0)));
             }
             low_rank = Some(found);
         }
-        let each = sensitivity.unwrap_or(1.0) * (rotated.len() as f64 / power).sqrt();
-        let ways = thin.iter().flat_map(|&(rank, bytes, power)| {
+        let coded = thin.iter().flat_map(|&(rank, bytes, power)| {
             Rate::ALL.map(|rate| Way {
-                rate,
+                rate: Some(rate),
                 rank,
                 bytes: bytes + rows * (rate.row_bytes(cols) + 2),
                 cost: each * power * noise(rate),
             })
         });
-        let (name, ways) = (name.to_owned(), ways.collect());
+        let (name, ways) = (name.to_owned(), coded.chain(alone).collect());
         self.matrices.push(Surveyed {
             name,
             shape: [rows, cols],
@@ -211,10 +251,15 @@ impl Survey<'_> {
         }
         let choice = |(matrix, way): (Surveyed, Way)| {
             let first = |found| low_rank::first(found, way.rank, matrix.shape);
-            let (rate, low_rank) = (way.rate, matrix.low_rank.and_then(first));
-            (matrix.name, MatrixRate { rate, low_rank })
+            let factors = matrix.low_rank.and_then(first);
+            let choice = match way.rate {
+                Some(rate) => MatrixRate::Code(rate, factors),
+                None => MatrixRate::Factors(factors?),
+            };
+            Some((matrix.name, choice))
         };
-        Ok(self.matrices.into_iter().zip(chosen).map(choice).collect())
+        let matrices = self.matrices.into_iter().zip(chosen);
+        Ok(matrices.filter_map(choice).collect())
     }
 }
 

@@ -207,13 +207,50 @@ fn low_rank_takes_what_is_large_and_few() {
             left[row] * right[col] + left[rows + row] * right[cols + col] + 0.05 * rest[i]
         })
         .collect();
-    let (nibbles, saved) = low_rank::encode(&matrix, [rows, cols], 4);
+    let (nibbles, directions) = low_rank::encode(&matrix, [rows, cols], 4);
     let mut rest: Vec<f32> = matrix.iter().map(|value| -value).collect();
     low_rank::add(&nibbles, cols, &mut rest);
     let (left, all) = (matrix::squares(&rest), matrix::squares(&matrix));
     assert!(left < 0.03 * all, "{}", left / all);
-    let promised = all - saved.iter().sum::<f64>();
+    let saved = directions.iter().map(|direction| direction.saved);
+    let promised = all - saved.sum::<f64>();
     assert!((left - promised).abs() < 0.1 * left, "{left} {promised}");
+}
+
+/// A narrow matrix of one direction, as what modulates a network that is not told the noise level is, is factors alone; with any other
+/// part of its own it is a code.
+#[test]
+fn narrow_matrices_of_few_directions_are_factors_alone() {
+    let (rows, cols) = (256, 32);
+    let (left, right, rest) = (normal(1, rows), normal(2, cols), normal(3, rows * cols));
+    let kept = |part: f32| {
+        let delta: Vec<f32> = (0..rows * cols)
+            .map(|i| left[i / cols] * right[i % cols] + part * rest[i])
+            .collect();
+        let shapes = [("narrow".to_owned(), vec![rows, cols])].into();
+        let encoding = Encoding {
+            plan: Plan {
+                bits: 2.0,
+                ..Plan::default()
+            },
+            ..Encoding::default()
+        };
+        let coded =
+            CodedDelta::encode(Digest::default(), &shapes, &encoding, |_| Ok(delta.clone()));
+        let coded = CodedDelta::from_bytes(&coded.unwrap().to_bytes()).unwrap();
+        let back = coded.dense("narrow").unwrap();
+        let apart: Vec<f32> = back.iter().zip(&delta).map(|(a, b)| a - b).collect();
+        let error = matrix::squares(&apart) / matrix::squares(&delta);
+        (coded.tensors["narrow"].kept.clone(), error)
+    };
+    let (one, error) = kept(0.0);
+    assert!(matches!(one, Kept::LowRank(_)) && error < 0.05, "{error}");
+    assert!(one.bytes() < 2 * rows, "{} bytes", one.bytes());
+    let (more, error) = kept(0.5);
+    assert!(
+        matches!(more, Kept::Coded { low_rank: None, .. }) && error < 0.3,
+        "{error}"
+    );
 }
 
 #[test]
@@ -387,9 +424,16 @@ fn coded_delta_is_read_where_any_delta_is() {
 /// The head's noise costs most, whatever its name; where the embedding is the head, that costs as much.
 #[test]
 fn roles_say_what_noise_costs() {
-    let network = [("a", Role::Embedding), ("b", Role::Qkv), ("c", Role::Head)];
-    let costs = |count: usize| Plan::of(1.0, network[..count].iter().copied()).sensitivities;
-    let untied = costs(3);
-    assert!(untied["c"] > untied["a"] && untied["a"] > 1.0 && !untied.contains_key("b"));
-    assert_eq!(costs(2), [("a".to_owned(), untied["c"])].into());
+    let network = [
+        ("a", Role::Embedding),
+        ("b", Role::Qkv),
+        ("d", Role::Down),
+        ("c", Role::Head),
+    ];
+    let plan = |count: usize| Plan::of(1.0, network[..count].iter().copied());
+    let untied = plan(4).sensitivities;
+    assert!(untied["c"] > untied["a"] && untied["a"] > untied["b"] && untied["b"] > 1.0);
+    assert!(!untied.contains_key("d"));
+    assert_eq!(plan(3).sensitivities["a"], untied["c"]);
+    assert_eq!(plan(4).by_token, ["a", "c"].map(str::to_owned).into());
 }
