@@ -83,7 +83,7 @@ fn decode(family: &Traces, block: Option<usize>, traces: Vec<Expected>) {
     assert!(!traces.is_empty(), "no trace in blocks of {block:?}");
     let generation = generation(family, block);
     let config = EngineConfig {
-        kv_bytes: 170 * generation.denoiser.page_bytes(config().page_tokens),
+        kv_bytes: 170 * generation.denoiser.page_bytes(config().page()),
         ..config()
     };
     let engine = Engine::start(config, generation).expect("engine");

@@ -179,7 +179,7 @@ fn a_step_that_found_no_page_is_followed_by_another() {
     for pages in WINDOW / 4 + 2..WINDOW {
         let (network, gate) = Fake::new(6).letters().gated();
         let config = EngineConfig {
-            kv_bytes: pages * network.page_bytes(config().page_tokens),
+            kv_bytes: pages * network.page_bytes(config().page()),
             step_tokens: BLOCK,
             prefix_reuse: false,
             unread: 1000,
