@@ -235,6 +235,14 @@ fn a_decoder_is_measured_by_the_service() {
             let measured = coded.about.measured.expect("a share");
             assert_eq!(measured.text, Digest::of(&fs::read(&text).expect("text")));
             shares.push(measured.share);
+            // As the evaluation says.
+            let variant = format!("tuned={}={}", path(variant), path(&text));
+            let words = ["eval", "--bits", "6", "--json", "--base", path(base)];
+            let output = choir(&[&words[..], &["--variant", &variant]].concat());
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{said}");
+            let said: serde_json::Value = serde_json::from_slice(&output.stdout).expect("json");
+            assert_eq!(said["kept"][0]["shares"][0], measured.share, "{said}");
         } else {
             let said = String::from_utf8_lossy(&output.stderr);
             assert!(said.contains("too little to measure a share of"), "{said}");

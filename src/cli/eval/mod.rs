@@ -1,5 +1,6 @@
 //! `choir eval`: what keeping one's own fine-tunes in a store costs each of them, measured through the engine that serves them.
 
+mod decoder;
 pub mod measure;
 mod own;
 mod report;
@@ -30,7 +31,8 @@ use std::sync::Arc;
 /// Measure what keeping your own fine-tunes in a store costs each of them.
 ///
 /// Every text is scored under the base, under the fine-tune alone, and under the fine-tune as a store of all these variants
-/// serves it, once for every way to keep them.
+/// serves it, once for every way to keep them. Of a decoder's fine-tunes the service itself measures what codes keep, on texts of at
+/// most 64 KiB, and that is all.
 #[derive(Args, Debug)]
 pub struct EvalArgs {
     /// Folder of the base: config.json, model.safetensors, tokenizer.json.
@@ -128,7 +130,11 @@ pub fn run(args: EvalArgs) -> Result<()> {
     }
     args.json.check()?;
     let source = BaseSource::Folder(args.base.clone());
-    let base = Folder::read(&args.base).context("of a DiT, the networks that are measured here")?;
+    let network = source.architecture()?;
+    if network.conditioning.is_none() {
+        return decoder::run(&args, source, &network);
+    }
+    let base = Folder::read(&args.base)?;
     let effort = (args.contexts, args.prompts);
     let subject = |own| -> Result<Subject> {
         let own: &Own = own;

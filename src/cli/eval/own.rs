@@ -17,7 +17,7 @@ use std::str::FromStr;
 #[derive(Clone, Debug)]
 pub struct Own {
     pub name: String,
-    checkpoint: PathBuf,
+    pub(super) checkpoint: PathBuf,
     pub on: On,
 }
 
