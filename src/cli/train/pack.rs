@@ -50,7 +50,7 @@ pub struct PackArgs {
     /// text, and with codes alone.
     #[arg(long, value_name = "FILE", conflicts_with = "skill")]
     check_text: Option<PathBuf>,
-    /// Use no thin factors, also where they would keep more: in memory those of narrow matrices take more than in the file.
+    /// Use no thin factors beside codes, also where they would keep more: in memory they take more than in the file.
     #[arg(long)]
     codes_alone: bool,
     /// Measure base, variant and packed variant on held-out prompts of a skill.
