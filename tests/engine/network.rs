@@ -70,7 +70,7 @@ fn engine(threads: usize, step_tokens: usize, form: Quantisation) -> (Case, Engi
 fn engine_of(config: EngineConfig, pages: usize, form: Quantisation) -> (Case, EngineHandle) {
     let (case, dit) = network(form);
     let config = EngineConfig {
-        kv_bytes: pages * dit.page_bytes(config.page_tokens),
+        kv_bytes: pages * dit.page_bytes(config.page()),
         ..config
     };
     (case, Engine::start(config, both(dit)).expect("engine"))
