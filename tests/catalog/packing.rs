@@ -248,6 +248,16 @@ fn a_decoder_is_measured_by_the_service() {
             assert!(said.contains("too little to measure a share of"), "{said}");
         }
     }
+    for (word, named) in [("--skill", "sort"), ("--variant", path(&text))] {
+        let places = ["pack", "--base", path(&base), "--out", path(&out)];
+        let variant: &[&str] = match word {
+            "--skill" => &["--variant", path(&tuned)],
+            _ => &[],
+        };
+        let output = choir(&[&places[..], variant, &[word, named]].concat());
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains(word), "{said}");
+    }
     let [share] = shares[..] else {
         panic!("one of two gains on the other: {shares:?}")
     };

@@ -79,18 +79,27 @@ pub fn run(args: PackArgs) -> Result<()> {
         }
         None => None,
     };
-    if args.skill.is_none() && args.variant.is_dir() {
-        let network = BaseSource::Folder(args.base.clone()).architecture()?;
-        if text.is_none() || network.conditioning.is_none() {
-            return published(&args, &network, text);
+    let network = BaseSource::Folder(args.base.clone()).architecture()?;
+    if network.conditioning.is_none() {
+        if args.skill.is_some() {
+            bail!("--skill: the built-in skills are a DiT's");
         }
+        if !args.variant.is_dir() {
+            bail!(
+                "--variant: {} is no folder, which a decoder's is",
+                args.variant.display()
+            );
+        }
+        return published(&args, &network, text);
+    }
+    if text.is_none() && args.skill.is_none() && args.variant.is_dir() {
+        return published(&args, &network, None);
     }
     let base = Folder::read(&args.base)?;
     if args.variant.is_file() && CodedDelta::is_one(&std::fs::read(&args.variant)?) {
         bail!("{}: it is a coded delta already", args.variant.display());
     }
     let variant = FineTune::read(&args.variant, &base)?;
-    let network = base.config.architecture()?;
     let remarks = variant.remarks(&convert::choice(args.sampling.wire())?)?;
     let base: NamedTensors = base.tensors.into_iter().collect();
     let (tuned, variant) = (variant.tensors(), variant.folder);
