@@ -3,22 +3,19 @@
 use super::Error;
 use super::base::{Base, checkpoint};
 use super::beside::Beside;
-use crate::checkpoint::{Checkpoint, INDEX, SINGLE, read_file, read_open, shown};
+use crate::checkpoint::{
+    Checkpoint, INDEX, PATIENCE, SINGLE, in_time, read_file, read_open, shown,
+};
 use crate::model::architecture::adapter;
 use crate::model::architecture::published::Published;
 use crate::superposition::{self, CodedDelta, Delta, Relation, TensorSource, Unreadable};
 use std::borrow::Cow;
 use std::fs::File;
-use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::sync::Arc;
 
 /// The origin of what has no path.
 const UPLOADED: &str = "uploaded";
-
-/// How long a disk may take to show what a file is: others wait meanwhile.
-const PATIENCE: Duration = Duration::from_secs(300);
 
 /// A fine-tune: its weights in the published layout (a folder, in shards or not, an index, or a file), a delta in a file of this
 /// program's own, or an adapter (a folder, or its file) as `peft` writes it.
@@ -28,22 +25,6 @@ pub enum Source {
     Bytes(Vec<u8>),
     /// An upload, in a file without a name: [`Catalog::spool`](super::Catalog::spool).
     Spooled(Arc<File>),
-}
-
-/// What `read` makes of a file, on a thread of its own, which is left to itself where the disk does not answer in time.
-fn in_time<T: Send + 'static>(
-    patience: Duration,
-    path: PathBuf,
-    read: fn(&Path) -> Result<T, Unreadable>,
-) -> Result<T, Unreadable> {
-    let (done, result) = mpsc::channel();
-    std::thread::Builder::new()
-        .name("choir-read".into())
-        .spawn(move || drop(done.send(read(&path))))?;
-    result.recv_timeout(patience).unwrap_or_else(|_| {
-        let reason = format!("it could not be read within {patience:?}");
-        Err(io::Error::new(io::ErrorKind::TimedOut, reason).into())
-    })
 }
 
 /// What a source holds, as far as headers tell.
@@ -81,7 +62,10 @@ impl Source {
         let origin = self.origin();
         let unreadable = |error: Unreadable| checkpoint(&origin)(error.into());
         let found = match self {
-            Source::Path(path) => in_time(PATIENCE, file_of(path), Checkpoint::open),
+            Source::Path(path) => {
+                let file = file_of(path);
+                in_time(PATIENCE, move || Checkpoint::open(&file))
+            }
             Source::Bytes(bytes) => Checkpoint::from_bytes(&bytes[..]),
             Source::Spooled(file) => Checkpoint::of_file(file),
         };
@@ -89,7 +73,10 @@ impl Source {
         let format = found.metadata("format");
         if format.is_some_and(|format| format.starts_with("choir/")) {
             let read = match self {
-                Source::Path(path) => in_time(PATIENCE, file_of(path), read_file).map(Cow::Owned),
+                Source::Path(path) => {
+                    let file = file_of(path);
+                    in_time(PATIENCE, move || read_file(&file)).map(Cow::Owned)
+                }
                 Source::Bytes(bytes) => Ok(bytes.into()),
                 Source::Spooled(file) => read_open(file).map(Cow::Owned),
             };
@@ -180,26 +167,5 @@ impl Given<'_> {
             (Given::Own(bytes), _) => own(bytes),
         };
         delta.map_err(checkpoint(origin))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn files_of_a_disk_that_does_not_answer_are_given_up() {
-        fn never(_: &Path) -> Result<Vec<u8>, Unreadable> {
-            loop {
-                std::thread::park();
-            }
-        }
-        let refused = in_time(Duration::from_millis(1), PathBuf::new(), never);
-        let error = refused.expect_err("nothing was read");
-        assert!(error.to_string().contains("within 1ms"), "{error}");
-        let read = in_time(PATIENCE, PathBuf::from("a"), |path: &Path| {
-            Ok(path.to_owned())
-        });
-        assert_eq!(read.expect("a path"), Path::new("a"));
     }
 }

@@ -5,14 +5,37 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use super::{Unreadable, room};
+
+/// How long a disk may take to answer: others wait meanwhile.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
+
+/// What `read` gives, on a thread of its own, which is left to itself where the disk does not answer in time.
+///
+/// # Errors
+/// The thread's own, and where it takes longer than `patience`.
+pub(crate) fn in_time<T: Send + 'static>(
+    patience: Duration,
+    read: impl FnOnce() -> Result<T, Unreadable> + Send + 'static,
+) -> Result<T, Unreadable> {
+    let (done, result) = mpsc::channel();
+    std::thread::Builder::new()
+        .name("choir-read".into())
+        .spawn(move || drop(done.send(read())))?;
+    result.recv_timeout(patience).unwrap_or_else(|_| {
+        let reason = format!("it could not be read within {patience:?}");
+        Err(io::Error::new(io::ErrorKind::TimedOut, reason).into())
+    })
+}
 
 /// The bytes of one shard. A file's are read where they are asked for and never mapped: one that is cut meanwhile is an error, not the
 /// end of the process.
 #[derive(Debug)]
 pub(super) enum Bytes<'a> {
-    File(File, u64),
+    File(Arc<File>, u64),
     Held(Cow<'a, [u8]>),
 }
 
@@ -25,7 +48,7 @@ impl Bytes<'static> {
     /// The same of one that is open.
     pub fn of(file: File) -> Result<Self, Unreadable> {
         let length = regular(&file)?;
-        Ok(Bytes::File(file, length))
+        Ok(Bytes::File(Arc::new(file), length))
     }
 }
 
@@ -37,15 +60,24 @@ impl Bytes<'_> {
         }
     }
 
-    /// Fills `out` with what begins at byte `at`.
+    /// Fills `out` with what begins at byte `at`. A file's come by way of another thread, since a disk may not answer.
     pub fn read(&self, at: usize, out: &mut [u8]) -> Result<(), Unreadable> {
         match self {
-            Bytes::File(file, _) => match file.read_exact_at(out, at as u64) {
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                    Err(Unreadable::WrongLength)
-                }
-                read => Ok(read?),
-            },
+            Bytes::File(file, _) => {
+                let (file, length) = (file.clone(), out.len());
+                let read = in_time(PATIENCE, move || {
+                    let mut bytes = vec![0; length];
+                    match file.read_exact_at(&mut bytes, at as u64) {
+                        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                            Err(Unreadable::WrongLength)
+                        }
+                        Err(error) => Err(error.into()),
+                        Ok(()) => Ok(bytes),
+                    }
+                });
+                out.copy_from_slice(&read?);
+                Ok(())
+            }
             Bytes::Held(bytes) => {
                 let end = at.checked_add(out.len());
                 let from = end.and_then(|end| bytes.get(at..end));
@@ -121,4 +153,21 @@ pub fn shown(text: &str) -> String {
 /// What changes the order in which a line is read, or does not show.
 fn is_invisible(letter: char) -> bool {
     matches!(letter, '\u{200B}'..='\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2060}'..='\u{206F}' | '\u{FEFF}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_a_disk_that_does_not_answer_are_given_up() {
+        let never = || -> Result<(), Unreadable> {
+            loop {
+                std::thread::park();
+            }
+        };
+        let error = in_time(Duration::from_millis(1), never).expect_err("nothing was read");
+        assert!(error.to_string().contains("within 1ms"), "{error}");
+        assert_eq!(in_time(PATIENCE, || Ok(1)).expect("a number"), 1);
+    }
 }

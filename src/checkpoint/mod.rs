@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
 
+pub(crate) use file::{PATIENCE, in_time};
 pub use file::{read_file, read_open, read_small, shown};
 pub use foreign::foreign;
 pub use memory::{NoRoom, available, room};
