@@ -132,10 +132,9 @@ impl Plan {
             Role::Qkv => Some(QKV),
             _ => None,
         };
-        let by_token = tensors.clone().filter_map(|(name, role)| {
-            matches!(role, Role::Head | Role::Embedding).then(|| name.to_owned())
-        });
-        let by_token = by_token.collect();
+        let by_token = |&(_, role): &(&str, Role)| matches!(role, Role::Head | Role::Embedding);
+        let by_token = tensors.clone().filter(by_token);
+        let by_token = by_token.map(|(name, _)| name.to_owned()).collect();
         let costs = tensors.filter_map(|(name, role)| Some((name.to_owned(), cost(role)?)));
         Plan {
             bits,
