@@ -9,9 +9,9 @@ use candle_core::{Device, Tensor};
 use choir::model::architecture::published;
 use choir::model::kv_cache::KvCache;
 use choir::model::{
-    BaseWeights, Batch, CacheType, Denoiser, HostNetwork, Mix, PageId, PageLayout, Segment,
-    ServedBank,
+    BaseWeights, Batch, Denoiser, HostNetwork, Mix, PageId, PageLayout, Segment, ServedBank,
 };
+use choir::ops::gpu::Dtype;
 use choir::ops::quantized::Quantisation;
 use fixtures::close;
 use fixtures::family::{Family, Forward, PAGE, behind};
@@ -289,10 +289,10 @@ fn a_cache_in_bf16_takes_half_and_rounds_the_same_however_a_text_is_cut() {
         let tokens = family.architecture.facts().tokens;
         let ids: Vec<u32> = (0..length).map(|at| (at * 31 % tokens) as u32).collect();
         let cache = |dtype| network.cache(pages(dtype), 4).expect("a cache");
-        let (mut narrow, mut wide) = (cache(CacheType::Bf16), cache(CacheType::F32));
+        let (mut narrow, mut wide) = (cache(Dtype::Bf16), cache(Dtype::F32));
         assert_eq!(2 * narrow.bytes(), wide.bytes());
         assert_eq!(
-            2 * network.page_bytes(pages(CacheType::Bf16)),
+            2 * network.page_bytes(pages(Dtype::Bf16)),
             network.page_bytes(PAGE.into())
         );
         let evaluate = |segment, cache: &mut KvCache| {

@@ -28,6 +28,7 @@ pub use tuning::{Tuning, of_file};
 
 use crate::engine::{EngineHandle, Generation, MemoryPart};
 use crate::store::{self, Commit, Options, Staged, Store, Watch};
+use crate::superposition::CodedDelta;
 use base::Base;
 use info::Snapshot;
 use instance::Served;
@@ -299,6 +300,11 @@ impl Catalog {
             name: store::shown(name),
         };
         Ok(snapshot.find(name).cloned().ok_or_else(unknown)?)
+    }
+
+    /// What is kept of a variant by itself; `None` of a superposed one.
+    pub fn coded(&self, name: &str) -> Result<Option<CodedDelta>, Error> {
+        Ok(lock(&self.changing).store.load_coded(name)?)
     }
 
     pub fn status(&self) -> Status {

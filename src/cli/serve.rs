@@ -7,7 +7,8 @@ use super::place::PlaceArgs;
 use crate::catalog::{BaseSource, Catalog, CatalogConfig};
 use crate::checkpoint;
 use crate::engine::{Engine, EngineConfig};
-use crate::model::{CacheType, Denoiser, PageLayout, Place};
+use crate::model::{Denoiser, PageLayout, Place};
+use crate::ops::gpu::Dtype;
 use crate::ops::quantized::Quantisation;
 use crate::server::{Limits, Open};
 use crate::store::Keep;
@@ -170,7 +171,7 @@ pub struct EngineArgs {
     no_prefix_reuse: bool,
 }
 
-/// [`CacheType`] on the command line.
+/// [`Dtype`] on the command line.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum KvType {
     F32,
@@ -261,8 +262,8 @@ impl EngineArgs {
                 None => EngineConfig::default().kv_bytes,
             },
             kv_type: match self.kv_type {
-                None | Some(KvType::F32) => CacheType::F32,
-                Some(KvType::Bf16) => CacheType::Bf16,
+                None | Some(KvType::F32) => Dtype::F32,
+                Some(KvType::Bf16) => Dtype::Bf16,
             },
             step_tokens: self.step_tokens,
             max_prompt: self.max_prompt,

@@ -6,7 +6,8 @@ use std::time::Duration;
 use super::error::Error;
 use super::ledger::{LEAST_WEIGHT, MOST_WEIGHT};
 use super::stream::ROOM;
-use crate::model::{CacheType, PageLayout};
+use crate::model::PageLayout;
+use crate::ops::gpu::Dtype;
 
 /// More threads than any machine has processors.
 const MOST_THREADS: usize = 1024;
@@ -33,7 +34,7 @@ pub struct EngineConfig {
     /// Positions in a page of the cache.
     pub page_tokens: usize,
     /// The type of the keys and values in it, where the network is on the host.
-    pub kv_type: CacheType,
+    pub kv_type: Dtype,
     /// Tokens in one step at most.
     pub step_tokens: usize,
     /// Limit of a prompt, in tokens.
@@ -66,7 +67,7 @@ impl Default for EngineConfig {
             stall: Duration::from_secs(60),
             kv_bytes: 64 << 20,
             page_tokens: 16,
-            kv_type: CacheType::F32,
+            kv_type: Dtype::F32,
             step_tokens: 512,
             max_prompt: 16_384,
             max_tokens: 16_384,

@@ -45,11 +45,8 @@ impl Runner {
             drop(door);
             tell(over);
             if parts.is_empty() {
-                // Who was chosen found no page and gave its own up: others go on.
-                if self.batcher.can_go_on() {
-                    continue;
-                }
-                match self.wait() {
+                // Whoever was chosen may have found no page and given its own up: then others go on.
+                match self.batcher.can_go_on() || self.wait() {
                     true => continue,
                     false => return,
                 }

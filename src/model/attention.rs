@@ -3,7 +3,7 @@
 use super::architecture::Attention;
 use super::batch::Segment;
 use super::conditioning::LayerLine;
-use super::kv_cache::{HostPages, KvCache, StoredPages};
+use super::kv_cache::{CacheRows, HostPages, KvCache, StoredPages};
 use super::plan::BatchRows;
 use super::workspace::{HeadSpace, sized};
 use crate::ops::Rotary;
@@ -108,7 +108,14 @@ pub fn keep(qkv: &[f32], segments: &[Segment], shape: Shape, layer: usize, cache
             let count = (page_tokens - slot).min(segment.clean - token);
             let side = |at: usize| View::rows(&qkv[(first + token) * width + at..], width);
             let (keys, values) = (shape.queries(), shape.queries() + shape.keys());
-            cache.write(page, layer, slot, count, side(keys), side(values));
+            cache.write(CacheRows {
+                page,
+                layer,
+                slot,
+                count,
+                keys: side(keys),
+                values: side(values),
+            });
             token += count;
         }
         first += segment.tokens.len();

@@ -12,36 +12,19 @@ use super::workspace::{HeadSpace, Spares, Workspace};
 use crate::model::error::{Error, Result};
 use crate::ops::attend::{self, PositionRun};
 use crate::ops::gemm::View;
-use crate::ops::gpu::Buffer;
+use crate::ops::gpu::{Buffer, Dtype};
 use crate::ops::panel::{LANES, Stored};
 use half::bf16;
 use std::ops::Range;
-
-/// The type of the keys and values in a cache on the host. A cache on a device has the device's.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum CacheType {
-    #[default]
-    F32,
-    /// Half the memory. Rows that are evaluated together see each other's keys and values rounded, too, so that a text does not depend on
-    /// how it is cut into evaluations.
-    Bf16,
-}
-
-impl CacheType {
-    fn size(self) -> usize {
-        match self {
-            CacheType::F32 => size_of::<f32>(),
-            CacheType::Bf16 => size_of::<bf16>(),
-        }
-    }
-}
 
 /// What a cache's pages are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageLayout {
     /// Positions to a page.
     pub tokens: usize,
-    pub dtype: CacheType,
+    /// What keys and values are on the host; on a device they are of the device's type. Where they are bf16, rows that are evaluated
+    /// together see each other's rounded, too, so that a text does not depend on how it is cut into evaluations.
+    pub dtype: Dtype,
 }
 
 /// In f32.
@@ -49,7 +32,7 @@ impl From<usize> for PageLayout {
     fn from(tokens: usize) -> Self {
         PageLayout {
             tokens,
-            dtype: CacheType::F32,
+            dtype: Dtype::F32,
         }
     }
 }
@@ -63,6 +46,17 @@ pub struct KvCache {
     pages: usize,
     /// Memory that one evaluation leaves to the next.
     pub(super) workspace: Workspace,
+}
+
+/// One layer's keys and values, [count, hidden] each, for the slots of a page from `slot` on.
+#[derive(Clone, Copy)]
+pub struct CacheRows<'a> {
+    pub page: PageId,
+    pub layer: usize,
+    pub slot: usize,
+    pub count: usize,
+    pub keys: View<'a>,
+    pub values: View<'a>,
 }
 
 /// Pages on the host, by type.
@@ -82,8 +76,8 @@ impl KvCache {
         let page: PageLayout = page.into();
         Self {
             stored: match page.dtype {
-                CacheType::F32 => StoredPages::F32(HostPages::new(shape, page.tokens, pages)),
-                CacheType::Bf16 => StoredPages::Bf16(HostPages::new(shape, page.tokens, pages)),
+                Dtype::F32 => StoredPages::F32(HostPages::new(shape, page.tokens, pages)),
+                Dtype::Bf16 => StoredPages::Bf16(HostPages::new(shape, page.tokens, pages)),
             },
             on_device: None,
             page_tokens: page.tokens,
@@ -145,19 +139,10 @@ impl KvCache {
         on_host + self.on_device.as_ref().map_or(0, Buffer::bytes)
     }
 
-    /// Writes the keys and the values, [`count`, hidden] each, of slots of a page from `slot` on.
-    pub fn write(
-        &mut self,
-        page: PageId,
-        layer: usize,
-        slot: usize,
-        count: usize,
-        keys: View,
-        values: View,
-    ) {
+    pub fn write(&mut self, rows: CacheRows) {
         match &mut self.stored {
-            StoredPages::F32(pages) => pages.write(page, layer, slot, count, keys, values),
-            StoredPages::Bf16(pages) => pages.write(page, layer, slot, count, keys, values),
+            StoredPages::F32(pages) => pages.write(rows),
+            StoredPages::Bf16(pages) => pages.write(rows),
         }
     }
 
@@ -266,15 +251,15 @@ impl<T: Stored> HostPages<T> {
         }
     }
 
-    fn write(
-        &mut self,
-        page: PageId,
-        layer: usize,
-        slot: usize,
-        count: usize,
-        keys: View,
-        values: View,
-    ) {
+    fn write(&mut self, rows: CacheRows) {
+        let CacheRows {
+            page,
+            layer,
+            slot,
+            count,
+            keys,
+            values,
+        } = rows;
         let dim = self.shape.head_dim;
         let width = dim.next_multiple_of(LANES);
         for head in 0..self.shape.heads {

@@ -33,7 +33,7 @@ pub use denoiser::Denoiser;
 pub use error::{Error, Result};
 pub use facts::{CacheShape, Grid, NetworkFacts, Process, Regime};
 pub use host::HostNetwork;
-pub use kv_cache::{CacheType, PageLayout};
+pub use kv_cache::PageLayout;
 pub use place::Place;
 pub use train_batch::{SoftTokens, TrainBatch};
 pub use trainable::{Differentiable, Trainable};

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use choir::engine::{
     Engine, EngineConfig, EngineHandle, Generation, Sampling, Status, VariantFacts,
 };
-use choir::model::kv_cache::KvCache;
+use choir::model::kv_cache::{CacheRows, KvCache};
 use choir::model::tokenizer::Tokenizer;
 use choir::model::{
     Batch, CacheShape, Denoiser, Grid, Logits, Mix, NetworkFacts, Process, Regime, Segment,
@@ -279,7 +279,14 @@ impl Denoiser for Fake {
                 let key = [position as f32, segment.tokens[index] as f32];
                 let value = [self.value(segment, position, cache), 0.0];
                 let rows = [&key, &value].map(|row| View::rows(row, 2));
-                cache.write(segment.pages[page], 0, slot, 1, rows[0], rows[1]);
+                cache.write(CacheRows {
+                    page: segment.pages[page],
+                    layer: 0,
+                    slot,
+                    count: 1,
+                    keys: rows[0],
+                    values: rows[1],
+                });
             }
         }
         let varied = batch

@@ -46,10 +46,7 @@ pub(super) fn run(args: &EvalArgs, base: BaseSource, network: &Architecture) -> 
         ..CatalogConfig::new(scratch.path(), base)
     };
     let (catalog, _) = Catalog::open(config, |_| {}).context("opening the store")?;
-    let matrices = (network.tensors.iter()).filter(|spec| spec.shape.len() == 2);
-    let weights: usize = matrices
-        .map(|spec| spec.shape.iter().product::<usize>())
-        .sum();
+    let weights = network.weights();
     let mut kept = Vec::new();
     for &bits in &args.bits {
         let (mut shares, mut bytes) = (Vec::new(), 0);

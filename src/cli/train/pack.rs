@@ -90,10 +90,13 @@ pub fn run(args: PackArgs) -> Result<()> {
                 args.variant.display()
             );
         }
-        return published(&args, &network, text);
+        return match text {
+            Some(text) => by_service(&args, &network, text),
+            None => unmeasured(&args, &network),
+        };
     }
     if text.is_none() && args.skill.is_none() && args.variant.is_dir() {
-        return published(&args, &network, None);
+        return unmeasured(&args, &network);
     }
     let base = Folder::read(&args.base)?;
     if args.variant.is_file() && CodedDelta::is_one(&std::fs::read(&args.variant)?) {
@@ -103,8 +106,6 @@ pub fn run(args: PackArgs) -> Result<()> {
     let remarks = variant.remarks(&convert::choice(args.sampling.wire())?)?;
     let base: NamedTensors = base.tensors.into_iter().collect();
     let (tuned, variant) = (variant.tensors(), variant.folder);
-    let weights = base.0.values().filter(|tensor| tensor.matrix().is_some());
-    let weights = weights.map(|tensor| tensor.data.len()).sum();
     let code = |low_rank| {
         let plan = Plan {
             low_rank,
@@ -151,14 +152,13 @@ pub fn run(args: PackArgs) -> Result<()> {
     }
     let packed = coded.to_bytes();
     replace(&args.out, &packed)?;
-    show(&args, &coded, (packed.len(), weights), scores.as_ref());
+    let bytes = (packed.len(), network.weights());
+    show(&args, &coded, bytes, scores.as_ref());
     Ok(())
 }
 
-/// Packs a published checkpoint, of any network and in shards or not: one tensor in memory at a time. With a text the service itself
-/// measures it, as an addition to a store that is thrown away would be; for that the whole delta is in memory.
-fn published(args: &PackArgs, network: &Architecture, text: Option<String>) -> Result<()> {
-    let base = BaseSource::Folder(args.base.clone());
+/// Packs a published checkpoint, of any network and in shards or not, without measuring it: one tensor in memory at a time.
+fn unmeasured(args: &PackArgs, network: &Architecture) -> Result<()> {
     let named = || args.variant.display().to_string();
     let config = std::fs::read(args.variant.join("config.json")).with_context(named)?;
     let regime = Architecture::read(&config).with_context(named)?.regime;
@@ -171,50 +171,57 @@ fn published(args: &PackArgs, network: &Architecture, text: Option<String>) -> R
         .map(|text| GenerationConfig::parse(&text))
         .transpose()?;
     let chosen = convert::choice(args.sampling.wire())?;
-    let sampling = (chosen.clone()).over(usual(&facts, regime, said.as_ref()))?;
+    let sampling = chosen.over(usual(&facts, regime, said.as_ref()))?;
     check_sampling(&facts, regime, &sampling)?;
     let defaults = to_store(&sampling, regime, &facts);
-    // As exactly as an addition can say them.
-    let bits = args.bits as f32;
     let encoding = Encoding {
-        plan: Plan::of(bits.into(), network.roles()),
+        plan: Plan::of(args.bits, network.roles()),
         seed: args.seed,
         remarks: Remarks {
             process: Some(serde_json::to_string(&process_to_store(regime.process))?),
             defaults: Some(serde_json::to_string(&defaults)?),
         },
     };
-    let mut coded = CodedDelta::between(&base.published()?, &tuned, &encoding)?;
-    if let Some(text) = text {
-        let form = network.usual_form(checkpoint::available());
-        let scratch = Scratch::new("pack");
-        let config = CatalogConfig {
-            place: Place::Host(form),
-            keep: Some(Keep::Coded),
-            ..CatalogConfig::new(scratch.path(), base)
-        };
-        let (catalog, _) = Catalog::open(config, |_| {})?;
-        let request = AddRequest {
-            seed: Some(coded.seed),
-            bits: Some(bits),
-            defaults: chosen,
-            check_text: Some(text),
-            force: true,
-            dry_run: true,
-            ..AddRequest::new("packed", Source::Path(args.variant.clone()))
-        };
-        let share = catalog.add(request, |_| {})?.variant.share;
-        coded.about.measured = share.map(|found| Measured {
-            share: found.share.into(),
-            method: format!("{}; base in {form}", found.method),
-            text: found.text,
-        });
-    }
-    let matrices = (network.tensors.iter()).filter(|spec| spec.shape.len() == 2);
-    let weights = matrices.map(|spec| spec.shape.iter().product::<usize>());
+    let base = BaseSource::Folder(args.base.clone());
+    let coded = CodedDelta::between(&base.published()?, &tuned, &encoding)?;
+    written(args, network, &coded)
+}
+
+/// Packs a published checkpoint as the service does that adds it, which measures it, too: in a store that is thrown away. The whole delta
+/// is in memory for that.
+fn by_service(args: &PackArgs, network: &Architecture, text: String) -> Result<()> {
+    let form = network.usual_form(checkpoint::available());
+    let scratch = Scratch::new("pack");
+    let config = CatalogConfig {
+        place: Place::Host(form),
+        keep: Some(Keep::Coded),
+        ..CatalogConfig::new(scratch.path(), BaseSource::Folder(args.base.clone()))
+    };
+    let (catalog, _) = Catalog::open(config, |_| {})?;
+    let request = AddRequest {
+        seed: args.seed,
+        bits: Some(args.bits as f32),
+        defaults: convert::choice(args.sampling.wire())?,
+        check_text: Some(text),
+        force: true,
+        ..AddRequest::new("packed", Source::Path(args.variant.clone()))
+    };
+    let share = catalog.add(request, |_| {})?.variant.share;
+    let coded = catalog.coded("packed")?;
+    let mut coded = coded.context("the service keeps it otherwise")?;
+    coded.about.measured = share.map(|found| Measured {
+        share: found.share.into(),
+        method: format!("{}; base in {form}", found.method),
+        text: found.text,
+    });
+    written(args, network, &coded)
+}
+
+/// Writes the file, and says what it is.
+fn written(args: &PackArgs, network: &Architecture, coded: &CodedDelta) -> Result<()> {
     let packed = coded.to_bytes();
     replace(&args.out, &packed)?;
-    show(args, &coded, (packed.len(), weights.sum()), None);
+    show(args, coded, (packed.len(), network.weights()), None);
     Ok(())
 }
 

@@ -186,6 +186,14 @@ impl Architecture {
         self.tensors.iter().map(|spec| (&spec.name[..], spec.role))
     }
 
+    /// Numbers in all its matrices: what bits a weight are counted by.
+    pub fn weights(&self) -> usize {
+        let matrices = self.tensors.iter().filter(|spec| spec.shape.len() == 2);
+        matrices
+            .map(|spec| spec.shape.iter().product::<usize>())
+            .sum()
+    }
+
     /// What others may know of it.
     pub fn facts(&self) -> NetworkFacts {
         let attention = self.attention();
