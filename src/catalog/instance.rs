@@ -6,11 +6,10 @@ use crate::engine::{Generation, MemoryPart, VariantFacts};
 use crate::model;
 use crate::model::place::{self, Bank, Bytes, Variant};
 use crate::model::{VariantId, VariantWeights};
-use crate::ops::coded::Kept;
 use crate::ops::gpu::Fault;
 use crate::ops::quantized::Quantisation;
 use crate::store::{self, BankId, BankKind, FileRecord, Scales, Store, VariantRecord};
-use crate::superposition::{self, CodedDelta, Delta, Private, Scheme};
+use crate::superposition::{self, Delta, Private, Scheme};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -109,7 +108,7 @@ fn serve_variant(
     record: &VariantRecord,
 ) -> Result<Variant, Error> {
     let weights = match store.load_coded(name)? {
-        Some(delta) => by_itself(delta, record.scales.default),
+        Some(delta) => VariantWeights::by_itself(delta, record.scales.default),
         None => superposed(store, name, record)?,
     };
     base.weights
@@ -133,28 +132,6 @@ fn superposed(store: &Store, name: &str, record: &VariantRecord) -> Result<Varia
         kept: BTreeMap::new(),
         vectors: private.vectors,
     })
-}
-
-/// One that is kept by itself. Tensors that are no matrices are not scaled.
-fn by_itself(delta: CodedDelta, scale: f32) -> VariantWeights {
-    let (mut kept, mut vectors) = (BTreeMap::new(), BTreeMap::new());
-    for (name, tensor) in delta.tensors {
-        match tensor.kept {
-            Kept::Whole(values) if tensor.shape.len() != 2 => {
-                let values = values.iter().map(|value| value.to_f32());
-                vectors.insert(name, values.collect());
-            }
-            matrix => drop(kept.insert(name, matrix)),
-        }
-    }
-    VariantWeights {
-        seed: delta.seed,
-        scale,
-        banks: Vec::new(),
-        gains: BTreeMap::new(),
-        kept,
-        vectors,
-    }
 }
 
 fn serve(store: &Store, base: &Base, id: &BankId, forms: Forms) -> Result<Bank, Error> {

@@ -3,6 +3,7 @@
 use crate::model::error::Result;
 use crate::ops::coded::Kept;
 use crate::ops::quantized::{Quantisation, Served};
+use crate::superposition::CodedDelta;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -55,4 +56,28 @@ pub struct VariantWeights {
     pub kept: BTreeMap<String, Kept>,
     /// Deltas of the one-dimensional tensors.
     pub vectors: BTreeMap<String, Vec<f32>>,
+}
+
+impl VariantWeights {
+    /// Those of a variant that is kept by itself. Tensors that are no matrices are not scaled.
+    pub fn by_itself(delta: CodedDelta, scale: f32) -> VariantWeights {
+        let (mut kept, mut vectors) = (BTreeMap::new(), BTreeMap::new());
+        for (name, tensor) in delta.tensors {
+            match tensor.kept {
+                Kept::Whole(values) if tensor.shape.len() != 2 => {
+                    let values = values.iter().map(|value| value.to_f32());
+                    vectors.insert(name, values.collect());
+                }
+                matrix => drop(kept.insert(name, matrix)),
+            }
+        }
+        VariantWeights {
+            seed: delta.seed,
+            scale,
+            banks: Vec::new(),
+            gains: BTreeMap::new(),
+            kept,
+            vectors,
+        }
+    }
 }

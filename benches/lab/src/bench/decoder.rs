@@ -5,8 +5,12 @@ use super::median;
 use anyhow::{Context, Result};
 use choir::checkpoint::Checkpoint;
 use choir::model::architecture::published::read;
-use choir::model::{Architecture, BaseWeights, Batch, Denoiser, HostNetwork, Mix, Segment};
+use choir::model::{
+    Architecture, BaseWeights, Batch, Denoiser, HostNetwork, Mix, Segment, VariantId,
+    VariantWeights,
+};
 use choir::ops::quantized::Quantisation;
+use choir::superposition::CodedDelta;
 use clap::Args;
 use rayon::prelude::*;
 use serde_json::json;
@@ -24,6 +28,9 @@ pub struct DecoderBenchArgs {
     /// Rows of a step, all with logits: one block of so many tokens.
     #[arg(long, value_delimiter = ',', default_value = "1,4,16,64")]
     rows: Vec<usize>,
+    /// Packed variants of it: rows then divide among them, each with a block of its own.
+    #[arg(long, num_args = 1..)]
+    coded: Vec<PathBuf>,
     /// Steps of a measurement, of which the best counts beside the median.
     #[arg(long, default_value_t = 9)]
     steps: usize,
@@ -40,9 +47,15 @@ pub fn run(args: DecoderBenchArgs) -> Result<()> {
         Ok(Some(Cow::Owned(data)))
     })?;
     let loaded = begun.elapsed().as_secs_f64();
-    drop(checkpoint); // its mapped pages would count as the process's
+    drop(checkpoint);
+    let variants = args.coded.iter().map(|file| {
+        let bytes = std::fs::read(file).with_context(|| file.display().to_string())?;
+        let delta = CodedDelta::from_bytes(&bytes)?;
+        Ok(VariantWeights::by_itself(delta, 1.0))
+    });
+    let variants = variants.collect::<Result<Vec<_>>>()?;
+    let network = HostNetwork::new(Arc::new(base), &[], variants)?;
     let (resident, peak) = (memory("VmRSS:")?, memory("VmHWM:")?);
-    let network = HostNetwork::new(Arc::new(base), &[], Vec::new())?;
     let bytes = network.bytes();
     let rate = reading()?;
     println!(
@@ -52,21 +65,31 @@ pub fn run(args: DecoderBenchArgs) -> Result<()> {
     let mut cache = network.cache(16.into(), 64)?;
     let mut figures = Vec::new();
     for &rows in &args.rows {
-        let segment = Segment {
-            mix: Mix::base(),
-            block: Some(rows),
-            phase: 0,
-            sigma: 0.0,
-            tokens: (0..rows as u32).map(|at| 1000 + 7 * at).collect(),
-            first_position: 0,
-            clean: 0,
-            rows: (0..rows).collect(),
-            draws: Vec::new(),
-            pages: Vec::new(),
-            pages_start: 0,
+        let mixes = match args.coded.len() {
+            0 => vec![Mix::base()],
+            variants => (0..variants.min(rows))
+                .map(|at| Mix::single(VariantId(at as u32)))
+                .collect(),
+        };
+        let (each, more) = (rows / mixes.len(), rows % mixes.len());
+        let segment = |(number, mix)| {
+            let rows = each + usize::from(number < more);
+            Segment {
+                mix,
+                block: Some(rows),
+                phase: 0,
+                sigma: 0.0,
+                tokens: (0..rows as u32).map(|at| 1000 + 7 * at).collect(),
+                first_position: 0,
+                clean: 0,
+                rows: (0..rows).collect(),
+                draws: Vec::new(),
+                pages: Vec::new(),
+                pages_start: 0,
+            }
         };
         let batch = Batch {
-            segments: vec![segment],
+            segments: mixes.into_iter().enumerate().map(segment).collect(),
         };
         let mut took = Vec::new();
         for _ in 0..args.steps {
