@@ -301,6 +301,52 @@ fn an_evaluation_says_what_ones_own_fine_tunes_keep() {
 }
 
 #[test]
+fn what_noise_costs_by_role_is_measured_and_divides_the_bits() {
+    let place = tempfile::tempdir().expect("a directory");
+    let path = |name: &str| root().join("models").join(name).display().to_string();
+    let beside = |name: &str| place.path().join(name).display().to_string();
+    let (base, kjv) = (path("base"), packed("kjv").display().to_string());
+    let (found, out) = (beside("roles.json"), beside("kjv.safetensors"));
+    let variant = format!("kjv={kjv}={}", path("held-out/kjv.txt"));
+    let words = "--contexts 2 --samples 2 --keep coded --json --variant";
+    let mut eval = Command::new(CHOIR);
+    eval.args(["eval", "--base", &base, "--by-role", &found]);
+    let output = choir(eval.args(words.split(' ')).arg(&variant));
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).expect("json");
+    let roles: Value =
+        serde_json::from_slice(&std::fs::read(&found).expect("a file")).expect("json");
+    assert_eq!(report["sensitivities"], roles);
+    let number = |role: &str| roles[role].as_f64().expect("a number");
+    assert!(
+        (number("up") + number("down") - 2.0).abs() < 1e-6,
+        "{roles}"
+    );
+    assert!(number("head") > 10.0, "the logits feel it at once: {roles}");
+    let pack = |sensitivities: &str| {
+        let words = ["pack", "--base", &base, "--variant", &kjv, "--out", &out];
+        let mut command = Command::new(CHOIR);
+        choir(command.args(words).args(["--sensitivities", sensitivities]))
+    };
+    assert!(pack(&found).status.success());
+    let by = |file: &str| std::fs::read(file).expect("a file");
+    let measured = by(&out);
+    // Where the head matters most it gets most.
+    let only = beside("only.json");
+    std::fs::write(&only, r#"{"head": 1e9}"#).expect("a file");
+    assert!(pack(&only).status.success());
+    assert_ne!(by(&out), measured);
+    std::fs::remove_file(&out).expect("the file");
+    std::fs::write(&only, r#"{"nose": 1}"#).expect("a file");
+    for file in [&only, "/no/such/file"] {
+        let output = pack(file);
+        let said = text(&output.stderr);
+        assert!(!output.status.success() && said.contains(file), "{said}");
+        assert!(!Path::new(&out).exists());
+    }
+}
+
+#[test]
 fn a_conversation_goes_on_line_by_line() {
     let base = tempfile::tempdir().expect("a directory");
     for file in ["config.json", "model.safetensors", "tokenizer.json"] {

@@ -61,12 +61,11 @@ impl Bytes<'_> {
     }
 
     /// Fills `out` with what begins at byte `at`. A file's come by way of another thread, since a disk may not answer.
-    pub fn read(&self, at: usize, out: &mut [u8]) -> Result<(), Unreadable> {
+    pub fn read(&self, at: usize, out: &mut Vec<u8>) -> Result<(), Unreadable> {
         match self {
             Bytes::File(file, _) => {
-                let (file, length) = (file.clone(), out.len());
-                let read = in_time(PATIENCE, move || {
-                    let mut bytes = vec![0; length];
+                let (file, mut bytes) = (file.clone(), std::mem::take(out));
+                *out = in_time(PATIENCE, move || {
                     match file.read_exact_at(&mut bytes, at as u64) {
                         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                             Err(Unreadable::WrongLength)
@@ -74,8 +73,7 @@ impl Bytes<'_> {
                         Err(error) => Err(error.into()),
                         Ok(()) => Ok(bytes),
                     }
-                });
-                out.copy_from_slice(&read?);
+                })?;
                 Ok(())
             }
             Bytes::Held(bytes) => {

@@ -8,7 +8,7 @@ use super::Unreadable;
 use super::file::Bytes;
 
 /// Values that are read at once, by one thread.
-const PIECE: usize = 1 << 18;
+const PIECE: usize = 1 << 20;
 
 /// A tensor: its shape, and where its values lie in row order, little-endian, in the file's own type.
 #[derive(Clone, Copy, Debug)]

@@ -56,6 +56,19 @@ fn from_the_system_above(bytes: i32) {
     let _ = bytes;
 }
 
+/// Free memory stays with the process, which ends soon: large buffers follow each other, and each page that comes new from the system
+/// costs more than filling it.
+#[allow(unsafe_code)]
+pub fn keep() {
+    one_arena();
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: any thread may set a parameter of the allocator at any time.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_MAX, 0);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
+    }
+}
+
 /// Hands free memory back to the system.
 #[allow(unsafe_code)]
 pub fn give_back() {

@@ -17,6 +17,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use progress::Progress;
 use std::path::{Path, PathBuf};
 
+mod calibrate;
 mod distill;
 pub mod pack;
 mod progress;
@@ -294,6 +295,7 @@ fn train(
             ..AdamW::default()
         },
         base,
+        calibration: None,
         seed: args.seed,
         checkpoint: Some(args.out.join(checkpoint::FILE)),
         save_every: 60.0,

@@ -38,7 +38,8 @@ pub use bank::{AccumulateError, Bank};
 pub use bitdelta::{BitDelta, BitMatrix};
 pub use checkpoint::{NamedTensor, NamedTensors};
 pub use code::{
-    About, CodedDelta, Encoding, KeptTensor, Measured, Plan, Singular, TooFewBits, leading,
+    About, BadSensitivities, CodedDelta, Encoding, KeptTensor, Measured, Plan, Sensitivities,
+    Singular, TooFewBits, is_by_token, leading, noise,
 };
 pub use container::is_own;
 pub use delta::{Delta, DeltaMatrix};
@@ -52,7 +53,7 @@ pub use relation::Relation;
 pub use retrieve::{Retrieval, retrieve};
 pub use role::Role;
 pub use scheme::Scheme;
-pub use source::{TensorSource, digest};
+pub use source::{TensorSource, digest, first_odd};
 
 /// The output head: the most sensitive matrix, superposed in banks of its own.
 pub const HEAD: &str = "output_layer.linear.weight";

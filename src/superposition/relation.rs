@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use super::delta::check_shapes;
 use super::digest::TensorDigest;
+use super::source::first_odd;
 use super::{Digest, Mismatch, Refused, TensorSource};
 
 /// Below this cosine with the base's a matrix has nothing in common with it: two separate trainings give about 0, and so does a
@@ -90,18 +91,24 @@ impl Relation {
         let (mut digest, mut matrices) = (TensorDigest::default(), Vec::new());
         let mut same = true;
         for (name, shape) in shapes {
-            let (base, tuned) = (base.values(&name)?, tuned.values(&name)?);
-            digest.add(&name, &shape, &base);
-            if let Some(index) = tuned.iter().position(|value| !value.is_finite()) {
+            let (base, tuned) = rayon::join(|| base.values(&name), || tuned.values(&name));
+            let (base, tuned) = (base?, tuned?);
+            let ((), sums) = rayon::join(
+                || digest.add(&name, &shape, &base),
+                || {
+                    // Summed in order of pieces, so that the outcome does not depend on threads.
+                    let pieces = base.par_chunks(1 << 16).zip(tuned.par_chunks(1 << 16));
+                    let pieces = pieces.map(|(base, tuned)| Sums::of(base, tuned));
+                    let pieces: Vec<Sums> = pieces.collect();
+                    pieces.into_iter().fold(Sums::default(), Sums::add)
+                },
+            );
+            if let Some(index) = first_odd(&tuned, |value| !value.is_finite()) {
                 let tensor = name;
                 return Err(Mismatch::NotFinite { tensor, index }.into());
             }
-            // Summed in order of pieces, so that the outcome does not depend on threads.
-            let pieces = base.par_chunks(1 << 16).zip(tuned.par_chunks(1 << 16));
-            let pieces: Vec<Sums> = pieces.map(|(base, tuned)| Sums::of(base, tuned)).collect();
-            let sums = pieces.into_iter().fold(Sums::default(), Sums::add);
             let bound = (OUTLIER * sums.largest_base).max(LEAST_BOUND);
-            if let Some(index) = tuned.iter().position(|value| value.abs() > bound) {
+            if let Some(index) = first_odd(&tuned, |value| value.abs() > bound) {
                 let (tensor, value) = (name, tuned[index]);
                 return Err(Mismatch::Outlier {
                     tensor,

@@ -1,5 +1,7 @@
 //! What a tensor is to its network, whatever its name: how it is kept, coded and multiplied follows from this.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -39,5 +41,12 @@ impl Role {
     pub fn is_matrix(self) -> bool {
         use Role::*;
         matches!(self, Embedding | Head | Qkv | AttentionOut | Up | Down)
+    }
+}
+
+/// As a file has it.
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
     }
 }

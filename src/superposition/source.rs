@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use rayon::prelude::*;
+
 use super::digest::TensorDigest;
 use super::{Digest, Mismatch, NamedTensors, Refused};
 
@@ -43,16 +45,30 @@ pub fn digest(source: &dyn TensorSource) -> Result<Digest, Refused> {
     Ok(digest.finish())
 }
 
+/// The first of the values that is `odd`.
+pub fn first_odd(values: &[f32], odd: impl Fn(f32) -> bool + Sync) -> Option<usize> {
+    const PIECE: usize = 1 << 16;
+    let pieces = values.par_chunks(PIECE).enumerate();
+    let found = pieces.filter_map(|(number, piece)| {
+        let found = piece.iter().position(|value| odd(*value))?;
+        Some(number * PIECE + found)
+    });
+    found.min()
+}
+
 /// What a fine-tune changed of the tensor `name`: fine-tuned − base.
 pub(super) fn difference(
     base: &dyn TensorSource,
     fine_tuned: &dyn TensorSource,
     name: &str,
 ) -> Result<Vec<f32>, Refused> {
-    let mut delta = fine_tuned.values(name)?.into_owned();
-    let base = base.values(name)?;
-    for (value, base) in delta.iter_mut().zip(base.iter()) {
-        *value -= base;
-    }
+    let (tuned, base) = rayon::join(|| fine_tuned.values(name), || base.values(name));
+    let (mut delta, base) = (tuned?.into_owned(), base?);
+    let pieces = delta.par_chunks_mut(1 << 16).zip(base.par_chunks(1 << 16));
+    pieces.for_each(|(values, base)| {
+        for (value, base) in values.iter_mut().zip(base) {
+            *value -= base;
+        }
+    });
     Ok(delta)
 }

@@ -4,11 +4,13 @@ use super::Error;
 use super::curriculum::{Curriculum, Mixer};
 use super::data::Contexts;
 use super::distill::Distillation;
-use super::noisy::Noisy;
+use super::folder::Tensors;
+use super::noisy::{Loss, Noisy};
 use super::objective::{Corruption, Objective};
 use super::operator::Operator;
 use super::optimizer::Optimizer;
 use crate::model::Trainable;
+use crate::ops::Divergence;
 use crate::rng::Stream;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -26,6 +28,8 @@ pub enum Lessons {
     Plain,
     Curriculum(Curriculum, Operator, usize),
     Distillation(Distillation, Teacher, usize),
+    /// To say what a teacher says of the same noisy tokens, over so many logits.
+    Calibration(Teacher, usize),
 }
 
 /// What a distillation learns from.
@@ -60,16 +64,28 @@ impl Lessons {
         })
     }
 
+    /// Lessons by a fine-tune, with these weights.
+    pub fn calibration(teacher: &Tensors, model: &Trainable) -> Result<Self, Error> {
+        let config = model.config().clone();
+        let tokens = config.tokens();
+        let model = Trainable::from_tensors(config, teacher)?;
+        Ok(Lessons::Calibration(Teacher { model, round: 0 }, tokens))
+    }
+
     pub fn teacher(&self) -> Option<&Teacher> {
         match self {
-            Lessons::Distillation(_, teacher, _) => Some(teacher),
+            Lessons::Distillation(_, teacher, _) | Lessons::Calibration(teacher, _) => {
+                Some(teacher)
+            }
             _ => None,
         }
     }
 
     pub fn teacher_mut(&mut self) -> Option<&mut Teacher> {
         match self {
-            Lessons::Distillation(_, teacher, _) => Some(teacher),
+            Lessons::Distillation(_, teacher, _) | Lessons::Calibration(teacher, _) => {
+                Some(teacher)
+            }
             _ => None,
         }
     }
@@ -109,6 +125,18 @@ impl Lessons {
                     course.divergence,
                     stream,
                 ));
+            }
+            Lessons::Calibration(_, tokens) => {
+                let noisy = objective.corrupt(contexts, stream);
+                let loss = Loss::Consistency {
+                    tokens: *tokens,
+                    divergence: Divergence::Forward,
+                };
+                return Ok(Noisy {
+                    loss,
+                    teacher: Some(noisy.input.clone()),
+                    ..noisy
+                });
             }
             Lessons::Plain => {}
         }

@@ -3,6 +3,7 @@
 //! The objectives are those of MDLM, BD3-LM and Duo ([`objective`]); a run is a loop over steps, each a pure
 //! function of (seed, step), so that it can stop anywhere and resume from its checkpoint.
 
+pub mod calibrate;
 pub mod checkpoint;
 pub mod course;
 pub mod curriculum;
@@ -16,6 +17,7 @@ pub mod operator;
 pub mod optimizer;
 pub mod packing;
 pub mod run;
+pub mod scaled_rows;
 pub mod settings;
 pub mod skills;
 pub mod tokenizer;

@@ -1,7 +1,11 @@
 //! AdamW (and Muon where asked) on plain slices, with clipping by the global norm and an exponential moving average of the weights.
 
+#[cfg(test)]
+mod tests;
+
 use super::folder::Tensors;
 use super::muon;
+use super::scaled_rows::ScaledRows;
 use super::settings::Members;
 use crate::model::Result;
 use crate::model::Trainable;
@@ -9,7 +13,7 @@ use crate::rng::Key;
 use crate::superposition::HEAD;
 use candle_core::Tensor;
 use rayon::prelude::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// AdamW's constants.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -29,6 +33,9 @@ pub struct AdamW {
     /// Decay of the average of the weights; shorter while there are few steps.
     pub ema: f32,
 }
+
+/// Learning rate of the rows' factors, which are near 1, relative to that of weights.
+const ROW_RATE: f32 = 10.0;
 
 impl Default for AdamW {
     fn default() -> Self {
@@ -67,6 +74,8 @@ pub struct Optimizer {
     pub slots: BTreeMap<String, WeightState>,
     /// The base's matrices, where a variant is trained: what weight decay pulls towards (0 otherwise).
     anchors: BTreeMap<String, Vec<f32>>,
+    /// Matrices of which only a factor for each row is trained: their slot is [rows].
+    rows: BTreeMap<String, ScaledRows>,
 }
 
 impl Optimizer {
@@ -94,7 +103,27 @@ impl Optimizer {
             conditioning,
             slots,
             anchors: BTreeMap::new(),
+            rows: BTreeMap::new(),
         })
+    }
+
+    /// From now on only these are trained: of `matrices` a factor for each row, 1 at first, and `others` as they are.
+    pub fn only(&mut self, matrices: BTreeMap<String, ScaledRows>, others: &BTreeSet<String>) {
+        self.slots
+            .retain(|name, _| matrices.contains_key(name) || others.contains(name));
+        for (name, slot) in &mut self.slots {
+            if matrices.contains_key(name) {
+                let rows = slot.shape[0];
+                *slot = WeightState {
+                    shape: vec![rows],
+                    weight: vec![1.0; rows],
+                    average: vec![1.0; rows],
+                    first: vec![0.0; rows],
+                    second: vec![0.0; rows],
+                };
+            }
+        }
+        self.rows = matrices;
     }
 
     /// From now on weight decay pulls towards `base`: it shrinks the delta, which is what others in a bank are spared.
@@ -158,7 +187,16 @@ impl Optimizer {
         let names: Vec<&String> = self.slots.keys().collect();
         let found: Vec<Option<(Vec<f32>, f64)>> = names
             .par_iter()
-            .map(|name| sum(gradients, name))
+            .map(|name| {
+                let Some(mut gradient) = sum(gradients, name)? else {
+                    return Ok(None);
+                };
+                if let Some(matrix) = self.rows.get(*name) {
+                    gradient = matrix.gradient(&gradient, self.slots[*name].weight.len());
+                }
+                let square = gradient.iter().map(|&g| f64::from(g) * f64::from(g)).sum();
+                Ok(Some((gradient, square)))
+            })
             .collect::<Result<_>>()?;
         let norm = found
             .iter()
@@ -177,7 +215,7 @@ impl Optimizer {
             correct2: 1.0 / (1.0 - f64::from(s.beta2).powi(self.step as i32)) as f32,
             keep: s.ema.min((1 + self.step) as f32 / (10 + self.step) as f32),
         };
-        let (conditioning, anchors) = (self.conditioning, &self.anchors);
+        let (conditioning, anchors, scaled) = (self.conditioning, &self.anchors, &self.rows);
         let jobs: Vec<_> = self.slots.iter_mut().zip(found).collect();
         jobs.into_par_iter()
             .try_for_each(|((name, slot), gradient)| {
@@ -189,10 +227,10 @@ impl Optimizer {
                 }
                 let conditioned =
                     name.starts_with("sigma_map") || name.ends_with("adaLN_modulation.weight");
-                let rate = if conditioned {
-                    rate * conditioning
-                } else {
-                    rate
+                let rate = match (scaled.contains_key(name), conditioned) {
+                    (true, _) => rate * ROW_RATE,
+                    (false, true) => rate * conditioning,
+                    (false, false) => rate,
                 };
                 let decay = if slot.shape.len() == 2 {
                     1.0 - rate * s.weight_decay
@@ -241,11 +279,13 @@ impl Optimizer {
     ) -> Result<()> {
         for (name, var) in model.vars() {
             if let Some(slot) = self.slots.get(name) {
-                var.set(&Tensor::from_slice(
-                    data(slot),
-                    slot.shape.as_slice(),
-                    var.device(),
-                )?)?;
+                let tensor = match self.rows.get(name) {
+                    Some(matrix) => {
+                        Tensor::from_vec(matrix.with(data(slot)), var.dims(), var.device())?
+                    }
+                    None => Tensor::from_slice(data(slot), &slot.shape[..], var.device())?,
+                };
+                var.set(&tensor)?;
             }
         }
         Ok(())
@@ -305,8 +345,8 @@ fn through_gains(gradient: &mut [f32], slot: &WeightState, anchor: &[f32], seen:
     }
 }
 
-/// The sum of one weight's gradients and its squared norm; `None` where no part has one.
-fn sum(gradients: &[BTreeMap<String, Tensor>], name: &str) -> Result<Option<(Vec<f32>, f64)>> {
+/// The sum of one weight's gradients; `None` where no part has one.
+fn sum(gradients: &[BTreeMap<String, Tensor>], name: &str) -> Result<Option<Vec<f32>>> {
     let mut parts = gradients.iter().filter_map(|part| part.get(name));
     let Some(first) = parts.next() else {
         return Ok(None);
@@ -317,8 +357,7 @@ fn sum(gradients: &[BTreeMap<String, Tensor>], name: &str) -> Result<Option<(Vec
             *total += part;
         }
     }
-    let square = total.iter().map(|&g| f64::from(g) * f64::from(g)).sum();
-    Ok(Some((total, square)))
+    Ok(Some(total))
 }
 
 /// Attention and MLP matrices.
@@ -334,152 +373,4 @@ fn is_layer_matrix(name: &str) -> bool {
 
 fn values(tensor: &Tensor) -> Result<Vec<f32>> {
     Ok(tensor.flatten_all()?.to_vec1()?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::DitConfig;
-
-    fn config() -> DitConfig {
-        DitConfig {
-            model_type: "bd3lm".into(),
-            vocab_size: 20,
-            model_length: 8,
-            hidden_dim: 8,
-            cond_dim: 4,
-            n_blocks: 1,
-            n_heads: 2,
-            block_size: Some(4),
-            cross_attn: true,
-            time_conditioning: Some(false),
-            states: None,
-        }
-    }
-
-    fn weights(model: &Trainable) -> Tensors {
-        let one = |(name, var): (&String, &candle_core::Var)| {
-            (name.clone(), (var.dims().to_vec(), values(var).unwrap()))
-        };
-        model.vars().iter().map(one).collect()
-    }
-
-    /// A model whose matrices' first rows differ from the base's.
-    fn variant() -> (Trainable, Tensors, Optimizer) {
-        let model = Trainable::random(config(), 1).unwrap();
-        let base = weights(&model);
-        let mut optimizer = Optimizer::new(
-            &model,
-            AdamW {
-                weight_decay: 0.5,
-                ..AdamW::default()
-            },
-        )
-        .unwrap();
-        for slot in optimizer
-            .slots
-            .values_mut()
-            .filter(|slot| slot.shape.len() == 2)
-        {
-            slot.weight[..slot.shape[1]]
-                .iter_mut()
-                .for_each(|weight| *weight += 0.25);
-        }
-        optimizer.anchor(&base);
-        (model, base, optimizer)
-    }
-
-    #[test]
-    fn weight_decay_pulls_a_variant_to_its_base() {
-        let (model, base, mut optimizer) = variant();
-        let zeros: BTreeMap<String, Tensor> = model
-            .vars()
-            .iter()
-            .map(|(name, var)| (name.clone(), var.zeros_like().unwrap()))
-            .collect();
-        let name = "blocks.0.mlp.0.weight";
-        optimizer.update(&model, &[zeros], 0.1).unwrap();
-        let (after, before) = (&weights(&model)[name].1, &base[name].1);
-        for (index, (after, before)) in after.iter().zip(before).enumerate() {
-            let expected = if index < 8 { 0.25 * 0.95 } else { 0.0 };
-            assert!(
-                (after - before - expected).abs() < 1e-6,
-                "{index}: {}",
-                after - before
-            );
-        }
-    }
-
-    #[test]
-    fn a_gradient_reaches_the_delta_through_its_gains() {
-        let (model, base, optimizer) = variant();
-        let name = "blocks.0.mlp.0.weight";
-        let (anchor, key) = (&base[name].1, Key([7; 32]));
-        let slope: Vec<f32> = (0..anchor.len())
-            .map(|at| ((at * 37) % 11) as f32 / 5.0 - 1.0)
-            .collect();
-        // The loss is the inner product of `slope` and what the network sees.
-        let loss = |optimizer: &Optimizer| -> f64 {
-            optimizer
-                .put_interference(&model, Members { body: 4, head: 2 }, key)
-                .unwrap();
-            let seen = weights(&model)[name].1.clone();
-            seen.iter().zip(&slope).map(|(a, b)| f64::from(a * b)).sum()
-        };
-        loss(&optimizer);
-        let (slot, mut gradient) = (&optimizer.slots[name], slope.clone());
-        through_gains(&mut gradient, slot, anchor, &weights(&model)[name].1);
-        assert_eq!(
-            gradient[8..],
-            slope[8..],
-            "rows without a delta have no gain"
-        );
-        for (at, &analytic) in gradient[..8].iter().enumerate() {
-            let moved = |by: f32| {
-                let mut moved = optimizer.clone();
-                moved.slots.get_mut(name).unwrap().weight[at] += by;
-                loss(&moved)
-            };
-            let numeric = (moved(1e-2) - moved(-1e-2)) / 2e-2;
-            assert!(
-                (numeric - f64::from(analytic)).abs() < 1e-3,
-                "{at}: {numeric} against {analytic}"
-            );
-        }
-    }
-
-    #[test]
-    fn interference_is_as_large_as_that_of_the_other_variants() {
-        let (model, base, optimizer) = variant();
-        let noise = |body: usize, name: &str| -> Vec<f32> {
-            let members = Members { body, head: 2 };
-            optimizer
-                .put_interference(&model, members, Key([7; 32]))
-                .unwrap();
-            let noisy = weights(&model)[name].1.clone();
-            noisy
-                .iter()
-                .zip(&optimizer.slots[name].weight)
-                .map(|(a, b)| a - b)
-                .collect()
-        };
-        let rms = |row: &[f32]| (row.iter().map(|x| x * x).sum::<f32>() / row.len() as f32).sqrt();
-        let row = noise(4, "blocks.0.mlp.0.weight");
-        assert!((rms(&row[..8]) - 0.25 * 3f32.sqrt()).abs() < 1e-5);
-        assert!(row[..8].iter().any(|x| *x > 0.0) && row[..8].iter().any(|x| *x < 0.0));
-        assert!(
-            row[8..].iter().all(|x| *x == 0.0),
-            "a row without a delta has no noise"
-        );
-        assert!(
-            (rms(&noise(4, HEAD)[..8]) - 0.25).abs() < 1e-5,
-            "the head's banks have members of their own"
-        );
-        assert!(noise(1, "blocks.0.mlp.0.weight").iter().all(|x| *x == 0.0));
-        optimizer.put_weights(&model).unwrap();
-        assert_eq!(
-            weights(&model)["blocks.0.norm1.weight"],
-            base["blocks.0.norm1.weight"]
-        );
-    }
 }

@@ -117,7 +117,10 @@ impl<'a> TrainingRun<'a> {
     ) -> Result<Self, Error> {
         settings.check(model.config())?;
         let run = settings.fingerprint(&source, model.config());
-        let mut lessons = Lessons::new(settings.course, &settings.objective, &model)?;
+        let mut lessons = match &settings.calibration {
+            Some(calibration) => Lessons::calibration(&calibration.teacher, &model)?,
+            None => Lessons::new(settings.course, &settings.objective, &model)?,
+        };
         let one = || {
             rayon::ThreadPoolBuilder::new()
                 .num_threads(1)
@@ -132,6 +135,9 @@ impl<'a> TrainingRun<'a> {
         let mut optimizer = Optimizer::new(&model, settings.optimizer)?;
         if let Some(base) = &settings.base {
             optimizer.anchor(&base.tensors);
+        }
+        if let Some(calibration) = &settings.calibration {
+            optimizer.only(calibration.rows.clone(), &calibration.whole);
         }
         let mut seconds = 0.0;
         if let Some(path) = settings

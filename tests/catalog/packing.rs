@@ -160,6 +160,40 @@ fn a_packed_fine_tune_is_added_as_it_is_and_says_what_it_keeps() {
 }
 
 #[test]
+fn a_calibrated_fine_tune_is_packed_in_as_many_bytes_and_keeps_more() {
+    let learnt = Learnt::new();
+    let text = path(&learnt.text);
+    let pack = |words: &[&str]| {
+        let least = [
+            "--bits",
+            "5",
+            "--codes-alone",
+            "--check-text",
+            text,
+            "--json",
+        ];
+        let output = learnt.pack(&learnt.tuned, &[&least[..], words].concat());
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{error}");
+        let said: serde_json::Value = serde_json::from_slice(&output.stdout).expect("json");
+        let bytes = fs::read(learnt.out()).expect("file");
+        let coded = CodedDelta::from_bytes(&bytes).expect("a coded delta");
+        (said["packed"]["nats_per_token"].as_f64(), coded)
+    };
+    let (plain, before) = pack(&[]);
+    let (calibrated, after) = pack(&["--calibrate", text, "--calibrate-steps", "40"]);
+    assert!(calibrated < plain, "{plain:?} to {calibrated:?}");
+    assert_eq!(after.bytes(), before.bytes());
+    assert_eq!(after.about.source, before.about.source);
+    let method = after.about.measured.expect("a share").method;
+    assert!(method.contains("calibrated"), "{method}");
+    let (catalog, engine) = learnt.place.served();
+    let added = catalog.add(addition("learnt", Source::Path(learnt.out())), |_| {});
+    assert_eq!(added.expect("add").variant.keep, Keep::Coded);
+    assert_eq!(answer(&engine, "learnt").len(), 24);
+}
+
+#[test]
 fn what_cannot_be_packed_is_refused_by_what_is_wrong() {
     let learnt = Learnt::new();
     let empty = learnt.text.with_file_name("empty.txt");
@@ -171,6 +205,17 @@ fn what_cannot_be_packed_is_refused_by_what_is_wrong() {
     learnt.refused(tuned, &["--check-text", path(&empty)], "--check-text");
     learnt.refused(tuned, &["--check-text", "/no/such/text"], "/no/such/text");
     learnt.refused(tuned, &["--skill", "cooking"], "cooking");
+    let text = path(&learnt.text);
+    let measured = ["--bits", "10", "--check-text", text, "--calibrate"];
+    learnt.refused(tuned, &["--calibrate", text], "--check-text");
+    for (words, named) in [
+        (&["/no/such/text"][..], "/no/such/text"),
+        (&["skill:cooking"], "no such skill"),
+        (&[path(&empty)], "tokens"),
+        (&[text, "--calibrate-steps", "0"], "budget"),
+    ] {
+        learnt.refused(tuned, &[&measured[..], words].concat(), named);
+    }
     learnt.refused(
         &learnt.place.base(),
         &["--bits", "10", "--check-text", path(&learnt.text)],

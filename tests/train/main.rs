@@ -3,6 +3,7 @@
 #[path = "../fixtures/mod.rs"]
 mod fixtures;
 
+mod calibrate;
 mod latents;
 mod operator;
 mod tiny;

@@ -17,17 +17,17 @@ use std::path::PathBuf;
 
 const STEPS: u64 = 60;
 
-struct Tiny {
-    config: DitConfig,
+pub struct Tiny {
+    pub config: DitConfig,
     course: Course,
     seed: u64,
-    weights: Option<Tensors>,
-    tokenizer: String,
-    document: Document,
+    pub weights: Option<Tensors>,
+    pub tokenizer: String,
+    pub document: Document,
 }
 
 impl Tiny {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let words = [
             "the whale ",
             "a ship ",
@@ -68,7 +68,7 @@ impl Tiny {
         }
     }
 
-    fn uniform(block: Option<usize>, course: Course) -> Self {
+    pub fn uniform(block: Option<usize>, course: Course) -> Self {
         let tiny = Self::new();
         let config = tiny.config.uniform(block);
         Self {
@@ -100,6 +100,7 @@ impl Tiny {
                 tensors,
                 members: Members { body: 4, head: 2 },
             }),
+            calibration: None,
             seed: self.seed,
             checkpoint,
             save_every: 0.0,
@@ -136,7 +137,7 @@ impl Tiny {
         )
     }
 
-    fn run(
+    pub fn run(
         &self,
         checkpoint: Option<PathBuf>,
         resume: bool,

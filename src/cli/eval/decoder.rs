@@ -38,6 +38,9 @@ pub(super) fn run(args: &EvalArgs, base: BaseSource, network: &Architecture) -> 
             "of a decoder's fine-tunes coded variants are measured, from their checkpoints: --keep coded, without --coded"
         );
     }
+    if args.by_role.is_some() || args.sensitivities.is_some() {
+        bail!("--by-role and --sensitivities are for a DiT's fine-tunes");
+    }
     let scratch = Scratch::new("eval");
     let place = (args.place).open(|| Ok(network.usual_form(checkpoint::available())))?;
     let config = CatalogConfig {

@@ -4,6 +4,7 @@ mod decoder;
 pub mod measure;
 mod own;
 mod report;
+pub mod roles;
 
 pub use own::{On, Own};
 
@@ -17,8 +18,8 @@ use crate::engine::{EngineHandle, Sampling, SamplingParams};
 use crate::model::Place;
 use crate::ops::quantized::Quantisation;
 use crate::store::Keep;
-use crate::superposition::{CodedDelta, Encoding, NamedTensors, Plan};
-use crate::train::folder::Folder;
+use crate::superposition::{CodedDelta, Encoding, NamedTensors, Plan, Role, Sensitivities};
+use crate::train::folder::{Folder, replace};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use measure::{engine, exact, lone, nats};
@@ -66,6 +67,12 @@ pub struct EvalArgs {
     /// Noise levels drawn for every block.
     #[arg(long, default_value_t = 4)]
     samples: usize,
+    /// What noise costs by role of matrices, as --by-role writes it [default: as measured on the base compiled in].
+    #[arg(long, value_name = "FILE")]
+    sensitivities: Option<PathBuf>,
+    /// Measure what noise in one role of matrices costs, role after role, and write it to this file, for --sensitivities. A DiT's alone.
+    #[arg(long, value_name = "FILE")]
+    by_role: Option<PathBuf>,
     #[command(flatten)]
     place: PlaceArgs,
     #[command(flatten)]
@@ -84,6 +91,8 @@ enum Way {
         capacity: Capacity,
         form: Quantisation,
     },
+    /// All matrices in four bits but those of one role.
+    Noise(Option<Role>),
 }
 
 impl std::fmt::Display for Way {
@@ -95,6 +104,8 @@ impl std::fmt::Display for Way {
                 write!(f, "codes {thin}{bits}")
             }
             Way::Superposed { capacity, form } => write!(f, "superposed {capacity} {form}"),
+            Way::Noise(None) => f.write_str("codes, 4 bits throughout"),
+            Way::Noise(Some(role)) => write!(f, "the same, {role} in {}", roles::NOISY),
         }
     }
 }
@@ -116,6 +127,7 @@ struct Subjects<'a> {
     files: BTreeMap<String, PathBuf>,
     place: Place,
     samples: usize,
+    sensitivities: Sensitivities,
 }
 
 pub fn run(args: EvalArgs) -> Result<()> {
@@ -155,12 +167,13 @@ pub fn run(args: EvalArgs) -> Result<()> {
         base,
         files: args.coded.into_iter().collect(),
         samples: args.samples,
+        sensitivities: roles::read(args.sensitivities.as_deref())?,
     };
     let has_file = |subject: &Subject| subjects.files.contains_key(&subject.own.name);
     let files = subjects.variants.iter().all(has_file);
     let mut report = Report {
         variants: subjects.references()?,
-        kept: Vec::new(),
+        ..Report::default()
     };
     if files {
         subjects.measure(Way::Files, &mut report)?;
@@ -180,6 +193,11 @@ pub fn run(args: EvalArgs) -> Result<()> {
                 subjects.measure(Way::Superposed { capacity, form }, &mut report)?;
             }
         }
+    }
+    if let Some(file) = &args.by_role {
+        let found = subjects.by_role(&mut report)?;
+        replace(file, format!("{:#}\n", serde_json::json!(found)).as_bytes())?;
+        report.sensitivities = Some(found);
     }
     args.json.report(&report, || print!("{report}"))
 }
@@ -242,8 +260,11 @@ impl Subjects<'_> {
     /// Keeps all variants in one way, in a store made for the purpose, and asks the service of it.
     fn measure(&self, way: Way, report: &mut Report) -> Result<()> {
         let scratch = Scratch::new("eval");
+        let network = self.base.config.architecture()?;
         let (keep, capacity, form) = match way {
-            Way::Files | Way::Coded { .. } => (Keep::Coded, None, Quantisation::Q2K),
+            Way::Files | Way::Coded { .. } | Way::Noise(_) => {
+                (Keep::Coded, None, Quantisation::Q2K)
+            }
             Way::Superposed { capacity, form } => (Keep::Superposed, Some(capacity), form),
         };
         let usual = CatalogConfig::new(scratch.path(), self.source.clone());
@@ -263,8 +284,15 @@ impl Subjects<'_> {
         for subject in &self.variants {
             let source = match way {
                 Way::Files => Source::Path(self.files[&subject.own.name].clone()),
-                Way::Coded { bits, low_rank } => {
-                    Source::Bytes(self.coded(subject, bits, low_rank)?)
+                Way::Coded { bits, low_rank } => Source::Bytes(self.coded(
+                    subject,
+                    Plan {
+                        low_rank,
+                        ..Plan::by(bits, network.roles(), &self.sensitivities)
+                    },
+                )?),
+                Way::Noise(role) => {
+                    Source::Bytes(self.coded(subject, roles::plan(&network, role))?)
                 }
                 Way::Superposed { .. } => Source::Path(subject.own.file()),
             };
@@ -288,13 +316,9 @@ impl Subjects<'_> {
     }
 
     /// A fine-tune's coded file.
-    fn coded(&self, subject: &Subject, bits: f64, low_rank: bool) -> Result<Vec<u8>> {
-        let network = self.base.config.architecture()?;
+    fn coded(&self, subject: &Subject, plan: Plan) -> Result<Vec<u8>> {
         let encoding = Encoding {
-            plan: Plan {
-                low_rank,
-                ..Plan::of(bits, network.roles())
-            },
+            plan,
             seed: None,
             remarks: subject.tuned.remarks(&SamplingParams::default())?,
         };

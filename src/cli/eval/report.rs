@@ -1,6 +1,7 @@
 //! What was measured, as a table and as JSON.
 
 use super::measure::{mean, recovered};
+use crate::superposition::Sensitivities;
 use serde::Serialize;
 use std::fmt;
 
@@ -43,6 +44,9 @@ pub struct Kept {
 pub struct Report {
     pub variants: Vec<Reference>,
     pub kept: Vec<Kept>,
+    /// What noise costs by role, where that was measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sensitivities: Option<Sensitivities>,
 }
 
 impl Report {
@@ -136,6 +140,12 @@ impl fmt::Display for Report {
                 kept.way,
                 each.collect::<Vec<_>>().join(", ")
             )?;
+        }
+        if let Some(found) = &self.sensitivities {
+            writeln!(f, "\nwhat noise costs by role, an MLP's mean 1:")?;
+            for (role, number) in found.iter() {
+                writeln!(f, "{role}: {number:.2}")?;
+            }
         }
         Ok(())
     }

@@ -1,10 +1,13 @@
 //! `choir pack`: a variant as a small file, a coded delta, and what the coding costs it.
 
 use super::Subject;
+use super::calibrate::CalibrationArgs;
 use crate::catalog::defaults::{process_to_store, to_store, usual};
 use crate::catalog::{AddRequest, BaseSource, Catalog, CatalogConfig, Source};
 use crate::checkpoint::{self, Checkpoint};
+use crate::cli::eval::roles;
 use crate::cli::fine_tune::{FineTune, add};
+use crate::cli::memory;
 use crate::cli::sampling::SamplingArgs;
 use crate::cli::scratch::Scratch;
 use crate::engine::check_sampling;
@@ -13,7 +16,9 @@ use crate::model::tokenizer::GenerationConfig;
 use crate::model::{Architecture, Place, Trainable};
 use crate::server::choir::convert;
 use crate::store::Keep;
-use crate::superposition::{CodedDelta, Digest, Encoding, Measured, NamedTensors, Plan, Remarks};
+use crate::superposition::{
+    CodedDelta, Digest, Encoding, Measured, NamedTensors, Plan, Remarks, Sensitivities,
+};
 use crate::train::data::Document;
 use crate::train::folder::{Folder, Tensors, replace};
 use crate::train::objective::Objective;
@@ -48,14 +53,25 @@ pub struct PackArgs {
     seed: Option<u64>,
     /// Measure on this held-out text how much of the fine-tune's gain is kept, and say so in the file. Of a decoder at most 64 KiB of
     /// text, and with codes alone.
-    #[arg(long, value_name = "FILE", conflicts_with = "skill")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with = "skill",
+        group = "measured"
+    )]
     check_text: Option<PathBuf>,
     /// Use no thin factors beside codes, also where they would keep more: in memory they take more than in the file.
     #[arg(long)]
     codes_alone: bool,
     /// Measure base, variant and packed variant on held-out prompts of a skill.
-    #[arg(long)]
+    #[arg(long, group = "measured")]
     skill: Option<Skill>,
+    /// What noise costs by role of matrices, as `choir eval --by-role` writes it, to divide the bits by [default: as measured on the base
+    /// compiled in].
+    #[arg(long, value_name = "FILE")]
+    sensitivities: Option<PathBuf>,
+    #[command(flatten)]
+    calibration: CalibrationArgs,
     /// Print a JSON object instead of text.
     #[arg(long)]
     json: bool,
@@ -69,6 +85,7 @@ type Scores = [Score; 3];
 
 /// Runs `choir pack`.
 pub fn run(args: PackArgs) -> Result<()> {
+    memory::keep();
     let text = match &args.check_text {
         Some(file) => {
             let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
@@ -79,10 +96,14 @@ pub fn run(args: PackArgs) -> Result<()> {
         }
         None => None,
     };
+    let sensitivities = roles::read(args.sensitivities.as_deref())?;
     let network = BaseSource::Folder(args.base.clone()).architecture()?;
     if network.conditioning.is_none() {
         if args.skill.is_some() {
             bail!("--skill: the built-in skills are a DiT's");
+        }
+        if args.calibration.is_asked() {
+            bail!("--calibrate: a decoder is not trained here");
         }
         if !args.variant.is_dir() {
             bail!(
@@ -91,12 +112,15 @@ pub fn run(args: PackArgs) -> Result<()> {
             );
         }
         return match text {
+            Some(_) if args.sensitivities.is_some() => {
+                bail!("--sensitivities: a decoder is measured as the service would keep it")
+            }
             Some(text) => by_service(&args, &network, text),
-            None => unmeasured(&args, &network),
+            None => unmeasured(&args, &network, &sensitivities),
         };
     }
     if text.is_none() && args.skill.is_none() && args.variant.is_dir() {
-        return unmeasured(&args, &network);
+        return unmeasured(&args, &network, &sensitivities);
     }
     let base = Folder::read(&args.base)?;
     if args.variant.is_file() && CodedDelta::is_one(&std::fs::read(&args.variant)?) {
@@ -109,7 +133,7 @@ pub fn run(args: PackArgs) -> Result<()> {
     let code = |low_rank| {
         let plan = Plan {
             low_rank,
-            ..Plan::of(args.bits, network.roles())
+            ..Plan::by(args.bits, network.roles(), &sensitivities)
         };
         let encoding = Encoding {
             plan,
@@ -145,9 +169,18 @@ pub fn run(args: PackArgs) -> Result<()> {
                 (coded, kept) = (other, found);
             }
         }
+        if args.calibration.is_asked() {
+            args.calibration
+                .run(&mut coded, &base, &variant, args.json)?;
+            kept = reached(&coded)?;
+        }
         let base = scored(&variant, &base.clone().into_parts(), subject)?;
         let tuned = scored(&variant, &variant.tensors, subject)?;
-        coded.about.measured = Some(measured(subject, [&base, &tuned, &kept])?);
+        let mut found = measured(subject, [&base, &tuned, &kept])?;
+        if args.calibration.is_asked() {
+            found.method += &format!("; calibrated in {} steps", args.calibration.steps());
+        }
+        coded.about.measured = Some(found);
         scores = Some([base, tuned, kept]);
     }
     let packed = coded.to_bytes();
@@ -158,7 +191,11 @@ pub fn run(args: PackArgs) -> Result<()> {
 }
 
 /// Packs a published checkpoint, of any network and in shards or not, without measuring it: one tensor in memory at a time.
-fn unmeasured(args: &PackArgs, network: &Architecture) -> Result<()> {
+fn unmeasured(
+    args: &PackArgs,
+    network: &Architecture,
+    sensitivities: &Sensitivities,
+) -> Result<()> {
     let named = || args.variant.display().to_string();
     let config = std::fs::read(args.variant.join("config.json")).with_context(named)?;
     let regime = Architecture::read(&config).with_context(named)?.regime;
@@ -175,7 +212,7 @@ fn unmeasured(args: &PackArgs, network: &Architecture) -> Result<()> {
     check_sampling(&facts, regime, &sampling)?;
     let defaults = to_store(&sampling, regime, &facts);
     let encoding = Encoding {
-        plan: Plan::of(args.bits, network.roles()),
+        plan: Plan::by(args.bits, network.roles(), sensitivities),
         seed: args.seed,
         remarks: Remarks {
             process: Some(serde_json::to_string(&process_to_store(regime.process))?),

@@ -2,7 +2,7 @@
 
 use super::{Architecture, TensorSpec};
 use crate::checkpoint::{Checkpoint, Unreadable, View};
-use crate::superposition::{Mismatch, NamedTensor, NamedTensors, Refused, TensorSource};
+use crate::superposition::{Mismatch, NamedTensor, NamedTensors, Refused, TensorSource, first_odd};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -131,7 +131,7 @@ impl<'a> Published<'a> {
     /// Those of [`read`], and a value that is not finite.
     pub fn read(&self, spec: &TensorSpec) -> Result<Vec<f32>, Unfit> {
         let values = read(&self.checkpoint, spec)?;
-        match values.iter().position(|value| !value.is_finite()) {
+        match first_odd(&values, |value| !value.is_finite()) {
             None => Ok(values),
             Some(index) => Err(Unfit::NotFinite {
                 tensor: spec.name.clone(),

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use half::bf16;
 use rayon::prelude::*;
 
-use super::matrix::squares;
+use super::matrix::power;
 use super::plan::{MatrixRate, Plan, codable};
-use super::{About, CodedDelta, KeptTensor, dense, low_rank, matrix};
-use crate::ops::coded::{Kept, LowRank};
+use super::{About, CodedDelta, KeptTensor, low_rank, matrix};
+use crate::ops::coded::{Kept, LowRank, Nibbles};
 use crate::superposition::digest::TensorHash;
-use crate::superposition::source::difference;
+use crate::superposition::source::{difference, first_odd};
 use crate::superposition::{Digest, Mismatch, Refused, Relation, Remarks, TensorSource};
 use crate::transform::Rotation;
 
@@ -55,8 +55,8 @@ impl CodedDelta {
         })
     }
 
-    /// Codes the delta that `delta` gives for each of the base's tensors, as many elements in row order. It is asked three times
-    /// for each, and never holds more than one: the seed comes of all of them, and what each of them gets depends on all.
+    /// Codes the delta that `delta` gives for each of the base's tensors, as many elements in row order. It is asked at most three
+    /// times for each, and never holds more than one: the seed comes of all of them, and what each of them gets depends on all.
     ///
     /// # Errors
     /// What `delta` refuses, a delta that is not finite or too large, and a budget below the smallest plan.
@@ -67,9 +67,12 @@ impl CodedDelta {
         delta: impl Fn(&str) -> Result<Vec<f32>, Refused>,
     ) -> Result<CodedDelta, Refused> {
         let mut hash = TensorHash::new("choir/delta-source/1");
+        let mut powers = BTreeMap::new();
         for (name, shape) in shapes {
             hash.tensor(name, shape);
-            hash.f32s(&bounded(name, delta(name)?)?);
+            let delta = bounded(name, delta(name)?)?;
+            let ((), found) = rayon::join(|| hash.f32s(&delta), || power(&delta));
+            powers.insert(name.as_str(), found);
         }
         let source = hash.finish();
         let seed = encoding.seed.unwrap_or(source.seed());
@@ -81,36 +84,31 @@ impl CodedDelta {
         };
         let mut survey = encoding.plan.survey();
         for (name, shape) in shapes {
+            let power = powers[name.as_str()];
             match codable(shape) {
-                Some(shape) => survey.matrix(name, shape, &turned(name, shape)?),
-                None => survey.whole(shape, &delta(name)?),
+                Some(shape) => survey.matrix(name, shape, power, || turned(name, shape))?,
+                None => survey.whole(shape, power),
             }
         }
         let mut choices = survey.choose()?;
         let (mut error, mut total) = (0.0, 0.0);
         let mut tensors = BTreeMap::new();
         for (name, shape) in shapes {
-            let (kept, power) = match (codable(shape), choices.remove(name)) {
-                (Some(matrix), Some(choice)) => {
-                    let rotated = turned(name, matrix)?;
-                    let kept = keep(&rotated, matrix, choice);
-                    error += apart(&kept, matrix, &rotated);
-                    (kept, squares(&rotated))
-                }
-                _ => {
-                    let values = delta(name)?;
-                    let power = squares(&values);
-                    (
-                        Kept::Whole(values.into_iter().map(bf16::from_f32).collect()),
-                        power,
-                    )
-                }
-            };
-            if power > 0.0 {
-                total += power;
-                let shape = shape.clone();
-                tensors.insert(name.clone(), KeptTensor { shape, kept });
+            let power = powers[name.as_str()];
+            if power == 0.0 {
+                continue;
             }
+            let kept = match (codable(shape), choices.remove(name)) {
+                (Some(matrix), Some(choice)) => {
+                    let (kept, lost) = keep(turned(name, matrix)?, matrix, choice);
+                    error += lost;
+                    kept
+                }
+                _ => Kept::Whole(delta(name)?.into_iter().map(bf16::from_f32).collect()),
+            };
+            total += power;
+            let shape = shape.clone();
+            tensors.insert(name.clone(), KeptTensor { shape, kept });
         }
         Ok(CodedDelta {
             base,
@@ -132,8 +130,8 @@ impl CodedDelta {
 
 /// A delta that can be kept so that a reader takes what was written.
 fn bounded(name: &str, delta: Vec<f32>) -> Result<Vec<f32>, Mismatch> {
-    let within = |value: &f32| value.abs() <= LARGEST_DELTA;
-    let Some(index) = delta.iter().position(|value| !within(value)) else {
+    let odd = |value: f32| value.is_nan() || value.abs() > LARGEST_DELTA;
+    let Some(index) = first_odd(&delta, odd) else {
         return Ok(delta);
     };
     let tensor = name.to_owned();
@@ -143,31 +141,35 @@ fn bounded(name: &str, delta: Vec<f32>) -> Result<Vec<f32>, Mismatch> {
     })
 }
 
-/// One rotated matrix as it was chosen to be kept.
-fn keep(rotated: &[f32], [_, cols]: [usize; 2], choice: MatrixRate) -> Kept {
+/// One rotated matrix as it was chosen to be kept, and the power of what that lacks.
+fn keep(rotated: Vec<f32>, shape: [usize; 2], choice: MatrixRate) -> (Kept, f64) {
+    let cols = shape[1];
+    let without = |factors: &Nibbles| {
+        let mut rest = vec![0.0; rotated.len()];
+        low_rank::add(factors, cols, &mut rest);
+        for (rest, value) in rest.iter_mut().zip(&rotated) {
+            *rest = value - *rest;
+        }
+        rest
+    };
     let (rate, factors) = match choice {
-        MatrixRate::Factors(factors) => return Kept::LowRank(LowRank::Nibbles(factors)),
+        MatrixRate::Factors(factors) => {
+            let lost = power(&without(&factors));
+            return (Kept::LowRank(LowRank::Nibbles(factors)), lost);
+        }
         MatrixRate::Code(rate, factors) => (rate, factors),
     };
-    let mut rest = rotated.to_vec();
-    if let Some(nibbles) = &factors {
-        let mut low = vec![0.0; rest.len()];
-        low_rank::add(nibbles, cols, &mut low);
-        rest.iter_mut()
-            .zip(low)
-            .for_each(|(rest, low)| *rest -= low);
-    }
+    let rest = match &factors {
+        Some(factors) => without(factors),
+        None => rotated,
+    };
     let (code, gains) = matrix::encode(&rest, cols, rate);
-    Kept::Coded {
+    let lost = matrix::lost(&code, &gains, &rest);
+    let low_rank = factors.map(LowRank::Nibbles);
+    let kept = Kept::Coded {
         code,
         gains,
-        low_rank: factors.map(LowRank::Nibbles),
-    }
-}
-
-/// The power of what `kept` lacks of a rotated matrix.
-fn apart(kept: &Kept, shape: [usize; 2], rotated: &[f32]) -> f64 {
-    let kept = dense(kept, shape, &Rotation::none(shape[1]));
-    let apart: Vec<f32> = kept.iter().zip(rotated).map(|(a, b)| a - b).collect();
-    squares(&apart)
+        low_rank,
+    };
+    (kept, lost)
 }

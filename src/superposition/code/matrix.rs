@@ -64,6 +64,29 @@ pub(super) fn rotated(code: &Code, gains: &[bf16]) -> Vec<f32> {
     values
 }
 
+/// The power of what a code lacks of the rotated delta that it is of.
+pub(super) fn lost(code: &Code, gains: &[bf16], rotated: &[f32]) -> f64 {
+    let cols = code.cols();
+    let rows = rotated.par_chunks_exact(cols).zip(gains).enumerate();
+    let rows = rows.map_init(
+        || vec![0; cols],
+        |weights, (row, (values, gain))| {
+            code.decode_row(row, weights);
+            let apart = |(value, weight): (&f32, &i8)| {
+                f64::from(value - gain.to_f32() * f32::from(*weight)).powi(2)
+            };
+            values.iter().zip(weights.iter()).map(apart).sum::<f64>()
+        },
+    );
+    rows.collect::<Vec<_>>().into_iter().sum()
+}
+
+/// The sum of all squares, by pieces, so that it does not depend on threads.
+pub(super) fn power(values: &[f32]) -> f64 {
+    let pieces = values.par_chunks(1 << 16).map(squares);
+    pieces.collect::<Vec<_>>().into_iter().sum()
+}
+
 pub(super) fn squares(values: &[f32]) -> f64 {
     let square = |value: &f32| f64::from(*value) * f64::from(*value);
     values.iter().map(square).sum()

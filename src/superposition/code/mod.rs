@@ -36,7 +36,7 @@ use crate::transform::Rotation;
 
 pub use encode::Encoding;
 pub(super) use file::FORMAT;
-pub use plan::{Plan, TooFewBits};
+pub use plan::{BadSensitivities, Plan, Sensitivities, TooFewBits, is_by_token, noise};
 pub use svd::{Singular, leading};
 
 /// What one variant changed, as it is shipped and served: one immutable file.

@@ -9,8 +9,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::Serialize;
+
 use super::low_rank::{self, bytes_of, rank_of};
-use super::matrix::squares;
 use crate::ops::coded::{Nibbles, Rate};
 use crate::superposition::Role;
 use crate::transform::hadamard_block;
@@ -36,16 +37,77 @@ pub(super) fn codable(shape: &[usize]) -> Option<[usize; 2]> {
     }
 }
 
-/// What noise in a weight costs by role, in comparison with an MLP's. Found by noise in one role at a time, of fine-tunes of the base
-/// compiled in; the same order as elsewhere: the logits feel the head at once, attention more than MLPs.
+/// What noise in a weight costs, by role of the matrix that it is in, in comparison with an MLP's.
 ///
 /// The head's and the embedding's are to be multiplied by inputs / rows, since noise in one of their rows reaches one logit, or one
-/// token: how many rows there are beside it does not matter to a text. 65 and 22 at four rows to an input, which is where they were
-/// measured; 3.5 and 1.2 of a decoder with 150,000 rows of 2,048.
-const HEAD: f64 = 260.0;
-const EMBEDDING: f64 = 88.0;
-const ATTENTION_OUT: f64 = 7.0;
-const QKV: f64 = 4.0;
+/// token: how many rows there are beside it does not matter to a text.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(transparent)]
+pub struct Sensitivities(BTreeMap<Role, f64>);
+
+/// A file of sensitivities is not one.
+#[derive(Debug, thiserror::Error)]
+pub enum BadSensitivities {
+    #[error("they are a JSON object of a number by role, as choir eval --by-role writes it: {0}")]
+    Malformed(#[from] serde_json::Error),
+    #[error("{0:?} is no role of matrices, or has a sensitivity that is not a number above 0")]
+    Number(Role),
+}
+
+impl Default for Sensitivities {
+    /// Found by noise in one role at a time, of fine-tunes of the base compiled in; the same order as elsewhere: the logits feel the head
+    /// at once, attention more than MLPs. The head's and the embedding's came to 65 and 22 at four rows to an input, where they were
+    /// measured; 3.5 and 1.2 of a decoder with 150,000 rows of 2,048.
+    fn default() -> Self {
+        let numbers = [
+            (Role::Head, 260.0),
+            (Role::Embedding, 88.0),
+            (Role::AttentionOut, 7.0),
+            (Role::Qkv, 4.0),
+        ];
+        Sensitivities(numbers.into())
+    }
+}
+
+impl Sensitivities {
+    /// Those of these roles; any other's is 1.
+    ///
+    /// # Errors
+    /// A role that no matrix has, and a number that is not above 0.
+    pub fn new(numbers: BTreeMap<Role, f64>) -> Result<Self, BadSensitivities> {
+        let odd = |(role, number): &(&Role, &f64)| {
+            let matrix = role.is_matrix() || **role == Role::Conditioning;
+            !(matrix && number.is_finite() && **number > 0.0)
+        };
+        match numbers.iter().find(odd) {
+            Some((role, _)) => Err(BadSensitivities::Number(*role)),
+            None => Ok(Sensitivities(numbers)),
+        }
+    }
+
+    /// A file of them.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new)'s, and where it is none.
+    pub fn from_json(file: &[u8]) -> Result<Self, BadSensitivities> {
+        Sensitivities::new(serde_json::from_slice(file)?)
+    }
+
+    /// Those that there are.
+    pub fn iter(&self) -> impl Iterator<Item = (Role, f64)> {
+        self.0.iter().map(|(role, number)| (*role, *number))
+    }
+
+    /// That of a role.
+    pub fn of(&self, role: Role) -> f64 {
+        self.0.get(&role).copied().unwrap_or(1.0)
+    }
+}
+
+/// Whether a matrix has a row for each token.
+pub fn is_by_token(role: Role) -> bool {
+    matches!(role, Role::Head | Role::Embedding)
+}
 
 /// A budget, and what the network feels.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,6 +119,8 @@ pub struct Plan {
     /// Matrices that have a row for each token. Their sensitivities are multiplied by inputs / rows. What one of them has changed is no
     /// few directions: they get no factors.
     pub by_token: BTreeSet<String>,
+    /// Matrices whose rate is given, and not chosen.
+    pub rates: BTreeMap<String, Rate>,
     /// Whether a budget below the smallest plan stands for that plan, and is not refused.
     pub at_least: bool,
     /// Whether thin factors may be used. What they take of a delta's power does not tell what they keep of its gain: only a
@@ -78,6 +142,7 @@ impl Default for Plan {
             bits: Plan::BITS,
             sensitivities: BTreeMap::new(),
             by_token: BTreeSet::new(),
+            rates: BTreeMap::new(),
             at_least: false,
             low_rank: false,
         }
@@ -122,20 +187,23 @@ impl Plan {
 
     /// A budget for a network whose tensors have these roles.
     pub fn of<'a>(bits: f64, tensors: impl Iterator<Item = (&'a str, Role)> + Clone) -> Self {
+        Plan::by(bits, tensors, &Sensitivities::default())
+    }
+
+    /// The same by sensitivities that were measured. A tied head is the embedding, and is felt as a head.
+    pub fn by<'a>(
+        bits: f64,
+        tensors: impl Iterator<Item = (&'a str, Role)> + Clone,
+        sensitivities: &Sensitivities,
+    ) -> Self {
         let tied = !tensors.clone().any(|(_, role)| role == Role::Head);
-        // Measured one role at a time; see the decisions.
         let cost = |role| match role {
-            Role::Head => Some(HEAD),
-            Role::Embedding if tied => Some(HEAD),
-            Role::Embedding => Some(EMBEDDING),
-            Role::AttentionOut => Some(ATTENTION_OUT),
-            Role::Qkv => Some(QKV),
-            _ => None,
+            Role::Embedding if tied => sensitivities.of(Role::Head),
+            role => sensitivities.of(role),
         };
-        let by_token = |&(_, role): &(&str, Role)| matches!(role, Role::Head | Role::Embedding);
-        let by_token = tensors.clone().filter(by_token);
+        let by_token = tensors.clone().filter(|&(_, role)| is_by_token(role));
         let by_token = by_token.map(|(name, _)| name.to_owned()).collect();
-        let costs = tensors.filter_map(|(name, role)| Some((name.to_owned(), cost(role)?)));
+        let costs = tensors.map(|(name, role)| (name.to_owned(), cost(role)));
         Plan {
             bits,
             sensitivities: costs.collect(),
@@ -155,32 +223,43 @@ impl Plan {
 }
 
 impl Survey<'_> {
-    /// Takes note of a tensor that is kept whole.
-    pub fn whole(&mut self, shape: &[usize], delta: &[f32]) {
+    /// Takes note of a tensor that is kept whole, whose delta has this power.
+    pub fn whole(&mut self, shape: &[usize], power: f64) {
+        let elements: usize = shape.iter().product();
         if shape.len() == 2 {
-            self.weights += delta.len();
+            self.weights += elements;
         }
-        if delta.iter().any(|value| *value != 0.0) {
-            self.whole += 2 * delta.len();
+        if power > 0.0 {
+            self.whole += 2 * elements;
         }
     }
 
-    /// Takes note of a matrix, rotated. Nothing is kept of one that is all zeros.
-    pub fn matrix(&mut self, name: &str, [rows, cols]: [usize; 2], rotated: &[f32]) {
-        self.weights += rotated.len();
-        let power = squares(rotated);
+    /// Takes note of a matrix whose delta has this power; asks for it, rotated, where thin factors are thought of. Nothing is kept of
+    /// one that is all zeros.
+    pub fn matrix<E>(
+        &mut self,
+        name: &str,
+        [rows, cols]: [usize; 2],
+        power: f64,
+        rotated: impl FnOnce() -> Result<Vec<f32>, E>,
+    ) -> Result<(), E> {
+        let elements = rows * cols;
+        self.weights += elements;
         if power == 0.0 {
-            return;
+            return Ok(());
         }
         let mut sensitivity = self.plan.sensitivities.get(name).copied().unwrap_or(1.0);
         if self.plan.by_token.contains(name) {
             sensitivity *= cols as f64 / rows as f64;
         }
-        let each = sensitivity * (rotated.len() as f64 / power).sqrt();
+        let each = sensitivity * (elements as f64 / power).sqrt();
         let (mut thin, mut alone) = (vec![(0, 0, power)], Vec::new());
         let mut low_rank = None;
-        if cols <= NARROW {
-            let (found, directions) = low_rank::encode(rotated, [rows, cols], FEW);
+        let given = self.plan.rates.get(name).copied();
+        if given.is_some() {
+            // Nothing is to be chosen.
+        } else if cols <= NARROW {
+            let (found, directions) = low_rank::encode(&rotated()?, [rows, cols], FEW);
             let (mut left, mut missing) = (power, power);
             for (rank, direction) in (1..).zip(directions) {
                 left -= direction.saved;
@@ -197,7 +276,7 @@ impl Survey<'_> {
             low_rank = Some(found);
         } else if self.plan.low_rank && !self.plan.by_token.contains(name) {
             let most = rank_of(LOW_RANK[LOW_RANK.len() - 1], [rows, cols]);
-            let (found, directions) = low_rank::encode(rotated, [rows, cols], most);
+            let (found, directions) = low_rank::encode(&rotated()?, [rows, cols], most);
             for bits in LOW_RANK {
                 let rank = rank_of(bits, [rows, cols]).min(directions.len());
                 let saved = directions[..rank].iter().map(|direction| direction.saved);
@@ -207,7 +286,9 @@ impl Survey<'_> {
             low_rank = Some(found);
         }
         let coded = thin.iter().flat_map(|&(rank, bytes, power)| {
-            Rate::ALL.map(|rate| Way {
+            let rates = Rate::ALL.into_iter();
+            let rates = rates.filter(move |rate| given.is_none_or(|given| given == *rate));
+            rates.map(move |rate| Way {
                 rate: Some(rate),
                 rank,
                 bytes: bytes + rows * (rate.row_bytes(cols) + 2),
@@ -221,6 +302,7 @@ impl Survey<'_> {
             ways,
             low_rank,
         });
+        Ok(())
     }
 
     /// What each matrix gets.
@@ -270,8 +352,8 @@ impl Survey<'_> {
     }
 }
 
-/// D / (1 - D) of a rate's code.
-fn noise(rate: Rate) -> f64 {
+/// D / (1 - D) of a rate's code: the power of its noise in parts of the delta's own.
+pub fn noise(rate: Rate) -> f64 {
     let error = match rate {
         Rate::Quarter => 0.735,
         Rate::Half => 0.537,

@@ -433,7 +433,60 @@ fn roles_say_what_noise_costs() {
     let plan = |count: usize| Plan::of(1.0, network[..count].iter().copied());
     let untied = plan(4).sensitivities;
     assert!(untied["c"] > untied["a"] && untied["a"] > untied["b"] && untied["b"] > 1.0);
-    assert!(!untied.contains_key("d"));
+    assert_eq!(untied["d"], 1.0);
     assert_eq!(plan(3).sensitivities["a"], untied["c"]);
     assert_eq!(plan(4).by_token, ["a", "c"].map(str::to_owned).into());
+}
+
+#[test]
+fn measured_sensitivities_are_read_back_and_others_refused() {
+    let file = br#"{"head": 30.0, "down": 0.5}"#;
+    let measured = Sensitivities::from_json(file).unwrap();
+    let numbers = [Role::Head, Role::Down, Role::Up].map(|role| measured.of(role));
+    assert_eq!(numbers, [30.0, 0.5, 1.0]);
+    let again = serde_json::to_vec(&measured).unwrap();
+    assert_eq!(Sensitivities::from_json(&again).unwrap(), measured);
+    let network = [("a", Role::Embedding), ("d", Role::Down)];
+    let plan = Plan::by(1.0, network.into_iter(), &measured);
+    assert_eq!(plan.sensitivities["a"], 30.0, "a tied head is felt as one");
+    for bad in [
+        "",
+        "[]",
+        r#"{"nose": 1}"#,
+        r#"{"head": "x"}"#,
+        r#"{"head": null}"#,
+        r#"{"head": 0}"#,
+        r#"{"head": -1}"#,
+        r#"{"head": 1e999}"#,
+        r#"{"final_norm": 1}"#,
+    ] {
+        Sensitivities::from_json(bad.as_bytes()).expect_err(bad);
+    }
+}
+
+#[test]
+fn a_rate_that_is_given_is_not_chosen() {
+    let (name, shape) = ("m", vec![128, 64]);
+    let delta = normal(7, 128 * 64);
+    for rate in Rate::ALL {
+        let encoding = Encoding {
+            plan: Plan {
+                bits: f64::INFINITY,
+                rates: BTreeMap::from([(name.to_owned(), rate)]),
+                low_rank: true,
+                ..Plan::default()
+            },
+            ..Encoding::default()
+        };
+        let shapes = BTreeMap::from([(name.to_owned(), shape.clone())]);
+        let coded =
+            CodedDelta::encode(Digest::default(), &shapes, &encoding, |_| Ok(delta.clone()));
+        let coded = coded.unwrap();
+        match &coded.tensors[name].kept {
+            Kept::Coded { code, low_rank, .. } => {
+                assert_eq!((code.rate(), low_rank), (rate, &None));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
 }
