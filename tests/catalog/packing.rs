@@ -212,7 +212,7 @@ fn what_cannot_be_packed_is_refused_by_what_is_wrong() {
         (&["/no/such/text"][..], "/no/such/text"),
         (&["skill:cooking"], "no such skill"),
         (&[path(&empty)], "tokens"),
-        (&[text, "--calibrate-steps", "0"], "budget"),
+        (&[text, "--calibrate-steps", "0"], "--calibrate-steps"),
     ] {
         learnt.refused(tuned, &[&measured[..], words].concat(), named);
     }

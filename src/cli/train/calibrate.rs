@@ -9,8 +9,8 @@ use crate::train::packing::SkillSource;
 use crate::train::run::Report;
 use crate::train::settings::Source;
 use crate::train::tokenizer;
-use anyhow::{Result, anyhow};
-use clap::Args;
+use anyhow::{Context, Result, anyhow};
+use clap::{Args, value_parser};
 use std::path::PathBuf;
 
 #[derive(Args, Debug)]
@@ -20,7 +20,7 @@ pub struct CalibrationArgs {
     #[arg(long, value_name = "FILE", num_args = 1.., requires = "measured")]
     calibrate: Vec<PathBuf>,
     /// Updates of the calibration, of eight contexts each.
-    #[arg(long, default_value_t = 200, requires = "calibrate")]
+    #[arg(long, default_value_t = 200, requires = "calibrate", value_parser = value_parser!(u64).range(1..))]
     calibrate_steps: u64,
 }
 
@@ -33,32 +33,41 @@ impl CalibrationArgs {
         self.calibrate_steps
     }
 
-    /// Calibrates what is kept of `variant`; says how it goes, unless it is to be `quiet`.
-    pub fn run(
-        &self,
-        coded: &mut CodedDelta,
-        base: &NamedTensors,
-        variant: &Folder,
-        quiet: bool,
-    ) -> Result<()> {
+    /// What is learned, and how many tokens a context of it has, where that is asked for.
+    pub fn lessons(&self, variant: &Folder) -> Result<Option<(Source, usize)>> {
+        if !self.is_asked() {
+            return Ok(None);
+        }
         let pieces = tokenizer::from_json(&variant.tokenizer)?;
         let skill = match &self.calibrate[..] {
             [only] => only.to_str().and_then(|text| text.strip_prefix("skill:")),
             _ => None,
         };
         let context = variant.config.model_length;
-        let (source, length) = match skill {
+        Ok(Some(match skill {
             Some(name) => {
-                let skill = name.parse().map_err(|error: String| anyhow!(error))?;
+                let skill = name.parse();
+                let skill = skill.map_err(|error: String| anyhow!("--calibrate: {error}"))?;
                 let source = SkillSource::new(skill, pieces)?;
                 (Source::Skill(Box::new(source)), context.min(64))
             }
             None => {
-                let texts = read_documents(&self.calibrate)?;
-                let source = TextSource::new(&texts, &pieces, context)?;
+                let texts = read_documents(&self.calibrate).context("--calibrate")?;
+                let source = TextSource::new(&texts, &pieces, context).context("--calibrate")?;
                 (Source::Text(source), context)
             }
-        };
+        }))
+    }
+
+    /// Calibrates what is kept of `variant`; says how it goes, unless it is to be `quiet`.
+    pub fn run(
+        &self,
+        (source, length): (Source, usize),
+        coded: &mut CodedDelta,
+        base: &NamedTensors,
+        variant: &Folder,
+        quiet: bool,
+    ) -> Result<()> {
         let effort = Effort {
             steps: self.calibrate_steps,
             batch: 8,

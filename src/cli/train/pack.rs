@@ -127,6 +127,7 @@ pub fn run(args: PackArgs) -> Result<()> {
         bail!("{}: it is a coded delta already", args.variant.display());
     }
     let variant = FineTune::read(&args.variant, &base)?;
+    let lessons = args.calibration.lessons(&variant.folder)?;
     let remarks = variant.remarks(&convert::choice(args.sampling.wire())?)?;
     let base: NamedTensors = base.tensors.into_iter().collect();
     let (tuned, variant) = (variant.tensors(), variant.folder);
@@ -169,15 +170,16 @@ pub fn run(args: PackArgs) -> Result<()> {
                 (coded, kept) = (other, found);
             }
         }
-        if args.calibration.is_asked() {
+        let calibrated = lessons.is_some();
+        if let Some(lessons) = lessons {
             args.calibration
-                .run(&mut coded, &base, &variant, args.json)?;
+                .run(lessons, &mut coded, &base, &variant, args.json)?;
             kept = reached(&coded)?;
         }
         let base = scored(&variant, &base.clone().into_parts(), subject)?;
         let tuned = scored(&variant, &variant.tensors, subject)?;
         let mut found = measured(subject, [&base, &tuned, &kept])?;
-        if args.calibration.is_asked() {
+        if calibrated {
             found.method += &format!("; calibrated in {} steps", args.calibration.steps());
         }
         coded.about.measured = Some(found);
