@@ -166,10 +166,7 @@ impl Denoiser for Watched {
 /// The model compiled in, on an idle machine.
 fn open(data_dir: &std::path::Path) -> (Catalog, Generation) {
     let config = CatalogConfig {
-        place: Place::Device(GpuTarget {
-            gpu: Arc::new(Idle::default()),
-            dtype: Dtype::Bf16,
-        }),
+        place: Place::Device(GpuTarget::new(Arc::new(Idle::default()), Dtype::Bf16)),
         bank_form: Quantisation::Q4K,
         archive: false,
         ..CatalogConfig::new(data_dir, BaseSource::Embedded)

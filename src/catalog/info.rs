@@ -73,6 +73,8 @@ impl VariantInfo {
 pub struct Status {
     pub generation: u64,
     pub memory: Vec<MemoryPart>,
+    /// Beside those: about what the tokenizer takes.
+    pub tokenizer_bytes: u64,
     pub variants: usize,
     /// Of these, those kept by themselves: by a code, and as two thin factors alone.
     pub coded: usize,
@@ -112,6 +114,7 @@ impl Snapshot {
             status: Status {
                 generation: manifest.generation,
                 memory: generation.memory.clone(),
+                tokenizer_bytes: generation.tokenizer.bytes() as u64,
                 variants: manifest.variants.len(),
                 coded: kept(Keep::Coded),
                 low_rank: kept(Keep::LowRank),

@@ -3,7 +3,7 @@
 use crate::model::Place;
 use crate::ops::gpu::{Dtype, GpuDevice};
 use crate::ops::quantized::Quantisation;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ pub struct PlaceArgs {
     #[arg(long, default_value = "cpu")]
     device: DeviceName,
     /// What the base's matrices are kept in [default: on the CPU f32, or q4k where that is more than a sixteenth of the memory; bf16 on a
-    /// device, which has these two].
+    /// device].
     #[arg(long, value_enum)]
     base_form: Option<BaseForm>,
 }
@@ -33,7 +33,7 @@ impl DeviceName {
         let DeviceName::Cuda(ordinal) = self else {
             return Ok(None);
         };
-        match Place::cuda(ordinal, Dtype::F32).context("--device")? {
+        match Place::cuda(ordinal, Dtype::F32, Quantisation::F32).context("--device")? {
             Place::Device(device) => Ok(Some(device.gpu)),
             Place::Host(_) => Ok(None),
         }
@@ -82,14 +82,13 @@ impl PlaceArgs {
             }
             DeviceName::Cuda(ordinal) => ordinal,
         };
-        let dtype = match self.base_form {
-            Some(BaseForm::F32) => Dtype::F32,
-            Some(BaseForm::Bf16) | None => Dtype::Bf16,
-            Some(BaseForm::Q8_0 | BaseForm::Q4K) => {
-                bail!("--base-form: a device keeps its base in bf16 or f32")
-            }
+        let (dtype, base) = match self.base_form {
+            Some(BaseForm::F32) => (Dtype::F32, Quantisation::F32),
+            Some(BaseForm::Bf16) | None => (Dtype::Bf16, Quantisation::Bf16),
+            Some(BaseForm::Q8_0) => (Dtype::Bf16, Quantisation::Q8_0),
+            Some(BaseForm::Q4K) => (Dtype::Bf16, Quantisation::Q4K),
         };
-        Place::cuda(ordinal, dtype).context("--device")
+        Place::cuda(ordinal, dtype, base).context("--device")
     }
 }
 
@@ -127,13 +126,11 @@ mod tests {
                 "{place}"
             );
         }
-        for form in [BaseForm::Q8_0, BaseForm::Q4K] {
-            let refused = open("cuda", Some(form)).expect_err("no such form on a device");
-            assert!(refused.to_string().contains("--base-form"), "{refused}");
-        }
         if cfg!(not(feature = "cuda")) {
-            let refused = format!("{:#}", open("cuda", None).expect_err("no device"));
-            assert!(refused.contains("build with --features cuda"), "{refused}");
+            for form in [None, Some(BaseForm::F32), Some(BaseForm::Q4K)] {
+                let refused = format!("{:#}", open("cuda", form).expect_err("no device"));
+                assert!(refused.contains("build with --features cuda"), "{refused}");
+            }
         }
     }
 }

@@ -24,19 +24,24 @@ pub enum Place {
 }
 
 impl Place {
-    /// The CUDA device that the driver counts as `ordinal`, with weights in `dtype`.
+    /// The CUDA device that the driver counts as `ordinal`, with weights in `dtype`, but for a base's matrices where `base` is of few bits.
     ///
     /// # Errors
     /// `NotBuilt` without the feature `cuda`; otherwise whatever the driver lacks.
-    pub fn cuda(ordinal: usize, dtype: Dtype) -> std::result::Result<Self, Fault> {
+    pub fn cuda(
+        ordinal: usize,
+        dtype: Dtype,
+        base: Quantisation,
+    ) -> std::result::Result<Self, Fault> {
         #[cfg(feature = "cuda")]
         return Ok(Place::Device(GpuTarget {
             gpu: Arc::new(crate::ops::gpu::cuda::Cuda::open(ordinal)?),
             dtype,
+            base,
         }));
         #[cfg(not(feature = "cuda"))]
         {
-            let _ = (ordinal, dtype);
+            let _ = (ordinal, dtype, base);
             Err(Fault::NotBuilt)
         }
     }

@@ -13,10 +13,7 @@ use emulated::Emulated;
 use std::sync::Arc;
 
 fn on(gpu: &Arc<Emulated>) -> Lies {
-    Lies::Device(GpuTarget {
-        gpu: gpu.clone(),
-        dtype: Dtype::F32,
-    })
+    Lies::Device(GpuTarget::new(gpu.clone(), Dtype::F32))
 }
 
 /// Weights in f32 wherever they lie.

@@ -17,7 +17,7 @@ use crate::rig::Rig;
 
 fn base(gpu: &Arc<dyn GpuDevice>, dtype: Dtype, family: &Family) -> Arc<GpuBase> {
     let gpu = gpu.clone();
-    let device = GpuTarget { gpu, dtype };
+    let device = GpuTarget::new(gpu, dtype);
     let base = GpuBase::new(device, family.architecture.clone(), &family.dense());
     Arc::new(base.unwrap())
 }

@@ -14,6 +14,7 @@ mod pointwise;
 mod probe;
 mod product;
 mod products;
+mod quantised;
 mod rig;
 mod room;
 mod superposition;

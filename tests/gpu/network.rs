@@ -56,7 +56,7 @@ fn device_with(
     form: Quantisation,
 ) -> GpuNetwork {
     let gpu = gpu.clone();
-    let device = GpuTarget { gpu, dtype };
+    let device = GpuTarget::new(gpu, dtype);
     let base = GpuBase::new(device, case.config.architecture().unwrap(), &case.weights).unwrap();
     let bank = |matrices| Arc::new(GpuBank::build(&base, form, matrices).unwrap());
     let banks: Vec<_> = banks.into_iter().map(bank).collect();
@@ -276,7 +276,7 @@ fn variants_keep_their_slots_while_others_come_and_go() {
     let case = Case::load("bd3lm-tiny");
     let (banks, weights) = variants(&case, 18);
     let (gpu, dtype) = (rig.gpu.clone(), Dtype::F32);
-    let device = GpuTarget { gpu, dtype };
+    let device = GpuTarget::new(gpu, dtype);
     let new_base = || {
         let architecture = case.config.architecture().unwrap();
         Arc::new(GpuBase::new(device.clone(), architecture, &case.weights).unwrap())

@@ -338,6 +338,7 @@ fn embeddings_are_gathered_with_their_variants() {
             outputs: outputs.address(),
             vocab: vocab as u32,
             width: width as u32,
+            ..GatherEmbedding::default()
         };
         args.launch(rig.gpu(), T::DTYPE, rows).unwrap();
         let out = out.read::<f32>(0, rows * width).unwrap();

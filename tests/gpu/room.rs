@@ -14,10 +14,7 @@ use crate::fixtures::{Case, PAGE, segment, variants};
 
 fn base(gpu: &Arc<Emulated>, case: &Case) -> Arc<GpuBase> {
     let gpu: Arc<dyn GpuDevice> = gpu.clone();
-    let device = GpuTarget {
-        gpu,
-        dtype: Dtype::F32,
-    };
+    let device = GpuTarget::new(gpu, Dtype::F32);
     let architecture = case.config.architecture().unwrap();
     Arc::new(GpuBase::new(device, architecture, &case.weights).unwrap())
 }

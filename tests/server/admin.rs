@@ -90,7 +90,7 @@ async fn variants_and_figures_are_told() {
         .iter()
         .map(|part| part.part.as_str())
         .collect();
-    for expected in ["base", "private tensors", "key-value cache"] {
+    for expected in ["base", "private tensors", "tokenizer", "key-value cache"] {
         assert_eq!(
             parts.iter().filter(|part| **part == expected).count(),
             1,

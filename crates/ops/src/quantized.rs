@@ -16,7 +16,7 @@ use std::str::FromStr;
 
 mod halved;
 mod kernel;
-mod levels;
+pub(crate) mod levels;
 mod panels;
 pub(crate) mod raw;
 mod rows;

@@ -16,7 +16,8 @@ impl GpuNetwork {
     fn fuses(&self, step: &DeviceStep, linear: &GpuLinear, (after, rows): (After, usize)) -> bool {
         let dense = !step.places.lists[linear.list].dense.is_empty();
         let takes = after.takes(rows, linear.base.out, linear.base.input);
-        self.base.device.dtype == Dtype::Bf16 && takes && !dense
+        let plain = linear.base.few_bits.is_none();
+        self.base.device.dtype == Dtype::Bf16 && plain && takes && !dense
     }
 
     pub(super) fn fuses_layers(&self, step: &DeviceStep) -> bool {

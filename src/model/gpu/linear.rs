@@ -10,6 +10,7 @@ use crate::model::target::{GpuTarget, Matrix, padded};
 use crate::model::variant::Placed;
 use crate::ops::gpu::own::{EmbedOwn, GpuOwn, OwnFacts, OwnProduct, RetrieveOwn};
 use crate::ops::gpu::products::{BankGemm, SignIn, SignOut};
+use crate::ops::gpu::quantised::{FewRows, MOST_ROWS};
 use crate::ops::gpu::superposition::Retrieve;
 use crate::ops::gpu::{Buffer, Dtype, Fault, Gemm, GpuDevice};
 use std::collections::BTreeMap;
@@ -121,6 +122,18 @@ pub struct Scratch {
     pub products: u64,
     pub partial: u64,
     pub counters: u64,
+    /// A piece of a base's matrix, widened.
+    pub widened: u64,
+}
+
+/// Bytes of a piece at most, but for a few rows.
+const WIDENED: usize = 64 << 20;
+
+/// Rows to a piece of a base's matrix that is widened: a multiple of what cuBLAS is at its best with.
+fn piece_rows(input: usize, dtype: Dtype) -> usize {
+    (WIDENED / (input * dtype.size()))
+        .max(1)
+        .next_multiple_of(64)
 }
 
 /// The parts of a matrix in a step, and where what they are multiplied with is found.
@@ -146,22 +159,67 @@ impl GpuLinear {
         waves: Waves,
         scratch: Scratch,
     ) -> std::result::Result<(), Fault> {
-        let out = self.base.out;
-        device.gpu.gemm(Gemm {
-            x,
-            w: self.base.data.address(),
-            y,
-            rows,
-            // Rows of zeros go along where there is room for what they give.
-            out: Some(padded(out)).filter(|&all| all <= pitch).unwrap_or(out),
-            input: self.base.input,
-            pitch,
-            dtype: device.dtype,
-            gives,
-        })?;
+        self.of_base(device, (x, y, rows, pitch), gives, scratch.widened)?;
         self.tiled(device, (x, y, pitch), (waves, false), scratch)?;
         self.dense(device, (x, y, pitch), waves, scratch)?;
         self.own(device, (x, y, pitch), waves, scratch)
+    }
+
+    /// y [rows, pitch] of `gives` = the rows' products with the base's matrix alone.
+    fn of_base(
+        &self,
+        device: &GpuTarget,
+        (x, y, rows, pitch): (u64, u64, usize, usize),
+        gives: Dtype,
+        widened: u64,
+    ) -> std::result::Result<(), Fault> {
+        let (base, out, input) = (&self.base, self.base.out, self.base.input);
+        let product = |w, y, out| {
+            device.gpu.gemm(Gemm {
+                x,
+                w,
+                y,
+                rows,
+                out,
+                input,
+                pitch,
+                dtype: device.dtype,
+                gives,
+            })
+        };
+        let Some(form) = base.few_bits else {
+            // Rows of zeros go along where there is room for what they give.
+            let all = Some(padded(out)).filter(|&all| all <= pitch);
+            return product(base.data.address(), y, all.unwrap_or(out));
+        };
+        if rows <= MOST_ROWS && gives == Dtype::F32 {
+            return FewRows {
+                quants: base.data.address(),
+                levels: base.levels(form),
+                x,
+                y,
+                rows: rows as u32,
+                out: out as u32,
+                input: input as u32,
+                pitch: pitch as u32,
+            }
+            .launch(&*device.gpu, form, device.dtype);
+        }
+        let piece = piece_rows(input, device.dtype);
+        (0..out).step_by(piece).try_for_each(|first| {
+            let count = piece.min(out - first);
+            base.widen(device, form, (first, count), widened)?;
+            product(widened, y + (first * gives.size()) as u64, count)
+        })
+    }
+
+    /// Bytes of a piece of the base's matrix where one is widened.
+    pub fn widened_bytes(&self, dtype: Dtype) -> usize {
+        let (out, input) = (self.base.out, self.base.input);
+        match self.base.few_bits {
+            None => 0,
+            Some(_) => piece_rows(input, dtype).min(out) * input * dtype.size(),
+        }
     }
 
     /// y [rows, pitch] f32 += what banks in tiles give for the rows' parts, or = where that is said: of rows that have parts alone.
@@ -311,6 +369,10 @@ pub fn materialise(
     let gpu = &device.gpu;
     let target = device.matrix(base.out, base.input)?;
     let mut source = base.data.address();
+    if let Some(form) = base.few_bits {
+        source = target.data.address();
+        base.widen(device, form, (0, base.out), source)?;
+    }
     for &(variant, weight) in &mix.0 {
         let index = variant.0 as usize;
         let place = |placement: &Placement| placement.get(index).copied().flatten();

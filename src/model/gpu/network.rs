@@ -102,10 +102,15 @@ impl GpuNetwork {
         let (gpu, dtype) = (&*self.base.device.gpu, self.base.device.dtype);
         let (rows, places, work) = (step.shape.rows, step.places, step.work);
         let embedded = step.waves(&self.embedding);
+        let matrix = &self.embedding.base;
+        let (levels, bits) = match matrix.few_bits {
+            None => (0, 0),
+            Some(form) => (matrix.levels(form), form.bits()),
+        };
         GatherEmbedding {
             x: work.x,
             tokens: places.tokens,
-            base: self.embedding.base.data.address(),
+            base: matrix.data.address(),
             banks: embedded.at.banks,
             parts: places.embedded,
             first_part: places.first_embedded,
@@ -113,6 +118,9 @@ impl GpuNetwork {
             outputs: embedded.at.outputs,
             vocab: architecture.vocabulary.rows as u32,
             width: architecture.hidden as u32,
+            levels,
+            bits,
+            unused: 0,
         }
         .launch(gpu, dtype, rows)?;
         self.embedding

@@ -42,7 +42,7 @@ impl GpuBase {
         let host = BaseWeights::load(architecture, Quantisation::F32, |spec| {
             let data = read(spec)?;
             if let (&[out, input], true) = (&spec.shape[..], spec.role.is_matrix()) {
-                let matrix = device.dense(&data, out, input)?;
+                let matrix = device.of_base(&data, out, input)?;
                 matrices.insert(spec.name.clone(), Arc::new(matrix));
                 return Ok(None);
             }
@@ -122,6 +122,7 @@ impl GpuBank {
                 true => Matrix {
                     out,
                     input,
+                    few_bits: None,
                     data: Buffer::from(&device.gpu, &tiles(&data, out, input))?,
                 },
                 false => device.dense(&data, out, input)?,

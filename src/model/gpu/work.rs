@@ -19,7 +19,7 @@ pub fn logits_pitch(vocab: usize) -> usize {
 }
 
 /// Pieces, counters of shares included, which are 0 between launches.
-const PIECES: usize = 15;
+const PIECES: usize = 16;
 
 /// Bytes of every piece.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,10 +62,11 @@ impl Needs {
         let queries = attention.heads * attention.head_dim;
         let keys = attention.kv_heads * attention.head_dim;
         let (mut widest_in, mut widest_out) = (hidden, 0);
-        let (mut rotated, mut products, mut partial, mut counters) = (0, 0, 0, 0);
+        let (mut rotated, mut products, mut partial, mut widened, mut counters) = (0, 0, 0, 0, 0);
         for (linear, of) in linears {
             let (out, input) = (linear.base.out, linear.base.input);
             widest_in = widest_in.max(input);
+            widened = widened.max(linear.widened_bytes(device.dtype));
             if of == RowSet::All {
                 widest_out = widest_out.max(out);
             }
@@ -105,6 +106,7 @@ impl Needs {
             rotated,
             products,
             partial,
+            widened,
             counters,
         ])
     }
@@ -194,7 +196,8 @@ impl StepMemory {
                 rotated: at(11),
                 products: at(12),
                 partial: at(13),
-                counters: at(14),
+                widened: at(14),
+                counters: at(15),
             },
         }
     }

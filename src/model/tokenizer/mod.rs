@@ -7,7 +7,7 @@ mod files;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::panic::catch_unwind;
 use std::sync::Arc;
 
@@ -57,6 +57,7 @@ pub struct Tokenizer {
     inner: Arc<tokenizers::Tokenizer>,
     digest: [u8; 32],
     pieces: usize,
+    bytes: usize,
     control: Arc<Control>,
     mask: Option<u32>,
     manner: Manner,
@@ -78,6 +79,14 @@ pub const REPLACEMENT: char = char::REPLACEMENT_CHARACTER;
 /// What ends a text, and begins one, where no file says so.
 const ENDS: [&str; 3] = ["<|endoftext|>", "</s>", "[EOS]"];
 
+/// What the library's tables of these pieces take: ids by text, texts by id, and about one join of two pieces for each.
+fn bytes_of(vocab: &HashMap<String, u32>) -> usize {
+    let text = |piece: &String| (piece.len() + 8).next_multiple_of(16).max(32); // as the allocator gives it
+    let places = (vocab.len() * 8).div_ceil(7).next_power_of_two(); // a table is at most seven eighths full
+    let entries = 2 * size_of::<(String, u32)>() + size_of::<[u32; 4]>() + 3; // a byte of each table says whether there is one
+    2 * vocab.keys().map(text).sum::<usize>() + places * entries
+}
+
 impl Tokenizer {
     /// A `tokenizer.json` by itself: texts begin and end with its end of text.
     ///
@@ -92,11 +101,12 @@ impl Tokenizer {
             Err(_) => return Err(TokenizerError::Unreadable("it is malformed".to_owned())),
         };
         inner.set_encode_special_tokens(true);
-        let pieces = inner.get_vocab(true).into_values();
+        let vocab = inner.get_vocab(true);
         let end = ENDS.iter().find_map(|name| inner.token_to_id(name));
         Ok(Self {
             control: Arc::new(Control::of(&inner)),
-            pieces: pieces.max().map_or(0, |id| id as usize + 1),
+            pieces: vocab.values().max().map_or(0, |id| *id as usize + 1),
+            bytes: bytes_of(&vocab),
             inner: Arc::new(inner),
             digest: Sha256::digest(bytes).into(),
             mask: None,
@@ -182,6 +192,11 @@ impl Tokenizer {
     /// One more than the highest id: rows from there on stand for no text.
     pub fn pieces(&self) -> usize {
         self.pieces
+    }
+
+    /// About what it takes in memory.
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// SHA-256 of the file that has the pieces.

@@ -66,6 +66,21 @@ fn plain() -> Tokenizer {
 }
 
 #[test]
+fn memory_of_a_tokenizer_follows_its_pieces() {
+    let few = plain();
+    let mut json = tokenizer_json();
+    let vocab = json["model"]["vocab"].as_object_mut().unwrap();
+    let long = |number: usize| format!("{number:0>100}");
+    for id in 42..1042 {
+        vocab.insert(long(id), id.into());
+    }
+    let many = Tokenizer::from_bytes(json.to_string().as_bytes()).unwrap();
+    let text = 2 * 1000 * 100;
+    let grown = many.bytes() - few.bytes();
+    assert!((text..2 * text).contains(&grown), "{grown}");
+}
+
+#[test]
 fn control_tokens_are_text_unless_asked() {
     let tokenizer = plain();
     let text = "hello<|stop|>hello";

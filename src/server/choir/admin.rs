@@ -210,12 +210,17 @@ impl Admin for AdminService {
             bytes: engine.kv_bytes,
             on_device: engine.kv_on_device,
         };
+        let tokenizer = MemoryPart {
+            part: "tokenizer".into(),
+            bytes: catalog.tokenizer_bytes,
+            on_device: false,
+        };
         let materialised = MemoryPart {
             part: "materialised".into(),
             bytes: engine.materialised_bytes,
             on_device: engine.kv_on_device,
         };
-        let beside = [cache, materialised]
+        let beside = [tokenizer, cache, materialised]
             .into_iter()
             .filter(|part| part.bytes > 0);
         let memory = catalog

@@ -153,6 +153,7 @@ impl Collector for Standing {
         let mut bytes: BTreeMap<&str, u64> = BTreeMap::from([
             ("key-value cache", engine.kv_bytes),
             ("materialised", engine.materialised_bytes),
+            ("tokenizer", catalog.tokenizer_bytes),
         ]);
         for part in &catalog.memory {
             // A bank, or a variant, is one of many.

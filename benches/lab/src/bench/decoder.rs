@@ -36,7 +36,13 @@ pub struct DecoderBenchArgs {
     steps: usize,
 }
 
+/// On a thread of a pool, as the engine's steps are.
 pub fn run(args: DecoderBenchArgs) -> Result<()> {
+    let threads = rayon::ThreadPoolBuilder::new().build()?;
+    threads.install(|| measure(args))
+}
+
+fn measure(args: DecoderBenchArgs) -> Result<()> {
     let config = std::fs::read(args.folder.join("config.json")).context("config.json")?;
     let architecture = Architecture::read(&config)?;
     let checkpoint = architecture.unwrapped(Checkpoint::open(&args.folder)?);

@@ -17,6 +17,7 @@ pub mod own;
 pub mod pointwise;
 pub mod product;
 pub mod products;
+pub mod quantised;
 pub mod superposition;
 pub mod tiles;
 pub mod train;

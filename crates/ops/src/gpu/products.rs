@@ -247,7 +247,7 @@ pub struct GatherEmbedding {
     pub x: u64,
     /// [rows] u32, NONE for a row that pads the batch.
     pub tokens: u64,
-    /// [vocab, width].
+    /// [vocab, width], or its quants.
     pub base: u64,
     /// Addresses: tiles, or [vocab, width].
     pub banks: u64,
@@ -260,6 +260,11 @@ pub struct GatherEmbedding {
     pub outputs: u64,
     pub vocab: u32,
     pub width: u32,
+    /// Of quants.
+    pub levels: u64,
+    /// Of a quant, 8 or 4; 0 where there are none.
+    pub bits: u32,
+    pub unused: u32,
 }
 
 impl GatherEmbedding {

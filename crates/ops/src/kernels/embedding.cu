@@ -1,11 +1,12 @@
 // x [rows, width] = the base's embedding of every row's token plus what the row's variants add to it.
 #include "parts.cuh"
+#include "quantised.cuh"
 #include "tiles.cuh"
 
 struct GatherEmbedding {
     float *x;               // [rows, width]
     const u32 *tokens;      // [rows]; NONE for a row that pads the batch
-    const void *base;       // [vocab, width]
+    const void *base;       // [vocab, width], or its quants
     const u64 *banks;       // addresses: tiles, or [vocab, width]; the highest bit of a part's bank tells which
     const Part *parts;      // by row
     const u32 *first_part;  // [rows + 1]
@@ -13,7 +14,19 @@ struct GatherEmbedding {
     const bf16 *outputs;    // [variants][vocab]: c a l
     u32 vocab;
     u32 width;
+    const u8 *levels;       // of quants
+    u32 bits;               // of a quant; 0 where there are none
+    u32 unused;
 };
+
+// Number `at` of the base's row of a token.
+template <typename T>
+DEVICE float embedded(const GatherEmbedding &a, u32 token, u32 at) {
+    const u8 *quants = static_cast<const u8 *>(a.base);
+    if (a.bits == 8) return Q8_0::eight(quants, a.levels, token, at / 8 * 8, a.width).w[at % 8];
+    if (a.bits == 4) return Q4K::eight(quants, a.levels, token, at / 8 * 8, a.width).w[at % 8];
+    return widen(static_cast<const T *>(a.base)[size_t(token) * a.width + at]);
+}
 
 // A block to a row (grid x) and 512 columns (grid y).
 template <typename T>
@@ -24,7 +37,7 @@ DEVICE void gather_embedding(const GatherEmbedding &a) {
     float sum[2];
     for (int i = 0; i < 2; i++) {
         const u32 at = column + 256 * i;
-        sum[i] = token == NONE || at >= a.width ? 0.0f : widen(static_cast<const T *>(a.base)[size_t(token) * a.width + at]);
+        sum[i] = token == NONE || at >= a.width ? 0.0f : embedded<T>(a, token, at);
     }
     const u32 first = token == NONE ? 0 : a.first_part[row], last = token == NONE ? 0 : a.first_part[row + 1];
     for (u32 index = first; index < last; index++) {

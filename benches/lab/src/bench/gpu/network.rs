@@ -47,18 +47,19 @@ fn all(
                 Role::Embedding => 0.5,
                 _ => 1.0 / (input as f32).sqrt(),
             };
-            let data = make(out, input, scale)?;
-            Ok((spec.name.clone(), Arc::new(Matrix { out, input, data })))
+            let matrix = Matrix {
+                out,
+                input,
+                few_bits: None,
+                data: make(out, input, scale)?,
+            };
+            Ok((spec.name.clone(), Arc::new(matrix)))
         })
         .collect()
 }
 
-/// A network in bf16 with `banks` banks in tiles, [`TO_A_BANK`] variants to each, in the order of banks.
-pub fn network(bench: &Bench, of: &Architecture, banks: usize) -> Result<GpuNetwork> {
-    let device = GpuTarget {
-        gpu: bench.gpu.clone(),
-        dtype: Dtype::Bf16,
-    };
+/// All of a base that is no matrix.
+fn host(of: &Architecture) -> Result<Arc<BaseWeights>> {
     let tensor = |spec: &TensorSpec| {
         let (name, shape) = (spec.name.clone(), spec.shape.clone());
         let mut random = stream(&name);
@@ -76,8 +77,38 @@ pub fn network(bench: &Bench, of: &Architecture, banks: usize) -> Result<GpuNetw
         let here = !spec.role.is_matrix();
         here.then(|| read(&tensors, spec)).transpose()
     })?;
+    Ok(Arc::new(host))
+}
+
+/// A network in bf16, but for the base's matrices, which are in `form`; without variants.
+pub fn in_few_bits(bench: &Bench, of: &Architecture, form: Quantisation) -> Result<GpuNetwork> {
+    let device = GpuTarget {
+        base: form,
+        ..GpuTarget::new(bench.gpu.clone(), Dtype::Bf16)
+    };
+    let mut random = stream("few bits");
+    let numbers: Vec<f32> = (0..65_521)
+        .map(|_| (random.uniform() - 0.5) as f32)
+        .collect();
+    let matrices = matrices(of).map(|(spec, out, input)| {
+        let scale = 1.0 / (input as f32).sqrt();
+        let number = |at: usize| scale * numbers[at % numbers.len()];
+        let data: Vec<f32> = (0..out * input).into_par_iter().map(number).collect();
+        Ok((
+            spec.name.clone(),
+            Arc::new(device.of_base(&data, out, input)?),
+        ))
+    });
+    let matrices = matrices.collect::<Result<_>>()?;
+    let base = GpuBase::of(device.clone(), host(of)?, matrices)?;
+    Ok(GpuNetwork::new(Arc::new(base), &[], Vec::new())?)
+}
+
+/// A network in bf16 with `banks` banks in tiles, [`TO_A_BANK`] variants to each, in the order of banks.
+pub fn network(bench: &Bench, of: &Architecture, banks: usize) -> Result<GpuNetwork> {
+    let device = GpuTarget::new(bench.gpu.clone(), Dtype::Bf16);
     let noise = |out, input, scale| bench.noise(Dtype::Bf16, padded(out) * input, scale);
-    let base = GpuBase::of(device, Arc::new(host), all(of, noise)?)?;
+    let base = GpuBase::of(device, host(of)?, all(of, noise)?)?;
     let banks: Vec<Arc<GpuBank>> = (0..banks)
         .map(|_| {
             let matrices = all(of, |out, input, scale| bench.tiles(out, input, scale))?;

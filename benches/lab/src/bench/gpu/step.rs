@@ -2,7 +2,7 @@
 
 use super::Bench;
 use super::meter::Mode;
-use super::network::{TO_A_BANK, bytes, network};
+use super::network::{TO_A_BANK, bytes, in_few_bits, network};
 use crate::bench::median;
 use anyhow::Result;
 use choir::model::gpu::GpuNetwork;
@@ -10,6 +10,7 @@ use choir::model::kv_cache::KvCache;
 use choir::model::{Architecture, Batch, Denoiser, Mix, PageId, Segment, VariantId};
 use choir::ops::categorical::{Crossing, Draw, Filter, Kind};
 use choir::ops::gpu::GpuDevice;
+use choir::ops::quantized::Quantisation;
 use choir::rng::Noise;
 use std::time::Instant;
 
@@ -252,6 +253,35 @@ pub fn measure(bench: &mut Bench, part: &str, of: &Architecture) -> Result<()> {
             bench
                 .report
                 .line(part, &line, &figures_of(&took, &alone, case.banks, &switch));
+        }
+    }
+    few_bits(bench, part, of, &single)
+}
+
+/// Steps of a base in few bits, beside those of the same shape in bf16.
+fn few_bits(bench: &mut Bench, part: &str, of: &Architecture, bf16: &GpuNetwork) -> Result<()> {
+    for form in [Quantisation::Q8_0, Quantisation::Q4K] {
+        let network = in_few_bits(bench, of, form)?;
+        for sequences in [1, 4, 16] {
+            let blocks = Blocks {
+                of,
+                cached: bench.sizes.cached,
+                sequences,
+                block: 4,
+            };
+            let mut cache = blocks.cache(&network)?;
+            let batch = blocks.batch(|_| Mix::base());
+            let beside = steps(bench, bf16, &batch, &mut cache, None)?;
+            let profile = format!("{part}, {sequences} x 4 rows, {form}");
+            let took = steps(bench, &network, &batch, &mut cache, Some(&profile))?;
+            let figures = [
+                ("ms", took.wall),
+                ("on the device", took.device),
+                ("bf16 ms", beside.wall),
+                ("bf16 on the device", beside.device),
+            ];
+            let line = format!("{sequences} x 4 rows, base in {form}");
+            bench.report.line(part, &line, &figures);
         }
     }
     Ok(())

@@ -4,9 +4,35 @@
 use super::*;
 use std::arch::x86_64::*;
 
-/// How far ahead lines are asked for, in lines: the processor's own look-ahead ends with a page, and a few rows are computed
-/// sooner than memory answers. (What is in two bits is a bank, and lies in the cache.)
-const AHEAD: usize = 64;
+/// How far ahead lines are asked for where several rows share them, in lines: 16 KiB.
+const AHEAD: usize = 256;
+/// Bytes within which the processor's own look-ahead stays.
+const PAGE: usize = 4096;
+
+/// Asks for what the block's lines are followed by. One or two rows are computed so fast that the processor's own look-ahead keeps
+/// every line coming, except at the start of a page: asking for more takes its places. With more rows it falls behind, so every
+/// line is asked for, into the second cache. (What is in two bits is a bank, and lies in the cache.)
+#[inline(always)]
+fn ask_ahead<L: Levels, const ROWS: usize>(lines: *const Line) {
+    if L::BITS < 4 {
+        return;
+    }
+    if ROWS > 2 {
+        for line in 0..L::BITS {
+            // SAFETY: a hint; no address is wrong for it.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(lines.wrapping_add(AHEAD + line).cast()) };
+        }
+        return;
+    }
+    let into_page = lines.addr() % PAGE;
+    if into_page < L::BITS * size_of::<Line>() {
+        let next = lines.wrapping_byte_add(PAGE - into_page);
+        for line in 0..L::BITS {
+            // SAFETY: as above.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(line).cast()) };
+        }
+    }
+}
 
 /// The high half of every word.
 const HIGH_HALVES: u32 = 0xaaaa_aaaa;
@@ -58,11 +84,7 @@ unsafe fn tile<L: Levels, const ROWS: usize>(
             let (levels, of) = (&panel.levels[block / L::BLOCKS], block % L::BLOCKS);
             // SAFETY: the caller's.
             let lines = unsafe { panel.lines.as_ptr().add(block * L::BITS) };
-            if L::BITS >= 4 {
-                for line in 0..L::BITS {
-                    _mm_prefetch::<_MM_HINT_T0>(lines.wrapping_add(AHEAD + line).cast());
-                }
-            }
+            ask_ahead::<L, ROWS>(lines);
             let mut dots = [_mm512_setzero_si512(); ROWS];
             let factors = match L::FOLDED {
                 // SAFETY: this function has the features.

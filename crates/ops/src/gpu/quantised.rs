@@ -1,0 +1,161 @@
+//! A base's matrices in few bits (`kernels/quantised.cu`): products of few rows read them as they are; for more rows a piece of the
+//! matrix at a time is widened to the device's type first.
+
+use super::launch::{THREADS, launch_of};
+use super::{Dtype, GpuDevice, Result, plain};
+use crate::quantized::levels::{Levels, Q4K};
+use crate::quantized::{Quantisation, bytes as block_bytes};
+use candle_core::quantized::k_quants::{BlockQ4K, BlockQ8_0, GgmlType};
+use rayon::prelude::*;
+
+/// Rows that are multiplied with the quants themselves, at most.
+pub const MOST_ROWS: usize = 16;
+/// Sizes of batches that there are kernels for.
+const TIERS: [usize; 2] = [4, MOST_ROWS];
+/// Inputs to a block, and to a super-block.
+const BLOCK: usize = 32;
+const SUPER: usize = 256;
+/// Bytes of a super-block's levels.
+const LEVEL: usize = 20;
+
+/// What a matrix is made of. Its numbers are candle's, and so the host's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FewBits {
+    /// 8.5 bits: blocks of 32 along the input with one scale.
+    Q8_0,
+    /// 4.625 bits: super-blocks of 256 along the input.
+    Q4K,
+}
+
+impl FewBits {
+    /// What `form` is for a matrix with this inner size: `q4k` takes whole super-blocks, else it is `q8_0`; `None` where no block fits, and
+    /// for wider forms.
+    pub fn fitting(form: Quantisation, input: usize) -> Option<Self> {
+        match form.fitting(input) {
+            Quantisation::Q4K | Quantisation::Q2K => Some(FewBits::Q4K),
+            Quantisation::Q8_0 | Quantisation::Q4_0 => Some(FewBits::Q8_0),
+            Quantisation::F32 | Quantisation::Bf16 => None,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            FewBits::Q8_0 => "q8_0",
+            FewBits::Q4K => "q4k",
+        }
+    }
+
+    /// Of a quant.
+    pub fn bits(self) -> u32 {
+        match self {
+            FewBits::Q8_0 => 8,
+            FewBits::Q4K => 4,
+        }
+    }
+
+    /// Bytes of the quants of a matrix; its levels follow.
+    pub fn quant_bytes(self, out: usize, input: usize) -> usize {
+        out * input * self.bits() as usize / 8
+    }
+
+    /// `data` [out, input] by rows, rounded as candle rounds it: quants, then levels, as `kernels/quantised.cuh` reads them.
+    pub fn pack(self, data: &[f32], input: usize) -> Vec<u8> {
+        let rows = data.par_chunks_exact(input.max(1));
+        let packed: Vec<_> = match self {
+            FewBits::Q8_0 => rows.map(q8_0).collect(),
+            FewBits::Q4K => rows.map(q4k).collect(),
+        };
+        let quants = packed.iter().flat_map(|(quants, _)| quants);
+        let levels = packed.iter().flat_map(|(_, levels)| levels);
+        quants.chain(levels).copied().collect()
+    }
+}
+
+/// A row's quants and levels.
+fn q8_0(row: &[f32]) -> (Vec<u8>, Vec<u8>) {
+    let mut blocks = vec![BlockQ8_0::zeros(); row.len() / BLOCK];
+    BlockQ8_0::from_float(row, &mut blocks);
+    let (mut quants, mut levels) = (Vec::new(), Vec::new());
+    for block in &blocks {
+        let (scale, signed) = block_bytes(block).split_at(2);
+        levels.extend_from_slice(scale);
+        quants.extend(signed.iter().map(|quant| quant ^ 128)); // q + 128
+    }
+    (quants, levels)
+}
+
+fn q4k(row: &[f32]) -> (Vec<u8>, Vec<u8>) {
+    let mut blocks = vec![BlockQ4K::zeros(); row.len() / SUPER];
+    BlockQ4K::from_float(row, &mut blocks);
+    let (mut quants, mut levels) = (Vec::new(), Vec::new());
+    let (mut of_block, mut unpacked) = (Q4K::ZERO, [0; SUPER]);
+    for block in &blocks {
+        let bytes = block_bytes(block);
+        of_block.put(0, bytes, &mut unpacked);
+        quants.extend(
+            unpacked
+                .as_chunks()
+                .0
+                .iter()
+                .map(|[even, odd]| even | odd << 4),
+        );
+        levels.extend_from_slice(&bytes[..4]);
+        let of = 0..SUPER / BLOCK;
+        levels.extend(of.clone().map(|block| of_block.scales(block)[0] as u8));
+        levels.extend(of.map(|block| of_block.minima(block)[0] as u8)); // the same in both halves of the word
+    }
+    debug_assert_eq!(levels.len(), blocks.len() * LEVEL);
+    (quants, levels)
+}
+
+/// y [rows, pitch] f32 = x [rows, input] W^T, of at most [`MOST_ROWS`] rows.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FewRows {
+    pub quants: u64,
+    pub levels: u64,
+    pub x: u64,
+    pub y: u64,
+    pub rows: u32,
+    pub out: u32,
+    pub input: u32,
+    /// From one row of y to the next.
+    pub pitch: u32,
+}
+
+impl FewRows {
+    /// `dtype` is x's.
+    pub fn launch(&self, gpu: &dyn GpuDevice, form: FewBits, dtype: Dtype) -> Result<()> {
+        let tier = TIERS.into_iter().find(|&tier| tier >= self.rows as usize);
+        let name = format!("few_rows_{}_{}", form.name(), tier.unwrap_or(MOST_ROWS));
+        let grid = [self.out.div_ceil(8), u32::from(self.rows > 0), 1];
+        launch_of(gpu, (&name, dtype), grid, (THREADS, 0), self)
+    }
+}
+
+/// target [rows, input] = W's rows from `first` on.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Widen {
+    pub quants: u64,
+    pub levels: u64,
+    pub target: u64,
+    pub first: u32,
+    pub input: u32,
+}
+
+impl Widen {
+    /// `dtype` is the target's.
+    pub fn launch(
+        &self,
+        gpu: &dyn GpuDevice,
+        (form, dtype): (FewBits, Dtype),
+        rows: usize,
+    ) -> Result<()> {
+        let name = format!("widen_{}", form.name());
+        let grid = [rows as u32, self.input.div_ceil(8 * THREADS), 1];
+        launch_of(gpu, (&name, dtype), grid, (THREADS, 0), self)
+    }
+}
+
+plain!(FewRows, Widen);
