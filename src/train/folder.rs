@@ -7,7 +7,7 @@ use half::bf16;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Shapes and f32 values by internal name (no `backbone.` prefix).
 pub type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
@@ -157,11 +157,31 @@ pub fn serialize(
     safetensors::serialize(views, metadata).map_err(|e| e.to_string())
 }
 
-/// Writes beside, syncs, renames: a reader sees the old file or the new one.
-pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+/// Where [`replace`] writes first.
+fn beside(path: &Path) -> PathBuf {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".new");
-    let beside = std::path::PathBuf::from(beside);
+    beside.into()
+}
+
+/// Refuses, before long work, a file that [`replace`] could not write after it: makes the file that it would write first, and takes it
+/// away again. What is at `path` stays.
+///
+/// # Errors
+/// A folder, or a place where no file can be made.
+pub fn replaceable(path: &Path) -> Result<(), Error> {
+    if path.is_dir() || path.file_name().is_none() {
+        let is_one = std::io::ErrorKind::IsADirectory.into();
+        return Err(Error::file(path)(is_one));
+    }
+    let beside = beside(path);
+    let made = std::fs::File::create(&beside).and_then(|_| std::fs::remove_file(&beside));
+    made.map_err(Error::file(path))
+}
+
+/// Writes beside, syncs, renames: a reader sees the old file or the new one.
+pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let beside = beside(path);
     let write = || {
         use std::io::Write;
         let mut file = std::fs::File::create(&beside)?;
@@ -170,4 +190,30 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
         std::fs::rename(&beside, path)
     };
     write().map_err(Error::file(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_could_not_be_written_is_told_before() {
+        let folder = tempfile::tempdir().expect("folder");
+        let file = folder.path().join("file");
+        replaceable(&file).expect("a new one");
+        assert_eq!(std::fs::read_dir(&folder).expect("folder").count(), 0);
+        replace(&file, b"before").expect("written");
+        replaceable(&file).expect("one that is there");
+        assert_eq!(std::fs::read(&file).expect("file"), b"before");
+        for bad in [
+            folder.path(),
+            &file.join("in a file"),
+            Path::new("/no/such/folder/file"),
+            Path::new("/"),
+            Path::new(".."),
+        ] {
+            assert!(replaceable(bad).is_err(), "{}", bad.display());
+            assert!(replace(bad, b"after").is_err(), "{}", bad.display());
+        }
+    }
 }

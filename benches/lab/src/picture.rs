@@ -1,7 +1,7 @@
 //! Series of points as SVG.
 
 use anyhow::{Context, Result, bail};
-use choir::train::folder::replace;
+use choir::train::folder::{replace, replaceable};
 use plotters::prelude::*;
 use std::ops::Range;
 use std::path::Path;
@@ -45,18 +45,10 @@ pub fn around(low: f64, high: f64) -> Range<f64> {
     low - room..high + room
 }
 
-/// Refuses, before long work, a `--plot` that [`save`] could not write after it: makes the file that it would write first, and takes
-/// it away again.
+/// Refuses, before long work, a `--plot` that [`save`] could not write after it.
 pub fn check(plot: Option<&Path>) -> Result<()> {
     let Some(file) = plot else { return Ok(()) };
-    let cannot = || format!("--plot {} cannot be written", file.display());
-    if file.is_dir() || file.file_name().is_none() {
-        bail!("{}: it is a directory", cannot());
-    }
-    let mut beside = file.as_os_str().to_owned();
-    beside.push(".new");
-    std::fs::File::create(&beside).with_context(cannot)?;
-    std::fs::remove_file(&beside).with_context(cannot)
+    replaceable(file).with_context(|| format!("--plot {} cannot be written", file.display()))
 }
 
 /// Draws into the file that `--plot` names, if any.

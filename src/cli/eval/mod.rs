@@ -19,7 +19,7 @@ use crate::model::Place;
 use crate::ops::quantized::Quantisation;
 use crate::store::Keep;
 use crate::superposition::{CodedDelta, Encoding, NamedTensors, Plan, Role, Sensitivities};
-use crate::train::folder::{Folder, replace};
+use crate::train::folder::{Folder, replace, replaceable};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use measure::{engine, exact, lone, nats};
@@ -141,6 +141,10 @@ pub fn run(args: EvalArgs) -> Result<()> {
         }
     }
     args.json.check()?;
+    if let Some(file) = &args.by_role {
+        replaceable(file).context("--by-role")?;
+    }
+    let sensitivities = roles::read(args.sensitivities.as_deref())?;
     let source = BaseSource::Folder(args.base.clone());
     let network = source.architecture()?;
     if network.conditioning.is_none() {
@@ -167,7 +171,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
         base,
         files: args.coded.into_iter().collect(),
         samples: args.samples,
-        sensitivities: roles::read(args.sensitivities.as_deref())?,
+        sensitivities,
     };
     let has_file = |subject: &Subject| subjects.files.contains_key(&subject.own.name);
     let files = subjects.variants.iter().all(has_file);

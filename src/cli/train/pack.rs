@@ -20,7 +20,7 @@ use crate::superposition::{
     CodedDelta, Digest, Encoding, Measured, NamedTensors, Plan, Remarks, Sensitivities,
 };
 use crate::train::data::Document;
-use crate::train::folder::{Folder, Tensors, replace};
+use crate::train::folder::{Folder, Tensors, replace, replaceable};
 use crate::train::objective::Objective;
 use crate::train::run::Score;
 use crate::train::skills::Skill;
@@ -53,12 +53,7 @@ pub struct PackArgs {
     seed: Option<u64>,
     /// Measure on this held-out text how much of the fine-tune's gain is kept, and say so in the file. Of a decoder at most 64 KiB of
     /// text, and with codes alone.
-    #[arg(
-        long,
-        value_name = "FILE",
-        conflicts_with = "skill",
-        group = "measured"
-    )]
+    #[arg(long, value_name = "FILE", group = "measured")]
     check_text: Option<PathBuf>,
     /// Use no thin factors beside codes, also where they would keep more: in memory they take more than in the file.
     #[arg(long)]
@@ -86,6 +81,7 @@ type Scores = [Score; 3];
 /// Runs `choir pack`.
 pub fn run(args: PackArgs) -> Result<()> {
     memory::keep();
+    replaceable(&args.out).context("--out")?;
     let text = match &args.check_text {
         Some(file) => {
             let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;

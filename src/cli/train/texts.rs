@@ -1,9 +1,9 @@
 //! What training needs of texts before and after: a tokenizer, held-out excerpts.
 
 use crate::train::data::read_documents;
-use crate::train::folder::replace;
+use crate::train::folder::{replace, replaceable};
 use crate::train::tokenizer;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 use std::path::PathBuf;
 
@@ -39,6 +39,7 @@ pub struct HeldOutArgs {
 }
 
 pub fn run_tokenizer(args: TokenizerArgs) -> Result<()> {
+    replaceable(&args.out).context("--out")?;
     let mut texts: Vec<String> = read_documents(&args.text)?
         .into_iter()
         .map(|d| d.training)
