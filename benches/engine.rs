@@ -12,7 +12,7 @@ use choir::engine::{Engine, EngineConfig, EngineHandle, Event, Generation, Reque
 use choir::model::gpu::GpuTarget;
 use choir::model::kv_cache::KvCache;
 use choir::model::{Batch, Denoiser, Logits, NetworkFacts, Outcome, PageLayout, Place, Process};
-use choir::ops::gpu::{Dtype, Gemm, GpuDevice, Graph, Launch, Result};
+use choir::ops::gpu::{Address, Dtype, Gemm, GpuDevice, Graph, Launch, Result};
 use choir::ops::quantized::Quantisation;
 
 /// Tokens of a text.
@@ -58,21 +58,24 @@ impl GpuDevice for Idle {
         Ok((64 << 30, 64 << 30))
     }
 
-    fn allocate(&self, bytes: usize) -> Result<u64> {
+    fn allocate(&self, bytes: usize) -> Result<Address> {
         let bytes = bytes.next_multiple_of(256) as u64;
-        Ok(256 + self.end.fetch_add(bytes, Ordering::Relaxed))
+        let number = 256 + self.end.fetch_add(bytes, Ordering::Relaxed);
+        // SAFETY: nothing reads or writes there.
+        #[allow(unsafe_code)]
+        Ok(unsafe { Address::new(number) })
     }
 
-    fn free(&self, _: u64, _: usize) {}
+    fn free(&self, _: Address, _: usize) {}
 
-    fn upload(&self, _: u64, data: &[u8]) -> Result<()> {
+    fn upload(&self, _: Address, data: &[u8]) -> Result<()> {
         let mut uploaded = self.uploaded.lock().expect("memory");
         uploaded.clear();
         uploaded.extend_from_slice(data);
         Ok(())
     }
 
-    fn download(&self, _: u64, data: &mut [u8]) -> Result<()> {
+    fn download(&self, _: Address, data: &mut [u8]) -> Result<()> {
         let (words, _) = data.as_chunks_mut::<4>();
         let tokens = (300..1000u32).cycle().map(u32::to_le_bytes);
         words
@@ -82,11 +85,11 @@ impl GpuDevice for Idle {
         Ok(())
     }
 
-    fn copy(&self, _: u64, _: u64, _: usize) -> Result<()> {
+    fn copy(&self, _: Address, _: Address, _: usize) -> Result<()> {
         Ok(())
     }
 
-    fn clear(&self, _: u64, _: usize) -> Result<()> {
+    fn clear(&self, _: Address, _: usize) -> Result<()> {
         Ok(())
     }
 

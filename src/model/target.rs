@@ -2,7 +2,7 @@
 
 use crate::model::error::Result;
 use crate::ops::gpu::quantised::{FewBits, Widen};
-use crate::ops::gpu::{Buffer, Dtype, Fault, GpuDevice};
+use crate::ops::gpu::{Address, Buffer, Dtype, Fault, GpuDevice};
 use crate::ops::quantized::Quantisation;
 use half::bf16;
 use rayon::prelude::*;
@@ -25,8 +25,8 @@ pub struct Matrix {
 
 impl Matrix {
     /// The address of the levels of a matrix in few bits.
-    pub fn levels(&self, form: FewBits) -> u64 {
-        self.data.address() + form.quant_bytes(self.out, self.input) as u64
+    pub fn levels(&self, form: FewBits) -> Address {
+        self.data.address() + form.quant_bytes(self.out, self.input)
     }
 
     /// Rows of a matrix in few bits from `first` on, as many as are said, to an address, in the device's type.
@@ -35,7 +35,7 @@ impl Matrix {
         device: &GpuTarget,
         form: FewBits,
         (first, rows): (usize, usize),
-        target: u64,
+        target: Address,
     ) -> std::result::Result<(), Fault> {
         Widen {
             quants: self.data.address(),

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Instant;
 
-use choir::ops::gpu::{Dtype, Fault, Gemm, GpuDevice, Graph, Launch, Result, recorded};
+use choir::ops::gpu::{Address, Dtype, Fault, Gemm, GpuDevice, Graph, Launch, Result, recorded};
 use half::bf16;
 use libraries::Libraries;
 use rayon::prelude::*;
@@ -61,8 +61,8 @@ enum Recorded {
         args: Vec<u8>,
     },
     Gemm(Gemm),
-    Copy(u64, u64, usize),
-    Clear(u64, usize),
+    Copy(Address, Address, usize),
+    Clear(Address, usize),
 }
 
 struct Recording {
@@ -152,7 +152,8 @@ impl Emulated {
     }
 
     /// Fails unless all of `[at, at + bytes)` lies in one allocation.
-    fn check(&self, call: &'static str, at: u64, bytes: usize) -> Result<()> {
+    fn check(&self, call: &'static str, at: Address, bytes: usize) -> Result<()> {
+        let at = at.get();
         let allocations = self.allocations.lock().unwrap();
         match allocations.range(..=at).next_back() {
             Some((&start, &size)) if at + bytes as u64 <= start + size as u64 => Ok(()),
@@ -187,8 +188,8 @@ impl Emulated {
         Ok(())
     }
 
-    fn row(at: u64, index: usize, width: usize, dtype: Dtype) -> Vec<f32> {
-        let at = at + (index * width * dtype.size()) as u64;
+    fn row(at: Address, index: usize, width: usize, dtype: Dtype) -> Vec<f32> {
+        let at = (at + index * width * dtype.size()).get();
         // SAFETY: the caller has checked that the matrix lies within an allocation, whose every byte is initialised.
         unsafe {
             match dtype {
@@ -219,7 +220,7 @@ impl GpuDevice for Emulated {
         Ok((self.total - self.allocated(), self.total))
     }
 
-    fn allocate(&self, bytes: usize) -> Result<u64> {
+    fn allocate(&self, bytes: usize) -> Result<Address> {
         assert!(bytes > 0);
         self.at_once("allocate")?;
         let mut allocations = self.allocations.lock().unwrap();
@@ -236,10 +237,12 @@ impl GpuDevice for Emulated {
         };
         self.used.fetch_add(bytes, Ordering::SeqCst);
         allocations.insert(address, bytes);
-        Ok(address)
+        // SAFETY: it has just been allocated.
+        Ok(unsafe { Address::new(address) })
     }
 
-    fn free(&self, address: u64, bytes: usize) {
+    fn free(&self, address: Address, bytes: usize) {
+        let address = address.get();
         let known = self.allocations.lock().unwrap().remove(&address);
         assert_eq!(
             known,
@@ -251,41 +254,43 @@ impl GpuDevice for Emulated {
         unsafe { std::alloc::dealloc((address - GUARD as u64) as *mut u8, Self::layout(bytes)) }
     }
 
-    fn upload(&self, to: u64, data: &[u8]) -> Result<()> {
+    fn upload(&self, to: Address, data: &[u8]) -> Result<()> {
         self.at_once("upload")?;
         self.check("upload", to, data.len())?;
         // SAFETY: checked above.
-        unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), to as *mut u8, data.len()) };
+        unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), to.get() as *mut u8, data.len()) };
         Ok(())
     }
 
-    fn download(&self, from: u64, data: &mut [u8]) -> Result<()> {
+    fn download(&self, from: Address, data: &mut [u8]) -> Result<()> {
         self.at_once("download")?;
         self.check("download", from, data.len())?;
         // SAFETY: checked above.
-        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, data.as_mut_ptr(), data.len()) };
+        unsafe {
+            std::ptr::copy_nonoverlapping(from.get() as *const u8, data.as_mut_ptr(), data.len())
+        };
         self.pending.store(false, Ordering::SeqCst);
         Ok(())
     }
 
-    fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
+    fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<()> {
         if self.recorded(|| Recorded::Copy(to, from, bytes)) {
             return Ok(());
         }
         self.check("copy", to, bytes)?;
         self.check("copy", from, bytes)?;
         // SAFETY: checked above.
-        unsafe { std::ptr::copy(from as *const u8, to as *mut u8, bytes) };
+        unsafe { std::ptr::copy(from.get() as *const u8, to.get() as *mut u8, bytes) };
         Ok(())
     }
 
-    fn clear(&self, at: u64, bytes: usize) -> Result<()> {
+    fn clear(&self, at: Address, bytes: usize) -> Result<()> {
         if self.recorded(|| Recorded::Clear(at, bytes)) {
             return Ok(());
         }
         self.check("clear", at, bytes)?;
         // SAFETY: checked above.
-        unsafe { std::ptr::write_bytes(at as *mut u8, 0, bytes) };
+        unsafe { std::ptr::write_bytes(at.get() as *mut u8, 0, bytes) };
         Ok(())
     }
 
@@ -355,13 +360,14 @@ impl GpuDevice for Emulated {
         } = gemm;
         self.check("gemm", gemm.x, rows * input * dtype.size())?;
         self.check("gemm", gemm.w, out * input * dtype.size())?;
-        self.check("gemm", gemm.y, rows * pitch * gives.size())?;
+        let last = rows.saturating_sub(1) * pitch + out;
+        self.check("gemm", gemm.y, last * gives.size())?;
         let w: Vec<_> = (0..out)
             .map(|i| Self::row(gemm.w, i, input, dtype))
             .collect();
         (0..rows).into_par_iter().for_each(|i| {
             let x = Self::row(gemm.x, i, input, dtype);
-            let y = gemm.y as usize + i * pitch * gives.size();
+            let y = (gemm.y + i * pitch * gives.size()).get();
             for (at, w) in w.iter().enumerate() {
                 let product = choir::ops::math::dot(&x, w);
                 // SAFETY: checked above; nothing else refers to y meanwhile.

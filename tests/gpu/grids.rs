@@ -5,7 +5,7 @@ use choir::ops::gpu::heads::Heads;
 use choir::ops::gpu::own::{EmbedOwn, OwnProduct, RetrieveOwn};
 use choir::ops::gpu::pointwise::{BiasGelu, GateResidual, NormModulate, RotaryLaunch, SwiGlu};
 use choir::ops::gpu::products::{BankGemm, GatherEmbedding, SignIn, SignOut, Split};
-use choir::ops::gpu::{Dtype, Fault, Result};
+use choir::ops::gpu::{Address, Dtype, Fault, Result};
 
 use crate::rig::Rig;
 
@@ -89,12 +89,12 @@ fn launches_of_many_rows_fit_a_grid() {
             input: width,
             ..BankGemm::default()
         }
-        .launch(gpu, half, split, 0)?;
+        .launch(gpu, half, split, Address::default())?;
         own.launch(gpu, half)?;
         heads.rotary.launch(gpu, half, f32, rows)?;
         heads.launch(gpu, half, f32, rows)?;
         attend.launch(gpu, f32, rows)?;
-        let tiles = (0, rows, Cut::Few);
+        let tiles = (Address::default(), rows, Cut::Few);
         attend.launch_tiles(gpu, half, rows, tiles)
     };
     gpu.record(&mut all).unwrap();

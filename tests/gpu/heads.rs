@@ -70,7 +70,7 @@ fn check<T: Number, Y: Number>(
             cosines: cosines.address(),
             sines: sines.address(),
             q: out.address(),
-            current: out.address() + (queries * T::DTYPE.size()) as u64,
+            current: out.address() + queries * T::DTYPE.size(),
             cache: cache.address(),
             slots: slots_at.address(),
             heads: heads as u32,

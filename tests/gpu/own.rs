@@ -176,7 +176,7 @@ fn own_matrices_and_their_rows_are_the_definition() {
             RetrieveOwn {
                 base: base_at.address(),
                 target: target.address(),
-                own: variants.facts.address() + (number * size_of::<OwnFacts>()) as u64,
+                own: variants.facts.address() + number * size_of::<OwnFacts>(),
                 out: out as u32,
                 input: input as u32,
                 weight: -2.0,

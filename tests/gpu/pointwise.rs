@@ -3,7 +3,7 @@
 use choir::ops::gpu::pointwise::{
     Angles, BiasGelu, GateResidual, NONE, NormFacts, NormModulate, RotaryLaunch, SwiGlu, Tables,
 };
-use choir::ops::gpu::{Buffer, Dtype};
+use choir::ops::gpu::{Address, Buffer, Dtype};
 use choir::ops::math;
 use choir::ops::norm::Norm;
 use choir::rng::Stream;
@@ -102,7 +102,11 @@ fn check_norm<T: Number>(rig: &Rig, width: usize, of: Norm) {
         let args = NormModulate {
             x: x_at.address(),
             out: out.address(),
-            rows: if picked { picks_at.address() } else { 0 },
+            rows: if picked {
+                picks_at.address()
+            } else {
+                Address::default()
+            },
             tables,
             norm: NormFacts::new(of, width as u32, shift),
             width: width as u32,
@@ -319,7 +323,7 @@ fn check_rotary<T: Number, Y: Number>(rig: &Rig, [heads, head_dim]: [usize; 2], 
         cosines: cosines.address(),
         sines: sines.address(),
         q: out.address(),
-        current: out.address() + (hidden * size) as u64,
+        current: out.address() + hidden * size,
         cache: cache.address(),
         slots: slots_at.address(),
         heads: heads as u32,

@@ -1,8 +1,8 @@
 //! Products of few rows with what comes before and after them, against plain sums.
 
-use choir::ops::gpu::Buffer;
 use choir::ops::gpu::pointwise::{NONE, RotaryLaunch};
 use choir::ops::gpu::product::{After, Product};
+use choir::ops::gpu::{Address, Buffer};
 use choir::ops::math;
 use half::bf16;
 
@@ -68,7 +68,7 @@ impl Case {
             parted: if has_parts {
                 keep(rig.buffer(&parted))
             } else {
-                0
+                Address::default()
             },
             tables,
             rows: rows as u32,
@@ -212,7 +212,7 @@ fn rotated(rig: &Rig, [rows, heads, head_dim]: [usize; 3], has_parts: bool) {
     let scale = 0.37f32;
     let product = Product {
         rotary: RotaryLaunch {
-            qkv: 0,
+            qkv: Address::default(),
             cosines: cosines.address(),
             sines: sines.address(),
             q: q.address(),

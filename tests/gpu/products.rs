@@ -1,5 +1,6 @@
 //! The second product of a superposed layer, and the embedding.
 
+use choir::ops::gpu::Address;
 use choir::ops::gpu::pointwise::NONE;
 use choir::ops::gpu::products::{
     BankGemm, GatherEmbedding, Group, PartFacts, SignIn, SignOut, Split, TIERS, TILES,
@@ -100,7 +101,7 @@ impl<T: Number> Products<'_, T> {
             .iter()
             .map(|bank| rig.buffer(&bank.tiles))
             .collect();
-        let addresses: Vec<u64> = banks.iter().map(|bank| bank.address()).collect();
+        let addresses: Vec<Address> = banks.iter().map(|bank| bank.address()).collect();
         let split = Split::banks(processors, (tier, self.groups.len()), (out, input));
         let mut y = self.y.to_vec();
         for part in self.parts.iter().filter(|_| self.writes) {

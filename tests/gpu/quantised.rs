@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use choir::model::architecture::Architecture;
+use choir::model::architecture::{Architecture, TensorSpec};
 use choir::model::gpu::{GpuBase, GpuNetwork, GpuTarget};
 use choir::model::{Batch, Denoiser, Mix};
 use choir::ops::gpu::quantised::{FewBits, FewRows, MOST_ROWS, Widen};
 use choir::ops::gpu::{Dtype, GpuDevice};
 use choir::ops::quantized::{Quantisation, Served};
 
-use crate::fixtures::family::{Family, PAGE};
+use crate::fixtures::family::{Family, PAGE, behind};
 use crate::fixtures::relative;
 use crate::rig::{Number, Rig, normals, stream};
 
@@ -39,7 +39,7 @@ fn rows_widen_to_the_hosts_numbers() {
             let widened = rig.empty(4 * rows * input);
             Widen {
                 quants: matrix.address(),
-                levels: matrix.address() + form.quant_bytes(out, input) as u64,
+                levels: matrix.address() + form.quant_bytes(out, input),
                 target: widened.address(),
                 first: first as u32,
                 input: input as u32,
@@ -67,7 +67,7 @@ fn few_rows<T: Number>(rig: &Rig, (form, host): (FewBits, Quantisation), [out, i
         let y = rig.empty(4 * rows * pitch);
         FewRows {
             quants: matrix.address(),
-            levels: matrix.address() + form.quant_bytes(out, input) as u64,
+            levels: matrix.address() + form.quant_bytes(out, input),
             x: x_at.address(),
             y: y.address(),
             rows: rows as u32,
@@ -112,28 +112,82 @@ fn few_rows_are_the_hosts_numbers_times_theirs() {
     }
 }
 
-fn in_few_bits(gpu: &Arc<dyn GpuDevice>, of: &Family, base: Quantisation) -> Arc<GpuBase> {
+/// Tensors of an architecture, by name.
+type Dense = std::collections::BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
+fn in_few_bits(
+    gpu: &Arc<dyn GpuDevice>,
+    of: (&Architecture, &Dense),
+    base: Quantisation,
+) -> Arc<GpuBase> {
     let device = GpuTarget {
         base,
         ..GpuTarget::new(gpu.clone(), Dtype::F32)
     };
-    Arc::new(GpuBase::new(device, of.architecture.clone(), &of.dense()).unwrap())
+    Arc::new(GpuBase::new(device, of.0.clone(), of.1).unwrap())
 }
 
 /// Whose matrices are those that come back from `form`.
-fn of_rounded(gpu: &Arc<dyn GpuDevice>, of: &Family, form: Quantisation) -> Arc<GpuBase> {
-    let mut tensors = of.dense();
-    let is_matrix = |architecture: &Architecture, name: &str| {
-        let mut specs = architecture.tensors.iter();
-        specs.any(|spec| spec.name == name && spec.role.is_matrix())
-    };
-    for (name, (shape, data)) in &mut tensors {
-        if let (&[out, input], true) = (&shape[..], is_matrix(&of.architecture, name)) {
-            *data = rounded(data, [out, input], form);
-        }
+fn of_rounded(
+    gpu: &Arc<dyn GpuDevice>,
+    (architecture, tensors): (&Architecture, &Dense),
+    form: Quantisation,
+) -> Arc<GpuBase> {
+    let mut tensors = tensors.clone();
+    for spec in architecture
+        .tensors
+        .iter()
+        .filter(|spec| spec.role.is_matrix())
+    {
+        let (shape, data) = tensors.get_mut(&spec.name).unwrap();
+        *data = rounded(data, [shape[0], shape[1]], form);
     }
     let device = GpuTarget::new(gpu.clone(), Dtype::F32);
-    Arc::new(GpuBase::new(device, of.architecture.clone(), &tensors).unwrap())
+    Arc::new(GpuBase::new(device, architecture.clone(), &tensors).unwrap())
+}
+
+/// A network of the family's, but for its vocabulary, with random weights.
+fn with_vocabulary(family: &Family, rows: usize) -> (Architecture, Dense) {
+    let mut config: serde_json::Value = serde_json::from_slice(&family.config).unwrap();
+    config["vocab_size"] = rows.into();
+    let architecture = Architecture::read(config.to_string().as_bytes()).unwrap();
+    let mut random = stream("vocabulary");
+    let mut tensor = |spec: &TensorSpec| {
+        let scale = (*spec.shape.last().unwrap() as f32).powf(-0.5);
+        let numbers: Vec<f32> = normals(&mut random, spec.shape.iter().product());
+        let data = numbers.into_iter().map(|x| x * scale).collect();
+        (spec.name.clone(), (spec.shape.clone(), data))
+    };
+    let tensors = architecture.tensors.iter().map(&mut tensor).collect();
+    (architecture, tensors)
+}
+
+/// The head is widened in more than one piece.
+#[test]
+fn a_large_vocabulary_in_few_bits_is_that_of_the_rounded_weights() {
+    let Some(rig) = Rig::one() else { return };
+    let family = Family::load("sdar-tiny");
+    let (architecture, tensors) = with_vocabulary(&family, 8192 + 200);
+    let of = (&architecture, &tensors);
+    let form = Quantisation::Q8_0;
+    let [ours, theirs] = [
+        in_few_bits(&rig.gpu, of, form),
+        of_rounded(&rig.gpu, of, form),
+    ]
+    .map(|base| {
+        let network = GpuNetwork::new(base, &[], Vec::new()).unwrap();
+        let rows = MOST_ROWS + 1;
+        let tokens: Vec<u32> = (0..rows as u32).map(|row| 400 * row + 7).collect();
+        let segments = vec![behind(0, &tokens, rows, false, 0..rows)];
+        let mut cache = network.cache(PAGE.into(), 1).unwrap();
+        network
+            .forward(&Batch { segments }, &mut cache)
+            .unwrap()
+            .data
+    });
+    assert_eq!(ours.len(), (MOST_ROWS + 1) * architecture.vocabulary.rows);
+    let off = relative(&ours, &theirs);
+    assert!(off < 1e-4, "{off}");
 }
 
 #[test]
@@ -141,9 +195,11 @@ fn decoders_in_few_bits_are_those_of_the_rounded_weights() {
     for rig in Rig::all() {
         for family in Family::all() {
             let form = Quantisation::Q8_0;
+            let dense = family.dense();
+            let of = (&family.architecture, &dense);
             let (ours, theirs) = (
-                in_few_bits(&rig.gpu, &family, form),
-                of_rounded(&rig.gpu, &family, form),
+                in_few_bits(&rig.gpu, of, form),
+                of_rounded(&rig.gpu, of, form),
             );
             assert!(2 * ours.device_bytes() < theirs.device_bytes());
             let network = |base| GpuNetwork::new(base, &[], Vec::new()).unwrap();

@@ -19,7 +19,7 @@ pub struct Rig {
 macro_rules! args {
     ($($number:expr),* $(,)?) => {{
         let mut bytes: Vec<u8> = Vec::new();
-        $(bytes.extend_from_slice(&$number.to_le_bytes());)*
+        $(bytes.extend_from_slice(choir::ops::gpu::bytes_of(&[$number]));)*
         bytes
     }};
 }

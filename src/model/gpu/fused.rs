@@ -9,7 +9,7 @@ use super::{GpuLayer, GpuNetwork};
 use crate::model::architecture::Mlp;
 use crate::ops::gpu::pointwise::NONE;
 use crate::ops::gpu::product::{After, Product};
-use crate::ops::gpu::{Dtype, Fault};
+use crate::ops::gpu::{Address, Dtype, Fault};
 
 impl GpuNetwork {
     /// Whether there is a kernel for a product of so many rows. What dense banks give is not kept apart.
@@ -45,7 +45,7 @@ impl GpuNetwork {
         step: &DeviceStep,
         linear: &GpuLinear,
         after: After,
-        (x, rows): (u64, usize),
+        (x, rows): (Address, usize),
         of: impl FnOnce(Product) -> Product,
     ) -> Result<(), Fault> {
         let (device, waves, out) = (
@@ -58,10 +58,9 @@ impl GpuNetwork {
             w: linear.base.data.address(),
             x,
             banked: step.work.y,
-            parted: if bare {
-                0
-            } else {
-                step.places.parted[linear.list]
+            parted: match bare {
+                true => Address::default(),
+                false => step.places.parted[linear.list],
             },
             tables: self.tables(step),
             rows: rows as u32,

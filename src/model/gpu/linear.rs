@@ -9,10 +9,10 @@ use crate::model::error::{Error, Result};
 use crate::model::target::{GpuTarget, Matrix, padded};
 use crate::model::variant::Placed;
 use crate::ops::gpu::own::{EmbedOwn, GpuOwn, OwnFacts, OwnProduct, RetrieveOwn};
-use crate::ops::gpu::products::{BankGemm, SignIn, SignOut};
+use crate::ops::gpu::products::{BankGemm, PartFacts, SignIn, SignOut};
 use crate::ops::gpu::quantised::{FewRows, MOST_ROWS};
 use crate::ops::gpu::superposition::Retrieve;
-use crate::ops::gpu::{Buffer, Dtype, Fault, Gemm, GpuDevice};
+use crate::ops::gpu::{Address, Buffer, Dtype, Fault, Gemm, GpuDevice};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -118,21 +118,22 @@ pub struct GpuLinear {
 /// Where products leave what is between their parts: addresses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Scratch {
-    pub rotated: u64,
-    pub products: u64,
-    pub partial: u64,
-    pub counters: u64,
+    pub rotated: Address,
+    pub products: Address,
+    pub partial: Address,
+    pub counters: Address,
     /// A piece of a base's matrix, widened.
-    pub widened: u64,
+    pub widened: Address,
 }
 
-/// Bytes of a piece at most, but for a few rows.
-const WIDENED: usize = 64 << 20;
+/// Outputs of a piece at most, and bytes but for a few outputs.
+const PIECE: (usize, usize) = (8192, 64 << 20);
 
-/// Rows to a piece of a base's matrix that is widened: a multiple of what cuBLAS is at its best with.
+/// Outputs to a piece of a base's matrix that is widened: a multiple of what cuBLAS is at its best with.
 fn piece_rows(input: usize, dtype: Dtype) -> usize {
-    (WIDENED / (input * dtype.size()))
-        .max(1)
+    let (most, bytes) = PIECE;
+    (bytes / (input * dtype.size()))
+        .clamp(1, most)
         .next_multiple_of(64)
 }
 
@@ -154,7 +155,7 @@ impl GpuLinear {
     pub fn forward(
         &self,
         device: &GpuTarget,
-        (x, y, rows, pitch): (u64, u64, usize, usize),
+        (x, y, rows, pitch): (Address, Address, usize, usize),
         gives: Dtype,
         waves: Waves,
         scratch: Scratch,
@@ -169,9 +170,9 @@ impl GpuLinear {
     fn of_base(
         &self,
         device: &GpuTarget,
-        (x, y, rows, pitch): (u64, u64, usize, usize),
+        (x, y, rows, pitch): (Address, Address, usize, usize),
         gives: Dtype,
-        widened: u64,
+        widened: Address,
     ) -> std::result::Result<(), Fault> {
         let (base, out, input) = (&self.base, self.base.out, self.base.input);
         let product = |w, y, out| {
@@ -209,7 +210,7 @@ impl GpuLinear {
         (0..out).step_by(piece).try_for_each(|first| {
             let count = piece.min(out - first);
             base.widen(device, form, (first, count), widened)?;
-            product(widened, y + (first * gives.size()) as u64, count)
+            product(widened, y + first * gives.size(), count)
         })
     }
 
@@ -226,7 +227,7 @@ impl GpuLinear {
     pub fn tiled(
         &self,
         device: &GpuTarget,
-        (x, y, pitch): (u64, u64, usize),
+        (x, y, pitch): (Address, Address, usize),
         (waves, writes): (Waves, bool),
         scratch: Scratch,
     ) -> std::result::Result<(), Fault> {
@@ -260,7 +261,7 @@ impl GpuLinear {
     fn dense(
         &self,
         device: &GpuTarget,
-        (x, y, pitch): (u64, u64, usize),
+        (x, y, pitch): (Address, Address, usize),
         waves: Waves,
         scratch: Scratch,
     ) -> std::result::Result<(), Fault> {
@@ -271,7 +272,7 @@ impl GpuLinear {
                 let Some((matrix, _)) = self.variants.banks.get(bank) else {
                     continue;
                 };
-                let first = wave.parts + 16 * parts.start as u64;
+                let first = wave.parts + parts.start * size_of::<PartFacts>();
                 SignIn {
                     x,
                     out: scratch.rotated,
@@ -310,7 +311,7 @@ impl GpuLinear {
     pub fn own(
         &self,
         device: &GpuTarget,
-        (x, y, pitch): (u64, u64, usize),
+        (x, y, pitch): (Address, Address, usize),
         waves: Waves,
         scratch: Scratch,
     ) -> std::result::Result<(), Fault> {
@@ -340,7 +341,7 @@ impl GpuLinear {
     pub fn embed(
         &self,
         gpu: &dyn GpuDevice,
-        (x, tokens): (u64, u64),
+        (x, tokens): (Address, Address),
         waves: Waves,
     ) -> std::result::Result<(), Fault> {
         let embed = |wave: &Wave| {
@@ -380,7 +381,7 @@ pub fn materialise(
             RetrieveOwn {
                 base: source,
                 target: target.data.address(),
-                own: tables.own + slot as u64 * size_of::<OwnFacts>() as u64,
+                own: tables.own + slot as usize * size_of::<OwnFacts>(),
                 out: base.out as u32,
                 input: base.input as u32,
                 weight,

@@ -37,7 +37,7 @@ use crate::ops::gpu::draw::DrawnFacts;
 use crate::ops::gpu::pointwise::MAX_WIDTH;
 use linear::{GpuLinear, GpuSuperposed, materialise};
 use network::{DeviceStep, Pages};
-use pack::{Packed, Packing, Places};
+use pack::{Packed, Packing};
 use parts::{List, Routing, RowSet};
 use plan::{Addresses, Prepared};
 use room::Held;
@@ -326,7 +326,7 @@ impl GpuNetwork {
         if let Some((_, graph)) = &plan.graph {
             return Ok(graph.replay()?);
         }
-        let places: Places = places.at(plan.memory.address());
+        let places = places.within(&plan.memory);
         let step = DeviceStep {
             shape: &shape,
             places: &places,
@@ -381,7 +381,7 @@ impl GpuNetwork {
                 continue;
             }
             let pitch = work::logits_pitch(vocab);
-            let at = pieces.logits + (rows.start * pitch * size_of::<f32>()) as u64;
+            let at = pieces.logits + rows.start * pitch * size_of::<f32>();
             let padded: Vec<f32> = work::read(gpu, at, rows.len() * pitch)?;
             let mut logits: Vec<f32> = padded
                 .chunks(pitch)

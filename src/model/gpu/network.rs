@@ -14,13 +14,13 @@ use crate::ops::gpu::pointwise::{
     Angles, BiasGelu, GateResidual, NONE, NormFacts, NormModulate, RotaryLaunch, SwiGlu, Tables,
 };
 use crate::ops::gpu::products::GatherEmbedding;
-use crate::ops::gpu::{Dtype, Fault};
+use crate::ops::gpu::{Address, Dtype, Fault};
 use crate::ops::norm::Norm;
 
 /// The cache as kernels see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pages {
-    pub address: u64,
+    pub address: Address,
     pub page_tokens: usize,
 }
 
@@ -31,7 +31,7 @@ pub struct DeviceStep<'a> {
     pub work: Pieces,
     pub slots: &'a TableSlots,
     /// Address of the rotary embedding's frequencies.
-    pub frequencies: u64,
+    pub frequencies: Address,
     pub tables: &'a MatrixTables,
     pub pages: Pages,
 }
@@ -52,7 +52,7 @@ pub fn plain_heads(attention: &Attention) -> bool {
 }
 
 /// Queries, and keys and values, in memory: address, and elements from one row to the next.
-type Sides = [(u64, u32); 2];
+type Sides = [(Address, u32); 2];
 
 /// Rows from which on memory is what a step waits for.
 const MANY: usize = 257;
@@ -83,7 +83,7 @@ impl GpuNetwork {
         &self,
         step: &DeviceStep,
         linear: &GpuLinear,
-        (x, y): (u64, u64),
+        (x, y): (Address, Address),
     ) -> Result<(), Fault> {
         let waves = step.waves(linear);
         let rows = (x, y, step.shape.rows, linear.base.out);
@@ -104,7 +104,7 @@ impl GpuNetwork {
         let embedded = step.waves(&self.embedding);
         let matrix = &self.embedding.base;
         let (levels, bits) = match matrix.few_bits {
-            None => (0, 0),
+            None => (Address::default(), 0),
             Some(form) => (matrix.levels(form), form.bits()),
         };
         GatherEmbedding {
@@ -161,16 +161,21 @@ impl GpuNetwork {
     }
 
     /// A norm of the residual stream.
-    pub(super) fn norm(&self, step: &DeviceStep, out: u64, norm: NormFacts) -> Result<(), Fault> {
-        self.norm_of(step, (0, step.shape.rows), out, norm)
+    pub(super) fn norm(
+        &self,
+        step: &DeviceStep,
+        out: Address,
+        norm: NormFacts,
+    ) -> Result<(), Fault> {
+        self.norm_of(step, (Address::default(), step.shape.rows), out, norm)
     }
 
-    /// The same of `rows` rows of it, which an address says; 0 for all in order.
+    /// The same of `rows` rows of it, which an address says; that of nothing for all in order.
     fn norm_of(
         &self,
         step: &DeviceStep,
-        (picked, rows): (u64, usize),
-        out: u64,
+        (picked, rows): (Address, usize),
+        out: Address,
         norm: NormFacts,
     ) -> Result<(), Fault> {
         NormModulate {
@@ -196,7 +201,10 @@ impl GpuNetwork {
             Dtype::F32 => [(work.q, queries), (work.current, 2 * keys)],
             Dtype::Bf16 => {
                 let width = attention.width() as u32;
-                [(work.y, width), (work.y + u64::from(queries) * 2, width)]
+                [
+                    (work.y, width),
+                    (work.y + queries as usize * Dtype::Bf16.size(), width),
+                ]
             }
         }
     }

@@ -11,6 +11,7 @@ use crate::ops::gpu::attention::{Cut, QueryTile, SegmentFacts};
 use crate::ops::gpu::draw::DrawnFacts;
 use crate::ops::gpu::pointwise::NONE;
 use crate::ops::gpu::products::{PartFacts, TILES};
+use crate::ops::gpu::{Address, Buffer};
 use std::sync::Arc;
 
 /// The size of a batch, rounded up: batches of one shape lie in memory alike.
@@ -48,25 +49,25 @@ impl Shape {
     }
 }
 
-/// Where everything lies.
-#[derive(Clone, Debug, Default)]
-pub struct Places {
-    pub tokens: u64,
-    pub positions: u64,
-    pub line: u64,
-    pub mix: u64,
-    pub segment: u64,
-    pub slots: u64,
-    pub wanted: u64,
-    pub segments: u64,
-    pub pages: u64,
-    pub tiles: u64,
-    pub embedded: u64,
-    pub first_embedded: u64,
-    pub draws: u64,
+/// Where everything lies: addresses, or offsets in a batch's memory.
+#[derive(Clone, Debug)]
+pub struct Places<A = Address> {
+    pub tokens: A,
+    pub positions: A,
+    pub line: A,
+    pub mix: A,
+    pub segment: A,
+    pub slots: A,
+    pub wanted: A,
+    pub segments: A,
+    pub pages: A,
+    pub tiles: A,
+    pub embedded: A,
+    pub first_embedded: A,
+    pub draws: A,
     /// By list: [rows] u32, 1 for rows that have parts.
-    pub parted: Vec<u64>,
-    pub lists: Vec<Sources<Vec<Wave>>>,
+    pub parted: Vec<A>,
+    pub lists: Vec<Sources<Vec<Wave<A>>>>,
 }
 
 /// A batch, packed.
@@ -74,7 +75,7 @@ pub struct Places {
 pub struct Packed {
     pub shape: Shape,
     pub bytes: Vec<u8>,
-    pub places: Places,
+    pub places: Places<usize>,
 }
 
 /// What attention needs to know of a segment whose rows begin at `first_row`, and whose pages at `pages`.
@@ -266,36 +267,36 @@ impl Packed {
     }
 }
 
-impl Places {
-    /// The same from offsets to addresses.
-    pub fn at(mut self, start: u64) -> Self {
-        let places = [
-            &mut self.tokens,
-            &mut self.positions,
-            &mut self.line,
-            &mut self.mix,
-            &mut self.segment,
-            &mut self.slots,
-            &mut self.wanted,
-            &mut self.segments,
-            &mut self.pages,
-            &mut self.tiles,
-            &mut self.embedded,
-            &mut self.first_embedded,
-            &mut self.draws,
-        ];
-        places
-            .into_iter()
-            .chain(&mut self.parted)
-            .for_each(|place| *place += start);
-        for list in &mut self.lists {
-            let waves = [&mut list.tiled, &mut list.dense, &mut list.own];
-            for wave in waves.into_iter().flatten() {
-                wave.parts += start;
-                wave.groups += start;
-            }
+impl Places<usize> {
+    /// The same in `memory`, to which the batch's is copied.
+    pub fn within(self, memory: &Buffer) -> Places {
+        let at = |offset: usize| memory.address() + offset;
+        let waves = |waves: Vec<Wave<usize>>| {
+            let waves = waves.into_iter().map(|wave| Wave {
+                shape: wave.shape,
+                parts: at(wave.parts),
+                groups: at(wave.groups),
+                banks: wave.banks,
+            });
+            waves.collect()
+        };
+        Places {
+            tokens: at(self.tokens),
+            positions: at(self.positions),
+            line: at(self.line),
+            mix: at(self.mix),
+            segment: at(self.segment),
+            slots: at(self.slots),
+            wanted: at(self.wanted),
+            segments: at(self.segments),
+            pages: at(self.pages),
+            tiles: at(self.tiles),
+            embedded: at(self.embedded),
+            first_embedded: at(self.first_embedded),
+            draws: at(self.draws),
+            parted: self.parted.into_iter().map(at).collect(),
+            lists: self.lists.into_iter().map(|list| list.map(waves)).collect(),
         }
-        self
     }
 }
 

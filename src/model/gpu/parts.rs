@@ -2,6 +2,7 @@
 
 use super::writer::{Writer, rounded};
 use crate::model::batch::Mix;
+use crate::ops::gpu::Address;
 use crate::ops::gpu::pointwise::NONE;
 use crate::ops::gpu::products::{Group, PartFacts, Split, TIERS};
 use std::ops::Range;
@@ -113,11 +114,10 @@ pub struct Routing {
 
 /// Parts of a list of which no two belong to one row.
 #[derive(Clone, Debug)]
-pub struct Wave {
+pub struct Wave<A = Address> {
     pub shape: WaveShape,
-    /// Offsets until the memory is known, addresses then.
-    pub parts: u64,
-    pub groups: u64,
+    pub parts: A,
+    pub groups: A,
     /// Banks and their parts.
     pub banks: Vec<(u32, Range<usize>)>,
 }
@@ -164,7 +164,7 @@ pub fn waves(placement: &Placement, runs: &[MixRun]) -> Vec<Vec<PartFacts>> {
 }
 
 /// Appends a wave.
-pub fn wave(parts: Vec<PartFacts>, most: usize, writer: &mut Writer) -> Wave {
+pub fn wave(parts: Vec<PartFacts>, most: usize, writer: &mut Writer) -> Wave<usize> {
     let mut banks: Vec<(u32, Range<usize>)> = Vec::new();
     for (index, part) in parts.iter().enumerate() {
         match banks.last_mut() {
@@ -203,7 +203,7 @@ pub fn wave(parts: Vec<PartFacts>, most: usize, writer: &mut Writer) -> Wave {
 }
 
 /// Of every list the sizes of its launches.
-pub fn shapes(lists: &[Sources<Vec<Wave>>]) -> Arc<[Sources<Vec<WaveShape>>]> {
-    let of = |waves: &Vec<Wave>| waves.iter().map(|wave| wave.shape).collect();
+pub fn shapes(lists: &[Sources<Vec<Wave<usize>>>]) -> Arc<[Sources<Vec<WaveShape>>]> {
+    let of = |waves: &Vec<Wave<usize>>| waves.iter().map(|wave| wave.shape).collect();
     lists.iter().map(|list| list.by_ref().map(of)).collect()
 }

@@ -6,7 +6,7 @@ use super::slots::TableSlots;
 use super::work::{Needs, Pieces};
 use crate::model::architecture::Architecture;
 use crate::model::error::{Error, Result};
-use crate::ops::gpu::{Buffer, GpuDevice, Graph};
+use crate::ops::gpu::{Address, Buffer, GpuDevice, Graph};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ const PLANS: usize = 128;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Addresses {
     pub pages: Pages,
-    pub slots: (u64, u64),
+    pub slots: (Address, Address),
     pub tables: [usize; 3],
     pub work: Pieces,
 }

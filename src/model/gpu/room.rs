@@ -7,7 +7,7 @@
 use super::work::StepMemory;
 use crate::model::error::{Error, Result};
 use crate::ops::gpu::own::OwnFacts;
-use crate::ops::gpu::{Buffer, GpuDevice};
+use crate::ops::gpu::{Address, Buffer, GpuDevice};
 use half::bf16;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -52,10 +52,10 @@ struct MatrixTable {
 /// Addresses of a matrix's tables.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MatrixAddresses {
-    pub keys: u64,
-    pub outputs: u64,
-    pub own: u64,
-    pub banks: u64,
+    pub keys: Address,
+    pub outputs: Address,
+    pub own: Address,
+    pub banks: Address,
 }
 
 fn missing(name: &str) -> Error {
@@ -183,11 +183,11 @@ impl Tables {
     /// A slot for a bank of matrices at these addresses.
     pub fn add_bank<'a>(
         &mut self,
-        matrices: impl Iterator<Item = (&'a String, u64)>,
+        matrices: impl Iterator<Item = (&'a String, Address)>,
     ) -> Result<Slot> {
         if lock(&self.free_banks).is_empty() {
             let (before, capacity) = (self.banks, (2 * self.banks).max(FIRST));
-            let bytes = |_| [capacity * size_of::<u64>()];
+            let bytes = |_| [capacity * size_of::<Address>()];
             self.grow(|table| [&mut table.banks], bytes)?;
             self.banks = capacity;
             lock(&self.free_banks).extend((before as u32..capacity as u32).rev());
@@ -201,7 +201,7 @@ impl Tables {
             };
             table
                 .banks
-                .write(slot.number as usize * size_of::<u64>(), &[address])?;
+                .write(slot.number as usize * size_of::<Address>(), &[address])?;
         }
         Ok(slot)
     }

@@ -6,7 +6,7 @@ use crate::model::error::Result;
 use crate::model::modulation::Modulation;
 use crate::model::tables::{BYTES, Mixed};
 use crate::ops::gpu::pointwise::NONE;
-use crate::ops::gpu::{Buffer, GpuDevice};
+use crate::ops::gpu::{Address, Buffer, GpuDevice};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -223,12 +223,12 @@ impl TableSlots {
     }
 
     /// Addresses of the slots of tables and of biases.
-    pub fn addresses(&self) -> (u64, u64) {
+    pub fn addresses(&self) -> (Address, Address) {
         (self.lines.memory.address(), self.mixes.memory.address())
     }
 
     /// Of the output head: slots of biases, floats to a slot, and the offset in one.
-    pub fn head_bias(&self) -> (u64, u32, u32) {
+    pub fn head_bias(&self) -> (Address, u32, u32) {
         match self.offsets.bias {
             NONE => (self.zeros.address(), 0, 0),
             bias => {

@@ -13,7 +13,7 @@ use crate::model::trainable::Reading;
 use crate::model::{Differentiable, DitConfig, TrainBatch, Trainable};
 use crate::ops::gpu::pointwise::{BiasGelu, NONE};
 use crate::ops::gpu::train::GeluBackward;
-use crate::ops::gpu::{Buffer, Dtype, GpuDevice};
+use crate::ops::gpu::{Address, Buffer, Dtype, GpuDevice};
 use crate::ops::{self, PerRow, slice};
 use candle_core::Tensor;
 use launches::TrainRows;
@@ -94,19 +94,19 @@ impl Differentiable for GpuTrainable<'_> {
 /// What the backward pass needs of one layer.
 struct Layer {
     seen: Arc<Seen>,
-    x: u64,
-    normed: u64,
+    x: Address,
+    normed: Address,
     /// Turned and scaled.
-    qkv: u64,
-    attended: u64,
-    peaks: u64,
-    shares: u64,
-    projected: u64,
-    middle: u64,
-    normed_middle: u64,
-    intermediate: u64,
-    activated: u64,
-    mlp_out: u64,
+    qkv: Address,
+    attended: Address,
+    peaks: Address,
+    shares: Address,
+    projected: Address,
+    middle: Address,
+    normed_middle: Address,
+    intermediate: Address,
+    activated: Address,
+    mlp_out: Address,
 }
 
 struct Activations {
@@ -114,11 +114,11 @@ struct Activations {
     noisy: TrainRows,
     wanted: TrainRows,
     /// The noisy rows of [x_t, x_0], and the wanted ones of the noisy.
-    halves: u64,
-    picks: u64,
+    halves: Address,
+    picks: Address,
     layers: Vec<Layer>,
-    last: u64,
-    normed: u64,
+    last: Address,
+    normed: Address,
 }
 
 /// One evaluation.
@@ -130,8 +130,8 @@ struct TrainStep<'a> {
     reading: Reading,
     offsets: Offsets,
     /// Modulation tables by line, and biases.
-    lines: u64,
-    biases: u64,
+    lines: Address,
+    biases: Address,
 }
 
 impl<'a> TrainStep<'a> {
@@ -164,8 +164,8 @@ impl<'a> TrainStep<'a> {
             input,
             reading: model.read(input)?,
             offsets: Offsets::of(&config.described()),
-            lines: 0,
-            biases: 0,
+            lines: Address::default(),
+            biases: Address::default(),
         };
         step.put_tables()?;
         Ok(step)

@@ -7,7 +7,7 @@ use crate::model::architecture::Architecture;
 use crate::model::target::{GpuTarget, padded};
 use crate::ops::gpu::draw::LOOK;
 use crate::ops::gpu::own::OwnProduct;
-use crate::ops::gpu::{Buffer, Fault, GpuDevice, Plain, bytes_of_mut};
+use crate::ops::gpu::{Address, Buffer, Fault, GpuDevice, Plain, bytes_of_mut};
 use std::sync::Arc;
 
 /// Rows and wanted rows that there is memory for from the start.
@@ -29,22 +29,22 @@ pub struct Needs([usize; PIECES]);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pieces {
     /// The residual stream, [rows, hidden] f32.
-    pub x: u64,
+    pub x: Address,
     /// What products read, [rows, widest].
-    pub h: u64,
+    pub h: Address,
     /// What products give, [rows, widest], f32 at most.
-    pub y: u64,
-    pub q: u64,
+    pub y: Address,
+    pub q: Address,
     /// Keys and values of the batch.
-    pub current: u64,
-    pub cosines: u64,
-    pub sines: u64,
+    pub current: Address,
+    pub cosines: Address,
+    pub sines: Address,
     /// [wanted, hidden].
-    pub last: u64,
+    pub last: Address,
     /// [wanted, logits_pitch(vocab)] f32.
-    pub logits: u64,
-    pub looks: u64,
-    pub drawn: u64,
+    pub logits: Address,
+    pub looks: Address,
+    pub drawn: Address,
     pub scratch: Scratch,
 }
 
@@ -179,7 +179,12 @@ impl StepMemory {
     }
 
     pub fn pieces(&self) -> Pieces {
-        let at = |index: usize| self.buffers.get(index).map_or(0, Buffer::address);
+        let at = |index: usize| {
+            self.buffers
+                .get(index)
+                .map(Buffer::address)
+                .unwrap_or_default()
+        };
         Pieces {
             x: at(0),
             h: at(1),
@@ -204,7 +209,11 @@ impl StepMemory {
 }
 
 /// `count` elements at an address, once all that was asked for is done.
-pub fn read<T: Plain>(gpu: &Arc<dyn GpuDevice>, at: u64, count: usize) -> Result<Vec<T>, Fault> {
+pub fn read<T: Plain>(
+    gpu: &Arc<dyn GpuDevice>,
+    at: Address,
+    count: usize,
+) -> Result<Vec<T>, Fault> {
     let mut data = vec![T::default(); count];
     if count > 0 {
         gpu.download(at, bytes_of_mut(&mut data))?;

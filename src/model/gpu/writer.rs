@@ -34,15 +34,15 @@ impl Writer {
     }
 
     /// Appends `data` and padding up to `count` elements; returns its offset.
-    pub fn put<T: Plain>(&mut self, mut data: Vec<T>, count: usize, padding: T) -> u64 {
+    pub fn put<T: Plain>(&mut self, mut data: Vec<T>, count: usize, padding: T) -> usize {
         data.resize(count.max(data.len()), padding);
         let start = self.room::<T>(0);
         self.0.extend_from_slice(bytes_of(&data));
-        start as u64
+        start
     }
 
     /// Appends a draw or none for every row, and none up to `count`; returns its offset.
-    pub fn put_draws(&mut self, draws: &[Option<&Draw>], count: usize, vocab: usize) -> u64 {
+    pub fn put_draws(&mut self, draws: &[Option<&Draw>], count: usize, vocab: usize) -> usize {
         const BYTES: usize = size_of::<DrawFacts>();
         let start = self.room::<DrawFacts>(count.max(draws.len()));
         let (facts, _) = self.0[start..].as_chunks_mut::<BYTES>();
@@ -60,6 +60,6 @@ impl Writer {
                 .with_min_len(1024)
                 .for_each(put),
         }
-        start as u64
+        start
     }
 }

@@ -3,7 +3,7 @@
 
 use super::launch::{THREADS, launch, launch_of};
 use super::pointwise::NONE;
-use super::{Dtype, GpuDevice, Result, plain};
+use super::{Address, Dtype, GpuDevice, Result, plain};
 
 /// Heads that share a key, at most, on the tensor cores.
 const MOST_GROUP: usize = 16;
@@ -33,19 +33,19 @@ pub struct SegmentFacts {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Attend {
     /// [rows, q_pitch], rotated and scaled.
-    pub q: u64,
+    pub q: Address,
     /// [rows, current_pitch]: keys and values of the batch itself.
-    pub current: u64,
+    pub current: Address,
     /// [page][layer][2][page_tokens][kv_heads * head_dim].
-    pub cache: u64,
+    pub cache: Address,
     /// [rows, heads * head_dim].
-    pub out: u64,
+    pub out: Address,
     /// [rows] u32: the row's segment, NONE for what pads the batch.
-    pub segment: u64,
+    pub segment: Address,
     /// [`SegmentFacts`].
-    pub segments: u64,
+    pub segments: Address,
     /// [..] u32.
-    pub pages: u64,
+    pub pages: Address,
     pub heads: u32,
     pub head_dim: u32,
     pub layer: u32,
@@ -113,7 +113,7 @@ impl Cut {
 struct BlockAttend {
     attend: Attend,
     /// [`QueryTile`]s.
-    tiles: u64,
+    tiles: Address,
 }
 
 impl Attend {
@@ -123,7 +123,7 @@ impl Attend {
         gpu: &dyn GpuDevice,
         dtype: Dtype,
         rows: usize,
-        (tiles, count, cut): (u64, usize, Cut),
+        (tiles, count, cut): (Address, usize, Cut),
     ) -> Result<()> {
         let group = (self.heads / self.kv_heads) as usize;
         if dtype != Dtype::Bf16 || ![32, 64, 128].contains(&self.head_dim) || group > MOST_GROUP {

@@ -6,7 +6,7 @@ mod kernels;
 mod product;
 mod staging;
 
-use super::{Fault, Gemm, GpuDevice, Graph, Launch, Result};
+use super::{Address, Fault, Gemm, GpuDevice, Graph, Launch, Result};
 use call::{Context, Event, Stream, driver};
 use cudarc::cublas::sys as blas;
 use cudarc::driver::sys::{
@@ -287,7 +287,7 @@ impl GpuDevice for Cuda {
         Ok((free + reserved.saturating_sub(used), total))
     }
 
-    fn allocate(&self, bytes: usize) -> Result<u64> {
+    fn allocate(&self, bytes: usize) -> Result<Address> {
         let turn = self.turn_at_once("allocate")?;
         let mut address = 0;
         driver!(cuMemAllocAsync(&mut address, bytes, turn.stream)).map_err(
@@ -296,42 +296,49 @@ impl GpuDevice for Cuda {
                 fault => fault,
             },
         )?;
-        Ok(address)
+        // SAFETY: the driver has just allocated it.
+        #[allow(unsafe_code)]
+        Ok(unsafe { Address::new(address) })
     }
 
-    fn free(&self, address: u64, _: usize) {
+    fn free(&self, address: Address, _: usize) {
         let mut recording = lock(&self.0.recording); // kept, so that none begins meanwhile
         match &mut *recording {
-            Some(recording) => recording.freed.push(address),
-            None if self.0.context.bind().is_ok() => self.0.free(address),
+            Some(recording) => recording.freed.push(address.get()),
+            None if self.0.context.bind().is_ok() => self.0.free(address.get()),
             None => {}
         }
     }
 
-    fn upload(&self, to: u64, data: &[u8]) -> Result<()> {
+    fn upload(&self, to: Address, data: &[u8]) -> Result<()> {
         let turn = self.turn_at_once("upload")?;
-        lock(&self.0.staging).upload(turn.stream, to, data)
+        lock(&self.0.staging).upload(turn.stream, to.get(), data)
     }
 
-    fn download(&self, from: u64, data: &mut [u8]) -> Result<()> {
+    fn download(&self, from: Address, data: &mut [u8]) -> Result<()> {
         let turn = self.turn_at_once("download")?;
-        lock(&self.0.staging).download(turn.stream, from, data)
+        lock(&self.0.staging).download(turn.stream, from.get(), data)
     }
 
-    fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
+    fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<()> {
         if bytes == 0 {
             return Ok(());
         }
         let turn = self.0.turn()?;
-        driver!(cuMemcpyDtoDAsync_v2(to, from, bytes, turn.stream))
+        driver!(cuMemcpyDtoDAsync_v2(
+            to.get(),
+            from.get(),
+            bytes,
+            turn.stream
+        ))
     }
 
-    fn clear(&self, at: u64, bytes: usize) -> Result<()> {
+    fn clear(&self, at: Address, bytes: usize) -> Result<()> {
         if bytes == 0 {
             return Ok(());
         }
         let turn = self.0.turn()?;
-        driver!(cuMemsetD8Async(at, 0, bytes, turn.stream))
+        driver!(cuMemsetD8Async(at.get(), 0, bytes, turn.stream))
     }
 
     fn launch(&self, launch: Launch<'_>) -> Result<()> {

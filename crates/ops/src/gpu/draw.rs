@@ -2,7 +2,7 @@
 
 use super::launch::launch;
 use super::pointwise::NONE;
-use super::{GpuDevice, Result, plain};
+use super::{Address, GpuDevice, Result, plain};
 use crate::categorical::{Certainty, Crossing, Draw, Drawn, Kind};
 
 /// A [`Draw`] as the kernel reads it.
@@ -92,19 +92,19 @@ impl From<DrawnFacts> for Drawn {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Categorical {
     /// [rows, pitch] f32.
-    pub logits: u64,
+    pub logits: Address,
     /// Slots of biases, which are added to the logits.
-    pub biases: u64,
+    pub biases: Address,
     /// [rows of the batch] u32: the slot of a row's biases.
-    pub mix: u64,
+    pub mix: Address,
     /// [rows] u32: the row of the batch that a row of logits belongs to, or NONE.
-    pub rows: u64,
+    pub rows: Address,
     /// [`DrawFacts`].
-    pub draws: u64,
+    pub draws: Address,
     /// [`DrawnFacts`].
-    pub drawn: u64,
+    pub drawn: Address,
     /// [rows] of [`LOOK`] bytes: what one look leaves for the next.
-    pub looks: u64,
+    pub looks: Address,
     pub vocab: u32,
     /// From one row of logits to the next.
     pub pitch: u32,

@@ -4,6 +4,7 @@
 //! [`cuda`] needs one, and the `cuda` feature.
 
 use std::fmt;
+use std::ops::Add;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
@@ -61,13 +62,48 @@ impl Dtype {
     }
 }
 
+/// An address on a device, or, by default, that of nothing. Safe code has it from who allocates ([`Buffer`]), and may go on from there.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Address(u64);
+
+impl Address {
+    /// The number that a driver knows it by.
+    ///
+    /// # Safety
+    /// It is one that a device has allocated, or lies within it: kernels read and write there.
+    #[allow(unsafe_code)]
+    pub const unsafe fn new(number: u64) -> Self {
+        Address(number)
+    }
+
+    /// The number.
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+
+    /// Whether it is that of nothing.
+    pub const fn is_nothing(self) -> bool {
+        self.0 == 0
+    }
+}
+
+/// So many bytes on, within what was allocated there.
+impl Add<usize> for Address {
+    type Output = Address;
+
+    fn add(self, bytes: usize) -> Address {
+        Address(self.0 + bytes as u64)
+    }
+}
+
 /// y [rows, pitch] = x [rows, input] W[out, input]^T, all by rows; x and W of `dtype`, y of `gives`, what lies between `out` and
 /// `pitch` being anything. Addresses on the device.
 #[derive(Clone, Copy, Debug)]
 pub struct Gemm {
-    pub x: u64,
-    pub w: u64,
-    pub y: u64,
+    pub x: Address,
+    pub w: Address,
+    pub y: Address,
     pub rows: usize,
     pub out: usize,
     pub input: usize,
@@ -119,16 +155,16 @@ pub trait GpuDevice: Send + Sync + fmt::Debug {
     /// Free and total bytes of its memory.
     fn memory(&self) -> Result<(usize, usize)>;
     /// The address of `bytes` new bytes, at a multiple of 256, with anything in them. `bytes` is not 0.
-    fn allocate(&self, bytes: usize) -> Result<u64>;
+    fn allocate(&self, bytes: usize) -> Result<Address>;
     /// Gives back what `allocate` gave.
-    fn free(&self, address: u64, bytes: usize);
+    fn free(&self, address: Address, bytes: usize);
     /// Copies to the device; `data` may change as soon as this returns.
-    fn upload(&self, to: u64, data: &[u8]) -> Result<()>;
+    fn upload(&self, to: Address, data: &[u8]) -> Result<()>;
     /// Copies from the device, waiting for all that was asked for before.
-    fn download(&self, from: u64, data: &mut [u8]) -> Result<()>;
-    fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()>;
+    fn download(&self, from: Address, data: &mut [u8]) -> Result<()>;
+    fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<()>;
     /// Sets bytes to 0.
-    fn clear(&self, at: u64, bytes: usize) -> Result<()>;
+    fn clear(&self, at: Address, bytes: usize) -> Result<()>;
     fn launch(&self, launch: Launch<'_>) -> Result<()>;
     fn gemm(&self, gemm: Gemm) -> Result<()>;
     /// Records what `work` launches (it must neither allocate nor copy from or to the host). `None` where the machine does not
@@ -144,14 +180,17 @@ pub trait GpuDevice: Send + Sync + fmt::Debug {
 #[derive(Debug)]
 pub struct Buffer {
     gpu: Arc<dyn GpuDevice>,
-    address: u64,
+    address: Address,
     bytes: usize,
 }
 
 impl Buffer {
     /// `bytes` bytes with anything in them; none at all is no error.
     pub fn new(gpu: &Arc<dyn GpuDevice>, bytes: usize) -> Result<Self> {
-        let address = if bytes == 0 { 0 } else { gpu.allocate(bytes)? };
+        let address = match bytes {
+            0 => Address::default(),
+            _ => gpu.allocate(bytes)?,
+        };
         Ok(Self {
             gpu: gpu.clone(),
             address,
@@ -174,7 +213,7 @@ impl Buffer {
         Ok(buffer)
     }
 
-    pub fn address(&self) -> u64 {
+    pub fn address(&self) -> Address {
         self.address
     }
 
@@ -189,7 +228,7 @@ impl Buffer {
         if bytes.is_empty() {
             return Ok(());
         }
-        self.gpu.upload(self.address + at as u64, bytes)
+        self.gpu.upload(self.address + at, bytes)
     }
 
     /// `count` elements from `at` bytes on, waiting for what was asked for before.
@@ -198,7 +237,7 @@ impl Buffer {
         self.check(at, size_of_val(&data[..]))?;
         if count > 0 {
             self.gpu
-                .download(self.address + at as u64, bytes_of_mut(&mut data))?;
+                .download(self.address + at, bytes_of_mut(&mut data))?;
         }
         Ok(data)
     }
@@ -249,6 +288,7 @@ plain!(
     u32,
     i32,
     u64,
+    Address,
     f32,
     f64,
     half::bf16,

@@ -6,7 +6,7 @@
 
 use super::launch::{THREADS, launch, launch_of};
 use super::products::TIERS;
-use super::{Buffer, Dtype, GpuDevice, Result, plain};
+use super::{Address, Buffer, Dtype, GpuDevice, Result, plain};
 use crate::coded::{Kept, LowRank};
 use crate::transform::{Rotation, hadamard_block};
 use half::bf16;
@@ -31,13 +31,13 @@ fn spans(input: usize) -> (u32, u32, u32) {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct OwnFacts {
-    weights: u64,
-    gains: u64,
-    tables: u64,
-    signs: u64,
-    a: u64,
-    b: u64,
-    scales: u64,
+    weights: Address,
+    gains: Address,
+    tables: Address,
+    signs: Address,
+    a: Address,
+    b: Address,
+    scales: Address,
     /// Weights to a step; [`AS_THEY_ARE`], or none.
     kind: u32,
     bits: u32,
@@ -157,7 +157,7 @@ impl GpuOwn {
         Ok(made)
     }
 
-    fn hold(&mut self, buffer: Result<Buffer>) -> Result<u64> {
+    fn hold(&mut self, buffer: Result<Buffer>) -> Result<Address> {
         let buffer = buffer?;
         let address = buffer.address();
         self.held.push(buffer);
@@ -186,15 +186,15 @@ impl GpuOwn {
 /// y [rows, y_pitch] f32 += what the parts' variants keep of a matrix, times x [rows, input].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct OwnProduct {
-    pub x: u64,
-    pub y: u64,
+    pub x: Address,
+    pub y: Address,
     /// [variants] [`OwnFacts`].
-    pub own: u64,
+    pub own: Address,
     /// [`PartFacts`](super::products::PartFacts), no two of one row; the variant is the bank.
-    pub parts: u64,
+    pub parts: Address,
     pub part_count: usize,
     /// [`Group`](super::products::Group)s.
-    pub groups: u64,
+    pub groups: Address,
     pub group_count: usize,
     /// Parts to a group at most, one of [`TIERS`].
     pub tier: usize,
@@ -204,9 +204,9 @@ pub struct OwnProduct {
     /// The highest rank of any variant.
     pub ranks: usize,
     /// Address of [`OwnProduct::rotated_bytes`] bytes.
-    pub rotated: u64,
+    pub rotated: Address,
     /// Address of [`OwnProduct::thin_bytes`] bytes.
-    pub thin: u64,
+    pub thin: Address,
 }
 
 impl OwnProduct {
@@ -279,10 +279,10 @@ impl OwnProduct {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 struct RotateOwn {
-    x: u64,
-    rotated: u64,
-    parts: u64,
-    own: u64,
+    x: Address,
+    rotated: Address,
+    parts: Address,
+    own: Address,
     input: u32,
     pitch: u32,
     size: u32,
@@ -298,10 +298,10 @@ impl RotateOwn {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 struct ThinOwn {
-    rotated: u64,
-    t: u64,
-    parts: u64,
-    own: u64,
+    rotated: Address,
+    t: Address,
+    parts: Address,
+    own: Address,
     input: u32,
     pitch: u32,
     ranks: u32,
@@ -311,12 +311,12 @@ struct ThinOwn {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 struct ProductOwn {
-    rotated: u64,
-    t: u64,
-    y: u64,
-    parts: u64,
-    groups: u64,
-    own: u64,
+    rotated: Address,
+    t: Address,
+    y: Address,
+    parts: Address,
+    groups: Address,
+    own: Address,
     out: u32,
     input: u32,
     pitch: u32,
@@ -329,13 +329,13 @@ struct ProductOwn {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct EmbedOwn {
-    pub x: u64,
+    pub x: Address,
     /// [rows] u32.
-    pub tokens: u64,
+    pub tokens: Address,
     /// No two of one row; those without weight do nothing.
-    pub parts: u64,
+    pub parts: Address,
     /// [variants] [`OwnFacts`].
-    pub own: u64,
+    pub own: Address,
     pub vocab: u32,
     pub width: u32,
     /// Filled in by `launch`, like the next one.
@@ -361,11 +361,11 @@ impl EmbedOwn {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RetrieveOwn {
     /// [out, input].
-    pub base: u64,
+    pub base: Address,
     /// [out, input]; the base's own is allowed.
-    pub target: u64,
+    pub target: Address,
     /// One [`OwnFacts`].
-    pub own: u64,
+    pub own: Address,
     pub out: u32,
     pub input: u32,
     /// Filled in by `launch`, like the next one.

@@ -1,7 +1,7 @@
 //! What lies between a layer's products (`kernels/pointwise.cu`).
 
 use super::launch::{THREADS, launch};
-use super::{Dtype, GpuDevice, Plain, Result, plain};
+use super::{Address, Dtype, GpuDevice, Plain, Result, plain};
 use crate::norm::Norm;
 
 /// Widest row of a norm.
@@ -42,13 +42,13 @@ pub(super) fn of_product(kernel: &str, dtype: Dtype, y: Dtype) -> String {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Tables {
     /// Slots of modulation tables, f32.
-    pub lines: u64,
+    pub lines: Address,
     /// Slots of biases, f32.
-    pub biases: u64,
+    pub biases: Address,
     /// [rows] u32: the slot of a row's modulation tables.
-    pub line: u64,
+    pub line: Address,
     /// [rows] u32: the slot of a row's biases.
-    pub mix: u64,
+    pub mix: Address,
     /// Floats to a slot.
     pub line_stride: u32,
     pub bias_stride: u32,
@@ -91,11 +91,11 @@ impl NormFacts {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NormModulate {
     /// [.., width] f32.
-    pub x: u64,
+    pub x: Address,
     /// [rows, width].
-    pub out: u64,
+    pub out: Address,
     /// [rows] u32: rows of x; 0 for all in order.
-    pub rows: u64,
+    pub rows: Address,
     pub tables: Tables,
     pub norm: NormFacts,
     pub width: u32,
@@ -119,11 +119,11 @@ impl NormModulate {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct GateResidual {
     /// [rows, width] f32.
-    pub x: u64,
+    pub x: Address,
     /// [rows, width], f32 or bf16.
-    pub y: u64,
+    pub y: Address,
     /// [rows, width], unless the norm's gain is [`NONE`].
-    pub out: u64,
+    pub out: Address,
     pub tables: Tables,
     pub norm: NormFacts,
     /// Offset of the vector in a slot; [`NONE`] for 1.
@@ -151,9 +151,9 @@ impl GateResidual {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct BiasGelu {
     /// [rows, width], f32 or bf16.
-    pub y: u64,
+    pub y: Address,
     /// [rows, width].
-    pub out: u64,
+    pub out: Address,
     pub tables: Tables,
     pub bias: u32,
     pub width: u32,
@@ -177,9 +177,9 @@ impl BiasGelu {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SwiGlu {
     /// [rows, gates | what they are for], f32 or bf16.
-    pub y: u64,
+    pub y: Address,
     /// [rows, width].
-    pub out: u64,
+    pub out: Address,
     pub width: u32,
     pub unused: u32,
 }
@@ -197,13 +197,13 @@ impl SwiGlu {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Angles {
     /// [rows, half] f32.
-    pub cosines: u64,
+    pub cosines: Address,
     /// [rows, half] f32.
-    pub sines: u64,
+    pub sines: Address,
     /// [rows] u32.
-    pub positions: u64,
+    pub positions: Address,
     /// [half] f64.
-    pub frequencies: u64,
+    pub frequencies: Address,
     pub rows: u32,
     pub half: u32,
 }
@@ -220,18 +220,18 @@ impl Angles {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RotaryLaunch {
     /// [rows, 3, heads, head_dim], f32 or bf16.
-    pub qkv: u64,
+    pub qkv: Address,
     /// [rows, head_dim / 2] f32.
-    pub cosines: u64,
-    pub sines: u64,
+    pub cosines: Address,
+    pub sines: Address,
     /// [rows, q_pitch], where `qkv` has them or elsewhere, as the next.
-    pub q: u64,
+    pub q: Address,
     /// [rows, current_pitch].
-    pub current: u64,
+    pub current: Address,
     /// [page][layer][2][page_tokens][hidden].
-    pub cache: u64,
+    pub cache: Address,
     /// [rows] u32: page * page_tokens + slot of a clean row, else [`NONE`].
-    pub slots: u64,
+    pub slots: Address,
     pub heads: u32,
     pub head_dim: u32,
     pub layer: u32,

@@ -2,7 +2,7 @@
 
 use super::launch::launch;
 use super::pointwise::{RotaryLaunch, Tables};
-use super::{GpuDevice, Result, plain};
+use super::{Address, GpuDevice, Result, plain};
 
 /// Sizes of batches that there are kernels for.
 const TIERS: [usize; 3] = [16, 32, 64];
@@ -28,14 +28,14 @@ pub enum After {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Product {
     /// [out, input].
-    pub w: u64,
+    pub w: Address,
     /// [rows, input].
-    pub x: u64,
+    pub x: Address,
     /// [rows, pitch] f32: what banks give for rows that have parts of them.
-    pub banked: u64,
+    pub banked: Address,
     /// [rows] u32: 1 for those rows; 0 where there are none.
-    pub parted: u64,
-    pub y: u64,
+    pub parted: Address,
+    pub y: Address,
     pub tables: Tables,
     pub rows: u32,
     pub out: u32,

@@ -2,7 +2,7 @@
 
 use super::launch::{THREADS, launch, launch_of};
 use super::tiles::Tile;
-use super::{Dtype, GpuDevice, Result, plain};
+use super::{Address, Dtype, GpuDevice, Result, plain};
 
 /// What one variant has in one row of a batch.
 #[repr(C)]
@@ -37,23 +37,23 @@ pub const TIERS: [usize; 4] = [8, 16, 32, 64];
 #[derive(Clone, Copy, Debug, Default)]
 pub struct BankGemm {
     /// [rows, input].
-    pub x: u64,
+    pub x: Address,
     /// [rows, pitch] f32.
-    pub y: u64,
+    pub y: Address,
     /// Addresses of tiles.
-    pub banks: u64,
+    pub banks: Address,
     /// [`PartFacts`], no two of one row.
-    pub parts: u64,
+    pub parts: Address,
     /// [`Group`]s.
-    pub groups: u64,
+    pub groups: Address,
     /// [variants][8] u32.
-    pub keys: u64,
+    pub keys: Address,
     /// [variants][out] bf16.
-    pub outputs: u64,
+    pub outputs: Address,
     /// [`Split::partial_bytes`] bytes.
-    pub partial: u64,
+    pub partial: Address,
     /// [`Split::counters`] u32, all 0.
-    pub counters: u64,
+    pub counters: Address,
     pub out: u32,
     /// From one row of y to the next.
     pub pitch: u32,
@@ -145,7 +145,7 @@ impl BankGemm {
         gpu: &dyn GpuDevice,
         dtype: Dtype,
         split: Split,
-        images: u64,
+        images: Address,
     ) -> Result<()> {
         let mut args = *self;
         if split.is_small() {
@@ -176,11 +176,11 @@ impl BankGemm {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 struct SignRows {
-    x: u64,
-    out: u64,
-    parts: u64,
-    groups: u64,
-    keys: u64,
+    x: Address,
+    out: Address,
+    parts: Address,
+    groups: Address,
+    keys: Address,
     input: u32,
     /// Of an image.
     rows: u32,
@@ -198,11 +198,11 @@ impl SignRows {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SignIn {
     /// [rows, input].
-    pub x: u64,
+    pub x: Address,
     /// [parts, input].
-    pub out: u64,
-    pub parts: u64,
-    pub keys: u64,
+    pub out: Address,
+    pub parts: Address,
+    pub keys: Address,
     pub input: u32,
     pub unused: u32,
 }
@@ -219,12 +219,12 @@ impl SignIn {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SignOut {
     /// [parts, out] f32.
-    pub products: u64,
+    pub products: Address,
     /// [rows, pitch] f32.
-    pub y: u64,
+    pub y: Address,
     /// No two of one row.
-    pub parts: u64,
-    pub outputs: u64,
+    pub parts: Address,
+    pub outputs: Address,
     pub out: u32,
     pub pitch: u32,
 }
@@ -244,24 +244,24 @@ pub const TILES: u32 = 1 << 31;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct GatherEmbedding {
     /// [rows, width] f32.
-    pub x: u64,
+    pub x: Address,
     /// [rows] u32, NONE for a row that pads the batch.
-    pub tokens: u64,
+    pub tokens: Address,
     /// [vocab, width], or its quants.
-    pub base: u64,
+    pub base: Address,
     /// Addresses: tiles, or [vocab, width].
-    pub banks: u64,
+    pub banks: Address,
     /// By row; those of banks in tiles have [`TILES`] in their bank.
-    pub parts: u64,
+    pub parts: Address,
     /// [rows + 1] u32.
-    pub first_part: u64,
-    pub keys: u64,
+    pub first_part: Address,
+    pub keys: Address,
     /// [variants][vocab] bf16.
-    pub outputs: u64,
+    pub outputs: Address,
     pub vocab: u32,
     pub width: u32,
     /// Of quants.
-    pub levels: u64,
+    pub levels: Address,
     /// Of a quant, 8 or 4; 0 where there are none.
     pub bits: u32,
     pub unused: u32,

@@ -2,7 +2,7 @@
 //! matrix at a time is widened to the device's type first.
 
 use super::launch::{THREADS, launch_of};
-use super::{Dtype, GpuDevice, Result, plain};
+use super::{Address, Dtype, GpuDevice, Result, plain};
 use crate::quantized::levels::{Levels, Q4K};
 use crate::quantized::{Quantisation, bytes as block_bytes};
 use candle_core::quantized::k_quants::{BlockQ4K, BlockQ8_0, GgmlType};
@@ -112,10 +112,10 @@ fn q4k(row: &[f32]) -> (Vec<u8>, Vec<u8>) {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct FewRows {
-    pub quants: u64,
-    pub levels: u64,
-    pub x: u64,
-    pub y: u64,
+    pub quants: Address,
+    pub levels: Address,
+    pub x: Address,
+    pub y: Address,
     pub rows: u32,
     pub out: u32,
     pub input: u32,
@@ -137,9 +137,9 @@ impl FewRows {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Widen {
-    pub quants: u64,
-    pub levels: u64,
-    pub target: u64,
+    pub quants: Address,
+    pub levels: Address,
+    pub target: Address,
     pub first: u32,
     pub input: u32,
 }

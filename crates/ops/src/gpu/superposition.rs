@@ -1,26 +1,26 @@
 //! Whole matrices of variants (`kernels/retrieve.cu`), and noise to time kernels with.
 
 use super::launch::{THREADS, launch, launch_of};
-use super::{Dtype, GpuDevice, Result, plain};
+use super::{Address, Dtype, GpuDevice, Result, plain};
 
 /// W_k = W_0 + weight · c a l ⊙ S ⊙ r, for several variants at once.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Retrieve {
     /// [out, input].
-    pub base: u64,
+    pub base: Address,
     /// Tiles, or [out, input].
-    pub bank: u64,
+    pub bank: Address,
     /// [targets] addresses of [out, input]; the base's own is allowed where there is one target.
-    pub targets: u64,
+    pub targets: Address,
     /// [targets] u32.
-    pub variants: u64,
+    pub variants: Address,
     /// [targets] f32.
-    pub weights: u64,
+    pub weights: Address,
     /// [variants][8] u32.
-    pub keys: u64,
+    pub keys: Address,
     /// [variants][out] bf16.
-    pub outputs: u64,
+    pub outputs: Address,
     pub out: u32,
     pub input: u32,
     /// Targets, at most [`MOST_TARGETS`].
@@ -48,7 +48,7 @@ impl Retrieve {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Noise {
-    pub out: u64,
+    pub out: Address,
     pub key: [u32; 8],
     /// Elements, or tiles.
     pub count: u64,

@@ -2,15 +2,15 @@
 
 use super::launch::{THREADS, launch};
 use super::pointwise::Tables;
-use super::{GpuDevice, Result, plain};
+use super::{Address, GpuDevice, Result, plain};
 
 /// [rows, columns] the other way round.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Transpose {
-    pub x: u64,
+    pub x: Address,
     /// [columns, rows].
-    pub out: u64,
+    pub out: Address,
     pub rows: u32,
     pub columns: u32,
 }
@@ -26,10 +26,10 @@ impl Transpose {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PickRows {
-    pub x: u64,
-    pub out: u64,
+    pub x: Address,
+    pub out: Address,
     /// [picked] u32.
-    pub rows: u64,
+    pub rows: Address,
     pub width: u32,
     /// 0: row i of `out` is row `rows[i]` of x; 1: row `rows[i]` of `out` is row i of x.
     pub back: u32,
@@ -46,12 +46,12 @@ impl PickRows {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NormBackward {
     /// [rows, width], as all below.
-    pub x: u64,
-    pub dy: u64,
+    pub x: Address,
+    pub dy: Address,
     /// Added to.
-    pub dx: u64,
+    pub dx: Address,
     /// What sums up to the gain's gradient.
-    pub along: u64,
+    pub along: Address,
     pub tables: Tables,
     /// Offset of the vector in a slot, as below.
     pub gain: u32,
@@ -75,11 +75,11 @@ impl NormBackward {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct GateBackward {
     /// [rows, width], as all below.
-    pub dx: u64,
-    pub y: u64,
-    pub dy: u64,
+    pub dx: Address,
+    pub y: Address,
+    pub dy: Address,
     /// What sums up to the gate's gradient.
-    pub along: u64,
+    pub along: Address,
     pub tables: Tables,
     pub gate: u32,
     /// [`NONE`](super::pointwise::NONE) for none.
@@ -105,9 +105,9 @@ impl GateBackward {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct GeluBackward {
     /// [rows, width].
-    pub y: u64,
+    pub y: Address,
     /// [rows, width].
-    pub dy: u64,
+    pub dy: Address,
     pub tables: Tables,
     pub bias: u32,
     pub width: u32,
@@ -130,13 +130,13 @@ impl GeluBackward {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SumRows {
     /// [rows, width].
-    pub x: u64,
+    pub x: Address,
     /// [groups, width].
-    pub out: u64,
+    pub out: Address,
     /// The groups' rows, u32; 0 for all in order.
-    pub order: u64,
+    pub order: Address,
     /// [groups + 1] u32: where each group begins.
-    pub starts: u64,
+    pub starts: Address,
     pub width: u32,
     pub unused: u32,
 }
@@ -153,10 +153,10 @@ impl SumRows {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TurnHeads {
     /// [rows, 3, heads, head_dim].
-    pub qkv: u64,
+    pub qkv: Address,
     /// [positions, head_dim / 2].
-    pub cosines: u64,
-    pub sines: u64,
+    pub cosines: Address,
+    pub sines: Address,
     /// Rows of a sequence.
     pub positions: u32,
     pub heads: u32,
@@ -229,14 +229,14 @@ impl Heads {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TrainAttend {
     /// [sequences * rows, 3, heads, head_dim], turned and scaled.
-    pub qkv: u64,
+    pub qkv: Address,
     /// [sequences * queries, heads, head_dim].
-    pub out: u64,
+    pub out: Address,
     /// [sequences * queries, heads]: what the gradient needs of the weights.
-    pub peaks: u64,
-    pub shares: u64,
+    pub peaks: Address,
+    pub shares: Address,
     /// [`QueryChunk`]s.
-    pub chunks: u64,
+    pub chunks: Address,
     pub rows: u32,
     pub queries: u32,
     pub heads: u32,
@@ -254,20 +254,20 @@ impl TrainAttend {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TrainAttendBackward {
     /// As [`TrainAttend`] has them.
-    pub qkv: u64,
-    pub out: u64,
+    pub qkv: Address,
+    pub out: Address,
     /// [sequences * queries, heads, head_dim].
-    pub dout: u64,
-    pub peaks: u64,
-    pub shares: u64,
+    pub dout: Address,
+    pub peaks: Address,
+    pub shares: Address,
     /// [sequences * queries, heads], to work in.
-    pub along: u64,
+    pub along: Address,
     /// [sequences * rows, 3, heads, head_dim], still turned and scaled; queries and keys of which there are no chunks stay as they are.
-    pub dqkv: u64,
-    pub chunks: u64,
+    pub dqkv: Address,
+    pub chunks: Address,
     /// [`KeyChunk`]s and their list.
-    pub key_chunks: u64,
-    pub seeing: u64,
+    pub key_chunks: Address,
+    pub seeing: Address,
     pub rows: u32,
     pub queries: u32,
     pub heads: u32,

@@ -10,7 +10,7 @@ use crate::ops::gpu::train::{
     GateBackward, Heads, NormBackward, PickRows, SumRows, TrainAttend, TrainAttendBackward,
     Transpose, TurnHeads,
 };
-use crate::ops::gpu::{Dtype, Gemm, Plain, bytes_of, bytes_of_mut};
+use crate::ops::gpu::{Address, Dtype, Gemm, Plain, bytes_of, bytes_of_mut};
 use crate::ops::norm::Norm;
 use crate::ops::slice;
 use candle_core::Tensor;
@@ -32,10 +32,10 @@ pub struct TrainRows {
 /// Groups of rows that are added up, and groups of these, one to a line.
 #[derive(Clone, Copy, Debug)]
 pub struct Groups {
-    order: u64,
-    starts: u64,
+    order: Address,
+    starts: Address,
     count: usize,
-    of_lines: u64,
+    of_lines: Address,
     lines: usize,
 }
 
@@ -63,29 +63,29 @@ fn packed(tables: &Tables) -> Result<(Vec<f32>, Vec<f32>)> {
 
 impl<'a> TrainStep<'a> {
     /// Memory for some floats.
-    pub fn floats(&mut self, count: usize) -> Result<u64> {
+    pub fn floats(&mut self, count: usize) -> Result<Address> {
         self.room.memory.take(count * FLOAT)
     }
 
-    pub fn zeros(&mut self, count: usize) -> Result<u64> {
+    pub fn zeros(&mut self, count: usize) -> Result<Address> {
         let at = self.floats(count)?;
         self.gpu.clear(at, count * FLOAT)?;
         Ok(at)
     }
 
-    pub fn copied(&mut self, from: u64, count: usize) -> Result<u64> {
+    pub fn copied(&mut self, from: Address, count: usize) -> Result<Address> {
         let at = self.floats(count)?;
         self.gpu.copy(at, from, count * FLOAT)?;
         Ok(at)
     }
 
-    pub fn put<T: Plain>(&mut self, data: &[T]) -> Result<u64> {
+    pub fn put<T: Plain>(&mut self, data: &[T]) -> Result<Address> {
         let at = self.room.memory.take(size_of_val(data))?;
         self.gpu.upload(at, bytes_of(data))?;
         Ok(at)
     }
 
-    pub fn get(&self, from: u64, shape: (usize, usize)) -> Result<Tensor> {
+    pub fn get(&self, from: Address, shape: (usize, usize)) -> Result<Tensor> {
         let mut data = vec![0f32; shape.0 * shape.1];
         self.gpu.download(from, bytes_of_mut(&mut data))?;
         Ok(slice::tensor(data, shape.0, shape.1)?)
@@ -100,7 +100,7 @@ impl<'a> TrainStep<'a> {
 
     /// `count` rows, whose modulation lines are `index`, or all the first.
     pub fn rows(&mut self, index: Option<Vec<u32>>, count: usize) -> Result<TrainRows> {
-        let all = self.groups(0, &[count])?;
+        let all = self.groups(Address::default(), &[count])?;
         let by_line = match &index {
             None => all,
             Some(index) => {
@@ -134,7 +134,7 @@ impl<'a> TrainStep<'a> {
     }
 
     /// Groups of rows of which so many belong to each line.
-    pub fn groups(&mut self, order: u64, sizes: &[usize]) -> Result<Groups> {
+    pub fn groups(&mut self, order: Address, sizes: &[usize]) -> Result<Groups> {
         let (mut starts, mut of_lines, mut row) = (vec![0u32], vec![0u32], 0);
         for size in sizes {
             let end = row + size;
@@ -154,7 +154,7 @@ impl<'a> TrainStep<'a> {
     }
 
     /// Sums [lines, width] of rows [.., width].
-    pub fn sums(&mut self, x: u64, width: usize, groups: Groups) -> Result<u64> {
+    pub fn sums(&mut self, x: Address, width: usize, groups: Groups) -> Result<Address> {
         let (partial, out) = (
             self.floats(groups.count * width)?,
             self.floats(groups.lines * width)?,
@@ -171,7 +171,7 @@ impl<'a> TrainStep<'a> {
         let second = SumRows {
             x: partial,
             out,
-            order: 0,
+            order: Address::default(),
             starts: groups.of_lines,
             ..first
         };
@@ -179,7 +179,7 @@ impl<'a> TrainStep<'a> {
         Ok(out)
     }
 
-    pub fn weight(&self, name: &str) -> Result<u64> {
+    pub fn weight(&self, name: &str) -> Result<Address> {
         match self.room.weights.get(name) {
             Some(weight) => Ok(weight.address()),
             None => Err(Error::MissingTensor {
@@ -189,7 +189,7 @@ impl<'a> TrainStep<'a> {
     }
 
     /// Those of a layer: queries, keys and values; attention's output; the wide and the narrow half of the MLP.
-    pub fn layer_weights(&self, names: &[String; 4]) -> Result<[u64; 4]> {
+    pub fn layer_weights(&self, names: &[String; 4]) -> Result<[Address; 4]> {
         let [qkv, out, up, down] = names;
         Ok([
             self.weight(qkv)?,
@@ -200,7 +200,12 @@ impl<'a> TrainStep<'a> {
     }
 
     /// x [rows, input] W [out, input]^T.
-    pub fn product(&mut self, x: u64, w: u64, [rows, out, input]: [usize; 3]) -> Result<u64> {
+    pub fn product(
+        &mut self,
+        x: Address,
+        w: Address,
+        [rows, out, input]: [usize; 3],
+    ) -> Result<Address> {
         let y = self.floats(rows * out)?;
         self.gpu.gemm(Gemm {
             x,
@@ -216,7 +221,7 @@ impl<'a> TrainStep<'a> {
         Ok(y)
     }
 
-    pub fn transposed(&mut self, x: u64, rows: usize, columns: usize) -> Result<u64> {
+    pub fn transposed(&mut self, x: Address, rows: usize, columns: usize) -> Result<Address> {
         let out = self.floats(rows * columns)?;
         let (rows, columns) = (rows as u32, columns as u32);
         Transpose {
@@ -232,10 +237,10 @@ impl<'a> TrainStep<'a> {
     /// The gradients of x [rows, input] and of W [out, input], given that of their product.
     pub fn product_backward(
         &mut self,
-        dy: u64,
-        (x, w): (u64, u64),
+        dy: Address,
+        (x, w): (Address, Address),
         [rows, out, input]: [usize; 3],
-    ) -> Result<(u64, u64)> {
+    ) -> Result<(Address, Address)> {
         let turned = self.transposed(w, out, input)?;
         let dx = self.product(dy, turned, [rows, input, out])?;
         let (dy, x) = (
@@ -245,13 +250,18 @@ impl<'a> TrainStep<'a> {
         Ok((dx, self.product(dy, x, [out, input, rows])?))
     }
 
-    pub fn norm(&mut self, x: u64, rows: &TrainRows, (gain, shift): (u32, u32)) -> Result<u64> {
+    pub fn norm(
+        &mut self,
+        x: Address,
+        rows: &TrainRows,
+        (gain, shift): (u32, u32),
+    ) -> Result<Address> {
         let hidden = self.config().hidden_dim;
         let out = self.floats(rows.count * hidden)?;
         let norm = NormModulate {
             x,
             out,
-            rows: 0,
+            rows: Address::default(),
             tables: rows.tables,
             norm: NormFacts::new(Norm::DIT, gain, shift),
             width: hidden as u32,
@@ -264,10 +274,10 @@ impl<'a> TrainStep<'a> {
     /// Adds the gradient of a norm's x to `dx`; gives those of gain and shift.
     pub fn norm_backward(
         &mut self,
-        (x, dy, dx): (u64, u64, u64),
+        (x, dy, dx): (Address, Address, Address),
         rows: &TrainRows,
         gain: u32,
-    ) -> Result<(u64, u64)> {
+    ) -> Result<(Address, Address)> {
         let hidden = self.config().hidden_dim;
         let along = self.floats(rows.count * hidden)?;
         let norm = NormBackward {
@@ -287,16 +297,16 @@ impl<'a> TrainStep<'a> {
     /// x + gate * (y + bias), and the norm of that where one follows.
     pub fn gate(
         &mut self,
-        (x, y): (u64, u64),
+        (x, y): (Address, Address),
         rows: &TrainRows,
         (gate, bias): (u32, u32),
         next: Option<(u32, u32)>,
-    ) -> Result<(u64, u64)> {
+    ) -> Result<(Address, Address)> {
         let hidden = self.config().hidden_dim;
         let x = self.copied(x, rows.count * hidden)?;
         let out = match next {
             Some(_) => self.floats(rows.count * hidden)?,
-            None => 0,
+            None => Address::default(),
         };
         let norm = next.map(|(gain, shift)| NormFacts::new(Norm::DIT, gain, shift));
         let residual = GateResidual {
@@ -317,10 +327,10 @@ impl<'a> TrainStep<'a> {
     /// The gradients of y and of the gate.
     pub fn gate_backward(
         &mut self,
-        (dx, y): (u64, u64),
+        (dx, y): (Address, Address),
         rows: &TrainRows,
         (gate, bias): (u32, u32),
-    ) -> Result<(u64, u64)> {
+    ) -> Result<(Address, Address)> {
         let hidden = self.config().hidden_dim;
         let (dy, along) = (
             self.floats(rows.count * hidden)?,
@@ -343,9 +353,9 @@ impl<'a> TrainStep<'a> {
 
     pub fn pick(
         &mut self,
-        x: u64,
-        (rows, picked, back): (u64, usize, bool),
-        out: u64,
+        x: Address,
+        (rows, picked, back): (Address, usize, bool),
+        out: Address,
     ) -> Result<()> {
         let pick = PickRows {
             x,
@@ -374,7 +384,7 @@ impl<'a> TrainStep<'a> {
         Ok(seen)
     }
 
-    pub fn turn(&mut self, qkv: u64, rows: usize, seen: &Seen, back: bool) -> Result<()> {
+    pub fn turn(&mut self, qkv: Address, rows: usize, seen: &Seen, back: bool) -> Result<()> {
         let config = self.config();
         let turn = TurnHeads {
             qkv,
@@ -399,7 +409,7 @@ impl<'a> TrainStep<'a> {
     }
 
     /// The output of attention over `qkv`, and what its gradient needs.
-    pub fn attend(&mut self, qkv: u64, seen: &Seen) -> Result<[u64; 3]> {
+    pub fn attend(&mut self, qkv: Address, seen: &Seen) -> Result<[Address; 3]> {
         let of = self.heads();
         let count = of.sequences * seen.queries * of.heads;
         let (out, peaks, shares) = (
@@ -422,7 +432,7 @@ impl<'a> TrainStep<'a> {
         Ok([out, peaks, shares])
     }
 
-    pub fn attend_backward(&mut self, layer: &Layer, dout: u64) -> Result<u64> {
+    pub fn attend_backward(&mut self, layer: &Layer, dout: Address) -> Result<Address> {
         let (of, seen) = (self.heads(), &layer.seen);
         let rows = of.sequences * seen.rows;
         let along = self.floats(of.sequences * seen.queries * of.heads)?;

@@ -3,7 +3,7 @@
 use crate::model::error::Result;
 use crate::ops::Pattern;
 use crate::ops::gpu::train::{CHUNK, KeyChunk, QueryChunk};
-use crate::ops::gpu::{Buffer, GpuDevice};
+use crate::ops::gpu::{Address, Buffer, GpuDevice};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -30,11 +30,11 @@ impl Memory {
         }
     }
 
-    pub fn take(&mut self, bytes: usize) -> Result<u64> {
+    pub fn take(&mut self, bytes: usize) -> Result<Address> {
         let bytes = bytes.next_multiple_of(256);
         while let Some(piece) = self.pieces.get(self.piece) {
             if self.used + bytes <= piece.bytes() {
-                let at = piece.address() + self.used as u64;
+                let at = piece.address() + self.used;
                 self.used += bytes;
                 return Ok(at);
             }

@@ -77,7 +77,7 @@ fn product(bench: &Bench, [out, input]: [usize; 2], case: Case) -> Result<f64, F
         let launch = BankGemm {
             x: x.address(),
             y: y.address(),
-            banks: addresses.address() + (8 * case.banks * copy) as u64,
+            banks: addresses.address() + 8 * case.banks * copy,
             parts: parts.address(),
             groups: groups.address(),
             keys: keys.address(),

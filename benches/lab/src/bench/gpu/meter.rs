@@ -1,6 +1,6 @@
 //! A machine that times what another one does for a network.
 
-use choir::ops::gpu::{Gemm, GpuDevice, Graph, Launch, Result};
+use choir::ops::gpu::{Address, Gemm, GpuDevice, Graph, Launch, Result};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -126,27 +126,27 @@ impl GpuDevice for Metered {
         self.inner.memory()
     }
 
-    fn allocate(&self, bytes: usize) -> Result<u64> {
+    fn allocate(&self, bytes: usize) -> Result<Address> {
         self.inner.allocate(bytes)
     }
 
-    fn free(&self, address: u64, bytes: usize) {
+    fn free(&self, address: Address, bytes: usize) {
         self.inner.free(address, bytes);
     }
 
-    fn upload(&self, to: u64, data: &[u8]) -> Result<()> {
+    fn upload(&self, to: Address, data: &[u8]) -> Result<()> {
         self.inner.upload(to, data)
     }
 
-    fn download(&self, from: u64, data: &mut [u8]) -> Result<()> {
+    fn download(&self, from: Address, data: &mut [u8]) -> Result<()> {
         self.inner.download(from, data)
     }
 
-    fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
+    fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<()> {
         self.inner.copy(to, from, bytes)
     }
 
-    fn clear(&self, at: u64, bytes: usize) -> Result<()> {
+    fn clear(&self, at: Address, bytes: usize) -> Result<()> {
         self.inner.clear(at, bytes)
     }
 

@@ -103,7 +103,7 @@ fn product(bench: &Bench, [out, input]: [usize; 2], case: Case) -> Result<(usize
         OwnProduct {
             x: x.address(),
             y: y.address(),
-            own: facts.address() + (copy * case.variants * size_of::<OwnFacts>()) as u64,
+            own: facts.address() + copy * case.variants * size_of::<OwnFacts>(),
             parts: parts.address(),
             part_count: rows,
             groups: groups.address(),

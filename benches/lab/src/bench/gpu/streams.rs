@@ -4,7 +4,7 @@ use super::Bench;
 use anyhow::Result;
 use choir::ops::gpu::superposition::Retrieve;
 use choir::ops::gpu::tiles::tile_bytes;
-use choir::ops::gpu::{Buffer, Dtype, Fault, Gemm};
+use choir::ops::gpu::{Address, Buffer, Dtype, Fault, Gemm};
 
 pub fn copy(bench: &mut Bench) -> Result<()> {
     let copied = bench.copied()?;
@@ -73,7 +73,7 @@ pub fn retrieve(bench: &mut Bench) -> Result<()> {
     let targets: Vec<Buffer> = (0..TARGETS)
         .map(|_| Buffer::new(&gpu, dense))
         .collect::<Result<_, _>>()?;
-    let addresses: Vec<u64> = targets.iter().map(Buffer::address).collect();
+    let addresses: Vec<Address> = targets.iter().map(Buffer::address).collect();
     let addresses = Buffer::from(&gpu, &addresses)?;
     let variants = Buffer::from(&gpu, &[0u32, 1, 2, 3])?;
     let weights = Buffer::from(&gpu, &[1f32; TARGETS])?;
