@@ -189,7 +189,11 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
         file.sync_all()?;
         std::fs::rename(&beside, path)
     };
-    write().map_err(Error::file(path))
+    let written = write();
+    if written.is_err() {
+        let _ = std::fs::remove_file(&beside); // what failed is told, not this
+    }
+    written.map_err(Error::file(path))
 }
 
 #[cfg(test)]
@@ -209,11 +213,13 @@ mod tests {
             folder.path(),
             &file.join("in a file"),
             Path::new("/no/such/folder/file"),
-            Path::new("/"),
-            Path::new(".."),
         ] {
             assert!(replaceable(bad).is_err(), "{}", bad.display());
             assert!(replace(bad, b"after").is_err(), "{}", bad.display());
+            assert!(!beside(bad).exists(), "{}", bad.display());
+        }
+        for nameless in ["/", ".."] {
+            assert!(replaceable(Path::new(nameless)).is_err(), "{nameless}");
         }
     }
 }

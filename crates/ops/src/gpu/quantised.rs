@@ -65,9 +65,9 @@ impl FewBits {
             FewBits::Q8_0 => rows.map(q8_0).collect(),
             FewBits::Q4K => rows.map(q4k).collect(),
         };
-        let quants = packed.iter().flat_map(|(quants, _)| quants);
-        let levels = packed.iter().flat_map(|(_, levels)| levels);
-        quants.chain(levels).copied().collect()
+        let quants = packed.iter().map(|(quants, _)| &quants[..]);
+        let levels = packed.iter().map(|(_, levels)| &levels[..]);
+        quants.chain(levels).collect::<Vec<_>>().concat()
     }
 }
 
