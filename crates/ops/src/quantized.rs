@@ -16,10 +16,10 @@ use std::str::FromStr;
 
 mod halved;
 mod kernel;
-pub(crate) mod levels;
+mod levels;
 mod panels;
 pub(crate) mod raw;
-mod rows;
+pub(crate) mod rows;
 
 pub(super) use panels::bytes;
 pub use raw::LAYOUT;

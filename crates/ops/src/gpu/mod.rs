@@ -22,6 +22,7 @@ pub mod quantised;
 pub mod superposition;
 pub mod tiles;
 pub mod train;
+mod unpacked;
 
 /// What can go wrong on a device.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -64,7 +65,7 @@ impl Dtype {
 
 /// An address on a device, or, by default, that of nothing. Safe code has it from who allocates ([`Buffer`]), and may go on from there.
 #[repr(transparent)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Address(u64);
 
 impl Address {
@@ -80,11 +81,6 @@ impl Address {
     /// The number.
     pub const fn get(self) -> u64 {
         self.0
-    }
-
-    /// Whether it is that of nothing.
-    pub const fn is_nothing(self) -> bool {
-        self.0 == 0
     }
 }
 

@@ -2,21 +2,18 @@
 //! matrix at a time is widened to the device's type first.
 
 use super::launch::{THREADS, launch_of};
+use super::unpacked::Unpacked;
 use super::{Address, Dtype, GpuDevice, Result, plain};
-use crate::quantized::levels::{Levels, Q4K};
-use crate::quantized::{Quantisation, bytes as block_bytes};
+use crate::quantized::rows::{BLOCK, SUPER};
+use crate::quantized::{Quantisation, bytes};
 use candle_core::quantized::k_quants::{BlockQ4K, BlockQ8_0, GgmlType};
+use half::f16;
 use rayon::prelude::*;
 
 /// Rows that are multiplied with the quants themselves, at most.
 pub const MOST_ROWS: usize = 16;
 /// Sizes of batches that there are kernels for.
 const TIERS: [usize; 2] = [4, MOST_ROWS];
-/// Inputs to a block, and to a super-block.
-const BLOCK: usize = 32;
-const SUPER: usize = 256;
-/// Bytes of a super-block's levels.
-const LEVEL: usize = 20;
 
 /// What a matrix is made of. Its numbers are candle's, and so the host's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,7 +74,7 @@ fn q8_0(row: &[f32]) -> (Vec<u8>, Vec<u8>) {
     BlockQ8_0::from_float(row, &mut blocks);
     let (mut quants, mut levels) = (Vec::new(), Vec::new());
     for block in &blocks {
-        let (scale, signed) = block_bytes(block).split_at(2);
+        let (scale, signed) = bytes(block).split_at(2);
         levels.extend_from_slice(scale);
         quants.extend(signed.iter().map(|quant| quant ^ 128)); // q + 128
     }
@@ -88,23 +85,14 @@ fn q4k(row: &[f32]) -> (Vec<u8>, Vec<u8>) {
     let mut blocks = vec![BlockQ4K::zeros(); row.len() / SUPER];
     BlockQ4K::from_float(row, &mut blocks);
     let (mut quants, mut levels) = (Vec::new(), Vec::new());
-    let (mut of_block, mut unpacked) = (Q4K::ZERO, [0; SUPER]);
-    for block in &blocks {
-        let bytes = block_bytes(block);
-        of_block.put(0, bytes, &mut unpacked);
-        quants.extend(
-            unpacked
-                .as_chunks()
-                .0
-                .iter()
-                .map(|[even, odd]| even | odd << 4),
-        );
-        levels.extend_from_slice(&bytes[..4]);
-        let of = 0..SUPER / BLOCK;
-        levels.extend(of.clone().map(|block| of_block.scales(block)[0] as u8));
-        levels.extend(of.map(|block| of_block.minima(block)[0] as u8)); // the same in both halves of the word
+    for block in blocks.iter().map(Unpacked::from) {
+        let (pairs, _) = block.quants.as_chunks();
+        quants.extend(pairs.iter().map(|[even, odd]| even | odd << 4));
+        levels.extend(block.ends.map(f16::to_le_bytes).as_flattened());
+        for of in 0..2 {
+            levels.extend(block.levels.map(|level| level[of]));
+        }
     }
-    debug_assert_eq!(levels.len(), blocks.len() * LEVEL);
     (quants, levels)
 }
 

@@ -1,6 +1,7 @@
 //! A matrix in 4.625 bits, laid out for the tensor cores: the numbers of `q4_K`, which the CPU serves (`kernels/tiles.cuh`).
 
 use super::plain;
+use super::unpacked::Unpacked;
 use candle_core::quantized::k_quants::{BlockQ4K, GgmlType};
 use half::f16;
 use rayon::prelude::*;
@@ -38,27 +39,16 @@ plain!(Tile);
 impl Tile {
     /// Takes one output's super-block.
     fn put(&mut self, output: usize, block: &BlockQ4K) {
-        let bytes = super::super::quantized::bytes(block);
-        let half = |at: usize| f16::from_le_bytes([bytes[at], bytes[at + 1]]);
+        let block = Unpacked::from(block);
         let (g, upper) = (output % 8, output / 8);
-        self.halves[g][upper] = [half(0), half(2)];
-        let sixes = &bytes[4..16];
-        for block in 0..8 {
-            let level = match block {
-                0..4 => [sixes[block] & 63, sixes[block + 4] & 63],
-                _ => [
-                    sixes[block + 4] & 15 | sixes[block - 4] >> 6 << 4,
-                    sixes[block + 4] >> 4 | sixes[block] >> 6 << 4,
-                ],
-            };
-            self.levels[block % 2][g][block / 2][upper] = level;
+        self.halves[g][upper] = block.ends;
+        for (number, level) in block.levels.into_iter().enumerate() {
+            self.levels[number % 2][g][number / 2][upper] = level;
         }
-        for input in 0..IN {
-            let block = input / 32;
-            let quant = u32::from(bytes[16 + block / 2 * 32 + input % 32] >> (block % 2 * 4) & 15);
+        for (input, quant) in block.quants.into_iter().enumerate() {
             let (quarter, t, word, i) = (input / 64, input % 64 / 16, input % 16 / 4, input % 4);
             let nibble = i / 2 * 2 + upper + 4 * (i % 2);
-            self.quants[quarter][4 * g + t][word] |= quant << (4 * nibble);
+            self.quants[quarter][4 * g + t][word] |= u32::from(quant) << (4 * nibble);
         }
     }
 }
