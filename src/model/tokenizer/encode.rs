@@ -113,12 +113,22 @@ impl Tokenizer {
         Ok(ids)
     }
 
+    /// No encoding of `text` has fewer tokens; looks no further where they are more than `most`.
+    fn fewest(&self, text: &str, most: usize) -> usize {
+        let known = self.fewest.as_ref();
+        let known = known.map_or(0, |fewest| fewest.tokens(text, most));
+        known.max(text.len() / LONGEST_PIECE)
+    }
+
     /// The library's own way with a text, but that every piece between two of its cuts is one that the bound is looked at after.
     fn append(&self, text: &str, bound: &Bound, ids: &mut Vec<u32>) -> Result<(), TokenizerError> {
         let refused = |error: tokenizers::Error| TokenizerError::Encoding(error.to_string());
         bound.check(ids.len())?;
-        // Before the library takes a hundred bytes for each of the text's: a template may write a very long one.
-        bound.check(text.len() / LONGEST_PIECE)?;
+        // Before the library takes a hundred bytes for each of the text's, and time: most texts that are too long are known here.
+        let left = bound.tokens.saturating_sub(ids.len());
+        if text.len() > left {
+            bound.check(ids.len() + self.fewest(text, left))?;
+        }
         let added = self.inner.get_added_vocabulary();
         let mut pieces = added.extract_and_normalize(self.inner.get_normalizer(), text);
         if let Some(cut) = self.inner.get_pre_tokenizer() {

@@ -3,6 +3,7 @@
 mod chat;
 mod control;
 mod encode;
+mod fewest;
 mod files;
 #[cfg(test)]
 mod tests;
@@ -18,6 +19,7 @@ use chat::Template;
 pub use chat::{ChatError, Message, Role};
 use control::Control;
 pub use encode::Bound;
+use fewest::Fewest;
 pub use files::GenerationConfig;
 
 /// Why a tokenizer cannot be used.
@@ -59,6 +61,7 @@ pub struct Tokenizer {
     pieces: usize,
     bytes: usize,
     control: Arc<Control>,
+    fewest: Option<Arc<Fewest>>,
     mask: Option<u32>,
     manner: Manner,
     begins_as_ended: bool,
@@ -102,11 +105,13 @@ impl Tokenizer {
         };
         inner.set_encode_special_tokens(true);
         let vocab = inner.get_vocab(true);
+        let fewest = Fewest::of(&inner);
         let end = ENDS.iter().find_map(|name| inner.token_to_id(name));
         Ok(Self {
             control: Arc::new(Control::of(&inner)),
             pieces: vocab.values().max().map_or(0, |id| *id as usize + 1),
-            bytes: bytes_of(&vocab),
+            bytes: bytes_of(&vocab) + fewest.as_ref().map_or(0, Fewest::bytes),
+            fewest: fewest.map(Arc::new),
             inner: Arc::new(inner),
             digest: Sha256::digest(bytes).into(),
             mask: None,
