@@ -287,7 +287,8 @@ fn sampling(
         None if generation.is_some() => defaults::usual(base.weights.facts(), regime, generation),
         None => base.usual(regime),
     };
-    let sampling = chosen.over(usual).and_then(|sampling| {
+    let chosen = chosen.over(usual).map_err(engine::Error::from);
+    let sampling = chosen.and_then(|sampling| {
         engine::check_sampling(base.weights.facts(), regime, &sampling)?;
         Ok(sampling)
     });

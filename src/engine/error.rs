@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::sampler;
+
 /// Why the engine refused or gave up a request.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Error {
@@ -67,6 +69,15 @@ pub enum Error {
     /// The network failed in the step this request took part in; the engine goes on. Or the device is lost, and the engine ends.
     #[error("request {request_id}: the device failed: {detail}")]
     Device { request_id: u64, detail: String },
+}
+
+impl From<sampler::Error> for Error {
+    fn from(error: sampler::Error) -> Self {
+        Error::BadField {
+            field: error.field(),
+            reason: error.reason(),
+        }
+    }
 }
 
 /// Of what only so many requests may be in the engine.

@@ -7,7 +7,6 @@
 
 pub mod batcher;
 mod caps;
-pub mod choice;
 pub mod config;
 pub mod door;
 pub mod error;
@@ -22,26 +21,25 @@ pub mod request;
 mod runner;
 pub mod sampling;
 mod schedule;
-pub mod score;
 pub mod sequence;
 mod shared;
 pub mod status;
 mod step;
 pub mod stream;
-mod text;
 mod threads;
 pub mod throughput;
 mod wake;
 mod work;
 
-pub use choice::{PredictorKind, PsiParams, SamplingParams};
 pub use config::EngineConfig;
 pub use error::{Capped, Error};
 pub use generation::{BASE, Generation, MemoryPart, Resolved, Target, VariantFacts};
 pub use handle::{Engine, EngineHandle, LONG_TEXT, Preparation, ScoreReply};
 pub use ledger::Service;
-pub use prepare::{sampling as check_sampling, stops as check_stops};
+pub use prepare::{MAX_STOP_IDS, MAX_STOPS, sampling as check_sampling, stops as check_stops};
 pub use request::{Event, Priority, Reason, Request, Revealed, Score, ScoreRequest, Summary};
 pub use sampling::{Predictor, Sampling};
 pub use status::{Refused, Status, VariantLoad};
 pub use stream::EventStream;
+
+pub use crate::sampler::{PredictorKind, PsiParams, SamplingParams};

@@ -6,7 +6,6 @@ use std::time::Instant;
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::choice::wrong_process;
 use super::config::EngineConfig;
 use super::error::Error;
 use super::generation::{Generation, Resolved};
@@ -14,15 +13,14 @@ use super::ledger::{Payer, Tenant};
 use super::pages;
 use super::request::{Event, Priority, Request, Score, ScoreRequest};
 use super::sampling::{Predictor, Sampling};
-use super::score::Scorer;
 use super::sequence::Sequence;
 use super::stream;
-use super::text::TextStream;
 use super::work::{JobKind, ModelJob, Scoring, Text};
+use crate::model::tokenizer::TextStream;
 use crate::model::{NetworkFacts, Process, Regime};
 use crate::sampler::{
-    self, BlockSampler, BlockSettings, Convention, LastBlock, Sampler, UniformSampler,
-    UniformSettings,
+    BlockSampler, BlockSettings, Convention, LastBlock, Sampler, ScoreSettings, Scorer,
+    UniformSampler, UniformSettings, choice,
 };
 
 /// Most stop strings of a request, and bytes of each.
@@ -167,8 +165,20 @@ pub fn score(
     }
     let parts = resolved.mix.0.len();
     let chunk = prefill_chunk(config, regime.block.unwrap_or(1), parts);
-    let (tokens, given) = (request.tokens, request.given);
-    let scorer = Scorer::new(network, regime, tokens, given, request.samples, chunk, seed)?;
+    let settings = ScoreSettings {
+        mask: match regime.process {
+            Process::Absorbing => Some(network.mask.ok_or_else(no_mask)?),
+            Process::Uniform => None,
+        },
+        tokens: network.tokens,
+        block: regime.block,
+        context: network.context,
+        time_conditioned: regime.time_conditioned,
+        given: request.given,
+        samples: request.samples,
+        chunk,
+    };
+    let scorer = Scorer::new(settings, request.tokens, seed)?;
     affordable(config, "samples", scorer.most_evaluations())?;
     // Clean blocks are written while copies of the chunk before them are still evaluated.
     let span = network.context + 2 * chunk;
@@ -360,10 +370,15 @@ fn sampler(
             };
             sampler.map(Sampler::Uniform)
         }
-        (_, Process::Absorbing, None) => return Err(bad("process", "the network has no mask")),
-        (_, process, _) => return Err(wrong_process("it", process)),
+        (_, Process::Absorbing, None) => return Err(no_mask()),
+        (_, Process::Absorbing, _) => Err(choice::of_uniform("it")),
+        (_, Process::Uniform, _) => Err(choice::of_absorbing("it")),
     };
-    sampler.map_err(from_sampler)
+    Ok(sampler?)
+}
+
+fn no_mask() -> Error {
+    bad("process", "the network has no mask")
 }
 
 /// Evaluations that make so many tokens in blocks, or windows, of `block_size`: at least, and at most.
@@ -391,10 +406,6 @@ fn bad(field: &'static str, reason: impl Into<String>) -> Error {
         field,
         reason: reason.into(),
     }
-}
-
-fn from_sampler(error: sampler::Error) -> Error {
-    bad(error.field(), error.reason())
 }
 
 /// 64 bits from the operating system, through the keys of a fresh hasher.

@@ -10,13 +10,12 @@ use super::error::Error;
 use super::generation::Generation;
 use super::prefix::Owner;
 use super::request::{Event, Reason, Revealed, Score, Summary};
-use super::score::Scorer;
 use super::sequence::{Demand, Job, Reader, Sequence};
 use super::stream::EventSender;
-use super::text::TextStream;
+use crate::model::tokenizer::TextStream;
 use crate::model::{Mix, PageId, Regime, Segment};
 use crate::ops::categorical::{Drawn, drawable};
-use crate::sampler::{Evaluation, Progress, Sampler};
+use crate::sampler::{Evaluation, Progress, Sampler, Scorer};
 
 pub struct ModelJob {
     /// Keeps the generation alive that accepted this request, to its end.

@@ -34,6 +34,15 @@ pub enum Error {
         end: usize,
         limit: usize,
     },
+    /// There is nothing to score.
+    Nothing {
+        field: &'static str,
+    },
+    /// The predictor, or the variant's process, has no such setting, or lacks one.
+    Unfit {
+        field: &'static str,
+        reason: String,
+    },
 }
 
 impl Error {
@@ -44,7 +53,9 @@ impl Error {
             | Self::NotAShare { field, .. }
             | Self::UnknownToken { field, .. }
             | Self::Mask { field, .. }
-            | Self::TooLong { field, .. } => field,
+            | Self::TooLong { field, .. }
+            | Self::Nothing { field }
+            | Self::Unfit { field, .. } => field,
         }
     }
 
@@ -72,6 +83,8 @@ impl Error {
             Self::TooLong { end, limit, .. } => {
                 format!("it would reach position {end}, past the last one, {limit}")
             }
+            Self::Nothing { .. } => "there are none".to_owned(),
+            Self::Unfit { reason, .. } => reason.clone(),
         }
     }
 }

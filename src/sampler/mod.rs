@@ -6,11 +6,13 @@
 
 mod absorbing;
 mod block;
+pub mod choice;
 mod error;
 mod family;
 mod notation;
 mod psi;
 pub mod schedule;
+mod score;
 pub mod settings;
 mod template;
 #[cfg(test)]
@@ -22,8 +24,10 @@ use rayon::prelude::*;
 
 pub use absorbing::{MAX_STEPS, Predictor, StepSplit};
 pub use block::{BlockSampler, BlockSettings, Convention, LastBlock, MAX_BLOCK, MAX_TEMPERATURE};
+pub use choice::{PredictorKind, PsiParams, SamplingParams};
 pub use error::Error;
 pub use psi::{Kappa, Psi, TimeProfile};
+pub use score::{MAX_SAMPLES, ScoreSettings, Scorer};
 pub use settings::Sampling;
 use text::Text;
 pub use uniform::{NoiseRemoval, UniformPredictor, UniformSampler, UniformSettings};

@@ -1,14 +1,27 @@
 //! The bound of a text: its expectation, and its company in the engine.
 
-use choir::engine::score::Scorer;
 use choir::engine::{EngineConfig, Error, Score, ScoreRequest};
 use choir::model::kv_cache::KvCache;
-use choir::model::{Denoiser, Grid, Mix, PageId, Process, Regime, Segment};
+use choir::model::{Denoiser, Grid, Mix, NetworkFacts, PageId, Process, Regime, Segment};
 use choir::ops::UniformTerm;
 use choir::sampler::schedule::LogLinear;
+use choir::sampler::{ScoreSettings, Scorer};
 
 use super::fake::*;
 use super::requests::*;
+
+fn settings(facts: &NetworkFacts, regime: Regime, given: usize, samples: usize) -> ScoreSettings {
+    ScoreSettings {
+        mask: facts.mask.filter(|_| regime.process == Process::Absorbing),
+        tokens: facts.tokens,
+        block: regime.block,
+        context: facts.context,
+        time_conditioned: regime.time_conditioned,
+        given,
+        samples,
+        chunk: 16,
+    }
+}
 
 fn wanted(text: &str, samples: usize, seed: u64) -> ScoreRequest {
     ScoreRequest {
@@ -150,16 +163,8 @@ fn a_score_is_the_same_without_an_engine() {
 
     let mut cache = KvCache::new(network.facts().cache, 4, 64);
     let pages: Vec<PageId> = (0..64).map(PageId).collect();
-    let mut scorer = Scorer::new(
-        network.facts(),
-        network.facts().regime,
-        tokens(text),
-        0,
-        6,
-        16,
-        5,
-    )
-    .expect("scorer");
+    let settings = settings(network.facts(), network.facts().regime, 0, 6);
+    let mut scorer = Scorer::new(settings, tokens(text), 5).expect("scorer");
     let alone = loop {
         let left = scorer.tokens_left();
         let segment = |evaluation: &choir::sampler::Evaluation| Segment {
@@ -272,8 +277,8 @@ fn the_estimate_converges_to_the_bound_of_the_uniform_process() {
             time_conditioned: true,
         };
         let samples = 4000;
-        let mut scorer =
-            Scorer::new(network.facts(), regime, text.clone(), 1, samples, 16, 5).expect("scorer");
+        let settings = settings(network.facts(), regime, 1, samples);
+        let mut scorer = Scorer::new(settings, text.clone(), 5).expect("scorer");
         let found = loop {
             let next = scorer.next(1000);
             assert!(

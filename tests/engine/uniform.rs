@@ -401,12 +401,9 @@ fn what_does_not_fit_the_process_is_named() {
 #[test]
 fn choices_are_laid_over_the_defaults() {
     let uniform = Sampling::of(Process::Uniform);
-    let field = |choice: SamplingParams, defaults: &Sampling| match choice
-        .over(defaults.clone())
-        .expect_err("refused")
-    {
-        Error::BadField { field, .. } => field,
-        other => panic!("{other}"),
+    let field = |choice: SamplingParams, defaults: &Sampling| {
+        let refused = choice.over(defaults.clone()).expect_err("refused");
+        refused.field()
     };
     let kind = |kind| SamplingParams {
         kind: Some(kind),

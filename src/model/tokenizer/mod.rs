@@ -5,6 +5,7 @@ mod control;
 mod encode;
 mod fewest;
 mod files;
+mod stream;
 #[cfg(test)]
 mod tests;
 
@@ -21,6 +22,7 @@ use control::Control;
 pub use encode::Bound;
 use fewest::Fewest;
 pub use files::GenerationConfig;
+pub use stream::TextStream;
 
 /// Why a tokenizer cannot be used.
 #[derive(Debug, thiserror::Error)]

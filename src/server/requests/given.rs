@@ -7,10 +7,10 @@ use crate::model::tokenizer::{Message, Role, TokenizerError};
 use crate::server::status::BadField;
 
 /// Pieces of a template at most.
-const MAX_PIECES: usize = 1024;
+pub const MAX_PIECES: usize = 1024;
 const TEMPLATE: &str = "template";
 /// Messages of a conversation at most.
-const MOST_MESSAGES: usize = 1024;
+pub const MOST_MESSAGES: usize = 1024;
 const MESSAGES: &str = "messages";
 
 /// Text as a client gives it.
@@ -273,7 +273,7 @@ impl Requests {
     ) -> Result<LaidOut, Refusal> {
         let bad = |reason: &str| Refusal::from(BadField::new(TEMPLATE, reason));
         if pieces.len() > MAX_PIECES {
-            return Err(bad("it has more than 1024 pieces"));
+            return Err(bad(&format!("it has more than {MAX_PIECES} pieces")));
         }
         let (limit, most) = (
             self.engine.config().max_tokens,

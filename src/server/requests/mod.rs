@@ -6,7 +6,7 @@ mod given;
 mod prepared;
 
 pub use answer::{Answer, Whole};
-pub use given::{Given, Piece, Text};
+pub use given::{Given, MAX_PIECES, MOST_MESSAGES, Piece, Text};
 
 use super::access::{Caller, Overspent};
 use super::metrics::{Metrics, Protocol, Watch};
@@ -129,7 +129,8 @@ impl Requests {
         engine::check_stops(&ask.stop, &ask.stop_ids)?;
         // A variant that is not there, before what does not fit it.
         let prepared = self.prepare(ask.mix, bytes, ask.deadline).await?;
-        let sampling = ask.choice.over(prepared.target.defaults().clone())?;
+        let sampling = ask.choice.over(prepared.target.defaults().clone());
+        let sampling = sampling.map_err(engine::Error::from)?;
         let rename = ask.given.names();
         let laid_out = self.lay_out(&prepared, ask.given, ask.control_tokens);
         let laid_out = within(ask.deadline, laid_out).await??;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::model::tokenizer::{REPLACEMENT, Tokenizer};
+use super::{REPLACEMENT, Tokenizer};
 
 /// Bytes that a character may lack its last one of.
 const UNFINISHED: usize = 3;

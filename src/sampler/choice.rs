@@ -1,9 +1,7 @@
 //! Sampling settings as somebody chooses them: some, and defaults for the rest.
 
-use super::error::Error;
-use super::sampling::{Predictor, Sampling};
-use crate::model::Process;
-use crate::sampler::{self, Certainty, Kappa, NoiseRemoval, Psi, TimeProfile, UniformPredictor};
+use super::settings::{Predictor, Sampling};
+use super::{Certainty, Error, Kappa, NoiseRemoval, Psi, TimeProfile, UniformPredictor, absorbing};
 
 /// The predictors by name. What `Ancestral` is depends on the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +45,7 @@ impl SamplingParams {
     /// The settings in full: what is chosen, over `defaults`, whose predictor also says which process it is.
     ///
     /// # Errors
-    /// `BadField` for a setting that the predictor lacks or does not have; ranges are checked with the request.
+    /// A setting that the predictor lacks or does not have; ranges are checked with the request.
     pub fn over(&self, defaults: Sampling) -> Result<Sampling, Error> {
         Ok(Sampling {
             predictor: match defaults.predictor {
@@ -62,10 +60,10 @@ impl SamplingParams {
         })
     }
 
-    fn absorbing(&self, default: sampler::Predictor) -> Result<Predictor, Error> {
-        use sampler::Predictor::{Ancestral, Confidence, FirstHitting, Sequential, Static};
+    fn absorbing(&self, default: absorbing::Predictor) -> Result<Predictor, Error> {
+        use absorbing::Predictor::{Ancestral, Confidence, FirstHitting, Sequential, Static};
         if self.kind == Some(PredictorKind::Psi) {
-            return Err(wrong_process("psi", Process::Absorbing));
+            return Err(of_uniform("psi"));
         }
         let uniform_only = [
             ("eps", self.eps.is_some()),
@@ -131,14 +129,14 @@ impl SamplingParams {
         let chosen = self.psi;
         let psi = match self.kind {
             Some(PredictorKind::FirstHitting) => {
-                return Err(wrong_process("first-hitting", Process::Uniform));
+                return Err(of_absorbing("first-hitting"));
             }
             Some(PredictorKind::Confidence) => {
-                return Err(wrong_process("confidence", Process::Uniform));
+                return Err(of_absorbing("confidence"));
             }
-            Some(PredictorKind::Static) => return Err(wrong_process("static", Process::Uniform)),
+            Some(PredictorKind::Static) => return Err(of_absorbing("static")),
             Some(PredictorKind::Sequential) => {
-                return Err(wrong_process("sequential", Process::Uniform));
+                return Err(of_absorbing("sequential"));
             }
             Some(PredictorKind::Ancestral) if chosen != PsiParams::default() => {
                 return Err(bad("psi", "the ancestral predictor has no such settings"));
@@ -171,21 +169,20 @@ impl SamplingParams {
     }
 }
 
-/// The refusal of a predictor by a variant of this process.
-pub(super) fn wrong_process(predictor: &str, process: Process) -> Error {
-    let reason = match process {
-        Process::Absorbing => {
-            "is of the uniform process; this variant's is absorbing: first-hitting, ancestral, confidence, static or sequential"
-        }
-        Process::Uniform => {
-            "is of the absorbing process; this variant's is uniform: ancestral or psi"
-        }
-    };
+/// The refusal of a predictor of the uniform process by a variant of the absorbing one.
+pub fn of_uniform(predictor: &str) -> Error {
+    let reason = "is of the uniform process; this variant's is absorbing: first-hitting, ancestral, confidence, static or sequential";
+    bad("predictor", format!("{predictor} {reason}"))
+}
+
+/// The refusal of a predictor of the absorbing process by a variant of the uniform one.
+pub fn of_absorbing(predictor: &str) -> Error {
+    let reason = "is of the absorbing process; this variant's is uniform: ancestral or psi";
     bad("predictor", format!("{predictor} {reason}"))
 }
 
 fn bad(field: &'static str, reason: impl Into<String>) -> Error {
-    Error::BadField {
+    Error::Unfit {
         field,
         reason: reason.into(),
     }

@@ -17,12 +17,11 @@
 //! [`UniformTerm::nelbo`]. That of a replaced token grows as 1/t, at a chance of t: for t drawn evenly the estimate would have no
 //! finite variance. So t = u² for u drawn evenly, and what is found counts dt/du = 2u.
 
-use super::error::Error;
-use crate::model::{NetworkFacts, Process, Regime};
+use super::Evaluation;
+use super::error::{self, Error};
+use super::schedule::{LogLinear, absorbing_sigma};
 use crate::ops::UniformTerm;
 use crate::rng::Noise;
-use crate::sampler::Evaluation;
-use crate::sampler::schedule::{LogLinear, absorbing_sigma};
 
 /// Most noise levels to a block.
 pub const MAX_SAMPLES: usize = 4096;
@@ -32,13 +31,24 @@ const RANK: u32 = 0;
 const COUNT: u32 = 1;
 const TOKEN: u32 = 2;
 
-/// The process of the text's noise.
+/// What a text is scored under.
 #[derive(Clone, Copy, Debug)]
-enum Law {
-    /// A token is one of the first `tokens` of the vocabulary, and not the mask.
-    Absorbing { mask_id: u32, tokens: usize },
-    /// Draws from the first `tokens` of the vocabulary.
-    Uniform { tokens: usize },
+pub struct ScoreSettings {
+    /// The absorbing process's mask; `None` is the uniform process.
+    pub mask: Option<u32>,
+    /// A token is one of so many, and not the mask.
+    pub tokens: usize,
+    /// Tokens denoised together; `None` for whole texts, of `context` tokens at most.
+    pub block: Option<usize>,
+    pub context: usize,
+    /// Whether evaluations are told their noise level.
+    pub time_conditioned: bool,
+    /// Leading tokens of the text that are context and never masked.
+    pub given: usize,
+    /// Noise levels to a block.
+    pub samples: usize,
+    /// Clean tokens to one evaluation, at least a block.
+    pub chunk: usize,
 }
 
 /// The bound of one text, under way.
@@ -47,14 +57,9 @@ enum Law {
 /// whose keys and values are in the cache; clean blocks are written ahead, `chunk` tokens at most.
 #[derive(Debug)]
 pub struct Scorer {
+    settings: ScoreSettings,
     tokens: Vec<u32>,
-    /// Leading tokens that are context and never masked.
-    given: usize,
     block_size: usize,
-    samples: usize,
-    chunk: usize,
-    law: Law,
-    time_conditioned: bool,
     noise: Noise,
     /// Positions below this one are in the cache.
     written: usize,
@@ -71,59 +76,26 @@ pub struct Scorer {
 }
 
 impl Scorer {
-    /// The first `given` of `tokens` are context and not scored. `chunk`: clean tokens to one evaluation, at least a block.
-    ///
     /// # Errors
-    /// `BadField` for no tokens to score, tokens outside the vocabulary, the mask among them, a text that does not fit a
-    /// variant without blocks, or `samples` outside 1 ..= 4096.
-    pub fn new(
-        facts: &NetworkFacts,
-        regime: Regime,
-        tokens: Vec<u32>,
-        given: usize,
-        samples: usize,
-        chunk: usize,
-        seed: u64,
-    ) -> Result<Self, Error> {
-        let bad = |field, reason: String| Err(Error::BadField { field, reason });
-        let states = facts.tokens;
-        let law = match (regime.process, facts.mask) {
-            (Process::Uniform, _) => Law::Uniform { tokens: states },
-            (Process::Absorbing, Some(mask_id)) => Law::Absorbing {
-                mask_id,
-                tokens: states,
-            },
-            (Process::Absorbing, None) => return bad("process", "the network has no mask".into()),
-        };
+    /// No tokens to score, tokens outside the vocabulary, a text that does not fit a variant without blocks, or `samples` outside
+    /// 1 ..= 4096.
+    pub fn new(settings: ScoreSettings, tokens: Vec<u32>, seed: u64) -> Result<Self, Error> {
+        let ScoreSettings { given, context, .. } = settings;
         if tokens.len() <= given {
-            return bad("tokens", "there are none".into());
+            return Err(Error::Nothing { field: "tokens" });
         }
-        if let Some(token) = tokens.iter().find(|&&token| token as usize >= states) {
-            return bad(
-                "tokens",
-                format!("token {token} is none of the vocabulary's {states}"),
-            );
+        error::tokens("tokens", &tokens, settings.tokens)?;
+        error::count("samples", settings.samples, 1, MAX_SAMPLES)?;
+        if settings.block.is_none() && tokens.len() > context {
+            return Err(Error::TooLong {
+                field: "tokens",
+                end: tokens.len(),
+                limit: context,
+            });
         }
-        if !(1..=MAX_SAMPLES).contains(&samples) {
-            return bad(
-                "samples",
-                format!("{samples} is not within 1 and {MAX_SAMPLES}"),
-            );
-        }
-        if regime.block.is_none() && tokens.len() > facts.context {
-            return bad(
-                "tokens",
-                format!(
-                    "{} of them, and at most {} fit",
-                    tokens.len(),
-                    facts.context
-                ),
-            );
-        }
-        let block_size = regime.block.unwrap_or(tokens.len());
+        let block_size = settings.block.unwrap_or(tokens.len());
         Ok(Scorer {
             block_size,
-            time_conditioned: regime.time_conditioned,
             noise: Noise::new(seed),
             written: 0,
             block: given / block_size * block_size,
@@ -134,16 +106,13 @@ impl Scorer {
             nats: 0.0,
             nfe: 0,
             tokens,
-            given,
-            samples,
-            chunk,
-            law,
+            settings,
         })
     }
 
     /// Tokens scored.
     pub fn scored(&self) -> usize {
-        self.tokens.len() - self.given
+        self.tokens.len() - self.settings.given
     }
 
     /// Noisy copies evaluated so far.
@@ -154,12 +123,13 @@ impl Scorer {
     /// Noisy copies that are evaluated in all.
     pub fn most_evaluations(&self) -> u32 {
         let blocks = (self.tokens.len() - self.block).div_ceil(self.block_size);
-        u32::try_from(blocks.saturating_mul(self.samples)).unwrap_or(u32::MAX)
+        u32::try_from(blocks.saturating_mul(self.settings.samples)).unwrap_or(u32::MAX)
     }
 
     /// Tokens still to be evaluated, noisy and clean, but for those that are offered.
     pub fn tokens_left(&self) -> usize {
-        let noisy = (self.tokens.len() - self.block) * self.samples - self.sample * self.least();
+        let noisy =
+            (self.tokens.len() - self.block) * self.settings.samples - self.sample * self.least();
         noisy + self.last_block().saturating_sub(self.written)
     }
 
@@ -213,13 +183,10 @@ impl Scorer {
                 let Some(logits) = rows.next() else {
                     return 0.0;
                 };
-                match self.law {
-                    Law::Absorbing { mask_id, tokens } => {
-                        let logits = logits.get(..tokens).unwrap_or(logits);
-                        nats(logits, text[row], mask_id)
-                    }
-                    Law::Uniform { tokens } => {
-                        let logits = logits.get(..tokens).unwrap_or(logits);
+                let logits = logits.get(..self.settings.tokens).unwrap_or(logits);
+                match self.settings.mask {
+                    Some(mask) => nats(logits, text[row], mask),
+                    None => {
                         let schedule = LogLinear::UNIFORM;
                         let term = UniformTerm {
                             x0: text[row],
@@ -239,32 +206,32 @@ impl Scorer {
 
     fn offer_noisy(&mut self, length: usize) {
         let (block, sample) = (self.block, self.sample);
-        let first = self.given.saturating_sub(block);
+        let first = self.settings.given.saturating_sub(block);
         let scored = length - first;
         // One offset for the block's samples spreads them evenly over 1 ..= scored, or over the times.
         let offset = self.noise.uniform(0, block as u32, COUNT);
-        let share = (sample as f64 + offset) / self.samples as f64;
+        let share = (sample as f64 + offset) / self.settings.samples as f64;
         let draw = |row: usize, draw| {
             self.noise
                 .uniform(sample as u32, (block + row) as u32, draw)
         };
         let mut rows: Vec<usize> = (first..length).collect();
         let mut tokens = self.tokens[block..block + length].to_vec();
-        let (t, factor, sigma) = match self.law {
-            Law::Absorbing { mask_id, .. } => {
+        let (t, factor, sigma) = match self.settings.mask {
+            Some(mask) => {
                 let masked = ((scored as f64 * share) as usize + 1).min(scored);
                 rows.sort_by_cached_key(|&row| draw(row, RANK).to_bits()); // of positive numbers: in their order
                 let t = draw(rows[masked - 1], RANK);
                 rows.truncate(masked);
                 rows.sort_unstable();
-                rows.iter().for_each(|&row| tokens[row] = mask_id);
+                rows.iter().for_each(|&row| tokens[row] = mask);
                 (t, scored as f64 / masked as f64, absorbing_sigma(t))
             }
-            Law::Uniform { tokens: states } => {
+            None => {
                 let t = share * share;
                 let moved = LogLinear::UNIFORM.move_chance(t);
                 for &row in rows.iter().filter(|&&row| draw(row, RANK) < moved) {
-                    tokens[row] = (draw(row, TOKEN) * states as f64) as u32;
+                    tokens[row] = (draw(row, TOKEN) * self.settings.tokens as f64) as u32;
                 }
                 (t, 2.0 * share, LogLinear::UNIFORM.sigma(t))
             }
@@ -274,15 +241,16 @@ impl Scorer {
             tokens,
             clean: 0,
             rows,
-            sigma: if self.time_conditioned {
+            sigma: if self.settings.time_conditioned {
                 sigma as f32
             } else {
                 0.0
             },
         });
-        self.factors.push((t, factor / self.samples as f64));
+        self.factors
+            .push((t, factor / self.settings.samples as f64));
         self.sample += 1;
-        if self.sample == self.samples {
+        if self.sample == self.settings.samples {
             (self.block, self.sample) = (block + length, 0);
         }
     }
@@ -294,7 +262,7 @@ impl Scorer {
 
     /// Writes ahead what the blocks still to come will see, unless a block that is cached is not done with.
     fn offer_clean(&mut self, budget: usize) {
-        let blocks = (budget.min(self.chunk) / self.block_size).max(1);
+        let blocks = (budget.min(self.settings.chunk) / self.block_size).max(1);
         let end = (self.written + blocks * self.block_size).min(self.last_block());
         if end > self.written && (budget >= self.block_size || self.offered.is_empty()) {
             let tokens = self.tokens[self.written..end].to_vec();
@@ -311,12 +279,12 @@ impl Scorer {
 }
 
 /// -log of the probability of `token`, the mask being impossible.
-fn nats(logits: &[f32], token: u32, mask_id: u32) -> f64 {
+fn nats(logits: &[f32], token: u32, mask: u32) -> f64 {
     let allowed = || {
         logits
             .iter()
             .enumerate()
-            .filter(|(id, _)| *id != mask_id as usize)
+            .filter(|(id, _)| *id != mask as usize)
             .map(|(_, &logit)| logit)
     };
     let top = allowed().fold(f32::NEG_INFINITY, f32::max);
