@@ -35,7 +35,9 @@
 pub mod catalog;
 pub mod checkpoint;
 pub mod cli;
+pub mod client;
 pub mod engine;
+pub mod load;
 pub mod model;
 pub mod sampler;
 pub mod server;
@@ -55,7 +57,7 @@ pub mod kserve {
     pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/inference.bin"));
 }
 
-/// The generated code of `proto/choir/v1`, for `server` and the command line's client.
+/// The generated code of `proto/choir/v1`, for `server`, `client` and those above them.
 #[allow(missing_docs, clippy::all)]
 pub mod pb {
     tonic::include_proto!("choir.v1");

@@ -1,17 +1,13 @@
 //! What every client command shares: the connection, the mix, and errors in words.
 
+use crate::client::{Bearer, Connection, retry_after};
 use crate::pb;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use std::path::PathBuf;
 use tonic::metadata::{Ascii, MetadataValue};
-use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
-use tonic::{Request, Status};
-
-/// A server, asked with a key where there is one.
-pub type Connection = InterceptedService<Channel, Bearer>;
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 
 /// Where the server is, and who asks.
 #[derive(Args, Clone, Debug, Default)]
@@ -31,19 +27,6 @@ pub struct ServerArgs {
     /// Its private key, in PEM.
     #[arg(long, requires = "tls_client_cert", env = "CHOIR_TLS_CLIENT_KEY")]
     tls_client_key: Option<PathBuf>,
-}
-
-/// Puts the API key into every request.
-#[derive(Clone, Debug)]
-pub struct Bearer(Option<MetadataValue<Ascii>>);
-
-impl Interceptor for Bearer {
-    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        if let Some(key) = &self.0 {
-            request.metadata_mut().insert("authorization", key.clone());
-        }
-        Ok(request)
-    }
 }
 
 impl ServerArgs {
@@ -129,9 +112,9 @@ pub fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
 
 /// A status as one line: its code, then what the server says.
 pub fn refused(status: tonic::Status) -> anyhow::Error {
-    let retry = status.metadata().get(crate::server::status::RETRY_AFTER);
-    let retry = retry.and_then(|value| value.to_str().ok());
-    let hint = retry.map_or(String::new(), |ms| format!(" (try again in {ms} ms)"));
+    let hint = retry_after(&status).map_or(String::new(), |after| {
+        format!(" (try again in {} ms)", after.as_millis())
+    });
     anyhow!("{:?}: {}{hint}", status.code(), status.message())
 }
 

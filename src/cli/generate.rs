@@ -1,7 +1,8 @@
 //! `choir generate`: a prompt continued, block by block as the server sends it.
 
-use super::client::{Connection, MixArgs, ServerArgs, block_on, refused};
+use super::client::{MixArgs, ServerArgs, block_on, refused};
 use super::sampling::SamplingArgs;
+use crate::client::Connection;
 use crate::pb;
 use crate::pb::generate_response::Event;
 use crate::pb::inference_client::InferenceClient;

@@ -1,7 +1,7 @@
 //! A load on a real server of the model compiled in.
 
-use super::drive::End;
 use super::*;
+use crate::load::End;
 use clap::Parser;
 
 #[derive(Parser)]
@@ -155,7 +155,7 @@ fn what_came_before_a_server_went_away_is_kept() {
                 .iter()
                 .filter(|outcome| outcome.end == End::Finished);
             assert!(finished.count() >= 5);
-            let report = Report::new(&driven, &names, Duration::ZERO);
+            let report = LoadReport::new(&driven, &names, Duration::ZERO);
             assert!(report.server_gone.is_some(), "{report}");
         });
     }

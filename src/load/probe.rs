@@ -2,8 +2,8 @@
 
 use super::drive::{follow, wire};
 use super::figures::{Probe, quantiles};
-use super::load::{Load, LoadSettings};
-use crate::cli::client::Connection;
+use super::plan::{Load, LoadSettings};
+use crate::client::Connection;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tonic::{Request, Status};

@@ -1,12 +1,11 @@
 //! Requests over the wire, and what became of each.
 
-use super::load::{Load, PlannedRequest};
-use crate::cli::client::Connection;
+use super::plan::{Load, PlannedRequest};
+use crate::client::{Connection, retry_after};
 use crate::engine::BASE;
 use crate::pb;
 use crate::pb::generate_response::Event;
 use crate::pb::inference_client::InferenceClient;
-use crate::server::status::RETRY_AFTER;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, watch};
@@ -301,9 +300,4 @@ fn end(status: &Status) -> End {
         }
         _ => End::Failed(said()),
     }
-}
-
-fn retry_after(status: &Status) -> Option<Duration> {
-    let text = status.metadata().get(RETRY_AFTER)?.to_str().ok()?;
-    text.parse().ok().map(Duration::from_millis)
 }

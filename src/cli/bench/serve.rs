@@ -1,26 +1,23 @@
 //! `choir bench serve`: many clients at once against a server, over the wire.
 
-mod drive;
-mod figures;
-mod load;
-mod probe;
 #[cfg(test)]
 mod tests;
 
 use super::open;
-use crate::cli::client::{Connection, ServerArgs, refused};
+use crate::cli::client::{ServerArgs, refused};
 use crate::cli::json::JsonArgs;
 use crate::cli::serve::{EngineArgs, StoreArgs};
+use crate::client::Connection;
 use crate::engine::{BASE, Engine};
+use crate::load::{
+    Arrivals, Driver, Load, LoadReport, LoadSettings, Noisy, Overload, Popularity, Prober, Span,
+    Until,
+};
 use crate::pb;
 use crate::pb::admin_client::AdminClient;
 use crate::server::{self, Doors};
 use anyhow::{Result, bail};
 use clap::Args;
-use drive::{Arrivals, Driver, Until};
-use figures::{Overload, Report};
-use load::{Load, LoadSettings, Noisy, Popularity, Span};
-use probe::Prober;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
@@ -103,7 +100,7 @@ pub fn run(args: ServeBenchArgs) -> Result<()> {
 }
 
 /// Shows the figures, and says where they are not all.
-fn tell(args: &ServeBenchArgs, report: Report) -> Result<()> {
+fn tell(args: &ServeBenchArgs, report: LoadReport) -> Result<()> {
     args.json.report(&report, || println!("{report}"))?;
     match report.server_gone {
         Some(said) => bail!("the server went away ({said}): the figures are of what came before"),
@@ -197,7 +194,7 @@ impl Own {
     }
 }
 
-async fn bench(args: &ServeBenchArgs, address: String) -> Result<Report> {
+async fn bench(args: &ServeBenchArgs, address: String) -> Result<LoadReport> {
     let channel = ServerArgs::at(address).connect().await?;
     let names = names(args, channel.clone()).await?;
     let noisy = match &args.noisy {
@@ -238,7 +235,7 @@ async fn bench(args: &ServeBenchArgs, address: String) -> Result<Report> {
             deadline,
         };
         let load = Load::new(settings.clone());
-        Report::new(&driver.run(load, arrivals, until).await, &names, warm_up)
+        LoadReport::new(&driver.run(load, arrivals, until).await, &names, warm_up)
     };
     let (mut arrivals, mut deadline) = (
         args.arrivals(names.len(), noisy),

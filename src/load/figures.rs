@@ -46,7 +46,7 @@ pub struct Quantiles {
 }
 
 #[derive(Clone, Debug, Serialize)]
-pub struct Report {
+pub struct LoadReport {
     /// Seconds that were measured, warm-up left out.
     pub seconds: f64,
     pub overall: Figures,
@@ -103,7 +103,7 @@ pub fn quantiles(sorted: &[f64]) -> Quantiles {
     }
 }
 
-impl Report {
+impl LoadReport {
     /// `warm_up` is what the figures leave out at the beginning; `names` are the variants'.
     pub fn new(driven: &Driven, names: &[String], warm_up: Duration) -> Self {
         let end = driven.outcomes.iter().map(|outcome| outcome.ended).max();
@@ -148,7 +148,7 @@ impl Report {
         let said = |pick: fn(&End) -> Option<&String>| {
             driven.outcomes.iter().find_map(|o| pick(&o.end)).cloned()
         };
-        Report {
+        LoadReport {
             seconds,
             fairness: (least > 0.0 && least.is_finite()).then(|| most / least),
             overall,
@@ -262,7 +262,7 @@ impl fmt::Display for Figures {
     }
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for LoadReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{:18}{HEADER}", format!("{:.1} s", self.seconds))?;
         let mut all = self.variants.iter().chain([&self.overall]);
@@ -359,7 +359,7 @@ mod tests {
             unanswered: 2,
         };
         let names = ["a".to_owned(), "b".to_owned(), "never".to_owned()];
-        let report = Report::new(&driven, &names, Duration::from_secs(1));
+        let report = LoadReport::new(&driven, &names, Duration::from_secs(1));
         assert!((report.seconds - 1.0).abs() < 1e-9);
         let all = &report.overall;
         let counts = [
