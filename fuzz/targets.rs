@@ -214,7 +214,7 @@ pub fn protobuf(data: &[u8]) {
 
 /// Bodies of both routes.
 pub fn http(data: &[u8]) {
-    let _ = Completion::read(data, Caller::default());
+    let _ = Completion::read(data, Caller::default(), 1000);
     let _ = chat::read(data, Caller::default());
 }
 

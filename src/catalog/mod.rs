@@ -23,7 +23,7 @@ pub use error::Error;
 pub use forms::Forms;
 pub use info::{Status, VariantInfo};
 pub use request::{AddRequest, CatalogConfig, Progress, RemoveRequest, Stage};
-pub use source::Source;
+pub use source::{Source, begins};
 pub use tuning::{Tuning, of_file};
 
 use crate::engine::{EngineHandle, Generation, MemoryPart};

@@ -27,6 +27,15 @@ pub enum Source {
     Spooled(Arc<File>),
 }
 
+/// Refuses an upload of so many bytes by what it begins with, before the rest has come.
+///
+/// # Errors
+/// `Checkpoint`, where that is no checkpoint's beginning.
+pub fn begins(first: &[u8], length: u64) -> Result<(), Error> {
+    let begins = crate::checkpoint::begins(first, length);
+    begins.map_err(|error| checkpoint(UPLOADED)(error.into()))
+}
+
 /// What a source holds, as far as headers tell.
 pub(super) enum Given<'a> {
     /// All weights of a fine-tune, where they lie.

@@ -261,6 +261,17 @@ fn read_header(bytes: &Bytes) -> Result<(usize, Header), Unreadable> {
     Ok((whole.len(), Header::parse(&whole, length)?))
 }
 
+/// Refuses a file of so many bytes by what it begins with, where that shows that it is none.
+///
+/// # Errors
+/// As [`Checkpoint::from_bytes`]'s, but for what the header itself says.
+pub fn begins(first: &[u8], length: u64) -> Result<(), Unreadable> {
+    match first.len() as u64 >= length.min(header::FIRST as u64) {
+        true => header::header_length(&first[..first.len().min(header::FIRST)], length).map(drop),
+        false => Ok(()), // too little to tell
+    }
+}
+
 /// Refuses what does not begin with a safetensors header that fits it.
 ///
 /// # Errors

@@ -1,8 +1,8 @@
 //! Files that clients upload, whatever the protocol: on the store's disk without a name, bounded in how slow and how long silent the client
 //! may be, and in the room of all uploads together and of each client.
 
-use super::status::exhausted;
-use crate::catalog::Catalog;
+use super::status::{exhausted, of_change};
+use crate::catalog::{Catalog, begins};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
@@ -99,17 +99,20 @@ impl Drop for Reserved {
 /// A file on its way in.
 pub struct Spool {
     file: tokio::fs::File,
+    /// Bytes that it will have, where that is known.
+    length: Option<u64>,
     received: u64,
     begun: Instant,
     patience: Duration,
 }
 
 impl Spool {
-    /// `patience`: how long the client may be silent.
-    pub fn new(catalog: &Catalog, patience: Duration) -> Result<Self, Status> {
+    /// One for a file of this `length`, where that is known. `patience`: how long the client may be silent.
+    pub fn new(catalog: &Catalog, length: Option<u64>, patience: Duration) -> Result<Self, Status> {
         let file = catalog.spool().map_err(|error| spoiled(&error))?;
         Ok(Spool {
             file: tokio::fs::File::from_std(file),
+            length,
             received: 0,
             begun: Instant::now(),
             patience,
@@ -137,7 +140,12 @@ impl Spool {
         })
     }
 
-    pub async fn write(&mut self, chunk: &[u8]) -> Result<(), Status> {
+    /// Writes what came in `field`, unless that begins no checkpoint.
+    pub async fn write(&mut self, field: &'static str, chunk: &[u8]) -> Result<(), Status> {
+        if self.received == 0 {
+            let begins = begins(chunk, self.length.unwrap_or(u64::MAX));
+            begins.map_err(|error| of_change(error, field))?;
+        }
         let written = self.file.write_all(chunk).await;
         written.map_err(|error| spoiled(&error))?;
         self.received += chunk.len() as u64;

@@ -95,7 +95,7 @@ impl AdminService {
             Some(pb::add_variant_header::Source::UploadBytes(bytes)) => {
                 let reserved = upload::reserve(&self.room, caller, bytes)?;
                 let report = |fraction| tell(events, pb::AddStage::Receiving, fraction);
-                let spool = Spool::new(&self.changes.catalog, self.patience)?;
+                let spool = Spool::new(&self.changes.catalog, Some(bytes), self.patience)?;
                 let file = upload::receive(&mut requests, bytes, spool, report).await?;
                 (Source::Spooled(file), Some(reserved), "chunk")
             }

@@ -49,7 +49,7 @@ pub async fn receive(
             let reason = format!("the file is longer than the {expected} bytes announced");
             return Err(bad(reason));
         }
-        spool.write(&chunk).await?;
+        spool.write("chunk", &chunk).await?;
         progress((spool.received() as f64 / expected as f64) as f32);
     }
     let received = spool.received();

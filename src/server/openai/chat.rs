@@ -2,14 +2,18 @@
 
 use super::completion::{Shared, Shown};
 use super::fields::Fields;
+use super::list::list;
 use crate::model::tokenizer::{Message, Role};
 use crate::server::access::Caller;
 use crate::server::failure::Failure;
-use crate::server::requests::{Ask, Given};
+use crate::server::requests::{Ask, Given, MOST_MESSAGES};
 use crate::server::status::BadField;
-use serde_json::{Map, Value};
+use serde::Deserialize;
+use serde_json::Value;
 
 const MESSAGES: &str = "messages";
+/// Parts of one message at most.
+const MOST_PARTS: usize = 1024;
 
 /// What to ask for each choice, and how to show it.
 pub fn read(body: &[u8], caller: Caller) -> Result<(Shown, Vec<Ask>), Failure> {
@@ -32,8 +36,8 @@ fn given(fields: &mut Fields) -> Result<Given, BadField> {
     fields.refuse("logprobs", told, off)?;
     let text = |value: &Value| value["type"] == "text";
     fields.refuse("response_format", "a text has no other format", text)?;
-    let options: Map<String, Value> = fields.take("chat_template_kwargs")?.unwrap_or_default();
-    let messages: Option<Vec<Value>> = fields.take(MESSAGES)?;
+    let mut options: Fields = fields.take("chat_template_kwargs")?.unwrap_or_default();
+    let messages = fields.take_by(list(MOST_MESSAGES), MESSAGES, MESSAGES)?;
     let messages = messages.ok_or_else(|| BadField::new(MESSAGES, "they are missing"))?;
     let most: Option<u32> = fields.take("max_completion_tokens")?;
     Ok(Given::Conversation {
@@ -42,15 +46,16 @@ fn given(fields: &mut Fields) -> Result<Given, BadField> {
             .enumerate()
             .map(message)
             .collect::<Result<_, _>>()?,
-        enable_thinking: Fields::of(options).take("enable_thinking")?,
+        enable_thinking: options.take("enable_thinking")?,
         max_tokens: most.or(fields.take("max_tokens")?),
     })
 }
 
 /// One message: of a role that templates know, and nothing but text.
-fn message((at, value): (usize, Value)) -> Result<Message, BadField> {
+fn message((at, mut fields): (usize, Fields)) -> Result<Message, BadField> {
     let bad = |reason: &str| BadField::new(MESSAGES, format!("message {at} {reason}"));
-    let role = match value["role"].as_str() {
+    let role: Option<String> = fields.take("role").map_err(|_| bad("has no role"))?;
+    let role = match role.as_deref() {
         Some("system" | "developer") => Role::System,
         Some("user") => Role::User,
         Some("assistant") => Role::Assistant,
@@ -61,14 +66,38 @@ fn message((at, value): (usize, Value)) -> Result<Message, BadField> {
         }
         None => return Err(bad("has no role")),
     };
-    let content = match &value["content"] {
-        Value::String(text) => text.clone(),
-        Value::Array(parts) => parts
-            .iter()
-            .map(|part| part["text"].as_str().filter(|_| part["type"] == "text"))
-            .collect::<Option<String>>()
-            .ok_or_else(|| bad("has parts that are no text"))?,
-        _ => return Err(bad("has no text")),
-    };
-    Ok(Message { role, content })
+    let content = fields.take_by(list(MOST_PARTS).or_one(), "content", MESSAGES);
+    let parts: Vec<Part> = content
+        .map_err(|_| bad("has parts that are no text"))?
+        .ok_or_else(|| bad("has no text"))?;
+    Ok(Message {
+        role,
+        content: parts.into_iter().map(|part| part.0).collect(),
+    })
+}
+
+/// A part of a message: a string, or an object that says it is text.
+#[derive(Deserialize)]
+#[serde(from = "WrittenPart")]
+struct Part(String);
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum WrittenPart {
+    Plain(String),
+    Typed(TypedPart),
+}
+
+#[derive(Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum TypedPart {
+    Text { text: String },
+}
+
+impl From<WrittenPart> for Part {
+    fn from(part: WrittenPart) -> Self {
+        match part {
+            WrittenPart::Plain(text) | WrittenPart::Typed(TypedPart::Text { text }) => Part(text),
+        }
+    }
 }

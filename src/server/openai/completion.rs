@@ -1,13 +1,18 @@
 //! `POST /v1/completions`: its fields.
 
 use super::fields::{Fields, Ours};
+use super::list::{list, list_of};
 use crate::engine::SamplingParams;
 use crate::server::access::Caller;
+use crate::server::failure::Failure;
 use crate::server::metrics::Protocol;
 use crate::server::mix;
 use crate::server::requests::{Ask, Given, Text};
 use crate::server::status::BadField;
+use serde::Deserializer;
+use serde::de::{DeserializeSeed, Error, SeqAccess, Unexpected, Visitor};
 use serde_json::Value;
+use std::fmt;
 
 /// Texts that one request may ask for, over all its prompts.
 const MOST_CHOICES: usize = 128;
@@ -56,7 +61,7 @@ impl Shared {
             return Err(BadField::new("n", reason));
         }
         let ours = Ours::read(fields)?;
-        let mut options = Fields::of(fields.take("stream_options")?.unwrap_or_default());
+        let mut options: Fields = fields.take("stream_options")?.unwrap_or_default();
         let shown = Shown {
             model,
             stream: fields.flag("stream")?,
@@ -72,7 +77,7 @@ impl Shared {
                 ..ours.choice
             },
             stop: fields.stop()?,
-            stop_ids: fields.take("stop_token_ids")?.unwrap_or_default(),
+            stop_ids: fields.stop_ids()?,
             seed: fields.seed()?,
             want_steps: ours.want_steps,
             control_tokens: ours.control_tokens,
@@ -103,16 +108,14 @@ impl Shared {
 }
 
 impl Completion {
-    pub fn read(
-        body: &[u8],
-        caller: Caller,
-    ) -> Result<Completion, crate::server::failure::Failure> {
+    /// `most`: tokens of a prompt at most.
+    pub fn read(body: &[u8], caller: Caller, most: usize) -> Result<Completion, Failure> {
         let mut fields = Fields::read(body)?;
         let shared = Shared::read(&mut fields, caller)?;
-        Ok(Self::of(fields, shared)?)
+        Ok(Self::of(fields, shared, most)?)
     }
 
-    fn of(mut fields: Fields, shared: Shared) -> Result<Completion, BadField> {
+    fn of(mut fields: Fields, shared: Shared, most: usize) -> Result<Completion, BadField> {
         let off = |value: &Value| value == &Value::Bool(false);
         fields.refuse(
             "logprobs",
@@ -128,9 +131,8 @@ impl Completion {
         let (suffix, max_tokens) = (fields.take::<String>("suffix")?, fields.take("max_tokens")?);
         let echo = fields.flag("echo")?;
         if let Some(template) = &shared.template {
-            let instead = fields
-                .take::<Value>("prompt")?
-                .is_some_and(|prompt| prompt != "");
+            let prompt = fields.written("prompt");
+            let instead = prompt.is_some_and(|prompt| prompt.get() != "\"\"");
             if instead || suffix.is_some() || max_tokens.is_some() {
                 let reason = "it stands instead of prompt, suffix and max_tokens";
                 return Err(BadField::new("choir.template", reason));
@@ -141,7 +143,8 @@ impl Completion {
                 asks,
             });
         }
-        let prompts = prompts(fields.take("prompt")?)?;
+        let given = list_of(most.max(MOST_CHOICES), ReadGiven { most }).or_one();
+        let prompts = prompts(fields.take_by(given, "prompt", "prompt")?)?;
         if prompts.len() * shared.shown.n > MOST_CHOICES {
             let reason = format!("it asks for more than {MOST_CHOICES} choices");
             return Err(BadField::new("prompt", reason));
@@ -164,27 +167,64 @@ impl Completion {
     }
 }
 
+/// What stands in the list of prompts.
+#[derive(Debug)]
+enum GivenPrompt {
+    Whole(Text),
+    /// One token of the only prompt.
+    Token(u32),
+}
+
 /// A string, strings, ids of tokens, or lists of those.
-fn prompts(given: Option<Value>) -> Result<Vec<Text>, BadField> {
+fn prompts(given: Option<Vec<GivenPrompt>>) -> Result<Vec<Text>, BadField> {
     let bad = |reason: &str| BadField::new("prompt", reason);
-    let kinds = || bad("it is a string, a list of strings, or a list of token ids");
-    let token = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-    let tokens = |values: &[Value]| values.iter().map(token).collect::<Option<Vec<u32>>>();
-    match given {
-        None => Err(bad("it is missing")),
-        Some(Value::String(text)) => Ok(vec![Text::Written(text)]),
-        Some(Value::Array(values)) => match values.first() {
-            None => Err(bad("it is an empty list")),
-            Some(Value::Number(_)) => Ok(vec![Text::Tokens(tokens(&values).ok_or_else(kinds)?)]),
-            Some(_) => values
-                .into_iter()
-                .map(|value| match value {
-                    Value::String(text) => Ok(Text::Written(text)),
-                    Value::Array(ids) => Ok(Text::Tokens(tokens(&ids).ok_or_else(kinds)?)),
-                    _ => Err(kinds()),
-                })
-                .collect(),
-        },
-        Some(_) => Err(kinds()),
+    let (mut texts, mut tokens) = (Vec::new(), Vec::new());
+    for one in given.ok_or_else(|| bad("it is missing"))? {
+        match one {
+            GivenPrompt::Whole(text) => texts.push(text),
+            GivenPrompt::Token(token) => tokens.push(token),
+        }
+    }
+    match (texts.is_empty(), tokens.is_empty()) {
+        (true, true) => Err(bad("it is an empty list")),
+        (true, false) => Ok(vec![Text::Tokens(tokens)]),
+        (false, true) => Ok(texts),
+        (false, false) => Err(bad("it has both tokens and whole prompts")),
+    }
+}
+
+/// Reads a [`GivenPrompt`] of so many tokens at most.
+#[derive(Clone, Copy, Debug)]
+struct ReadGiven {
+    most: usize,
+}
+
+impl<'de> DeserializeSeed<'de> for ReadGiven {
+    type Value = GivenPrompt;
+
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<GivenPrompt, D::Error> {
+        from.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for ReadGiven {
+    type Value = GivenPrompt;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string, or ids of tokens")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<GivenPrompt, E> {
+        Ok(GivenPrompt::Whole(Text::Written(text.to_owned())))
+    }
+
+    fn visit_u64<E: Error>(self, id: u64) -> Result<GivenPrompt, E> {
+        let fits = u32::try_from(id).map(GivenPrompt::Token);
+        fits.map_err(|_| E::invalid_value(Unexpected::Unsigned(id), &self))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, from: A) -> Result<GivenPrompt, A::Error> {
+        let ids = list(self.most).visit_seq(from)?;
+        Ok(GivenPrompt::Whole(Text::Tokens(ids)))
     }
 }

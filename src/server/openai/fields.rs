@@ -1,33 +1,40 @@
 //! The fields of a request's body, each refused by its name. What nobody knows is ignored, as OpenAI does.
 
-use crate::engine::{PredictorKind, Priority, SamplingParams};
+use super::list::list;
+use crate::engine::{MAX_STOP_IDS, MAX_STOPS, PredictorKind, Priority, SamplingParams};
 use crate::sampler::{Certainty, NoiseRemoval};
 use crate::server::failure::Failure;
-use crate::server::requests::Piece;
+use crate::server::requests::{MAX_PIECES, Piece};
 use crate::server::status::BadField;
 use axum::http::StatusCode;
-use serde::de::DeserializeOwned;
-use serde_json::{Map, Value};
+use serde::de::{DeserializeOwned, DeserializeSeed, Error, Unexpected, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+use serde_json::value::RawValue;
+use std::collections::HashMap;
+use std::fmt;
+use std::marker::PhantomData;
 use std::time::{Duration, Instant};
 
-/// A JSON object, taken apart field by field.
-pub struct Fields(Map<String, Value>);
+/// A JSON object by its fields, each of which is read when it is taken: what nobody takes costs its bytes and no more.
+#[derive(Debug, Default, Deserialize)]
+#[serde(transparent)]
+pub struct Fields(HashMap<String, Box<RawValue>>);
+
+/// What asks for nothing is not longer.
+const NOTHING: usize = 256;
 
 impl Fields {
     pub fn read(body: &[u8]) -> Result<Fields, Failure> {
-        let bad = |what: String| {
-            let message = format!("the body is not a JSON object: {what}");
+        serde_json::from_slice(body).map_err(|error| {
+            let message = format!("the body is not a JSON object: {error}");
             Failure::new(StatusCode::BAD_REQUEST, message)
-        };
-        match serde_json::from_slice(body).map_err(|error| bad(error.to_string()))? {
-            Value::Object(fields) => Ok(Fields(fields)),
-            _ => Err(bad("it is something else".to_owned())),
-        }
+        })
     }
 
-    /// Those of an object inside.
-    pub fn of(fields: Map<String, Value>) -> Fields {
-        Fields(fields)
+    /// A field as it is written; `None` where it is missing or null.
+    pub fn written(&mut self, name: &str) -> Option<Box<RawValue>> {
+        self.0.remove(name).filter(|value| value.get() != "null")
     }
 
     /// A field; `None` where it is missing or null.
@@ -41,12 +48,23 @@ impl Fields {
         name: &str,
         path: &'static str,
     ) -> Result<Option<T>, BadField> {
-        match self.0.remove(name) {
-            None | Some(Value::Null) => Ok(None),
-            Some(value) => serde_json::from_value(value)
-                .map(Some)
-                .map_err(|error| BadField::new(path, error.to_string())),
-        }
+        self.take_by(PhantomData, name, path)
+    }
+
+    /// The same, read by `seed`.
+    pub fn take_by<S: for<'de> DeserializeSeed<'de, Value = T>, T>(
+        &mut self,
+        seed: S,
+        name: &str,
+        path: &'static str,
+    ) -> Result<Option<T>, BadField> {
+        let Some(value) = self.written(name) else {
+            return Ok(None);
+        };
+        let mut written = serde_json::Deserializer::from_str(value.get());
+        let read = seed.deserialize(&mut written);
+        read.map(Some)
+            .map_err(|error| BadField::new(path, said(&error)))
     }
 
     /// A flag that is not set where it is missing.
@@ -61,10 +79,14 @@ impl Fields {
         reason: &str,
         nothing: impl Fn(&Value) -> bool,
     ) -> Result<(), BadField> {
-        match self.0.get(name) {
-            None | Some(Value::Null) => Ok(()),
-            Some(value) if nothing(value) => Ok(()),
-            Some(_) => Err(BadField::new(name, reason)),
+        let Some(value) = self.0.get(name).map(|value| value.get()) else {
+            return Ok(());
+        };
+        let read = || serde_json::from_str(value).ok();
+        let value = if value.len() > NOTHING { None } else { read() };
+        match value {
+            Some(value) if value == Value::Null || nothing(&value) => Ok(()),
+            _ => Err(BadField::new(name, reason)),
         }
     }
 
@@ -83,14 +105,24 @@ impl Fields {
 
     /// One string, or several.
     pub fn stop(&mut self) -> Result<Vec<String>, BadField> {
-        Ok(match self.take::<Value>("stop")? {
-            None => Vec::new(),
-            Some(Value::String(one)) => vec![one],
-            Some(several) => serde_json::from_value(several).map_err(|_| {
-                BadField::new("stop", "it is neither a string nor a list of strings")
-            })?,
-        })
+        let stop = self.take_by(list(MAX_STOPS).or_one(), "stop", "stop")?;
+        Ok(stop.unwrap_or_default())
     }
+
+    /// Ids of tokens to stop at.
+    pub fn stop_ids(&mut self) -> Result<Vec<u32>, BadField> {
+        let ids = self.take_by(list(MAX_STOP_IDS), "stop_token_ids", "stop_token_ids")?;
+        Ok(ids.unwrap_or_default())
+    }
+}
+
+/// What is wrong with a field, without where in the field that is.
+fn said(error: &serde_json::Error) -> String {
+    let (text, place) = (
+        error.to_string(),
+        format!(" at line {} column {}", error.line(), error.column()),
+    );
+    text.strip_suffix(&place).unwrap_or(&text).to_owned()
 }
 
 /// What a request says under `choir`.
@@ -107,10 +139,9 @@ pub struct Ours {
 impl Ours {
     /// Our own settings; unknown ones are refused here.
     pub fn read(fields: &mut Fields) -> Result<Ours, BadField> {
-        let Some(inner) = fields.take::<Map<String, Value>>("choir")? else {
+        let Some(mut inner) = fields.take::<Fields>("choir")? else {
             return Ok(Ours::default());
         };
-        let mut inner = Fields(inner);
         let choice = SamplingParams {
             kind: named(
                 inner.take_as("predictor", "choir.predictor")?,
@@ -168,12 +199,9 @@ impl Ours {
                 .take_as("control_tokens", "choir.control_tokens")?
                 .unwrap_or(false),
             deadline: milliseconds.and_then(after),
-            template: inner
-                .take_as::<Vec<Value>>("template", "choir.template")?
-                .map(|pieces| pieces.into_iter().map(piece).collect())
-                .transpose()?,
+            template: inner.take_by(list::<Piece>(MAX_PIECES), "template", "choir.template")?,
         };
-        match inner.0.keys().next() {
+        match inner.0.keys().min() {
             None => Ok(ours),
             Some(name) => {
                 let reason = format!(
@@ -186,16 +214,30 @@ impl Ours {
     }
 }
 
-/// A piece of a template: given text, or the number of tokens to make.
-fn piece(value: Value) -> Result<Piece, BadField> {
-    let length = value.as_u64().and_then(|length| u32::try_from(length).ok());
-    match (value, length) {
-        (Value::String(text), _) => Ok(Piece::Text(text)),
-        (_, Some(length)) => Ok(Piece::Hole(length)),
-        _ => Err(BadField::new(
-            "choir.template",
-            "its pieces are strings, and numbers of tokens to make",
-        )),
+impl<'de> Deserialize<'de> for Piece {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_any(ReadPiece)
+    }
+}
+
+/// Reads a piece of a template: given text, or the number of tokens to make.
+struct ReadPiece;
+
+impl Visitor<'_> for ReadPiece {
+    type Value = Piece;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string, or a number of tokens to make")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Piece, E> {
+        Ok(Piece::Text(text.to_owned()))
+    }
+
+    fn visit_u64<E: Error>(self, length: u64) -> Result<Piece, E> {
+        let fits = u32::try_from(length);
+        fits.map(Piece::Hole)
+            .map_err(|_| E::invalid_value(Unexpected::Unsigned(length), &self))
     }
 }
 

@@ -1,7 +1,7 @@
 //! `PUT /choir/v1/variants/{name}`: an addition. Its progress is told as events where the client wants them; else the answer
 //! waits for the end.
 
-use super::{Variants, answer, bad_query, told, upload, variant};
+use super::{BODY, Variants, answer, bad_query, told, upload, variant};
 use crate::catalog::{AddRequest, Added, Progress, Source, Stage, Tuning};
 use crate::model::Process;
 use crate::server::access::Caller;
@@ -118,7 +118,7 @@ pub async fn add(
         let held = move |_: Progress| {
             let _held = &permit;
         };
-        let added = changes.add(&caller, "body", addition, held).await;
+        let added = changes.add(&caller, BODY, addition, held).await;
         let code = match dry_run {
             true => StatusCode::OK,
             false => StatusCode::CREATED,
@@ -132,7 +132,7 @@ pub async fn add(
             let _held = &permit;
             let _ = progress.try_send(json!({"stage": name_of(stage), "fraction": fraction}));
         };
-        let last = match changes.add(&caller, "body", addition, tell).await {
+        let last = match changes.add(&caller, BODY, addition, tell).await {
             Ok(added) => end(added, dry_run),
             Err(status) => told(status).body(),
         };

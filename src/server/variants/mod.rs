@@ -22,6 +22,9 @@ use serde_json::{Value, json};
 use std::time::Duration;
 use tonic::{Code, Status};
 
+/// Where a file is given.
+const BODY: &str = "body";
+
 /// What the routes stand on.
 #[derive(Clone)]
 pub struct Variants {
@@ -75,7 +78,7 @@ fn bad_query(error: QueryRejection) -> Failure {
 
 /// What went wrong, where nothing has a header. A body that is damaged is the client's, a store that is damaged is not.
 fn told(status: Status) -> Failure {
-    if status.code() == Code::DataLoss && status.message().starts_with("body: ") {
+    if status.code() == Code::DataLoss && status.message().starts_with(&format!("{BODY}: ")) {
         return Failure::new(StatusCode::BAD_REQUEST, status.message());
     }
     match status.message().strip_prefix("header.") {

@@ -1,6 +1,6 @@
 //! A file that is the body of a request, or the end of one.
 
-use super::{Variants, told};
+use super::{BODY, Variants, told};
 use crate::catalog::Beside;
 use crate::server::access::Caller;
 use crate::server::failure::Failure;
@@ -39,7 +39,8 @@ pub async fn receive(
     mut body: Body,
     with_beside: bool,
 ) -> Result<(Arc<File>, Beside), Failure> {
-    let mut spool = Spool::new(&variants.changes.catalog, variants.patience)?;
+    let length = body.size_hint().exact().filter(|_| !with_beside);
+    let mut spool = Spool::new(&variants.changes.catalog, length, variants.patience)?;
     let (mut beside, mut before) = (Beside::default(), with_beside.then(Vec::new));
     while let Some(frame) = spool.next(body.frame()).await? {
         let Ok(frame) = frame else {
@@ -49,21 +50,24 @@ pub async fn receive(
         let Ok(bytes) = frame.into_data() else {
             continue;
         };
-        let Some(begun) = &mut before else {
-            spool.write(&bytes).await?;
-            continue;
+        let kept = match &mut before {
+            None => spool.write(BODY, &bytes).await.map_err(told),
+            Some(begun) => {
+                begun.extend_from_slice(&bytes);
+                match split(begun) {
+                    Ok(None) => Ok(()),
+                    Ok(Some((found, file))) => {
+                        let kept = spool.write(BODY, file).await.map_err(told);
+                        (beside, before) = (found, None);
+                        kept
+                    }
+                    Err(bad) => Err(bad.into()),
+                }
+            }
         };
-        begun.extend_from_slice(&bytes);
-        match split(begun) {
-            Ok(None) => {}
-            Ok(Some((found, file))) => {
-                spool.write(file).await?;
-                (beside, before) = (found, None);
-            }
-            Err(bad) => {
-                discard(variants, body).await;
-                return Err(bad.into());
-            }
+        if let Err(failure) = kept {
+            discard(variants, body).await;
+            return Err(failure);
         }
     }
     if before.is_some() {
