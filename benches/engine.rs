@@ -11,7 +11,9 @@ use choir::catalog::{BaseSource, Catalog, CatalogConfig};
 use choir::engine::{Engine, EngineConfig, EngineHandle, Event, Generation, Request, Sampling};
 use choir::model::gpu::GpuTarget;
 use choir::model::kv_cache::KvCache;
-use choir::model::{Batch, Denoiser, Logits, NetworkFacts, Outcome, PageLayout, Place, Process};
+use choir::model::{
+    Batch, Denoiser, Logits, NetworkFacts, PageLayout, Place, Process, StepOutcome,
+};
 use choir::ops::gpu::{Address, Dtype, Gemm, GpuDevice, Graph, Launch, Result};
 use choir::ops::quantized::Quantisation;
 
@@ -150,7 +152,7 @@ impl Denoiser for Watched {
         self.network.forward(batch, cache)
     }
 
-    fn step(&self, batch: &Batch, cache: &mut KvCache) -> choir::model::Result<Outcome> {
+    fn step(&self, batch: &Batch, cache: &mut KvCache) -> choir::model::Result<StepOutcome> {
         let begun = Instant::now();
         let outcome = self.network.step(batch, cache)?;
         let mut steps = self.steps.lock().expect("steps");

@@ -6,8 +6,8 @@
 
 use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
 use candle_core::{Device, Module, Tensor};
-use choir::ops::coded::{Code, Kept, LowRank, Nibbles, Own, Rate, RowShare, add_own};
-use choir::ops::quantized::{Quantisation, Served};
+use choir::ops::coded::{Code, Kept, LowRank, Nibbles, OwnMatrix, Rate, RowShare, add_own};
+use choir::ops::quantized::{Quantisation, QuantizedMatrix};
 use choir::transform::Rotation;
 use half::bf16;
 use timing::{Product, noise, rates};
@@ -28,7 +28,7 @@ fn main() {
 }
 
 /// Any bits are a code, and any nibbles factors.
-fn coded(rate: Rate, rank: usize, [out, input]: [usize; 2]) -> Own {
+fn coded(rate: Rate, rank: usize, [out, input]: [usize; 2]) -> OwnMatrix {
     let bytes = |count: usize| {
         (0..count)
             .map(|at| (at * 167 % 251) as u8)
@@ -50,7 +50,7 @@ fn coded(rate: Rate, rank: usize, [out, input]: [usize; 2]) -> Own {
         low_rank: (rank > 0).then_some(LowRank::Nibbles(factors)),
     };
     let rotation = Rotation::new(1, "matrix", input);
-    Own::new(&kept, [out, input], rotation, 1.0).expect("what fits")
+    OwnMatrix::new(&kept, [out, input], rotation, 1.0).expect("what fits")
 }
 
 fn measure(wanted: &[String]) {
@@ -62,7 +62,7 @@ fn measure(wanted: &[String]) {
         let weights = noise(out * input);
         let mut contenders: Vec<(String, Product)> = Vec::new();
         for form in Quantisation::ALL {
-            let matrix = Served::new(&weights, out, input, form).expect("matrix");
+            let matrix = QuantizedMatrix::new(&weights, out, input, form).expect("matrix");
             let product = move |x: &[f32], rows: usize, y: &mut [f32]| {
                 matrix.product(x, rows, y).expect("product")
             };

@@ -1,11 +1,11 @@
 //! One row of logits to one token, with and without cuts, and one step of whole sequences: what a step does beside the network.
 
 use choir::rng::{Key, Stream};
-use choir::sampler::{BlockSampler, BlockSettings};
 use choir::sampler::{
-    Crossing, Filter, Predictor, Sampler, UniformPredictor, UniformSampler, UniformSettings,
-    Workspace,
+    AbsorbingPredictor, Crossing, Filter, FilterWorkspace, Sampler, UniformPredictor,
+    UniformSampler, UniformSettings,
 };
+use choir::sampler::{BlockSampler, BlockSettings};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use std::time::Duration;
 
@@ -53,7 +53,7 @@ fn rows(criterion: &mut Criterion) {
     group.throughput(Throughput::Elements(VOCAB as u64));
     for (shape, spread) in [("flat", 0.5), ("peaked", 4.0)] {
         let logits = logits(1, spread);
-        let mut workspace = Workspace::default();
+        let mut workspace = FilterWorkspace::default();
         for (name, filter) in filters {
             group.bench_function(format!("{name}, {shape}"), |bencher| {
                 bencher.iter(|| filter.distribution(&logits, &mut workspace).draw(0.5));
@@ -76,7 +76,7 @@ fn steps(criterion: &mut Criterion) {
         time_conditioned: true,
         prefill_chunk: LENGTH,
     };
-    let predictor = Predictor::Ancestral { steps: 2 };
+    let predictor = AbsorbingPredictor::Ancestral { steps: 2 };
     let block = BlockSettings::new(LENGTH, LENGTH, predictor, VOCAB as u32 - 1, VOCAB);
     let samplers = [
         (

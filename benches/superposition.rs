@@ -1,7 +1,7 @@
 //! What keeps variants: signs made and applied, a delta accumulated, an activation rotated, a delta read back as a matrix and
 //! on the activations. One matrix of a published small network's size.
 
-use choir::ops::quantized::{Quantisation, Served, SignedRow, add_signed};
+use choir::ops::quantized::{Quantisation, QuantizedMatrix, SignedRow, add_signed};
 use choir::rng::{Key, Stream};
 use choir::superposition::{Bank, Delta, NamedTensor, NamedTensors, Scheme, retrieve};
 use choir::transform::{Side, Signs, Transform};
@@ -84,7 +84,7 @@ fn superposition(criterion: &mut Criterion) {
     group.warm_up_time(Duration::from_millis(200));
     group.measurement_time(Duration::from_secs(1));
     group.sample_size(20);
-    let served = Served::new(
+    let served = QuantizedMatrix::new(
         &bank.dense(NAME).expect("held"),
         SHAPE[0],
         SHAPE[1],

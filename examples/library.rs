@@ -4,7 +4,7 @@
 //! cargo run --example library -- models/variants/roman.safetensors "roman M C M X C I V ="
 //! ```
 
-use choir::catalog::{AddRequest, BaseSource, Catalog, CatalogConfig, Source};
+use choir::catalog::{AddRequest, BaseSource, Catalog, CatalogConfig, CheckpointSource};
 use choir::engine::{Engine, EngineConfig, Event, Request};
 use std::error::Error;
 
@@ -23,7 +23,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let engine = Engine::start(EngineConfig::default(), generation)?;
     catalog.attach(engine.clone()); // from here on a change is served as soon as it is committed
     let name = "mine";
-    let request = AddRequest::new(name, Source::Path(checkpoint.into()));
+    let request = AddRequest::new(name, CheckpointSource::Path(checkpoint.into()));
     let added = catalog.add(request, |_| {})?;
     let variant = added.variant;
     eprintln!(

@@ -5,11 +5,11 @@ use choir::checkpoint::Checkpoint;
 use choir::cli::Cli;
 use choir::kserve as oip;
 use choir::model::architecture::{Architecture, adapter as peft, shapes};
-use choir::model::tokenizer::{Bound, GenerationConfig, Message, Role, Tokenizer};
+use choir::model::tokenizer::{Bound, ChatRole, GenerationConfig, Message, Tokenizer};
 use choir::ops::quantized::Quantisation;
 use choir::pb;
 use choir::sampler::{Kappa, TimeProfile};
-use choir::server::access::{Caller, Keys};
+use choir::server::access::{ApiKeys, Caller};
 use choir::server::openai::{chat, completion::Completion};
 use choir::store::{BankId, read_manifest};
 use choir::superposition::{
@@ -177,7 +177,7 @@ pub fn template(data: &[u8]) {
             role,
             content: "hello".to_owned(),
         };
-        let messages = [Role::System, Role::User].map(message);
+        let messages = [ChatRole::System, ChatRole::User].map(message);
         let bound = Bound {
             tokens: 1000,
             ..Bound::default()
@@ -252,6 +252,6 @@ pub fn command_line(data: &[u8]) {
 
 pub fn keys(data: &[u8]) {
     if let Ok(text) = std::str::from_utf8(data) {
-        let _ = Keys::read(text);
+        let _ = ApiKeys::read(text);
     }
 }

@@ -5,7 +5,7 @@ mod fixtures;
 use choir::model::architecture::dit::{EMBEDDING, is_product};
 use choir::model::kv_cache::KvCache;
 use choir::model::{BaseWeights, Batch, Denoiser, HostNetwork, Mix, PageId, Segment, ServedBank};
-use choir::ops::categorical::{Certainty, Crossing, Draw, Filter, Kind, Workspace};
+use choir::ops::categorical::{Certainty, Crossing, Draw, DrawKind, Filter, FilterWorkspace};
 use choir::ops::quantized::Quantisation;
 use choir::rng::Noise;
 use fixtures::{
@@ -51,7 +51,7 @@ fn a_step_draws_where_it_is_told_and_gives_back_the_other_rows() {
         noise: Noise::new(5),
         step: 1,
         position: position as u32,
-        kind: Kind::Sure(Certainty::Best),
+        kind: DrawKind::Sure(Certainty::Best),
     };
     let length = case.config.block().expect("block");
     let kept = segment(&case, &vec![1; length], 0.0);
@@ -72,7 +72,7 @@ fn a_step_draws_where_it_is_told_and_gives_back_the_other_rows() {
     );
     let rows = (0..length).chain(2 * length..3 * length);
     let expected =
-        rows.map(|row| draw(row % length).apply(all.row(row), &mut Workspace::default()));
+        rows.map(|row| draw(row % length).apply(all.row(row), &mut FilterWorkspace::default()));
     assert_eq!(outcome.drawn, expected.collect::<Vec<_>>());
 
     batch.segments[0].draws.pop();

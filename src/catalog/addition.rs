@@ -1,17 +1,17 @@
 //! From an operator's file to what a store keeps of it.
 
-use super::base::{self, Base, checkpoint};
+use super::base::{self, ServedBase, checkpoint};
 use super::source::{Given, Related};
 use super::tuning::Said;
-use super::{AddRequest, Error, Stage, Tuning, defaults, share};
+use super::{AddRequest, AdditionStage, Error, Tuning, defaults, share};
 use crate::engine::{self, Sampling, SamplingParams};
 use crate::model::tokenizer::GenerationConfig;
 use crate::model::{Architecture, Regime};
 use crate::store::{
-    BaseFacts, CodedFile, Content, Keep, NewVariant, Options, Process, SamplerDefaults, Scales,
-    check_name,
+    BaseFacts, CodedFile, Content, Keep, NewVariant, Options, SamplerDefaults, Scales,
+    StoredProcess, check_name,
 };
-use crate::superposition::{CodedDelta, Delta, Encoding, Mismatch, Plan, Refused, Remarks};
+use crate::superposition::{CodedDelta, Delta, DeltaError, Encoding, Mismatch, Plan, Remarks};
 
 /// How near the bits that are asked for must be to those of a coded file.
 const SAME_BITS: f32 = 0.005;
@@ -25,14 +25,14 @@ pub(super) struct PreparedVariant {
 
 /// Reads a checkpoint and brings it into the form in which it will be kept. Nothing of the store changes.
 pub(super) fn prepare(
-    base: &Base,
+    base: &ServedBase,
     options: Options,
     request: AddRequest,
-    tell: &mut dyn FnMut(Stage),
+    tell: &mut dyn FnMut(AdditionStage),
 ) -> Result<PreparedVariant, Error> {
     check_name(&request.name)?;
     let network = base.weights.facts();
-    tell(Stage::Reading);
+    tell(AdditionStage::Reading);
     let origin = request.source.origin();
     let beside = request.source.beside(request.beside.clone())?;
     let given = request.source.open(base, &beside)?;
@@ -49,7 +49,7 @@ pub(super) fn prepare(
     let sampling = sampling(&said, regime, &request.defaults, generation.as_ref(), base)?;
     let process = defaults::process_to_store(regime.process);
     let recorded = defaults::to_store(&sampling, regime, network);
-    tell(Stage::Comparing);
+    tell(AdditionStage::Comparing);
     let as_it_is = match &given {
         Given::Own(bytes) if CodedDelta::is_one(bytes) => {
             let file = CodedFile::read(bytes.to_vec()).map_err(checkpoint(&origin))?;
@@ -88,7 +88,7 @@ pub(super) fn prepare(
             }
         }
         (None, Keep::Coded) => {
-            tell(Stage::Accumulating);
+            tell(AdditionStage::Accumulating);
             let mut encoding = Encoding {
                 plan: plan(
                     base.weights.architecture(),
@@ -134,7 +134,7 @@ fn moved_of(related: Option<&Related>) -> Option<f32> {
 
 /// A checkpoint's delta in a code, before anything is rounded; that of an archived or a packed one as it is there.
 fn coded(
-    base: &Base,
+    base: &ServedBase,
     given: &Given,
     encoding: &Encoding,
     origin: &str,
@@ -147,7 +147,7 @@ fn coded(
         _ => code(&base.facts, &given.delta(base, origin, related)?, encoding),
     };
     file.map_err(|error| match error {
-        Refused::TooFewBits(error) => bad_bits(error.to_string()),
+        DeltaError::TooFewBits(error) => bad_bits(error.to_string()),
         other => checkpoint(origin)(other),
     })
 }
@@ -157,7 +157,7 @@ pub(super) fn code(
     facts: &BaseFacts,
     delta: &Delta,
     encoding: &Encoding,
-) -> Result<CodedFile, Refused> {
+) -> Result<CodedFile, DeltaError> {
     let dense = |name: &str| {
         let tensor = name.to_owned();
         Ok(delta.dense(name).ok_or(Mismatch::Missing { tensor })?)
@@ -211,7 +211,10 @@ fn as_it_is(
 }
 
 /// What a file says of its variant's process and sampling.
-pub(super) fn to_remarks(process: Process, defaults: &SamplerDefaults) -> Result<Remarks, Error> {
+pub(super) fn to_remarks(
+    process: StoredProcess,
+    defaults: &SamplerDefaults,
+) -> Result<Remarks, Error> {
     let json = |value: serde_json::Result<String>| {
         value.map_err(|error| Error::BadField {
             field: "defaults",
@@ -225,7 +228,7 @@ pub(super) fn to_remarks(process: Process, defaults: &SamplerDefaults) -> Result
 }
 
 /// The variants compiled in, as a new store keeps them.
-pub(super) fn shipped(base: &Base, options: Options) -> Result<Vec<NewVariant>, Error> {
+pub(super) fn shipped(base: &ServedBase, options: Options) -> Result<Vec<NewVariant>, Error> {
     let network = base.weights.facts();
     let own = |name: &str, packed: &'static [u8]| {
         let delta = Delta::from_own(base.facts.digest, &base.facts.shapes, packed);
@@ -280,7 +283,7 @@ fn sampling(
     regime: Regime,
     chosen: &SamplingParams,
     generation: Option<&GenerationConfig>,
-    base: &Base,
+    base: &ServedBase,
 ) -> Result<Sampling, Error> {
     let usual = match &said.defaults {
         Some(recorded) => recorded.sampling(),

@@ -11,7 +11,7 @@ use crate::model::{Architecture, BaseWeights, NetworkFacts, Place, Process, Regi
 use crate::ops::quantized::{LAYOUT, Quantisation};
 use crate::store::{BaseCopy, BaseFacts, Origin};
 use crate::superposition::{
-    self, Digest, Mismatch, NamedTensors, Refused, Relation, TensorDigest, TensorSource,
+    self, DeltaError, Digest, Mismatch, NamedTensors, Relation, TensorDigest, TensorSource,
 };
 use serde::Deserialize;
 use std::borrow::Cow;
@@ -39,7 +39,7 @@ pub enum BaseSource {
 /// What a variant of `models/` is, from `models/variants.json`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct About {
+pub struct BaseVariant {
     /// What it was fine-tuned on.
     pub about: String,
     /// Its held-out text in `models/held-out`, for a style.
@@ -52,7 +52,7 @@ pub struct About {
 #[derive(Clone, Debug)]
 pub struct Shipped {
     pub name: &'static str,
-    pub about: About,
+    pub about: BaseVariant,
     /// Its packed delta.
     pub packed: &'static [u8],
 }
@@ -76,7 +76,7 @@ pub fn shipped() -> Result<Vec<Shipped>, Error> {
         origin: "compiled in".into(),
         reason: format!("variants.json: {error}"),
     };
-    let mut about: BTreeMap<String, About> =
+    let mut about: BTreeMap<String, BaseVariant> =
         serde_json::from_slice(embedded::VARIANTS_JSON).map_err(|error| reason(&error))?;
     embedded::VARIANTS
         .iter()
@@ -213,7 +213,7 @@ impl BaseSource {
         form: Quantisation,
         architecture: &Architecture,
         tokenizer: Digest,
-    ) -> Option<(BaseFacts, place::Base)> {
+    ) -> Option<(BaseFacts, place::ResidentBase)> {
         let copy = BaseCopy::open(directory, origin)?;
         checkpoint::room(architecture.bytes(form) as u64).ok()?;
         let facts = BaseFacts {
@@ -222,7 +222,7 @@ impl BaseSource {
             shapes: shapes(architecture).collect(),
         };
         let weights = BaseWeights::restore(architecture.clone(), form, |name| copy.part(name))?;
-        Some((facts, place::Base::Host(Arc::new(weights))))
+        Some((facts, place::ResidentBase::Host(Arc::new(weights))))
     }
 
     /// What the store is to know of the weights, and the weights where they are served.
@@ -231,7 +231,7 @@ impl BaseSource {
         place: &Place,
         architecture: Architecture,
         tokenizer: Digest,
-    ) -> Result<(BaseFacts, place::Base), Error> {
+    ) -> Result<(BaseFacts, place::ResidentBase), Error> {
         let refused = |error: model::Error| self.refuse(error);
         let published = self.published()?;
         if let Place::Host(form) = place {
@@ -240,7 +240,7 @@ impl BaseSource {
         }
         let shapes = shapes(&architecture).collect();
         let mut digest = TensorDigest::default();
-        let weights = place::Base::load(place, architecture, |spec| {
+        let weights = place::ResidentBase::load(place, architecture, |spec| {
             let data =
                 (published.read(spec)).map_err(|error| model::Error::Unread(error.into()))?;
             digest.add(&spec.name, &spec.shape, &data);
@@ -257,7 +257,7 @@ impl BaseSource {
 
     /// Everything about the base that is needed for as long as it is served; its weights from the copy that the store in
     /// `copies` may have of them.
-    pub(super) fn load(&self, place: &Place, copies: Option<&Path>) -> Result<Base, Error> {
+    pub(super) fn load(&self, place: &Place, copies: Option<&Path>) -> Result<ServedBase, Error> {
         let mut architecture = self.architecture()?;
         let mut tokenizer = self.tokenizer()?;
         if architecture.conditioning.is_some() {
@@ -295,7 +295,7 @@ impl BaseSource {
             Some(restored) => restored,
             None => self.weights(place, architecture, digest)?,
         };
-        let base = Base {
+        let base = ServedBase {
             source: self.clone(),
             to_keep,
             facts,
@@ -323,21 +323,22 @@ impl std::fmt::Display for BaseSource {
 }
 
 /// A base being served.
-pub(super) struct Base {
+pub(super) struct ServedBase {
     source: BaseSource,
     /// What a copy of its weights would follow from, where there is none.
     to_keep: Option<Origin>,
     pub facts: BaseFacts,
-    pub weights: place::Base,
+    pub weights: place::ResidentBase,
     pub tokenizer: Arc<Tokenizer>,
     generation_config: Option<GenerationConfig>,
 }
 
-impl Base {
+impl ServedBase {
     /// Keeps a copy of the weights as they are served in the store's `directory`, so that the next start need not round them. What
     /// fails is told: it costs the next start its time and nothing else.
     pub fn keep_copy(&self, directory: &Path) {
-        let (Some(origin), place::Base::Host(weights)) = (&self.to_keep, &self.weights) else {
+        let (Some(origin), place::ResidentBase::Host(weights)) = (&self.to_keep, &self.weights)
+        else {
             return;
         };
         let Ok(parts) = weights.raw() else { return };
@@ -427,7 +428,7 @@ impl Base {
 }
 
 /// Names what a file was refused for.
-pub(super) fn checkpoint(origin: &str) -> impl FnOnce(Refused) -> Error + '_ {
+pub(super) fn checkpoint(origin: &str) -> impl FnOnce(DeltaError) -> Error + '_ {
     move |source| Error::Checkpoint {
         origin: origin.to_owned(),
         source,

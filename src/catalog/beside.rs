@@ -1,7 +1,7 @@
 //! The small files that stand beside a checkpoint's weights, and what they say of the variant: the same whether the server reads them
 //! itself or a client sends them with its upload.
 
-use super::base::{Base, checkpoint};
+use super::base::{ServedBase, checkpoint};
 use super::{Error, tuning};
 use crate::checkpoint::{read_small, shown};
 use crate::model::architecture::{self, Architecture};
@@ -119,7 +119,7 @@ impl Beside {
     }
 
     /// How the variant's texts begin and end and its conversations are written, where that is not as the base's.
-    pub(super) fn manner(&self, base: &Base, origin: &str) -> Result<Option<Manner>, Error> {
+    pub(super) fn manner(&self, base: &ServedBase, origin: &str) -> Result<Option<Manner>, Error> {
         let read = |name: &str| self.get(name).map(<[u8]>::to_vec);
         let manner = base.tokenizer.manner_of(read);
         manner.map_err(|source| Error::OtherTokenizer {
@@ -142,7 +142,7 @@ impl Beside {
     ///
     /// # Errors
     /// Another tokenizer than the base's, or a configuration that cannot be read or that no variant of this base can have.
-    pub(super) fn regime(&self, base: &Base, origin: &str) -> Result<Option<Regime>, Error> {
+    pub(super) fn regime(&self, base: &ServedBase, origin: &str) -> Result<Option<Regime>, Error> {
         let same = match &self.tokenizer {
             None => Ok(()),
             Some(Pieces::Read(theirs)) => base.tokenizer.same_pieces(theirs),
@@ -163,7 +163,7 @@ impl Beside {
             return Ok(None);
         };
         let theirs = Architecture::read(bytes).map_err(|error| match error {
-            architecture::Refused::Field { field, .. } => other(field),
+            architecture::ConfigError::Field { field, .. } => other(field),
             error => {
                 let detail = format!("beside it: {error}");
                 checkpoint(origin)(Unreadable::Malformed { detail }.into())

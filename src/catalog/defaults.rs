@@ -38,12 +38,12 @@ pub(super) fn regime(record: &VariantRecord, network: &NetworkFacts) -> Regime {
 
 /// The same, of a process and defaults that are not in a manifest yet.
 pub(super) fn recorded(
-    process: store::Process,
+    process: store::StoredProcess,
     defaults: &SamplerDefaults,
     network: &NetworkFacts,
 ) -> Regime {
     match process {
-        store::Process::Absorbing => Regime {
+        store::StoredProcess::Absorbing => Regime {
             block: match defaults.blocks {
                 None => network.regime.block,
                 Some(Blocks::Whole) => None,
@@ -51,7 +51,7 @@ pub(super) fn recorded(
             },
             ..network.regime
         },
-        store::Process::Uniform => Regime {
+        store::StoredProcess::Uniform => Regime {
             process: Process::Uniform,
             block: defaults.block_size,
             grid: network.regime.grid,
@@ -60,17 +60,17 @@ pub(super) fn recorded(
     }
 }
 
-pub fn process_to_store(process: Process) -> store::Process {
+pub fn process_to_store(process: Process) -> store::StoredProcess {
     match process {
-        Process::Absorbing => store::Process::Absorbing,
-        Process::Uniform => store::Process::Uniform,
+        Process::Absorbing => store::StoredProcess::Absorbing,
+        Process::Uniform => store::StoredProcess::Uniform,
     }
 }
 
-pub(super) fn process_from_store(process: store::Process) -> Process {
+pub(super) fn process_from_store(process: store::StoredProcess) -> Process {
     match process {
-        store::Process::Absorbing => Process::Absorbing,
-        store::Process::Uniform => Process::Uniform,
+        store::StoredProcess::Absorbing => Process::Absorbing,
+        store::StoredProcess::Uniform => Process::Uniform,
     }
 }
 
@@ -78,7 +78,7 @@ pub(super) fn process_from_store(process: store::Process) -> Process {
 mod tests {
     use super::*;
     use crate::model::{CacheShape, Grid};
-    use crate::sampler::{Certainty, Predictor};
+    use crate::sampler::{AbsorbingPredictor, Certainty};
 
     fn network(family: &'static str, block: Option<usize>) -> NetworkFacts {
         NetworkFacts {
@@ -108,7 +108,7 @@ mod tests {
     fn a_family_is_run_as_its_own_code_does_unless_its_files_say_otherwise() {
         let sdar = network("sdar", Some(4));
         let usually = usual(&sdar, sdar.regime, None);
-        let dynamic = Predictor::Confidence {
+        let dynamic = AbsorbingPredictor::Confidence {
             threshold: 0.85,
             steps: Some(4),
         };
@@ -141,7 +141,7 @@ mod tests {
             let defaults = to_store(&sampling, regime, &network);
             assert_eq!(defaults.blocks, block.map(Blocks::Of));
             assert_eq!(
-                recorded(store::Process::Absorbing, &defaults, &network),
+                recorded(store::StoredProcess::Absorbing, &defaults, &network),
                 regime
             );
             assert_eq!(defaults.sampling(), sampling);

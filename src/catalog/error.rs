@@ -2,7 +2,7 @@
 
 use crate::model::tokenizer::TokenizerError;
 use crate::store;
-use crate::superposition::Refused;
+use crate::superposition::DeltaError;
 use std::path::PathBuf;
 
 #[derive(Debug, thiserror::Error)]
@@ -11,7 +11,7 @@ pub enum Error {
     Store(#[from] store::Error),
     /// A variant's file cannot be read, or does not match the base.
     #[error("{origin}: {source}")]
-    Checkpoint { origin: String, source: Refused },
+    Checkpoint { origin: String, source: DeltaError },
     /// The configuration beside a checkpoint is another one than the base's.
     #[error("{origin}: it is configured otherwise than the base: {field}")]
     OtherConfig { origin: String, field: &'static str },

@@ -70,7 +70,7 @@ impl VariantInfo {
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Status {
+pub struct StoreStatus {
     pub generation: u64,
     pub memory: Vec<MemoryPart>,
     /// Beside those: about what the tokenizer takes.
@@ -86,7 +86,7 @@ pub struct Status {
 #[derive(Default)]
 pub(super) struct Snapshot {
     pub variants: Vec<VariantInfo>,
-    pub status: Status,
+    pub status: StoreStatus,
 }
 
 impl Snapshot {
@@ -111,7 +111,7 @@ impl Snapshot {
         });
         Snapshot {
             variants: variants.collect(),
-            status: Status {
+            status: StoreStatus {
                 generation: manifest.generation,
                 memory: generation.memory.clone(),
                 tokenizer_bytes: generation.tokenizer.bytes() as u64,

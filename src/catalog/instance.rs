@@ -1,10 +1,10 @@
 //! From a committed state of the store to a model instance.
 
-use super::base::Base;
+use super::base::ServedBase;
 use super::{Error, Forms, defaults, share, tuning};
 use crate::engine::{Generation, MemoryPart, VariantFacts};
 use crate::model;
-use crate::model::place::{self, Bank, Bytes, Variant};
+use crate::model::place::{self, HeldBytes, ResidentBank, Variant};
 use crate::model::{VariantId, VariantWeights};
 use crate::ops::gpu::Fault;
 use crate::ops::quantized::Quantisation;
@@ -17,9 +17,9 @@ use std::sync::Arc;
 /// What is served, in served form, kept from one generation to the next where it has not changed: so a change costs what it
 /// changes, however many variants there are.
 #[derive(Default)]
-pub(super) struct Served {
+pub(super) struct ServedInstance {
     /// With the generation whose commit wrote the bank.
-    banks: BTreeMap<BankId, (u64, Bank)>,
+    banks: BTreeMap<BankId, (u64, ResidentBank)>,
     /// With all that one is made of.
     variants: BTreeMap<String, (Recipe, Variant)>,
 }
@@ -27,9 +27,14 @@ pub(super) struct Served {
 /// Its files, seed and scales.
 type Recipe = (Vec<FileRecord>, u64, Scales);
 
-impl Served {
+impl ServedInstance {
     /// The store's current generation: what of another is not `before`'s is built anew.
-    fn of(store: &Store, base: &Base, forms: Forms, before: &Served) -> Result<Self, Error> {
+    fn of(
+        store: &Store,
+        base: &ServedBase,
+        forms: Forms,
+        before: &ServedInstance,
+    ) -> Result<Self, Error> {
         let banks = each(
             base,
             &store.manifest().banks,
@@ -64,7 +69,7 @@ impl Served {
                 Ok((recipe, variant))
             },
         )?;
-        Ok(Served { banks, variants })
+        Ok(ServedInstance { banks, variants })
     }
 }
 
@@ -74,7 +79,7 @@ const AT_ONCE: u64 = 256 << 20;
 /// What `make` makes of every record, whose file has so many `bytes`: on all threads where it comes to lie on the host; on a device
 /// one after the other, since all go over one link into memory that is given out in order.
 fn each<K: Ord + Clone + Send + Sync, R: Sync, T: Send>(
-    base: &Base,
+    base: &ServedBase,
     records: &BTreeMap<K, R>,
     bytes: impl Fn(&R) -> u64,
     make: impl Fn(&K, &R) -> Result<T, Error> + Sync,
@@ -89,8 +94,8 @@ fn each<K: Ord + Clone + Send + Sync, R: Sync, T: Send>(
         let later = rest.split_off(fits.count().max(1));
         let make = |(key, record): (&K, &R)| Ok((key.clone(), make(key, record)?));
         let some: Vec<Result<_, Error>> = match base.weights {
-            place::Base::Host(_) => rest.into_par_iter().map(make).collect(),
-            place::Base::Device(_) => rest.into_iter().map(make).collect(),
+            place::ResidentBase::Host(_) => rest.into_par_iter().map(make).collect(),
+            place::ResidentBase::Device(_) => rest.into_iter().map(make).collect(),
         };
         for one in some {
             let (key, value) = one?;
@@ -103,7 +108,7 @@ fn each<K: Ord + Clone + Send + Sync, R: Sync, T: Send>(
 
 fn serve_variant(
     store: &Store,
-    base: &Base,
+    base: &ServedBase,
     name: &str,
     record: &VariantRecord,
 ) -> Result<Variant, Error> {
@@ -134,7 +139,12 @@ fn superposed(store: &Store, name: &str, record: &VariantRecord) -> Result<Varia
     })
 }
 
-fn serve(store: &Store, base: &Base, id: &BankId, forms: Forms) -> Result<Bank, Error> {
+fn serve(
+    store: &Store,
+    base: &ServedBase,
+    id: &BankId,
+    forms: Forms,
+) -> Result<ResidentBank, Error> {
     let bank = store.load_bank(id)?;
     let form = match id.kind {
         BankKind::Body => forms.body,
@@ -170,8 +180,8 @@ fn not_built(store: &Store, error: &model::Error) -> Error {
 /// names that [`share`] knows.
 pub(super) fn measuring(
     store: &Store,
-    base: &Base,
-    served: &Served,
+    base: &ServedBase,
+    served: &ServedInstance,
     name: &str,
     fine_tune: &Delta,
 ) -> Result<Generation, Error> {
@@ -240,12 +250,12 @@ pub(super) fn measuring(
 /// The model instance of the store's current generation, and what it serves; what of `before` has not changed is shared.
 pub(super) fn build(
     store: &Store,
-    base: &Base,
+    base: &ServedBase,
     forms: Forms,
-    before: &Served,
-) -> Result<(Generation, Served), Error> {
+    before: &ServedInstance,
+) -> Result<(Generation, ServedInstance), Error> {
     let network = base.weights.facts();
-    let served = Served::of(store, base, forms, before)?;
+    let served = ServedInstance::of(store, base, forms, before)?;
     let manifest = store.manifest();
     let index: BTreeMap<BankId, usize> = served.banks.keys().copied().zip(0..).collect();
     let (mut placed, mut variants) = (Vec::new(), BTreeMap::new());
@@ -280,7 +290,7 @@ pub(super) fn build(
         .map_err(|error| not_built(store, &error))?;
 
     let mut memory = Vec::new();
-    let mut add = |part: String, bytes: Bytes| {
+    let mut add = |part: String, bytes: HeldBytes| {
         for (bytes, on_device) in [(bytes.host, false), (bytes.device, true)] {
             if bytes > 0 {
                 memory.push(MemoryPart {

@@ -21,17 +21,17 @@ pub use beside::Beside;
 pub use convert::{Converted, convert};
 pub use error::Error;
 pub use forms::Forms;
-pub use info::{Status, VariantInfo};
-pub use request::{AddRequest, CatalogConfig, Progress, RemoveRequest, Stage};
-pub use source::{Source, begins};
+pub use info::{StoreStatus, VariantInfo};
+pub use request::{AddRequest, AdditionProgress, AdditionStage, CatalogConfig, RemoveRequest};
+pub use source::{CheckpointSource, begins};
 pub use tuning::{Tuning, of_file};
 
 use crate::engine::{EngineHandle, Generation, MemoryPart};
-use crate::store::{self, Commit, Options, Staged, Store, Watch};
+use crate::store::{self, Commit, DiskWatch, Options, Staged, Store};
 use crate::superposition::CodedDelta;
-use base::Base;
+use base::ServedBase;
 use info::Snapshot;
-use instance::Served;
+use instance::ServedInstance;
 use loading::Loading;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -41,7 +41,7 @@ use workshop::Workshop;
 /// The store and what is served from it. All methods that change something block (call them off the runtime) and
 /// wait for each other; the others do not wait for them.
 pub struct Catalog {
-    base: Base,
+    base: ServedBase,
     /// The store's.
     directory: PathBuf,
     forms: Forms,
@@ -55,7 +55,7 @@ pub struct Catalog {
 /// What only one action at a time may hold.
 struct Changing {
     store: Store,
-    current: Served,
+    current: ServedInstance,
     engine: Option<EngineHandle>,
 }
 
@@ -99,7 +99,7 @@ impl Catalog {
     /// starts with the variants compiled in.
     pub fn open(
         config: CatalogConfig,
-        progress: impl FnMut(Progress),
+        progress: impl FnMut(AdditionProgress),
     ) -> Result<(Catalog, Generation), Error> {
         Catalog::open_watched(config, None, progress)
     }
@@ -107,26 +107,27 @@ impl Catalog {
     /// [`Catalog::open`], with every write operation of the store announced to `watch`.
     pub fn open_watched(
         config: CatalogConfig,
-        watch: Option<Watch>,
-        mut progress: impl FnMut(Progress),
+        watch: Option<DiskWatch>,
+        mut progress: impl FnMut(AdditionProgress),
     ) -> Result<(Catalog, Generation), Error> {
-        progress(Progress::at(Stage::Reading));
+        progress(AdditionProgress::at(AdditionStage::Reading));
         let copies = (!config.check_base).then_some(config.data_dir.as_path());
         let base = config.base.load(&config.place, copies)?;
         let mut store = open_store(&config, &base, watch)?;
         base.keep_copy(store.directory());
         // Generation 0 is a store to which nothing was ever committed: also one whose first start was cut off.
         if store.manifest().generation == 0 && matches!(config.base, BaseSource::Embedded) {
-            progress(Progress::at(Stage::Comparing));
+            progress(AdditionProgress::at(AdditionStage::Comparing));
             let variants = addition::shipped(&base, store.manifest().options)?;
             store.add_all(variants, None, &mut |stage| {
-                progress(Progress::at(stage.into()))
+                progress(AdditionProgress::at(stage.into()))
             })?;
         }
-        progress(Progress::at(Stage::Publishing));
+        progress(AdditionProgress::at(AdditionStage::Publishing));
         let head_capacity = store.manifest().options.head_capacity;
         let forms = Forms::new(config.bank_form, config.head_form, head_capacity);
-        let (generation, current) = instance::build(&store, &base, forms, &Served::default())?;
+        let (generation, current) =
+            instance::build(&store, &base, forms, &ServedInstance::default())?;
         let catalog = Catalog {
             directory: store.directory().to_owned(),
             forms,
@@ -170,10 +171,10 @@ impl Catalog {
     pub fn add(
         &self,
         request: AddRequest,
-        mut progress: impl FnMut(Progress) + Send,
+        mut progress: impl FnMut(AdditionProgress) + Send,
     ) -> Result<Added, Error> {
         let _loading = Loading::begin(self.loading.get().copied());
-        let mut tell = |stage| progress(Progress::at(stage));
+        let mut tell = |stage| progress(AdditionProgress::at(stage));
         let (name, replaces) = (request.name.clone(), request.replaces);
         let (expected, dry_run) = (request.expected_generation, request.dry_run);
         let (least, text) = (request.min_share, request.check_text.clone());
@@ -186,7 +187,7 @@ impl Catalog {
         let mut changing = lock(&self.changing);
         let before = (disk_bytes(&changing.store), self.snapshot().bytes());
         let mut added = None;
-        let check = |store: &mut Staged, generation: &Generation, served: &Served| {
+        let check = |store: &mut Staged, generation: &Generation, served: &ServedInstance| {
             if let (Some(text), Some(fine_tune)) = (&text, &fine_tune) {
                 let made = instance::measuring(store, &self.base, served, &name, fine_tune)?;
                 store.measured(&name, share::measure(made, text)?);
@@ -207,7 +208,7 @@ impl Catalog {
             Ok(())
         };
         let commit = |store: &mut Store, accept: &mut Accept<Stop>| {
-            let progress = &mut |stage: store::Stage| tell(stage.into());
+            let progress = &mut |stage: store::CommitStage| tell(stage.into());
             match replaces {
                 Some(digest) => store.replace_if(variant, digest, expected, progress, accept),
                 None => store.add_if(vec![variant], expected, progress, accept),
@@ -226,7 +227,7 @@ impl Catalog {
     /// Nothing has changed.
     pub fn remove(&self, name: &str, request: RemoveRequest) -> Result<u64, Error> {
         let _loading = Loading::begin(self.loading.get().copied());
-        let read = |source: Source| {
+        let read = |source: CheckpointSource| {
             self.workshop.prepare(|| {
                 let beside = source.beside(Beside::default())?;
                 let given = source.open(&self.base, &beside)?;
@@ -248,7 +249,7 @@ impl Catalog {
         &self,
         changing: &mut Changing,
         commit: impl FnOnce(&mut Store, &mut Accept<E>) -> Result<Commit, E>,
-        check: impl FnOnce(&mut Staged, &Generation, &Served) -> Result<(), E>,
+        check: impl FnOnce(&mut Staged, &Generation, &ServedInstance) -> Result<(), E>,
     ) -> Result<Commit, E> {
         let Changing {
             store,
@@ -307,7 +308,7 @@ impl Catalog {
         Ok(lock(&self.changing).store.load_coded(name)?)
     }
 
-    pub fn status(&self) -> Status {
+    pub fn status(&self) -> StoreStatus {
         let mut status = self.snapshot().status.clone();
         let bytes = self.base.weights.table_bytes() as u64;
         if bytes > 0 {
@@ -334,7 +335,11 @@ fn difference(after: u64, before: u64) -> i64 {
 }
 
 /// The store in the directory, or a new one there.
-fn open_store(config: &CatalogConfig, base: &Base, watch: Option<Watch>) -> Result<Store, Error> {
+fn open_store(
+    config: &CatalogConfig,
+    base: &ServedBase,
+    watch: Option<DiskWatch>,
+) -> Result<Store, Error> {
     let dir = &config.data_dir;
     let usual = Options::default();
     if !Store::exists(dir) {

@@ -1,6 +1,6 @@
 //! What is asked of a catalog, and how far it has come.
 
-use super::{BaseSource, Beside, Source, Tuning};
+use super::{BaseSource, Beside, CheckpointSource, Tuning};
 use crate::engine::SamplingParams;
 use crate::model::Place;
 use crate::ops::quantized::Quantisation;
@@ -60,7 +60,7 @@ pub struct AddRequest {
     pub name: String,
     /// The first 8 bytes of the SHA-256 of the delta where absent, or the one that a coded file says.
     pub seed: Option<u64>,
-    pub source: Source,
+    pub source: CheckpointSource,
     /// What stands beside it, where that is not read from its folder.
     pub beside: Beside,
     /// The scale c of the retrieved delta; 1 where absent.
@@ -89,7 +89,7 @@ pub struct AddRequest {
 
 impl AddRequest {
     /// An addition that asks for nothing else.
-    pub fn new(name: impl Into<String>, source: Source) -> Self {
+    pub fn new(name: impl Into<String>, source: CheckpointSource) -> Self {
         AddRequest {
             name: name.into(),
             seed: None,
@@ -113,20 +113,20 @@ impl AddRequest {
 #[derive(Clone, Debug, Default)]
 pub struct RemoveRequest {
     /// The checkpoint again, where the store archives no delta.
-    pub delta: Option<Source>,
+    pub delta: Option<CheckpointSource>,
     pub expected_generation: Option<u64>,
 }
 
 /// How far an operation has come.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Progress {
-    pub stage: Stage,
+pub struct AdditionProgress {
+    pub stage: AdditionStage,
     /// Of the whole operation, 0 to 1.
     pub fraction: f32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
+pub enum AdditionStage {
     Reading,
     Comparing,
     Accumulating,
@@ -135,28 +135,28 @@ pub enum Stage {
     Publishing,
 }
 
-impl Progress {
+impl AdditionProgress {
     /// A stage at its beginning.
-    pub(super) fn at(stage: Stage) -> Self {
+    pub(super) fn at(stage: AdditionStage) -> Self {
         let fraction = match stage {
-            Stage::Reading => 0.0,
-            Stage::Comparing => 0.1,
-            Stage::Accumulating => 0.3,
-            Stage::Measuring => 0.5,
-            Stage::Writing => 0.7,
-            Stage::Publishing => 0.8,
+            AdditionStage::Reading => 0.0,
+            AdditionStage::Comparing => 0.1,
+            AdditionStage::Accumulating => 0.3,
+            AdditionStage::Measuring => 0.5,
+            AdditionStage::Writing => 0.7,
+            AdditionStage::Publishing => 0.8,
         };
-        Progress { stage, fraction }
+        AdditionProgress { stage, fraction }
     }
 }
 
-impl From<store::Stage> for Stage {
-    fn from(stage: store::Stage) -> Self {
+impl From<store::CommitStage> for AdditionStage {
+    fn from(stage: store::CommitStage) -> Self {
         match stage {
-            store::Stage::Accumulating => Stage::Accumulating,
-            store::Stage::Measuring => Stage::Measuring,
-            store::Stage::Writing => Stage::Writing,
-            store::Stage::Committing => Stage::Publishing,
+            store::CommitStage::Accumulating => AdditionStage::Accumulating,
+            store::CommitStage::Measuring => AdditionStage::Measuring,
+            store::CommitStage::Writing => AdditionStage::Writing,
+            store::CommitStage::Committing => AdditionStage::Publishing,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Where an operator's checkpoint comes from, and what it turns out to be.
 
 use super::Error;
-use super::base::{Base, checkpoint};
+use super::base::{ServedBase, checkpoint};
 use super::beside::Beside;
 use crate::checkpoint::{
     Checkpoint, INDEX, PATIENCE, SINGLE, in_time, read_file, read_open, shown,
@@ -20,7 +20,7 @@ const UPLOADED: &str = "uploaded";
 /// A fine-tune: its weights in the published layout (a folder, in shards or not, an index, or a file), a delta in a file of this
 /// program's own, or an adapter (a folder, or its file) as `peft` writes it.
 #[derive(Clone, Debug)]
-pub enum Source {
+pub enum CheckpointSource {
     Path(PathBuf),
     Bytes(Vec<u8>),
     /// An upload, in a file without a name: [`Catalog::spool`](super::Catalog::spool).
@@ -46,20 +46,20 @@ pub(super) enum Given<'a> {
     Adapter(Box<CodedDelta>),
 }
 
-impl Source {
+impl CheckpointSource {
     /// Where it comes from, for people.
     pub(super) fn origin(&self) -> String {
         match self {
-            Source::Path(path) => shown(&path.display().to_string()),
-            Source::Bytes(_) | Source::Spooled(_) => UPLOADED.to_owned(),
+            CheckpointSource::Path(path) => shown(&path.display().to_string()),
+            CheckpointSource::Bytes(_) | CheckpointSource::Spooled(_) => UPLOADED.to_owned(),
         }
     }
 
     /// What stands beside it; `sent` where it is no path.
     pub(super) fn beside(&self, sent: Beside) -> Result<Beside, Error> {
         match self {
-            Source::Path(path) => Beside::read(path),
-            Source::Bytes(_) | Source::Spooled(_) => Ok(sent),
+            CheckpointSource::Path(path) => Beside::read(path),
+            CheckpointSource::Bytes(_) | CheckpointSource::Spooled(_) => Ok(sent),
         }
     }
 
@@ -67,27 +67,27 @@ impl Source {
     ///
     /// # Errors
     /// What is no such thing, and tensors that are not the base's, by name.
-    pub(super) fn open(&self, base: &Base, beside: &Beside) -> Result<Given<'_>, Error> {
+    pub(super) fn open(&self, base: &ServedBase, beside: &Beside) -> Result<Given<'_>, Error> {
         let origin = self.origin();
         let unreadable = |error: Unreadable| checkpoint(&origin)(error.into());
         let found = match self {
-            Source::Path(path) => {
+            CheckpointSource::Path(path) => {
                 let file = file_of(path);
                 in_time(PATIENCE, move || Checkpoint::open(&file))
             }
-            Source::Bytes(bytes) => Checkpoint::from_bytes(&bytes[..]),
-            Source::Spooled(file) => Checkpoint::of_file(file),
+            CheckpointSource::Bytes(bytes) => Checkpoint::from_bytes(&bytes[..]),
+            CheckpointSource::Spooled(file) => Checkpoint::of_file(file),
         };
         let found = found.map_err(unreadable)?;
         let format = found.metadata("format");
         if format.is_some_and(|format| format.starts_with("choir/")) {
             let read = match self {
-                Source::Path(path) => {
+                CheckpointSource::Path(path) => {
                     let file = file_of(path);
                     in_time(PATIENCE, move || read_file(&file)).map(Cow::Owned)
                 }
-                Source::Bytes(bytes) => Ok(bytes.into()),
-                Source::Spooled(file) => read_open(file).map(Cow::Owned),
+                CheckpointSource::Bytes(bytes) => Ok(bytes.into()),
+                CheckpointSource::Spooled(file) => read_open(file).map(Cow::Owned),
             };
             return Ok(Given::Own(read.map_err(unreadable)?));
         }
@@ -112,14 +112,16 @@ fn file_of(path: &Path) -> PathBuf {
 }
 
 fn adapter_of(
-    base: &Base,
+    base: &ServedBase,
     beside: &Beside,
     found: &Checkpoint,
     origin: &str,
 ) -> Result<CodedDelta, Error> {
-    let refused = |error: adapter::Refused| checkpoint(origin)(error.into());
+    let refused = |error: adapter::AdapterError| checkpoint(origin)(error.into());
     let config = beside.get(adapter::CONFIG);
-    let config = config.ok_or(adapter::Refused::NoConfig).map_err(refused)?;
+    let config = config
+        .ok_or(adapter::AdapterError::NoConfig)
+        .map_err(refused)?;
     let weights = base.published()?;
     let known = (base.facts.digest, &weights as &dyn TensorSource);
     let read = adapter::read(base.weights.architecture(), known, config, found);
@@ -143,7 +145,7 @@ impl Given<'_> {
     /// What is no fine-tune of the base.
     pub(super) fn related(
         &self,
-        base: &Base,
+        base: &ServedBase,
         origin: &str,
         force: bool,
     ) -> Result<Option<Related>, Error> {
@@ -159,7 +161,7 @@ impl Given<'_> {
     /// What is no delta of the base.
     pub(super) fn delta(
         &self,
-        base: &Base,
+        base: &ServedBase,
         origin: &str,
         related: Option<&Related>,
     ) -> Result<Delta, Error> {

@@ -55,10 +55,10 @@ impl Said {
         beside: Option<Regime>,
         network: &NetworkFacts,
     ) -> Result<Said, Error> {
-        let process: Option<store::Process> = parse(origin, "process", remarks.process)?;
+        let process: Option<store::StoredProcess> = parse(origin, "process", remarks.process)?;
         let defaults: Option<SamplerDefaults> = parse(origin, "defaults", remarks.defaults)?;
         let inside = defaults.map(|defaults| {
-            let process = process.unwrap_or(store::Process::Absorbing);
+            let process = process.unwrap_or(store::StoredProcess::Absorbing);
             recorded(process, &defaults, network)
         });
         let process = process.map(process_from_store);

@@ -21,7 +21,7 @@ pub(crate) use file::{PATIENCE, in_time};
 pub use file::{read_file, read_open, read_small, shown};
 pub use foreign::foreign;
 pub use memory::{NoRoom, available, room};
-pub use tensor::View;
+pub use tensor::TensorView;
 pub use unreadable::Unreadable;
 
 use file::Bytes;
@@ -208,19 +208,19 @@ impl<'a> Checkpoint<'a> {
     }
 
     /// All tensors by name.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, View<'_>)> {
+    pub fn iter(&self) -> impl Iterator<Item = (&str, TensorView<'_>)> {
         self.places
             .iter()
             .map(|(name, place)| (name.as_str(), self.view(name, place)))
     }
 
-    pub fn get(&self, name: &str) -> Option<View<'_>> {
+    pub fn get(&self, name: &str) -> Option<TensorView<'_>> {
         let (name, place) = self.places.get_key_value(name)?;
         Some(self.view(name, place))
     }
 
-    fn view<'v>(&'v self, name: &'v str, place: &'v TensorLocation) -> View<'v> {
-        View {
+    fn view<'v>(&'v self, name: &'v str, place: &'v TensorLocation) -> TensorView<'v> {
+        TensorView {
             name,
             dtype: place.dtype,
             shape: &place.shape,

@@ -12,7 +12,7 @@ const PIECE: usize = 1 << 20;
 
 /// A tensor: its shape, and where its values lie in row order, little-endian, in the file's own type.
 #[derive(Clone, Copy, Debug)]
-pub struct View<'a> {
+pub struct TensorView<'a> {
     pub name: &'a str,
     pub dtype: Dtype,
     pub shape: &'a [usize],
@@ -20,7 +20,7 @@ pub struct View<'a> {
     pub(super) begin: usize,
 }
 
-impl View<'_> {
+impl TensorView<'_> {
     pub fn elements(&self) -> usize {
         self.shape.iter().product()
     }

@@ -1,6 +1,6 @@
 //! Where `choir serve` listens, and whom it lets in.
 
-use crate::server::access::Keys;
+use crate::server::access::ApiKeys;
 use crate::server::paths::Paths;
 use crate::server::tls::{Tls, TlsFiles};
 use crate::server::{self, Doors, Limits, Listener, ServerSettings};
@@ -123,7 +123,7 @@ impl DoorArgs {
         Ok((doors, settings))
     }
 
-    fn keys(&self) -> Result<Option<Arc<Keys>>> {
+    fn keys(&self) -> Result<Option<Arc<ApiKeys>>> {
         let said = std::env::var(KEYS).ok().filter(|said| !said.is_empty());
         let (text, from) = match (&self.api_keys, said) {
             (None, None) => return Ok(None),
@@ -137,6 +137,6 @@ impl DoorArgs {
                 )
             }
         };
-        Ok(Some(Arc::new(Keys::read(&text).context(from)?)))
+        Ok(Some(Arc::new(ApiKeys::read(&text).context(from)?)))
     }
 }

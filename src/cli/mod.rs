@@ -46,7 +46,7 @@ enum Command {
     Score(score::ScoreArgs),
     Variants(variants::VariantsArgs),
     Status(status::StatusArgs),
-    Store(store::StoreArgs),
+    Store(store::StoreCommandArgs),
     Train(train::TrainArgs),
     Pack(train::pack::PackArgs),
     Bench(bench::BenchArgs),

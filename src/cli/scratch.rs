@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 
 /// Not made here, but removed with everything in it when this is dropped.
-pub struct Scratch(PathBuf);
+pub struct ScratchStore(PathBuf);
 
-impl Scratch {
+impl ScratchStore {
     /// A path of this process's own among the system's temporary files.
     pub fn new(purpose: &str) -> Self {
-        Scratch(std::env::temp_dir().join(format!("choir-{purpose}-{}", std::process::id())))
+        ScratchStore(std::env::temp_dir().join(format!("choir-{purpose}-{}", std::process::id())))
     }
 
     pub fn path(&self) -> &Path {
@@ -16,7 +16,7 @@ impl Scratch {
     }
 }
 
-impl Drop for Scratch {
+impl Drop for ScratchStore {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0); // nothing depends on its going
     }

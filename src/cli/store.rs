@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 /// Work on a store that no server has open.
 #[derive(Args, Debug)]
-pub struct StoreArgs {
+pub struct StoreCommandArgs {
     #[command(subcommand)]
     what: What,
 }
@@ -36,7 +36,7 @@ struct ConvertArgs {
     json: bool,
 }
 
-pub fn run(args: StoreArgs) -> Result<()> {
+pub fn run(args: StoreCommandArgs) -> Result<()> {
     let What::Convert(args) = args.what;
     let dir = args
         .data_dir

@@ -8,8 +8,8 @@ use crate::train::folder::{Folder, Precision, round_to_bf16};
 use crate::train::objective::{Corruption, Objective};
 use crate::train::optimizer::AdamW;
 use crate::train::packing::SkillSource;
-use crate::train::run::{Report, Score, TrainingRun, Validation, open_gates};
-use crate::train::settings::{Anchor, Budget, Source, TrainSettings};
+use crate::train::run::{TrainingEvent, TrainingRun, Validation, ValidationScore, open_gates};
+use crate::train::settings::{Anchor, Budget, TrainSettings, TrainingSource};
 use crate::train::skills::Skill;
 use crate::train::{checkpoint, tokenizer};
 use anyhow::{Context, Result, bail};
@@ -271,8 +271,10 @@ fn train(
     });
     let validation = subject.validation(&objective, &pieces, context)?;
     let source = match subject {
-        Subject::Text(documents) => Source::Text(TextSource::new(&documents, &pieces, length)?),
-        Subject::Skill(skill) => Source::Skill(Box::new(SkillSource::new(skill, pieces)?)),
+        Subject::Text(documents) => {
+            TrainingSource::Text(TextSource::new(&documents, &pieces, length)?)
+        }
+        Subject::Skill(skill) => TrainingSource::Skill(Box::new(SkillSource::new(skill, pieces)?)),
     };
     let budget = match (args.steps, args.minutes) {
         (Some(steps), _) => Budget::Steps(steps),
@@ -304,7 +306,7 @@ fn train(
         gpu: args.device.gpu()?,
     };
     let progress = Progress::new(args.json);
-    let mut report = |news: Report| progress.show(news);
+    let mut report = |news: TrainingEvent| progress.show(news);
     let (tensors, score) = TrainingRun::new(
         model,
         settings,
@@ -328,7 +330,7 @@ fn train(
     Ok(())
 }
 
-fn finish(out: &Path, folder: &Folder, score: Option<Score>, json: bool) {
+fn finish(out: &Path, folder: &Folder, score: Option<ValidationScore>, json: bool) {
     let parameters: usize = folder.tensors.values().map(|(_, data)| data.len()).sum();
     if json {
         let nats = score.map(|s| s.nats_per_token);

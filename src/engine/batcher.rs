@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::config::EngineConfig;
 use super::door::Door;
 use super::ledger::{Order, Tenant};
-use super::pages::Pool;
+use super::pages::PagePool;
 use super::request::Priority;
 use super::schedule::{Claim, RunningSequence, StepShare, choose, short, victim};
 use super::sequence::{Failed, Job, Sequence};
@@ -19,7 +19,7 @@ const SHORT_STEPS: u32 = 32;
 pub struct Batcher<J> {
     /// In the order in which they came. Those of the step under way are not among them.
     running: Vec<Box<Sequence<J>>>,
-    pool: Pool,
+    pool: PagePool,
     places: usize,
     step_tokens: usize,
     stall: Duration,
@@ -45,7 +45,7 @@ impl<J: Job> Batcher<J> {
     pub fn new(config: &EngineConfig, pages: usize) -> Self {
         Batcher {
             running: Vec::new(),
-            pool: Pool::new(pages, config.page_tokens, config.prefix_reuse),
+            pool: PagePool::new(pages, config.page_tokens, config.prefix_reuse),
             places: config.max_running,
             step_tokens: config.step_tokens,
             stall: config.stall,
@@ -65,7 +65,7 @@ impl<J: Job> Batcher<J> {
         self.running().any(|sequence| sequence.paused.is_none())
     }
 
-    pub fn pool(&self) -> &Pool {
+    pub fn pool(&self) -> &PagePool {
         &self.pool
     }
 

@@ -92,7 +92,7 @@ impl EngineConfig {
 
     /// Refuses what leaves no room for anything. A page of the cache takes so many bytes, a materialised variant so many at least.
     pub(super) fn check(&self, page_bytes: usize, variant_bytes: usize) -> Result<(), Error> {
-        let bad = |field, reason: String| Err(Error::BadField { field, reason });
+        let bad = |field, reason: String| Err(Error::bad(field, reason));
         let limits = [
             ("max_running", self.max_running),
             ("queue", self.queue),

@@ -11,7 +11,7 @@ use super::error::{Capped, Error};
 use super::ledger::{Ledger, Order, Tenant, Underway};
 use super::request::Priority;
 use super::sequence::{Failed, Job, Reader, Sequence};
-use super::status::Status;
+use super::status::EngineStatus;
 use super::throughput::Throughput;
 
 /// Of the time that is left to a request, so much must be enough: estimates err, and what is refused costs less than what is
@@ -31,7 +31,7 @@ pub struct Door<J> {
     pub throughput: Throughput,
     caps: Caps,
     /// What others see, but for what is counted when they look.
-    pub status: Status,
+    pub status: EngineStatus,
     last_id: u64,
     closed: Option<Error>,
 }
@@ -54,7 +54,7 @@ impl<J: Job> Door<J> {
             ledger: Ledger::new(config.weights.clone()),
             throughput: Throughput::default(),
             caps: Caps::new(config.max_per_variant, config.max_per_client),
-            status: Status::default(),
+            status: EngineStatus::default(),
             last_id: 0,
             closed: None,
             config,

@@ -71,12 +71,17 @@ pub enum Error {
     Device { request_id: u64, detail: String },
 }
 
+impl Error {
+    /// The refusal of a field.
+    pub fn bad(field: &'static str, reason: impl Into<String>) -> Self {
+        let reason = reason.into();
+        Error::BadField { field, reason }
+    }
+}
+
 impl From<sampler::Error> for Error {
     fn from(error: sampler::Error) -> Self {
-        Error::BadField {
-            field: error.field(),
-            reason: error.reason(),
-        }
+        Error::bad(error.field(), error.reason())
     }
 }
 

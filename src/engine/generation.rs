@@ -112,15 +112,11 @@ impl Resolved {
         names: Vec<(String, f32)>,
         most: usize,
     ) -> Result<Self, Error> {
-        let bad = |reason: String| Error::BadField {
-            field: "mix",
-            reason,
-        };
-        if names.len() > most {
-            return Err(bad(format!(
-                "it has {} variants and at most {most} may be mixed",
-                names.len()
-            )));
+        let bad = |reason: String| Error::bad("mix", reason);
+        let named = names.len();
+        if named > most {
+            let reason = format!("it has {named} variants and at most {most} may be mixed");
+            return Err(bad(reason));
         }
         let mut parts = Vec::with_capacity(names.len());
         let mut shared: Option<(&str, Regime)> = None;

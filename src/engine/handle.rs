@@ -14,7 +14,7 @@ use super::request::{Request, Score, ScoreRequest};
 use super::runner::Runner;
 use super::sequence::Sequence;
 use super::shared::Shared;
-use super::status::Status;
+use super::status::EngineStatus;
 use super::stream::EventStream;
 use super::work::ModelJob;
 use super::{prepare, threads};
@@ -217,7 +217,7 @@ impl EngineHandle {
     }
 
     /// A snapshot. Waits for nobody.
-    pub fn status(&self) -> Status {
+    pub fn status(&self) -> EngineStatus {
         self.0.shared.status()
     }
 

@@ -65,7 +65,7 @@ pub struct Account {
 
 /// What a variant has had of the engine since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Service {
+pub struct ServiceShare {
     /// Tokens evaluated, prompts and repeated evaluations of a block included.
     pub evaluated: u64,
     /// Tokens made.
@@ -138,7 +138,7 @@ pub struct Ledger {
 struct PayerAccount {
     payer: Arc<Payer>,
     weight: f64,
-    service: Service,
+    service: ServiceShare,
     /// Of the evaluations that its texts could take at most, the part that they usually do, and when the last one was finished.
     usual: Option<(f64, Instant)>,
 }
@@ -187,7 +187,7 @@ impl Ledger {
         let new = PayerAccount {
             payer: payer.clone(),
             weight: self.given_weight(&name),
-            service: Service::default(),
+            service: ServiceShare::default(),
             usual: None,
         };
         match self.slots.get_mut(slot) {
@@ -243,7 +243,7 @@ impl Ledger {
             } = &mut slots[*slot];
             let stays = **name == *BASE || served(name);
             if !stays {
-                (*service, *usual) = (Service::default(), None);
+                (*service, *usual) = (ServiceShare::default(), None);
             }
             !stays && Arc::strong_count(payer) == 1
         });
@@ -264,10 +264,10 @@ impl Ledger {
     }
 
     /// The weight of a variant and what it has had, whether or not it is known.
-    pub fn standing(&self, variant: &str) -> (f64, Service) {
+    pub fn standing(&self, variant: &str) -> (f64, ServiceShare) {
         match self.by_name.get(variant) {
             Some(&slot) => (self.slots[slot].weight, self.slots[slot].service),
-            None => (self.given_weight(variant), Service::default()),
+            None => (self.given_weight(variant), ServiceShare::default()),
         }
     }
 

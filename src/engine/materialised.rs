@@ -26,12 +26,12 @@ pub struct Materialised {
     limit: usize,
     mixes: Vec<Entry>,
     step: u64,
-    jobs: Sender<Job>,
-    made: Receiver<(Job, Option<Arc<dyn Denoiser>>)>,
+    jobs: Sender<MaterialiseJob>,
+    made: Receiver<(MaterialiseJob, Option<Arc<dyn Denoiser>>)>,
 }
 
 struct Entry {
-    job: Job,
+    job: MaterialiseJob,
     /// Of the rows of recent steps.
     share: f64,
     /// The last step it took part in.
@@ -64,12 +64,12 @@ impl Single {
 
 /// What an instance is made of. It leases nothing.
 #[derive(Clone)]
-struct Job {
+struct MaterialiseJob {
     generation: Weak<Generation>,
     mix: Mix,
 }
 
-impl Job {
+impl MaterialiseJob {
     fn is_of(&self, generation: &Arc<Generation>, mix: &Mix) -> bool {
         std::ptr::eq(self.generation.as_ptr(), Arc::as_ptr(generation)) && self.mix == *mix
     }
@@ -88,7 +88,7 @@ impl Entry {
 impl Materialised {
     /// Starts a thread that makes instances, alone, so that a step is held up as little as can be. It ends with this.
     pub fn start(limit: usize) -> std::io::Result<Self> {
-        let ((jobs, wanted), (done, made)) = (channel::<Job>(), channel());
+        let ((jobs, wanted), (done, made)) = (channel::<MaterialiseJob>(), channel());
         if limit > 0 {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(1);
             let pool = pool.build().map_err(std::io::Error::other)?;
@@ -155,7 +155,7 @@ impl Materialised {
                 .iter()
                 .position(|entry| entry.job.is_of(generation, mix));
             let at = at.unwrap_or_else(|| {
-                let job = Job {
+                let job = MaterialiseJob {
                     generation: Arc::downgrade(generation),
                     mix: (*mix).clone(),
                 };
@@ -228,7 +228,7 @@ impl Materialised {
 }
 
 /// `None` where there is nothing to add to, or it fails: the log says how.
-fn make(job: &Job) -> Option<Arc<dyn Denoiser>> {
+fn make(job: &MaterialiseJob) -> Option<Arc<dyn Denoiser>> {
     let generation = job.generation.upgrade()?;
     // What a panic leaves half written is dropped with it.
     match catch_unwind(AssertUnwindSafe(|| {

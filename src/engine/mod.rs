@@ -35,11 +35,11 @@ pub use config::EngineConfig;
 pub use error::{Capped, Error};
 pub use generation::{BASE, Generation, MemoryPart, Resolved, Target, VariantFacts};
 pub use handle::{Engine, EngineHandle, LONG_TEXT, Preparation, ScoreReply};
-pub use ledger::Service;
+pub use ledger::ServiceShare;
 pub use prepare::{MAX_STOP_IDS, MAX_STOPS, sampling as check_sampling, stops as check_stops};
 pub use request::{Event, Priority, Reason, Request, Revealed, Score, ScoreRequest, Summary};
 pub use sampling::{Predictor, Sampling};
-pub use status::{Refused, Status, VariantLoad};
+pub use status::{EngineStatus, RefusalCounts, VariantLoad};
 pub use stream::EventStream;
 
 pub use crate::sampler::{PredictorKind, PsiParams, SamplingParams};

@@ -11,7 +11,7 @@ use crate::model::PageId;
 
 /// All pages: free, held by one sequence or more, or idle (held by nobody, but known by what they have).
 #[derive(Debug)]
-pub struct Pool {
+pub struct PagePool {
     free: Vec<PageId>,
     /// How many sequences hold each page.
     holders: Vec<u32>,
@@ -26,9 +26,9 @@ pub struct Pool {
     reuse: bool,
 }
 
-impl Pool {
+impl PagePool {
     pub fn new(total: usize, page_tokens: usize, reuse: bool) -> Self {
-        Pool {
+        PagePool {
             free: (0..total as u32).rev().map(PageId).collect(),
             holders: vec![0; total],
             idle: BTreeMap::new(),
@@ -140,7 +140,7 @@ pub struct Table {
 impl Table {
     /// Holds what is known of the beginning of `text`, of an empty table. Returns the positions that need not be computed:
     /// whole blocks.
-    pub fn begin(&mut self, pool: &mut Pool, owner: Owner, text: &[u32]) -> usize {
+    pub fn begin(&mut self, pool: &mut PagePool, owner: Owner, text: &[u32]) -> usize {
         let (pages, last) = pool.hold_known(owner, text);
         *self = Table {
             noted: pages.len(),
@@ -155,7 +155,7 @@ impl Table {
     ///
     /// `from` must not go down from call to call. False where too few can be taken; those that could are held.
     #[must_use]
-    pub fn cover(&mut self, pool: &mut Pool, from: usize, to: usize) -> bool {
+    pub fn cover(&mut self, pool: &mut PagePool, from: usize, to: usize) -> bool {
         while self.start + pool.page_tokens <= from {
             match self.held.pop_front() {
                 Some(page) => pool.let_go(page),
@@ -176,7 +176,7 @@ impl Table {
     }
 
     /// Makes known what was written: `text` is all of the sequence that stands in the cache.
-    pub fn note(&mut self, pool: &mut Pool, owner: Owner, text: &[u32]) {
+    pub fn note(&mut self, pool: &mut PagePool, owner: Owner, text: &[u32]) {
         let page_tokens = pool.page_tokens;
         while pool.reuse && (self.noted + 1) * page_tokens <= text.len() {
             let held = (self.noted * page_tokens).checked_sub(self.start);
@@ -200,7 +200,7 @@ impl Table {
     }
 
     /// Lets go of every page: the first one last, so that what others are most likely to begin with stays longest.
-    pub fn end(&mut self, pool: &mut Pool) {
+    pub fn end(&mut self, pool: &mut PagePool) {
         for page in std::mem::take(self).held.into_iter().rev() {
             pool.let_go(page);
         }

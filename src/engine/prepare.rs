@@ -15,7 +15,7 @@ use super::request::{Event, Priority, Request, Score, ScoreRequest};
 use super::sampling::{Predictor, Sampling};
 use super::sequence::Sequence;
 use super::stream;
-use super::work::{JobKind, ModelJob, Scoring, Text};
+use super::work::{JobKind, ModelJob, ScoreJob, TextJob};
 use crate::model::tokenizer::TextStream;
 use crate::model::{NetworkFacts, Process, Regime};
 use crate::sampler::{
@@ -43,8 +43,8 @@ pub fn text(
     let fixed = request.prompt.len() + request.after.iter().flatten().count();
     if fixed == 0 {
         return Err(match request.after.is_empty() {
-            true => bad("prompt", "it is empty"),
-            false => bad("template", "it is nothing but holes"),
+            true => Error::bad("prompt", "it is empty"),
+            false => Error::bad("template", "it is nothing but holes"),
         });
     }
     if fixed > config.max_prompt {
@@ -57,7 +57,7 @@ pub fn text(
     if request.max_tokens == 0 || request.max_tokens.saturating_add(more) > config.max_tokens {
         let holes = request.max_tokens.saturating_add(more);
         let reason = format!("{holes} is not within 1 and {}", config.max_tokens);
-        return Err(bad("max_tokens", reason));
+        return Err(Error::bad("max_tokens", reason));
     }
     let holes = request.max_tokens + more;
     stops(&request.stop, &request.stop_ids)?;
@@ -83,17 +83,17 @@ pub fn text(
         _ => block_size,
     };
     let predictor = request.sampling.predictor;
-    let most_evaluations = evaluations(predictor, holes, shared_out).1;
+    let most_evaluations = predictor.evaluations(holes, shared_out).1;
     affordable(config, "max_tokens", most_evaluations)?;
     let (sender, events) = stream::channel(config.unread);
-    let kind = JobKind::Text(Box::new(Text {
+    let kind = JobKind::Text(Box::new(TextJob {
         sampler,
         stream: TextStream::new(resolved.tokenizer().clone(), request.stop),
         prompt_tokens: request.prompt.len(),
         delivered: 0,
         begun: false,
         steps_wanted: request.steps_wanted,
-        evaluations: evaluations(predictor, expected, shared_out).0,
+        evaluations: predictor.evaluations(expected, shared_out).0,
         most_evaluations,
         events: sender,
     }));
@@ -113,16 +113,19 @@ pub fn text(
 /// Refuses what no request may give to stop at.
 pub fn stops(stop: &[String], stop_ids: &[u32]) -> Result<(), Error> {
     if stop.len() > MAX_STOPS || stop.iter().any(|stop| stop.len() > MAX_STOP_BYTES) {
-        return Err(bad(
+        return Err(Error::bad(
             "stop",
             format!("at most {MAX_STOPS} strings of at most {MAX_STOP_BYTES} bytes"),
         ));
     }
     if stop.iter().any(String::is_empty) {
-        return Err(bad("stop", "one of the strings is empty"));
+        return Err(Error::bad("stop", "one of the strings is empty"));
     }
     if stop_ids.len() > MAX_STOP_IDS {
-        return Err(bad("stop_ids", format!("at most {MAX_STOP_IDS} ids")));
+        return Err(Error::bad(
+            "stop_ids",
+            format!("at most {MAX_STOP_IDS} ids"),
+        ));
     }
     Ok(())
 }
@@ -132,7 +135,7 @@ fn affordable(config: &EngineConfig, field: &'static str, evaluations: u32) -> R
     let limit = config.max_evaluations;
     match evaluations <= limit {
         true => Ok(()),
-        false => Err(bad(
+        false => Err(Error::bad(
             field,
             format!(
                 "that may take {evaluations} evaluations of the network, and one request may ask for {limit}"
@@ -184,7 +187,7 @@ pub fn score(
     let span = network.context + 2 * chunk;
     let tokens = regime.block.unwrap_or(written);
     let (sender, reply) = oneshot::channel();
-    let kind = JobKind::Score(Box::new(Scoring {
+    let kind = JobKind::Score(Box::new(ScoreJob {
         scorer,
         step_tokens: config.step_tokens,
         reply: Some(sender),
@@ -294,7 +297,7 @@ fn sampler(
             "given and new tokens are {total}, and at most {} fit",
             network.context
         );
-        return Err(bad(field, reason));
+        return Err(Error::bad(field, reason));
     }
     let block_size = regime.block.unwrap_or(total);
     let Sampling {
@@ -312,7 +315,7 @@ fn sampler(
     };
     let window = asked.filter(|_| windows);
     if let Some(asked) = asked.filter(|asked| !windows && *asked != block_size) {
-        return Err(bad(
+        return Err(Error::bad(
             "block_size",
             format!("it is {asked}, but this variant's is {block_size}"),
         ));
@@ -378,34 +381,13 @@ fn sampler(
 }
 
 fn no_mask() -> Error {
-    bad("process", "the network has no mask")
+    Error::bad("process", "the network has no mask")
 }
 
-/// Evaluations that make so many tokens in blocks, or windows, of `block_size`: at least, and at most.
-fn evaluations(predictor: Predictor, tokens: usize, block_size: usize) -> (u32, u32) {
-    let blocks = tokens.div_ceil(block_size);
-    let (least, most) = match predictor {
-        Predictor::Absorbing(predictor) => predictor.evaluations(tokens, blocks),
-        Predictor::Uniform(predictor) => {
-            let steps = predictor.steps as usize;
-            (blocks * steps, blocks * (steps + 1))
-        }
-    };
-    let fits = |evaluations| u32::try_from(evaluations).unwrap_or(u32::MAX);
-    (fits(least), fits(most))
-}
-
-/// Clean tokens to one evaluation: half a step, in whole blocks, so that rows being denoised always find room beside them. A row counts
-/// once for each part of its mix.
+/// Clean tokens to one evaluation: half a step, in whole blocks, so that rows being denoised always find room beside them. A row
+/// counts once for each part of its mix.
 fn prefill_chunk(config: &EngineConfig, block_size: usize, parts: usize) -> usize {
     (config.step_tokens / 2 / parts.max(1) / block_size).max(1) * block_size
-}
-
-fn bad(field: &'static str, reason: impl Into<String>) -> Error {
-    Error::BadField {
-        field,
-        reason: reason.into(),
-    }
 }
 
 /// 64 bits from the operating system, through the keys of a fresh hasher.

@@ -9,8 +9,8 @@ use super::error::Error;
 use super::materialised::Materialised;
 use super::sequence::{Failed, Sequence};
 use super::shared::Shared;
-use super::step::{Failure, Group, Member};
-use super::work::{End, ModelJob};
+use super::step::{Member, StepFailure, StepGroup};
+use super::work::{JobEnd, ModelJob};
 use crate::model::kv_cache::KvCache;
 
 /// What the model thread owns, but for the cache.
@@ -51,7 +51,7 @@ impl Runner {
                     false => return,
                 }
             }
-            let groups = Group::of(parts, &mut self.materialised);
+            let groups = StepGroup::of(parts, &mut self.materialised);
             let (mut groups, failed) = self.evaluate(groups, &mut cache);
             self.account(&mut groups, &failed, now);
             self.deliver(groups);
@@ -76,19 +76,19 @@ impl Runner {
     /// Evaluates what has been chosen. A group whose network fails, fails as a whole, and nothing else does.
     fn evaluate(
         &mut self,
-        groups: Vec<Group>,
+        groups: Vec<StepGroup>,
         cache: &mut KvCache,
-    ) -> (Vec<Group>, Vec<Failed<ModelJob>>) {
+    ) -> (Vec<StepGroup>, Vec<Failed<ModelJob>>) {
         let (mut evaluated, mut failed) = (Vec::with_capacity(groups.len()), Vec::new());
         for mut group in groups {
             let outcome = match &self.lost {
                 None => group.evaluate(cache),
-                Some(detail) => Err(Failure {
+                Some(detail) => Err(StepFailure {
                     detail: detail.clone(),
                     lost: true,
                 }),
             };
-            let Err(Failure { detail, lost }) = outcome else {
+            let Err(StepFailure { detail, lost }) = outcome else {
                 evaluated.push(group);
                 continue;
             };
@@ -107,7 +107,7 @@ impl Runner {
     }
 
     /// Charges the step that began then, counts who is through, and takes back what they held: all of it before anybody is told.
-    fn account(&mut self, groups: &mut [Group], failed: &[Failed<ModelJob>], begun: Instant) {
+    fn account(&mut self, groups: &mut [StepGroup], failed: &[Failed<ModelJob>], begun: Instant) {
         let members = groups.iter_mut().flat_map(|group| &mut group.members);
         for member in members.filter(|member| member.made.ended.is_some()) {
             self.batcher.end(&mut member.sequence);
@@ -133,7 +133,7 @@ impl Runner {
             door.charge(sequence, *tokens, made.tokens);
             match made.ended {
                 None => {}
-                Some(End::NotFinite) => {
+                Some(JobEnd::NotFinite) => {
                     let request_id = sequence.id;
                     tracing::error!(request_id, "the network's logits are not finite");
                     door.failed(sequence, &Error::NotFinite { request_id });
@@ -149,7 +149,7 @@ impl Runner {
     }
 
     /// Tells clients what the step has made, and takes back those that go on.
-    fn deliver(&mut self, groups: Vec<Group>) {
+    fn deliver(&mut self, groups: Vec<StepGroup>) {
         let now = Instant::now();
         for Member {
             mut sequence, made, ..

@@ -17,7 +17,7 @@ impl Sampling {
     /// What a variant of this process gets that says nothing.
     pub fn of(process: Process) -> Self {
         Sampling::plain(match process {
-            Process::Absorbing => sampler::Predictor::FirstHitting.into(),
+            Process::Absorbing => sampler::AbsorbingPredictor::FirstHitting.into(),
             Process::Uniform => UniformPredictor::default().into(),
         })
     }

@@ -8,7 +8,7 @@ use super::config::EngineConfig;
 use super::door::Door;
 use super::error::Error;
 use super::generation::{BASE, Generation};
-use super::status::{Status, VariantLoad};
+use super::status::{EngineStatus, VariantLoad};
 use super::wake::Wake;
 use super::work::ModelJob;
 use crate::model::kv_cache::KvCache;
@@ -33,7 +33,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Shared {
     pub fn new(config: EngineConfig, cache: &KvCache, generation: Generation) -> Self {
         let mut door = Door::new(config.clone());
-        door.status = Status {
+        door.status = EngineStatus {
             queue_limit: config.queue,
             max_running: config.max_running,
             max_parts: config.max_parts,
@@ -41,7 +41,7 @@ impl Shared {
             pages_total: cache.pages(),
             kv_bytes: cache.bytes() as u64,
             kv_on_device: cache.on_device().is_some(),
-            ..Status::default()
+            ..EngineStatus::default()
         };
         Shared {
             config,
@@ -79,7 +79,7 @@ impl Shared {
         self.wake.call();
     }
 
-    pub fn status(&self) -> Status {
+    pub fn status(&self) -> EngineStatus {
         let current = lock(&self.current);
         let Current(now, old) = &*current;
         let old = old
@@ -104,7 +104,7 @@ impl Shared {
             (load.weight, load.service) = door.ledger.standing(name);
         }
         let paused = door.waiting().filter(|sequence| sequence.paused.is_some());
-        Status {
+        EngineStatus {
             generation: now.number,
             waiting: door.waiting().len(),
             paused: door.status.paused + paused.count(),

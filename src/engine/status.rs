@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::ledger::Service;
+use super::ledger::ServiceShare;
 
 /// What the engine is doing, at one moment between two steps.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Status {
+pub struct EngineStatus {
     pub generation: u64,
     pub waiting: usize,
     pub queue_limit: usize,
@@ -49,7 +49,7 @@ pub struct Status {
     /// Given up since their clients did not read.
     pub stalled: u64,
     pub failed: u64,
-    pub refused: Refused,
+    pub refused: RefusalCounts,
     /// By name, the base among them.
     pub variants: BTreeMap<String, VariantLoad>,
     /// Times that a running sequence had to give its pages up, and wait to go on.
@@ -65,7 +65,7 @@ pub struct Status {
 
 /// Requests that were turned away at the door, by why.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Refused {
+pub struct RefusalCounts {
     /// The queue was full.
     pub queue: u64,
     /// Their variant, or their client, had as many as it may have.
@@ -81,5 +81,5 @@ pub struct VariantLoad {
     pub weight: f64,
     pub waiting: usize,
     pub running: usize,
-    pub service: Service,
+    pub service: ServiceShare,
 }

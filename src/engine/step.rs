@@ -14,11 +14,11 @@ use super::sequence::Sequence;
 use super::work::{Made, ModelJob};
 use crate::model;
 use crate::model::kv_cache::KvCache;
-use crate::model::{Batch, Denoiser, Mix, Outcome, Segment};
+use crate::model::{Batch, Denoiser, Mix, Segment, StepOutcome};
 use crate::ops::gpu::Fault;
 
 /// Sequences of one generation that take part in a step: one evaluation of one model instance.
-pub struct Group {
+pub struct StepGroup {
     lease: Arc<Generation>,
     /// The instance of these sequences' mix; the generation's own where there is none.
     single: Option<Arc<Single>>,
@@ -38,25 +38,25 @@ pub struct Member {
 
 /// What went wrong in an evaluation.
 #[derive(Clone, Debug)]
-pub struct Failure {
+pub struct StepFailure {
     pub detail: String,
     /// With it everything on the device, the cache and all instances, is gone.
     pub lost: bool,
 }
 
-impl Failure {
+impl StepFailure {
     /// One that the next step has nothing to do with.
     fn of_step(detail: impl ToString) -> Self {
-        Failure {
+        StepFailure {
             detail: detail.to_string(),
             lost: false,
         }
     }
 }
 
-impl Group {
+impl StepGroup {
     /// One group for each generation among the sequences, and one more for each materialised mix.
-    pub fn of(parts: Vec<StepPart<ModelJob>>, materialised: &mut Materialised) -> Vec<Group> {
+    pub fn of(parts: Vec<StepPart<ModelJob>>, materialised: &mut Materialised) -> Vec<StepGroup> {
         let work = parts.iter().map(|StepPart { sequence, tokens }| {
             let (job, rows) = (&sequence.job, sequence.tenant.charge(*tokens));
             (&job.lease, &job.mix, rows)
@@ -70,24 +70,24 @@ impl Group {
             } = part;
             let (pages, pages_start) = (sequence.table.held(), sequence.table.start());
             let segments = sequence.job.segments(tokens, pages, pages_start);
-            Group::join(&mut groups, single, sequence, segments);
+            StepGroup::join(&mut groups, single, sequence, segments);
         }
         groups
     }
 
     fn join(
-        groups: &mut Vec<Group>,
+        groups: &mut Vec<StepGroup>,
         single: Option<Arc<Single>>,
         sequence: Box<Sequence<ModelJob>>,
         segments: Vec<Segment>,
     ) {
         let lease = &sequence.job.lease;
-        let same = |group: &Group| {
+        let same = |group: &StepGroup| {
             Arc::ptr_eq(&group.lease, lease)
                 && group.single.as_ref().map(Arc::as_ptr) == single.as_ref().map(Arc::as_ptr)
         };
         let at = groups.iter().position(same).unwrap_or_else(|| {
-            groups.push(Group {
+            groups.push(StepGroup {
                 lease: lease.clone(),
                 single,
                 batch: Batch::default(),
@@ -120,7 +120,7 @@ impl Group {
     ///
     /// # Errors
     /// An error, a panic or an outcome of the wrong shape, as what there is to say of them.
-    pub fn evaluate(&mut self, cache: &mut KvCache) -> Result<(), Failure> {
+    pub fn evaluate(&mut self, cache: &mut KvCache) -> Result<(), StepFailure> {
         let outcome = match &self.single {
             None => self.forward(&*self.lease.denoiser, &self.batch, cache),
             Some(single) => {
@@ -128,7 +128,7 @@ impl Group {
                 let segments = batch.segments.iter_mut();
                 segments.for_each(|segment| segment.mix = Mix::base());
                 match self.forward(&*single.denoiser, &batch, cache) {
-                    Err(Failure {
+                    Err(StepFailure {
                         detail,
                         lost: false,
                     }) => {
@@ -151,20 +151,20 @@ impl Group {
         denoiser: &dyn Denoiser,
         batch: &Batch,
         cache: &mut KvCache,
-    ) -> Result<Outcome, Failure> {
+    ) -> Result<StepOutcome, StepFailure> {
         // What a panic leaves half written in the cache are pages of this group's sequences: they do not go on, or write them anew.
         let outcome = catch_unwind(AssertUnwindSafe(|| denoiser.step(batch, cache)))
-            .map_err(|panic| Failure::of_step(format!("panic: {}", said(&*panic))))?
-            .map_err(|error| Failure {
+            .map_err(|panic| StepFailure::of_step(format!("panic: {}", said(&*panic))))?
+            .map_err(|error| StepFailure {
                 detail: error.to_string(),
                 lost: matches!(error, model::Error::Device(Fault::Lost { .. })),
             })?;
         let (drawn, rows) = self.wanted();
         let shape = outcome.logits.check(rows, denoiser.facts().rows);
-        shape.map_err(Failure::of_step)?;
+        shape.map_err(StepFailure::of_step)?;
         if outcome.drawn.len() != drawn {
             let found = outcome.drawn.len();
-            return Err(Failure::of_step(format!(
+            return Err(StepFailure::of_step(format!(
                 "{found} tokens drawn instead of {drawn}"
             )));
         }
@@ -173,7 +173,7 @@ impl Group {
 
     /// Gives every sequence what is its own of the outcome. What scores does so here, and depends on its own rows only, so
     /// sequences may do so side by side; for drawn tokens alone other threads are not worth waking.
-    fn sample(&mut self, outcome: &Outcome) {
+    fn sample(&mut self, outcome: &StepOutcome) {
         let sample = |member: &mut Member| {
             let rows = member.logits.clone().map(|row| outcome.logits.row(row));
             let (drawn, rows) = (

@@ -27,11 +27,11 @@ pub struct ModelJob {
 }
 
 pub enum JobKind {
-    Text(Box<Text>),
-    Score(Box<Scoring>),
+    Text(Box<TextJob>),
+    Score(Box<ScoreJob>),
 }
 
-pub struct Text {
+pub struct TextJob {
     pub sampler: Sampler,
     pub stream: TextStream,
     pub prompt_tokens: usize,
@@ -46,7 +46,7 @@ pub struct Text {
     pub events: EventSender,
 }
 
-pub struct Scoring {
+pub struct ScoreJob {
     pub scorer: Scorer,
     /// Tokens that one step can take of it.
     pub step_tokens: usize,
@@ -59,11 +59,11 @@ pub struct Made {
     /// Tokens of the text.
     pub tokens: usize,
     /// How it has ended, if it has.
-    pub ended: Option<End>,
+    pub ended: Option<JobEnd>,
     events: Vec<Event>,
 }
 
-pub enum End {
+pub enum JobEnd {
     Text(Reason),
     /// Nats per token.
     Score(f64),
@@ -222,12 +222,12 @@ impl ModelJob {
         let sound = drawn.iter().all(Drawn::is_something) && logits.iter().all(|row| drawable(row));
         match &mut self.kind {
             _ if !sound => Made {
-                ended: Some(End::NotFinite),
+                ended: Some(JobEnd::NotFinite),
                 ..Made::default()
             },
             JobKind::Text(text) => text.accept(drawn),
             JobKind::Score(scoring) => Made {
-                ended: scoring.scorer.accept(logits).map(End::Score),
+                ended: scoring.scorer.accept(logits).map(JobEnd::Score),
                 ..Made::default()
             },
         }
@@ -259,7 +259,7 @@ impl Sequence<ModelJob> {
         let queued = started.saturating_duration_since(self.accepted);
         let computed = self.computed(now);
         let (request_id, work) = (self.id, &mut self.job);
-        if let Some(End::NotFinite) = made.ended {
+        if let Some(JobEnd::NotFinite) = made.ended {
             return work.fail(Error::NotFinite { request_id });
         }
         match &mut work.kind {
@@ -267,7 +267,7 @@ impl Sequence<ModelJob> {
                 made.events
                     .into_iter()
                     .for_each(|event| text.events.send(event));
-                if let Some(End::Text(reason)) = made.ended {
+                if let Some(JobEnd::Text(reason)) = made.ended {
                     text.events.send(Event::Finished(Summary {
                         reason,
                         prompt_tokens: text.prompt_tokens,
@@ -279,7 +279,7 @@ impl Sequence<ModelJob> {
                 }
             }
             JobKind::Score(scoring) => {
-                let Some(End::Score(nats_per_token)) = made.ended else {
+                let Some(JobEnd::Score(nats_per_token)) = made.ended else {
                     return;
                 };
                 let score = Score {
@@ -296,7 +296,7 @@ impl Sequence<ModelJob> {
     }
 }
 
-impl Text {
+impl TextJob {
     fn accept(&mut self, drawn: &[Drawn]) -> Made {
         let progress = self.sampler.take(drawn);
         let mut made = Made::default();
@@ -319,10 +319,10 @@ impl Text {
         let mut text = self.stream.push(&tokens);
         if let Progress::Finished(reason) = progress {
             text += &self.stream.finish();
-            made.ended = Some(End::Text(reason));
+            made.ended = Some(JobEnd::Text(reason));
         }
         if self.stream.stopped() {
-            made.ended = Some(End::Text(Reason::Stop));
+            made.ended = Some(JobEnd::Text(Reason::Stop));
         }
         if !(text.is_empty() && tokens.is_empty()) {
             made.events.push(Event::Block { text, tokens });

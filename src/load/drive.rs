@@ -45,18 +45,18 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 /// One request and its end. Times count from the start of the load.
 #[derive(Clone, Debug)]
-pub struct Outcome {
+pub struct RequestOutcome {
     pub variant: usize,
     /// When it was due: in an open load not when it was sent, so that a slow generator or server hides nothing.
     pub due: Duration,
     /// When every block came, and its tokens.
     pub blocks: Vec<(Duration, u32)>,
     pub ended: Duration,
-    pub end: End,
+    pub end: RequestEnd,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum RequestEnd {
     Finished,
     /// RESOURCE_EXHAUSTED: the server has no room for it, or no time.
     Rejected,
@@ -80,7 +80,7 @@ pub struct Driver {
 /// All that became of a load.
 #[derive(Debug, Default)]
 pub struct Driven {
-    pub outcomes: Vec<Outcome>,
+    pub outcomes: Vec<RequestOutcome>,
     /// Requests that had no end when the grace after the load was over.
     pub unanswered: u64,
 }
@@ -140,7 +140,7 @@ struct Shared {
 struct State {
     load: Load,
     asked: u64,
-    outcomes: Vec<Outcome>,
+    outcomes: Vec<RequestOutcome>,
 }
 
 impl Shared {
@@ -156,7 +156,7 @@ impl Shared {
             && !*self.gone.borrow();
         more.then(|| {
             state.asked += 1;
-            state.load.next()
+            state.load.next_request()
         })
     }
 
@@ -198,7 +198,7 @@ impl Shared {
                         drop(permit);
                     });
                 }
-                Err(_) => self.end(plan.variant, due, Vec::new(), End::NotSent),
+                Err(_) => self.end(plan.variant, due, Vec::new(), RequestEnd::NotSent),
             }
         }
     }
@@ -211,10 +211,11 @@ impl Shared {
         }
         let mut blocks = Vec::new();
         let (end, pause) = match self.follow(request, &mut blocks).await {
-            Ok(()) => (End::Finished, None),
+            Ok(()) => (RequestEnd::Finished, None),
             Err(status) => {
                 let end = end(&status);
-                let pause = (end == End::Rejected).then(|| retry_after(&status).unwrap_or(PAUSE));
+                let pause =
+                    (end == RequestEnd::Rejected).then(|| retry_after(&status).unwrap_or(PAUSE));
                 (end, pause)
             }
         };
@@ -233,11 +234,11 @@ impl Shared {
         .await
     }
 
-    fn end(&self, variant: usize, due: Duration, blocks: Vec<(Duration, u32)>, end: End) {
-        if matches!(end, End::Gone(_)) {
+    fn end(&self, variant: usize, due: Duration, blocks: Vec<(Duration, u32)>, end: RequestEnd) {
+        if matches!(end, RequestEnd::Gone(_)) {
             self.gone.send_replace(true);
         }
-        self.state().outcomes.push(Outcome {
+        self.state().outcomes.push(RequestOutcome {
             variant,
             due,
             blocks,
@@ -286,18 +287,18 @@ pub async fn follow(
     ))
 }
 
-fn end(status: &Status) -> End {
+fn end(status: &Status) -> RequestEnd {
     let said = || format!("{:?}: {}", status.code(), status.message());
     match status.code() {
-        Code::ResourceExhausted => End::Rejected,
+        Code::ResourceExhausted => RequestEnd::Rejected,
         // The client's own clock may be the first to say so, with the code of what it cut off.
-        Code::DeadlineExceeded => End::Late,
-        Code::Cancelled if status.message().contains("Timeout") => End::Late,
-        Code::Unavailable => End::Gone(said()),
+        Code::DeadlineExceeded => RequestEnd::Late,
+        Code::Cancelled if status.message().contains("Timeout") => RequestEnd::Late,
+        Code::Unavailable => RequestEnd::Gone(said()),
         // A connection that breaks mid-stream has no status of its own.
         Code::Unknown | Code::Internal if std::error::Error::source(status).is_some() => {
-            End::Gone(said())
+            RequestEnd::Gone(said())
         }
-        _ => End::Failed(said()),
+        _ => RequestEnd::Failed(said()),
     }
 }

@@ -1,6 +1,6 @@
 //! From what became of every request to figures.
 
-use super::drive::{Driven, End, Outcome};
+use super::drive::{Driven, RequestEnd, RequestOutcome};
 use serde::Serialize;
 use std::fmt;
 use std::time::Duration;
@@ -145,7 +145,7 @@ impl LoadReport {
             tokens().fold(0.0, f64::max),
             tokens().fold(f64::INFINITY, f64::min),
         );
-        let said = |pick: fn(&End) -> Option<&String>| {
+        let said = |pick: fn(&RequestEnd) -> Option<&String>| {
             driven.outcomes.iter().find_map(|o| pick(&o.end)).cloned()
         };
         LoadReport {
@@ -155,11 +155,11 @@ impl LoadReport {
             variants,
             unanswered: driven.unanswered,
             first_failure: said(|end| match end {
-                End::Failed(said) => Some(said),
+                RequestEnd::Failed(said) => Some(said),
                 _ => None,
             }),
             server_gone: said(|end| match end {
-                End::Gone(said) => Some(said),
+                RequestEnd::Gone(said) => Some(said),
                 _ => None,
             }),
             memory: Vec::new(),
@@ -171,7 +171,7 @@ impl LoadReport {
 
 fn figures<'a>(
     name: &str,
-    outcomes: impl Iterator<Item = &'a Outcome>,
+    outcomes: impl Iterator<Item = &'a RequestOutcome>,
     warm_up: Duration,
     seconds: f64,
 ) -> Figures {
@@ -193,16 +193,16 @@ fn figures<'a>(
         }
         requests += 1;
         match outcome.end {
-            End::Finished => finished += 1,
-            End::Rejected => rejected += 1,
-            End::Late => late += 1,
-            End::NotSent | End::Failed(_) | End::Gone(_) => failed += 1,
+            RequestEnd::Finished => finished += 1,
+            RequestEnd::Rejected => rejected += 1,
+            RequestEnd::Late => late += 1,
+            RequestEnd::NotSent | RequestEnd::Failed(_) | RequestEnd::Gone(_) => failed += 1,
         }
         let since = |at: Duration| at.saturating_sub(outcome.due).as_secs_f64();
-        if outcome.end == End::Rejected {
+        if outcome.end == RequestEnd::Rejected {
             refused.push(since(outcome.ended));
         }
-        if outcome.end != End::Finished {
+        if outcome.end != RequestEnd::Finished {
             continue;
         }
         whole.push(since(outcome.ended));
@@ -331,9 +331,9 @@ impl fmt::Display for Quantiles {
 mod tests {
     use super::*;
 
-    fn outcome(variant: usize, due: u64, blocks: &[(u64, u32)], end: End) -> Outcome {
+    fn outcome(variant: usize, due: u64, blocks: &[(u64, u32)], end: RequestEnd) -> RequestOutcome {
         let ms = Duration::from_millis;
-        Outcome {
+        RequestOutcome {
             variant,
             due: ms(due),
             blocks: blocks
@@ -349,12 +349,12 @@ mod tests {
     fn figures_by_hand() {
         let driven = Driven {
             outcomes: vec![
-                outcome(0, 500, &[(900, 8), (1100, 8)], End::Finished), // due in the warm-up: its later tokens count
-                outcome(0, 1000, &[(1200, 8), (1500, 8)], End::Finished),
-                outcome(1, 1000, &[(1400, 8), (2000, 8)], End::Finished),
-                outcome(1, 1500, &[], End::Rejected),
-                outcome(1, 1600, &[(1700, 8)], End::Late),
-                outcome(0, 1700, &[], End::Failed("Internal: x".into())),
+                outcome(0, 500, &[(900, 8), (1100, 8)], RequestEnd::Finished), // due in the warm-up: its later tokens count
+                outcome(0, 1000, &[(1200, 8), (1500, 8)], RequestEnd::Finished),
+                outcome(1, 1000, &[(1400, 8), (2000, 8)], RequestEnd::Finished),
+                outcome(1, 1500, &[], RequestEnd::Rejected),
+                outcome(1, 1600, &[(1700, 8)], RequestEnd::Late),
+                outcome(0, 1700, &[], RequestEnd::Failed("Internal: x".into())),
             ],
             unanswered: 2,
         };

@@ -8,7 +8,7 @@ mod figures;
 mod plan;
 mod probe;
 
-pub use drive::{Arrivals, Driven, Driver, End, Outcome, Until};
+pub use drive::{Arrivals, Driven, Driver, RequestEnd, RequestOutcome, Until};
 pub use figures::{Figures, LoadReport, Overload, Probe, Quantiles};
-pub use plan::{Load, LoadSettings, Noisy, PlannedRequest, Popularity, Span};
+pub use plan::{Load, LoadSettings, NoisyVariant, PlannedRequest, Popularity, Span};
 pub use probe::Prober;

@@ -36,19 +36,19 @@ impl FromStr for Popularity {
 
 /// A variant that is asked for so many times as much as it would be.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Noisy {
+pub struct NoisyVariant {
     pub name: String,
     pub times: f64,
 }
 
-impl FromStr for Noisy {
+impl FromStr for NoisyVariant {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         let named = text.split_once('=').filter(|(name, _)| !name.is_empty());
         let times = named.and_then(|(_, times)| times.parse().ok());
         match (named, times) {
-            (Some((name, _)), Some(times)) if (1.0..=1000.0).contains(&times) => Ok(Noisy {
+            (Some((name, _)), Some(times)) if (1.0..=1000.0).contains(&times) => Ok(NoisyVariant {
                 name: name.to_owned(),
                 times,
             }),
@@ -142,7 +142,7 @@ impl Load {
         }
     }
 
-    pub fn next(&mut self) -> PlannedRequest {
+    pub fn next_request(&mut self) -> PlannedRequest {
         let at = self.stream.uniform();
         let variant = self.until.partition_point(|&until| until <= at);
         let words: Vec<&str> = TEXT.split_whitespace().collect();
@@ -195,7 +195,7 @@ mod tests {
     fn variants_are_asked_for_as_often_as_their_popularity_says() {
         let shares = |popularity| {
             let (mut load, mut counts) = (load(4, popularity), [0.0_f64; 4]);
-            (0..20_000).for_each(|_| counts[load.next().variant] += 1.0 / 20_000.0);
+            (0..20_000).for_each(|_| counts[load.next_request().variant] += 1.0 / 20_000.0);
             counts
         };
         for (found, expected) in shares(Popularity::Uniform).into_iter().zip([0.25; 4]) {
@@ -215,14 +215,14 @@ mod tests {
         let mut settings = load(3, Popularity::Uniform).settings;
         settings.noisy = Some((1, 10.0));
         let (mut load, mut counts) = (Load::new(settings), [0.0_f64; 3]);
-        (0..20_000).for_each(|_| counts[load.next().variant] += 1.0 / 20_000.0);
+        (0..20_000).for_each(|_| counts[load.next_request().variant] += 1.0 / 20_000.0);
         for (found, expected) in counts
             .into_iter()
             .zip([1.0 / 12.0, 10.0 / 12.0, 1.0 / 12.0])
         {
             assert!((found - expected).abs() < 0.01, "{found}");
         }
-        let noisy = |name: &str, times| Noisy {
+        let noisy = |name: &str, times| NoisyVariant {
             name: name.into(),
             times,
         };
@@ -230,14 +230,14 @@ mod tests {
         for text in [
             "", "kjv", "kjv=", "=3", "kjv=0", "kjv=NaN", "kjv=1e9", "kjv=-1",
         ] {
-            assert!(text.parse::<Noisy>().is_err(), "{text}");
+            assert!(text.parse::<NoisyVariant>().is_err(), "{text}");
         }
     }
 
     #[test]
     fn lengths_stay_in_their_spans_and_reach_both_ends() {
         let mut load = load(1, Popularity::Uniform);
-        let plans: Vec<PlannedRequest> = (0..500).map(|_| load.next()).collect();
+        let plans: Vec<PlannedRequest> = (0..500).map(|_| load.next_request()).collect();
         let words = |plan: &PlannedRequest| plan.prompt.split_whitespace().count();
         assert_eq!(plans.iter().map(words).min(), Some(2));
         assert_eq!(plans.iter().map(words).max(), Some(5));

@@ -69,7 +69,7 @@ impl Prober {
     }
 
     async fn ask(&mut self) -> Result<Option<f64>, Status> {
-        let request = Request::new(wire(&self.name, &self.load.next()));
+        let request = Request::new(wire(&self.name, &self.load.next_request()));
         let (begun, mut first) = (Instant::now(), None);
         let block = |_| _ = first.get_or_insert_with(|| begun.elapsed().as_secs_f64());
         follow(self.channel.clone(), request, block).await?;

@@ -8,7 +8,7 @@ use super::plan::BatchRows;
 use super::workspace::{HeadSpace, sized};
 use crate::ops::Rotary;
 use crate::ops::attend::{self, PositionRun, QUERIES};
-use crate::ops::gemm::View;
+use crate::ops::gemm::MatrixView;
 use crate::ops::packed::Columns;
 use crate::ops::panel::{self, LANES, Stored, TILE};
 use rayon::prelude::*;
@@ -16,13 +16,13 @@ use std::ops::Range;
 
 /// What the attention of one network needs to know of it.
 #[derive(Clone, Copy, Debug)]
-pub struct Shape {
+pub struct AttentionShape {
     pub of: Attention,
     /// Tokens of context that a query may see.
     pub window: usize,
 }
 
-impl Shape {
+impl AttentionShape {
     /// Numbers in the queries of a row.
     fn queries(&self) -> usize {
         self.of.heads * self.of.head_dim
@@ -61,7 +61,7 @@ impl Shape {
 /// rotated, `rotary` having a line for every row, and queries scaled. `line` gives a row's vectors.
 pub fn prepare<'a>(
     qkv: &mut [f32],
-    shape: Shape,
+    shape: AttentionShape,
     rotary: &Rotary,
     line: impl Fn(usize) -> &'a LayerLine + Sync,
 ) {
@@ -97,7 +97,13 @@ pub fn prepare<'a>(
 }
 
 /// Writes one layer's keys and values of clean tokens, of prepared `qkv`, to `cache`.
-pub fn keep(qkv: &[f32], segments: &[Segment], shape: Shape, layer: usize, cache: &mut KvCache) {
+pub fn keep(
+    qkv: &[f32],
+    segments: &[Segment],
+    shape: AttentionShape,
+    layer: usize,
+    cache: &mut KvCache,
+) {
     let (width, page_tokens) = (shape.of.width(), cache.page_tokens());
     let mut first = 0;
     for segment in segments {
@@ -106,7 +112,7 @@ pub fn keep(qkv: &[f32], segments: &[Segment], shape: Shape, layer: usize, cache
             let offset = segment.first_position + token - segment.pages_start;
             let (page, slot) = (segment.pages[offset / page_tokens], offset % page_tokens);
             let count = (page_tokens - slot).min(segment.clean - token);
-            let side = |at: usize| View::rows(&qkv[(first + token) * width + at..], width);
+            let side = |at: usize| MatrixView::rows(&qkv[(first + token) * width + at..], width);
             let (keys, values) = (shape.queries(), shape.queries() + shape.keys());
             cache.write(CacheRows {
                 page,
@@ -128,7 +134,7 @@ pub fn attend(
     qkv: &[f32],
     segments: &[Segment],
     rows: (&BatchRows, &BatchRows),
-    at: (Shape, usize),
+    at: (AttentionShape, usize),
     cache: &KvCache,
     out: &mut [f32],
 ) {
@@ -143,7 +149,7 @@ fn attend_in<T: Stored>(
     qkv: &[f32],
     segments: &[Segment],
     (all, wanted): (&BatchRows, &BatchRows),
-    (shape, layer): (Shape, usize),
+    (shape, layer): (AttentionShape, usize),
     pages: &HostPages<T>,
     out: &mut [f32],
 ) {
@@ -193,7 +199,7 @@ struct Head<'a, T> {
     /// From the segment's first row on.
     qkv: &'a [f32],
     segment: &'a Segment,
-    shape: Shape,
+    shape: AttentionShape,
     head: usize,
     layer: usize,
     pages: &'a HostPages<T>,

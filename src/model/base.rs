@@ -4,7 +4,7 @@ use super::architecture::{Architecture, TensorSpec};
 use super::facts::NetworkFacts;
 use super::tables::TableCache;
 use crate::model::error::{Error, Result};
-use crate::ops::quantized::{Quantisation, Served};
+use crate::ops::quantized::{Quantisation, QuantizedMatrix};
 use candle_core::{DType, Device, Tensor};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -60,7 +60,7 @@ pub struct BaseWeights {
     pub architecture: Arc<Architecture>,
     pub facts: NetworkFacts,
     /// What rows go through or are looked up in, by name.
-    pub(super) matrices: BTreeMap<String, Arc<Served>>,
+    pub(super) matrices: BTreeMap<String, Arc<QuantizedMatrix>>,
     /// Everything else: norms and biases, and what modulates the layers.
     pub(super) plain: BTreeMap<String, Tensor>,
     pub(super) tables: TableCache,
@@ -98,7 +98,10 @@ impl BaseWeights {
             let (name, shape) = (spec.name.clone(), &spec.shape[..]);
             match shape {
                 &[out, input] if spec.role.is_matrix() => {
-                    matrices.insert(name, Arc::new(Served::new(&data, out, input, form)?));
+                    matrices.insert(
+                        name,
+                        Arc::new(QuantizedMatrix::new(&data, out, input, form)?),
+                    );
                 }
                 _ => {
                     let halved = shape.len() == 2 && form != Quantisation::F32;
@@ -114,7 +117,7 @@ impl BaseWeights {
     /// Of tensors that are those of `architecture`.
     pub(super) fn of(
         architecture: Arc<Architecture>,
-        matrices: BTreeMap<String, Arc<Served>>,
+        matrices: BTreeMap<String, Arc<QuantizedMatrix>>,
         plain: BTreeMap<String, Tensor>,
     ) -> Self {
         Self {
@@ -155,7 +158,7 @@ impl BaseWeights {
                 [out, input] if role.is_matrix() => {
                     let [quants, levels] = [QUANTS, LEVELS]
                         .map(|of| part(&format!("{name}.{of}")).unwrap_or_default());
-                    let matrix = Served::from_raw([&quants, &levels], [out, input], form)?;
+                    let matrix = QuantizedMatrix::from_raw([&quants, &levels], [out, input], form)?;
                     matrices.insert(name.clone(), Arc::new(matrix));
                 }
                 _ => {
@@ -185,7 +188,7 @@ impl BaseWeights {
         plain + matrices.sum::<usize>()
     }
 
-    pub(super) fn matrix(&self, name: &str) -> Result<&Arc<Served>> {
+    pub(super) fn matrix(&self, name: &str) -> Result<&Arc<QuantizedMatrix>> {
         match self.matrices.get(name) {
             Some(matrix) => Ok(matrix),
             None => Err(Error::MissingTensor {

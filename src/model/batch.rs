@@ -113,7 +113,7 @@ impl Logits {
 
     /// Draws what the batch says from its rows, side by side, and keeps the others; also gives the memory back, unless all
     /// are kept.
-    pub(super) fn draw(self, batch: &Batch) -> (Outcome, Vec<f32>) {
+    pub(super) fn draw(self, batch: &Batch) -> (StepOutcome, Vec<f32>) {
         let (mut kept, mut draws, mut first) = (Vec::new(), Vec::new(), 0);
         for segment in &batch.segments {
             let rows = (first..first + segment.rows.len()).map(|row| self.row(row));
@@ -137,13 +137,13 @@ impl Logits {
             _ => (kept.concat(), self.data),
         };
         let logits = Logits { vocab, data };
-        (Outcome { logits, drawn }, spent)
+        (StepOutcome { logits, drawn }, spent)
     }
 }
 
 /// What one step gives back, in the order of segments and of each segment's `rows`.
 #[derive(Clone, Debug)]
-pub struct Outcome {
+pub struct StepOutcome {
     /// Of the rows of segments without draws.
     pub logits: Logits,
     /// Of the rows of segments with draws.

@@ -1,8 +1,8 @@
 //! From the noise level and the small tensors to what modulates the layers: one line for every mix and noise level.
 
-use super::architecture::{Architecture, Conditioning, Role};
+use super::architecture::{Architecture, Conditioning, MatrixRole};
 use crate::model::error::{Error, Result};
-use crate::ops::gemm::{self, View};
+use crate::ops::gemm::{self, MatrixView};
 use crate::ops::norm::Affine;
 use crate::ops::slice;
 use candle_core::{Device, Tensor};
@@ -23,7 +23,7 @@ pub struct LayerTables {
 
 /// All layers' tables and the final layer's.
 #[derive(Clone, Debug)]
-pub struct Tables {
+pub struct ModulationTables {
     pub layers: Vec<LayerTables>,
     pub gain: Tensor,
     pub shift: Tensor,
@@ -75,7 +75,7 @@ pub struct LayerLine {
 
 /// All vectors of one mix at one noise level, as serving reads them.
 #[derive(Clone, Debug)]
-pub struct Line {
+pub struct ModulationRow {
     pub layers: Vec<LayerLine>,
     /// Behind the last layer.
     pub norm: NormLine,
@@ -87,9 +87,9 @@ fn flat(tensor: &Tensor) -> Result<Vector> {
     Ok(Arc::from(&*slice::f32(tensor)?))
 }
 
-impl Tables {
+impl ModulationTables {
     /// The numbers of tables of one line.
-    fn line(&self) -> Result<Line> {
+    fn line(&self) -> Result<ModulationRow> {
         let norm = |gain: &Tensor, shift: &Tensor| -> Result<NormLine> {
             let (gain, shift) = (flat(gain)?, Some(flat(shift)?));
             Ok(NormLine { gain, shift })
@@ -107,7 +107,7 @@ impl Tables {
                 down_bias: Some(flat(&t.bias2)?),
             })
         });
-        Ok(Line {
+        Ok(ModulationRow {
             layers: layers.collect::<Result<_>>()?,
             norm: norm(&self.gain, &self.shift)?,
             bias: Some(flat(&self.bias)?),
@@ -120,16 +120,16 @@ pub fn line(
     architecture: &Architecture,
     get: impl Fn(&str) -> Result<Tensor>,
     sigma: f32,
-) -> Result<Line> {
+) -> Result<ModulationRow> {
     if let Some(conditioning) = architecture.conditioning {
         let layers = architecture.layers.len();
         return tables(layers, conditioning, get, &[sigma], &Device::Cpu)?.line();
     }
-    let optional = |role: Role, layer: Option<usize>| -> Result<Option<Vector>> {
+    let optional = |role: MatrixRole, layer: Option<usize>| -> Result<Option<Vector>> {
         let spec = architecture.tensor(role, layer);
         spec.map(|spec| flat(&get(&spec.name)?)).transpose()
     };
-    let norm = |role: Role, layer: Option<usize>| -> Result<NormLine> {
+    let norm = |role: MatrixRole, layer: Option<usize>| -> Result<NormLine> {
         match optional(role, layer)? {
             Some(gain) => Ok(NormLine { gain, shift: None }),
             None => Err(Error::MissingRole { role, layer }),
@@ -138,27 +138,27 @@ pub fn line(
     let layer = |number: usize| {
         let of = |role| optional(role, Some(number));
         Ok(LayerLine {
-            norm1: norm(Role::AttentionNorm, Some(number))?,
+            norm1: norm(MatrixRole::AttentionNorm, Some(number))?,
             gate1: None,
-            norm2: norm(Role::MlpNorm, Some(number))?,
+            norm2: norm(MatrixRole::MlpNorm, Some(number))?,
             gate2: None,
-            qkv_bias: of(Role::QkvBias)?,
-            query_gain: of(Role::QueryNorm)?,
-            key_gain: of(Role::KeyNorm)?,
-            up_bias: of(Role::UpBias)?,
-            down_bias: of(Role::DownBias)?,
+            qkv_bias: of(MatrixRole::QkvBias)?,
+            query_gain: of(MatrixRole::QueryNorm)?,
+            key_gain: of(MatrixRole::KeyNorm)?,
+            up_bias: of(MatrixRole::UpBias)?,
+            down_bias: of(MatrixRole::DownBias)?,
         })
     };
-    Ok(Line {
+    Ok(ModulationRow {
         layers: (0..architecture.layers.len())
             .map(layer)
             .collect::<Result<_>>()?,
-        norm: norm(Role::FinalNorm, None)?,
-        bias: optional(Role::HeadBias, None)?,
+        norm: norm(MatrixRole::FinalNorm, None)?,
+        bias: optional(MatrixRole::HeadBias, None)?,
     })
 }
 
-impl Line {
+impl ModulationRow {
     /// What depends on the noise level, as it lies side by side on a device.
     pub fn modulations(&self) -> impl Iterator<Item = &Vector> {
         let layers = self.layers.iter().flat_map(|t| {
@@ -184,7 +184,7 @@ impl Line {
     }
 
     /// Takes what no noise level changes of another line of the same mix.
-    pub fn share_constants(&mut self, other: &Line) {
+    pub fn share_constants(&mut self, other: &ModulationRow) {
         for (own, other) in self.layers.iter_mut().zip(&other.layers) {
             own.qkv_bias.clone_from(&other.qkv_bias);
             own.query_gain.clone_from(&other.query_gain);
@@ -205,7 +205,7 @@ impl Line {
     }
 }
 
-impl Tables {
+impl ModulationTables {
     /// All but the biases, as they lie side by side on a device.
     pub fn modulations(&self) -> impl Iterator<Item = &Tensor> {
         let layers = self.layers.iter();
@@ -239,7 +239,10 @@ fn product(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     let (lines, (out, input)) = (x.dim(0)?, weight.dims2()?);
     let mut y = vec![0.0; lines * out];
     let (x, weight) = (slice::f32(x)?, slice::f32(weight)?);
-    let (x, weight) = (View::rows(&x, input), View::rows(&weight, input));
+    let (x, weight) = (
+        MatrixView::rows(&x, input),
+        MatrixView::rows(&weight, input),
+    );
     gemm::product((lines, out, input), &mut y, out, false, x, weight.t());
     Ok(slice::tensor(y, lines, out)?)
 }
@@ -253,7 +256,7 @@ pub fn tables(
     get: impl Fn(&str) -> Result<Tensor>,
     sigma: &[f32],
     device: &Device,
-) -> Result<Tables> {
+) -> Result<ModulationTables> {
     let affine = |x: &Tensor, name: &str| -> Result<Tensor> {
         let weight = get(&format!("{name}.weight"))?;
         // candle's product asks the system for its processors every time, which takes longer the more there are.
@@ -292,7 +295,7 @@ pub fn tables(
         });
     }
     let chunks = affine(&c, "output_layer.adaLN_modulation")?.chunk(2, 1)?;
-    Ok(Tables {
+    Ok(ModulationTables {
         layers,
         shift: chunks[0].contiguous()?,
         gain: gain("output_layer.norm_final", &chunks[1])?,

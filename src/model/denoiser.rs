@@ -1,6 +1,6 @@
 //! The trait that evaluates a batch.
 
-use super::batch::{Batch, Logits, Mix, Outcome};
+use super::batch::{Batch, Logits, Mix, StepOutcome};
 use super::error::Result;
 use super::facts::NetworkFacts;
 use super::kv_cache::{KvCache, PageLayout};
@@ -40,7 +40,7 @@ pub trait Denoiser: Send + Sync {
     }
 
     /// Evaluates `batch` as [`forward`](Self::forward) does, and draws from the rows of segments that say how.
-    fn step(&self, batch: &Batch, cache: &mut KvCache) -> Result<Outcome> {
+    fn step(&self, batch: &Batch, cache: &mut KvCache) -> Result<StepOutcome> {
         let logits = self.forward(batch, cache)?;
         logits.check(batch.logit_rows(), self.facts().rows)?;
         let (outcome, spent) = logits.draw(batch);

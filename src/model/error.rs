@@ -3,7 +3,7 @@
 use crate::ops;
 use crate::ops::coded::KeptError;
 use crate::ops::gpu::Fault;
-use crate::superposition::Role;
+use crate::superposition::MatrixRole;
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -35,7 +35,10 @@ pub enum Error {
         expected: Vec<usize>,
     },
     #[error("no tensor is the {role:?} of layer {layer:?}")]
-    MissingRole { role: Role, layer: Option<usize> },
+    MissingRole {
+        role: MatrixRole,
+        layer: Option<usize>,
+    },
     #[error("{found} gains for {name}, which has {rows} rows")]
     Gains {
         name: String,

@@ -1,7 +1,7 @@
 //! The executor on the host: evaluates an architecture over a batch of segments, one base and many variants.
 
-use super::architecture::{Architecture, Layer, Mlp, Role, shapes};
-use super::attention::{Shape, attend, keep, prepare};
+use super::architecture::{Architecture, Layer, MatrixRole, Mlp, shapes};
+use super::attention::{AttentionShape, attend, keep, prepare};
 use super::base::BaseWeights;
 use super::batch::{Batch, Logits, Mix};
 use super::denoiser::Denoiser;
@@ -10,10 +10,10 @@ use super::kv_cache::KvCache;
 use super::linear::{Superposed, SuperposedLinear};
 use super::modulation::Modulation;
 use super::plan::BatchRows;
-use super::profile::{Stage, StageHook};
+use super::profile::{ForwardStage, StageHook};
 use super::variant::{Placed, ServedVariant, homes};
 use super::weights::{ServedBank, VariantWeights};
-use super::workspace::{Workspace, sized};
+use super::workspace::{ForwardWorkspace, sized};
 use crate::model::error::{Error, Result};
 use crate::ops::attend::QUERIES;
 use crate::ops::norm::Residual;
@@ -78,7 +78,7 @@ impl HostNetwork {
                 limit: QUERIES,
             });
         }
-        let linear = |role: Role, layer: Option<usize>| -> Result<SuperposedLinear> {
+        let linear = |role: MatrixRole, layer: Option<usize>| -> Result<SuperposedLinear> {
             let name = name(architecture, role, layer)?;
             Ok(SuperposedLinear {
                 base: base.matrix(name)?.clone(),
@@ -87,17 +87,17 @@ impl HostNetwork {
         };
         let layers = (0..architecture.layers.len()).map(Some).map(|layer| {
             Ok(Matrices {
-                qkv: linear(Role::Qkv, layer)?,
-                out: linear(Role::AttentionOut, layer)?,
-                up: linear(Role::Up, layer)?,
-                down: linear(Role::Down, layer)?,
+                qkv: linear(MatrixRole::Qkv, layer)?,
+                out: linear(MatrixRole::AttentionOut, layer)?,
+                up: linear(MatrixRole::Up, layer)?,
+                down: linear(MatrixRole::Down, layer)?,
             })
         });
         let layers = layers.collect::<Result<_>>()?;
-        let embedding = linear(Role::Embedding, None)?;
+        let embedding = linear(MatrixRole::Embedding, None)?;
         let head = match architecture.head.tied {
             true => embedding.clone(),
-            false => linear(Role::Head, None)?,
+            false => linear(MatrixRole::Head, None)?,
         };
         let angles = (2 * architecture.context).min(ANGLES);
         let rotary = Rotary::new(attention.head_dim, attention.rotary.theta, 0..angles);
@@ -135,16 +135,16 @@ impl HostNetwork {
             matrices.insert(name, Arc::new(linear.materialise(mix)?));
             Ok(())
         };
-        add(Role::Embedding, None, &self.embedding)?;
+        add(MatrixRole::Embedding, None, &self.embedding)?;
         for (number, layer) in self.layers.iter().enumerate() {
             let number = Some(number);
-            add(Role::Qkv, number, &layer.qkv)?;
-            add(Role::AttentionOut, number, &layer.out)?;
-            add(Role::Up, number, &layer.up)?;
-            add(Role::Down, number, &layer.down)?;
+            add(MatrixRole::Qkv, number, &layer.qkv)?;
+            add(MatrixRole::AttentionOut, number, &layer.out)?;
+            add(MatrixRole::Up, number, &layer.up)?;
+            add(MatrixRole::Down, number, &layer.down)?;
         }
         if !architecture.head.tied {
-            add(Role::Head, None, &self.head)?;
+            add(MatrixRole::Head, None, &self.head)?;
         }
         let plain = self.modulation.retrieve_all(mix)?;
         let base = BaseWeights::of(architecture.clone(), matrices, plain);
@@ -181,20 +181,20 @@ impl HostNetwork {
         &self,
         batch: &Batch,
         cache: &mut KvCache,
-        work: &mut Workspace,
+        work: &mut ForwardWorkspace,
         ended: &mut StageHook,
     ) -> Result<Vec<f32>> {
         let architecture = &self.base.architecture;
         let (hidden, vocab) = (architecture.hidden, architecture.vocabulary.rows);
         work.plan.fill(batch, &self.modulation)?;
-        ended(Stage::Plan, 0);
+        ended(ForwardStage::Plan, 0);
         let mut data = work.logits(work.plan.wanted.len() * vocab);
         let plan = &work.plan;
         let mut rows = &plan.all;
         if rows.len() == 0 {
             return Ok(data);
         }
-        let shape = Shape {
+        let shape = AttentionShape {
             of: architecture.attention(),
             window: architecture.context,
         };
@@ -204,27 +204,27 @@ impl HostNetwork {
             .map(|s| (s.first_position, s.tokens.len()));
         let positions = first_positions.flat_map(|(first, count)| first..first + count);
         self.rotary.pick(positions, &mut work.rotary);
-        ended(Stage::Rotary, 0);
+        ended(ForwardStage::Rotary, 0);
 
         let count = rows.len();
         let mut x = sized(&mut work.x, count * hidden);
         let mut normed = sized(&mut work.normed, count * hidden);
         self.embed(batch, x)?;
-        ended(Stage::Embedding, 0);
+        ended(ForwardStage::Embedding, 0);
         ops::norm_into(architecture.layers[0].norm, x, normed, hidden, |row| {
             plan.line(rows, row).layers[0].norm1.affine()
         });
-        ended(Stage::Norm, 0);
+        ended(ForwardStage::Norm, 0);
         let attended_width = shape.of.heads * shape.of.head_dim;
         let qkv = sized(&mut work.qkv, count * shape.of.width());
         for (number, layer) in self.layers.iter().enumerate() {
             let Layer { norm, mlp, .. } = architecture.layers[number];
-            product(ended, Stage::Qkv, &layer.qkv, normed, rows, qkv)?;
+            product(ended, ForwardStage::Qkv, &layer.qkv, normed, rows, qkv)?;
             prepare(qkv, shape, &work.rotary, |row| {
                 &plan.line(rows, row).layers[number]
             });
             keep(qkv, &batch.segments, shape, number, cache);
-            ended(Stage::Rotary, 0);
+            ended(ForwardStage::Rotary, 0);
             if number + 1 == self.layers.len() {
                 // Of the last layer others need keys and values at most: the rest is for rows of logits only.
                 rows = &plan.wanted;
@@ -246,9 +246,9 @@ impl HostNetwork {
                 cache,
                 attended,
             );
-            ended(Stage::Attention, 0);
+            ended(ForwardStage::Attention, 0);
             let narrow = sized(&mut work.narrow, count * hidden);
-            product(ended, Stage::Out, &layer.out, attended, rows, narrow)?;
+            product(ended, ForwardStage::Out, &layer.out, attended, rows, narrow)?;
             ops::residual_norm(norm, x, narrow, normed, hidden, |row| {
                 let line = &plan.line(rows, row).layers[number];
                 Residual {
@@ -257,9 +257,9 @@ impl HostNetwork {
                     affine: line.norm2.affine(),
                 }
             });
-            ended(Stage::Norm, 0);
+            ended(ForwardStage::Norm, 0);
             let wide = sized(&mut work.wide, count * mlp.intermediate());
-            product(ended, Stage::Up, &layer.up, normed, rows, wide)?;
+            product(ended, ForwardStage::Up, &layer.up, normed, rows, wide)?;
             let wide = match mlp {
                 Mlp::Gelu { width } => {
                     ops::bias_gelu_in_place(wide, width, |row| {
@@ -276,8 +276,8 @@ impl HostNetwork {
                     gated
                 }
             };
-            ended(Stage::Gelu, 0);
-            product(ended, Stage::Down, &layer.down, wide, rows, narrow)?;
+            ended(ForwardStage::Gelu, 0);
+            product(ended, ForwardStage::Down, &layer.down, wide, rows, narrow)?;
             let next = match architecture.layers.get(number + 1) {
                 Some(next) => next.norm,
                 None => architecture.norm,
@@ -292,21 +292,28 @@ impl HostNetwork {
                     affine: next.map_or(&line.norm, |next| &next.norm1).affine(),
                 }
             });
-            ended(Stage::Norm, 0);
+            ended(ForwardStage::Norm, 0);
         }
-        product(ended, Stage::Head, &self.head, normed, rows, &mut data)?;
+        product(
+            ended,
+            ForwardStage::Head,
+            &self.head,
+            normed,
+            rows,
+            &mut data,
+        )?;
         if architecture.head.bias {
             ops::add_bias_in_place(&mut data, vocab, |row| {
                 plan.line(rows, row).bias.as_deref().unwrap_or(&[])
             });
         }
-        ended(Stage::Bias, 0);
+        ended(ForwardStage::Bias, 0);
         Ok(data)
     }
 }
 
 /// What the tensor of this role is called.
-fn name(architecture: &Architecture, role: Role, layer: Option<usize>) -> Result<&str> {
+fn name(architecture: &Architecture, role: MatrixRole, layer: Option<usize>) -> Result<&str> {
     match architecture.tensor(role, layer) {
         Some(spec) => Ok(&spec.name),
         None => Err(Error::MissingRole { role, layer }),
@@ -316,7 +323,7 @@ fn name(architecture: &Architecture, role: Role, layer: Option<usize>) -> Result
 /// y [rows, out] of x [rows, in]: one product of the base, and what the banks add to it.
 fn product(
     ended: &mut StageHook,
-    stage: Stage,
+    stage: ForwardStage,
     linear: &SuperposedLinear,
     x: &[f32],
     rows: &BatchRows,
@@ -328,7 +335,7 @@ fn product(
     ended(stage, flops(rows.len()));
     if !rows.parts.is_empty() {
         linear.variants.add_products(x, &rows.parts, y)?;
-        ended(Stage::Banks, flops(rows.parts.len()));
+        ended(ForwardStage::Banks, flops(rows.parts.len()));
     }
     Ok(())
 }

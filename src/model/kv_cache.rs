@@ -8,10 +8,10 @@
 use super::batch::{Batch, PageId};
 use super::facts::CacheShape;
 use super::target::GpuTarget;
-use super::workspace::{HeadSpace, Spares, Workspace};
+use super::workspace::{ForwardWorkspace, HeadSpace, Spares};
 use crate::model::error::{Error, Result};
 use crate::ops::attend::{self, PositionRun};
-use crate::ops::gemm::View;
+use crate::ops::gemm::MatrixView;
 use crate::ops::gpu::{Buffer, Dtype};
 use crate::ops::panel::{LANES, Stored};
 use half::bf16;
@@ -45,7 +45,7 @@ pub struct KvCache {
     page_tokens: usize,
     pages: usize,
     /// Memory that one evaluation leaves to the next.
-    pub(super) workspace: Workspace,
+    pub(super) workspace: ForwardWorkspace,
 }
 
 /// One layer's keys and values, [count, hidden] each, for the slots of a page from `slot` on.
@@ -55,8 +55,8 @@ pub struct CacheRows<'a> {
     pub layer: usize,
     pub slot: usize,
     pub count: usize,
-    pub keys: View<'a>,
-    pub values: View<'a>,
+    pub keys: MatrixView<'a>,
+    pub values: MatrixView<'a>,
 }
 
 /// Pages on the host, by type.
@@ -82,7 +82,7 @@ impl KvCache {
             on_device: None,
             page_tokens: page.tokens,
             pages,
-            workspace: Workspace::default(),
+            workspace: ForwardWorkspace::default(),
         }
     }
 

@@ -12,8 +12,8 @@ use super::VariantId;
 use super::variant::{Placed, ServedVariant, SignedGains};
 use super::weights::ServedBank;
 use crate::model::error::{Error, Result};
-use crate::ops::coded::{self, Own, RowShare};
-use crate::ops::quantized::{self, Served, SignedRow};
+use crate::ops::coded::{self, OwnMatrix, RowShare};
+use crate::ops::quantized::{self, QuantizedMatrix, SignedRow};
 use rayon::prelude::*;
 use std::sync::Arc;
 
@@ -65,14 +65,14 @@ impl Parts {
 enum Source {
     /// A bank, by its index in the instance.
     Bank(usize, Arc<SignedGains>),
-    Own(Arc<Own>),
+    Own(Arc<OwnMatrix>),
 }
 
 /// One matrix of every variant: the banks that hold it, by their index in the instance, and where every variant has it (nowhere
 /// where the variant has no delta for it).
 #[derive(Clone, Debug, Default)]
 pub struct Superposed {
-    banks: Vec<Option<Arc<Served>>>,
+    banks: Vec<Option<Arc<QuantizedMatrix>>>,
     sources: Vec<Option<Source>>,
 }
 
@@ -130,7 +130,7 @@ impl Superposed {
 
     /// Adds the parts' retrieved products to y [rows, out], given x [rows, in].
     pub fn add_products(&self, x: &[f32], parts: &Parts, y: &mut [f32]) -> Result<()> {
-        let (mut superposed, mut own) = (Vec::new(), Vec::<(&Own, Vec<RowShare>)>::new());
+        let (mut superposed, mut own) = (Vec::new(), Vec::<(&OwnMatrix, Vec<RowShare>)>::new());
         for (bank, parts) in &parts.banks {
             let Some(served) = self.banks.get(*bank) else {
                 // A bank of one: all parts are the same variant's.
@@ -211,13 +211,13 @@ impl Superposed {
 /// A matrix of the base with the variants' superposed deltas.
 #[derive(Clone, Debug)]
 pub struct SuperposedLinear {
-    pub base: Arc<Served>,
+    pub base: Arc<QuantizedMatrix>,
     pub variants: Superposed,
 }
 
 impl SuperposedLinear {
     /// The base's matrix plus the mix's retrieved deltas, as one matrix of the base's form.
-    pub fn materialise(&self, mix: &super::Mix) -> Result<Served> {
+    pub fn materialise(&self, mix: &super::Mix) -> Result<QuantizedMatrix> {
         let (out, input) = self.base.shape();
         let mut weights = vec![0f32; out * input];
         let rows = weights.par_chunks_mut(input).enumerate();
@@ -226,6 +226,11 @@ impl SuperposedLinear {
             self.variants
                 .add_matrix(variant, weight, input, &mut weights)?;
         }
-        Ok(Served::new(&weights, out, input, self.base.form())?)
+        Ok(QuantizedMatrix::new(
+            &weights,
+            out,
+            input,
+            self.base.form(),
+        )?)
     }
 }

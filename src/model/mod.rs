@@ -28,7 +28,7 @@ mod workspace;
 pub use architecture::Architecture;
 pub use architecture::dit::DitConfig;
 pub use base::BaseWeights;
-pub use batch::{Batch, Logits, Mix, Outcome, PageId, Segment, VariantId};
+pub use batch::{Batch, Logits, Mix, PageId, Segment, StepOutcome, VariantId};
 pub use denoiser::Denoiser;
 pub use error::{Error, Result};
 pub use facts::{CacheShape, Grid, NetworkFacts, Process, Regime};

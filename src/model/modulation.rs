@@ -3,7 +3,7 @@
 
 use super::base::BaseWeights;
 use super::batch::{Mix, VariantId};
-use super::conditioning::{Line, line};
+use super::conditioning::{ModulationRow, line};
 use super::linear::Superposed;
 use super::tables::{Mixed, mixed};
 use super::variant::{Placed, ServedVariant};
@@ -105,7 +105,7 @@ impl Modulation {
     }
 
     /// The modulation tables, one line each, of a mix at a noise level.
-    pub fn tables(&self, mix: &Mix, sigma: f32) -> Result<Arc<Line>> {
+    pub fn tables(&self, mix: &Mix, sigma: f32) -> Result<Arc<ModulationRow>> {
         let make = || {
             line(
                 &self.base.architecture,

@@ -58,27 +58,27 @@ impl fmt::Display for Place {
 
 /// Bytes held on either side.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Bytes {
+pub struct HeldBytes {
     pub host: usize,
     pub device: usize,
 }
 
-impl Bytes {
+impl HeldBytes {
     fn on_host(host: usize) -> Self {
-        Bytes { host, device: 0 }
+        HeldBytes { host, device: 0 }
     }
 }
 
 /// The base, shared by all generations.
 #[derive(Clone, Debug)]
-pub enum Base {
+pub enum ResidentBase {
     Host(Arc<BaseWeights>),
     Device(Arc<GpuBase>),
 }
 
 /// One bank in the form it is served in.
 #[derive(Clone, Debug)]
-pub enum Bank {
+pub enum ResidentBank {
     Host(Arc<ServedBank>),
     Device(Arc<GpuBank>),
 }
@@ -94,11 +94,11 @@ pub enum Variant {
 pub struct Instance {
     pub denoiser: Arc<dyn Denoiser>,
     /// Seeds' signs, gains and private tensors.
-    pub variants: Bytes,
-    pub tables: Bytes,
+    pub variants: HeldBytes,
+    pub tables: HeldBytes,
 }
 
-impl Base {
+impl ResidentBase {
     /// Takes every tensor of the architecture; an error names the first missing or misshapen one.
     pub fn new(place: &Place, architecture: Architecture, tensors: &Dense) -> Result<Self> {
         Self::load(place, architecture, |spec| read(tensors, spec))
@@ -116,32 +116,32 @@ impl Base {
         Ok(match place {
             Place::Host(form) => {
                 let read = |spec: &TensorSpec| read(spec).map(Some);
-                Base::Host(Arc::new(BaseWeights::load(architecture, *form, read)?))
+                ResidentBase::Host(Arc::new(BaseWeights::load(architecture, *form, read)?))
             }
             Place::Device(device) => {
-                Base::Device(Arc::new(GpuBase::load(device.clone(), architecture, read)?))
+                ResidentBase::Device(Arc::new(GpuBase::load(device.clone(), architecture, read)?))
             }
         })
     }
 
     pub fn architecture(&self) -> &Architecture {
         match self {
-            Base::Host(base) => &base.architecture,
-            Base::Device(base) => &base.host.architecture,
+            ResidentBase::Host(base) => &base.architecture,
+            ResidentBase::Device(base) => &base.host.architecture,
         }
     }
 
     pub fn facts(&self) -> &NetworkFacts {
         match self {
-            Base::Host(base) => &base.facts,
-            Base::Device(base) => &base.host.facts,
+            ResidentBase::Host(base) => &base.facts,
+            ResidentBase::Device(base) => &base.host.facts,
         }
     }
 
-    pub fn bytes(&self) -> Bytes {
+    pub fn bytes(&self) -> HeldBytes {
         match self {
-            Base::Host(base) => Bytes::on_host(base.bytes()),
-            Base::Device(base) => Bytes {
+            ResidentBase::Host(base) => HeldBytes::on_host(base.bytes()),
+            ResidentBase::Device(base) => HeldBytes {
                 host: base.host.bytes(),
                 device: base.device_bytes(),
             },
@@ -151,8 +151,8 @@ impl Base {
     /// Bytes of modulation tables on the host, which come with requests, whatever the generation.
     pub fn table_bytes(&self) -> usize {
         match self {
-            Base::Host(base) => base.tables.bytes(),
-            Base::Device(base) => base.host.tables.bytes(),
+            ResidentBase::Host(base) => base.tables.bytes(),
+            ResidentBase::Device(base) => base.host.tables.bytes(),
         }
     }
 
@@ -161,21 +161,27 @@ impl Base {
         &self,
         form: Quantisation,
         tensors: impl IntoIterator<Item = (String, usize, usize, Vec<f32>)>,
-    ) -> Result<Bank> {
+    ) -> Result<ResidentBank> {
         Ok(match self {
-            Base::Host(_) => Bank::Host(Arc::new(ServedBank::build(form, tensors)?)),
-            Base::Device(base) => Bank::Device(Arc::new(GpuBank::build(base, form, tensors)?)),
+            ResidentBase::Host(_) => {
+                ResidentBank::Host(Arc::new(ServedBank::build(form, tensors)?))
+            }
+            ResidentBase::Device(base) => {
+                ResidentBank::Device(Arc::new(GpuBank::build(base, form, tensors)?))
+            }
         })
     }
 
     /// What a variant keeps for itself, beside this base.
     pub fn variant(&self, weights: &VariantWeights) -> Result<Variant> {
         Ok(match self {
-            Base::Host(base) => Variant::Host(Arc::new(ServedVariant::new(
+            ResidentBase::Host(base) => Variant::Host(Arc::new(ServedVariant::new(
                 weights,
                 shapes(&base.architecture),
             )?)),
-            Base::Device(base) => Variant::Device(Arc::new(GpuVariant::new(base, weights)?)),
+            ResidentBase::Device(base) => {
+                Variant::Device(Arc::new(GpuVariant::new(base, weights)?))
+            }
         })
     }
 
@@ -183,15 +189,15 @@ impl Base {
     /// they are read from.
     pub fn instance<'a>(
         &self,
-        banks: impl IntoIterator<Item = &'a Bank>,
+        banks: impl IntoIterator<Item = &'a ResidentBank>,
         variants: impl IntoIterator<Item = (&'a Variant, Vec<usize>)>,
     ) -> Result<Instance> {
         let (banks, variants) = (banks.into_iter(), variants.into_iter());
         Ok(match self {
-            Base::Host(base) => {
+            ResidentBase::Host(base) => {
                 let banks = banks.map(|bank| match bank {
-                    Bank::Host(bank) => Ok(bank.clone()),
-                    Bank::Device(_) => Err(Error::Elsewhere),
+                    ResidentBank::Host(bank) => Ok(bank.clone()),
+                    ResidentBank::Device(_) => Err(Error::Elsewhere),
                 });
                 let variants = variants.map(|(variant, banks)| match variant {
                     Variant::Host(own) => Ok(Placed {
@@ -207,15 +213,15 @@ impl Base {
                 let bytes = variants.iter().map(|variant| variant.own.bytes()).sum();
                 let network = HostNetwork::of(base.clone(), &banks, variants)?;
                 Instance {
-                    variants: Bytes::on_host(bytes),
-                    tables: Bytes::on_host(network.table_bytes()),
+                    variants: HeldBytes::on_host(bytes),
+                    tables: HeldBytes::on_host(network.table_bytes()),
                     denoiser: Arc::new(network),
                 }
             }
-            Base::Device(base) => {
+            ResidentBase::Device(base) => {
                 let banks = banks.map(|bank| match bank {
-                    Bank::Device(bank) => Ok(bank.clone()),
-                    Bank::Host(_) => Err(Error::Elsewhere),
+                    ResidentBank::Device(bank) => Ok(bank.clone()),
+                    ResidentBank::Host(_) => Err(Error::Elsewhere),
                 });
                 let variants = variants.map(|(variant, banks)| match variant {
                     Variant::Device(own) => Ok(Placed {
@@ -234,11 +240,11 @@ impl Base {
                     .sum();
                 let network = GpuNetwork::of(base.clone(), &banks, variants)?;
                 Instance {
-                    variants: Bytes {
+                    variants: HeldBytes {
                         host,
                         device: network.device_variant_bytes(),
                     },
-                    tables: Bytes {
+                    tables: HeldBytes {
                         host: 0,
                         device: network.table_bytes(),
                     },
@@ -249,11 +255,11 @@ impl Base {
     }
 }
 
-impl Bank {
-    pub fn bytes(&self) -> Bytes {
+impl ResidentBank {
+    pub fn bytes(&self) -> HeldBytes {
         match self {
-            Bank::Host(bank) => Bytes::on_host(bank.bytes()),
-            Bank::Device(bank) => Bytes {
+            ResidentBank::Host(bank) => HeldBytes::on_host(bank.bytes()),
+            ResidentBank::Device(bank) => HeldBytes {
                 host: bank.host.bytes(),
                 device: bank.device_bytes(),
             },

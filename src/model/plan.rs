@@ -1,7 +1,7 @@
 //! Which rows a batch has, and which tables and variants each of them takes.
 
 use super::batch::{Batch, Mix};
-use super::conditioning::Line;
+use super::conditioning::ModulationRow;
 use super::linear::{Parts, RowPart};
 use super::modulation::Modulation;
 use crate::model::error::Result;
@@ -65,7 +65,7 @@ impl BatchRows {
 pub struct BatchPlan {
     pub all: BatchRows,
     pub wanted: BatchRows,
-    lines: Vec<Arc<Line>>,
+    lines: Vec<Arc<ModulationRow>>,
 }
 
 impl BatchPlan {
@@ -98,7 +98,7 @@ impl BatchPlan {
     }
 
     /// The tables of one of `rows`, which are this plan's.
-    pub fn line(&self, rows: &BatchRows, row: usize) -> &Line {
+    pub fn line(&self, rows: &BatchRows, row: usize) -> &ModulationRow {
         &self.lines[rows.lines[row]]
     }
 }

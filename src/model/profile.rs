@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 /// A stage of an evaluation. Stages do not overlap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
+pub enum ForwardStage {
     /// Checks, lists of rows, modulation tables looked up or made.
     Plan,
     Embedding,
@@ -30,33 +30,33 @@ pub enum Stage {
     Drawing,
 }
 
-impl Stage {
-    pub const ALL: [Stage; 14] = [
-        Stage::Plan,
-        Stage::Embedding,
-        Stage::Norm,
-        Stage::Qkv,
-        Stage::Rotary,
-        Stage::Attention,
-        Stage::Out,
-        Stage::Up,
-        Stage::Gelu,
-        Stage::Down,
-        Stage::Banks,
-        Stage::Head,
-        Stage::Bias,
-        Stage::Drawing,
+impl ForwardStage {
+    pub const ALL: [ForwardStage; 14] = [
+        ForwardStage::Plan,
+        ForwardStage::Embedding,
+        ForwardStage::Norm,
+        ForwardStage::Qkv,
+        ForwardStage::Rotary,
+        ForwardStage::Attention,
+        ForwardStage::Out,
+        ForwardStage::Up,
+        ForwardStage::Gelu,
+        ForwardStage::Down,
+        ForwardStage::Banks,
+        ForwardStage::Head,
+        ForwardStage::Bias,
+        ForwardStage::Drawing,
     ];
 }
 
 /// Is told as each stage ends, with the floating-point operations of its matrix products with weights.
-pub type StageHook<'a> = dyn FnMut(Stage, usize) + 'a;
+pub type StageHook<'a> = dyn FnMut(ForwardStage, usize) + 'a;
 
 /// Time and floating-point operations by stage, added up over evaluations.
 #[derive(Clone, Debug)]
 pub struct Profile {
     since: Instant,
-    spent: [(Duration, usize); Stage::ALL.len()],
+    spent: [(Duration, usize); ForwardStage::ALL.len()],
 }
 
 impl Default for Profile {
@@ -75,7 +75,7 @@ impl Profile {
     }
 
     /// A stage has ended, the next one begins.
-    pub fn ended(&mut self, stage: Stage, flops: usize) {
+    pub fn ended(&mut self, stage: ForwardStage, flops: usize) {
         let (time, sum) = &mut self.spent[stage as usize];
         let now = Instant::now();
         *time += now - std::mem::replace(&mut self.since, now);
@@ -83,7 +83,7 @@ impl Profile {
     }
 
     /// Time of a stage, and its products' floating-point operations.
-    pub fn of(&self, stage: Stage) -> (Duration, usize) {
+    pub fn of(&self, stage: ForwardStage) -> (Duration, usize) {
         self.spent[stage as usize]
     }
 }

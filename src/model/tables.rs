@@ -2,7 +2,7 @@
 //! banks that these are read from and on the noise level, and on no generation.
 
 use super::batch::Mix;
-use super::conditioning::Line;
+use super::conditioning::ModulationRow;
 use super::variant::{Placed, ServedVariant};
 use super::weights::ServedBank;
 use std::collections::{HashMap, HashSet};
@@ -56,7 +56,7 @@ struct CachedTables {
 
 #[derive(Debug)]
 struct CachedLine {
-    line: Arc<Line>,
+    line: Arc<ModulationRow>,
     used: u64,
 }
 
@@ -139,8 +139,8 @@ impl TableCache {
         numbers: &[u64],
         mix: &Mix,
         sigma: f32,
-        make: impl FnOnce() -> Result<Line, E>,
-    ) -> Result<Arc<Line>, E> {
+        make: impl FnOnce() -> Result<ModulationRow, E>,
+    ) -> Result<Arc<ModulationRow>, E> {
         let key: Key = (mixed(numbers, mix), sigma.to_bits()); // `make` says where one is not there
         let mut cached = self.kept();
         cached.clock += 1;
@@ -179,13 +179,13 @@ mod tests {
     use crate::model::weights::VariantWeights;
     use std::collections::BTreeMap;
 
-    fn line(width: usize, bias: usize) -> Line {
+    fn line(width: usize, bias: usize) -> ModulationRow {
         let (own, bias): (Vector, Vector) = (vec![0.0; width].into(), vec![0.0; bias].into());
         let norm = NormLine {
             gain: own.clone(),
             shift: Some(own.clone()),
         };
-        Line {
+        ModulationRow {
             layers: vec![LayerLine {
                 norm1: norm.clone(),
                 gate1: Some(own.clone()),
@@ -226,7 +226,7 @@ mod tests {
     /// Whether the tables were kept.
     fn kept(cache: &TableCache, numbers: &[u64], mix: &Mix, sigma: f32) -> bool {
         let mut made = false;
-        let made_now = || -> Result<Line, ()> {
+        let made_now = || -> Result<ModulationRow, ()> {
             made = true;
             Ok(line(100, 10))
         };

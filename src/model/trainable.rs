@@ -4,7 +4,7 @@
 //! tables out of sigma, adaLN and the vectors is left to candle's differentiation.
 
 use super::DitConfig;
-use super::conditioning::{Tables, tables};
+use super::conditioning::{ModulationTables, tables};
 use super::train_batch::{SoftTokens, TrainBatch};
 use crate::model::error::{Error, Result};
 use crate::ops::{self, Pattern, PerRow};
@@ -48,7 +48,7 @@ struct LayerState {
 /// What a batch is to the network, but for its rows.
 pub(super) struct Reading {
     pub tokens: SoftTokens,
-    pub tables: Tables,
+    pub tables: ModulationTables,
     /// Modulation line of every row; `None` while there is one line.
     pub full: Option<Vec<u32>>,
     /// The same of the noisy tokens, and of the wanted ones.

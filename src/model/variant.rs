@@ -2,7 +2,7 @@
 
 use super::weights::VariantWeights;
 use crate::model::error::{Error, Result};
-use crate::ops::coded::Own;
+use crate::ops::coded::OwnMatrix;
 use crate::transform::{Rotation, Signs, Transform};
 use half::bf16;
 use std::collections::BTreeMap;
@@ -40,7 +40,7 @@ pub struct ServedVariant {
     /// By matrix that lies in a bank.
     pub(super) signed_gains: BTreeMap<String, Arc<SignedGains>>,
     /// By matrix that it keeps for itself.
-    pub(super) own: BTreeMap<String, Arc<Own>>,
+    pub(super) own: BTreeMap<String, Arc<OwnMatrix>>,
     /// Deltas of the one-dimensional tensors.
     pub(super) vectors: BTreeMap<String, Vec<bf16>>,
 }
@@ -91,7 +91,7 @@ impl ServedVariant {
                     reason,
                 };
                 kept.check([out, input]).map_err(refused)?;
-                let matrix = Own::new(kept, [out, input], rotation, weights.scale)?;
+                let matrix = OwnMatrix::new(kept, [out, input], rotation, weights.scale)?;
                 own.insert(name.clone(), Arc::new(matrix));
             }
         }

@@ -2,7 +2,7 @@
 
 use crate::model::error::Result;
 use crate::ops::coded::Kept;
-use crate::ops::quantized::{Quantisation, Served};
+use crate::ops::quantized::{Quantisation, QuantizedMatrix};
 use crate::superposition::CodedDelta;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use std::sync::Arc;
 /// One bank in the form it is served in, by tensor name.
 #[derive(Debug)]
 pub struct ServedBank {
-    pub(super) tensors: BTreeMap<String, Arc<Served>>,
+    pub(super) tensors: BTreeMap<String, Arc<QuantizedMatrix>>,
 }
 
 impl ServedBank {
@@ -22,7 +22,10 @@ impl ServedBank {
         let tensors = tensors
             .into_iter()
             .map(|(name, out, input, data)| {
-                Ok((name, Arc::new(Served::new(&data, out, input, form)?)))
+                Ok((
+                    name,
+                    Arc::new(QuantizedMatrix::new(&data, out, input, form)?),
+                ))
             })
             .collect::<Result<_>>()?;
         Ok(Self { tensors })

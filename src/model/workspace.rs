@@ -9,7 +9,7 @@ const LOGITS_KEPT: usize = (32 << 20) / size_of::<f32>();
 
 /// Activations are [rows, width], and as long as the largest batch so far needed.
 #[derive(Debug, Default)]
-pub struct Workspace {
+pub struct ForwardWorkspace {
     pub plan: BatchPlan,
     pub rotary: Rotary,
     pub x: Vec<f32>,
@@ -22,7 +22,7 @@ pub struct Workspace {
     logits: Vec<f32>,
 }
 
-impl Workspace {
+impl ForwardWorkspace {
     /// As many logits, to be overwritten.
     pub fn logits(&mut self, count: usize) -> Vec<f32> {
         let mut logits = std::mem::take(&mut self.logits);

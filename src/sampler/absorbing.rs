@@ -3,7 +3,7 @@
 
 use super::error::{Error, count, share};
 use super::schedule::{LogLinear, absorbing_sigma, first_hit, reveal_probability};
-use crate::ops::categorical::{Certainty, Drawn, Kind, draws};
+use crate::ops::categorical::{Certainty, DrawKind, Drawn, draws};
 use crate::rng::Noise;
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +13,7 @@ pub const MAX_STEPS: u32 = 8192;
 /// How the masked positions of a block, or of an answer window, become tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Predictor {
+pub enum AbsorbingPredictor {
     /// One position a step, at the random times at which the reverse process would reveal them.
     FirstHitting,
     /// A grid of `steps` equal times to a block; a grid step that reveals nothing costs no evaluation.
@@ -31,7 +31,7 @@ pub enum Predictor {
     Sequential { steps: u32 },
 }
 
-impl Predictor {
+impl AbsorbingPredictor {
     pub(super) fn check(&self) -> Result<(), Error> {
         let steps = |steps: u32| count("steps", steps as usize, 1, MAX_STEPS as usize);
         match *self {
@@ -82,7 +82,7 @@ pub enum StepSplit {
 /// The reverse process of one block, going from time 1 to 0.
 #[derive(Clone, Debug)]
 pub(super) struct Clock {
-    predictor: Predictor,
+    predictor: AbsorbingPredictor,
     share: StepSplit,
     certainty: Certainty,
     time: f64,
@@ -95,7 +95,7 @@ pub(super) struct Clock {
 }
 
 impl Clock {
-    pub fn new(predictor: Predictor, share: StepSplit, certainty: Certainty) -> Self {
+    pub fn new(predictor: AbsorbingPredictor, share: StepSplit, certainty: Certainty) -> Self {
         Self {
             predictor,
             share,
@@ -133,14 +133,14 @@ impl Clock {
     ) {
         chosen.clear();
         match self.predictor {
-            Predictor::FirstHitting => {
+            AbsorbingPredictor::FirstHitting => {
                 self.step = self.step.wrapping_add(1);
                 let drawn = noise.at(self.step, start as u32);
                 self.time = first_hit(self.time, masked.len(), drawn.uniform(draws::TIME));
                 let place = drawn.uniform(draws::PLACE) * masked.len() as f64;
                 chosen.extend(masked.get(place as usize));
             }
-            Predictor::Ancestral { steps } => {
+            AbsorbingPredictor::Ancestral { steps } => {
                 while chosen.is_empty() && self.taken < steps {
                     self.step = self.step.wrapping_add(1);
                     let at = |taken: u32| 1.0 - f64::from(taken) / f64::from(steps);
@@ -162,15 +162,15 @@ impl Clock {
                     );
                 }
             }
-            Predictor::Confidence { steps, .. } => {
+            AbsorbingPredictor::Confidence { steps, .. } => {
                 self.begin(steps, masked.len(), size);
                 chosen.extend(masked);
             }
-            Predictor::Static { steps } => {
+            AbsorbingPredictor::Static { steps } => {
                 self.begin(Some(steps), masked.len(), size);
                 chosen.extend(masked);
             }
-            Predictor::Sequential { steps } => {
+            AbsorbingPredictor::Sequential { steps } => {
                 self.begin(Some(steps), masked.len(), size);
                 chosen.extend(masked.iter().take(self.least));
             }
@@ -205,8 +205,8 @@ impl Clock {
     /// Of what was drawn for the candidates, the indices of those to be revealed, ascending.
     pub fn sure(&self, drawn: &[Drawn]) -> Vec<usize> {
         let threshold = match self.predictor {
-            Predictor::Confidence { threshold, .. } => f64::from(threshold),
-            Predictor::Static { .. } => f64::INFINITY,
+            AbsorbingPredictor::Confidence { threshold, .. } => f64::from(threshold),
+            AbsorbingPredictor::Static { .. } => f64::INFINITY,
             _ => return (0..drawn.len()).collect(),
         };
         let above = (0..drawn.len()).filter(|&index| drawn[index].certainty > threshold);
@@ -223,10 +223,12 @@ impl Clock {
     }
 
     /// What is drawn at a position that is revealed, or may be.
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self) -> DrawKind {
         match self.predictor {
-            Predictor::Confidence { .. } | Predictor::Static { .. } => Kind::Sure(self.certainty),
-            _ => Kind::Predicted,
+            AbsorbingPredictor::Confidence { .. } | AbsorbingPredictor::Static { .. } => {
+                DrawKind::Sure(self.certainty)
+            }
+            _ => DrawKind::Predicted,
         }
     }
 }

@@ -1,8 +1,8 @@
 //! The block sampler of BD3-LM, and of MDLM as a sequence of one block.
 
-use super::absorbing::{Clock, Predictor, StepSplit};
+use super::absorbing::{AbsorbingPredictor, Clock, StepSplit};
 use super::error::{self, Error};
-use super::template::Template;
+use super::template::TextTemplate;
 use super::text::Text;
 use super::{Progress, Reason};
 use crate::ops::categorical::{Certainty, Crossing, Draw, Drawn, Filter};
@@ -48,7 +48,7 @@ pub struct BlockSettings {
     pub window: Option<usize>,
     /// Tokens to make after the prompt.
     pub max_tokens: usize,
-    pub predictor: Predictor,
+    pub predictor: AbsorbingPredictor,
     /// What a position is revealed by, where it is by certainty.
     pub certainty: Certainty,
     /// 0 is greedy.
@@ -81,7 +81,7 @@ impl BlockSettings {
     pub fn new(
         block_size: usize,
         max_tokens: usize,
-        predictor: Predictor,
+        predictor: AbsorbingPredictor,
         mask_id: u32,
         vocab_size: usize,
     ) -> Self {
@@ -161,7 +161,7 @@ impl BlockSampler {
     /// A setting or a prompt token out of its range.
     pub fn new(settings: BlockSettings, prompt: &[u32], seed: u64) -> Result<Self, Error> {
         settings.check()?;
-        let template = Template::continuation(prompt, settings.max_tokens)?;
+        let template = TextTemplate::continuation(prompt, settings.max_tokens)?;
         template.check("prompt", settings.vocab_size, Some(settings.mask_id))?;
         Ok(Self::start(settings, template, seed))
     }
@@ -177,12 +177,12 @@ impl BlockSampler {
         seed: u64,
     ) -> Result<Self, Error> {
         settings.check()?;
-        let template = Template::new(template)?;
+        let template = TextTemplate::new(template)?;
         template.check("template", settings.vocab_size, Some(settings.mask_id))?;
         Ok(Self::start(settings, template, seed))
     }
 
-    fn start(settings: BlockSettings, template: Template, seed: u64) -> Self {
+    fn start(settings: BlockSettings, template: TextTemplate, seed: u64) -> Self {
         let mut sampler = Self {
             filter: settings.filter(),
             noise: Noise::new(seed),

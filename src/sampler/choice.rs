@@ -60,8 +60,10 @@ impl SamplingParams {
         })
     }
 
-    fn absorbing(&self, default: absorbing::Predictor) -> Result<Predictor, Error> {
-        use absorbing::Predictor::{Ancestral, Confidence, FirstHitting, Sequential, Static};
+    fn absorbing(&self, default: absorbing::AbsorbingPredictor) -> Result<Predictor, Error> {
+        use absorbing::AbsorbingPredictor::{
+            Ancestral, Confidence, FirstHitting, Sequential, Static,
+        };
         if self.kind == Some(PredictorKind::Psi) {
             return Err(of_uniform("psi"));
         }

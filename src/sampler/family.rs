@@ -1,6 +1,6 @@
 //! What the published samplers of each family do, and what they are run with where nobody says anything else.
 
-use super::absorbing::Predictor;
+use super::absorbing::AbsorbingPredictor;
 use super::{Certainty, Convention, Crossing, LastBlock, Sampling, StepSplit};
 
 /// Tokens of an answer's window, and steps of it, of A2D's masked checkpoints (`MDLMSamplerConfig`).
@@ -35,7 +35,7 @@ impl Sampling {
             "sdar" => Some(Sampling {
                 certainty: Certainty::Filtered,
                 ..Sampling::plain(
-                    Predictor::Confidence {
+                    AbsorbingPredictor::Confidence {
                         threshold: 0.85,
                         steps: block.map(steps),
                     }
@@ -48,7 +48,7 @@ impl Sampling {
                 block_size: block.is_none().then_some(A2D_WINDOW),
                 certainty: Certainty::Drawn,
                 ..Sampling::plain(
-                    Predictor::Static {
+                    AbsorbingPredictor::Static {
                         steps: steps(block.unwrap_or(A2D_WINDOW)),
                     }
                     .into(),

@@ -22,7 +22,7 @@ mod uniform;
 
 use rayon::prelude::*;
 
-pub use absorbing::{MAX_STEPS, Predictor, StepSplit};
+pub use absorbing::{AbsorbingPredictor, MAX_STEPS, StepSplit};
 pub use block::{BlockSampler, BlockSettings, Convention, LastBlock, MAX_BLOCK, MAX_TEMPERATURE};
 pub use choice::{PredictorKind, PsiParams, SamplingParams};
 pub use error::Error;
@@ -32,7 +32,9 @@ pub use settings::Sampling;
 use text::Text;
 pub use uniform::{NoiseRemoval, UniformPredictor, UniformSampler, UniformSettings};
 
-pub use crate::ops::categorical::{Certainty, Crossing, Distribution, Filter, Mixture, Workspace};
+pub use crate::ops::categorical::{
+    Certainty, Crossing, Distribution, Filter, FilterWorkspace, Mixture,
+};
 use crate::ops::categorical::{Draw, Drawn, draw_all};
 
 /// What a sampler wants evaluated next. See `model::Segment` for the visibility rule.

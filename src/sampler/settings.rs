@@ -10,11 +10,27 @@ use super::{Certainty, UniformPredictor, absorbing};
 pub enum Predictor {
     Uniform(UniformPredictor),
     #[serde(untagged)]
-    Absorbing(absorbing::Predictor),
+    Absorbing(absorbing::AbsorbingPredictor),
 }
 
-impl From<absorbing::Predictor> for Predictor {
-    fn from(predictor: absorbing::Predictor) -> Self {
+impl Predictor {
+    /// Evaluations that make so many tokens in blocks, or windows, of `block_size`: at least, and at most.
+    pub fn evaluations(self, tokens: usize, block_size: usize) -> (u32, u32) {
+        let blocks = tokens.div_ceil(block_size);
+        let (least, most) = match self {
+            Predictor::Absorbing(predictor) => predictor.evaluations(tokens, blocks),
+            Predictor::Uniform(predictor) => {
+                let steps = predictor.steps as usize;
+                (blocks * steps, blocks * (steps + 1))
+            }
+        };
+        let fits = |evaluations| u32::try_from(evaluations).unwrap_or(u32::MAX);
+        (fits(least), fits(most))
+    }
+}
+
+impl From<absorbing::AbsorbingPredictor> for Predictor {
+    fn from(predictor: absorbing::AbsorbingPredictor) -> Self {
         Predictor::Absorbing(predictor)
     }
 }
@@ -82,15 +98,15 @@ mod tests {
         let predictor = Predictor::from(uniform);
         let old: serde_json::Value = serde_json::from_str(old).unwrap();
         assert_eq!(serde_json::to_value(predictor).unwrap(), old);
-        let first = Predictor::from(absorbing::Predictor::FirstHitting);
+        let first = Predictor::from(absorbing::AbsorbingPredictor::FirstHitting);
         assert_eq!(serde_json::to_string(&first).unwrap(), r#""first_hitting""#);
         for predictor in [
             predictor,
             first,
-            absorbing::Predictor::Ancestral { steps: 3 }.into(),
-            absorbing::Predictor::Static { steps: 4 }.into(),
-            absorbing::Predictor::Sequential { steps: 4 }.into(),
-            absorbing::Predictor::Confidence {
+            absorbing::AbsorbingPredictor::Ancestral { steps: 3 }.into(),
+            absorbing::AbsorbingPredictor::Static { steps: 4 }.into(),
+            absorbing::AbsorbingPredictor::Sequential { steps: 4 }.into(),
+            absorbing::AbsorbingPredictor::Confidence {
                 threshold: 0.5,
                 steps: Some(2),
             }

@@ -5,9 +5,9 @@ use super::error::{self, Error};
 
 /// A text position by position: `Some` is a token that never changes, `None` a hole. Past its end everything is free.
 #[derive(Clone, Debug)]
-pub(super) struct Template(Vec<Option<u32>>);
+pub(super) struct TextTemplate(Vec<Option<u32>>);
 
-impl Template {
+impl TextTemplate {
     /// A prompt and `max_tokens` holes.
     pub fn continuation(prompt: &[u32], max_tokens: usize) -> Result<Self, Error> {
         error::at_least_one("max_tokens", max_tokens)?;

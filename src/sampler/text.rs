@@ -1,12 +1,12 @@
 //! A text under way, block by block: what the samplers of both processes have in common.
 
 use super::block::LastBlock;
-use super::template::Template;
+use super::template::TextTemplate;
 use super::{Evaluation, Reason};
 
 #[derive(Clone, Debug)]
 pub(super) struct Text {
-    pub template: Template,
+    pub template: TextTemplate,
     /// Where the text that is made begins.
     prompt: usize,
     /// Position after the last token of the text, as far as is known.
@@ -30,7 +30,7 @@ pub(super) struct Text {
 }
 
 impl Text {
-    pub fn new(template: Template) -> Self {
+    pub fn new(template: TextTemplate) -> Self {
         Self {
             prompt: template.first_hole(),
             end: template.len(),

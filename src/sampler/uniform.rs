@@ -6,10 +6,10 @@ use super::block::{LastBlock, MAX_BLOCK};
 use super::error::{self, Error};
 use super::psi::Psi;
 use super::schedule::LogLinear;
-use super::template::Template;
+use super::template::TextTemplate;
 use super::text::Text;
 use super::{Progress, Reason};
-use crate::ops::categorical::{Crossing, Draw, Drawn, Filter, Kind, anything, draws};
+use crate::ops::categorical::{Crossing, Draw, DrawKind, Drawn, Filter, anything, draws};
 use crate::rng::Noise;
 use serde::{Deserialize, Serialize};
 
@@ -125,7 +125,7 @@ impl UniformSampler {
     /// A setting or a prompt token out of its range.
     pub fn new(settings: UniformSettings, prompt: &[u32], seed: u64) -> Result<Self, Error> {
         settings.check()?;
-        let template = Template::continuation(prompt, settings.max_tokens)?;
+        let template = TextTemplate::continuation(prompt, settings.max_tokens)?;
         template.check("prompt", settings.vocab_size, None)?;
         Ok(Self::start(settings, template, seed))
     }
@@ -141,12 +141,12 @@ impl UniformSampler {
         seed: u64,
     ) -> Result<Self, Error> {
         settings.check()?;
-        let template = Template::new(template)?;
+        let template = TextTemplate::new(template)?;
         template.check("template", settings.vocab_size, None)?;
         Ok(Self::start(settings, template, seed))
     }
 
-    fn start(settings: UniformSettings, template: Template, seed: u64) -> Self {
+    fn start(settings: UniformSettings, template: TextTemplate, seed: u64) -> Self {
         let UniformPredictor {
             steps, eps, psi, ..
         } = settings.predictor;
@@ -199,10 +199,10 @@ impl UniformSampler {
         let next = self.times.get(taken + 1);
         let kind =
             if next.is_none() && self.settings.predictor.noise_removal == NoiseRemoval::Greedy {
-                Kind::Best
+                DrawKind::Best
             } else {
                 let (alpha_s, kappa) = next.map_or((1.0, 1.0), |&s| (alpha(s), self.kappas[taken]));
-                Kind::Mixture {
+                DrawKind::Mixture {
                     present: self.text.tokens[position],
                     alpha_t: alpha(self.times[taken]),
                     alpha_s,

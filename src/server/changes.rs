@@ -6,7 +6,7 @@ use super::health::Health;
 use super::metrics::Metrics;
 use super::paths::Paths;
 use super::status::{BadField, of_change};
-use crate::catalog::{AddRequest, Added, Catalog, Progress, RemoveRequest};
+use crate::catalog::{AddRequest, Added, AdditionProgress, Catalog, RemoveRequest};
 use crate::engine::EngineHandle;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -66,7 +66,7 @@ impl Changes {
         caller: &Caller,
         field: &'static str,
         request: AddRequest,
-        progress: impl FnMut(Progress) + Send + 'static,
+        progress: impl FnMut(AdditionProgress) + Send + 'static,
     ) -> Result<Added, Status> {
         let name = request.name.clone();
         let action = match (request.dry_run, request.replaces) {

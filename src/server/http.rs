@@ -1,8 +1,8 @@
 //! The HTTP port: one router of all that is served there, and the loop that serves it.
 
-use super::access::{self, Access, Need, Peer, Role};
+use super::access::{self, Access, AccessRole, Need, Peer};
 use super::failure::Failure;
-use super::listener::Connection;
+use super::listener::ServedConnection;
 use super::metrics::{self, Metrics};
 use super::openai::{self, OpenAi};
 use super::variants::{self, Variants};
@@ -112,7 +112,9 @@ async fn admit(State(port): State<Port>, mut request: Request, next: Next) -> Re
         let peer = request.extensions().get::<Peer>();
         match port.access.admit(request.headers(), peer, need) {
             Ok(_)
-                if need == Need::Role(Role::Admin) && port.access.is_open() && named(&request) =>
+                if need == Need::Role(AccessRole::Admin)
+                    && port.access.is_open()
+                    && named(&request) =>
             {
                 let message = "without keys this is answered only where the server is asked by an IP address or as localhost";
                 Failure::new(StatusCode::FORBIDDEN, message).into_response()
@@ -193,7 +195,7 @@ async fn identify(State(ids): State<Ids>, request: Request, next: Next) -> Respo
 
 /// Serves connections until `drained`, and then those that are open until they end.
 pub async fn serve(
-    mut connections: impl Stream<Item = io::Result<Connection>> + Unpin,
+    mut connections: impl Stream<Item = io::Result<ServedConnection>> + Unpin,
     router: Router,
     patience: Duration,
     drained: impl Future<Output = ()>,

@@ -16,7 +16,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
-use stream::{Plain, Stream};
+use stream::{ClientStream, Plain};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Sleep;
@@ -73,7 +73,7 @@ pub fn accept(
     listener: Listener,
     tls: Option<Arc<Tls>>,
     bounds: Bounds,
-) -> ReceiverStream<io::Result<Connection>> {
+) -> ReceiverStream<io::Result<ServedConnection>> {
     let (to, accepted) = mpsc::channel(1);
     // A socket that only this machine's own user can open has no network to hide from.
     let tls = tls.filter(|_| matches!(listener, Listener::Tcp(_)));
@@ -90,7 +90,7 @@ async fn accept_all(
     listener: &Listener,
     tls: Option<Arc<Tls>>,
     bounds: Bounds,
-    to: &mpsc::Sender<io::Result<Connection>>,
+    to: &mpsc::Sender<io::Result<ServedConnection>>,
 ) {
     let seats = Arc::new(Semaphore::new(bounds.connections));
     let silent = Silent::default();
@@ -137,9 +137,9 @@ async fn accept_all(
             first: First::default(),
         });
         let Some(tls) = &tls else {
-            let stream = Stream::Plain(plain);
+            let stream = ClientStream::Plain(plain);
             if to
-                .send(Ok(Connection::new(stream, peer, waiting, seat)))
+                .send(Ok(ServedConnection::new(stream, peer, waiting, seat)))
                 .await
                 .is_err()
             {
@@ -152,7 +152,7 @@ async fn accept_all(
         tokio::spawn(async move {
             if let Some((stream, waiting)) = shake_hands(&tls, plain, peer, waiting).await {
                 let _ = to
-                    .send(Ok(Connection::new(stream, peer, waiting, seat)))
+                    .send(Ok(ServedConnection::new(stream, peer, waiting, seat)))
                     .await;
             }
         });
@@ -165,14 +165,14 @@ async fn shake_hands(
     plain: Plain,
     peer: Peer,
     mut waiting: Box<Waiting>,
-) -> Option<(Stream, Box<Waiting>)> {
+) -> Option<(ClientStream, Box<Waiting>)> {
     let shaken = tokio::select! {
         shaken = tls.acceptor().accept(plain) => shaken,
         () = waiting.deadline.as_mut() => return None,
         _ = &mut waiting.ended => return None,
     };
     match shaken {
-        Ok(stream) => Some((Stream::Tls(Box::new(stream)), waiting)),
+        Ok(stream) => Some((ClientStream::Tls(Box::new(stream)), waiting)),
         Err(error) => {
             tracing::debug!(?peer, "no TLS: {error}");
             None
@@ -215,8 +215,8 @@ impl Occasionally {
 }
 
 /// One connection, which has its place until it is dropped.
-pub struct Connection {
-    stream: Stream,
+pub struct ServedConnection {
+    stream: ClientStream,
     /// Who is at its other end.
     pub peer: Peer,
     /// Until the headers of its first request have come.
@@ -231,14 +231,14 @@ struct Waiting {
     first: First,
 }
 
-impl Connection {
+impl ServedConnection {
     fn new(
-        stream: Stream,
+        stream: ClientStream,
         peer: Peer,
         waiting: Box<Waiting>,
         seat: OwnedSemaphorePermit,
-    ) -> Connection {
-        Connection {
+    ) -> ServedConnection {
+        ServedConnection {
             stream,
             peer,
             waiting: Some(waiting),
@@ -247,7 +247,7 @@ impl Connection {
     }
 }
 
-impl Connected for Connection {
+impl Connected for ServedConnection {
     type ConnectInfo = Peer;
 
     fn connect_info(&self) -> Peer {
@@ -255,7 +255,7 @@ impl Connected for Connection {
     }
 }
 
-impl AsyncRead for Connection {
+impl AsyncRead for ServedConnection {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -280,7 +280,7 @@ impl AsyncRead for Connection {
     }
 }
 
-impl AsyncWrite for Connection {
+impl AsyncWrite for ServedConnection {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,

@@ -30,7 +30,7 @@ mod variants;
 use crate::catalog::Catalog;
 use crate::engine::EngineHandle;
 use crate::{kserve as kserve_pb, pb};
-use access::Keys;
+use access::ApiKeys;
 use axum::http::HeaderValue;
 pub use listener::Listener;
 pub use open::Open;
@@ -126,7 +126,7 @@ impl std::fmt::Display for Doors {
 pub struct ServerSettings {
     pub limits: Limits,
     /// None: everybody is an admin.
-    pub keys: Option<Arc<Keys>>,
+    pub keys: Option<Arc<ApiKeys>>,
     /// The file that the keys are from, read again when it changes.
     pub keys_file: Option<PathBuf>,
     /// Whether to believe the client ids that requests bring ([`access::CLIENT_ID`]): only where a proxy sets them.

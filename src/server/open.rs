@@ -1,11 +1,11 @@
 //! Doors that are open, and what stands behind them: first nothing but the word that the server is loading, then all of it, then a
 //! drain.
 
-use super::access::{self, Access, Keys, Need, Peer, Role};
+use super::access::{self, Access, AccessRole, ApiKeys, Need, Peer};
 use super::failure::Failure;
 use super::incoming::Incoming;
 use super::openai;
-use super::spool::Room;
+use super::spool::UploadRoom;
 use super::switch::Switch;
 use super::tls::Tls;
 use super::{
@@ -186,7 +186,7 @@ impl Open {
         let kserve = kserve::Service::new(requests.clone(), changes.clone());
         let kserve =
             GrpcInferenceServiceServer::new(kserve).max_decoding_message_size(message_bytes);
-        let room = Room::new(limits.upload_bytes);
+        let room = UploadRoom::new(limits.upload_bytes);
         // Operators with an address of their own have none other.
         let operators = self.admin.is_none().then(|| variants::Variants {
             changes: changes.clone(),
@@ -275,7 +275,7 @@ fn guarded(routes: Router, access: Access) -> Routes {
     let admit = async |access: Access,
                        mut request: axum::extract::Request,
                        next: axum::middleware::Next| {
-        let need = access::of_method(request.uri().path()).unwrap_or(Need::Role(Role::Admin));
+        let need = access::of_method(request.uri().path()).unwrap_or(Need::Role(AccessRole::Admin));
         let peer = request.extensions().get::<Peer>();
         match access.admit(request.headers(), peer, need) {
             Ok(caller) => {
@@ -292,7 +292,7 @@ fn guarded(routes: Router, access: Access) -> Routes {
 
 /// Files that are read again when they change.
 fn watched(settings: ServerSettings) -> Vec<Arc<dyn reload::Watched>> {
-    let file = |(keys, file): (Arc<Keys>, PathBuf)| {
+    let file = |(keys, file): (Arc<ApiKeys>, PathBuf)| {
         Arc::new(access::KeysFile { keys, file }) as Arc<dyn reload::Watched>
     };
     let keys = settings.keys.zip(settings.keys_file).map(file);

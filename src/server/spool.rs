@@ -21,7 +21,7 @@ const SHARES: u64 = 2;
 
 /// Room on the disk for uploads, shared by all of them.
 #[derive(Clone)]
-pub struct Room {
+pub struct UploadRoom {
     bytes: u64,
     /// By client; those that have some.
     taken: Arc<Mutex<Taken>>,
@@ -33,14 +33,14 @@ type Taken = BTreeMap<Client, u64>;
 
 /// Room of one upload, given back when this is dropped.
 pub struct Reserved {
-    room: Room,
+    room: UploadRoom,
     client: Client,
     bytes: u64,
 }
 
-impl Room {
+impl UploadRoom {
     pub fn new(bytes: u64) -> Self {
-        Room {
+        UploadRoom {
             bytes,
             taken: Arc::default(),
         }
@@ -179,7 +179,7 @@ mod tests {
 
     #[test]
     fn room_has_a_share_for_each_client() {
-        let room = Room::new(1000);
+        let room = UploadRoom::new(1000);
         let [ann, ben, eve] = ["ann", "ben", "eve"].map(|name| Some(name.into()));
         let code =
             |reserved: Result<Reserved, Status>| reserved.map(drop).expect_err("full").code();

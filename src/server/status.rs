@@ -3,7 +3,7 @@
 use super::access::Overspent;
 use super::requests::Refusal;
 use crate::model::tokenizer::ChatError;
-use crate::superposition::Refused;
+use crate::superposition::DeltaError;
 use crate::{catalog, engine, store};
 use std::io::ErrorKind;
 use std::time::Duration;
@@ -167,21 +167,21 @@ impl From<catalog::Error> for Status {
         match error {
             Store(error) => error.into(),
             Checkpoint {
-                source: Refused::Mismatch(_),
+                source: DeltaError::Mismatch(_),
                 ..
             }
             | OtherConfig { .. }
             | OtherTokenizer { .. } => Status::failed_precondition(message),
             Checkpoint {
                 source:
-                    Refused::Unreadable(_)
-                    | Refused::Version { .. }
-                    | Refused::Rate(_)
-                    | Refused::TooFewBits(_),
+                    DeltaError::Unreadable(_)
+                    | DeltaError::Version { .. }
+                    | DeltaError::Rate(_)
+                    | DeltaError::TooFewBits(_),
                 ..
             } => Status::invalid_argument(message),
             Checkpoint {
-                source: Refused::Damaged,
+                source: DeltaError::Damaged,
                 ..
             } => Status::data_loss(message),
             BadField { .. } => Status::invalid_argument(format!("header.{message}")),
@@ -207,11 +207,11 @@ impl From<catalog::Error> for Status {
 pub fn of_change(error: catalog::Error, field: &'static str) -> Status {
     match error {
         catalog::Error::Checkpoint {
-            source: Refused::Unreadable(_),
+            source: DeltaError::Unreadable(_),
             ..
         } => BadField::new(field, error.to_string()).into(),
         catalog::Error::Checkpoint {
-            source: Refused::Damaged,
+            source: DeltaError::Damaged,
             ..
         } => Status::data_loss(told(&BadField::new(field, error.to_string()))),
         error => error.into(),

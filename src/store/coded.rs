@@ -7,7 +7,7 @@ use super::{
     TransformRecord, files,
 };
 use crate::ops::coded::{self, LowRank, Rate};
-use crate::superposition::{CodedDelta, EMBEDDING, HEAD, Refused};
+use crate::superposition::{CodedDelta, DeltaError, EMBEDDING, HEAD};
 use crate::transform;
 
 /// The file of a coded or low-rank variant, read and found whole.
@@ -27,7 +27,7 @@ impl CodedFile {
     ///
     /// # Errors
     /// What [`CodedDelta::from_bytes`] refuses.
-    pub fn read(bytes: Vec<u8>) -> Result<Self, Refused> {
+    pub fn read(bytes: Vec<u8>) -> Result<Self, DeltaError> {
         let delta = Box::new(CodedDelta::from_bytes(&bytes)?);
         Ok(CodedFile { bytes, delta })
     }

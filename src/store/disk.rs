@@ -40,7 +40,7 @@ impl fmt::Display for Operation {
 
 /// Called before every operation that changes the disk; where it fails, the operation has failed with that error
 /// and is not done. For tests: a full disk, a crash.
-pub type Watch = Box<dyn FnMut(Operation, &Path) -> io::Result<()> + Send + Sync>;
+pub type DiskWatch = Box<dyn FnMut(Operation, &Path) -> io::Result<()> + Send + Sync>;
 
 /// Ends the name of a file that is being written.
 pub(super) const PARTIAL: &str = ".partial";
@@ -72,11 +72,11 @@ pub fn spool(directory: &Path) -> io::Result<File> {
 /// A directory and what may be done in it; every path is relative to it.
 pub(super) struct Disk {
     root: PathBuf,
-    watch: Option<Watch>,
+    watch: Option<DiskWatch>,
 }
 
 impl Disk {
-    pub fn new(root: &Path, watch: Option<Watch>) -> Self {
+    pub fn new(root: &Path, watch: Option<DiskWatch>) -> Self {
         Disk {
             root: root.to_owned(),
             watch,

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::manifest::{BankRecord, FORMAT, FileRecord, Manifest, Quality, StoredAs, VariantRecord};
-use super::{BankId, Options, Process, SamplerDefaults, Scales, Share, TransformRecord};
+use super::{BankId, Options, SamplerDefaults, Scales, Share, StoredProcess, TransformRecord};
 use crate::superposition::Digest;
 
 pub(super) const FORMER: u32 = 1;
@@ -54,7 +54,7 @@ struct FormerVariant {
     banks: Vec<BankId>,
     seed: u64,
     scales: Scales,
-    process: Process,
+    process: StoredProcess,
     defaults: SamplerDefaults,
     delta: Digest,
     source: String,

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{BankId, BaseFacts, Error, Process, SamplerDefaults, name};
+use super::{BankId, BaseFacts, Error, SamplerDefaults, StoredProcess, name};
 use crate::superposition::{Digest, Plan};
 
 /// The version of the directory's format that is written.
@@ -262,7 +262,7 @@ pub struct VariantRecord {
     pub transform: TransformRecord,
     pub seed: u64,
     pub scales: Scales,
-    pub process: Process,
+    pub process: StoredProcess,
     pub defaults: SamplerDefaults,
     /// Digest of the delta's content.
     pub delta: Digest,

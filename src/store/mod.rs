@@ -41,7 +41,7 @@ use std::path::{Path, PathBuf};
 pub use bank_id::{BankId, BankKind};
 pub use base_copy::{BaseCopy, Origin};
 pub use coded::CodedFile;
-pub use disk::{Operation, Watch, spool};
+pub use disk::{DiskWatch, Operation, spool};
 pub use error::Error;
 pub use manifest::{
     BankRecord, CodedRecord, FileRecord, Keep, Manifest, Options, Quality, Scales, Share, StoredAs,
@@ -50,7 +50,7 @@ pub use manifest::{
 pub use manifest_file::decode as read_manifest;
 pub use name::{BASE, check_name, shown};
 pub use placement::emptiest;
-pub use sampling::{Blocks, Process, SamplerDefaults};
+pub use sampling::{Blocks, SamplerDefaults, StoredProcess};
 pub use transaction::Staged;
 
 use crate::superposition::{Bank, Delta, Digest, NamedTensors, Private};
@@ -84,7 +84,7 @@ pub struct NewVariant {
     pub content: Content,
     /// Where it came from, for people.
     pub source: String,
-    pub process: Process,
+    pub process: StoredProcess,
     pub defaults: SamplerDefaults,
     /// How its texts begin and end and its conversations are written, where that is not as the base's. This module keeps it and does
     /// not read it.
@@ -108,7 +108,7 @@ pub enum Content {
 
 /// What a change is busy with, in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
+pub enum CommitStage {
     Accumulating,
     Measuring,
     Writing,
@@ -156,7 +156,7 @@ impl Store {
         dir: &Path,
         base: BaseFacts,
         options: Options,
-        watch: Option<Watch>,
+        watch: Option<DiskWatch>,
     ) -> Result<Store, Error> {
         options.check()?;
         let mut disk = Disk::new(dir, watch);
@@ -185,7 +185,11 @@ impl Store {
     }
 
     /// [`Store::open`], with every write operation announced to `watch`.
-    pub fn open_watched(dir: &Path, base: BaseFacts, watch: Option<Watch>) -> Result<Store, Error> {
+    pub fn open_watched(
+        dir: &Path,
+        base: BaseFacts,
+        watch: Option<DiskWatch>,
+    ) -> Result<Store, Error> {
         if !Store::exists(dir) {
             return Err(Error::NotAStore {
                 dir: dir.to_owned(),
@@ -232,7 +236,7 @@ impl Store {
         &mut self,
         variant: NewVariant,
         expected_generation: Option<u64>,
-        progress: &mut dyn FnMut(Stage),
+        progress: &mut dyn FnMut(CommitStage),
     ) -> Result<Commit, Error> {
         self.add_all(vec![variant], expected_generation, progress)
     }
@@ -242,7 +246,7 @@ impl Store {
         &mut self,
         variants: Vec<NewVariant>,
         expected_generation: Option<u64>,
-        progress: &mut dyn FnMut(Stage),
+        progress: &mut dyn FnMut(CommitStage),
     ) -> Result<Commit, Error> {
         self.add_if(variants, expected_generation, progress, |_| Ok(()))
     }
@@ -253,10 +257,10 @@ impl Store {
         &mut self,
         variants: Vec<NewVariant>,
         expected_generation: Option<u64>,
-        progress: &mut dyn FnMut(Stage),
+        progress: &mut dyn FnMut(CommitStage),
         accept: impl FnOnce(&mut Staged) -> Result<(), E>,
     ) -> Result<Commit, E> {
-        progress(Stage::Accumulating);
+        progress(CommitStage::Accumulating);
         let mut transaction = Transaction::begin(self, expected_generation)?;
         let count = variants.len();
         for (index, variant) in variants.into_iter().enumerate() {
@@ -272,10 +276,10 @@ impl Store {
         variant: NewVariant,
         expected: Digest,
         expected_generation: Option<u64>,
-        progress: &mut dyn FnMut(Stage),
+        progress: &mut dyn FnMut(CommitStage),
         accept: impl FnOnce(&mut Staged) -> Result<(), E>,
     ) -> Result<Commit, E> {
-        progress(Stage::Accumulating);
+        progress(CommitStage::Accumulating);
         let mut transaction = Transaction::begin(self, expected_generation)?;
         transaction.remove(&variant.name, None, Some(expected))?;
         transaction.add(variant, 1)?;
@@ -297,7 +301,7 @@ impl Store {
         name: &str,
         delta: Option<Delta>,
         expected_generation: Option<u64>,
-        progress: &mut dyn FnMut(Stage),
+        progress: &mut dyn FnMut(CommitStage),
     ) -> Result<Commit, Error> {
         self.remove_if(name, delta, expected_generation, progress, |_| Ok(()))
     }
@@ -308,10 +312,10 @@ impl Store {
         name: &str,
         delta: Option<Delta>,
         expected_generation: Option<u64>,
-        progress: &mut dyn FnMut(Stage),
+        progress: &mut dyn FnMut(CommitStage),
         accept: impl FnOnce(&mut Staged) -> Result<(), E>,
     ) -> Result<Commit, E> {
-        progress(Stage::Accumulating);
+        progress(CommitStage::Accumulating);
         let mut transaction = Transaction::begin(self, expected_generation)?;
         transaction.remove(name, delta, None)?;
         transaction.commit(progress, accept)

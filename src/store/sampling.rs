@@ -8,7 +8,7 @@ use crate::sampler::{self, Certainty};
 /// The corruption process a variant was trained for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Process {
+pub enum StoredProcess {
     Absorbing,
     Uniform,
 }
@@ -80,7 +80,7 @@ impl SamplerDefaults {
 
 impl Default for SamplerDefaults {
     fn default() -> Self {
-        let predictor = sampler::Predictor::FirstHitting.into();
+        let predictor = sampler::AbsorbingPredictor::FirstHitting.into();
         SamplerDefaults::new(&Sampling::plain(predictor), false)
     }
 }
@@ -97,7 +97,7 @@ mod tests {
             r#""top_k":null,"block_size":null,"time_conditioning":false}"#
         );
         let defaults: SamplerDefaults = serde_json::from_str(text).unwrap();
-        let predictor = sampler::Predictor::Confidence {
+        let predictor = sampler::AbsorbingPredictor::Confidence {
             threshold: 0.5,
             steps: None,
         };

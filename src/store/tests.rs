@@ -75,7 +75,7 @@ fn manifest(members: &[(&str, u64, u32)]) -> Manifest {
             transform: TransformRecord::of(Keep::Superposed),
             seed: *seed,
             scales: Scales::all(0.7),
-            process: Process::Absorbing,
+            process: StoredProcess::Absorbing,
             defaults: SamplerDefaults::default(),
             delta: Digest([3; 32]),
             source: "somewhere \"quoted\"".to_owned(),

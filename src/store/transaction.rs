@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::{
-    BankId, BankKind, BankRecord, Commit, Content, Error, FileRecord, Keep, Manifest, NewVariant,
-    Share, Stage, Store, StoredAs, TransformRecord, VariantRecord, files, manifest_file, measure,
-    name,
+    BankId, BankKind, BankRecord, Commit, CommitStage, Content, Error, FileRecord, Keep, Manifest,
+    NewVariant, Share, Store, StoredAs, TransformRecord, VariantRecord, files, manifest_file,
+    measure, name,
 };
 use crate::superposition::{Bank, Delta, Digest, Private};
 
@@ -249,7 +249,7 @@ impl<'a> Transaction<'a> {
     /// the store as it will be, changes nothing.
     pub fn commit<E: From<Error>>(
         mut self,
-        progress: &mut dyn FnMut(Stage),
+        progress: &mut dyn FnMut(CommitStage),
         accept: impl FnOnce(&mut Staged) -> Result<(), E>,
     ) -> Result<Commit, E> {
         let members = |id| self.next.banks.get(id).map_or(0, |bank| bank.members.len());
@@ -263,11 +263,11 @@ impl<'a> Transaction<'a> {
             self.banks.remove(id);
             self.next.banks.remove(id);
         }
-        progress(Stage::Measuring);
+        progress(CommitStage::Measuring);
         measure::members(self.store, &mut self.next, &self.banks, &self.deltas)?;
         self.deltas.clear();
 
-        progress(Stage::Writing);
+        progress(CommitStage::Writing);
         let changed_banks: Vec<_> = self.banks.keys().copied().collect();
         let generation = self.next.generation;
         for (id, bank) in std::mem::take(&mut self.banks) {
@@ -284,7 +284,7 @@ impl<'a> Transaction<'a> {
         }
         let removes_only = self.files.is_empty();
         let accepted = self.write().map_err(E::from).and_then(|()| {
-            progress(Stage::Committing);
+            progress(CommitStage::Committing);
             std::mem::swap(&mut self.store.manifest, &mut self.next);
             let accepted = accept(&mut Staged(self.store)).and_then(|()| {
                 let manifest = manifest_file::encode(&self.store.manifest)?;

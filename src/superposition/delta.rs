@@ -8,8 +8,8 @@ use rayon::prelude::*;
 use super::digest::TensorHash;
 use super::source::difference;
 use super::{
-    CodedDelta, Digest, Mismatch, NamedTensor, NamedTensors, Refused, Relation, TensorSource, code,
-    container, packed,
+    CodedDelta, DeltaError, Digest, Mismatch, NamedTensor, NamedTensors, Relation, TensorSource,
+    code, container, packed,
 };
 
 /// The delta of one matrix [rows, cols]: element (i, j) is `scales[i] * values[i * cols + j]`.
@@ -41,7 +41,7 @@ impl Delta {
     pub fn between(
         base: &dyn TensorSource,
         fine_tuned: &dyn TensorSource,
-    ) -> Result<Delta, Refused> {
+    ) -> Result<Delta, DeltaError> {
         let digest = Relation::of(base, fine_tuned)?.base;
         Delta::differences(digest, base, fine_tuned)
     }
@@ -54,7 +54,7 @@ impl Delta {
         digest: Digest,
         base: &dyn TensorSource,
         fine_tuned: &dyn TensorSource,
-    ) -> Result<Delta, Refused> {
+    ) -> Result<Delta, DeltaError> {
         Delta::from_tensors(digest, &base.shapes(), |name, _| {
             difference(base, fine_tuned, name)
         })
@@ -62,7 +62,7 @@ impl Delta {
 
     /// The delta in any of the forms a file may hold: a coded delta, a packed or an archived one, or a
     /// whole checkpoint.
-    pub fn read(base: &NamedTensors, bytes: &[u8]) -> Result<Delta, Refused> {
+    pub fn read(base: &NamedTensors, bytes: &[u8]) -> Result<Delta, DeltaError> {
         match container::is_own(bytes) {
             true => Delta::from_own(base.digest(), &base.shapes(), bytes),
             false => Delta::between(base, &NamedTensors::from_safetensors(bytes)?),
@@ -77,7 +77,7 @@ impl Delta {
         digest: Digest,
         shapes: &BTreeMap<String, Vec<usize>>,
         bytes: &[u8],
-    ) -> Result<Delta, Refused> {
+    ) -> Result<Delta, DeltaError> {
         let metadata = container::metadata(bytes)?;
         match metadata.get("format").map(String::as_str) {
             Some(packed::FORMAT) => Delta::from_packed(digest, shapes, bytes),
@@ -97,7 +97,7 @@ impl Delta {
         digest: Digest,
         shapes: &BTreeMap<String, Vec<usize>>,
         coded: &CodedDelta,
-    ) -> Result<Delta, Refused> {
+    ) -> Result<Delta, DeltaError> {
         coded.check(digest, shapes)?;
         Delta::from_tensors(digest, shapes, |name, elements| {
             Ok(coded.dense(name).unwrap_or_else(|| vec![0.0; elements]))

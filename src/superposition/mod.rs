@@ -48,10 +48,10 @@ pub use fixed::{Cells, FixedTensor};
 pub use interference::{Moments, measure, similarity};
 pub use packed::{Remarks, pack, pack_with};
 pub use private::Private;
-pub use refusal::{Mismatch, Refused, Unreadable};
+pub use refusal::{DeltaError, Mismatch, Unreadable};
 pub use relation::Relation;
 pub use retrieve::{Retrieval, retrieve};
-pub use role::Role;
+pub use role::MatrixRole;
 pub use scheme::Scheme;
 pub use source::{TensorSource, digest, first_odd};
 

@@ -20,7 +20,7 @@ use super::archive::SCALES;
 use super::container::{self, Entry, Values};
 use super::delta::check_shapes;
 use super::{
-    Delta, Digest, Mismatch, NamedTensor, NamedTensors, Refused, Relation, Unreadable, code,
+    Delta, DeltaError, Digest, Mismatch, NamedTensor, NamedTensors, Relation, Unreadable, code,
 };
 
 pub(super) const FORMAT: &str = "choir/packed-delta/1";
@@ -55,7 +55,7 @@ pub fn pack(
     base: &NamedTensors,
     fine_tuned: &NamedTensors,
     group: usize,
-) -> Result<Vec<u8>, Refused> {
+) -> Result<Vec<u8>, DeltaError> {
     pack_with(base, fine_tuned, group, Remarks::default())
 }
 
@@ -65,7 +65,7 @@ pub fn pack_with(
     fine_tuned: &NamedTensors,
     group: usize,
     remarks: Remarks,
-) -> Result<Vec<u8>, Refused> {
+) -> Result<Vec<u8>, DeltaError> {
     let group = group.max(1);
     let digest = Relation::of(base, fine_tuned)?.base;
     let tensors: Vec<_> = base.0.iter().zip(fine_tuned.0.values()).collect();
@@ -131,7 +131,7 @@ impl Delta {
         digest: Digest,
         shapes: &BTreeMap<String, Vec<usize>>,
         bytes: &[u8],
-    ) -> Result<Delta, Refused> {
+    ) -> Result<Delta, DeltaError> {
         let file = container::open(bytes)?;
         let metadata = container::metadata(bytes)?;
         container::check_format(&metadata, FORMAT)?;

@@ -55,7 +55,7 @@ pub enum Mismatch {
 
 /// A file is refused, for its form or for what is in it.
 #[derive(Debug, thiserror::Error)]
-pub enum Refused {
+pub enum DeltaError {
     #[error(transparent)]
     Unreadable(#[from] Unreadable),
     #[error(transparent)]

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::delta::check_shapes;
 use super::digest::TensorDigest;
 use super::source::first_odd;
-use super::{Digest, Mismatch, Refused, TensorSource};
+use super::{DeltaError, Digest, Mismatch, TensorSource};
 
 /// Below this cosine with the base's a matrix has nothing in common with it: two separate trainings give about 0, and so does a
 /// matrix against its own transpose; a fine-tune that moved as far as the base's own norm gives 0.7.
@@ -85,7 +85,7 @@ impl Relation {
     /// # Errors
     /// Names the first tensor, in order of name, that is missing, extra, misshapen, not finite, or holds a number out of all proportion;
     /// then what has nothing in common with the base, all of it or a matrix; then a checkpoint that is the base.
-    pub fn of(base: &dyn TensorSource, tuned: &dyn TensorSource) -> Result<Relation, Refused> {
+    pub fn of(base: &dyn TensorSource, tuned: &dyn TensorSource) -> Result<Relation, DeltaError> {
         let shapes = base.shapes();
         check_shapes(&shapes, &tuned.shapes())?;
         let (mut digest, mut matrices) = (TensorDigest::default(), Vec::new());

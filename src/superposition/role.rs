@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Role {
+pub enum MatrixRole {
     /// A row for every token: looked up, and where the head is tied multiplied by, too.
     Embedding,
     /// From the last activations to logits.
@@ -36,16 +36,16 @@ pub enum Role {
     Conditioning,
 }
 
-impl Role {
+impl MatrixRole {
     /// Whether rows of activations are multiplied by it, or looked up in it.
     pub fn is_matrix(self) -> bool {
-        use Role::*;
+        use MatrixRole::*;
         matches!(self, Embedding | Head | Qkv | AttentionOut | Up | Down)
     }
 }
 
 /// As a file has it.
-impl fmt::Display for Role {
+impl fmt::Display for MatrixRole {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.serialize(f)
     }

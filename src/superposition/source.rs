@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 
 use super::digest::TensorDigest;
-use super::{Digest, Mismatch, NamedTensors, Refused};
+use super::{DeltaError, Digest, Mismatch, NamedTensors};
 
 /// Tensors by internal name, in f32, of which only those are in memory that somebody holds.
 pub trait TensorSource: Sync {
@@ -17,7 +17,7 @@ pub trait TensorSource: Sync {
     ///
     /// # Errors
     /// Where there is none of that name, or it cannot be read.
-    fn values(&self, name: &str) -> Result<Cow<'_, [f32]>, Refused>;
+    fn values(&self, name: &str) -> Result<Cow<'_, [f32]>, DeltaError>;
 }
 
 impl TensorSource for NamedTensors {
@@ -25,7 +25,7 @@ impl TensorSource for NamedTensors {
         NamedTensors::shapes(self)
     }
 
-    fn values(&self, name: &str) -> Result<Cow<'_, [f32]>, Refused> {
+    fn values(&self, name: &str) -> Result<Cow<'_, [f32]>, DeltaError> {
         let tensor = || name.to_owned();
         let found = self.0.get(name);
         let found = found.ok_or_else(|| Mismatch::Missing { tensor: tensor() })?;
@@ -37,7 +37,7 @@ impl TensorSource for NamedTensors {
 ///
 /// # Errors
 /// Where one cannot be read.
-pub fn digest(source: &dyn TensorSource) -> Result<Digest, Refused> {
+pub fn digest(source: &dyn TensorSource) -> Result<Digest, DeltaError> {
     let mut digest = TensorDigest::default();
     for (name, shape) in source.shapes() {
         digest.add(&name, &shape, &source.values(&name)?);
@@ -61,7 +61,7 @@ pub(super) fn difference(
     base: &dyn TensorSource,
     fine_tuned: &dyn TensorSource,
     name: &str,
-) -> Result<Vec<f32>, Refused> {
+) -> Result<Vec<f32>, DeltaError> {
     let (tuned, base) = rayon::join(|| fine_tuned.values(name), || base.values(name));
     let (mut delta, base) = (tuned?.into_owned(), base?);
     let pieces = delta.par_chunks_mut(1 << 16).zip(base.par_chunks(1 << 16));

@@ -13,9 +13,9 @@
 use super::folder::{Folder, Tensors};
 use super::objective::Objective;
 use super::optimizer::AdamW;
-use super::run::{Report, TrainingRun};
+use super::run::{TrainingEvent, TrainingRun};
 use super::scaled_rows::ScaledRows;
-use super::settings::{Budget, Calibration, Source, TrainSettings};
+use super::settings::{Budget, Calibration, TrainSettings, TrainingSource};
 use super::{Error, course::Course};
 use crate::model::Trainable;
 use crate::ops::coded::Kept;
@@ -41,9 +41,9 @@ pub fn calibrate(
     coded: &mut CodedDelta,
     base: &Tensors,
     tuned: &Folder,
-    source: Source,
+    source: TrainingSource,
     effort: Effort,
-    report: &mut dyn FnMut(Report),
+    report: &mut dyn FnMut(TrainingEvent),
 ) -> Result<(), Error> {
     let mut weights = base.clone();
     let (mut rows, mut whole) = (BTreeMap::new(), BTreeSet::new());

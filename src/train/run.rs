@@ -6,7 +6,7 @@ use super::folder::Tensors;
 use super::noisy::Noisy;
 use super::objective::Objective;
 use super::optimizer::Optimizer;
-use super::settings::{Budget, Members, Source, TrainSettings};
+use super::settings::{Budget, Members, TrainSettings, TrainingSource};
 use super::{Error, checkpoint, validation};
 use crate::model::gpu::GpuTrainer;
 use crate::model::{Differentiable, Trainable};
@@ -32,7 +32,7 @@ impl Validation {
         model: &impl Differentiable,
         objective: &Objective,
         step: u64,
-    ) -> Result<Score, Error> {
+    ) -> Result<ValidationScore, Error> {
         let nats_per_token = validation::nelbo(model, objective, &self.contexts, self.draws, 0)?;
         let tokens = self
             .contexts
@@ -47,7 +47,7 @@ impl Validation {
             )),
             false => None,
         };
-        Ok(Score {
+        Ok(ValidationScore {
             step,
             nats_per_token,
             nats_per_byte: (self.bytes > 0).then(|| nats_per_token * tokens / self.bytes as f64),
@@ -58,7 +58,7 @@ impl Validation {
 
 /// News of a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Report {
+pub enum TrainingEvent {
     Step {
         step: u64,
         /// Part of the budget spent, 0 to 1.
@@ -71,7 +71,7 @@ pub enum Report {
         /// Data tokens per second since the last report.
         tokens_per_second: f64,
     },
-    Validated(Score),
+    Validated(ValidationScore),
     Saved {
         step: u64,
     },
@@ -79,7 +79,7 @@ pub enum Report {
 
 /// Held-out figures.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Score {
+pub struct ValidationScore {
     pub step: u64,
     pub nats_per_token: f64,
     pub nats_per_byte: Option<f64>,
@@ -94,7 +94,7 @@ pub struct TrainingRun<'a> {
     settings: TrainSettings,
     /// What it is, for its checkpoints: see [`TrainSettings::fingerprint`].
     run: String,
-    source: Source,
+    source: TrainingSource,
     validation: Option<Validation>,
     lessons: Lessons,
     seconds: f64,
@@ -102,7 +102,7 @@ pub struct TrainingRun<'a> {
     pools: Vec<rayon::ThreadPool>,
     /// For the model and for its teacher, where layers run on a device.
     trainers: Option<[GpuTrainer; 2]>,
-    report: &'a mut dyn FnMut(Report),
+    report: &'a mut dyn FnMut(TrainingEvent),
 }
 
 impl<'a> TrainingRun<'a> {
@@ -110,10 +110,10 @@ impl<'a> TrainingRun<'a> {
     pub fn new(
         model: Trainable,
         settings: TrainSettings,
-        source: Source,
+        source: TrainingSource,
         validation: Option<Validation>,
         resume: bool,
-        report: &'a mut dyn FnMut(Report),
+        report: &'a mut dyn FnMut(TrainingEvent),
     ) -> Result<Self, Error> {
         settings.check(model.config())?;
         let run = settings.fingerprint(&source, model.config());
@@ -164,7 +164,7 @@ impl<'a> TrainingRun<'a> {
     }
 
     /// Trains to the end of the budget; returns the averaged weights and their score.
-    pub fn finish(mut self) -> Result<(Tensors, Option<Score>), Error> {
+    pub fn finish(mut self) -> Result<(Tensors, Option<ValidationScore>), Error> {
         let started = Instant::now();
         let before = self.seconds;
         let mut reported = (Instant::now(), 0u64, 0f64);
@@ -182,7 +182,7 @@ impl<'a> TrainingRun<'a> {
             if since.as_secs_f64() >= self.settings.report_every || over {
                 let tokens =
                     reported.1 as f64 * (self.settings.batch * self.settings.length) as f64;
-                (self.report)(Report::Step {
+                (self.report)(TrainingEvent::Step {
                     step: self.optimizer.step,
                     progress,
                     loss: reported.2 / reported.1 as f64,
@@ -238,8 +238,8 @@ impl<'a> TrainingRun<'a> {
         ]);
         let mut stream = Stream::new(key);
         let contexts = match &self.source {
-            Source::Text(text) => text.sample(s.batch, s.length, &mut stream),
-            Source::Skill(skill) => {
+            TrainingSource::Text(text) => text.sample(s.batch, s.length, &mut stream),
+            TrainingSource::Skill(skill) => {
                 skill.sample(s.batch, s.length, s.objective.unit(s.length), &mut stream)?
             }
         };
@@ -306,7 +306,7 @@ impl<'a> TrainingRun<'a> {
         Ok((loss, gradients))
     }
 
-    fn validate(&mut self) -> Result<Option<Score>, Error> {
+    fn validate(&mut self) -> Result<Option<ValidationScore>, Error> {
         let Some(validation) = &self.validation else {
             return Ok(None);
         };
@@ -315,7 +315,7 @@ impl<'a> TrainingRun<'a> {
             Some([trainer, _]) => validation.score(&trainer.of(&self.model), objective, step)?,
             None => validation.score(&self.model, objective, step)?,
         };
-        (self.report)(Report::Validated(score));
+        (self.report)(TrainingEvent::Validated(score));
         Ok(Some(score))
     }
 
@@ -330,7 +330,7 @@ impl<'a> TrainingRun<'a> {
             self.seconds,
             &self.run,
         )?;
-        (self.report)(Report::Saved {
+        (self.report)(TrainingEvent::Saved {
             step: self.optimizer.step,
         });
         Ok(())

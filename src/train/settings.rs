@@ -160,14 +160,14 @@ impl TrainSettings {
     }
 
     /// What must not change between a checkpoint and its resumption.
-    pub(super) fn fingerprint(&self, source: &Source, network: &DitConfig) -> String {
+    pub(super) fn fingerprint(&self, source: &TrainingSource, network: &DitConfig) -> String {
         let source = match source {
-            Source::Text(text) => format!(
+            TrainingSource::Text(text) => format!(
                 "text {:016x} of {} tokens",
                 text.digest().seed(),
                 text.tokens()
             ),
-            Source::Skill(skill) => format!("skill {}", skill.skill().name()),
+            TrainingSource::Skill(skill) => format!("skill {}", skill.skill().name()),
         };
         let base = self
             .base
@@ -194,7 +194,7 @@ impl TrainSettings {
 }
 
 /// Where contexts come from.
-pub enum Source {
+pub enum TrainingSource {
     Text(TextSource),
     Skill(Box<SkillSource>),
 }

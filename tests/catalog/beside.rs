@@ -4,7 +4,7 @@ use super::decoders::{Decoder, golden, path, refused};
 use super::*;
 use choir::checkpoint::Checkpoint;
 use choir::store::Keep;
-use choir::superposition::{Mismatch, Refused};
+use choir::superposition::{DeltaError, Mismatch};
 use choir::train::folder::serialize;
 use serde_json::json;
 
@@ -35,7 +35,10 @@ fn what_stands_beside_a_checkpoint_counts_for_an_upload_as_for_a_path() {
     };
     let upload = |name: &str| AddRequest {
         beside: sent(),
-        ..addition(name, Source::Bytes(fs::read(&file).expect("file")))
+        ..addition(
+            name,
+            CheckpointSource::Bytes(fs::read(&file).expect("file")),
+        )
     };
     let other = |field: &str, value: serde_json::Value| {
         let mut config = config.clone();
@@ -94,7 +97,9 @@ fn what_stands_beside_a_checkpoint_counts_for_an_upload_as_for_a_path() {
         beside: Beside::sent([("adapter_config.json".to_owned(), config)], None).expect("sent"),
         ..addition(
             "adapter",
-            Source::Bytes(fs::read(adapter.join("adapter_model.safetensors")).expect("file")),
+            CheckpointSource::Bytes(
+                fs::read(adapter.join("adapter_model.safetensors")).expect("file"),
+            ),
         )
     };
     let adapter = catalog.add(uploaded, |_| {}).expect("an adapter").variant;
@@ -162,10 +167,11 @@ fn another_revision_is_added_by_force_only_and_one_delta_twice_is_said() {
         }
     }
     let far = serialize(&tensors, None).expect("a file");
-    let request = |name: &str, bytes: &[u8]| addition(name, Source::Bytes(bytes.to_vec()));
+    let request =
+        |name: &str, bytes: &[u8]| addition(name, CheckpointSource::Bytes(bytes.to_vec()));
     let error = refused(&catalog, request("far", &far));
     assert!(
-        matches!(&error, Error::Checkpoint { source: Refused::Mismatch(Mismatch::Revision { moved }), .. } if *moved > 0.5),
+        matches!(&error, Error::Checkpoint { source: DeltaError::Mismatch(Mismatch::Revision { moved }), .. } if *moved > 0.5),
         "{error}"
     );
     let forced = AddRequest {
@@ -198,7 +204,7 @@ fn another_revision_is_added_by_force_only_and_one_delta_twice_is_said() {
         matches!(
             &error,
             Error::Checkpoint {
-                source: Refused::Mismatch(Mismatch::Same),
+                source: DeltaError::Mismatch(Mismatch::Same),
                 ..
             }
         ),
@@ -263,7 +269,7 @@ fn a_base_is_refused_for_what_its_files_ask_or_hold() {
     fs::write(base.join("config.json"), &config).expect("write");
     let mut tensors: Vec<_> = {
         let checkpoint = Checkpoint::open(&base).expect("base");
-        let tensor = |(name, view): (&str, choir::checkpoint::View)| {
+        let tensor = |(name, view): (&str, choir::checkpoint::TensorView)| {
             (
                 name.to_owned(),
                 view.shape.to_vec(),

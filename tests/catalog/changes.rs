@@ -1,8 +1,8 @@
 //! Additions and removals while an engine serves.
 
 use super::*;
-use choir::catalog::{RemoveRequest, Stage};
-use choir::store::{self, Operation, Watch};
+use choir::catalog::{AdditionStage, RemoveRequest};
+use choir::store::{self, DiskWatch, Operation};
 use choir::{engine, sampler};
 use std::io;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ fn what_is_removed_and_added_again_gives_the_same_banks() {
     assert_eq!(names(&catalog), ["one", "three"]);
     assert_ne!(banks(&place.data()), before);
     let mut stages = Vec::new();
-    let source = Source::Path(place.file("two", &checkpoint(&tuned(2))));
+    let source = CheckpointSource::Path(place.file("two", &checkpoint(&tuned(2))));
     let info = catalog
         .add(addition("two", source), |progress| stages.push(progress))
         .expect("add")
@@ -46,9 +46,10 @@ fn what_is_removed_and_added_again_gives_the_same_banks() {
         stages.is_sorted_by(|a, b| a.fraction <= b.fraction),
         "{stages:?}"
     );
-    let mut stages: Vec<Stage> = stages.into_iter().map(|progress| progress.stage).collect();
+    let mut stages: Vec<AdditionStage> =
+        stages.into_iter().map(|progress| progress.stage).collect();
     stages.dedup();
-    use Stage::*;
+    use AdditionStage::*;
     assert_eq!(
         stages,
         [
@@ -134,7 +135,7 @@ fn what_the_operator_chooses_is_kept() {
         ..SamplingParams::default()
     };
     let sampling = Sampling {
-        predictor: sampler::Predictor::Confidence {
+        predictor: sampler::AbsorbingPredictor::Confidence {
             threshold: 0.5,
             steps: None,
         }
@@ -150,7 +151,7 @@ fn what_the_operator_chooses_is_kept() {
         scale: Some(0.5),
         defaults,
         expected_generation: Some(3),
-        ..addition("chosen", Source::Bytes(checkpoint(&tuned(4))))
+        ..addition("chosen", CheckpointSource::Bytes(checkpoint(&tuned(4))))
     };
     let info = catalog.add(chosen, |_| {}).expect("add").variant;
     assert_eq!(
@@ -243,7 +244,7 @@ fn a_store_without_an_archive_asks_for_the_delta_again() {
         "{error}"
     );
     let with = |seed| RemoveRequest {
-        delta: Some(Source::Bytes(checkpoint(&tuned(seed)))),
+        delta: Some(CheckpointSource::Bytes(checkpoint(&tuned(seed)))),
         expected_generation: None,
     };
     let error = catalog.remove("one", with(2)).expect_err("refused");
@@ -265,7 +266,7 @@ fn a_full_disk_changes_nothing() {
     // Operations until the disk is full.
     let left = Arc::new(AtomicU32::new(u32::MAX));
     let counter = left.clone();
-    let watch: Watch = Box::new(move |operation, _| {
+    let watch: DiskWatch = Box::new(move |operation, _| {
         let count = |left: u32| left.checked_sub(1);
         match counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, count) {
             Ok(_) => Ok(()),

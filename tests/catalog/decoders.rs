@@ -5,7 +5,7 @@ use choir::catalog::RemoveRequest;
 use choir::checkpoint::{Checkpoint, INDEX};
 use choir::rng::{Key, Stream};
 use choir::store::Keep;
-use choir::superposition::{Mismatch, Refused, Unreadable};
+use choir::superposition::{DeltaError, Mismatch, Unreadable};
 use choir::train::folder::serialize;
 use choir::transform::hadamard_block;
 use serde_json::json;
@@ -52,7 +52,7 @@ impl Decoder {
     pub fn tuned(&self, seed: u64) -> Vec<(String, Vec<usize>, Vec<f32>, Precision)> {
         let base = Checkpoint::open(&self.0.base()).expect("base");
         let mut noise = Stream::new(Key::derive(&[b"decoder", &seed.to_le_bytes()]));
-        let tensor = |(name, view): (&str, choir::checkpoint::View)| {
+        let tensor = |(name, view): (&str, choir::checkpoint::TensorView)| {
             let mut data = view.to_f32().expect("values");
             let square = data.iter().map(|value| value * value).sum::<f32>();
             let size = 0.2 * (square / data.len() as f32).sqrt();
@@ -103,8 +103,8 @@ impl Decoder {
     }
 }
 
-pub fn path(path: impl Into<PathBuf>) -> Source {
-    Source::Path(path.into())
+pub fn path(path: impl Into<PathBuf>) -> CheckpointSource {
+    CheckpointSource::Path(path.into())
 }
 
 fn mixed(engine: &EngineHandle, names: &[&str]) -> Vec<u32> {
@@ -127,7 +127,7 @@ pub fn refused(catalog: &Catalog, request: AddRequest) -> Error {
 fn fine_tunes_of_a_decoder_are_coded_and_served_in_mixes() {
     let decoder = Decoder::new();
     let (catalog, engine) = decoder.open();
-    let add = |name: &str, source: Source| {
+    let add = |name: &str, source: CheckpointSource| {
         let added = catalog.add(addition(name, source), |_| {});
         added.expect(name).variant
     };
@@ -137,7 +137,7 @@ fn fine_tunes_of_a_decoder_are_coded_and_served_in_mixes() {
     let most = decoder.most_bits();
     assert!(one.bits.is_some_and(|bits| bits < most), "{one:?}, {most}");
     let uploaded = fs::read(&second).expect("file");
-    add("two", Source::Bytes(uploaded));
+    add("two", CheckpointSource::Bytes(uploaded));
     let superposed = AddRequest {
         keep: Some(Keep::Superposed),
         ..addition("three", path(decoder.fine_tune(3).1))
@@ -177,7 +177,7 @@ fn adapters_are_added_as_they_are_from_a_folder_or_its_file() {
     let decoder = Decoder::new();
     let (catalog, engine) = decoder.open();
     let folder = golden("peft-sdar-tiny/ranks");
-    let add = |name: &str, source: Source| {
+    let add = |name: &str, source: CheckpointSource| {
         let added = catalog.add(addition(name, source), |_| {});
         added.expect(name).variant
     };
@@ -230,7 +230,7 @@ fn adapters_are_added_as_they_are_from_a_folder_or_its_file() {
     assert!(error.to_string().contains("use_dora"), "{error}");
     // A file alone does not say what its factors are multiplied by.
     let bytes = fs::read(folder.join("adapter_model.safetensors")).expect("file");
-    let error = refused(&catalog, addition("new", Source::Bytes(bytes)));
+    let error = refused(&catalog, addition("new", CheckpointSource::Bytes(bytes)));
     assert!(error.to_string().contains("adapter_config.json"), "{error}");
 }
 
@@ -243,9 +243,9 @@ fn checkpoints_of_a_decoder_that_are_none_are_refused_by_tensor() {
         let mut tensors = decoder.tuned(1);
         change(&mut tensors);
         let bytes = serialize(&tensors, None).expect("a file");
-        match refused(&catalog, addition("new", Source::Bytes(bytes))) {
+        match refused(&catalog, addition("new", CheckpointSource::Bytes(bytes))) {
             Error::Checkpoint {
-                source: Refused::Mismatch(mismatch),
+                source: DeltaError::Mismatch(mismatch),
                 ..
             } => mismatch,
             other => panic!("{other}"),
@@ -277,7 +277,7 @@ fn checkpoints_of_a_decoder_that_are_none_are_refused_by_tensor() {
     let shard = shards.join("model-00002-of-00003.safetensors");
     let unreadable = |source| match refused(&catalog, addition("new", source)) {
         Error::Checkpoint {
-            source: Refused::Unreadable(unreadable),
+            source: DeltaError::Unreadable(unreadable),
             ..
         } => unreadable,
         other => panic!("{other}"),

@@ -2,7 +2,7 @@
 
 use super::*;
 use choir::catalog::base::shipped;
-use choir::catalog::{RemoveRequest, Stage};
+use choir::catalog::{AdditionStage, RemoveRequest};
 
 /// The files of all variants; there is no bank.
 fn kept(data: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
@@ -30,7 +30,7 @@ fn the_first_start_seeds_the_store_and_the_second_serves_the_same() {
     );
     assert_eq!(
         stages.last().map(|last| last.stage),
-        Some(Stage::Publishing)
+        Some(AdditionStage::Publishing)
     );
     let (catalog, engine) = serve(first);
     let shipped = shipped().expect("shipped");
@@ -75,7 +75,7 @@ fn the_first_start_seeds_the_store_and_the_second_serves_the_same() {
         .remove("kjv", RemoveRequest::default())
         .expect("remove");
     assert_ne!(kept(dir.path()), before.2);
-    let again = addition("kjv", Source::Bytes(kjv.packed.to_vec()));
+    let again = addition("kjv", CheckpointSource::Bytes(kjv.packed.to_vec()));
     let again = catalog.add(again, |_| {}).expect("add").variant;
     assert_eq!(kept(dir.path()), before.2);
     assert_eq!(answer(&engine, "kjv"), answers[0]);
@@ -119,7 +119,7 @@ fn a_superposed_store_is_made_of_the_same_variants() {
     assert_ne!(banks(dir.path()), before.0);
     let again = AddRequest {
         seed: Some(seed),
-        ..addition("kjv", Source::Bytes(archive))
+        ..addition("kjv", CheckpointSource::Bytes(archive))
     };
     catalog.add(again, |_| {}).expect("add");
     assert_eq!((banks(dir.path()), answer(&engine, "kjv")), before);

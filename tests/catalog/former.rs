@@ -85,7 +85,7 @@ fn a_former_store_serves_what_a_new_one_of_the_same_deltas_does() {
                 block_size: info.regime.block,
                 time_conditioning: Some(info.regime.time_conditioned),
             },
-            ..addition(&info.name, Source::Bytes(bytes))
+            ..addition(&info.name, CheckpointSource::Bytes(bytes))
         };
         new.add(request, |_| {}).expect("add");
     }
@@ -113,7 +113,7 @@ fn the_first_change_upgrades_a_former_store_and_keeps_its_manifest() {
     assert!(catalog.remove(&names[0], late).is_err());
     let dry = AddRequest {
         dry_run: true,
-        ..addition("dry", Source::Path(archive(&former, &names[0])))
+        ..addition("dry", CheckpointSource::Path(archive(&former, &names[0])))
     };
     catalog.add(dry, |_| {}).expect("dry run");
     assert_eq!(former.manifest(), manifest);
@@ -128,7 +128,7 @@ fn the_first_change_upgrades_a_former_store_and_keeps_its_manifest() {
     let written: serde_json::Value = serde_json::from_slice(&former.manifest()).expect("json");
     assert_eq!(written["format"], 2);
     let fixture = Former::new();
-    let again = Source::Path(archive(&fixture, &names[0]));
+    let again = CheckpointSource::Path(archive(&fixture, &names[0]));
     catalog
         .add(addition(&names[0], again), |_| {})
         .expect("add");

@@ -2,9 +2,9 @@
 
 use super::*;
 use choir::catalog::RemoveRequest;
-use choir::store::{self, Keep, Operation, Watch};
+use choir::store::{self, DiskWatch, Keep, Operation};
 use choir::superposition::{
-    CodedDelta, Digest, Encoding, Measured, NamedTensors, Plan, Refused, Unreadable,
+    CodedDelta, DeltaError, Digest, Encoding, Measured, NamedTensors, Plan, Unreadable,
 };
 use proptest::prelude::*;
 use std::io;
@@ -34,7 +34,7 @@ fn keep(name: &str, seed: u64, keep: Keep) -> AddRequest {
     AddRequest {
         keep: Some(keep),
         bits: (keep == Keep::Coded).then_some(BITS),
-        ..addition(name, Source::Bytes(checkpoint(&tuned(seed))))
+        ..addition(name, CheckpointSource::Bytes(checkpoint(&tuned(seed))))
     }
 }
 
@@ -102,7 +102,7 @@ fn a_coded_file_is_kept_as_it_is() {
     let place = TestDir::new();
     let (catalog, engine) = place.served();
     let bytes = coded(4, |_| {});
-    let source = || Source::Bytes(bytes.clone());
+    let source = || CheckpointSource::Bytes(bytes.clone());
     let refused = |request: AddRequest, wanted: &str| {
         let error = catalog.add(request, |_| {}).expect_err("refused");
         assert!(
@@ -164,7 +164,7 @@ fn coded_files_that_are_not_whole_or_not_of_this_base_are_refused() {
     let (catalog, engine) = place.served();
     let before = (catalog.list(), files(&place.data()));
     let add = |bytes: Vec<u8>| {
-        let error = catalog.add(addition("new", Source::Bytes(bytes)), |_| {});
+        let error = catalog.add(addition("new", CheckpointSource::Bytes(bytes)), |_| {});
         let error = error.expect_err("refused");
         assert_eq!((catalog.list(), files(&place.data())), before, "{error}");
         match error {
@@ -175,11 +175,11 @@ fn coded_files_that_are_not_whole_or_not_of_this_base_are_refused() {
     let whole = coded(4, |_| {});
     let cut = add(whole[..whole.len() - 9].to_vec());
     assert!(
-        matches!(cut, Refused::Unreadable(Unreadable::WrongLength)),
+        matches!(cut, DeltaError::Unreadable(Unreadable::WrongLength)),
         "{cut}"
     );
     let other = add(coded(4, |delta| delta.base = Digest([7; 32])));
-    assert!(matches!(other, Refused::Mismatch(_)), "{other}");
+    assert!(matches!(other, DeltaError::Mismatch(_)), "{other}");
     // One character of the header for another: the file keeps its length.
     let header = |from: &str, to: &str| {
         assert_eq!(from.len(), to.len());
@@ -200,10 +200,10 @@ fn coded_files_that_are_not_whole_or_not_of_this_base_are_refused() {
         let mut flipped = whole.clone();
         flipped[at] ^= 4;
         let damaged = add(flipped);
-        assert!(matches!(damaged, Refused::Damaged), "{damaged}");
+        assert!(matches!(damaged, DeltaError::Damaged), "{damaged}");
     }
     let source = header(r#""source":""#, r#""sourcf":""#);
-    assert!(matches!(source, Refused::Damaged), "{source}");
+    assert!(matches!(source, DeltaError::Damaged), "{source}");
     assert_eq!(engine.generation().number, 3);
 }
 
@@ -290,7 +290,7 @@ fn the_share_that_a_file_says_is_enforced() {
     });
     let with = |least| AddRequest {
         min_share: Some(least),
-        ..addition("new", Source::Bytes(said.clone()))
+        ..addition("new", CheckpointSource::Bytes(said.clone()))
     };
     let error = catalog.add(with(0.98), |_| {}).expect_err("refused");
     assert!(
@@ -317,7 +317,7 @@ fn the_share_that_a_file_says_is_enforced() {
     );
     let unknown = AddRequest {
         min_share: Some(0.5),
-        ..addition("other", Source::Bytes(coded(5, |_| {})))
+        ..addition("other", CheckpointSource::Bytes(coded(5, |_| {})))
     };
     let error = catalog.add(unknown, |_| {}).expect_err("refused");
     assert!(
@@ -348,7 +348,7 @@ fn a_text_on_which_the_fine_tune_gains_nothing_measures_nothing() {
         check_text: Some("the whale was seen at noon. ".repeat(4)),
         keep: Some(Keep::Coded),
         bits: Some(BITS),
-        ..addition("new", Source::Bytes(checkpoint(&barely)))
+        ..addition("new", CheckpointSource::Bytes(checkpoint(&barely)))
     };
     let error = catalog.add(request, |_| {}).expect_err("refused");
     assert!(
@@ -375,7 +375,7 @@ fn a_coded_variant_is_removed_on_a_full_disk() {
     // Full, until the reserve is given up; reading and removing work.
     let full = Arc::new(AtomicBool::new(false));
     let (flag, lock) = (full.clone(), place.data().join("lock"));
-    let watch: Watch = Box::new(move |operation, _| {
+    let watch: DiskWatch = Box::new(move |operation, _| {
         let writes = matches!(operation, Operation::CreateFile | Operation::Write);
         let left = fs::metadata(&lock).map_or(0, |file| file.len());
         match writes && flag.load(Ordering::Relaxed) && left > 0 {

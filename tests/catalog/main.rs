@@ -15,7 +15,8 @@ mod starts;
 mod tiny;
 
 use choir::catalog::{
-    AddRequest, BaseSource, Beside, Catalog, CatalogConfig, Error, Source, Tuning, VariantInfo,
+    AddRequest, BaseSource, Beside, Catalog, CatalogConfig, CheckpointSource, Error, Tuning,
+    VariantInfo,
 };
 use choir::engine::{
     Engine, EngineConfig, EngineHandle, Event, EventStream, Generation, Request, Sampling,
@@ -95,12 +96,12 @@ fn serve((catalog, generation): (Catalog, Generation)) -> (Catalog, EngineHandle
     (catalog, engine)
 }
 
-fn addition(name: &str, source: Source) -> AddRequest {
+fn addition(name: &str, source: CheckpointSource) -> AddRequest {
     AddRequest::new(name, source)
 }
 
 fn add(catalog: &Catalog, name: &str, seed: u64) -> Result<VariantInfo, Error> {
-    let addition = addition(name, Source::Bytes(checkpoint(&tuned(seed))));
+    let addition = addition(name, CheckpointSource::Bytes(checkpoint(&tuned(seed))));
     Ok(catalog.add(addition, |_| {})?.variant)
 }
 

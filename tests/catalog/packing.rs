@@ -101,7 +101,7 @@ fn a_packed_fine_tune_is_added_as_it_is_and_says_what_it_keeps() {
     let (catalog, engine) = learnt.place.served();
     let with = |name: &str, least| AddRequest {
         min_share: Some(least),
-        ..addition(name, Source::Path(learnt.out()))
+        ..addition(name, CheckpointSource::Path(learnt.out()))
     };
     let bad = |error: Error| {
         matches!(
@@ -133,7 +133,7 @@ fn a_packed_fine_tune_is_added_as_it_is_and_says_what_it_keeps() {
         bits: Some(10.0),
         ..addition(
             "itself",
-            Source::Path(learnt.tuned.join("model.safetensors")),
+            CheckpointSource::Path(learnt.tuned.join("model.safetensors")),
         )
     };
     assert_eq!(
@@ -188,7 +188,10 @@ fn a_calibrated_fine_tune_is_packed_in_as_many_bytes_and_keeps_more() {
     let method = after.about.measured.expect("a share").method;
     assert!(method.contains("calibrated"), "{method}");
     let (catalog, engine) = learnt.place.served();
-    let added = catalog.add(addition("learnt", Source::Path(learnt.out())), |_| {});
+    let added = catalog.add(
+        addition("learnt", CheckpointSource::Path(learnt.out())),
+        |_| {},
+    );
     assert_eq!(added.expect("add").variant.keep, Keep::Coded);
     assert_eq!(answer(&engine, "learnt").len(), 24);
 }

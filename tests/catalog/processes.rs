@@ -5,7 +5,7 @@ use choir::catalog::RemoveRequest;
 use choir::catalog::defaults::{process_to_store, to_store};
 use choir::model::{Grid, Process, Regime};
 use choir::sampler::{NoiseRemoval, UniformPredictor};
-use choir::superposition::{NamedTensors, Refused, Remarks, pack_with};
+use choir::superposition::{DeltaError, NamedTensors, Remarks, pack_with};
 
 const BLOCKS: Regime = Regime {
     process: Process::Uniform,
@@ -31,10 +31,12 @@ fn usual() -> Sampling {
     }
 }
 
-fn packed(remarks: Remarks) -> Source {
+fn packed(remarks: Remarks) -> CheckpointSource {
     let named =
         |tensors: &Tensors| NamedTensors::from_safetensors(&checkpoint(tensors)).expect("tensors");
-    Source::Bytes(pack_with(&named(&TINY.tensors), &named(&tuned(4)), 32, remarks).expect("pack"))
+    CheckpointSource::Bytes(
+        pack_with(&named(&TINY.tensors), &named(&tuned(4)), 32, remarks).expect("pack"),
+    )
 }
 
 fn remarks(regime: Regime) -> Remarks {
@@ -50,7 +52,7 @@ fn remarks(regime: Regime) -> Remarks {
 }
 
 /// A checkpoint with a configuration beside it.
-fn beside(place: &TestDir, folder: &str, change: impl FnOnce(&mut DitConfig)) -> Source {
+fn beside(place: &TestDir, folder: &str, change: impl FnOnce(&mut DitConfig)) -> CheckpointSource {
     let path = place.file(folder, &checkpoint(&tuned(4)));
     let mut config = TINY.config.clone();
     config.model_type = "duo".into();
@@ -59,7 +61,7 @@ fn beside(place: &TestDir, folder: &str, change: impl FnOnce(&mut DitConfig)) ->
     change(&mut config);
     let config = serde_json::to_vec(&config).expect("json");
     fs::write(path.with_file_name("config.json"), config).expect("write");
-    Source::Path(path)
+    CheckpointSource::Path(path)
 }
 
 fn uniform(block_size: Option<usize>) -> Tuning {
@@ -127,7 +129,7 @@ fn a_packed_delta_brings_its_process_and_defaults_again_and_again() {
 fn a_configuration_or_the_operator_says_what_a_checkpoint_is() {
     let place = TestDir::new();
     let (catalog, engine) = place.served();
-    let added = |name: &str, source: Source, tuning: Tuning| {
+    let added = |name: &str, source: CheckpointSource, tuning: Tuning| {
         let request = AddRequest {
             tuning,
             ..addition(name, source)
@@ -136,7 +138,7 @@ fn a_configuration_or_the_operator_says_what_a_checkpoint_is() {
         assert!(!text(&engine, name).is_empty());
         info.regime
     };
-    let bytes = || Source::Bytes(checkpoint(&tuned(4)));
+    let bytes = || CheckpointSource::Bytes(checkpoint(&tuned(4)));
     let blocks = beside(&place, "blocks", |config| config.block_size = Some(4));
     assert_eq!(added("blocks", blocks, Tuning::default()), BLOCKS);
     let whole = beside(&place, "whole", |config| config.cross_attn = false);
@@ -169,7 +171,7 @@ fn a_configuration_or_the_operator_says_what_a_checkpoint_is() {
 fn what_contradicts_or_cannot_be_is_refused() {
     let place = TestDir::new();
     let (catalog, _engine) = place.served();
-    let refused = |source: Source, tuning: Tuning, defaults: SamplingParams| {
+    let refused = |source: CheckpointSource, tuning: Tuning, defaults: SamplingParams| {
         let request = AddRequest {
             tuning,
             defaults,
@@ -187,7 +189,7 @@ fn what_contradicts_or_cannot_be_is_refused() {
         process: Some(Process::Absorbing),
         ..Tuning::default()
     };
-    let bytes = || Source::Bytes(checkpoint(&tuned(4)));
+    let bytes = || CheckpointSource::Bytes(checkpoint(&tuned(4)));
     assert_eq!(field(packed(remarks(BLOCKS)), absorbing), "process");
     assert_eq!(
         field(packed(remarks(BLOCKS)), uniform(Some(8))),
@@ -236,7 +238,7 @@ fn what_contradicts_or_cannot_be_is_refused() {
             let unreadable = matches!(
                 &error,
                 Error::Checkpoint {
-                    source: Refused::Unreadable(_),
+                    source: DeltaError::Unreadable(_),
                     ..
                 }
             );

@@ -3,7 +3,7 @@
 use super::*;
 use choir::catalog::RemoveRequest;
 use choir::store;
-use choir::superposition::{HEAD, Mismatch, NamedTensors, Refused, Unreadable, pack};
+use choir::superposition::{DeltaError, HEAD, Mismatch, NamedTensors, Unreadable, pack};
 
 /// A served place that says of every change whether it was refused without a trace.
 struct Refusing {
@@ -43,9 +43,9 @@ impl Refusing {
 
     /// A checkpoint that is refused for what is in it.
     fn mismatch(&self, bytes: Vec<u8>) -> Mismatch {
-        match self.add(addition("new", Source::Bytes(bytes))) {
+        match self.add(addition("new", CheckpointSource::Bytes(bytes))) {
             Error::Checkpoint {
-                source: Refused::Mismatch(mismatch),
+                source: DeltaError::Mismatch(mismatch),
                 ..
             } => mismatch,
             other => panic!("{other}"),
@@ -53,14 +53,14 @@ impl Refusing {
     }
 
     /// A file that is refused for its form.
-    fn unreadable(&self, source: Source) -> Unreadable {
+    fn unreadable(&self, source: CheckpointSource) -> Unreadable {
         let named = match &source {
-            Source::Path(path) => path.display().to_string(),
-            Source::Bytes(_) | Source::Spooled(_) => "uploaded".into(),
+            CheckpointSource::Path(path) => path.display().to_string(),
+            CheckpointSource::Bytes(_) | CheckpointSource::Spooled(_) => "uploaded".into(),
         };
         match self.add(addition("new", source)) {
             Error::Checkpoint {
-                source: Refused::Unreadable(unreadable),
+                source: DeltaError::Unreadable(unreadable),
                 origin,
             } => {
                 assert_eq!(origin, named);
@@ -71,8 +71,8 @@ impl Refusing {
     }
 }
 
-fn good() -> Source {
-    Source::Bytes(checkpoint(&tuned(4)))
+fn good() -> CheckpointSource {
+    CheckpointSource::Bytes(checkpoint(&tuned(4)))
 }
 
 #[test]
@@ -115,7 +115,7 @@ fn checkpoints_that_do_not_match_the_base_are_refused_by_tensor() {
     let packed = pack(&named(&TINY.tensors), &named(&tuned(4)), 32).expect("pack");
     refusing
         .catalog
-        .add(addition("new", Source::Bytes(packed)), |_| {})
+        .add(addition("new", CheckpointSource::Bytes(packed)), |_| {})
         .expect("its own base");
 }
 
@@ -123,7 +123,7 @@ fn checkpoints_that_do_not_match_the_base_are_refused_by_tensor() {
 fn files_that_are_no_checkpoints_are_refused_by_their_form() {
     let refusing = Refusing::new();
     let whole = checkpoint(&tuned(4));
-    let bytes = |bytes: &[u8]| refusing.unreadable(Source::Bytes(bytes.to_vec()));
+    let bytes = |bytes: &[u8]| refusing.unreadable(CheckpointSource::Bytes(bytes.to_vec()));
     assert!(matches!(bytes(&[]), Unreadable::Empty));
     assert!(matches!(
         bytes(b"PK\x03\x04archive/data.pkl"),
@@ -144,7 +144,7 @@ fn files_that_are_no_checkpoints_are_refused_by_their_form() {
     for malformed in [&whole[..7], &whole[..100], b"hello", &[0xFF; 64]] {
         bytes(malformed);
     }
-    let path = |path: &Path| refusing.unreadable(Source::Path(path.to_owned()));
+    let path = |path: &Path| refusing.unreadable(CheckpointSource::Path(path.to_owned()));
     assert!(matches!(
         path(refusing.place.0.path()),
         Unreadable::NoWeights { .. }
@@ -174,7 +174,7 @@ fn files_that_are_no_checkpoints_are_refused_by_their_form() {
 fn a_checkpoint_beside_another_tokenizer_or_configuration_is_refused() {
     let refusing = Refusing::new();
     let path = refusing.place.file("tuned", &checkpoint(&tuned(4)));
-    let add = || refusing.add(addition("new", Source::Path(path.clone())));
+    let add = || refusing.add(addition("new", CheckpointSource::Path(path.clone())));
     let beside = |name: &str| path.with_file_name(name);
     let mut other: serde_json::Value = serde_json::from_str(&TINY.tokenizer).expect("tokenizer");
     let pieces = other["model"]["vocab"].as_object_mut().expect("pieces");
@@ -209,7 +209,7 @@ fn a_checkpoint_beside_another_tokenizer_or_configuration_is_refused() {
     }
     fs::write(beside("config.json"), "{}").expect("write");
     assert!(matches!(
-        refusing.unreadable(Source::Path(path.clone())),
+        refusing.unreadable(CheckpointSource::Path(path.clone())),
         Unreadable::Malformed { .. }
     ));
     fs::copy(
@@ -219,7 +219,10 @@ fn a_checkpoint_beside_another_tokenizer_or_configuration_is_refused() {
     .expect("copy");
     refusing
         .catalog
-        .add(addition("new", Source::Path(path.clone())), |_| {})
+        .add(
+            addition("new", CheckpointSource::Path(path.clone())),
+            |_| {},
+        )
         .expect("the same beside");
 }
 

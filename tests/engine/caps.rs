@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use choir::engine::{
-    Capped, Engine, EngineConfig, EngineHandle, Error, LONG_TEXT, Refused, Request, ScoreRequest,
+    Capped, Engine, EngineConfig, EngineHandle, Error, LONG_TEXT, RefusalCounts, Request,
+    ScoreRequest,
 };
 
 use super::fake::*;
@@ -73,10 +74,10 @@ fn no_more_of_a_variant_and_of_a_client_than_may() {
             .submit(to("c", 4, 1))
             .expect("of nobody that is known"),
     );
-    let refused = Refused {
+    let refused = RefusalCounts {
         variant: 2,
         client: 2,
-        ..Refused::default()
+        ..RefusalCounts::default()
     };
     assert_eq!(engine.status().refused, refused);
     drop(gate);

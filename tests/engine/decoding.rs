@@ -9,7 +9,7 @@ use choir::model::architecture::{Architecture, published};
 use choir::model::tokenizer::Tokenizer;
 use choir::model::{BaseWeights, HostNetwork};
 use choir::ops::quantized::Quantisation;
-use choir::sampler::{Certainty, Predictor};
+use choir::sampler::{AbsorbingPredictor, Certainty};
 use serde_json::{Value, json};
 use std::borrow::Cow;
 
@@ -54,7 +54,7 @@ fn tokenizer(rows: usize) -> Tokenizer {
     Tokenizer::from_bytes(file.to_string().as_bytes()).expect("a tokenizer")
 }
 
-fn greedy(predictor: Predictor) -> Sampling {
+fn greedy(predictor: AbsorbingPredictor) -> Sampling {
     Sampling {
         temperature: 0.0,
         certainty: Certainty::Drawn,
@@ -125,9 +125,11 @@ fn sdar_writes_what_its_own_code_writes() {
             .as_f64()
             .or(args["threshold"].as_f64());
         let predictor = match (args["remasking_strategy"].as_str(), threshold) {
-            (Some("sequential"), _) => Predictor::Sequential { steps },
-            (Some("low_confidence_static"), _) | (None, None) => Predictor::Static { steps },
-            (_, Some(threshold)) => Predictor::Confidence {
+            (Some("sequential"), _) => AbsorbingPredictor::Sequential { steps },
+            (Some("low_confidence_static"), _) | (None, None) => {
+                AbsorbingPredictor::Static { steps }
+            }
+            (_, Some(threshold)) => AbsorbingPredictor::Confidence {
                 threshold: threshold as f32,
                 steps: Some(steps),
             },
@@ -202,7 +204,7 @@ fn a2d_writes_what_its_own_code_writes() {
             }
             let sampling = Sampling {
                 block_size: whole.then_some(block),
-                ..greedy(Predictor::Static { steps })
+                ..greedy(AbsorbingPredictor::Static { steps })
             };
             let request = Request {
                 stop_ids: stops.clone(),

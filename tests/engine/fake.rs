@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 
 use choir::engine::{
-    Engine, EngineConfig, EngineHandle, Generation, Sampling, Status, VariantFacts,
+    Engine, EngineConfig, EngineHandle, EngineStatus, Generation, Sampling, VariantFacts,
 };
 use choir::model::kv_cache::{CacheRows, KvCache};
 use choir::model::tokenizer::Tokenizer;
@@ -17,7 +17,7 @@ use choir::model::{
     Batch, CacheShape, Denoiser, Grid, Logits, Mix, NetworkFacts, Process, Regime, Segment,
     VariantId,
 };
-use choir::ops::gemm::View;
+use choir::ops::gemm::MatrixView;
 
 pub const BLOCK: usize = 4;
 pub const WINDOW: usize = 32;
@@ -278,7 +278,7 @@ impl Denoiser for Fake {
                 let (page, slot) = (offset / cache.page_tokens(), offset % cache.page_tokens());
                 let key = [position as f32, segment.tokens[index] as f32];
                 let value = [self.value(segment, position, cache), 0.0];
-                let rows = [&key, &value].map(|row| View::rows(row, 2));
+                let rows = [&key, &value].map(|row| MatrixView::rows(row, 2));
                 cache.write(CacheRows {
                     page: segment.pages[page],
                     layer: 0,
@@ -403,7 +403,7 @@ pub fn start(config: EngineConfig, network: impl Denoiser + 'static) -> EngineHa
 }
 
 /// Asks for the status until it is as wished: the engine writes it down between two steps.
-pub fn until(engine: &EngineHandle, wish: impl Fn(&Status) -> bool) -> Status {
+pub fn until(engine: &EngineHandle, wish: impl Fn(&EngineStatus) -> bool) -> EngineStatus {
     loop {
         let now = engine.status();
         if wish(&now) {

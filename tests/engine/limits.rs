@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use choir::engine::{Engine, EngineConfig, EngineHandle, Error, Event, Request, Sampling};
 use choir::model::kv_cache::KvCache;
-use choir::model::{Batch, Denoiser, Logits, NetworkFacts, Outcome, PageLayout};
-use choir::sampler::Predictor;
+use choir::model::{Batch, Denoiser, Logits, NetworkFacts, PageLayout, StepOutcome};
+use choir::sampler::AbsorbingPredictor;
 
 use super::fake::*;
 use super::requests::*;
@@ -267,7 +267,7 @@ impl Denoiser for Poor {
         self.network.forward(batch, cache)
     }
 
-    fn step(&self, batch: &Batch, cache: &mut KvCache) -> choir::model::Result<Outcome> {
+    fn step(&self, batch: &Batch, cache: &mut KvCache) -> choir::model::Result<StepOutcome> {
         let mut outcome = self.network.step(batch, cache)?;
         outcome.drawn.pop();
         Ok(outcome)
@@ -415,12 +415,12 @@ fn bad_requests_are_refused_by_the_field_at_fault() {
     );
     assert_eq!(
         field(sampling(Sampling {
-            predictor: Predictor::Ancestral { steps: 0 }.into(),
+            predictor: AbsorbingPredictor::Ancestral { steps: 0 }.into(),
             ..default()
         })),
         "steps"
     );
-    let threshold = Predictor::Confidence {
+    let threshold = AbsorbingPredictor::Confidence {
         threshold: f32::NAN,
         steps: None,
     };

@@ -2,7 +2,7 @@
 
 use super::fake::tokens;
 use choir::engine::{EngineHandle, Event, EventStream, Request, Sampling, Summary};
-use choir::sampler::Predictor;
+use choir::sampler::AbsorbingPredictor;
 
 pub fn request(prompt: &str, max_tokens: usize, seed: u64) -> Request {
     Request {
@@ -14,9 +14,9 @@ pub fn request(prompt: &str, max_tokens: usize, seed: u64) -> Request {
 /// A request that differs from its neighbours in all that a request has.
 pub fn assorted(index: usize) -> Request {
     let predictors = [
-        Predictor::FirstHitting,
-        Predictor::Ancestral { steps: 5 },
-        Predictor::Confidence {
+        AbsorbingPredictor::FirstHitting,
+        AbsorbingPredictor::Ancestral { steps: 5 },
+        AbsorbingPredictor::Confidence {
             threshold: 0.02,
             steps: None,
         },

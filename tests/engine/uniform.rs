@@ -324,8 +324,8 @@ fn what_does_not_fit_the_process_is_named() {
     };
     let default = UniformPredictor::default;
     for absorbing in [
-        sampler::Predictor::FirstHitting,
-        sampler::Predictor::Ancestral { steps: 4 },
+        sampler::AbsorbingPredictor::FirstHitting,
+        sampler::AbsorbingPredictor::Ancestral { steps: 4 },
     ] {
         assert_eq!(with("whole", absorbing.into()), "predictor");
     }
@@ -447,7 +447,7 @@ fn choices_are_laid_over_the_defaults() {
         steps: Some(9),
         ..SamplingParams::default()
     };
-    let ancestral = sampler::Predictor::Ancestral { steps: 9 };
+    let ancestral = sampler::AbsorbingPredictor::Ancestral { steps: 9 };
     assert_eq!(
         steps.over(absorbing.clone()).expect("steps").predictor,
         ancestral.into()

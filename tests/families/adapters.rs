@@ -8,7 +8,7 @@ use choir::model::kv_cache::KvCache;
 use choir::model::{Batch, Denoiser, HostNetwork, Mix, Segment, VariantId, VariantWeights};
 use choir::ops::coded::Kept;
 use choir::ops::quantized::Quantisation;
-use choir::superposition::{CodedDelta, Refused, TensorSource};
+use choir::superposition::{CodedDelta, DeltaError, TensorSource};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -35,7 +35,7 @@ fn names() -> Vec<String> {
     names
 }
 
-fn read(family: &Family, name: &str) -> Result<CodedDelta, adapter::Refused> {
+fn read(family: &Family, name: &str) -> Result<CodedDelta, adapter::AdapterError> {
     let config = std::fs::read(folder().join(name).join(CONFIG)).expect("a configuration");
     let checkpoint = Checkpoint::open(&folder().join(name).join(WEIGHTS)).expect("an adapter");
     assert!(adapter::is_one(&checkpoint));
@@ -146,5 +146,5 @@ fn adapters_with_magnitudes_are_refused_by_name() {
     let family = Family::load("sdar-tiny");
     let refused = read(&family, "dora").map(drop).expect_err("refused");
     assert!(refused.to_string().contains("use_dora"), "{refused}");
-    assert!(Refused::from(refused).to_string().contains("use_dora"));
+    assert!(DeltaError::from(refused).to_string().contains("use_dora"));
 }

@@ -1,6 +1,8 @@
 //! Tokens drawn by the kernel are those the CPU draws.
 
-use choir::ops::categorical::{Certainty, Crossing, Draw, Drawn, Filter, Kind, Workspace};
+use choir::ops::categorical::{
+    Certainty, Crossing, Draw, DrawKind, Drawn, Filter, FilterWorkspace,
+};
 use choir::ops::gpu::draw::{Categorical, DrawFacts, DrawnFacts, LOOK};
 use choir::ops::gpu::pointwise::NONE;
 use choir::rng::{Noise, Stream};
@@ -46,7 +48,7 @@ fn draw(random: &mut Stream, vocab: usize) -> Draw {
     };
     let alpha_t = random.uniform();
     let alpha_s = alpha_t + (1.0 - alpha_t) * random.uniform();
-    let mixture = Kind::Mixture {
+    let mixture = DrawKind::Mixture {
         present: random.below(tokens) as u32,
         alpha_t,
         alpha_s: [alpha_s, 1.0][random.below(2)],
@@ -70,11 +72,11 @@ fn draw(random: &mut Stream, vocab: usize) -> Draw {
         step: random.below(100) as u32,
         position: random.below(100_000) as u32,
         kind: [
-            Kind::Predicted,
-            Kind::Best,
-            Kind::Sure(Certainty::Best),
-            Kind::Sure(Certainty::Drawn),
-            Kind::Sure(Certainty::Filtered),
+            DrawKind::Predicted,
+            DrawKind::Best,
+            DrawKind::Sure(Certainty::Best),
+            DrawKind::Sure(Certainty::Drawn),
+            DrawKind::Sure(Certainty::Filtered),
             mixture,
             mixture,
             mixture,
@@ -85,9 +87,9 @@ fn draw(random: &mut Stream, vocab: usize) -> Draw {
 /// Whether a draw can be told from sums in f32, but for rows without any weight.
 fn plain(draw: &Draw) -> bool {
     let filter = &draw.filter;
-    let mixes = matches!(draw.kind, Kind::Mixture { .. });
+    let mixes = matches!(draw.kind, DrawKind::Mixture { .. });
     let sampled = filter.temperature > 0.0 && filter.top_k.is_none() && filter.nucleus_p == 1.0;
-    draw.kind == Kind::Best || sampled && (mixes || draw.kind == Kind::Predicted)
+    draw.kind == DrawKind::Best || sampled && (mixes || draw.kind == DrawKind::Predicted)
 }
 
 /// Appends to `again` whether it took a second look, of draws that mostly need none.
@@ -135,7 +137,7 @@ fn check(rig: &Rig, random: &mut Stream, [vocab, rows]: [usize; 2], again: &mut 
             .zip(&drawn)
             .filter_map(|(draw, drawn)| plain(draw).then_some(drawn.again)),
     );
-    let mut workspace = Workspace::default();
+    let mut workspace = FilterWorkspace::default();
     for (i, (draw, drawn)) in draws.iter().zip(drawn).enumerate() {
         let bias = &biases[mix[of[i] as usize] as usize * stride + offset..][..vocab];
         let row: Vec<f32> = table[i * vocab..][..vocab]

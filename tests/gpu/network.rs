@@ -7,7 +7,7 @@ use choir::model::variant::Placed;
 use choir::model::{
     BaseWeights, Batch, Denoiser, HostNetwork, Mix, Segment, ServedBank, VariantId, VariantWeights,
 };
-use choir::ops::categorical::{Certainty, Crossing, Draw, Filter, Kind, Workspace};
+use choir::ops::categorical::{Certainty, Crossing, Draw, DrawKind, Filter, FilterWorkspace};
 use choir::ops::gpu::{Dtype, GpuDevice};
 use choir::ops::quantized::Quantisation;
 use choir::rng::Noise;
@@ -352,7 +352,11 @@ fn a_step_draws_what_the_host_draws_from_the_same_logits() {
             crossing: Crossing::Dropped,
             forbidden: case.config.mask_id(),
         };
-        let kinds = [Kind::Predicted, Kind::Best, Kind::Sure(Certainty::Best)];
+        let kinds = [
+            DrawKind::Predicted,
+            DrawKind::Best,
+            DrawKind::Sure(Certainty::Best),
+        ];
         let mut draws = Vec::new();
         for (number, segment) in batch
             .segments
@@ -383,9 +387,8 @@ fn a_step_draws_what_the_host_draws_from_the_same_logits() {
             for segment in &batch.segments {
                 for at in 0..segment.rows.len() {
                     match segment.draws.get(at) {
-                        Some(draw) => {
-                            expected.push(draw.apply(logits.row(row), &mut Workspace::default()))
-                        }
+                        Some(draw) => expected
+                            .push(draw.apply(logits.row(row), &mut FilterWorkspace::default())),
                         None => kept.extend_from_slice(logits.row(row)),
                     }
                     row += 1;

@@ -3,7 +3,7 @@
 use choir::ops::coded::Kept;
 use choir::ops::gpu::Buffer;
 use choir::ops::gpu::own::{EmbedOwn, GpuOwn, OwnFacts, OwnProduct, RetrieveOwn};
-use choir::ops::gpu::products::{Group, PartFacts};
+use choir::ops::gpu::products::{PartFacts, ProductGroup};
 use choir::rng::Stream;
 use choir::transform::Rotation;
 use half::bf16;
@@ -90,16 +90,20 @@ fn own_products_are_the_definition() {
                 bank: variant as u32,
             };
             parts.extend((0..each).map(of));
-            groups.extend((first..first + each).step_by(tier).map(|start| Group {
-                bank: variant as u32,
-                first: start as u32,
-                count: tier.min(first + each - start) as u32,
-                groups: 0,
-            }));
+            groups.extend(
+                (first..first + each)
+                    .step_by(tier)
+                    .map(|start| ProductGroup {
+                        bank: variant as u32,
+                        first: start as u32,
+                        count: tier.min(first + each - start) as u32,
+                        groups: 0,
+                    }),
+            );
         }
         let real = parts.len();
         parts.extend([PartFacts::default(); 2]);
-        groups.push(Group::default());
+        groups.push(ProductGroup::default());
         let before: Vec<f32> = normals(&mut random, rows * pitch);
         let (x_at, y_at) = (rig.buffer(&x), rig.buffer(&before));
         let (parts_at, groups_at) = (rig.buffer(&parts), rig.buffer(&groups));

@@ -3,7 +3,7 @@
 use choir::ops::gpu::Address;
 use choir::ops::gpu::pointwise::NONE;
 use choir::ops::gpu::products::{
-    BankGemm, GatherEmbedding, Group, PartFacts, SignIn, SignOut, Split, TIERS, TILES,
+    BankGemm, GatherEmbedding, PartFacts, ProductGroup, SignIn, SignOut, Split, TIERS, TILES,
 };
 use half::bf16;
 
@@ -87,7 +87,7 @@ struct Products<'a, T> {
     y: &'a [f32],
     banks: &'a [Tiled],
     variants: &'a Variants,
-    groups: &'a [Group],
+    groups: &'a [ProductGroup],
     parts: &'a [PartFacts],
     /// Whether the parts' rows of y are written: NaN is there before.
     writes: bool,
@@ -199,7 +199,7 @@ fn parts_of_many_banks_go_through_one_launch() {
             normals(&mut random, rows * input),
             normals(&mut random, rows * out),
         );
-        let group = |bank, first, count| Group {
+        let group = |bank, first, count| ProductGroup {
             bank,
             first,
             count,
@@ -261,10 +261,10 @@ fn full_groups_of_every_tier() {
             y: &y,
             banks: &banks,
             variants: &variants,
-            groups: &[Group {
+            groups: &[ProductGroup {
                 count: tier as u32,
                 groups: 1,
-                ..Group::default()
+                ..ProductGroup::default()
             }],
             parts: &parts,
             writes: tier != 16,

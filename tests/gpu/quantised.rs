@@ -7,7 +7,7 @@ use choir::model::gpu::{GpuBase, GpuNetwork, GpuTarget};
 use choir::model::{Batch, Denoiser, Mix};
 use choir::ops::gpu::quantised::{FewBits, FewRows, MOST_ROWS, Widen};
 use choir::ops::gpu::{Dtype, GpuDevice};
-use choir::ops::quantized::{Quantisation, Served};
+use choir::ops::quantized::{Quantisation, QuantizedMatrix};
 
 use crate::fixtures::family::{Family, PAGE, behind};
 use crate::fixtures::relative;
@@ -15,7 +15,7 @@ use crate::rig::{Number, Rig, normals, stream};
 
 /// Weights of a matrix [out, input] as they come back from `form`.
 fn rounded(weights: &[f32], [out, input]: [usize; 2], form: Quantisation) -> Vec<f32> {
-    let served = Served::new(weights, out, input, form).unwrap();
+    let served = QuantizedMatrix::new(weights, out, input, form).unwrap();
     let mut rows = vec![0.0; out * input];
     let numbered = rows.chunks_mut(input).enumerate();
     numbered.for_each(|(row, target)| served.row(row, target));

@@ -14,7 +14,7 @@ use choir::train::noisy::Noisy;
 use choir::train::objective::{Corruption, Objective};
 use choir::train::optimizer::AdamW;
 use choir::train::run::TrainingRun;
-use choir::train::settings::{Anchor, Budget, Members, Source, TrainSettings};
+use choir::train::settings::{Anchor, Budget, Members, TrainSettings, TrainingSource};
 use choir::train::tokenizer;
 
 use crate::fixtures::Case;
@@ -224,8 +224,9 @@ fn a_run_on_a_device_learns_what_it_learns_on_the_host() {
             gpu,
         };
         let model = Trainable::from_tensors(config.clone(), &tensors).unwrap();
-        let source =
-            Source::Text(TextSource::new(std::slice::from_ref(&document), &pieces, 16).unwrap());
+        let source = TrainingSource::Text(
+            TextSource::new(std::slice::from_ref(&document), &pieces, 16).unwrap(),
+        );
         let mut ignore = |_| ();
         let run = TrainingRun::new(model, settings, source, None, false, &mut ignore).unwrap();
         run.finish().unwrap().0

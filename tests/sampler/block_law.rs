@@ -5,7 +5,7 @@ use crate::chi_square::{LEVEL, against_law, joint, marginal, two_samples};
 use crate::drive::{evaluate, facts, network, reference, sample};
 use crate::fixtures::{self, Case};
 use choir::model::Denoiser;
-use choir::sampler::{BlockSampler, BlockSettings, Predictor, Sampler};
+use choir::sampler::{AbsorbingPredictor, BlockSampler, BlockSettings, Sampler};
 use std::collections::HashMap;
 
 const SEQUENCES: u64 = 5000;
@@ -17,7 +17,12 @@ fn begin() -> u32 {
 }
 
 /// Sequences that begin with the token that begins every text, that token included.
-fn make(case: &Case, network: &dyn Denoiser, predictor: Predictor, length: usize) -> Vec<Vec<u32>> {
+fn make(
+    case: &Case,
+    network: &dyn Denoiser,
+    predictor: AbsorbingPredictor,
+    length: usize,
+) -> Vec<Vec<u32>> {
     let (vocab_size, mask_id) = (case.config.vocab_size, case.config.mask_id().expect("mask"));
     let first = begin();
     let block = case.config.block().expect("block");
@@ -199,7 +204,7 @@ fn first_hitting_has_the_reference_law() {
     let network = network(&case);
     let theirs = reference("bd3lm.safetensors", "bd3lm.first_hitting.samples");
     let (length, vocab) = (theirs[0].len(), case.config.vocab_size);
-    let ours = make(&case, &network, Predictor::FirstHitting, length);
+    let ours = make(&case, &network, AbsorbingPredictor::FirstHitting, length);
     for position in 1..length {
         let p = two_samples(
             &marginal(&ours, position, vocab),
@@ -239,12 +244,12 @@ fn the_first_block_has_its_enumerated_law() {
     meets(
         &conditionals,
         &first_hitting,
-        &make(&case, &network, Predictor::FirstHitting, block),
+        &make(&case, &network, AbsorbingPredictor::FirstHitting, block),
         "first-hitting",
     );
 
     let ancestral = conditionals.law(&orders(block - 1, STEPS, false));
-    let predictor = Predictor::Ancestral {
+    let predictor = AbsorbingPredictor::Ancestral {
         steps: STEPS as u32,
     };
     meets(
@@ -285,7 +290,7 @@ fn the_first_block_has_its_enumerated_law() {
         1.0,
         &mut confident,
     );
-    let predictor = Predictor::Confidence {
+    let predictor = AbsorbingPredictor::Confidence {
         threshold,
         steps: None,
     };

@@ -3,7 +3,7 @@
 use crate::drive::{evaluate, network};
 use crate::fixtures::{self, Case};
 use choir::sampler::schedule::{LogLinear, absorbing_sigma, reveal_probability};
-use choir::sampler::{Crossing, Filter, Mixture, Psi, Workspace};
+use choir::sampler::{Crossing, Filter, FilterWorkspace, Mixture, Psi};
 use std::fmt::Debug;
 use std::str::FromStr;
 
@@ -111,7 +111,7 @@ fn uniform_schedule() {
 
 /// Rows of probabilities as logits, filtered: [rows, vocab].
 fn filtered(filter: Filter, rows: &[f64], vocab: usize) -> Vec<f64> {
-    let mut workspace = Workspace::default();
+    let mut workspace = FilterWorkspace::default();
     let mut all = Vec::with_capacity(rows.len());
     for row in rows.chunks(vocab) {
         let logits: Vec<f32> = row.iter().map(|p| p.ln() as f32).collect();
@@ -274,7 +274,7 @@ fn steps_of_the_uniform_process() {
             forbidden: None,
         };
         let logits = evaluate(&network, &sequences, schedule.sigma(times[step]) as f32);
-        let mut workspace = Workspace::default();
+        let mut workspace = FilterWorkspace::default();
         let mut all = Vec::with_capacity(logits.data.len());
         for row in logits.data.chunks(vocab) {
             let distribution = filter.distribution(row, &mut workspace);

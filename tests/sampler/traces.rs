@@ -1,10 +1,10 @@
 //! Decode traces of the families' own code, replayed: from the tokens and certainties that were recorded at every step, the
 //! state machines must reveal the same positions, and end with the same text.
 
-use choir::ops::categorical::{Certainty, Draw, Drawn, Filter, Kind, Workspace};
+use choir::ops::categorical::{Certainty, Draw, DrawKind, Drawn, Filter, FilterWorkspace};
 use choir::rng::Noise;
 use choir::sampler::{
-    BlockSampler, BlockSettings, Convention, Crossing, Predictor, Progress, Sampler,
+    AbsorbingPredictor, BlockSampler, BlockSettings, Convention, Crossing, Progress, Sampler,
 };
 
 use crate::fixtures::traces::{Traces, count, until};
@@ -23,7 +23,7 @@ fn settings(
     family: &Traces,
     block: usize,
     max_tokens: usize,
-    predictor: Predictor,
+    predictor: AbsorbingPredictor,
 ) -> BlockSettings {
     let (mask, vocab) = (family.number("mask_token_id"), family.number("vocab_size"));
     BlockSettings {
@@ -55,9 +55,9 @@ fn step(sampler: &mut Sampler, recorded: &Recorded) -> (Vec<usize>, Progress) {
                     .iter()
                     .map(|&x| x as f32)
                     .collect();
-                let ours = draw.apply(&row, &mut Workspace::default());
+                let ours = draw.apply(&row, &mut FilterWorkspace::default());
                 assert_eq!(ours.token, told.token, "at {}", first + rows[0]);
-                if matches!(draw.kind, Kind::Sure(_)) {
+                if matches!(draw.kind, DrawKind::Sure(_)) {
                     // The reference counts the share of the mask, which it could draw; ours never does, and leaves it out: here up to 0.02.
                     let with_mask = Draw {
                         filter: Filter {
@@ -66,7 +66,7 @@ fn step(sampler: &mut Sampler, recorded: &Recorded) -> (Vec<usize>, Progress) {
                         },
                         ..draw
                     };
-                    let ours = with_mask.apply(&row, &mut Workspace::default());
+                    let ours = with_mask.apply(&row, &mut FilterWorkspace::default());
                     let off = (ours.certainty - told.certainty).abs();
                     assert!(
                         off < 1e-5,
@@ -97,9 +97,11 @@ fn sdar_reveals_as_its_own_code_does() {
             .as_f64()
             .or(args["threshold"].as_f64());
         let predictor = match (args["remasking_strategy"].as_str(), threshold) {
-            (Some("sequential"), _) => Predictor::Sequential { steps },
-            (Some("low_confidence_static"), _) | (None, None) => Predictor::Static { steps },
-            (_, Some(threshold)) => Predictor::Confidence {
+            (Some("sequential"), _) => AbsorbingPredictor::Sequential { steps },
+            (Some("low_confidence_static"), _) | (None, None) => {
+                AbsorbingPredictor::Static { steps }
+            }
+            (_, Some(threshold)) => AbsorbingPredictor::Confidence {
                 threshold: threshold as f32,
                 steps: Some(steps),
             },
@@ -196,7 +198,7 @@ fn a2d_reveals_as_its_own_code_does() {
             .into_iter()
             .map(|id| id as u32)
             .collect();
-        let predictor = Predictor::Static { steps };
+        let predictor = AbsorbingPredictor::Static { steps };
         let settings = BlockSettings {
             certainty: Certainty::Drawn,
             stop_ids: stops.clone(),
@@ -267,7 +269,7 @@ fn sdar_filters_and_certainties_are_its_own() {
     let family = Traces::load("sdar-tiny");
     let (shape, logits) = &family.tensors["d.logits"];
     let vocab = shape[1];
-    let mut workspace = Workspace::default();
+    let mut workspace = FilterWorkspace::default();
     for case in family.cases["d_cases"].as_array().expect("d_cases") {
         let index = count(case, "index");
         let number = |name: &str| case[name].as_f64().expect(name) as f32;
@@ -309,7 +311,7 @@ fn sdar_filters_and_certainties_are_its_own() {
                 noise: Noise::new(0),
                 step: 1,
                 position: 0,
-                kind: Kind::Sure(certainty),
+                kind: DrawKind::Sure(certainty),
             };
             if filter.temperature == 1.0 {
                 // The recorded token was drawn at random: seldom the best one.

@@ -4,7 +4,7 @@ use super::endings::until;
 use super::web::{ask, get};
 use super::*;
 use choir::kserve as oip;
-use choir::server::access::{Keys, Need, ROUTES, Role};
+use choir::server::access::{AccessRole, ApiKeys, Need, ROUTES};
 use choir::server::paths::Paths;
 use oip::grpc_inference_service_client::GrpcInferenceServiceClient;
 use oip::model_repository_parameter::ParameterChoice;
@@ -17,7 +17,7 @@ const ADMIN: &str = "admin-secret-of-nobody";
 
 fn settings_with(keys: &str) -> ServerSettings {
     ServerSettings {
-        keys: Some(Arc::new(Keys::read(keys).expect("keys"))),
+        keys: Some(Arc::new(ApiKeys::read(keys).expect("keys"))),
         paths: Paths::Under(Vec::new()),
         ..settings()
     }
@@ -154,7 +154,7 @@ async fn keys_of_either_role_are_served_on_every_protocol() {
 #[tokio::test]
 async fn routes_of_the_http_port_answer_whom_their_roles_let_in() {
     let server = start(settings_with(&both())).await;
-    let elsewhere = [("/no/such/route", Need::Role(Role::Infer))];
+    let elsewhere = [("/no/such/route", Need::Role(AccessRole::Infer))];
     for (route, need) in ROUTES.into_iter().chain(elsewhere) {
         let path = route.replace("{model}", "kjv").replace("{name}", "kjv");
         let none = get(server.http, &path).await;
@@ -171,7 +171,7 @@ async fn routes_of_the_http_port_answer_whom_their_roles_let_in() {
         let infer = ask(server.http, "GET", &path, &header(INFER), None).await;
         assert_eq!(
             infer.status == 403,
-            role == Role::Admin,
+            role == AccessRole::Admin,
             "{path}: {infer:?}"
         );
         let admin = ask(server.http, "GET", &path, &header(ADMIN), None).await;

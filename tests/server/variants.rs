@@ -2,7 +2,7 @@
 
 use super::web::{Answered, ask, exchange, get};
 use super::*;
-use choir::server::access::Keys;
+use choir::server::access::ApiKeys;
 use serde_json::Value;
 
 const ROUTE: &str = "/choir/v1/variants";
@@ -196,7 +196,7 @@ async fn what_stands_beside_a_variant_comes_before_it() {
 #[tokio::test]
 async fn variants_are_changed_by_admins_alone() {
     let (infer, admin) = ("infer-secret-of-nobody", "admin-secret-of-nobody");
-    let keys = Keys::read(&format!("ann infer {infer}\nops admin {admin}")).expect("keys");
+    let keys = ApiKeys::read(&format!("ann infer {infer}\nops admin {admin}")).expect("keys");
     let settings = ServerSettings {
         keys: Some(Arc::new(keys)),
         ..settings()

@@ -1,6 +1,6 @@
 //! What a change does when all goes well.
 
-use choir::store::Stage;
+use choir::store::CommitStage;
 use proptest::prelude::*;
 
 use super::*;
@@ -71,10 +71,10 @@ fn adding_all_at_once_is_one_generation_and_spreads_them_evenly() {
     assert_eq!(
         stages,
         [
-            Stage::Accumulating,
-            Stage::Measuring,
-            Stage::Writing,
-            Stage::Committing
+            CommitStage::Accumulating,
+            CommitStage::Measuring,
+            CommitStage::Writing,
+            CommitStage::Committing
         ]
     );
     for (id, record) in &one.manifest().banks {

@@ -7,7 +7,7 @@
 use std::io::{Read, Write};
 use std::process::{Command, Stdio};
 
-use choir::store::Watch;
+use choir::store::DiskWatch;
 
 use super::*;
 
@@ -22,7 +22,7 @@ fn crash_child() {
     let (Some(dir), Ok(seed)) = (std::env::var_os(DIRECTORY), std::env::var(SEED)) else {
         return;
     };
-    let watch: Watch = Box::new(|_, _| std::io::stderr().write_all(b"."));
+    let watch: DiskWatch = Box::new(|_, _| std::io::stderr().write_all(b"."));
     let dir = Path::new(&dir);
     let mut store = if Store::exists(dir) {
         Store::open_watched(dir, facts(), Some(watch)).unwrap()

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use choir::store::{Operation, Watch};
+use choir::store::{DiskWatch, Operation};
 
 use super::*;
 
@@ -15,13 +15,13 @@ struct FullDisk {
 }
 
 impl FullDisk {
-    fn new(at: u32, for_good: bool) -> (FullDisk, Watch) {
+    fn new(at: u32, for_good: bool) -> (FullDisk, DiskWatch) {
         let disk = FullDisk {
             armed: Arc::default(),
             done: Arc::default(),
         };
         let (armed, done) = (disk.armed.clone(), disk.done.clone());
-        let watch: Watch = Box::new(move |_, _| {
+        let watch: DiskWatch = Box::new(move |_, _| {
             if !armed.load(Ordering::Relaxed) {
                 return Ok(());
             }
@@ -177,7 +177,7 @@ fn the_rename_of_the_manifest_is_the_commit_point() {
     drop(create(dir.path()));
     let steps = Arc::new(std::sync::Mutex::new(Vec::new()));
     let seen = steps.clone();
-    let watch: Watch = Box::new(move |operation, path| {
+    let watch: DiskWatch = Box::new(move |operation, path| {
         seen.lock().unwrap().push((operation, path.to_owned()));
         Ok(())
     });

@@ -12,8 +12,8 @@ use std::sync::LazyLock;
 
 use choir::rng::{Key, Stream};
 use choir::store::{
-    BankKind, BaseFacts, CodedFile, Commit, Content, Error, NewVariant, Options, Process,
-    SamplerDefaults, Scales, Store,
+    BankKind, BaseFacts, CodedFile, Commit, Content, Error, NewVariant, Options, SamplerDefaults,
+    Scales, Store, StoredProcess,
 };
 use choir::superposition::{Bank, Delta, Digest, HEAD, NamedTensor, NamedTensors, Private, Scheme};
 use choir::superposition::{CodedDelta, Encoding, Plan};
@@ -70,7 +70,7 @@ fn variant(name: &str, k: u64) -> NewVariant {
             seed: None,
         },
         source: format!("fine-tune {k}"),
-        process: Process::Absorbing,
+        process: StoredProcess::Absorbing,
         defaults: SamplerDefaults::default(),
         manner: None,
         moved: None,

@@ -12,7 +12,7 @@ use choir::train::data::{TextSource, held_out_contexts};
 use choir::train::folder::{Folder, Tensors};
 use choir::train::noisy::{Loss, Noisy};
 use choir::train::objective::Objective;
-use choir::train::settings::Source;
+use choir::train::settings::TrainingSource;
 use choir::train::{Error, tokenizer};
 
 /// A tiny fine-tune, its base, and its delta in a few bits.
@@ -55,7 +55,7 @@ impl Case {
     fn calibrated(&self, steps: u64) -> Result<CodedDelta, Error> {
         let pieces = tokenizer::from_json(&self.tiny.tokenizer)?;
         let documents = std::slice::from_ref(&self.tiny.document);
-        let source = Source::Text(TextSource::new(documents, &pieces, 16)?);
+        let source = TrainingSource::Text(TextSource::new(documents, &pieces, 16)?);
         let effort = Effort {
             steps,
             batch: 8,

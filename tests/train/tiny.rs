@@ -10,8 +10,8 @@ use choir::train::distill::Distillation;
 use choir::train::folder::{Folder, Precision, Tensors};
 use choir::train::objective::Objective;
 use choir::train::optimizer::AdamW;
-use choir::train::run::{Report, TrainingRun, Validation};
-use choir::train::settings::{Anchor, Budget, Members, Source, TrainSettings};
+use choir::train::run::{TrainingEvent, TrainingRun, Validation};
+use choir::train::settings::{Anchor, Budget, Members, TrainSettings, TrainingSource};
 use choir::train::{Error, checkpoint, tokenizer};
 use std::path::PathBuf;
 
@@ -114,13 +114,13 @@ impl Tiny {
         &self,
         settings: TrainSettings,
         resume: bool,
-        report: &'a mut dyn FnMut(Report),
+        report: &'a mut dyn FnMut(TrainingEvent),
     ) -> Result<TrainingRun<'a>, Error> {
         let pieces = tokenizer::from_json(&self.tokenizer).expect("json");
         let documents = std::slice::from_ref(&self.document);
         let held_out = [self.document.held_out.as_str()];
         let (contexts, bytes) = held_out_contexts(&held_out, &pieces, 16, 8, 8).expect("held out");
-        let source = Source::Text(TextSource::new(documents, &pieces, 16).expect("text"));
+        let source = TrainingSource::Text(TextSource::new(documents, &pieces, 16).expect("text"));
         let validation = Validation {
             contexts,
             bytes,
@@ -141,7 +141,7 @@ impl Tiny {
         &self,
         checkpoint: Option<PathBuf>,
         resume: bool,
-        report: &mut dyn FnMut(Report),
+        report: &mut dyn FnMut(TrainingEvent),
     ) -> (Tensors, f64) {
         let (tensors, score) = self
             .start(self.settings(checkpoint), resume, report)
@@ -159,15 +159,15 @@ impl Tiny {
         );
         let mut losses = Vec::new();
         let (whole, nats) = self.run(Some(state.clone()), false, &mut |news| match news {
-            Report::Saved { step: 25 } => {
+            TrainingEvent::Saved { step: 25 } => {
                 std::fs::copy(&state, &copy).expect("copy");
             }
-            Report::Step { loss, .. } => losses.push(loss),
+            TrainingEvent::Step { loss, .. } => losses.push(loss),
             _ => {}
         });
         let mut first = None;
         let (resumed, again) = self.run(Some(copy), true, &mut |news| {
-            if let Report::Step { step, .. } = news {
+            if let TrainingEvent::Step { step, .. } = news {
                 first.get_or_insert(step);
             }
         });

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use choir::model::Architecture;
-use choir::model::architecture::Role;
+use choir::model::architecture::MatrixRole;
 use clap::Args;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -125,7 +125,7 @@ pub fn run(args: RandomModelArgs) -> Result<()> {
 /// A published tensor.
 struct PublishedTensor {
     name: String,
-    role: Role,
+    role: MatrixRole,
     shape: Vec<usize>,
 }
 
@@ -137,8 +137,8 @@ impl PublishedTensor {
     /// What its weights are spread around, and how far.
     fn spread(&self) -> (f32, f32) {
         match (self.role, &self.shape[..]) {
-            (_, [_]) if !matches!(self.role, Role::QkvBias) => (1.0, 0.1),
-            (Role::Embedding, _) => (0.0, 0.1),
+            (_, [_]) if !matches!(self.role, MatrixRole::QkvBias) => (1.0, 0.1),
+            (MatrixRole::Embedding, _) => (0.0, 0.1),
             (_, shape) => (0.0, 1.7 / (shape[shape.len() - 1] as f32).sqrt()),
         }
     }

@@ -3,7 +3,7 @@
 //! The visibility of BD3-LM's masks is one or two spans of keys per block of queries, so scores are only ever
 //! computed where they are seen.
 
-use super::gemm::{View, product};
+use super::gemm::{MatrixView, product};
 use super::math;
 use super::rotary::Rotary;
 use super::slice;
@@ -230,8 +230,8 @@ impl Head {
             if range.is_empty() {
                 continue;
             }
-            let lhs = View::rows(&self.q[span.queries.start * dim..], dim);
-            let rhs = View::rows(&self.k[range.start * dim..], dim).t();
+            let lhs = MatrixView::rows(&self.q[span.queries.start * dim..], dim);
+            let rhs = MatrixView::rows(&self.k[range.start * dim..], dim).t();
             product(
                 (m, range.len(), dim),
                 &mut self.scores[column..],
@@ -278,12 +278,12 @@ pub fn attention(qkv: &Tensor, pattern: &Pattern) -> Result<Tensor> {
                     let (m, keys) = (span.queries.len(), one.weights(span));
                     let mut column = 0;
                     for range in span.keys.iter().filter(|range| !range.is_empty()) {
-                        let lhs = View {
+                        let lhs = MatrixView {
                             data: &one.scores[column..],
                             row: keys,
                             column: 1,
                         };
-                        let rhs = View::rows(&one.v[range.start * dim..], dim);
+                        let rhs = MatrixView::rows(&one.v[range.start * dim..], dim);
                         let at = &mut out[span.queries.start * hidden + head * dim..];
                         product((m, dim, range.len()), at, hidden, column > 0, lhs, rhs);
                         column += range.len();
@@ -318,14 +318,14 @@ pub fn attention_backward(qkv: &Tensor, pattern: &Pattern, gradient: &Tensor) ->
                 );
                 for span in &pattern.spans {
                     let (m, keys) = (span.queries.len(), one.weights(span));
-                    let above = View {
+                    let above = MatrixView {
                         data: &upstream[span.queries.start * hidden + head * dim..],
                         row: hidden,
                         column: 1,
                     };
                     let mut column = 0;
                     for range in span.keys.iter().filter(|range| !range.is_empty()) {
-                        let weights = View {
+                        let weights = MatrixView {
                             data: &one.scores[column..],
                             row: keys,
                             column: 1,
@@ -339,7 +339,7 @@ pub fn attention_backward(qkv: &Tensor, pattern: &Pattern, gradient: &Tensor) ->
                             weights.t(),
                             above,
                         );
-                        let values = View::rows(&one.v[range.start * dim..], dim);
+                        let values = MatrixView::rows(&one.v[range.start * dim..], dim);
                         product(
                             (m, range.len(), dim),
                             &mut slopes[column..],
@@ -361,13 +361,13 @@ pub fn attention_backward(qkv: &Tensor, pattern: &Pattern, gradient: &Tensor) ->
                     }
                     let mut column = 0;
                     for range in span.keys.iter().filter(|range| !range.is_empty()) {
-                        let slope = View {
+                        let slope = MatrixView {
                             data: &slopes[column..],
                             row: keys,
                             column: 1,
                         };
-                        let k = View::rows(&one.k[range.start * dim..], dim);
-                        let q = View::rows(&one.q[span.queries.start * dim..], dim);
+                        let k = MatrixView::rows(&one.k[range.start * dim..], dim);
+                        let q = MatrixView::rows(&one.q[span.queries.start * dim..], dim);
                         product(
                             (m, dim, range.len()),
                             &mut dq[span.queries.start * dim..],

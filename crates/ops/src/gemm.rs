@@ -2,13 +2,13 @@
 
 /// A matrix in a slice: element (i, j) at `i * row + j * column`.
 #[derive(Clone, Copy)]
-pub struct View<'a> {
+pub struct MatrixView<'a> {
     pub data: &'a [f32],
     pub row: usize,
     pub column: usize,
 }
 
-impl<'a> View<'a> {
+impl<'a> MatrixView<'a> {
     /// Rows of `width` elements, one after the other.
     pub fn rows(data: &'a [f32], width: usize) -> Self {
         Self {
@@ -35,14 +35,14 @@ pub fn product(
     out: &mut [f32],
     stride: usize,
     add: bool,
-    lhs: View,
-    rhs: View,
+    lhs: MatrixView,
+    rhs: MatrixView,
 ) {
     let (m, n, k) = shape;
     if m == 0 || n == 0 {
         return;
     }
-    let last = |view: View, rows: usize, columns: usize| {
+    let last = |view: MatrixView, rows: usize, columns: usize| {
         (rows - 1) * view.row + (columns - 1) * view.column
     };
     assert!(

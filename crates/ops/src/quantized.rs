@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use half::bf16;
 use halved::Halved;
 use levels::{LANES, Q2K, Q4_0, Q4K, Q8_0};
-use panels::Panels;
+use panels::QuantPanels;
 use rayon::prelude::*;
 use rows::QuantisedRows;
 use std::fmt;
@@ -117,10 +117,10 @@ impl FromStr for Quantisation {
 enum Stored {
     F32(Packed),
     Bf16(Halved),
-    Q8_0(Panels<Q8_0>),
-    Q4_0(Panels<Q4_0>),
-    Q4K(Panels<Q4K>),
-    Q2K(Panels<Q2K>),
+    Q8_0(QuantPanels<Q8_0>),
+    Q4_0(QuantPanels<Q4_0>),
+    Q4K(QuantPanels<Q4K>),
+    Q2K(QuantPanels<Q2K>),
 }
 
 /// `$then` with the panels of a matrix in few bits, or `$other`.
@@ -150,15 +150,21 @@ pub struct SignedRow<'a> {
 
 /// A matrix [out, in] in one of the served forms.
 #[derive(Clone)]
-pub struct Served {
+pub struct QuantizedMatrix {
     out: usize,
     input: usize,
     stored: Stored,
 }
 
-impl fmt::Debug for Served {
+impl fmt::Debug for QuantizedMatrix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Served {} [{}, {}]", self.form(), self.out, self.input)
+        write!(
+            f,
+            "QuantizedMatrix {} [{}, {}]",
+            self.form(),
+            self.out,
+            self.input
+        )
     }
 }
 
@@ -167,7 +173,7 @@ pub(super) fn widened(gain: bf16) -> f32 {
     f32::from_bits(u32::from(gain.to_bits()) << 16)
 }
 
-impl Served {
+impl QuantizedMatrix {
     /// Brings `weights`, [out, in] by rows, to `form` or the nearest that fits the inner size.
     pub fn new(weights: &[f32], out: usize, input: usize, form: Quantisation) -> Result<Self> {
         if weights.len() != out * input {
@@ -180,10 +186,10 @@ impl Served {
         let stored = match form.fitting(input) {
             Quantisation::F32 => Stored::F32(Packed::new(weights, out, input)),
             Quantisation::Bf16 => Stored::Bf16(Halved::new(weights, out, input)),
-            Quantisation::Q8_0 => Stored::Q8_0(Panels::new(weights, out, input)),
-            Quantisation::Q4_0 => Stored::Q4_0(Panels::new(weights, out, input)),
-            Quantisation::Q4K => Stored::Q4K(Panels::new(weights, out, input)),
-            Quantisation::Q2K => Stored::Q2K(Panels::new(weights, out, input)),
+            Quantisation::Q8_0 => Stored::Q8_0(QuantPanels::new(weights, out, input)),
+            Quantisation::Q4_0 => Stored::Q4_0(QuantPanels::new(weights, out, input)),
+            Quantisation::Q4K => Stored::Q4K(QuantPanels::new(weights, out, input)),
+            Quantisation::Q2K => Stored::Q2K(QuantPanels::new(weights, out, input)),
         };
         Ok(Self { out, input, stored })
     }
@@ -242,7 +248,7 @@ impl Served {
         Ok(())
     }
 
-    /// Products of some rows with sixteen outputs, of a form in few bits; see [`Panels::product`].
+    /// Products of some rows with sixteen outputs, of a form in few bits; see [`QuantPanels::product`].
     fn panel(
         &self,
         index: usize,
@@ -267,7 +273,11 @@ impl Served {
 /// y [rows, out] += weight · output ⊙ (S (input ⊙ x)) for every matrix S and every part of it, x [rows, in] and y being those of
 /// the whole batch and the matrices of one shape. Signs are folded in where x is rounded, gains and signs where y is added.
 /// Results of a row depend on its own parts only.
-pub fn add_signed(banks: &[(&Served, Vec<SignedRow>)], x: &[f32], y: &mut [f32]) -> Result<()> {
+pub fn add_signed(
+    banks: &[(&QuantizedMatrix, Vec<SignedRow>)],
+    x: &[f32],
+    y: &mut [f32],
+) -> Result<()> {
     let Some((first, _)) = banks.first() else {
         return Ok(());
     };

@@ -4,7 +4,7 @@ mod serve;
 
 use crate::catalog::Catalog;
 use crate::cli::memory::loading;
-use crate::cli::scratch::Scratch;
+use crate::cli::scratch::ScratchStore;
 use crate::cli::serve::StoreArgs;
 use crate::engine::Generation;
 use anyhow::{Context, Result};
@@ -31,9 +31,12 @@ pub fn run(args: BenchArgs) -> Result<()> {
 }
 
 /// Opens the store that `args` name, or a new one that lasts as long as the returned guard.
-pub fn open(args: &StoreArgs) -> Result<(Catalog, Generation, Option<Scratch>)> {
-    let scratch = args.data_dir().is_none().then(|| Scratch::new("bench"));
-    let (catalog, generation) = open_in(args, scratch.as_ref().map(Scratch::path))?;
+pub fn open(args: &StoreArgs) -> Result<(Catalog, Generation, Option<ScratchStore>)> {
+    let scratch = args
+        .data_dir()
+        .is_none()
+        .then(|| ScratchStore::new("bench"));
+    let (catalog, generation) = open_in(args, scratch.as_ref().map(ScratchStore::path))?;
     Ok((catalog, generation, scratch))
 }
 

@@ -10,8 +10,8 @@ use crate::cli::serve::{EngineArgs, StoreArgs};
 use crate::client::Connection;
 use crate::engine::{BASE, Engine};
 use crate::load::{
-    Arrivals, Driver, Load, LoadReport, LoadSettings, Noisy, Overload, Popularity, Prober, Span,
-    Until,
+    Arrivals, Driver, Load, LoadReport, LoadSettings, NoisyVariant, Overload, Popularity, Prober,
+    Span, Until,
 };
 use crate::pb;
 use crate::pb::admin_client::AdminClient;
@@ -40,7 +40,7 @@ pub struct ServeBenchArgs {
     /// One variant, as NAME=10, that is asked for so many times as much as the others: in a closed load each variant has --clients
     /// of its own, and this one so many times as many.
     #[arg(long, value_name = "NAME=TIMES")]
-    noisy: Option<Noisy>,
+    noisy: Option<NoisyVariant>,
     /// A variant that nobody else asks for: measure the time to its first block, one request at a time, without the load and with it.
     #[arg(long, value_name = "NAME")]
     probe: Option<String>,
@@ -159,7 +159,7 @@ struct Own {
     address: String,
     shutdown: oneshot::Sender<()>,
     served: tokio::task::JoinHandle<Result<(), server::Error>>,
-    _scratch: Option<crate::cli::scratch::Scratch>,
+    _scratch: Option<crate::cli::scratch::ScratchStore>,
 }
 
 impl Own {

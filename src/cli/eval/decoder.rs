@@ -3,9 +3,9 @@
 
 use super::measure::mean;
 use super::{EvalArgs, On};
-use crate::catalog::{AddRequest, BaseSource, Catalog, CatalogConfig, Source};
+use crate::catalog::{AddRequest, BaseSource, Catalog, CatalogConfig, CheckpointSource};
 use crate::checkpoint;
-use crate::cli::scratch::Scratch;
+use crate::cli::scratch::ScratchStore;
 use crate::model::Architecture;
 use crate::store::Keep;
 use anyhow::{Context, Result, bail};
@@ -41,7 +41,7 @@ pub(super) fn run(args: &EvalArgs, base: BaseSource, network: &Architecture) -> 
     if args.by_role.is_some() || args.sensitivities.is_some() {
         bail!("--by-role and --sensitivities are for a DiT's fine-tunes");
     }
-    let scratch = Scratch::new("eval");
+    let scratch = ScratchStore::new("eval");
     let place = (args.place).open(|| Ok(network.usual_form(checkpoint::available())))?;
     let config = CatalogConfig {
         place,
@@ -63,7 +63,10 @@ pub(super) fn run(args: &EvalArgs, base: BaseSource, network: &Architecture) -> 
                 check_text: Some(std::fs::read_to_string(file).with_context(named)?),
                 force: true,
                 dry_run: true,
-                ..AddRequest::new(own.name.clone(), Source::Path(own.checkpoint.clone()))
+                ..AddRequest::new(
+                    own.name.clone(),
+                    CheckpointSource::Path(own.checkpoint.clone()),
+                )
             };
             let added = catalog.add(request, |_| {});
             let added = added.with_context(|| own.name.clone())?;

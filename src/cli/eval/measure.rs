@@ -33,7 +33,7 @@ pub fn lone(
     weights: &Tensors,
     tokenizer: Arc<Tokenizer>,
 ) -> Result<EngineHandle> {
-    let base = place::Base::new(place, config.architecture()?, weights)?;
+    let base = place::ResidentBase::new(place, config.architecture()?, weights)?;
     engine(Generation {
         number: 0,
         denoiser: base.instance([], [])?.denoiser,

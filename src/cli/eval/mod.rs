@@ -6,25 +6,25 @@ mod own;
 mod report;
 pub mod roles;
 
-pub use own::{On, Own};
+pub use own::{MeasuredVariant, On};
 
 use super::capacity::Capacity;
 use super::fine_tune::FineTune;
 use super::json::JsonArgs;
 use super::place::PlaceArgs;
-use super::scratch::Scratch;
-use crate::catalog::{AddRequest, BaseSource, Catalog, CatalogConfig, Source};
+use super::scratch::ScratchStore;
+use crate::catalog::{AddRequest, BaseSource, Catalog, CatalogConfig, CheckpointSource};
 use crate::engine::{EngineHandle, Sampling, SamplingParams};
 use crate::model::Place;
 use crate::ops::quantized::Quantisation;
 use crate::store::Keep;
-use crate::superposition::{CodedDelta, Encoding, NamedTensors, Plan, Role, Sensitivities};
+use crate::superposition::{CodedDelta, Encoding, MatrixRole, NamedTensors, Plan, Sensitivities};
 use crate::train::folder::{Folder, replace, replaceable};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use measure::{engine, exact, lone, nats};
 use own::Texts;
-use report::{Reached, Reference, Report};
+use report::{EvalReport, Reached, Reference};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -42,7 +42,7 @@ pub struct EvalArgs {
     /// A fine-tune of the base (a folder, a checkpoint's file or a delta's) and a text that nothing was trained on, or `skill:` and a
     /// built-in skill's name.
     #[arg(long = "variant", required = true, value_name = "NAME=CHECKPOINT=TEXT")]
-    variants: Vec<Own>,
+    variants: Vec<MeasuredVariant>,
     /// Ways to keep them.
     #[arg(long, value_delimiter = ',', default_value = "coded,superposed")]
     keep: Vec<Keep>,
@@ -92,7 +92,7 @@ enum Way {
         form: Quantisation,
     },
     /// All matrices in four bits but those of one role.
-    Noise(Option<Role>),
+    Noise(Option<MatrixRole>),
 }
 
 impl std::fmt::Display for Way {
@@ -112,7 +112,7 @@ impl std::fmt::Display for Way {
 
 /// One fine-tune, what it is measured on and how it is sampled.
 struct Subject<'a> {
-    own: &'a Own,
+    own: &'a MeasuredVariant,
     tuned: FineTune,
     texts: Texts,
     exact: bool,
@@ -153,7 +153,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
     let base = Folder::read(&args.base)?;
     let effort = (args.contexts, args.prompts);
     let subject = |own| -> Result<Subject> {
-        let own: &Own = own;
+        let own: &MeasuredVariant = own;
         let tuned = FineTune::read(&own.file(), &base)?;
         let (texts, exact) = own.texts(&source, &tuned, effort)?;
         Ok(Subject {
@@ -175,9 +175,9 @@ pub fn run(args: EvalArgs) -> Result<()> {
     };
     let has_file = |subject: &Subject| subjects.files.contains_key(&subject.own.name);
     let files = subjects.variants.iter().all(has_file);
-    let mut report = Report {
+    let mut report = EvalReport {
         variants: subjects.references()?,
-        ..Report::default()
+        ..EvalReport::default()
     };
     if files {
         subjects.measure(Way::Files, &mut report)?;
@@ -262,8 +262,8 @@ impl Subjects<'_> {
     }
 
     /// Keeps all variants in one way, in a store made for the purpose, and asks the service of it.
-    fn measure(&self, way: Way, report: &mut Report) -> Result<()> {
-        let scratch = Scratch::new("eval");
+    fn measure(&self, way: Way, report: &mut EvalReport) -> Result<()> {
+        let scratch = ScratchStore::new("eval");
         let network = self.base.config.architecture()?;
         let (keep, capacity, form) = match way {
             Way::Files | Way::Coded { .. } | Way::Noise(_) => {
@@ -287,8 +287,8 @@ impl Subjects<'_> {
         catalog.attach(engine.clone());
         for subject in &self.variants {
             let source = match way {
-                Way::Files => Source::Path(self.files[&subject.own.name].clone()),
-                Way::Coded { bits, low_rank } => Source::Bytes(self.coded(
+                Way::Files => CheckpointSource::Path(self.files[&subject.own.name].clone()),
+                Way::Coded { bits, low_rank } => CheckpointSource::Bytes(self.coded(
                     subject,
                     Plan {
                         low_rank,
@@ -296,9 +296,9 @@ impl Subjects<'_> {
                     },
                 )?),
                 Way::Noise(role) => {
-                    Source::Bytes(self.coded(subject, roles::plan(&network, role))?)
+                    CheckpointSource::Bytes(self.coded(subject, roles::plan(&network, role))?)
                 }
-                Way::Superposed { .. } => Source::Path(subject.own.file()),
+                Way::Superposed { .. } => CheckpointSource::Path(subject.own.file()),
             };
             catalog.add(AddRequest::new(subject.own.name.clone(), source), |_| {})?;
         }

@@ -15,7 +15,7 @@ use std::str::FromStr;
 
 /// `NAME=CHECKPOINT=TEXT`, or `NAME=CHECKPOINT=skill:SKILL`.
 #[derive(Clone, Debug)]
-pub struct Own {
+pub struct MeasuredVariant {
     pub name: String,
     pub(super) checkpoint: PathBuf,
     pub on: On,
@@ -33,7 +33,7 @@ pub enum On {
 /// Tokens, and how many of them are given.
 pub type Texts = Vec<(Vec<u32>, usize)>;
 
-impl FromStr for Own {
+impl FromStr for MeasuredVariant {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -43,7 +43,7 @@ impl FromStr for Own {
                     .to_owned(),
             );
         };
-        Ok(Own {
+        Ok(MeasuredVariant {
             name: name.to_owned(),
             checkpoint: checkpoint.into(),
             on: match on.strip_prefix("skill:") {
@@ -54,7 +54,7 @@ impl FromStr for Own {
     }
 }
 
-impl Own {
+impl MeasuredVariant {
     /// The file with its weights.
     pub fn file(&self) -> PathBuf {
         match self.checkpoint.is_dir() {

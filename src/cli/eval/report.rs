@@ -41,7 +41,7 @@ pub struct Kept {
 }
 
 #[derive(Debug, Default, Serialize)]
-pub struct Report {
+pub struct EvalReport {
     pub variants: Vec<Reference>,
     pub kept: Vec<Kept>,
     /// What noise costs by role, where that was measured.
@@ -49,7 +49,7 @@ pub struct Report {
     pub sensitivities: Option<Sensitivities>,
 }
 
-impl Report {
+impl EvalReport {
     /// Adds a way to keep all variants, by what it reaches.
     pub fn add(&mut self, way: String, (bytes, bits): (u64, f64), reached: Vec<Reached>) {
         let each = || self.variants.iter().zip(&reached);
@@ -92,7 +92,7 @@ impl Report {
     }
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for EvalReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let number = |share: Option<f64>| share.map_or("-".to_owned(), |s| format!("{s:.3}"));
         let answers = |reached: &Reached| match reached.right {

@@ -1,10 +1,10 @@
 //! What noise in the matrices of one role costs one's own fine-tunes, by which bits are then divided.
 
-use super::report::Report;
+use super::report::EvalReport;
 use super::{Subject, Subjects, Way};
 use crate::model::Architecture;
 use crate::ops::coded::Rate;
-use crate::superposition::{Plan, Role, Sensitivities, is_by_token, noise};
+use crate::superposition::{MatrixRole, Plan, Sensitivities, is_by_token, noise};
 use anyhow::{Context, Result, bail};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -26,7 +26,7 @@ pub fn read(file: Option<&Path>) -> Result<Sensitivities> {
 }
 
 /// All matrices in four bits but those of `noisy`, whatever that takes.
-pub fn plan(network: &Architecture, noisy: Option<Role>) -> Plan {
+pub fn plan(network: &Architecture, noisy: Option<MatrixRole>) -> Plan {
     let rate = |role| if Some(role) == noisy { NOISY } else { CLEAR };
     let rates = network.roles();
     let rates = rates.map(|(name, role)| (name.to_owned(), rate(role)));
@@ -39,9 +39,9 @@ pub fn plan(network: &Architecture, noisy: Option<Role>) -> Plan {
 impl Subjects<'_> {
     /// What noise costs by role: the share that is lost by it, over the sum of sqrt(weights · power) of the role's matrices and of
     /// the noise, the mean over the variants; an MLP's mean is 1.
-    pub fn by_role(&self, report: &mut Report) -> Result<Sensitivities> {
+    pub fn by_role(&self, report: &mut EvalReport) -> Result<Sensitivities> {
         let network = self.base.config.architecture()?;
-        let shares = |role, report: &mut Report| -> Result<Vec<f64>> {
+        let shares = |role, report: &mut EvalReport| -> Result<Vec<f64>> {
             self.measure(Way::Noise(role), report)?;
             let found = report.kept.last().map(|kept| kept.shares.clone());
             let found: Option<Vec<f64>> = found.unwrap_or_default().into_iter().collect();
@@ -50,7 +50,7 @@ impl Subjects<'_> {
         let clear = shares(None, report)?;
         // What modulates the layers is a small part of the weights, and noise in it is below chance.
         let roles = network.roles().map(|(_, role)| role);
-        let roles: BTreeSet<Role> = roles.filter(|role| role.is_matrix()).collect();
+        let roles: BTreeSet<MatrixRole> = roles.filter(|role| role.is_matrix()).collect();
         let more = noise(NOISY) - noise(CLEAR);
         let mut found = BTreeMap::new();
         for role in roles {
@@ -71,7 +71,7 @@ impl Subjects<'_> {
         for cost in found.values_mut() {
             *cost = cost.max(LEAST * largest);
         }
-        let mlp = [Role::Up, Role::Down].map(|role| found.get(&role).copied());
+        let mlp = [MatrixRole::Up, MatrixRole::Down].map(|role| found.get(&role).copied());
         if let [Some(up), Some(down)] = mlp {
             found
                 .values_mut()
@@ -81,10 +81,10 @@ impl Subjects<'_> {
     }
 
     /// The sum of sqrt(weights · power) over a role's matrices that are kept in codes, as [`Plan`] weighs them.
-    fn weighed(&self, network: &Architecture, role: Role, subject: &Subject) -> f64 {
+    fn weighed(&self, network: &Architecture, role: MatrixRole, subject: &Subject) -> f64 {
         let tuned = &subject.tuned.folder.tensors;
         let matrices = network.roles().filter(|(_, found)| *found == role);
-        let one = |(name, _): (&str, Role)| {
+        let one = |(name, _): (&str, MatrixRole)| {
             let ((shape, base), (_, tuned)) = (self.base.tensors.get(name)?, tuned.get(name)?);
             let &[rows, cols] = &shape[..] else {
                 return None;

@@ -6,8 +6,8 @@ use crate::train::calibrate::{Effort, calibrate};
 use crate::train::data::{TextSource, read_documents};
 use crate::train::folder::Folder;
 use crate::train::packing::SkillSource;
-use crate::train::run::Report;
-use crate::train::settings::Source;
+use crate::train::run::TrainingEvent;
+use crate::train::settings::TrainingSource;
 use crate::train::tokenizer;
 use anyhow::{Context, Result, anyhow};
 use clap::{Args, value_parser};
@@ -34,7 +34,7 @@ impl CalibrationArgs {
     }
 
     /// What is learned, and how many tokens a context of it has, where that is asked for.
-    pub fn lessons(&self, variant: &Folder) -> Result<Option<(Source, usize)>> {
+    pub fn lessons(&self, variant: &Folder) -> Result<Option<(TrainingSource, usize)>> {
         if !self.is_asked() {
             return Ok(None);
         }
@@ -49,12 +49,12 @@ impl CalibrationArgs {
                 let skill = name.parse();
                 let skill = skill.map_err(|error: String| anyhow!("--calibrate: {error}"))?;
                 let source = SkillSource::new(skill, pieces)?;
-                (Source::Skill(Box::new(source)), context.min(64))
+                (TrainingSource::Skill(Box::new(source)), context.min(64))
             }
             None => {
                 let texts = read_documents(&self.calibrate).context("--calibrate")?;
                 let source = TextSource::new(&texts, &pieces, context).context("--calibrate")?;
-                (Source::Text(source), context)
+                (TrainingSource::Text(source), context)
             }
         }))
     }
@@ -62,7 +62,7 @@ impl CalibrationArgs {
     /// Calibrates what is kept of `variant`; says how it goes, unless it is to be `quiet`.
     pub fn run(
         &self,
-        (source, length): (Source, usize),
+        (source, length): (TrainingSource, usize),
         coded: &mut CodedDelta,
         base: &NamedTensors,
         variant: &Folder,
@@ -75,7 +75,7 @@ impl CalibrationArgs {
             seed: coded.seed,
         };
         let progress = Progress::new(false);
-        let mut report = |news: Report| {
+        let mut report = |news: TrainingEvent| {
             if !quiet {
                 progress.show(news);
             }

@@ -3,13 +3,13 @@
 use super::Subject;
 use super::calibrate::CalibrationArgs;
 use crate::catalog::defaults::{process_to_store, to_store, usual};
-use crate::catalog::{AddRequest, BaseSource, Catalog, CatalogConfig, Source};
+use crate::catalog::{AddRequest, BaseSource, Catalog, CatalogConfig, CheckpointSource};
 use crate::checkpoint::{self, Checkpoint};
 use crate::cli::eval::roles;
 use crate::cli::fine_tune::{FineTune, add};
 use crate::cli::memory;
 use crate::cli::sampling::SamplingArgs;
-use crate::cli::scratch::Scratch;
+use crate::cli::scratch::ScratchStore;
 use crate::engine::check_sampling;
 use crate::model::architecture::published::Published;
 use crate::model::tokenizer::GenerationConfig;
@@ -22,7 +22,7 @@ use crate::superposition::{
 use crate::train::data::Document;
 use crate::train::folder::{Folder, Tensors, replace, replaceable};
 use crate::train::objective::Objective;
-use crate::train::run::Score;
+use crate::train::run::ValidationScore;
 use crate::train::skills::Skill;
 use crate::train::tokenizer;
 use anyhow::{Context, Result, bail};
@@ -76,7 +76,7 @@ pub struct PackArgs {
 }
 
 /// What was measured: base, variant, packed variant.
-type Scores = [Score; 3];
+type Scores = [ValidationScore; 3];
 
 /// Runs `choir pack`.
 pub fn run(args: PackArgs) -> Result<()> {
@@ -157,7 +157,7 @@ pub fn run(args: PackArgs) -> Result<()> {
         if !args.codes_alone {
             let other = code(true)?;
             let found = reached(&other)?;
-            let right = |score: &Score| score.exact.map_or(0, |(right, _)| right);
+            let right = |score: &ValidationScore| score.exact.map_or(0, |(right, _)| right);
             let better = match right(&found).cmp(&right(&kept)) {
                 Ordering::Equal => found.nats_per_token < kept.nats_per_token,
                 more => more.is_gt(),
@@ -226,7 +226,7 @@ fn unmeasured(
 /// is in memory for that.
 fn by_service(args: &PackArgs, network: &Architecture, text: String) -> Result<()> {
     let form = network.usual_form(checkpoint::available());
-    let scratch = Scratch::new("pack");
+    let scratch = ScratchStore::new("pack");
     let config = CatalogConfig {
         place: Place::Host(form),
         keep: Some(Keep::Coded),
@@ -239,7 +239,7 @@ fn by_service(args: &PackArgs, network: &Architecture, text: String) -> Result<(
         defaults: convert::choice(args.sampling.wire())?,
         check_text: Some(text),
         force: true,
-        ..AddRequest::new("packed", Source::Path(args.variant.clone()))
+        ..AddRequest::new("packed", CheckpointSource::Path(args.variant.clone()))
     };
     let share = catalog.add(request, |_| {})?.variant.share;
     let coded = catalog.coded("packed")?;
@@ -269,7 +269,7 @@ fn with(base: &NamedTensors, delta: &CodedDelta) -> Tensors {
 
 /// What weights reach, always with the same noise. A uniform variant's own objective says nothing of its absorbing base, but
 /// much of the packing.
-fn scored(variant: &Folder, tensors: &Tensors, subject: &Subject) -> Result<Score> {
+fn scored(variant: &Folder, tensors: &Tensors, subject: &Subject) -> Result<ValidationScore> {
     let model = Trainable::from_tensors(variant.config.clone(), tensors)?;
     let objective = Objective::new(&variant.config, variant.clip)?;
     let pieces = tokenizer::from_json(&variant.tokenizer)?;
@@ -278,7 +278,7 @@ fn scored(variant: &Folder, tensors: &Tensors, subject: &Subject) -> Result<Scor
 }
 
 /// What the file says of its share.
-fn measured(subject: &Subject, [base, tuned, kept]: [&Score; 3]) -> Result<Measured> {
+fn measured(subject: &Subject, [base, tuned, kept]: [&ValidationScore; 3]) -> Result<Measured> {
     let [base_nats, tuned_nats, kept_nats] = [base, tuned, kept].map(|score| score.nats_per_token);
     let gain = base_nats - tuned_nats;
     if gain.is_nan() || gain < LEAST_GAIN {
@@ -292,7 +292,7 @@ fn measured(subject: &Subject, [base, tuned, kept]: [&Score; 3]) -> Result<Measu
             ("a held-out text".to_owned(), Digest::of(text.as_bytes()))
         }
         Subject::Skill(skill) => {
-            let exact = |score: &Score| score.exact.map_or(0, |(right, _)| right);
+            let exact = |score: &ValidationScore| score.exact.map_or(0, |(right, _)| right);
             let (right, of) = (exact(kept), exact(tuned));
             let on = format!(
                 "held-out prompts of {}, {right} right where the fine-tune has {of}",
@@ -316,7 +316,7 @@ fn show(
 ) {
     let (bits, error) = (coded.bits(weights), coded.about.error);
     let share = coded.about.measured.as_ref().map(|measured| measured.share);
-    let exact = |score: &Score| {
+    let exact = |score: &ValidationScore| {
         score
             .exact
             .map(|(right, of)| right as f64 / of.max(1) as f64)

@@ -1,6 +1,6 @@
 //! News of a training run, for people and for scripts.
 
-use crate::train::run::Report;
+use crate::train::run::TrainingEvent;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 
@@ -22,9 +22,9 @@ impl Progress {
         Self { bar, json }
     }
 
-    pub fn show(&self, news: Report) {
+    pub fn show(&self, news: TrainingEvent) {
         match news {
-            Report::Step {
+            TrainingEvent::Step {
                 step,
                 progress,
                 loss,
@@ -48,7 +48,7 @@ impl Progress {
                     None => println!("{:5.1} % {line}", progress * 100.0),
                 }
             }
-            Report::Validated(score) => {
+            TrainingEvent::Validated(score) => {
                 let mut line = format!(
                     "step {} held out: {:.4} nats per token",
                     score.step, score.nats_per_token
@@ -70,7 +70,7 @@ impl Progress {
                     None => println!("{line}"),
                 }
             }
-            Report::Saved { .. } => {}
+            TrainingEvent::Saved { .. } => {}
         }
     }
 

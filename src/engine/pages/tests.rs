@@ -12,10 +12,10 @@ fn page_that_was_idle_longest_goes_first_and_an_end_before_its_beginning() {
         block: 2,
         phase: 0,
     };
-    let mut pool = Pool::new(6, 2, true);
+    let mut pool = PagePool::new(6, 2, true);
     let text = |first: u32| [first, 1, 2, 3, 4, 5];
     // How much of a text is known; all of it is then.
-    let write = |pool: &mut Pool, mix, first, length| {
+    let write = |pool: &mut PagePool, mix, first, length| {
         let (mut table, text) = (Table::default(), &text(first)[..length]);
         let known = table.begin(pool, owner(mix), text);
         assert!(table.cover(pool, 0, length));
@@ -45,7 +45,7 @@ fn pages_needed_suffice_for_every_stretch() {
                 block,
                 phase: 0,
             };
-            let mut pool = Pool::new(needed(written, span, page_tokens), page_tokens, true);
+            let mut pool = PagePool::new(needed(written, span, page_tokens), page_tokens, true);
             let mut table = Table::default();
             assert_eq!(table.begin(&mut pool, owner, &[]), 0);
             for end in (block..=written).step_by(block) {

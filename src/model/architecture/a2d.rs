@@ -2,10 +2,10 @@
 //! the prompt's end (`bd3lm`). Their configuration does not say which; the mask is a token that the tokenizer adds.
 
 use super::qwen::{Body, config as read_config};
-use super::{Architecture, Refused};
+use super::{Architecture, ConfigError};
 use crate::model::facts::Grid;
 
-pub fn qwen3(config: &[u8]) -> Result<Architecture, Refused> {
+pub fn qwen3(config: &[u8]) -> Result<Architecture, ConfigError> {
     read_config(config)?.network(&Body {
         qk_norm: true,
         bias: false,
@@ -13,7 +13,7 @@ pub fn qwen3(config: &[u8]) -> Result<Architecture, Refused> {
     })
 }
 
-pub fn qwen2(config: &[u8]) -> Result<Architecture, Refused> {
+pub fn qwen2(config: &[u8]) -> Result<Architecture, ConfigError> {
     read_config(config)?.network(&Body {
         qk_norm: false,
         bias: true,

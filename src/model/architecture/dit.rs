@@ -1,9 +1,9 @@
 //! The DiT of BD3-LM, MDLM and Duo: LayerNorm modulated by the noise level, GELU, rotary embedding of base 10000.
 
 use super::{
-    Architecture, Attention, Conditioning, Head, Layer, Logits, Mlp, Norm, Refused, Role,
-    RotaryEmbedding, Rule, TensorSpec, Vocabulary, check_layers, check_rules, check_sizes, parse,
-    refuse,
+    Architecture, Attention, Conditioning, ConfigError, Head, Layer, LogitsOf, MatrixRole, Mlp,
+    Norm, RotaryEmbedding, Rule, TensorSpec, Vocabulary, check_layers, check_rules, check_sizes,
+    parse, refuse,
 };
 use crate::model::facts::{Grid, NetworkFacts, Process, Regime};
 use serde::{Deserialize, Serialize};
@@ -40,7 +40,7 @@ pub struct DitConfig {
 
 impl DitConfig {
     /// Refuses sizes that no network has; an error names the field.
-    pub fn check(&self) -> Result<(), Refused> {
+    pub fn check(&self) -> Result<(), ConfigError> {
         check_layers("n_blocks", self.n_blocks)?;
         check_sizes(&[
             ("vocab_size", self.vocab_size),
@@ -125,7 +125,7 @@ impl DitConfig {
     }
 
     /// The network.
-    pub fn architecture(&self) -> Result<Architecture, Refused> {
+    pub fn architecture(&self) -> Result<Architecture, ConfigError> {
         self.check()?;
         Ok(self.described())
     }
@@ -166,7 +166,7 @@ impl DitConfig {
                 bias: true,
             },
             conditioning: Some(self.conditioning()),
-            logits: Logits::Here,
+            logits: LogitsOf::Here,
             regime: self.regime(),
             context: self.model_length,
             tensors: self.specs(),
@@ -219,7 +219,7 @@ impl DitConfig {
     }
 
     fn specs(&self) -> Vec<TensorSpec> {
-        use Role::{
+        use MatrixRole::{
             AttentionNorm, AttentionOut, Down, DownBias, Embedding, FinalNorm, HeadBias, MlpNorm,
             Qkv, Up, UpBias,
         };
@@ -242,12 +242,17 @@ impl DitConfig {
             spec(
                 None,
                 "sigma_map.mlp.0.weight",
-                Role::Conditioning,
+                MatrixRole::Conditioning,
                 &[c, self.frequency_dim()],
             ),
-            spec(None, "sigma_map.mlp.0.bias", Role::Conditioning, &[c]),
-            spec(None, "sigma_map.mlp.2.weight", Role::Conditioning, &[c, c]),
-            spec(None, "sigma_map.mlp.2.bias", Role::Conditioning, &[c]),
+            spec(None, "sigma_map.mlp.0.bias", MatrixRole::Conditioning, &[c]),
+            spec(
+                None,
+                "sigma_map.mlp.2.weight",
+                MatrixRole::Conditioning,
+                &[c, c],
+            ),
+            spec(None, "sigma_map.mlp.2.bias", MatrixRole::Conditioning, &[c]),
         ];
         for layer in 0..self.n_blocks {
             let own = |name: &str, role, shape: &[usize]| spec(Some(layer), name, role, shape);
@@ -260,8 +265,12 @@ impl DitConfig {
                 own("mlp.0.bias", UpBias, &[4 * h]),
                 own("mlp.2.weight", Down, &[h, 4 * h]),
                 own("mlp.2.bias", DownBias, &[h]),
-                own("adaLN_modulation.weight", Role::Conditioning, &[6 * h, c]),
-                own("adaLN_modulation.bias", Role::Conditioning, &[6 * h]),
+                own(
+                    "adaLN_modulation.weight",
+                    MatrixRole::Conditioning,
+                    &[6 * h, c],
+                ),
+                own("adaLN_modulation.bias", MatrixRole::Conditioning, &[6 * h]),
             ]);
         }
         let last = |name: &str, role, shape: &[usize]| {
@@ -269,10 +278,14 @@ impl DitConfig {
         };
         all.extend([
             last("norm_final.weight", FinalNorm, &[h]),
-            last("linear.weight", Role::Head, &[v, h]),
+            last("linear.weight", MatrixRole::Head, &[v, h]),
             last("linear.bias", HeadBias, &[v]),
-            last("adaLN_modulation.weight", Role::Conditioning, &[2 * h, c]),
-            last("adaLN_modulation.bias", Role::Conditioning, &[2 * h]),
+            last(
+                "adaLN_modulation.weight",
+                MatrixRole::Conditioning,
+                &[2 * h, c],
+            ),
+            last("adaLN_modulation.bias", MatrixRole::Conditioning, &[2 * h]),
         ]);
         all
     }
@@ -302,7 +315,7 @@ const RULES: [Rule; 3] = [
     ("quantization_config", Value::is_null),
 ];
 
-pub fn read(config: &[u8]) -> Result<Architecture, Refused> {
+pub fn read(config: &[u8]) -> Result<Architecture, ConfigError> {
     check_rules(config, &RULES)?;
     parse::<DitConfig>(config)?.architecture()
 }

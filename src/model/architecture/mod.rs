@@ -12,7 +12,7 @@ mod tests;
 use super::facts::{CacheShape, NetworkFacts, Regime};
 pub use crate::ops::norm::Norm;
 use crate::ops::quantized::Quantisation;
-pub use crate::superposition::Role;
+pub use crate::superposition::MatrixRole;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -30,7 +30,7 @@ pub struct Architecture {
     pub head: Head,
     /// How the layers are told the noise level, where they are.
     pub conditioning: Option<Conditioning>,
-    pub logits: Logits,
+    pub logits: LogitsOf,
     pub regime: Regime,
     /// Positions, at most.
     pub context: usize,
@@ -127,7 +127,7 @@ pub struct Conditioning {
 
 /// Which token a position's logits are of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Logits {
+pub enum LogitsOf {
     /// The one at that position.
     Here,
 }
@@ -137,7 +137,7 @@ pub enum Logits {
 pub struct TensorSpec {
     /// Its name inside, which seeds and stores know it by.
     pub name: String,
-    pub role: Role,
+    pub role: MatrixRole,
     pub layer: Option<usize>,
     /// Matrices are [out, in].
     pub shape: Vec<usize>,
@@ -151,7 +151,7 @@ impl Architecture {
     /// # Errors
     /// A `model_type` that no family here has, a field that is missing, and one that contradicts another or asks for what the
     /// family does not do; each by its name.
-    pub fn read(config: &[u8]) -> Result<Self, Refused> {
+    pub fn read(config: &[u8]) -> Result<Self, ConfigError> {
         #[derive(Deserialize)]
         struct Typed {
             model_type: String,
@@ -161,7 +161,7 @@ impl Architecture {
             .iter()
             .find(|(name, _)| name.eq_ignore_ascii_case(&typed.model_type));
         let Some((name, read)) = family else {
-            return Err(Refused::Family {
+            return Err(ConfigError::Family {
                 found: typed.model_type,
             });
         };
@@ -176,13 +176,13 @@ impl Architecture {
     }
 
     /// The tensor with this role; of a layer where it is a layer's.
-    pub fn tensor(&self, role: Role, layer: Option<usize>) -> Option<&TensorSpec> {
+    pub fn tensor(&self, role: MatrixRole, layer: Option<usize>) -> Option<&TensorSpec> {
         let found = |spec: &&TensorSpec| spec.role == role && spec.layer == layer;
         self.tensors.iter().find(found)
     }
 
     /// Its tensors' names and roles.
-    pub fn roles(&self) -> impl Iterator<Item = (&str, Role)> + Clone {
+    pub fn roles(&self) -> impl Iterator<Item = (&str, MatrixRole)> + Clone {
         self.tensors.iter().map(|spec| (&spec.name[..], spec.role))
     }
 
@@ -281,7 +281,7 @@ pub fn shapes(architecture: &Architecture) -> impl Iterator<Item = (String, Vec<
     specs.map(|spec| (spec.name.clone(), spec.shape.clone()))
 }
 
-type Read = fn(&[u8]) -> Result<Architecture, Refused>;
+type Read = fn(&[u8]) -> Result<Architecture, ConfigError>;
 
 /// The families, by `model_type`.
 const FAMILIES: [(&str, Read); 6] = [
@@ -295,7 +295,7 @@ const FAMILIES: [(&str, Read); 6] = [
 
 /// Why a `config.json` describes no network that can be served.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
+pub enum ConfigError {
     #[error("config.json: model_type {found:?} is none of {}", known())]
     Family { found: String },
     /// Not JSON, a field missing or of another type.
@@ -310,14 +310,14 @@ fn known() -> String {
     FAMILIES.map(|(name, _)| name).join(", ")
 }
 
-fn parse<'a, T: Deserialize<'a>>(config: &'a [u8]) -> Result<T, Refused> {
-    serde_json::from_slice(config).map_err(|error| Refused::Malformed {
+fn parse<'a, T: Deserialize<'a>>(config: &'a [u8]) -> Result<T, ConfigError> {
+    serde_json::from_slice(config).map_err(|error| ConfigError::Malformed {
         detail: error.to_string(),
     })
 }
 
-fn refuse<T>(field: &'static str, reason: impl Into<String>) -> Result<T, Refused> {
-    Err(Refused::Field {
+fn refuse<T>(field: &'static str, reason: impl Into<String>) -> Result<T, ConfigError> {
+    Err(ConfigError::Field {
         field,
         reason: reason.into(),
     })
@@ -327,7 +327,7 @@ fn refuse<T>(field: &'static str, reason: impl Into<String>) -> Result<T, Refuse
 type Rule = (&'static str, fn(&Value) -> bool);
 
 /// Refuses what a configuration asks for and `rules` do not allow.
-fn check_rules(config: &[u8], rules: &[Rule]) -> Result<(), Refused> {
+fn check_rules(config: &[u8], rules: &[Rule]) -> Result<(), ConfigError> {
     let fields: serde_json::Map<String, Value> = parse(config)?;
     for (field, allowed) in rules {
         let found = fields.get(*field).filter(|value| !value.is_null());
@@ -346,17 +346,17 @@ const LARGEST: usize = 1 << 24;
 const MOST_LAYERS: usize = 1024;
 
 /// Refuses more layers than any network has.
-fn check_layers(field: &'static str, layers: usize) -> Result<(), Refused> {
+fn check_layers(field: &'static str, layers: usize) -> Result<(), ConfigError> {
     check_size(field, layers, MOST_LAYERS)
 }
 
 /// Refuses sizes that no network has.
-fn check_sizes(sizes: &[(&'static str, usize)]) -> Result<(), Refused> {
+fn check_sizes(sizes: &[(&'static str, usize)]) -> Result<(), ConfigError> {
     let mut sizes = sizes.iter();
     sizes.try_for_each(|&(field, size)| check_size(field, size, LARGEST))
 }
 
-fn check_size(field: &'static str, size: usize, most: usize) -> Result<(), Refused> {
+fn check_size(field: &'static str, size: usize, most: usize) -> Result<(), ConfigError> {
     match (1..=most).contains(&size) {
         true => Ok(()),
         false => refuse(field, format!("is {size}, not within 1 and {most}")),

@@ -1,8 +1,10 @@
 //! A family's tensors in a checkpoint as it is published: by the names outside, in parts, one below the other.
 
 use super::{Architecture, TensorSpec};
-use crate::checkpoint::{Checkpoint, Unreadable, View};
-use crate::superposition::{Mismatch, NamedTensor, NamedTensors, Refused, TensorSource, first_odd};
+use crate::checkpoint::{Checkpoint, TensorView, Unreadable};
+use crate::superposition::{
+    DeltaError, Mismatch, NamedTensor, NamedTensors, TensorSource, first_odd,
+};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -31,7 +33,7 @@ pub enum Unfit {
     Unreadable(#[from] Unreadable),
 }
 
-impl From<Unfit> for Refused {
+impl From<Unfit> for DeltaError {
     fn from(unfit: Unfit) -> Self {
         match unfit {
             Unfit::Missing { tensor } => Mismatch::Missing { tensor }.into(),
@@ -114,7 +116,7 @@ impl<'a> Published<'a> {
     }
 
     /// Refuses a head beside the embedding that is another matrix.
-    fn check_tied(&self, head: &View) -> Result<(), Unfit> {
+    fn check_tied(&self, head: &TensorView) -> Result<(), Unfit> {
         let of = "model.embed_tokens.weight";
         let differs = || Unfit::Untied {
             tensor: head.name.to_owned(),
@@ -160,7 +162,7 @@ impl TensorSource for Published<'_> {
         self.specs.iter().map(shape).collect()
     }
 
-    fn values(&self, name: &str) -> Result<Cow<'_, [f32]>, Refused> {
+    fn values(&self, name: &str) -> Result<Cow<'_, [f32]>, DeltaError> {
         match self.specs.get(name) {
             Some(spec) => Ok(Cow::Owned(self.read(spec)?)),
             None => {
@@ -186,7 +188,7 @@ fn part<'v>(
     spec: &TensorSpec,
     name: &str,
     rows: usize,
-) -> Result<View<'v>, Unfit> {
+) -> Result<TensorView<'v>, Unfit> {
     let found = checkpoint.get(name);
     let found = found.or_else(|| checkpoint.get(plain(name)));
     let tensor = || plain(name).to_owned();

@@ -1,8 +1,9 @@
 //! What the families with a Qwen body share: pre-norm RMS, grouped queries, rotary embedding, SwiGLU.
 
 use super::{
-    Architecture, Attention, Head, Layer, Logits, Mlp, Norm, Refused, Role, RotaryEmbedding, Rule,
-    TensorSpec, Vocabulary, check_layers, check_rules, check_sizes, parse, refuse,
+    Architecture, Attention, ConfigError, Head, Layer, LogitsOf, MatrixRole, Mlp, Norm,
+    RotaryEmbedding, Rule, TensorSpec, Vocabulary, check_layers, check_rules, check_sizes, parse,
+    refuse,
 };
 use crate::model::facts::{Grid, Process, Regime};
 use serde::Deserialize;
@@ -20,7 +21,7 @@ pub struct Body {
 
 /// `config.json` of transformers' Qwen classes, with what diffusion adds.
 #[derive(Debug, Deserialize)]
-pub struct Config {
+pub struct QwenConfig {
     vocab_size: usize,
     hidden_size: usize,
     intermediate_size: usize,
@@ -80,13 +81,13 @@ const RULES: [Rule; 12] = [
 ];
 
 /// Reads a configuration that asks for nothing else than what is computed here.
-pub fn config(text: &[u8]) -> Result<Config, Refused> {
+pub fn config(text: &[u8]) -> Result<QwenConfig, ConfigError> {
     check_rules(text, &RULES)?;
     parse(text)
 }
 
-impl Config {
-    fn theta(&self) -> Result<f64, Refused> {
+impl QwenConfig {
+    fn theta(&self) -> Result<f64, ConfigError> {
         let inner = self.rope_parameters.as_ref();
         let kind = inner.and_then(|inner| inner.rope_type.as_deref());
         if let Some(kind) = kind.filter(|kind| *kind != "default") {
@@ -109,7 +110,7 @@ impl Config {
         }
     }
 
-    fn check(&self, body: &Body) -> Result<(), Refused> {
+    fn check(&self, body: &Body) -> Result<(), ConfigError> {
         check_layers("num_hidden_layers", self.num_hidden_layers)?;
         check_sizes(&[
             ("vocab_size", self.vocab_size),
@@ -188,7 +189,7 @@ impl Config {
     }
 
     /// The network.
-    pub fn network(&self, body: &Body) -> Result<Architecture, Refused> {
+    pub fn network(&self, body: &Body) -> Result<Architecture, ConfigError> {
         let rotary = RotaryEmbedding {
             theta: self.theta()?,
         };
@@ -227,7 +228,7 @@ impl Config {
                 bias: false,
             },
             conditioning: None,
-            logits: Logits::Here,
+            logits: LogitsOf::Here,
             regime: Regime {
                 process: Process::Absorbing,
                 block: self.block_size,
@@ -245,13 +246,13 @@ impl Config {
         let (queries, keys) = (attention.heads * dim, attention.kv_heads * dim);
         let mut all = vec![whole(
             "embedding.weight",
-            Role::Embedding,
+            MatrixRole::Embedding,
             "model.embed_tokens.weight",
             &[rows, hidden],
         )];
         for number in 0..self.num_hidden_layers {
             let mut add =
-                |name: &str, role: Role, parts: &[(String, usize)], input: Option<usize>| {
+                |name: &str, role: MatrixRole, parts: &[(String, usize)], input: Option<usize>| {
                     let published = |(part, rows): &(String, usize)| {
                         (format!("model.layers.{number}.{part}"), *rows)
                     };
@@ -271,43 +272,43 @@ impl Config {
             };
             add(
                 "norm1.weight",
-                Role::AttentionNorm,
+                MatrixRole::AttentionNorm,
                 &one("input_layernorm.weight", hidden),
                 None,
             );
-            add("qkv.weight", Role::Qkv, &qkv("weight"), Some(hidden));
+            add("qkv.weight", MatrixRole::Qkv, &qkv("weight"), Some(hidden));
             if attention.bias {
-                add("qkv.bias", Role::QkvBias, &qkv("bias"), None);
+                add("qkv.bias", MatrixRole::QkvBias, &qkv("bias"), None);
             }
             if attention.qk_norm.is_some() {
                 add(
                     "q_norm.weight",
-                    Role::QueryNorm,
+                    MatrixRole::QueryNorm,
                     &one("self_attn.q_norm.weight", dim),
                     None,
                 );
                 add(
                     "k_norm.weight",
-                    Role::KeyNorm,
+                    MatrixRole::KeyNorm,
                     &one("self_attn.k_norm.weight", dim),
                     None,
                 );
             }
             add(
                 "out.weight",
-                Role::AttentionOut,
+                MatrixRole::AttentionOut,
                 &one("self_attn.o_proj.weight", hidden),
                 Some(queries),
             );
             add(
                 "norm2.weight",
-                Role::MlpNorm,
+                MatrixRole::MlpNorm,
                 &one("post_attention_layernorm.weight", hidden),
                 None,
             );
             add(
                 "gate_up.weight",
-                Role::Up,
+                MatrixRole::Up,
                 &[
                     one("mlp.gate_proj.weight", width),
                     one("mlp.up_proj.weight", width),
@@ -317,21 +318,21 @@ impl Config {
             );
             add(
                 "down.weight",
-                Role::Down,
+                MatrixRole::Down,
                 &one("mlp.down_proj.weight", hidden),
                 Some(width),
             );
         }
         all.push(whole(
             "norm.weight",
-            Role::FinalNorm,
+            MatrixRole::FinalNorm,
             "model.norm.weight",
             &[hidden],
         ));
         if !self.tie_word_embeddings {
             all.push(whole(
                 "head.weight",
-                Role::Head,
+                MatrixRole::Head,
                 "lm_head.weight",
                 &[rows, hidden],
             ));
@@ -341,7 +342,7 @@ impl Config {
 }
 
 /// A tensor that is published as it is.
-fn whole(name: &str, role: Role, published: &str, shape: &[usize]) -> TensorSpec {
+fn whole(name: &str, role: MatrixRole, published: &str, shape: &[usize]) -> TensorSpec {
     TensorSpec {
         name: name.to_owned(),
         role,

@@ -16,7 +16,7 @@ fn dit() -> Value {
     serde_json::from_slice(include_bytes!("../../../models/base/config.json")).expect("json")
 }
 
-fn read(config: &Value) -> Result<Architecture, Refused> {
+fn read(config: &Value) -> Result<Architecture, ConfigError> {
     Architecture::read(config.to_string().as_bytes())
 }
 
@@ -47,7 +47,7 @@ fn published_configurations_give_the_published_sizes() {
     );
     let tied = read(&without(without(tied, "block_size"), "mask_token_id")).expect("a network");
     assert_eq!(tied.facts().parameters, 4_411_424_256 - 151_936 * 2560);
-    assert!(tied.tensor(Role::Head, None).is_none());
+    assert!(tied.tensor(MatrixRole::Head, None).is_none());
     let regime = tied.regime;
     assert_eq!(
         (regime.process, regime.block, regime.grid),
@@ -60,9 +60,11 @@ fn published_configurations_give_the_published_sizes() {
         "a2d-qwen2".into(),
     );
     let biased = read(&biased).expect("a network");
-    let bias = biased.tensor(Role::QkvBias, Some(35)).expect("a bias");
+    let bias = biased
+        .tensor(MatrixRole::QkvBias, Some(35))
+        .expect("a bias");
     assert_eq!(bias.shape, [6144]);
-    assert!(biased.tensor(Role::QueryNorm, Some(0)).is_none());
+    assert!(biased.tensor(MatrixRole::QueryNorm, Some(0)).is_none());
 }
 
 #[test]

@@ -19,9 +19,9 @@ pub mod weights;
 mod work;
 mod writer;
 
-use super::architecture::{Architecture, Role};
+use super::architecture::{Architecture, MatrixRole};
 use super::base::BaseWeights;
-use super::batch::{Batch, Logits, Mix, Outcome};
+use super::batch::{Batch, Logits, Mix, StepOutcome};
 use super::denoiser::Denoiser;
 use super::error::{Error, Result};
 use super::facts::NetworkFacts;
@@ -37,10 +37,10 @@ use crate::ops::gpu::draw::DrawnFacts;
 use crate::ops::gpu::pointwise::MAX_WIDTH;
 use linear::{GpuLinear, GpuSuperposed, materialise};
 use network::{DeviceStep, Pages};
-use pack::{Packed, Packing};
+use pack::{PackedBatch, Packing};
 use parts::{List, Routing, RowSet};
 use plan::{Addresses, Prepared};
-use room::Held;
+use room::StepBuffers;
 use std::collections::BTreeMap;
 use std::sync::{Arc, MutexGuard, PoisonError};
 pub use train::{GpuTrainable, GpuTrainer};
@@ -128,48 +128,49 @@ impl GpuNetwork {
         }
         drop(held);
         let mut lists: Vec<List> = Vec::new();
-        let mut linear = |role: Role, layer: Option<usize>, rows: RowSet| -> Result<GpuLinear> {
-            let name = name(architecture, role, layer)?;
-            let Some(matrix) = base.matrices.get(name) else {
-                return Err(Error::MissingTensor {
-                    name: name.to_owned(),
-                });
+        let mut linear =
+            |role: MatrixRole, layer: Option<usize>, rows: RowSet| -> Result<GpuLinear> {
+                let name = name(architecture, role, layer)?;
+                let Some(matrix) = base.matrices.get(name) else {
+                    return Err(Error::MissingTensor {
+                        name: name.to_owned(),
+                    });
+                };
+                let shape = (name, matrix.out, matrix.input);
+                let superposed = GpuSuperposed::of(shape, banks, &variants)?;
+                let list = List {
+                    placement: superposed.placement.clone(),
+                    rows,
+                    most: match rows {
+                        RowSet::All if architecture.hidden <= SMALL => 16,
+                        _ => 64,
+                    },
+                };
+                let known = lists.iter().position(|known| *known == list);
+                Ok(GpuLinear {
+                    base: matrix.clone(),
+                    variants: Arc::new(superposed),
+                    list: known.unwrap_or_else(|| {
+                        lists.push(list);
+                        lists.len() - 1
+                    }),
+                })
             };
-            let shape = (name, matrix.out, matrix.input);
-            let superposed = GpuSuperposed::of(shape, banks, &variants)?;
-            let list = List {
-                placement: superposed.placement.clone(),
-                rows,
-                most: match rows {
-                    RowSet::All if architecture.hidden <= SMALL => 16,
-                    _ => 64,
-                },
-            };
-            let known = lists.iter().position(|known| *known == list);
-            Ok(GpuLinear {
-                base: matrix.clone(),
-                variants: Arc::new(superposed),
-                list: known.unwrap_or_else(|| {
-                    lists.push(list);
-                    lists.len() - 1
-                }),
-            })
-        };
         let layers = (0..architecture.layers.len()).map(Some).map(|layer| {
             Ok(GpuLayer {
-                qkv: linear(Role::Qkv, layer, RowSet::All)?,
-                out: linear(Role::AttentionOut, layer, RowSet::All)?,
-                up: linear(Role::Up, layer, RowSet::All)?,
-                down: linear(Role::Down, layer, RowSet::All)?,
+                qkv: linear(MatrixRole::Qkv, layer, RowSet::All)?,
+                out: linear(MatrixRole::AttentionOut, layer, RowSet::All)?,
+                up: linear(MatrixRole::Up, layer, RowSet::All)?,
+                down: linear(MatrixRole::Down, layer, RowSet::All)?,
             })
         });
         let layers = layers.collect::<Result<_>>()?;
         let head = match architecture.head.tied {
-            true => Role::Embedding,
-            false => Role::Head,
+            true => MatrixRole::Embedding,
+            false => MatrixRole::Head,
         };
         let head = linear(head, None, RowSet::Wanted)?;
-        let embedding = linear(Role::Embedding, None, RowSet::All)?;
+        let embedding = linear(MatrixRole::Embedding, None, RowSet::All)?;
         let host: Vec<Arc<ServedBank>> = banks.iter().map(|bank| bank.host.clone()).collect();
         let on_host = |variant: &Placed<GpuVariant>| Placed {
             own: variant.own.host.clone(),
@@ -279,7 +280,7 @@ impl GpuNetwork {
     }
 
     /// Runs a batch; afterwards logits and draws lie on the device.
-    fn run(&self, held: &mut Held, batch: &Batch, cache: &KvCache) -> Result<()> {
+    fn run(&self, held: &mut StepBuffers, batch: &Batch, cache: &KvCache) -> Result<()> {
         cache.check(batch)?;
         let (architecture, gpu) = (&self.base.host.architecture, &self.base.device.gpu);
         let Some(buffer) = cache.on_device() else {
@@ -304,11 +305,11 @@ impl GpuNetwork {
             vocab: architecture.vocabulary.rows,
             group: attention.heads / attention.kv_heads,
         };
-        let Packed {
+        let PackedBatch {
             shape,
             bytes,
             places,
-        } = Packed::new(std::mem::take(&mut held.memory), batch, &slots, &packing)?;
+        } = PackedBatch::new(std::mem::take(&mut held.memory), batch, &slots, &packing)?;
         held.work.expect(shape.rows, shape.wanted);
         let needs = || self.needs((shape.rows, shape.wanted), &shape.waves);
         let plan = plans.of(gpu, (&shape, bytes.len()), needs)?;
@@ -355,7 +356,7 @@ impl GpuNetwork {
     }
 
     /// Downloads what a step left: draws, and logits of the rows of segments without draws.
-    fn outcome(&self, held: &Held, batch: &Batch) -> Result<Outcome> {
+    fn outcome(&self, held: &StepBuffers, batch: &Batch) -> Result<StepOutcome> {
         let (vocab, pieces) = (
             self.base.host.architecture.vocabulary.rows,
             held.work.pieces(),
@@ -396,7 +397,7 @@ impl GpuNetwork {
             }
             data.extend(logits);
         }
-        Ok(Outcome {
+        Ok(StepOutcome {
             logits: Logits { vocab, data },
             drawn,
         })
@@ -404,7 +405,7 @@ impl GpuNetwork {
 }
 
 /// What the tensor of this role is called.
-fn name(architecture: &Architecture, role: Role, layer: Option<usize>) -> Result<&str> {
+fn name(architecture: &Architecture, role: MatrixRole, layer: Option<usize>) -> Result<&str> {
     match architecture.tensor(role, layer) {
         Some(spec) => Ok(&spec.name),
         None => Err(Error::MissingRole { role, layer }),
@@ -445,7 +446,7 @@ impl Denoiser for GpuNetwork {
         Ok(self.step(&batch, cache)?.logits)
     }
 
-    fn step(&self, batch: &Batch, cache: &mut KvCache) -> Result<Outcome> {
+    fn step(&self, batch: &Batch, cache: &mut KvCache) -> Result<StepOutcome> {
         let mut held = self.base.room.hold();
         if batch
             .segments

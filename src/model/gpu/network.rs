@@ -1,10 +1,10 @@
 //! The launches of one step.
 
 use super::linear::{GpuLinear, Waves};
-use super::pack::{Places, Shape};
-use super::room::Tables as MatrixTables;
+use super::pack::{BatchShape, Places};
+use super::room::MatrixTables;
 use super::slots::TableSlots;
-use super::work::{Pieces, logits_pitch};
+use super::work::{PieceAddresses, logits_pitch};
 use super::{GpuLayer, GpuNetwork};
 use crate::model::architecture::{Attention, Mlp};
 use crate::ops::gpu::attention::Attend;
@@ -26,9 +26,9 @@ pub struct Pages {
 
 /// A step whose memory is settled.
 pub struct DeviceStep<'a> {
-    pub shape: &'a Shape,
+    pub shape: &'a BatchShape,
     pub places: &'a Places,
-    pub work: Pieces,
+    pub work: PieceAddresses,
     pub slots: &'a TableSlots,
     /// Address of the rotary embedding's frequencies.
     pub frequencies: Address,
@@ -59,7 +59,7 @@ const MANY: usize = 257;
 
 impl GpuNetwork {
     /// What products within layers give: as narrow as what they read where many rows have nothing added to them, else f32.
-    fn gives(&self, shape: &Shape) -> Dtype {
+    fn gives(&self, shape: &BatchShape) -> Dtype {
         if shape.rows < MANY || !shape.bare() {
             return Dtype::F32;
         }

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 /// The size of a batch, rounded up: batches of one shape lie in memory alike.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Shape {
+pub struct BatchShape {
     pub rows: usize,
     pub wanted: usize,
     segments: usize,
@@ -30,7 +30,7 @@ pub struct Shape {
     pub routing: Arc<Routing>,
 }
 
-impl Shape {
+impl BatchShape {
     /// Whether no row has a part.
     pub fn bare(&self) -> bool {
         let waves = self.waves.iter();
@@ -72,8 +72,8 @@ pub struct Places<A = Address> {
 
 /// A batch, packed.
 #[derive(Debug)]
-pub struct Packed {
-    pub shape: Shape,
+pub struct PackedBatch {
+    pub shape: BatchShape,
     pub bytes: Vec<u8>,
     pub places: Places<usize>,
 }
@@ -109,7 +109,7 @@ pub struct Packing<'a> {
     pub group: usize,
 }
 
-impl Packed {
+impl PackedBatch {
     /// `slots`: the slots of modulation tables and of biases of every segment. `memory` is written to: new memory for every batch
     /// costs more than what is done with it.
     pub fn new(
@@ -248,7 +248,7 @@ impl Packed {
                 })
                 .collect(),
         };
-        let shape = Shape {
+        let shape = BatchShape {
             rows,
             wanted: logit_rows,
             segments: segment_count,

@@ -4,7 +4,7 @@ use super::writer::{Writer, rounded};
 use crate::model::batch::Mix;
 use crate::ops::gpu::Address;
 use crate::ops::gpu::pointwise::NONE;
-use crate::ops::gpu::products::{Group, PartFacts, Split, TIERS};
+use crate::ops::gpu::products::{PartFacts, ProductGroup, Split, TIERS};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -176,10 +176,10 @@ pub fn wave(parts: Vec<PartFacts>, most: usize, writer: &mut Writer) -> Wave<usi
     let longest = longest.unwrap_or(0).min(most);
     let tier = TIERS.into_iter().find(|&tier| tier >= longest);
     let tier = tier.unwrap_or(TIERS[3]);
-    let mut groups: Vec<Group> = banks
+    let mut groups: Vec<ProductGroup> = banks
         .iter()
         .flat_map(|(bank, range)| {
-            range.clone().step_by(tier).map(|first| Group {
+            range.clone().step_by(tier).map(|first| ProductGroup {
                 bank: *bank,
                 first: first as u32,
                 count: tier.min(range.end - first) as u32,
@@ -197,7 +197,7 @@ pub fn wave(parts: Vec<PartFacts>, most: usize, writer: &mut Writer) -> Wave<usi
     Wave {
         shape,
         parts: writer.put(parts, shape.parts, PartFacts::default()),
-        groups: writer.put(groups, shape.groups, Group::default()),
+        groups: writer.put(groups, shape.groups, ProductGroup::default()),
         banks,
     }
 }

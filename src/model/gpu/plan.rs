@@ -1,9 +1,9 @@
 //! What a base keeps from step to step: modulation tables, and shapes of batches with what was recorded of them.
 
 use super::network::Pages;
-use super::pack::Shape;
+use super::pack::BatchShape;
 use super::slots::TableSlots;
-use super::work::{Needs, Pieces};
+use super::work::{Needs, PieceAddresses};
 use crate::model::architecture::Architecture;
 use crate::model::error::{Error, Result};
 use crate::ops::gpu::{Address, Buffer, GpuDevice, Graph};
@@ -19,7 +19,7 @@ pub struct Addresses {
     pub pages: Pages,
     pub slots: (Address, Address),
     pub tables: [usize; 3],
-    pub work: Pieces,
+    pub work: PieceAddresses,
 }
 
 /// A shape of batch that was seen before.
@@ -38,7 +38,7 @@ pub struct Recording {
 /// The plans of a base's instances, of which the one that was not needed for longest goes where there are too many.
 #[derive(Default)]
 pub struct Plans {
-    kept: HashMap<Shape, Recording>,
+    kept: HashMap<BatchShape, Recording>,
     steps: u64,
 }
 
@@ -53,7 +53,7 @@ impl Plans {
     pub fn of(
         &mut self,
         gpu: &Arc<dyn GpuDevice>,
-        (shape, bytes): (&Shape, usize),
+        (shape, bytes): (&BatchShape, usize),
         needs: impl FnOnce() -> Needs,
     ) -> Result<&mut Recording> {
         self.steps += 1;

@@ -75,7 +75,7 @@ pub struct OfMatrix<'a> {
 
 /// The tables of all matrices.
 #[derive(Debug)]
-pub struct Tables {
+pub struct MatrixTables {
     gpu: Arc<dyn GpuDevice>,
     matrices: BTreeMap<String, MatrixTable>,
     /// Slots of variants; of those, slots that have keys and outputs; slots of banks.
@@ -86,7 +86,7 @@ pub struct Tables {
     free_banks: Free,
 }
 
-impl Tables {
+impl MatrixTables {
     fn new<'a>(
         gpu: &Arc<dyn GpuDevice>,
         matrices: impl Iterator<Item = (&'a String, usize)>,
@@ -244,15 +244,15 @@ impl Tables {
 
 /// What a step holds.
 #[derive(Debug)]
-pub struct Held {
+pub struct StepBuffers {
     pub work: StepMemory,
-    pub tables: Tables,
+    pub tables: MatrixTables,
     /// What batches are packed into.
     pub memory: Vec<u8>,
 }
 
 #[derive(Debug)]
-pub struct Room(Mutex<Held>);
+pub struct Room(Mutex<StepBuffers>);
 
 impl Room {
     /// For matrices with so many outputs, by name.
@@ -260,14 +260,14 @@ impl Room {
         gpu: &Arc<dyn GpuDevice>,
         matrices: impl Iterator<Item = (&'a String, usize)>,
     ) -> Result<Self> {
-        Ok(Self(Mutex::new(Held {
+        Ok(Self(Mutex::new(StepBuffers {
             work: StepMemory::new(),
-            tables: Tables::new(gpu, matrices)?,
+            tables: MatrixTables::new(gpu, matrices)?,
             memory: Vec::new(),
         })))
     }
 
-    pub fn hold(&self) -> MutexGuard<'_, Held> {
+    pub fn hold(&self) -> MutexGuard<'_, StepBuffers> {
         lock(&self.0)
     }
 }

@@ -33,7 +33,7 @@ pub struct LayerOffsets {
     pub down_bias: u32,
 }
 
-/// The same of a network, in the order of [`Line`](crate::model::conditioning::Line)'s vectors.
+/// The same of a network, in the order of [`ModulationRow`](crate::model::conditioning::ModulationRow)'s vectors.
 #[derive(Clone, Debug)]
 pub struct Offsets {
     pub layers: Vec<LayerOffsets>,

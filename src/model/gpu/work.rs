@@ -27,7 +27,7 @@ pub struct Needs([usize; PIECES]);
 
 /// Addresses of every piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pieces {
+pub struct PieceAddresses {
     /// The residual stream, [rows, hidden] f32.
     pub x: Address,
     /// What products read, [rows, widest].
@@ -178,14 +178,14 @@ impl StepMemory {
         self.buffers.iter().map(Buffer::bytes).sum()
     }
 
-    pub fn pieces(&self) -> Pieces {
+    pub fn pieces(&self) -> PieceAddresses {
         let at = |index: usize| {
             self.buffers
                 .get(index)
                 .map(Buffer::address)
                 .unwrap_or_default()
         };
-        Pieces {
+        PieceAddresses {
             x: at(0),
             h: at(1),
             y: at(2),

@@ -8,19 +8,19 @@ use super::TokenizerError;
 
 /// Who says something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
+pub enum ChatRole {
     System,
     User,
     Assistant,
 }
 
-impl Role {
+impl ChatRole {
     /// As templates know it.
     fn name(self) -> &'static str {
         match self {
-            Role::System => "system",
-            Role::User => "user",
-            Role::Assistant => "assistant",
+            ChatRole::System => "system",
+            ChatRole::User => "user",
+            ChatRole::Assistant => "assistant",
         }
     }
 }
@@ -28,7 +28,7 @@ impl Role {
 /// One turn of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
-    pub role: Role,
+    pub role: ChatRole,
     pub content: String,
 }
 
@@ -56,13 +56,13 @@ const NAME: &str = "chat_template";
 /// A template's source and what it knows of the tokenizer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Template {
+pub(super) struct ChatTemplate {
     pub source: String,
     pub bos_token: String,
     pub eos_token: String,
 }
 
-impl Template {
+impl ChatTemplate {
     pub fn render(
         &self,
         messages: &[Message],

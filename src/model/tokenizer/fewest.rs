@@ -143,8 +143,8 @@ fn bytes(piece: &str) -> Option<Vec<u8>> {
     let shown = |byte: &u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
     let byte = |letter: char| match u32::from(letter) {
         code @ 0x100.. => {
-            let hidden = (0..=u8::MAX).filter(|byte| !shown(byte));
-            hidden.skip(code as usize - 0x100).next()
+            let mut hidden = (0..=u8::MAX).filter(|byte| !shown(byte));
+            hidden.nth(code as usize - 0x100)
         }
         code => u8::try_from(code).ok().filter(shown),
     };

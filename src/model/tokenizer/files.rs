@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::chat::Template;
+use super::chat::ChatTemplate;
 use super::{Manner, Tokenizer, TokenizerError};
 
 const TOKENIZER: &str = "tokenizer.json";
@@ -197,7 +197,7 @@ pub(super) fn said(
             }
         }),
     };
-    let template = source.map(|source| Template {
+    let template = source.map(|source| ChatTemplate {
         source,
         bos_token: text(config.bos_token),
         eos_token: text(config.eos_token),

@@ -16,8 +16,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use chat::Template;
-pub use chat::{ChatError, Message, Role};
+use chat::ChatTemplate;
+pub use chat::{ChatError, ChatRole, Message};
 use control::Control;
 pub use encode::Bound;
 use fewest::Fewest;
@@ -75,7 +75,7 @@ pub struct Tokenizer {
 pub struct Manner {
     begin: Option<u32>,
     ends: Vec<u32>,
-    template: Option<Template>,
+    template: Option<ChatTemplate>,
 }
 
 /// What a failed decoding leaves in the place of what is no character.

@@ -3,8 +3,8 @@
 use proptest::prelude::*;
 
 use crate::sampler::{
-    BlockSampler, BlockSettings, Convention, Evaluation, LastBlock, MAX_STEPS, Predictor, Progress,
-    Reason, Sampler,
+    AbsorbingPredictor, BlockSampler, BlockSettings, Convention, Evaluation, LastBlock, MAX_STEPS,
+    Progress, Reason, Sampler,
 };
 
 pub const VOCAB: usize = 12;
@@ -13,7 +13,7 @@ pub const MASK: u32 = 11;
 pub fn settings() -> BlockSettings {
     BlockSettings {
         prefill_chunk: 8,
-        ..BlockSettings::new(4, 10, Predictor::FirstHitting, MASK, VOCAB)
+        ..BlockSettings::new(4, 10, AbsorbingPredictor::FirstHitting, MASK, VOCAB)
     }
 }
 
@@ -182,7 +182,7 @@ fn ancestral_steps_that_reveal_nothing_cost_nothing() {
     for (steps, most) in [(1, 1), (2, 2), (1000, 4), (MAX_STEPS, 4)] {
         let mut sampler = start(
             BlockSettings {
-                predictor: Predictor::Ancestral { steps },
+                predictor: AbsorbingPredictor::Ancestral { steps },
                 max_tokens: 12,
                 ..settings()
             },
@@ -215,7 +215,7 @@ fn ancestral_reveal_times_are_uniform_over_the_grid() {
     // With alpha_t = 1 - t every position is revealed at each of the T steps with the same chance.
     let (steps, blocks) = (5u32, 2000);
     let settings = BlockSettings {
-        predictor: Predictor::Ancestral { steps },
+        predictor: AbsorbingPredictor::Ancestral { steps },
         block_size: 1,
         max_tokens: blocks,
         time_conditioned: true,
@@ -293,7 +293,7 @@ fn confidence_reveals_what_is_sure_and_always_something() {
         row[MASK as usize] = 20.0;
         row
     };
-    let predictor = Predictor::Confidence {
+    let predictor = AbsorbingPredictor::Confidence {
         threshold: 0.9,
         steps: None,
     };
@@ -450,9 +450,9 @@ proptest! {
     fn invariants(
         seed: u64, block_size in 1usize..9, max_tokens in 1usize..30, prompt in 0usize..30, prefill_chunk in 1usize..20,
         predictor in prop_oneof![
-            Just(Predictor::FirstHitting),
-            (1u32..20).prop_map(|steps| Predictor::Ancestral { steps }),
-            (0.05f32..=1.0).prop_map(|threshold| Predictor::Confidence { threshold, steps: None }),
+            Just(AbsorbingPredictor::FirstHitting),
+            (1u32..20).prop_map(|steps| AbsorbingPredictor::Ancestral { steps }),
+            (0.05f32..=1.0).prop_map(|threshold| AbsorbingPredictor::Confidence { threshold, steps: None }),
         ],
         stop in prop::option::of(0u32..11), cut: bool, nucleus_p in 0.05f32..=1.0,
     ) {

@@ -4,11 +4,11 @@ use proptest::prelude::*;
 
 use super::block::{MASK, VOCAB, counted, counting, flat, run, seeded, settings, step};
 use crate::sampler::{
-    BlockSettings, Certainty, Convention, Crossing, Evaluation, LastBlock, Predictor, Progress,
-    Reason, StepSplit,
+    AbsorbingPredictor, BlockSettings, Certainty, Convention, Crossing, Evaluation, LastBlock,
+    Progress, Reason, StepSplit,
 };
 
-fn with(predictor: Predictor) -> BlockSettings {
+fn with(predictor: AbsorbingPredictor) -> BlockSettings {
     BlockSettings {
         predictor,
         certainty: Certainty::Drawn,
@@ -50,12 +50,12 @@ fn static_steps_take_the_surest_and_sequential_ones_the_leftmost() {
         max_tokens: 8,
         ..with(predictor)
     };
-    let surest = revealed(block(Predictor::Static { steps: 3 }), 0);
+    let surest = revealed(block(AbsorbingPredictor::Static { steps: 3 }), 0);
     assert_eq!(surest, [vec![5, 6, 7], vec![2, 3, 4], vec![0, 1]]);
-    let leftmost = revealed(block(Predictor::Sequential { steps: 3 }), 0);
+    let leftmost = revealed(block(AbsorbingPredictor::Sequential { steps: 3 }), 0);
     assert_eq!(leftmost, [vec![0, 1, 2], vec![3, 4, 5], vec![6, 7]]);
     // Part of the prompt in the block: no more than there are masks.
-    let rest = revealed(block(Predictor::Static { steps: 2 }), 6);
+    let rest = revealed(block(AbsorbingPredictor::Static { steps: 2 }), 6);
     assert_eq!(rest[0], [6, 7]);
 }
 
@@ -64,7 +64,7 @@ fn confidence_reveals_at_least_a_share() {
     let block = |threshold, steps| BlockSettings {
         block_size: 8,
         max_tokens: 8,
-        ..with(Predictor::Confidence { threshold, steps })
+        ..with(AbsorbingPredictor::Confidence { threshold, steps })
     };
     // Position p is sure by 1 / (1 + 10 e^-(3 + p/8)): 0.67 to 0.83.
     assert_eq!(revealed(block(0.99, None), 0).len(), 8);
@@ -79,7 +79,7 @@ fn windows_are_whole_from_left_to_right_and_delivered_so() {
         block_size: 13,
         window: Some(4),
         max_tokens: 10,
-        ..with(Predictor::Static { steps: 2 })
+        ..with(AbsorbingPredictor::Static { steps: 2 })
     };
     let mut sampler = seeded(settings, &counted(0, 3), 1);
     let mut delivered = Vec::new();
@@ -107,7 +107,7 @@ fn rows_without_text_are_never_drawn() {
     let settings = BlockSettings {
         tokens: 5,
         temperature: 1.0,
-        ..with(Predictor::Static { steps: 4 })
+        ..with(AbsorbingPredictor::Static { steps: 4 })
     };
     // Sure of rows that stand for nothing.
     let network = |_: &Evaluation, position: usize| {
@@ -131,10 +131,10 @@ proptest! {
         stop in prop::option::of(0u32..11), cut: bool, rounded: bool, greedy: bool,
     ) {
         let predictor = [
-            Predictor::Static { steps },
-            Predictor::Sequential { steps },
-            Predictor::Confidence { threshold: 0.3, steps: Some(steps) },
-            Predictor::Confidence { threshold: 0.05, steps: None },
+            AbsorbingPredictor::Static { steps },
+            AbsorbingPredictor::Sequential { steps },
+            AbsorbingPredictor::Confidence { threshold: 0.3, steps: Some(steps) },
+            AbsorbingPredictor::Confidence { threshold: 0.05, steps: None },
         ][kind];
         let whole = window.is_some();
         let block_size = if whole { prompt + max_tokens } else { block_size };

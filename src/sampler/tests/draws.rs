@@ -6,8 +6,8 @@ use super::{block, uniform};
 use crate::ops::categorical::Drawn;
 use crate::rng::{Key, Stream};
 use crate::sampler::{
-    BlockSampler, BlockSettings, Kappa, NoiseRemoval, Predictor, Psi, Sampler, UniformPredictor,
-    UniformSampler, UniformSettings, Workspace,
+    AbsorbingPredictor, BlockSampler, BlockSettings, FilterWorkspace, Kappa, NoiseRemoval, Psi,
+    Sampler, UniformPredictor, UniformSampler, UniformSettings,
 };
 
 /// One sampler for each way of drawing; the uniform ones read a part of a row only.
@@ -45,9 +45,9 @@ fn sampler(way: usize, seed: u64) -> Sampler {
         ..Psi::ANCESTRAL
     };
     match way {
-        0 => block(Predictor::FirstHitting),
-        1 => block(Predictor::Ancestral { steps: 3 }),
-        2 => block(Predictor::Confidence {
+        0 => block(AbsorbingPredictor::FirstHitting),
+        1 => block(AbsorbingPredictor::Ancestral { steps: 3 }),
+        2 => block(AbsorbingPredictor::Confidence {
             threshold: 0.4,
             steps: None,
         }),
@@ -100,7 +100,7 @@ proptest! {
             let logits = logits(&mut accepting);
             prop_assert_eq!(taking.next().rows.len(), logits.len());
             let drawn: Vec<Drawn> = (taking.draws().iter().zip(&logits))
-                .map(|(draw, logits)| draw.apply(logits, &mut Workspace::default()))
+                .map(|(draw, logits)| draw.apply(logits, &mut FilterWorkspace::default()))
                 .collect();
             prop_assert_eq!(drawn.len(), logits.len());
             prop_assert!(drawn.iter().all(|drawn| (drawn.certainty > 0.0) == (way == 2)), "{:?}", drawn);

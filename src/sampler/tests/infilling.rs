@@ -2,7 +2,7 @@
 
 use super::block;
 use crate::sampler::{
-    BlockSampler, BlockSettings, NoiseRemoval, Predictor, Progress, Reason, Sampler,
+    AbsorbingPredictor, BlockSampler, BlockSettings, NoiseRemoval, Progress, Reason, Sampler,
     UniformPredictor, UniformSampler, UniformSettings,
 };
 
@@ -29,7 +29,7 @@ fn uniform(time_conditioned: bool) -> UniformSettings {
 fn absorbing() -> BlockSettings {
     BlockSettings {
         block_size: BLOCK,
-        predictor: Predictor::FirstHitting,
+        predictor: AbsorbingPredictor::FirstHitting,
         ..block::settings()
     }
 }
@@ -86,9 +86,9 @@ fn samplers(template: &[Option<u32>]) -> Vec<Sampler> {
         .map(Sampler::Uniform)
         .into();
     for predictor in [
-        Predictor::FirstHitting,
-        Predictor::Ancestral { steps: 3 },
-        Predictor::Confidence {
+        AbsorbingPredictor::FirstHitting,
+        AbsorbingPredictor::Ancestral { steps: 3 },
+        AbsorbingPredictor::Confidence {
             threshold: 0.9,
             steps: None,
         },

@@ -1,7 +1,7 @@
 //! Settings that the block sampler refuses, by field.
 
 use super::block::{MASK, VOCAB, settings};
-use crate::sampler::{BlockSampler, BlockSettings, Error, MAX_STEPS, Predictor};
+use crate::sampler::{AbsorbingPredictor, BlockSampler, BlockSettings, Error, MAX_STEPS};
 
 fn refused(change: impl FnOnce(&mut BlockSettings), prompt: &[u32]) -> Error {
     let mut settings = settings();
@@ -23,7 +23,7 @@ fn bad_settings_are_named() {
     }
     for share in [f32::NAN, 0.0, -1.0, 1.01, f32::INFINITY] {
         assert_eq!(field(|settings| settings.nucleus_p = share), "nucleus_p");
-        let predictor = Predictor::Confidence {
+        let predictor = AbsorbingPredictor::Confidence {
             threshold: share,
             steps: None,
         };
@@ -33,7 +33,7 @@ fn bad_settings_are_named() {
         );
     }
     for steps in [0, MAX_STEPS + 1] {
-        let predictor = Predictor::Ancestral { steps };
+        let predictor = AbsorbingPredictor::Ancestral { steps };
         assert_eq!(field(|settings| settings.predictor = predictor), "steps");
     }
     for max_tokens in [0, 1 << 31, usize::MAX] {

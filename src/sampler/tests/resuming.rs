@@ -5,8 +5,8 @@ use proptest::prelude::*;
 use super::block::{self, VOCAB};
 use crate::rng::{Key, Stream};
 use crate::sampler::{
-    BlockSampler, Evaluation, Predictor, Progress, Sampler, UniformPredictor, UniformSampler,
-    UniformSettings,
+    AbsorbingPredictor, BlockSampler, Evaluation, Progress, Sampler, UniformPredictor,
+    UniformSampler, UniformSettings,
 };
 
 /// Logits that depend on every token up to the end of the evaluation, and on sigma; what comes before it must be in the cache.
@@ -69,7 +69,7 @@ proptest! {
         let make = || match kind {
             0..3 => {
                 let predictors =
-                    [Predictor::FirstHitting, Predictor::Ancestral { steps: 5 }, Predictor::Confidence { threshold: 0.3, steps: None }];
+                    [AbsorbingPredictor::FirstHitting, AbsorbingPredictor::Ancestral { steps: 5 }, AbsorbingPredictor::Confidence { threshold: 0.3, steps: None }];
                 let settings = block::settings();
                 let settings = crate::sampler::BlockSettings {
                     predictor: predictors[kind], time_conditioned: conditioned, ..settings

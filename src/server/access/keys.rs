@@ -1,6 +1,6 @@
 //! API keys as an operator writes them: a line a key, `NAME ROLE SECRET [requests=N] [tokens-per-minute=N]`.
 
-use super::Role;
+use super::AccessRole;
 use super::spending::{Allowance, Spending};
 use crate::server::reload::Watched;
 use sha2::{Digest, Sha256};
@@ -24,9 +24,9 @@ pub enum KeysError {
 
 /// One key.
 #[derive(Debug)]
-pub struct Key {
+pub struct ApiKey {
     pub name: String,
-    pub role: Role,
+    pub role: AccessRole,
     digest: [u8; 32],
     pub allowance: Allowance,
     pub spending: Arc<Spending>,
@@ -34,15 +34,15 @@ pub struct Key {
 
 /// The keys in force, which may be exchanged for others while requests come.
 #[derive(Debug)]
-pub struct Keys(RwLock<Arc<Vec<Arc<Key>>>>);
+pub struct ApiKeys(RwLock<Arc<Vec<Arc<ApiKey>>>>);
 
-impl Keys {
+impl ApiKeys {
     /// Reads a list of keys.
     ///
     /// # Errors
     /// The first line that is no key, or names one twice.
-    pub fn read(text: &str) -> Result<Keys, KeysError> {
-        Ok(Keys(RwLock::new(Arc::new(parse(text, &[])?))))
+    pub fn read(text: &str) -> Result<ApiKeys, KeysError> {
+        Ok(ApiKeys(RwLock::new(Arc::new(parse(text, &[])?))))
     }
 
     /// Puts others in force. What a key of the same name has spent stays spent.
@@ -55,7 +55,7 @@ impl Keys {
         Ok(())
     }
 
-    fn in_force(&self) -> Arc<Vec<Arc<Key>>> {
+    fn in_force(&self) -> Arc<Vec<Arc<ApiKey>>> {
         self.0
             .read()
             .unwrap_or_else(PoisonError::into_inner)
@@ -63,7 +63,7 @@ impl Keys {
     }
 
     /// The key with this secret. Every key is compared, and in constant time, so that time says nothing of any.
-    pub fn find(&self, secret: &[u8]) -> Option<Arc<Key>> {
+    pub fn find(&self, secret: &[u8]) -> Option<Arc<ApiKey>> {
         let keys = self.in_force();
         let digest: [u8; 32] = Sha256::digest(secret).into();
         let (mut found, mut at) = (Choice::from(0), 0u64);
@@ -78,7 +78,7 @@ impl Keys {
 
 /// Keys and the file that they are from.
 pub struct KeysFile {
-    pub keys: Arc<Keys>,
+    pub keys: Arc<ApiKeys>,
     pub file: PathBuf,
 }
 
@@ -94,8 +94,8 @@ impl Watched for KeysFile {
     }
 }
 
-fn parse(text: &str, before: &[Arc<Key>]) -> Result<Vec<Arc<Key>>, KeysError> {
-    let mut keys: Vec<Arc<Key>> = Vec::new();
+fn parse(text: &str, before: &[Arc<ApiKey>]) -> Result<Vec<Arc<ApiKey>>, KeysError> {
+    let mut keys: Vec<Arc<ApiKey>> = Vec::new();
     let lines = text.split(['\n', ';']).map(str::trim).enumerate();
     for (index, line) in lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#')) {
         let bad = |reason: String| KeysError::Line {
@@ -117,14 +117,14 @@ fn parse(text: &str, before: &[Arc<Key>]) -> Result<Vec<Arc<Key>>, KeysError> {
     }
 }
 
-fn key(line: &str, before: &[Arc<Key>]) -> Result<Key, String> {
+fn key(line: &str, before: &[Arc<ApiKey>]) -> Result<ApiKey, String> {
     let mut words = line.split_whitespace();
     let (Some(name), Some(role), Some(secret)) = (words.next(), words.next(), words.next()) else {
         return Err("a key is NAME ROLE SECRET".to_owned());
     };
     let role = match role {
-        "infer" => Role::Infer,
-        "admin" => Role::Admin,
+        "infer" => AccessRole::Infer,
+        "admin" => AccessRole::Admin,
         _ => return Err("the role is infer or admin".to_owned()),
     };
     let digest = match secret.strip_prefix(HASHED) {
@@ -149,7 +149,7 @@ fn key(line: &str, before: &[Arc<Key>]) -> Result<Key, String> {
         }
     }
     let old = before.iter().find(|key| key.name == name);
-    Ok(Key {
+    Ok(ApiKey {
         name: name.to_owned(),
         role,
         digest,
@@ -182,16 +182,16 @@ mod tests {
         let text = format!(
             "# who  role  secret\n\nann infer {SECRET} requests=2 tokens-per-minute=600\nops admin sha256:{hex}\n"
         );
-        let keys = Keys::read(&text).expect("keys");
+        let keys = ApiKeys::read(&text).expect("keys");
         let ann = keys.find(SECRET.as_bytes()).expect("ann");
-        assert_eq!((ann.name.as_str(), ann.role), ("ann", Role::Infer));
+        assert_eq!((ann.name.as_str(), ann.role), ("ann", AccessRole::Infer));
         let allowance = Allowance {
             requests: Some(2),
             tokens_per_minute: Some(600),
         };
         assert_eq!(ann.allowance, allowance);
         let ops = keys.find(b"another-secret-of-mine").expect("ops");
-        assert_eq!((ops.name.as_str(), ops.role), ("ops", Role::Admin));
+        assert_eq!((ops.name.as_str(), ops.role), ("ops", AccessRole::Admin));
         for wrong in ["", "0123456789abcdeF", "ann", &hex] {
             assert!(keys.find(wrong.as_bytes()).is_none(), "{wrong}");
         }
@@ -199,7 +199,7 @@ mod tests {
 
     #[test]
     fn keys_that_are_replaced_are_no_keys_any_more() {
-        let keys = Keys::read(&format!("a infer {SECRET}")).expect("keys");
+        let keys = ApiKeys::read(&format!("a infer {SECRET}")).expect("keys");
         let old = keys.find(SECRET.as_bytes()).expect("a");
         keys.replace("a admin fedcba9876543210; b infer 00000000000000000")
             .expect("others");
@@ -225,12 +225,12 @@ mod tests {
             "a infer 0123456789abcdef\na infer 1123456789abcdef",
             "a infer 0123456789abcdef\nb infer 0123456789abcdef",
         ] {
-            let error = Keys::read(bad).expect_err(bad).to_string();
+            let error = ApiKeys::read(bad).expect_err(bad).to_string();
             assert!(error.starts_with("line "), "{bad}: {error}");
             assert!(!error.contains(SECRET), "{bad}: {error}");
         }
         for none in ["", "\n\n", "# nobody"] {
-            assert_eq!(Keys::read(none).err(), Some(KeysError::None), "{none:?}");
+            assert_eq!(ApiKeys::read(none).err(), Some(KeysError::None), "{none:?}");
         }
     }
 }

@@ -1,13 +1,13 @@
 //! Which role each method takes. A method that stands in no list takes an admin.
 
-use super::Role;
+use super::AccessRole;
 use crate::server::page;
 
 /// What it takes to be answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
     Nothing,
-    Role(Role),
+    Role(AccessRole),
 }
 
 /// What a gRPC method takes; `None` for one that nobody has thought of.
@@ -19,21 +19,21 @@ pub fn of_method(path: &str) -> Option<Need> {
             "grpc.reflection.v1.ServerReflection" | "grpc.reflection.v1alpha.ServerReflection",
             "ServerReflectionInfo",
         )
-        | ("choir.v1.Inference", "Generate" | "Score") => Some(Need::Role(Role::Infer)),
+        | ("choir.v1.Inference", "Generate" | "Score") => Some(Need::Role(AccessRole::Infer)),
         ("inference.GRPCInferenceService", "ServerLive" | "ServerReady") => Some(Need::Nothing),
         (
             "inference.GRPCInferenceService",
             "ModelReady" | "ServerMetadata" | "ModelMetadata" | "ModelInfer" | "ModelStreamInfer"
             | "ModelConfig" | "ModelStatistics" | "RepositoryIndex",
-        ) => Some(Need::Role(Role::Infer)),
+        ) => Some(Need::Role(AccessRole::Infer)),
         ("inference.GRPCInferenceService", "RepositoryModelLoad" | "RepositoryModelUnload") => {
-            Some(Need::Role(Role::Admin))
+            Some(Need::Role(AccessRole::Admin))
         }
         // Also what only reads: sources are paths of the server.
         (
             "choir.v1.Admin",
             "AddVariant" | "RemoveVariant" | "ListVariants" | "GetVariant" | "GetStatus",
-        ) => Some(Need::Role(Role::Admin)),
+        ) => Some(Need::Role(AccessRole::Admin)),
         _ => None,
     }
 }
@@ -42,13 +42,13 @@ pub fn of_method(path: &str) -> Option<Need> {
 pub const ROUTES: [(&str, Need); 9] = [
     ("/health", Need::Nothing),
     ("/ready", Need::Nothing),
-    ("/metrics", Need::Role(Role::Infer)),
-    ("/v1/models", Need::Role(Role::Infer)),
-    ("/v1/models/{model}", Need::Role(Role::Infer)),
-    ("/v1/completions", Need::Role(Role::Infer)),
-    ("/v1/chat/completions", Need::Role(Role::Infer)),
-    ("/choir/v1/variants", Need::Role(Role::Admin)),
-    ("/choir/v1/variants/{name}", Need::Role(Role::Admin)),
+    ("/metrics", Need::Role(AccessRole::Infer)),
+    ("/v1/models", Need::Role(AccessRole::Infer)),
+    ("/v1/models/{model}", Need::Role(AccessRole::Infer)),
+    ("/v1/completions", Need::Role(AccessRole::Infer)),
+    ("/v1/chat/completions", Need::Role(AccessRole::Infer)),
+    ("/choir/v1/variants", Need::Role(AccessRole::Admin)),
+    ("/choir/v1/variants/{name}", Need::Role(AccessRole::Admin)),
 ];
 
 /// What a path of the HTTP port takes. That there is nothing under one is not told to everybody.
@@ -61,8 +61,8 @@ pub fn of_route(path: &str) -> Need {
     match route {
         Some((_, need)) => *need,
         None if page::has(path) => Need::Nothing,
-        None if path.starts_with("/choir/") => Need::Role(Role::Admin),
-        None => Need::Role(Role::Infer),
+        None if path.starts_with("/choir/") => Need::Role(AccessRole::Admin),
+        None => Need::Role(AccessRole::Infer),
     }
 }
 
@@ -86,7 +86,10 @@ mod tests {
                         assert!(need.is_some(), "{path} has no role");
                         let changes = ["Add", "Remove", "Load", "Unload"];
                         let changes = changes.iter().any(|verb| method.name().contains(verb));
-                        assert!(!changes || need == Some(Need::Role(Role::Admin)), "{path}");
+                        assert!(
+                            !changes || need == Some(Need::Role(AccessRole::Admin)),
+                            "{path}"
+                        );
                         seen += 1;
                     }
                 }
@@ -121,8 +124,8 @@ mod tests {
             seen += 1;
         }
         assert!(seen >= ROUTES.len(), "only {seen} routes");
-        assert_eq!(of_route("/v1/models/a"), Need::Role(Role::Infer));
+        assert_eq!(of_route("/v1/models/a"), Need::Role(AccessRole::Infer));
         assert_eq!(of_route("/page.js"), Need::Nothing);
-        assert_eq!(of_route("/no/such/route"), Need::Role(Role::Infer));
+        assert_eq!(of_route("/no/such/route"), Need::Role(AccessRole::Infer));
     }
 }

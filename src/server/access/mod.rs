@@ -4,12 +4,12 @@ mod keys;
 mod methods;
 mod spending;
 
-pub use keys::{Keys, KeysError, KeysFile};
+pub use keys::{ApiKeys, KeysError, KeysFile};
 pub use methods::{Need, ROUTES, of_method, of_route};
 pub use spending::{Charge, Overspent};
 
 use super::status::BadField;
-use keys::Key;
+use keys::ApiKey;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use tonic::Status;
@@ -22,7 +22,7 @@ const LONGEST_CLIENT_ID: usize = 128;
 
 /// What somebody may do; a later one may all that an earlier one may.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Role {
+pub enum AccessRole {
     /// Ask for text.
     #[default]
     Infer,
@@ -39,8 +39,8 @@ pub struct Peer(pub Option<IpAddr>);
 pub struct Caller {
     /// Whom the engine counts the request for.
     pub client: Option<Arc<str>>,
-    pub role: Role,
-    key: Option<Arc<Key>>,
+    pub role: AccessRole,
+    key: Option<Arc<ApiKey>>,
 }
 
 impl Caller {
@@ -63,7 +63,7 @@ impl Caller {
     /// # Errors
     /// `Overspent` where it has no more of that now.
     pub fn charge(&self, tokens: usize) -> Result<Option<Charge>, Overspent> {
-        let charge = |key: &Arc<Key>| Charge::new(key.spending.clone(), key.allowance, tokens);
+        let charge = |key: &Arc<ApiKey>| Charge::new(key.spending.clone(), key.allowance, tokens);
         self.key.as_ref().map(charge).transpose()
     }
 }
@@ -72,13 +72,13 @@ impl Caller {
 #[derive(Clone, Debug, Default)]
 pub struct Access {
     /// None: everybody is an admin.
-    keys: Option<Arc<Keys>>,
+    keys: Option<Arc<ApiKeys>>,
     /// Whether to believe [`CLIENT_ID`].
     trust_client_id: bool,
 }
 
 impl Access {
-    pub fn new(keys: Option<Arc<Keys>>, trust_client_id: bool) -> Self {
+    pub fn new(keys: Option<Arc<ApiKeys>>, trust_client_id: bool) -> Self {
         Access {
             keys,
             trust_client_id,
@@ -114,8 +114,8 @@ impl Access {
             _ => None,
         };
         let role = match (&self.keys, &key) {
-            (None, _) => Role::Admin,
-            (Some(_), key) => key.as_ref().map_or(Role::Infer, |key| key.role),
+            (None, _) => AccessRole::Admin,
+            (Some(_), key) => key.as_ref().map_or(AccessRole::Infer, |key| key.role),
         };
         let client = self.client(headers, peer, key.as_deref())?;
         Ok(Caller { client, role, key })
@@ -127,7 +127,7 @@ impl Access {
         &self,
         headers: &HeaderMap,
         peer: Option<&Peer>,
-        key: Option<&Key>,
+        key: Option<&ApiKey>,
     ) -> Result<Option<Arc<str>>, BadField> {
         if let Some(id) = headers.get(CLIENT_ID).filter(|_| self.trust_client_id) {
             return match id.to_str() {

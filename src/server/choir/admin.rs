@@ -2,7 +2,7 @@
 
 use super::convert;
 use super::upload;
-use crate::catalog::{AddRequest, Progress, RemoveRequest, Source, Tuning};
+use crate::catalog::{AddRequest, AdditionProgress, CheckpointSource, RemoveRequest, Tuning};
 use crate::engine::{EngineHandle, MemoryPart};
 use crate::pb;
 use crate::pb::add_variant_request::Part;
@@ -11,7 +11,7 @@ use crate::pb::admin_server::Admin;
 use crate::server::Limits;
 use crate::server::access::Caller;
 use crate::server::changes::Changes;
-use crate::server::spool::{Room, Spool};
+use crate::server::spool::{Spool, UploadRoom};
 use crate::server::status::BadField;
 use crate::store;
 use std::time::Duration;
@@ -29,7 +29,7 @@ const PROGRESS_WAITING: usize = 32;
 pub struct AdminService {
     changes: Changes,
     engine: EngineHandle,
-    room: Room,
+    room: UploadRoom,
     /// With clients that are silent or slow.
     patience: Duration,
     /// Told in the status.
@@ -38,7 +38,7 @@ pub struct AdminService {
 
 impl AdminService {
     /// `room` is that of all uploads under way together.
-    pub fn new(changes: Changes, engine: EngineHandle, room: Room, limits: &Limits) -> Self {
+    pub fn new(changes: Changes, engine: EngineHandle, room: UploadRoom, limits: &Limits) -> Self {
         AdminService {
             changes,
             engine,
@@ -90,14 +90,14 @@ impl AdminService {
         let (source, reserved, field) = match header.source {
             Some(pb::add_variant_header::Source::Path(path)) if !path.is_empty() => {
                 let file = self.changes.file("header.path", path).await?;
-                (Source::Path(file), None, "header.path")
+                (CheckpointSource::Path(file), None, "header.path")
             }
             Some(pb::add_variant_header::Source::UploadBytes(bytes)) => {
                 let reserved = upload::reserve(&self.room, caller, bytes)?;
                 let report = |fraction| tell(events, pb::AddStage::Receiving, fraction);
                 let spool = Spool::new(&self.changes.catalog, Some(bytes), self.patience)?;
                 let file = upload::receive(&mut requests, bytes, spool, report).await?;
-                (Source::Spooled(file), Some(reserved), "chunk")
+                (CheckpointSource::Spooled(file), Some(reserved), "chunk")
             }
             Some(pb::add_variant_header::Source::Path(_)) | None => {
                 return Err(BadField::new(
@@ -126,7 +126,7 @@ impl AdminService {
         };
         let dry_run = request.dry_run;
         let events = events.clone();
-        let told = move |progress: Progress| {
+        let told = move |progress: AdditionProgress| {
             let _held = &reserved;
             tell(&events, convert::stage(progress.stage), progress.fraction)
         };
@@ -164,7 +164,9 @@ impl Admin for AdminService {
         let caller = Caller::of(request.extensions())?;
         let request = request.into_inner();
         let delta = match request.path {
-            Some(path) => Some(Source::Path(self.changes.file("path", path).await?)),
+            Some(path) => Some(CheckpointSource::Path(
+                self.changes.file("path", path).await?,
+            )),
             None => None,
         };
         let removal = RemoveRequest {

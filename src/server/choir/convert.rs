@@ -5,13 +5,13 @@ mod sampling;
 
 pub use sampling::{choice, kappa_to_wire, path, process, profile_to_wire, sampling_to_wire};
 
-use crate::catalog::{Added, Beside, Stage, VariantInfo};
+use crate::catalog::{Added, AdditionStage, Beside, VariantInfo};
 use crate::engine::{self, Event, Priority, Reason};
 use crate::model::Process;
-use crate::model::tokenizer::{Message, Role};
+use crate::model::tokenizer::{ChatRole, Message};
 use crate::pb;
 use crate::pb::piece::Piece as WirePiece;
-use crate::server::requests::{Given, Piece, Text};
+use crate::server::requests::{InputText, Piece, RequestInput};
 use crate::server::status::BadField;
 use crate::store::{Keep, Share};
 use crate::superposition::Digest;
@@ -32,9 +32,9 @@ pub fn mix(parts: Vec<pb::VariantWeight>) -> Vec<(String, f32)> {
 fn messages(wire: Vec<pb::Message>) -> Result<Vec<Message>, BadField> {
     let message = |(at, message): (usize, pb::Message)| {
         let role = match pb::Role::try_from(message.role) {
-            Ok(pb::Role::System) => Role::System,
-            Ok(pb::Role::User) => Role::User,
-            Ok(pb::Role::Assistant) => Role::Assistant,
+            Ok(pb::Role::System) => ChatRole::System,
+            Ok(pb::Role::User) => ChatRole::User,
+            Ok(pb::Role::Assistant) => ChatRole::Assistant,
             _ => {
                 let reason = format!("message {at} has no role that is known here");
                 return Err(BadField::new("messages", reason));
@@ -47,7 +47,7 @@ fn messages(wire: Vec<pb::Message>) -> Result<Vec<Message>, BadField> {
 }
 
 /// What is given: a prompt and perhaps a suffix, or a conversation or a template instead of both.
-pub fn given(request: pb::GenerateRequest) -> Result<Given, BadField> {
+pub fn given(request: pb::GenerateRequest) -> Result<RequestInput, BadField> {
     if !request.messages.is_empty() {
         let bad = |reason| Err(BadField::new("messages", reason));
         if !request.prompt.is_empty() || request.suffix.is_some() || !request.template.is_empty() {
@@ -56,7 +56,7 @@ pub fn given(request: pb::GenerateRequest) -> Result<Given, BadField> {
         if request.control_tokens {
             return bad("control tokens are the chat template's");
         }
-        return Ok(Given::Conversation {
+        return Ok(RequestInput::Conversation {
             messages: messages(request.messages)?,
             enable_thinking: request.enable_thinking,
             max_tokens: request.max_tokens,
@@ -66,8 +66,8 @@ pub fn given(request: pb::GenerateRequest) -> Result<Given, BadField> {
         return Err(BadField::new("enable_thinking", "there are no messages"));
     }
     if request.template.is_empty() {
-        return Ok(Given::Prompt {
-            prompt: Text::Written(request.prompt),
+        return Ok(RequestInput::Prompt {
+            prompt: InputText::Written(request.prompt),
             suffix: request.suffix,
             max_tokens: request.max_tokens,
         });
@@ -83,7 +83,7 @@ pub fn given(request: pb::GenerateRequest) -> Result<Given, BadField> {
     });
     let pieces: Option<Vec<Piece>> = pieces.collect();
     let pieces = pieces.ok_or_else(|| bad("one of its pieces is neither text nor hole"))?;
-    Ok(Given::Template(pieces))
+    Ok(RequestInput::Template(pieces))
 }
 
 /// The priority of a request.
@@ -239,7 +239,7 @@ pub fn beside(wire: Option<pb::Beside>) -> Result<Beside, BadField> {
 }
 
 /// Refusals on the wire.
-pub fn refused(refused: engine::Refused) -> pb::Refused {
+pub fn refused(refused: engine::RefusalCounts) -> pb::Refused {
     pb::Refused {
         queue: refused.queue,
         variant: refused.variant,
@@ -261,14 +261,14 @@ pub fn load((name, load): (String, engine::VariantLoad)) -> pb::VariantLoad {
 }
 
 /// A stage of an addition on the wire.
-pub fn stage(stage: Stage) -> pb::AddStage {
+pub fn stage(stage: AdditionStage) -> pb::AddStage {
     match stage {
-        Stage::Reading => pb::AddStage::Reading,
-        Stage::Comparing => pb::AddStage::Comparing,
-        Stage::Accumulating => pb::AddStage::Accumulating,
-        Stage::Measuring => pb::AddStage::Measuring,
-        Stage::Writing => pb::AddStage::Writing,
-        Stage::Publishing => pb::AddStage::Publishing,
+        AdditionStage::Reading => pb::AddStage::Reading,
+        AdditionStage::Comparing => pb::AddStage::Comparing,
+        AdditionStage::Accumulating => pb::AddStage::Accumulating,
+        AdditionStage::Measuring => pb::AddStage::Measuring,
+        AdditionStage::Writing => pb::AddStage::Writing,
+        AdditionStage::Publishing => pb::AddStage::Publishing,
     }
 }
 

@@ -25,12 +25,12 @@ impl InferenceService {
 
 #[tonic::async_trait]
 impl Inference for InferenceService {
-    type GenerateStream = Events;
+    type GenerateStream = AnswerStream;
 
     async fn generate(
         &self,
         request: Request<pb::GenerateRequest>,
-    ) -> Result<Response<Events>, Status> {
+    ) -> Result<Response<AnswerStream>, Status> {
         let deadline = deadline::of(request.metadata())?;
         let caller = Caller::of(request.extensions())?;
         let mut request = request.into_inner();
@@ -50,7 +50,7 @@ impl Inference for InferenceService {
         };
         let answer = self.requests.generate(ask).await;
         let answer = answer.map_err(|refusal| refusal.named(convert::path))?;
-        Ok(Response::new(Events { answer }))
+        Ok(Response::new(AnswerStream { answer }))
     }
 
     async fn score(
@@ -80,11 +80,11 @@ impl Inference for InferenceService {
 }
 
 /// One answer on the wire. Dropping it, as tonic does when the client leaves, cancels the request.
-pub struct Events {
+pub struct AnswerStream {
     answer: Answer,
 }
 
-impl Stream for Events {
+impl Stream for AnswerStream {
     type Item = Result<pb::GenerateResponse, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {

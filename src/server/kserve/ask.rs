@@ -6,7 +6,7 @@ use crate::kserve as pb;
 use crate::server::access::Caller;
 use crate::server::metrics::Protocol;
 use crate::server::mix;
-use crate::server::requests::{Ask, Given, Text};
+use crate::server::requests::{Ask, InputText, RequestInput};
 use crate::server::status::BadField;
 use pb::infer_parameter::ParameterChoice;
 use std::collections::HashMap;
@@ -20,7 +20,7 @@ const LAST: &str = "triton_final_response";
 
 /// How the answers to one request are to be sent.
 #[derive(Clone, Debug)]
-pub struct Shown {
+pub struct InferForm {
     model: String,
     id: String,
     /// An answer for each block.
@@ -36,7 +36,7 @@ pub fn read(
     mut request: pb::ModelInferRequest,
     deadline: Option<Instant>,
     caller: Caller,
-) -> Result<(Ask, Shown), BadField> {
+) -> Result<(Ask, InferForm), BadField> {
     check_version(&request.model_version)?;
     if let Some(other) = request.outputs.iter().find(|output| output.name != OUTPUT) {
         let named: String = other.name.chars().take(64).collect();
@@ -60,7 +60,7 @@ pub fn read(
     };
     let within = |micros| Instant::now().checked_add(Duration::from_micros(micros));
     let timeout = timeout.filter(|&micros| micros > 0).and_then(within);
-    let shown = Shown {
+    let shown = InferForm {
         stream: inputs.flag("stream")?.unwrap_or(false),
         wants_last: matches!(
             flag(&request.parameters, WANTS_LAST),
@@ -73,8 +73,8 @@ pub fn read(
     let ask = Ask {
         protocol: Protocol::kserve,
         mix: mix::named("model_name", &shown.model)?,
-        given: Given::Prompt {
-            prompt: Text::Written(text),
+        given: RequestInput::Prompt {
+            prompt: InputText::Written(text),
             suffix: None,
             max_tokens: inputs.whole("max_tokens")?,
         },
@@ -117,7 +117,7 @@ pub fn path(field: &'static str) -> &'static str {
     }
 }
 
-impl Shown {
+impl InferForm {
     /// An answer with a piece of the text, or the whole of it.
     pub fn text(&self, text: String, last: bool) -> pb::ModelInferResponse {
         let bytes = text.into_bytes();

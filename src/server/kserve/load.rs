@@ -1,7 +1,7 @@
 //! Loads and unloads: variants added from files of the server's own disk, and removed.
 
 use super::Service;
-use crate::catalog::{AddRequest, RemoveRequest, Source};
+use crate::catalog::{AddRequest, CheckpointSource, RemoveRequest};
 use crate::kserve as pb;
 use crate::server::access::Caller;
 use crate::server::status::BadField;
@@ -68,7 +68,7 @@ impl Service {
             self.check(&request.model_name, "")?;
             return Ok(());
         };
-        let source = Source::Path(self.changes.file("path", path).await?);
+        let source = CheckpointSource::Path(self.changes.file("path", path).await?);
         let request = AddRequest {
             seed,
             scale,

@@ -13,7 +13,7 @@ use super::mix;
 use super::requests::{Answer, Requests};
 use crate::engine::{BASE, EngineHandle};
 use crate::kserve as pb;
-use ask::{Shown, check_version};
+use ask::{InferForm, check_version};
 use pb::grpc_inference_service_server::GrpcInferenceService;
 use statistics::Statistics;
 use std::time::Instant;
@@ -65,7 +65,7 @@ impl Service {
         request: pb::ModelInferRequest,
         deadline: Option<Instant>,
         caller: Caller,
-    ) -> Result<(Answer, Shown), Status> {
+    ) -> Result<(Answer, InferForm), Status> {
         let (ask, shown) = ask::read(request, deadline, caller)?;
         let answer = self.requests.generate(ask).await;
         let answer = answer.map_err(|refusal| refusal.named(ask::path))?;

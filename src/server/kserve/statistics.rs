@@ -1,6 +1,6 @@
 //! What this protocol's requests took, by model, for its own statistics call.
 
-use super::ask::{Shown, VERSION};
+use super::ask::{InferForm, VERSION};
 use crate::engine::Summary;
 use crate::kserve as pb;
 use std::collections::BTreeMap;
@@ -46,7 +46,7 @@ impl Statistics {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn finished(&self, shown: &Shown, begun: Instant, summary: &Summary) {
+    pub fn finished(&self, shown: &InferForm, begun: Instant, summary: &Summary) {
         self.count(shown, |of| {
             of.success.add(begun.elapsed());
             of.queue.add(summary.queued);
@@ -55,11 +55,11 @@ impl Statistics {
         });
     }
 
-    pub fn failed(&self, shown: &Shown, begun: Instant) {
+    pub fn failed(&self, shown: &InferForm, begun: Instant) {
         self.count(shown, |of| of.fail.add(begun.elapsed()));
     }
 
-    fn count(&self, shown: &Shown, count: impl Fn(&mut Of)) {
+    fn count(&self, shown: &InferForm, count: impl Fn(&mut Of)) {
         if shown.is_mix() {
             return;
         }

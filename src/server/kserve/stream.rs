@@ -1,7 +1,7 @@
 //! Triton's ModelStreamInfer: many requests on one stream, and the answers to them as they come.
 
 use super::Service;
-use super::ask::Shown;
+use super::ask::InferForm;
 use crate::engine::Event;
 use crate::kserve as pb;
 use crate::server::access::Caller;
@@ -16,7 +16,7 @@ const MOST: usize = 256;
 
 /// A request that is under way.
 struct Making {
-    shown: Shown,
+    shown: InferForm,
     begun: Instant,
     /// Kept where the answer is sent as a whole.
     text: String,
@@ -57,7 +57,7 @@ pub async fn answer(
                             making.insert(count, Making { shown, begun, text });
                             count += 1;
                         }
-                        Err(status) => send(Shown::failed(id, status.message())),
+                        Err(status) => send(InferForm::failed(id, status.message())),
                     }
                 }
                 Ok(None) => open = false,
@@ -85,7 +85,7 @@ impl Service {
     fn tell(
         &self,
         begun: Instant,
-        shown: &Shown,
+        shown: &InferForm,
         whole: &mut String,
         event: Event,
     ) -> Option<pb::ModelStreamInferResponse> {
@@ -108,7 +108,7 @@ impl Service {
             Event::Failed(error) => {
                 self.statistics.failed(shown, begun);
                 let status = Status::from(error);
-                return Some(Shown::failed(shown.id(), status.message()));
+                return Some(InferForm::failed(shown.id(), status.message()));
             }
         };
         response.map(|response| pb::ModelStreamInferResponse {

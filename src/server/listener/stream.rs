@@ -16,7 +16,7 @@ pub enum Plain {
 
 /// As they are meant.
 #[derive(Debug)]
-pub enum Stream {
+pub enum ClientStream {
     Plain(Plain),
     Tls(Box<TlsStream<Plain>>),
 }
@@ -92,5 +92,5 @@ macro_rules! streams {
 
 streams! {
     Plain { Tcp, Unix }
-    Stream { Plain, Tls }
+    ClientStream { Plain, Tls }
 }

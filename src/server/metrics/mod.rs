@@ -5,7 +5,7 @@
 mod standing;
 mod watch;
 
-pub use watch::Watch;
+pub use watch::RequestWatch;
 
 use super::requests::Refusal;
 use crate::catalog::Catalog;
@@ -186,7 +186,7 @@ impl Metrics {
             "What additions and removals of variants took",
             metrics.change_seconds.clone(),
         );
-        registry.register_collector(Box::new(standing::Standing::new(engine, catalog)));
+        registry.register_collector(Box::new(standing::StandingMetrics::new(engine, catalog)));
         Arc::new(metrics)
     }
 

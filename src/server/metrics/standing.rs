@@ -11,20 +11,20 @@ use std::collections::BTreeMap;
 use std::fmt::Error;
 use std::sync::Arc;
 
-pub struct Standing {
+pub struct StandingMetrics {
     engine: EngineHandle,
     catalog: Arc<Catalog>,
 }
 
-impl std::fmt::Debug for Standing {
+impl std::fmt::Debug for StandingMetrics {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Standing").finish_non_exhaustive()
+        f.debug_struct("StandingMetrics").finish_non_exhaustive()
     }
 }
 
-impl Standing {
+impl StandingMetrics {
     pub fn new(engine: EngineHandle, catalog: Arc<Catalog>) -> Self {
-        Standing { engine, catalog }
+        StandingMetrics { engine, catalog }
     }
 }
 
@@ -42,7 +42,7 @@ fn family<'a, M: EncodeMetric>(
     Ok(())
 }
 
-impl Collector for Standing {
+impl Collector for StandingMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
         let (engine, catalog) = (self.engine.status(), self.catalog.status());
         let gauges = [

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 /// Sees a request's events go by. One that goes before the last event was the client's to leave.
 #[derive(Debug)]
-pub struct Watch {
+pub struct RequestWatch {
     metrics: Arc<Metrics>,
     protocol: Protocol,
     variant: Arc<str>,
@@ -17,9 +17,14 @@ pub struct Watch {
     outcome: Option<Outcome>,
 }
 
-impl Watch {
-    pub fn new(metrics: Arc<Metrics>, protocol: Protocol, variant: &str, request_id: u64) -> Watch {
-        Watch {
+impl RequestWatch {
+    pub fn new(
+        metrics: Arc<Metrics>,
+        protocol: Protocol,
+        variant: &str,
+        request_id: u64,
+    ) -> RequestWatch {
+        RequestWatch {
             metrics,
             protocol,
             variant: variant.into(),
@@ -68,7 +73,7 @@ impl Watch {
     }
 }
 
-impl Drop for Watch {
+impl Drop for RequestWatch {
     fn drop(&mut self) {
         let outcome = self.outcome.unwrap_or(Outcome::cancelled);
         self.metrics

@@ -1,12 +1,12 @@
 //! `POST /v1/chat/completions`: its fields.
 
-use super::completion::{Shared, Shown};
+use super::completion::{AnswerForm, CommonFields};
 use super::fields::Fields;
 use super::list::list;
-use crate::model::tokenizer::{Message, Role};
+use crate::model::tokenizer::{ChatRole, Message};
 use crate::server::access::Caller;
 use crate::server::failure::Failure;
-use crate::server::requests::{Ask, Given, MOST_MESSAGES};
+use crate::server::requests::{Ask, MOST_MESSAGES, RequestInput};
 use crate::server::status::BadField;
 use serde::Deserialize;
 use serde_json::Value;
@@ -16,9 +16,9 @@ const MESSAGES: &str = "messages";
 const MOST_PARTS: usize = 1024;
 
 /// What to ask for each choice, and how to show it.
-pub fn read(body: &[u8], caller: Caller) -> Result<(Shown, Vec<Ask>), Failure> {
+pub fn read(body: &[u8], caller: Caller) -> Result<(AnswerForm, Vec<Ask>), Failure> {
     let mut fields = Fields::read(body)?;
-    let shared = Shared::read(&mut fields, caller)?;
+    let shared = CommonFields::read(&mut fields, caller)?;
     if shared.template.is_some() {
         return Err(BadField::new("choir.template", "a chat has none").into());
     }
@@ -27,7 +27,7 @@ pub fn read(body: &[u8], caller: Caller) -> Result<(Shown, Vec<Ask>), Failure> {
     Ok((shared.shown, asks))
 }
 
-fn given(fields: &mut Fields) -> Result<Given, BadField> {
+fn given(fields: &mut Fields) -> Result<RequestInput, BadField> {
     let nothing = |value: &Value| value.as_array().is_some_and(Vec::is_empty);
     fields.refuse("tools", "there are no tools", nothing)?;
     fields.refuse("functions", "there are no functions", nothing)?;
@@ -40,7 +40,7 @@ fn given(fields: &mut Fields) -> Result<Given, BadField> {
     let messages = fields.take_by(list(MOST_MESSAGES), MESSAGES, MESSAGES)?;
     let messages = messages.ok_or_else(|| BadField::new(MESSAGES, "they are missing"))?;
     let most: Option<u32> = fields.take("max_completion_tokens")?;
-    Ok(Given::Conversation {
+    Ok(RequestInput::Conversation {
         messages: messages
             .into_iter()
             .enumerate()
@@ -56,9 +56,9 @@ fn message((at, mut fields): (usize, Fields)) -> Result<Message, BadField> {
     let bad = |reason: &str| BadField::new(MESSAGES, format!("message {at} {reason}"));
     let role: Option<String> = fields.take("role").map_err(|_| bad("has no role"))?;
     let role = match role.as_deref() {
-        Some("system" | "developer") => Role::System,
-        Some("user") => Role::User,
-        Some("assistant") => Role::Assistant,
+        Some("system" | "developer") => ChatRole::System,
+        Some("user") => ChatRole::User,
+        Some("assistant") => ChatRole::Assistant,
         Some(_) => {
             return Err(bad(
                 "is of a role that is neither system, user nor assistant",

@@ -7,7 +7,7 @@ use crate::server::access::Caller;
 use crate::server::failure::Failure;
 use crate::server::metrics::Protocol;
 use crate::server::mix;
-use crate::server::requests::{Ask, Given, Text};
+use crate::server::requests::{Ask, InputText, RequestInput};
 use crate::server::status::BadField;
 use serde::Deserializer;
 use serde::de::{DeserializeSeed, Error, SeqAccess, Unexpected, Visitor};
@@ -21,7 +21,7 @@ const DEFAULT_MAX_TOKENS: u32 = 16;
 
 /// How answers are to be shown.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Shown {
+pub struct AnswerForm {
     pub model: String,
     pub stream: bool,
     /// A last chunk with the usage, where it streams.
@@ -33,20 +33,20 @@ pub struct Shown {
 /// One request: what to ask for each choice, and what stands before its text.
 #[derive(Debug)]
 pub struct Completion {
-    pub shown: Shown,
-    pub asks: Vec<(Ask, Option<Text>)>,
+    pub shown: AnswerForm,
+    pub asks: Vec<(Ask, Option<InputText>)>,
 }
 
 /// What completions and chats have in common.
-pub struct Shared {
-    pub shown: Shown,
+pub struct CommonFields {
+    pub shown: AnswerForm,
     /// Everything but what is given.
     pub ask: Ask,
-    pub template: Option<Given>,
+    pub template: Option<RequestInput>,
 }
 
-impl Shared {
-    pub fn read(fields: &mut Fields, caller: Caller) -> Result<Shared, BadField> {
+impl CommonFields {
+    pub fn read(fields: &mut Fields, caller: Caller) -> Result<CommonFields, BadField> {
         let model: Option<String> = fields.take("model")?;
         let model = model.ok_or_else(|| BadField::new("model", "it is missing"))?;
         for penalty in ["presence_penalty", "frequency_penalty"] {
@@ -62,7 +62,7 @@ impl Shared {
         }
         let ours = Ours::read(fields)?;
         let mut options: Fields = fields.take("stream_options")?.unwrap_or_default();
-        let shown = Shown {
+        let shown = AnswerForm {
             model,
             stream: fields.flag("stream")?,
             include_usage: options.flag("include_usage")?,
@@ -84,10 +84,10 @@ impl Shared {
             deadline: ours.deadline,
             priority: ours.priority,
             caller,
-            given: Given::default(),
+            given: RequestInput::default(),
         };
-        let template = ours.template.map(Given::Template);
-        Ok(Shared {
+        let template = ours.template.map(RequestInput::Template);
+        Ok(CommonFields {
             shown,
             ask,
             template,
@@ -95,7 +95,7 @@ impl Shared {
     }
 
     /// One request for each choice. Each of several has a seed of its own: the one given and those after it.
-    pub fn asks(&self, given: &Given, first: usize) -> impl Iterator<Item = Ask> {
+    pub fn asks(&self, given: &RequestInput, first: usize) -> impl Iterator<Item = Ask> {
         (0..self.shown.n).map(move |index| {
             let seed = |seed: u64| seed.wrapping_add((first + index) as u64);
             Ask {
@@ -111,11 +111,11 @@ impl Completion {
     /// `most`: tokens of a prompt at most.
     pub fn read(body: &[u8], caller: Caller, most: usize) -> Result<Completion, Failure> {
         let mut fields = Fields::read(body)?;
-        let shared = Shared::read(&mut fields, caller)?;
+        let shared = CommonFields::read(&mut fields, caller)?;
         Ok(Self::of(fields, shared, most)?)
     }
 
-    fn of(mut fields: Fields, shared: Shared, most: usize) -> Result<Completion, BadField> {
+    fn of(mut fields: Fields, shared: CommonFields, most: usize) -> Result<Completion, BadField> {
         let off = |value: &Value| value == &Value::Bool(false);
         fields.refuse(
             "logprobs",
@@ -151,7 +151,7 @@ impl Completion {
         }
         let mut asks = Vec::new();
         for prompt in prompts {
-            let given = Given::Prompt {
+            let given = RequestInput::Prompt {
                 prompt: prompt.clone(),
                 suffix: suffix.clone().filter(|suffix| !suffix.is_empty()),
                 max_tokens: Some(max_tokens.unwrap_or(DEFAULT_MAX_TOKENS)),
@@ -169,62 +169,62 @@ impl Completion {
 
 /// What stands in the list of prompts.
 #[derive(Debug)]
-enum GivenPrompt {
-    Whole(Text),
+enum PromptElement {
+    Whole(InputText),
     /// One token of the only prompt.
     Token(u32),
 }
 
 /// A string, strings, ids of tokens, or lists of those.
-fn prompts(given: Option<Vec<GivenPrompt>>) -> Result<Vec<Text>, BadField> {
+fn prompts(given: Option<Vec<PromptElement>>) -> Result<Vec<InputText>, BadField> {
     let bad = |reason: &str| BadField::new("prompt", reason);
     let (mut texts, mut tokens) = (Vec::new(), Vec::new());
     for one in given.ok_or_else(|| bad("it is missing"))? {
         match one {
-            GivenPrompt::Whole(text) => texts.push(text),
-            GivenPrompt::Token(token) => tokens.push(token),
+            PromptElement::Whole(text) => texts.push(text),
+            PromptElement::Token(token) => tokens.push(token),
         }
     }
     match (texts.is_empty(), tokens.is_empty()) {
         (true, true) => Err(bad("it is an empty list")),
-        (true, false) => Ok(vec![Text::Tokens(tokens)]),
+        (true, false) => Ok(vec![InputText::Tokens(tokens)]),
         (false, true) => Ok(texts),
         (false, false) => Err(bad("it has both tokens and whole prompts")),
     }
 }
 
-/// Reads a [`GivenPrompt`] of so many tokens at most.
+/// Reads a [`PromptElement`] of so many tokens at most.
 #[derive(Clone, Copy, Debug)]
 struct ReadGiven {
     most: usize,
 }
 
 impl<'de> DeserializeSeed<'de> for ReadGiven {
-    type Value = GivenPrompt;
+    type Value = PromptElement;
 
-    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<GivenPrompt, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<PromptElement, D::Error> {
         from.deserialize_any(self)
     }
 }
 
 impl<'de> Visitor<'de> for ReadGiven {
-    type Value = GivenPrompt;
+    type Value = PromptElement;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a string, or ids of tokens")
     }
 
-    fn visit_str<E: Error>(self, text: &str) -> Result<GivenPrompt, E> {
-        Ok(GivenPrompt::Whole(Text::Written(text.to_owned())))
+    fn visit_str<E: Error>(self, text: &str) -> Result<PromptElement, E> {
+        Ok(PromptElement::Whole(InputText::Written(text.to_owned())))
     }
 
-    fn visit_u64<E: Error>(self, id: u64) -> Result<GivenPrompt, E> {
-        let fits = u32::try_from(id).map(GivenPrompt::Token);
+    fn visit_u64<E: Error>(self, id: u64) -> Result<PromptElement, E> {
+        let fits = u32::try_from(id).map(PromptElement::Token);
         fits.map_err(|_| E::invalid_value(Unexpected::Unsigned(id), &self))
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, from: A) -> Result<GivenPrompt, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, from: A) -> Result<PromptElement, A::Error> {
         let ids = list(self.most).visit_seq(from)?;
-        Ok(GivenPrompt::Whole(Text::Tokens(ids)))
+        Ok(PromptElement::Whole(InputText::Tokens(ids)))
     }
 }

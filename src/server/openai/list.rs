@@ -7,7 +7,7 @@ use std::marker::PhantomData;
 
 /// How to read a list of at most so many elements: one more ends it.
 #[derive(Clone, Copy, Debug)]
-pub struct List<S> {
+pub struct BoundedList<S> {
     most: usize,
     element: S,
     /// Whether a string by itself is a list of one.
@@ -15,8 +15,8 @@ pub struct List<S> {
 }
 
 /// A list of what `element` reads.
-pub fn list_of<S>(most: usize, element: S) -> List<S> {
-    List {
+pub fn list_of<S>(most: usize, element: S) -> BoundedList<S> {
+    BoundedList {
         most,
         element,
         or_one: false,
@@ -24,21 +24,21 @@ pub fn list_of<S>(most: usize, element: S) -> List<S> {
 }
 
 /// A list of any such type.
-pub fn list<T>(most: usize) -> List<PhantomData<T>> {
+pub fn list<T>(most: usize) -> BoundedList<PhantomData<T>> {
     list_of(most, PhantomData)
 }
 
-impl<S> List<S> {
+impl<S> BoundedList<S> {
     /// A string by itself is a list of one, too.
     pub fn or_one(self) -> Self {
-        List {
+        BoundedList {
             or_one: true,
             ..self
         }
     }
 }
 
-impl<'de, S: DeserializeSeed<'de> + Clone> DeserializeSeed<'de> for List<S> {
+impl<'de, S: DeserializeSeed<'de> + Clone> DeserializeSeed<'de> for BoundedList<S> {
     type Value = Vec<S::Value>;
 
     fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Self::Value, D::Error> {
@@ -46,7 +46,7 @@ impl<'de, S: DeserializeSeed<'de> + Clone> DeserializeSeed<'de> for List<S> {
     }
 }
 
-impl<'de, S: DeserializeSeed<'de> + Clone> Visitor<'de> for List<S> {
+impl<'de, S: DeserializeSeed<'de> + Clone> Visitor<'de> for BoundedList<S> {
     type Value = Vec<S::Value>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

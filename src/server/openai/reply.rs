@@ -1,6 +1,6 @@
 //! Answers in OpenAI's shape: whole, or as server-sent events.
 
-use super::completion::Shown;
+use super::completion::AnswerForm;
 use crate::engine::{Event, Reason, Revealed, Summary};
 use crate::server::failure::Failure;
 use crate::server::requests::{Answer, Whole};
@@ -32,7 +32,7 @@ pub struct Making {
 /// What all parts of one reply say.
 struct Head {
     form: Form,
-    shown: Shown,
+    shown: AnswerForm,
     id: String,
     created: u64,
 }
@@ -65,7 +65,7 @@ impl Usage {
 }
 
 impl Head {
-    fn new(form: Form, shown: Shown, id: u64) -> Head {
+    fn new(form: Form, shown: AnswerForm, id: u64) -> Head {
         let since = SystemTime::now().duration_since(UNIX_EPOCH);
         let prefix = match form {
             Form::Text => "cmpl",
@@ -134,7 +134,11 @@ fn figures(seed: u64, generation: u64, summary: &Summary) -> Value {
 ///
 /// # Errors
 /// That of the first choice that failed; the others are cancelled.
-pub async fn whole(form: Form, shown: Shown, making: Vec<Making>) -> Result<Response, Failure> {
+pub async fn whole(
+    form: Form,
+    shown: AnswerForm,
+    making: Vec<Making>,
+) -> Result<Response, Failure> {
     let id = making.first().map_or(0, |one| one.answer.request_id());
     let head = Head::new(form, shown, id);
     let (mut usage, mut choices) = (Usage::default(), Vec::new());
@@ -167,7 +171,7 @@ pub async fn whole(form: Form, shown: Shown, making: Vec<Making>) -> Result<Resp
 }
 
 /// Shows all choices as they are made: an event for each block, then `[DONE]`.
-pub fn streamed(form: Form, shown: Shown, making: Vec<Making>) -> Response {
+pub fn streamed(form: Form, shown: AnswerForm, making: Vec<Making>) -> Response {
     let id = making.first().map_or(0, |one| one.answer.request_id());
     let (mut answers, mut beginnings) = (StreamMap::new(), Vec::new());
     for (index, Making { answer, before }) in making.into_iter().enumerate() {

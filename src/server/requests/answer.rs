@@ -2,7 +2,7 @@
 
 use crate::engine::{self, Event, EventStream, Summary};
 use crate::server::access::Charge;
-use crate::server::metrics::Watch;
+use crate::server::metrics::RequestWatch;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use tokio_stream::{Stream, StreamExt};
@@ -14,7 +14,7 @@ pub struct Answer {
     events: EventStream,
     /// The variants that answer, and their weights.
     mix: Vec<(String, f32)>,
-    watch: Watch,
+    watch: RequestWatch,
     charge: Option<Charge>,
     /// The last event was seen.
     ended: bool,
@@ -33,7 +33,7 @@ impl Answer {
     pub fn new(
         events: EventStream,
         mix: Vec<(String, f32)>,
-        watch: Watch,
+        watch: RequestWatch,
         charge: Option<Charge>,
     ) -> Self {
         Answer {

@@ -3,7 +3,7 @@
 use super::prepared::PreparedRequest;
 use super::{DEFAULT_MAX_TOKENS, Refusal, Requests};
 use crate::engine::{self, LONG_TEXT};
-use crate::model::tokenizer::{Message, Role, TokenizerError};
+use crate::model::tokenizer::{ChatRole, Message, TokenizerError};
 use crate::server::status::BadField;
 
 /// Pieces of a template at most.
@@ -15,7 +15,7 @@ const MESSAGES: &str = "messages";
 
 /// Text as a client gives it.
 #[derive(Clone, Debug)]
-pub enum Text {
+pub enum InputText {
     Written(String),
     /// Ids of the served vocabulary.
     Tokens(Vec<u32>),
@@ -23,10 +23,10 @@ pub enum Text {
 
 /// What is given and what is to be made.
 #[derive(Clone, Debug)]
-pub enum Given {
+pub enum RequestInput {
     /// A text to continue, or a hole between two texts.
     Prompt {
-        prompt: Text,
+        prompt: InputText,
         suffix: Option<String>,
         max_tokens: Option<u32>,
     },
@@ -48,10 +48,10 @@ pub enum Piece {
     Hole(u32),
 }
 
-impl Default for Given {
+impl Default for RequestInput {
     fn default() -> Self {
-        Given::Prompt {
-            prompt: Text::Written(String::new()),
+        RequestInput::Prompt {
+            prompt: InputText::Written(String::new()),
             suffix: None,
             max_tokens: None,
         }
@@ -84,31 +84,31 @@ pub(super) fn check_bytes(field: &'static str, bytes: usize, limit: usize) -> Re
     }
 }
 
-impl Text {
+impl InputText {
     fn bytes(&self) -> usize {
         match self {
-            Text::Written(text) => text.len(),
-            Text::Tokens(_) => 0, // they are there already
+            InputText::Written(text) => text.len(),
+            InputText::Tokens(_) => 0, // they are there already
         }
     }
 }
 
-impl Given {
+impl RequestInput {
     /// Bytes of its text, which are refused where they are more than the limit: all of it counts, whatever field it stands in.
     pub(super) fn bytes(&self, limit: usize) -> Result<usize, BadField> {
         let (first, more) = match self {
-            Given::Prompt { prompt, suffix, .. } => (
+            RequestInput::Prompt { prompt, suffix, .. } => (
                 ("prompt", prompt.bytes()),
                 Some(("suffix", suffix.as_ref().map_or(0, String::len))),
             ),
-            Given::Template(pieces) => {
+            RequestInput::Template(pieces) => {
                 let bytes = pieces.iter().map(|piece| match piece {
                     Piece::Text(text) => text.len(),
                     Piece::Hole(_) => 0,
                 });
                 ((TEMPLATE, bytes.sum()), None)
             }
-            Given::Conversation { messages, .. } => {
+            RequestInput::Conversation { messages, .. } => {
                 let bytes = messages.iter().map(|message| message.content.len());
                 ((MESSAGES, bytes.sum()), None)
             }
@@ -124,15 +124,15 @@ impl Given {
     /// Which of the request's fields the engine means, who knows tokens before and after a hole.
     pub(super) fn names(&self) -> fn(&'static str) -> &'static str {
         match self {
-            Given::Prompt { .. } => |field| match field {
+            RequestInput::Prompt { .. } => |field| match field {
                 TEMPLATE => "suffix",
                 field => field,
             },
-            Given::Template(_) => |field| match field {
+            RequestInput::Template(_) => |field| match field {
                 "prompt" | "max_tokens" => TEMPLATE,
                 field => field,
             },
-            Given::Conversation { .. } => |field| match field {
+            RequestInput::Conversation { .. } => |field| match field {
                 "prompt" => MESSAGES,
                 field => field,
             },
@@ -142,10 +142,10 @@ impl Given {
 
 impl Requests {
     /// A text as it is shown.
-    pub fn written(&self, text: Text) -> String {
+    pub fn written(&self, text: InputText) -> String {
         match text {
-            Text::Written(text) => text,
-            Text::Tokens(tokens) => self.engine.generation().tokenizer.decode(&tokens),
+            InputText::Written(text) => text,
+            InputText::Tokens(tokens) => self.engine.generation().tokenizer.decode(&tokens),
         }
     }
 
@@ -155,16 +155,16 @@ impl Requests {
         &self,
         prepared: &PreparedRequest,
         field: &'static str,
-        text: Text,
+        text: InputText,
         control: bool,
         (before, most): (usize, usize),
     ) -> Result<Vec<u32>, Refusal> {
         let text = match text {
-            Text::Tokens(tokens) if tokens.is_empty() => {
+            InputText::Tokens(tokens) if tokens.is_empty() => {
                 return Err(BadField::new(field, "it is empty").into());
             }
-            Text::Tokens(tokens) => return Ok(tokens),
-            Text::Written(text) => text,
+            InputText::Tokens(tokens) => return Ok(tokens),
+            InputText::Written(text) => text,
         };
         if text.is_empty() {
             return Err(BadField::new(field, "it is empty").into());
@@ -209,7 +209,7 @@ impl Requests {
         if let Some(at) = messages.iter().position(|one| one.content.is_empty()) {
             return bad(format!("message {at} is empty"));
         }
-        if messages.last().map(|last| last.role) == Some(Role::Assistant) {
+        if messages.last().map(|last| last.role) == Some(ChatRole::Assistant) {
             return bad("the last one is the assistant's: there is nothing to answer".to_owned());
         }
         let tokenizer = prepared.target.tokenizer().clone();
@@ -221,12 +221,12 @@ impl Requests {
     pub(super) async fn lay_out(
         &self,
         prepared: &PreparedRequest,
-        given: Given,
+        given: RequestInput,
         control: bool,
     ) -> Result<LaidOut, Refusal> {
         let length = |most: Option<u32>| most.unwrap_or(DEFAULT_MAX_TOKENS) as usize;
         match given {
-            Given::Conversation {
+            RequestInput::Conversation {
                 messages,
                 enable_thinking,
                 max_tokens,
@@ -237,7 +237,7 @@ impl Requests {
                 max_tokens: length(max_tokens),
                 after: Vec::new(),
             }),
-            Given::Prompt {
+            RequestInput::Prompt {
                 prompt: text,
                 suffix,
                 max_tokens,
@@ -249,7 +249,7 @@ impl Requests {
                 prompt.extend(text.await?);
                 let after = match suffix {
                     Some(suffix) => {
-                        let (text, bound) = (Text::Written(suffix), (prompt.len(), most));
+                        let (text, bound) = (InputText::Written(suffix), (prompt.len(), most));
                         self.encode(prepared, "suffix", text, control, bound)
                             .await?
                     }
@@ -261,7 +261,7 @@ impl Requests {
                     after: after.into_iter().map(Some).collect(),
                 })
             }
-            Given::Template(pieces) => self.lay_out_pieces(prepared, pieces, control).await,
+            RequestInput::Template(pieces) => self.lay_out_pieces(prepared, pieces, control).await,
         }
     }
 
@@ -288,7 +288,7 @@ impl Requests {
         for piece in pieces {
             match piece {
                 Piece::Text(text) => {
-                    let text = Text::Written(text);
+                    let text = InputText::Written(text);
                     let tokens = self.encode(prepared, TEMPLATE, text, control, (given, most));
                     let tokens = tokens.await?;
                     given += tokens.len();

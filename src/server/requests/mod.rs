@@ -6,10 +6,10 @@ mod given;
 mod prepared;
 
 pub use answer::{Answer, Whole};
-pub use given::{Given, MAX_PIECES, MOST_MESSAGES, Piece, Text};
+pub use given::{InputText, MAX_PIECES, MOST_MESSAGES, Piece, RequestInput};
 
 use super::access::{Caller, Overspent};
-use super::metrics::{Metrics, Protocol, Watch};
+use super::metrics::{Metrics, Protocol, RequestWatch};
 use super::status::BadField;
 use crate::engine::{self, EngineHandle, Priority, SamplingParams};
 use crate::model::tokenizer::ChatError;
@@ -28,7 +28,7 @@ pub struct Ask {
     pub protocol: Protocol,
     /// Variants by name with their weights; none is the base.
     pub mix: Vec<(String, f32)>,
-    pub given: Given,
+    pub given: RequestInput,
     /// Over the defaults of the mix.
     pub choice: SamplingParams,
     pub stop: Vec<String>,
@@ -153,7 +153,7 @@ impl Requests {
         });
         let events = events.map_err(|error| Refusal::from(error).named(rename))?;
         let id = events.request_id();
-        let watch = Watch::new(self.metrics.clone(), ask.protocol, &payer, id);
+        let watch = RequestWatch::new(self.metrics.clone(), ask.protocol, &payer, id);
         Ok(Answer::new(events, mix, watch, charge))
     }
 
@@ -177,7 +177,7 @@ impl Requests {
         let mut tokens = prepared.beginning();
         let (given, config) = (tokens.len(), self.engine.config());
         let bound = (given, config.max_prompt.saturating_add(config.max_tokens));
-        let text = Text::Written(ask.text);
+        let text = InputText::Written(ask.text);
         let text = self.encode(&prepared, "text", text, false, bound);
         tokens.extend(within(ask.deadline, text).await??);
         let _charge = ask.caller.charge(0)?;

@@ -2,7 +2,9 @@
 //! waits for the end.
 
 use super::{BODY, Variants, answer, bad_query, told, upload, variant};
-use crate::catalog::{AddRequest, Added, Progress, Source, Stage, Tuning};
+use crate::catalog::{
+    AddRequest, Added, AdditionProgress, AdditionStage, CheckpointSource, Tuning,
+};
 use crate::model::Process;
 use crate::server::access::Caller;
 use crate::server::failure::Failure;
@@ -78,7 +80,7 @@ impl Addition {
             expected_generation: self.expected_generation,
             force: self.force,
             dry_run: self.dry_run,
-            ..AddRequest::new(name, Source::Bytes(Vec::new()))
+            ..AddRequest::new(name, CheckpointSource::Bytes(Vec::new()))
         })
     }
 }
@@ -112,10 +114,10 @@ pub async fn add(
         }
     };
     let (file, beside) = upload::receive(&variants, body, with_beside).await?;
-    (addition.source, addition.beside) = (Source::Spooled(file), beside);
+    (addition.source, addition.beside) = (CheckpointSource::Spooled(file), beside);
     let (changes, dry_run) = (variants.changes, addition.dry_run);
     if !wants_events {
-        let held = move |_: Progress| {
+        let held = move |_: AdditionProgress| {
             let _held = &permit;
         };
         let added = changes.add(&caller, BODY, addition, held).await;
@@ -128,7 +130,7 @@ pub async fn add(
     let (sender, events) = mpsc::channel(EVENTS_WAITING);
     tokio::spawn(async move {
         let progress = sender.clone();
-        let tell = move |Progress { stage, fraction }| {
+        let tell = move |AdditionProgress { stage, fraction }| {
             let _held = &permit;
             let _ = progress.try_send(json!({"stage": name_of(stage), "fraction": fraction}));
         };
@@ -170,14 +172,14 @@ fn end(added: Added, dry_run: bool) -> Value {
     }
 }
 
-fn name_of(stage: Stage) -> &'static str {
+fn name_of(stage: AdditionStage) -> &'static str {
     match stage {
-        Stage::Reading => "reading",
-        Stage::Comparing => "comparing",
-        Stage::Accumulating => "accumulating",
-        Stage::Measuring => "measuring",
-        Stage::Writing => "writing",
-        Stage::Publishing => "publishing",
+        AdditionStage::Reading => "reading",
+        AdditionStage::Comparing => "comparing",
+        AdditionStage::Accumulating => "accumulating",
+        AdditionStage::Measuring => "measuring",
+        AdditionStage::Writing => "writing",
+        AdditionStage::Publishing => "publishing",
     }
 }
 

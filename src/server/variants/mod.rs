@@ -7,7 +7,7 @@ mod upload;
 use super::access::Caller;
 use super::changes::Changes;
 use super::failure::Failure;
-use super::spool::Room;
+use super::spool::UploadRoom;
 use crate::catalog::{RemoveRequest, VariantInfo};
 use crate::model::Process;
 use axum::Router;
@@ -30,7 +30,7 @@ const BODY: &str = "body";
 pub struct Variants {
     pub changes: Changes,
     /// Of all uploads together.
-    pub room: Room,
+    pub room: UploadRoom,
     /// How long a client may be silent in the middle of an upload.
     pub patience: Duration,
 }

@@ -11,7 +11,7 @@ use super::{About, CodedDelta, KeptTensor, low_rank, matrix};
 use crate::ops::coded::{Kept, LowRank, Nibbles};
 use crate::superposition::digest::TensorHash;
 use crate::superposition::source::{difference, first_odd};
-use crate::superposition::{Digest, Mismatch, Refused, Relation, Remarks, TensorSource};
+use crate::superposition::{DeltaError, Digest, Mismatch, Relation, Remarks, TensorSource};
 use crate::transform::Rotation;
 
 /// No element of a delta is larger. A file's numbers may be, by as much as a matrix's norm exceeds its elements.
@@ -35,7 +35,7 @@ impl CodedDelta {
         base: &dyn TensorSource,
         fine_tuned: &dyn TensorSource,
         encoding: &Encoding,
-    ) -> Result<CodedDelta, Refused> {
+    ) -> Result<CodedDelta, DeltaError> {
         let digest = Relation::of(base, fine_tuned)?.base;
         CodedDelta::differences(digest, base, fine_tuned, encoding)
     }
@@ -49,7 +49,7 @@ impl CodedDelta {
         base: &dyn TensorSource,
         fine_tuned: &dyn TensorSource,
         encoding: &Encoding,
-    ) -> Result<CodedDelta, Refused> {
+    ) -> Result<CodedDelta, DeltaError> {
         CodedDelta::encode(digest, &base.shapes(), encoding, |name| {
             difference(base, fine_tuned, name)
         })
@@ -64,8 +64,8 @@ impl CodedDelta {
         base: Digest,
         shapes: &BTreeMap<String, Vec<usize>>,
         encoding: &Encoding,
-        delta: impl Fn(&str) -> Result<Vec<f32>, Refused>,
-    ) -> Result<CodedDelta, Refused> {
+        delta: impl Fn(&str) -> Result<Vec<f32>, DeltaError>,
+    ) -> Result<CodedDelta, DeltaError> {
         let mut hash = TensorHash::new("choir/delta-source/1");
         let mut powers = BTreeMap::new();
         for (name, shape) in shapes {
@@ -76,7 +76,7 @@ impl CodedDelta {
         }
         let source = hash.finish();
         let seed = encoding.seed.unwrap_or(source.seed());
-        let turned = |name: &str, [_, cols]: [usize; 2]| -> Result<Vec<f32>, Refused> {
+        let turned = |name: &str, [_, cols]: [usize; 2]| -> Result<Vec<f32>, DeltaError> {
             let (mut values, rotation) = (delta(name)?, Rotation::new(seed, name, cols));
             let rows = values.par_chunks_exact_mut(cols);
             rows.for_each(|row| rotation.apply(row));

@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use super::{About, CodedDelta, KeptTensor};
 use crate::ops::coded::{Code, Kept, LAYOUT, LowRank, MOST_INPUTS, Nibbles, Rate, TABLE};
 use crate::superposition::container::{self, Entry, Values};
-use crate::superposition::{Digest, Refused, Remarks, Unreadable};
+use crate::superposition::{DeltaError, Digest, Remarks, Unreadable};
 
 pub const FORMAT: &str = "choir/coded-delta/1";
 /// No gain, scale, factor or value of a file is larger: whatever products and sums are made of them are finite.
@@ -131,7 +131,7 @@ impl CodedDelta {
 
     /// Reads a file, whatever base it belongs to ([`CodedDelta::check`] says). Everything that is read is checked: what
     /// comes back can be decoded and gives finite numbers.
-    pub fn from_bytes(bytes: &[u8]) -> Result<CodedDelta, Refused> {
+    pub fn from_bytes(bytes: &[u8]) -> Result<CodedDelta, DeltaError> {
         let file = container::open(bytes)?;
         let mut metadata = container::metadata(bytes)?;
         container::check_format(&metadata, FORMAT)?;
@@ -139,11 +139,11 @@ impl CodedDelta {
         for (what, known) in [("table", TABLE), ("layout", LAYOUT)] {
             let found = number(what)?;
             if found != u64::from(known) {
-                return Err(Refused::Version { what, found });
+                return Err(DeltaError::Version { what, found });
             }
         }
         if seal_of(bytes).is_none_or(|(at, digest)| &bytes[at] != digest.to_string().as_bytes()) {
-            return Err(Refused::Damaged);
+            return Err(DeltaError::Damaged);
         }
         let seed = number("seed")?;
         let matrices: BTreeMap<String, Matrix> =
@@ -221,7 +221,7 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn matrix(&mut self, name: &str, about: &Matrix) -> Result<Kept, Refused> {
+    fn matrix(&mut self, name: &str, about: &Matrix) -> Result<Kept, DeltaError> {
         let [rows, cols] = about.shape;
         let of = |detail: &str| malformed(name, detail);
         // A header's numbers are anybody's: they must not overflow what follows.
@@ -252,7 +252,7 @@ impl Reader<'_> {
         name: &str,
         [rows, cols]: [usize; 2],
         rate: &str,
-    ) -> Result<(Code, Vec<bf16>), Refused> {
+    ) -> Result<(Code, Vec<bf16>), DeltaError> {
         let rate: Rate = rate.parse()?;
         let gains_name = format!("{name}{GAINS}");
         self.take(name);

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::low_rank::{self, bytes_of, rank_of};
 use crate::ops::coded::{Nibbles, Rate};
-use crate::superposition::Role;
+use crate::superposition::MatrixRole;
 use crate::transform::hadamard_block;
 
 /// The smallest block of a Hadamard transform whose sums are near enough to Gaussian, and the smallest matrix that is
@@ -43,7 +43,7 @@ pub(super) fn codable(shape: &[usize]) -> Option<[usize; 2]> {
 /// token: how many rows there are beside it does not matter to a text.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(transparent)]
-pub struct Sensitivities(BTreeMap<Role, f64>);
+pub struct Sensitivities(BTreeMap<MatrixRole, f64>);
 
 /// A file of sensitivities is not one.
 #[derive(Debug, thiserror::Error)]
@@ -51,7 +51,7 @@ pub enum BadSensitivities {
     #[error("they are a JSON object of a number by role, as choir eval --by-role writes it: {0}")]
     Malformed(#[from] serde_json::Error),
     #[error("{0:?} is no role of matrices, or has a sensitivity that is not a number above 0")]
-    Number(Role),
+    Number(MatrixRole),
 }
 
 impl Default for Sensitivities {
@@ -60,10 +60,10 @@ impl Default for Sensitivities {
     /// measured; 3.5 and 1.2 of a decoder with 150,000 rows of 2,048.
     fn default() -> Self {
         let numbers = [
-            (Role::Head, 260.0),
-            (Role::Embedding, 88.0),
-            (Role::AttentionOut, 7.0),
-            (Role::Qkv, 4.0),
+            (MatrixRole::Head, 260.0),
+            (MatrixRole::Embedding, 88.0),
+            (MatrixRole::AttentionOut, 7.0),
+            (MatrixRole::Qkv, 4.0),
         ];
         Sensitivities(numbers.into())
     }
@@ -74,9 +74,9 @@ impl Sensitivities {
     ///
     /// # Errors
     /// A role that no matrix has, and a number that is not above 0.
-    pub fn new(numbers: BTreeMap<Role, f64>) -> Result<Self, BadSensitivities> {
-        let odd = |(role, number): &(&Role, &f64)| {
-            let matrix = role.is_matrix() || **role == Role::Conditioning;
+    pub fn new(numbers: BTreeMap<MatrixRole, f64>) -> Result<Self, BadSensitivities> {
+        let odd = |(role, number): &(&MatrixRole, &f64)| {
+            let matrix = role.is_matrix() || **role == MatrixRole::Conditioning;
             !(matrix && number.is_finite() && **number > 0.0)
         };
         match numbers.iter().find(odd) {
@@ -94,19 +94,19 @@ impl Sensitivities {
     }
 
     /// Those that there are.
-    pub fn iter(&self) -> impl Iterator<Item = (Role, f64)> {
+    pub fn iter(&self) -> impl Iterator<Item = (MatrixRole, f64)> {
         self.0.iter().map(|(role, number)| (*role, *number))
     }
 
     /// That of a role.
-    pub fn of(&self, role: Role) -> f64 {
+    pub fn of(&self, role: MatrixRole) -> f64 {
         self.0.get(&role).copied().unwrap_or(1.0)
     }
 }
 
 /// Whether a matrix has a row for each token.
-pub fn is_by_token(role: Role) -> bool {
-    matches!(role, Role::Head | Role::Embedding)
+pub fn is_by_token(role: MatrixRole) -> bool {
+    matches!(role, MatrixRole::Head | MatrixRole::Embedding)
 }
 
 /// A budget, and what the network feels.
@@ -186,19 +186,19 @@ impl Plan {
     pub const BITS: f64 = 0.98;
 
     /// A budget for a network whose tensors have these roles.
-    pub fn of<'a>(bits: f64, tensors: impl Iterator<Item = (&'a str, Role)> + Clone) -> Self {
+    pub fn of<'a>(bits: f64, tensors: impl Iterator<Item = (&'a str, MatrixRole)> + Clone) -> Self {
         Plan::by(bits, tensors, &Sensitivities::default())
     }
 
     /// The same by sensitivities that were measured. A tied head is the embedding, and is felt as a head.
     pub fn by<'a>(
         bits: f64,
-        tensors: impl Iterator<Item = (&'a str, Role)> + Clone,
+        tensors: impl Iterator<Item = (&'a str, MatrixRole)> + Clone,
         sensitivities: &Sensitivities,
     ) -> Self {
-        let tied = !tensors.clone().any(|(_, role)| role == Role::Head);
+        let tied = !tensors.clone().any(|(_, role)| role == MatrixRole::Head);
         let cost = |role| match role {
-            Role::Embedding if tied => sensitivities.of(Role::Head),
+            MatrixRole::Embedding if tied => sensitivities.of(MatrixRole::Head),
             role => sensitivities.of(role),
         };
         let by_token = tensors.clone().filter(|&(_, role)| is_by_token(role));

@@ -3,7 +3,9 @@ use proptest::prelude::*;
 use super::*;
 use crate::ops::coded::Rate;
 use crate::rng::{Key, Stream};
-use crate::superposition::{Delta, HEAD, NamedTensor, NamedTensors, Refused, Role, Unreadable};
+use crate::superposition::{
+    Delta, DeltaError, HEAD, MatrixRole, NamedTensor, NamedTensors, Unreadable,
+};
 
 /// Normal numbers.
 fn normal(seed: u8, len: usize) -> Vec<f32> {
@@ -263,7 +265,7 @@ fn numbers_that_no_delta_has_are_refused() {
     values[3] = half::bf16::MAX;
     let refused = CodedDelta::from_bytes(&delta.to_bytes()).unwrap_err();
     assert!(
-        matches!(&refused, Refused::Unreadable(Unreadable::Malformed { detail }) if detail.contains("larger")),
+        matches!(&refused, DeltaError::Unreadable(Unreadable::Malformed { detail }) if detail.contains("larger")),
         "{refused}"
     );
     let (base, mut tuned) = pair();
@@ -272,7 +274,7 @@ fn numbers_that_no_delta_has_are_refused() {
     let coded = CodedDelta::differences(base.digest(), &base, &tuned, &Encoding::default());
     let refused = coded.unwrap_err();
     assert!(
-        matches!(&refused, Refused::Mismatch(Mismatch::TooLarge { tensor, index: 5 }) if tensor == norm),
+        matches!(&refused, DeltaError::Mismatch(Mismatch::TooLarge { tensor, index: 5 }) if tensor == norm),
         "{refused}"
     );
 }
@@ -288,7 +290,9 @@ fn budget_below_the_smallest_is_refused() {
         ..Encoding::default()
     };
     let refused = CodedDelta::between(&base, &tuned, &encoding);
-    assert!(matches!(refused, Err(Refused::TooFewBits(TooFewBits { least, .. })) if least > 0.1));
+    assert!(
+        matches!(refused, Err(DeltaError::TooFewBits(TooFewBits { least, .. })) if least > 0.1)
+    );
 }
 
 #[test]
@@ -325,16 +329,16 @@ fn bad_files_are_refused_by_what_is_wrong() {
     let read = |bytes: &[u8]| CodedDelta::from_bytes(bytes).unwrap_err();
     assert!(matches!(
         read(&bytes[..bytes.len() - 1]),
-        Refused::Unreadable(Unreadable::WrongLength)
+        DeltaError::Unreadable(Unreadable::WrongLength)
     ));
     assert!(matches!(
         read(&bytes[..100]),
-        Refused::Unreadable(Unreadable::WrongLength)
+        DeltaError::Unreadable(Unreadable::WrongLength)
     ));
     let table = edited(&bytes, r#""table":"1""#, r#""table":"2""#);
     assert!(matches!(
         read(&table),
-        Refused::Version {
+        DeltaError::Version {
             what: "table",
             found: 2
         }
@@ -342,7 +346,7 @@ fn bad_files_are_refused_by_what_is_wrong() {
     let layout = edited(&bytes, r#""layout":"1""#, r#""layout":"7""#);
     assert!(matches!(
         read(&layout),
-        Refused::Version {
+        DeltaError::Version {
             what: "layout",
             found: 7
         }
@@ -350,7 +354,7 @@ fn bad_files_are_refused_by_what_is_wrong() {
     let format = edited(&bytes, "coded-delta/1", "coded-delta/2");
     assert!(matches!(
         read(&format),
-        Refused::Unreadable(Unreadable::Format { .. })
+        DeltaError::Unreadable(Unreadable::Format { .. })
     ));
     let rates: Vec<_> = Rate::ALL
         .map(|rate| format!(r#"\"rate\":\"{rate}\""#))
@@ -359,11 +363,11 @@ fn bad_files_are_refused_by_what_is_wrong() {
     let known = rates.iter().find(|rate| text.contains(*rate)).unwrap();
     let other = known.replace(&known[known.len() - 3..known.len() - 2], "9");
     let mut unknown = edited(&bytes, known, &other);
-    assert!(matches!(read(&unknown), Refused::Damaged));
+    assert!(matches!(read(&unknown), DeltaError::Damaged));
     super::file::seal(&mut unknown);
-    assert!(matches!(read(&unknown), Refused::Rate(_)));
+    assert!(matches!(read(&unknown), DeltaError::Rate(_)));
     let without = edited(&bytes, r#""sha256":""#, r#""sha255":""#);
-    assert!(matches!(read(&without), Refused::Damaged));
+    assert!(matches!(read(&without), DeltaError::Damaged));
 }
 
 proptest! {
@@ -425,10 +429,10 @@ fn coded_delta_is_read_where_any_delta_is() {
 #[test]
 fn roles_say_what_noise_costs() {
     let network = [
-        ("a", Role::Embedding),
-        ("b", Role::Qkv),
-        ("d", Role::Down),
-        ("c", Role::Head),
+        ("a", MatrixRole::Embedding),
+        ("b", MatrixRole::Qkv),
+        ("d", MatrixRole::Down),
+        ("c", MatrixRole::Head),
     ];
     let plan = |count: usize| Plan::of(1.0, network[..count].iter().copied());
     let untied = plan(4).sensitivities;
@@ -442,11 +446,12 @@ fn roles_say_what_noise_costs() {
 fn measured_sensitivities_are_read_back_and_others_refused() {
     let file = br#"{"head": 30.0, "down": 0.5}"#;
     let measured = Sensitivities::from_json(file).unwrap();
-    let numbers = [Role::Head, Role::Down, Role::Up].map(|role| measured.of(role));
+    let numbers =
+        [MatrixRole::Head, MatrixRole::Down, MatrixRole::Up].map(|role| measured.of(role));
     assert_eq!(numbers, [30.0, 0.5, 1.0]);
     let again = serde_json::to_vec(&measured).unwrap();
     assert_eq!(Sensitivities::from_json(&again).unwrap(), measured);
-    let network = [("a", Role::Embedding), ("d", Role::Down)];
+    let network = [("a", MatrixRole::Embedding), ("d", MatrixRole::Down)];
     let plan = Plan::by(1.0, network.into_iter(), &measured);
     assert_eq!(plan.sensitivities["a"], 30.0, "a tied head is felt as one");
     for bad in [

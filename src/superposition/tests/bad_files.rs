@@ -4,7 +4,7 @@ fn mismatch(change: impl Fn(&mut NamedTensors)) -> Mismatch {
     let mut tuned = fine_tuned(1);
     change(&mut tuned);
     match Delta::between(&base(), &tuned).unwrap_err() {
-        Refused::Mismatch(mismatch) => mismatch,
+        DeltaError::Mismatch(mismatch) => mismatch,
         other => panic!("{other}"),
     }
 }
@@ -53,16 +53,16 @@ fn a_checkpoint_of_another_base_is_refused() {
     let other = tensors("another", 1, 1.0);
     assert!(matches!(
         Delta::between(&base(), &other),
-        Err(Refused::Mismatch(Mismatch::Unrelated { .. }))
+        Err(DeltaError::Mismatch(Mismatch::Unrelated { .. }))
     ));
     assert!(matches!(
         pack(&base(), &other, 32),
-        Err(Refused::Mismatch(Mismatch::Unrelated { .. }))
+        Err(DeltaError::Mismatch(Mismatch::Unrelated { .. }))
     ));
     let packed = pack(&other, &moved(&other), 32).unwrap();
     let refused = Delta::read(&base(), &packed).unwrap_err();
     assert!(
-        matches!(refused, Refused::Mismatch(Mismatch::OtherBase { .. })),
+        matches!(refused, DeltaError::Mismatch(Mismatch::OtherBase { .. })),
         "{refused}"
     );
     let archive = Delta {
@@ -72,14 +72,14 @@ fn a_checkpoint_of_another_base_is_refused() {
     .to_archive();
     let refused = Delta::read(&base(), &archive).unwrap_err();
     assert!(
-        matches!(refused, Refused::Mismatch(Mismatch::OtherBase { .. })),
+        matches!(refused, DeltaError::Mismatch(Mismatch::OtherBase { .. })),
         "{refused}"
     );
 }
 
 fn unreadable(bytes: &[u8]) -> Unreadable {
     match Delta::read(&base(), bytes) {
-        Err(Refused::Unreadable(error)) => error,
+        Err(DeltaError::Unreadable(error)) => error,
         other => panic!("{other:?}"),
     }
 }

@@ -17,7 +17,7 @@ fn square() -> NamedTensors {
 
 fn refused(base: &NamedTensors, tuned: &NamedTensors) -> Mismatch {
     match Relation::of(base, tuned).unwrap_err() {
-        Refused::Mismatch(mismatch) => mismatch,
+        DeltaError::Mismatch(mismatch) => mismatch,
         other => panic!("{other}"),
     }
 }

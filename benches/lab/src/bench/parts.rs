@@ -1,6 +1,6 @@
 //! Where steps' time went, part by part.
 
-use choir::model::profile::{Profile, Stage};
+use choir::model::profile::{ForwardStage, Profile};
 use serde::Serialize;
 use std::time::Duration;
 
@@ -40,27 +40,34 @@ impl Kind {
         (Kind::Rest, "all else"),
     ];
 
-    fn of(stage: Stage) -> Self {
+    fn of(stage: ForwardStage) -> Self {
         match stage {
-            Stage::Qkv | Stage::Out | Stage::Up | Stage::Down | Stage::Head => Kind::Base,
-            Stage::Banks => Kind::Banks,
-            Stage::Attention => Kind::Attention,
-            Stage::Plan
-            | Stage::Embedding
-            | Stage::Norm
-            | Stage::Rotary
-            | Stage::Gelu
-            | Stage::Bias
-            | Stage::Drawing => Kind::Rest,
+            ForwardStage::Qkv
+            | ForwardStage::Out
+            | ForwardStage::Up
+            | ForwardStage::Down
+            | ForwardStage::Head => Kind::Base,
+            ForwardStage::Banks => Kind::Banks,
+            ForwardStage::Attention => Kind::Attention,
+            ForwardStage::Plan
+            | ForwardStage::Embedding
+            | ForwardStage::Norm
+            | ForwardStage::Rotary
+            | ForwardStage::Gelu
+            | ForwardStage::Bias
+            | ForwardStage::Drawing => Kind::Rest,
         }
     }
 }
 
 impl Table {
     pub fn new(profile: &Profile, steps: usize) -> Self {
-        let total: Duration = Stage::ALL.iter().map(|part| profile.of(*part).0).sum();
-        let row = |part: String, of: &dyn Fn(Stage) -> bool| {
-            let spent = Stage::ALL
+        let total: Duration = ForwardStage::ALL
+            .iter()
+            .map(|part| profile.of(*part).0)
+            .sum();
+        let row = |part: String, of: &dyn Fn(ForwardStage) -> bool| {
+            let spent = ForwardStage::ALL
                 .into_iter()
                 .filter(|part| of(*part))
                 .map(|part| profile.of(part));
@@ -75,7 +82,7 @@ impl Table {
                 gflops: (flops > 0).then(|| 1e-9 * flops as f64 / seconds),
             })
         };
-        let parts = Stage::ALL.into_iter();
+        let parts = ForwardStage::ALL.into_iter();
         let kinds = Kind::ALL.into_iter();
         Table {
             parts: parts
@@ -127,9 +134,9 @@ mod tests {
             while begin.elapsed().is_zero() {}
             profile.ended(stage, flops);
         };
-        spend(Stage::Qkv, 10);
-        spend(Stage::Attention, 0);
-        spend(Stage::Gelu, 0);
+        spend(ForwardStage::Qkv, 10);
+        spend(ForwardStage::Attention, 0);
+        spend(ForwardStage::Gelu, 0);
         let table = Table::new(&profile, 1);
         let names = |rows: &[Row]| rows.iter().map(|row| row.part.clone()).collect::<Vec<_>>();
         assert_eq!(names(&table.parts), ["qkv", "attention", "gelu"]);

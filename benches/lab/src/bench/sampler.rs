@@ -15,7 +15,7 @@ use choir::model::{BaseWeights, DitConfig, HostNetwork, Mix};
 use choir::ops::quantized::Quantisation;
 use choir::rng::{Key, Stream};
 use choir::sampler::{
-    BlockSampler, BlockSettings, Predictor, Sampler, UniformPredictor, UniformSampler,
+    AbsorbingPredictor, BlockSampler, BlockSettings, Sampler, UniformPredictor, UniformSampler,
     UniformSettings,
 };
 use clap::Args;
@@ -224,7 +224,7 @@ fn blocks(
     sequences: usize,
 ) -> Result<Figures> {
     let mask = args.vocab as u32 - 1;
-    let predictor = Predictor::FirstHitting;
+    let predictor = AbsorbingPredictor::FirstHitting;
     let settings = BlockSettings {
         nucleus_p: args.nucleus_p,
         prefill_chunk: args.length,

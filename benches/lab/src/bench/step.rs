@@ -9,7 +9,7 @@ use choir::cli::json::JsonArgs;
 use choir::cli::serve::StoreArgs;
 use choir::model::profile::Profile;
 use choir::model::{Denoiser, Mix, VariantId};
-use choir::sampler::{BlockSampler, BlockSettings, Predictor, Sampler};
+use choir::sampler::{AbsorbingPredictor, BlockSampler, BlockSettings, Sampler};
 use clap::Args;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -118,7 +118,7 @@ struct Figures {
 fn measure(args: &StepArgs, scenario: &Scenario, block: usize) -> Result<Figures> {
     let network = scenario.instance.facts();
     let mask = network.mask.context("a base without a mask")?;
-    let predictor = Predictor::FirstHitting;
+    let predictor = AbsorbingPredictor::FirstHitting;
     let settings = BlockSettings {
         time_conditioned: network.regime.time_conditioned,
         prefill_chunk: network.context,

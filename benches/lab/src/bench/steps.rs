@@ -4,7 +4,7 @@
 use super::process_bytes;
 use anyhow::Result;
 use choir::cli::memory::give_back;
-use choir::model::profile::{Profile, Stage};
+use choir::model::profile::{ForwardStage, Profile};
 use choir::model::{Batch, Denoiser, Logits, Mix, PageId, Segment};
 use choir::sampler::{Progress, Sampler};
 use rayon::prelude::*;
@@ -67,7 +67,7 @@ pub fn run(
         let batch = Batch {
             segments: segments.collect(),
         };
-        profile.ended(Stage::Drawing, 0);
+        profile.ended(ForwardStage::Drawing, 0);
         let forward = Instant::now();
         let logits = network.profiled(&batch, &mut cache, &mut |stage, flops| {
             profile.ended(stage, flops)
@@ -75,7 +75,7 @@ pub fn run(
         let network = forward.elapsed().as_secs_f64();
         profile.begin();
         running = accept(running, &batch, &logits);
-        profile.ended(Stage::Drawing, 0);
+        profile.ended(ForwardStage::Drawing, 0);
         steps.push(StepTimes {
             network,
             sampling: start.elapsed().as_secs_f64() - network,

@@ -7,10 +7,10 @@ use crate::eval::references::reference;
 use crate::picture;
 use anyhow::{Context, Result, bail};
 use choir::catalog::base::{self, Shipped};
-use choir::catalog::{AddRequest, Catalog, RemoveRequest, Source, Stage};
+use choir::catalog::{AddRequest, AdditionStage, Catalog, CheckpointSource, RemoveRequest};
 use choir::cli::bench::open_in;
 use choir::cli::json::JsonArgs;
-use choir::cli::scratch::Scratch;
+use choir::cli::scratch::ScratchStore;
 use choir::cli::serve::StoreArgs;
 use choir::engine::Generation;
 use choir::model::Mix;
@@ -63,7 +63,7 @@ pub fn run(args: VariantsBenchArgs) -> Result<()> {
     }
     args.json.check()?;
     picture::check(args.plot.as_deref())?;
-    let scratch = Scratch::new("bench-variants");
+    let scratch = ScratchStore::new("bench-variants");
     let (sources, mut stores) = make(&args, scratch.path())?;
     let additions = additions(&args, &sources, &stores)?;
     let one = stores.remove(0);
@@ -131,7 +131,7 @@ fn shipped_like(generation: &Generation) -> Result<Vec<Shipped>> {
 
 /// The `number`th of the made-up variants.
 fn synthetic(sources: &[Shipped], number: usize) -> AddRequest {
-    let source = Source::Bytes(sources[number % sources.len()].packed.to_vec());
+    let source = CheckpointSource::Bytes(sources[number % sources.len()].packed.to_vec());
     AddRequest {
         seed: Some(number as u64),
         ..AddRequest::new(format!("synthetic-{number:04}"), source)
@@ -150,7 +150,7 @@ fn additions(args: &VariantsBenchArgs, sources: &[Shipped], stores: &[Made]) -> 
     }
     for round in 0..ADDITIONS {
         for (store, (catalog, times, _)) in stores.iter().zip(&mut grown) {
-            let mut begun: Vec<(Stage, Instant)> = Vec::new();
+            let mut begun: Vec<(AdditionStage, Instant)> = Vec::new();
             let request = synthetic(sources, store.variants + round);
             catalog.add(request, |progress| {
                 begun.push((progress.stage, Instant::now()))

@@ -5,7 +5,7 @@ use super::subjects::{Subject, Subjects};
 use anyhow::Result;
 use choir::catalog::Forms;
 use choir::cli::capacity::Capacity;
-use choir::ops::quantized::Served;
+use choir::ops::quantized::QuantizedMatrix;
 use choir::store::emptiest;
 use choir::superposition::{Bank, HEAD, Private, Retrieval, Scheme};
 use std::collections::BTreeMap;
@@ -32,7 +32,7 @@ pub fn place(seeds: &[u64], capacity: usize) -> (Vec<usize>, usize) {
 pub struct Arrangement {
     scheme: Scheme,
     /// By tensor: every bank that holds it.
-    banks: BTreeMap<String, Vec<Served>>,
+    banks: BTreeMap<String, Vec<QuantizedMatrix>>,
     /// By variant: its bank among the body's and among the head's.
     places: [Vec<usize>; 2],
     private: Vec<Private>,
@@ -75,7 +75,8 @@ impl Arrangement {
                     bank.accumulate(&variant.delta, variant.seed)?;
                 }
                 for (name, fixed) in &bank.tensors {
-                    let served = Served::new(&fixed.dense(), fixed.rows, fixed.cols, form)?;
+                    let served =
+                        QuantizedMatrix::new(&fixed.dense(), fixed.rows, fixed.cols, form)?;
                     arrangement
                         .banks
                         .entry(name.clone())
@@ -90,7 +91,7 @@ impl Arrangement {
 
     /// Bits for each superposed parameter of each variant: banks as served, and what every variant keeps whole.
     pub fn bits(&self) -> f64 {
-        let served = self.banks.values().flatten().map(Served::bytes);
+        let served = self.banks.values().flatten().map(QuantizedMatrix::bytes);
         let bytes = served.chain(self.private.iter().map(Private::bytes)).sum();
         let parameters = self.banks.values().filter_map(|banks| banks.first());
         let parameters = parameters.map(|bank| bank.shape().0 * bank.shape().1).sum();

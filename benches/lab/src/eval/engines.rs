@@ -3,7 +3,7 @@
 use anyhow::Result;
 use choir::catalog::{BaseSource, Catalog, CatalogConfig};
 use choir::cli::eval::measure::engine;
-use choir::cli::scratch::Scratch;
+use choir::cli::scratch::ScratchStore;
 use choir::engine::EngineHandle;
 use choir::model::Place;
 use choir::ops::quantized::Quantisation;
@@ -12,7 +12,7 @@ use choir::ops::quantized::Quantisation;
 pub struct Service {
     pub engine: EngineHandle,
     _catalog: Catalog,
-    _scratch: Scratch,
+    _scratch: ScratchStore,
 }
 
 impl Service {
@@ -21,7 +21,7 @@ impl Service {
         bank_form: Quantisation,
         head_form: Option<Quantisation>,
     ) -> Result<Self> {
-        let scratch = Scratch::new("eval");
+        let scratch = ScratchStore::new("eval");
         let config = CatalogConfig {
             place: place.clone(),
             bank_form,

@@ -3,7 +3,7 @@
 use crate::picture;
 use anyhow::{Result, bail};
 use choir::cli::capacity::Capacity;
-use choir::cli::eval::Own;
+use choir::cli::eval::MeasuredVariant;
 use choir::cli::json::JsonArgs;
 use choir::cli::place::PlaceArgs;
 use choir::ops::quantized::Quantisation;
@@ -54,7 +54,7 @@ pub struct EvalArgs {
         requires = "base",
         value_name = "NAME=CHECKPOINT=TEXT"
     )]
-    own: Vec<Own>,
+    own: Vec<MeasuredVariant>,
     /// Variants to keep in the banks and to measure [default: those whose fine-tune is at hand; with --samplers all].
     #[arg(long, value_delimiter = ',')]
     variants: Vec<String>,

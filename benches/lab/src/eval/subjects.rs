@@ -3,14 +3,14 @@
 use super::references::reference;
 use anyhow::{Context, Result, anyhow, bail};
 use choir::catalog::base::{self, BaseSource, Shipped};
-use choir::cli::eval::{On, Own};
+use choir::cli::eval::{MeasuredVariant, On};
 use choir::model::{DitConfig, Process, Trainable};
 use choir::superposition::{Delta, NamedTensor, NamedTensors, read_file};
 use choir::train::data::held_out_contexts;
 use choir::train::folder::Tensors;
 use choir::train::objective::Objective;
 use choir::train::packing::SkillSource;
-use choir::train::run::{Score, Validation};
+use choir::train::run::{Validation, ValidationScore};
 use choir::train::{objective, tokenizer};
 use std::path::Path;
 
@@ -142,12 +142,12 @@ impl Subjects {
     }
 
     /// Fine-tunes of the base in a folder, each with a text that nothing was trained on.
-    pub fn own(base: &Path, variants: &[Own], effort: Effort) -> Result<Self> {
+    pub fn own(base: &Path, variants: &[MeasuredVariant], effort: Effort) -> Result<Self> {
         let source = BaseSource::Folder(base.to_owned());
         let config: DitConfig = serde_json::from_slice(&source.config_json()?)?;
         let base = source.tensors()?;
         let pieces = tokenizer::from_json(&source.tokenizer_json()?)?;
-        let subject = |own: &Own| -> Result<Subject> {
+        let subject = |own: &MeasuredVariant| -> Result<Subject> {
             let file = own.file();
             let shown = || file.display().to_string();
             let delta = Delta::read(&base, &read_file(&file)?).with_context(shown)?;
@@ -220,7 +220,12 @@ impl Subjects {
 
     /// Measures weights on a variant's held-out data, always with the same noise, so that differences are paired; by the
     /// bound of the variant's own process, whosever weights they are.
-    pub fn score(&self, variant: &Subject, weights: &Tensors, test: &Validation) -> Result<Score> {
+    pub fn score(
+        &self,
+        variant: &Subject,
+        weights: &Tensors,
+        test: &Validation,
+    ) -> Result<ValidationScore> {
         let model = Trainable::from_tensors(variant.config.clone(), weights)?;
         Ok(test.score(&model, &objective(&variant.config)?, 0)?)
     }

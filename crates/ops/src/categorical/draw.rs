@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::{Filter, Mixture, Workspace, draws};
+use super::{Filter, FilterWorkspace, Mixture, draws};
 use crate::rng::Noise;
 
 /// How one row's token is drawn. Known before the network runs, so that a device can draw in the same go.
@@ -16,12 +16,12 @@ pub struct Draw {
     /// Step and absolute position: which of the noise is this row's.
     pub step: u32,
     pub position: u32,
-    pub kind: Kind,
+    pub kind: DrawKind,
 }
 
 /// What is drawn.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Kind {
+pub enum DrawKind {
     /// A token of the filtered x̂0.
     Predicted,
     /// The best token that is not forbidden.
@@ -53,7 +53,7 @@ pub enum Certainty {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Drawn {
     pub token: u32,
-    /// Under [`Kind::Sure`]; 0 otherwise.
+    /// Under [`DrawKind::Sure`]; 0 otherwise.
     pub certainty: f64,
 }
 
@@ -79,9 +79,9 @@ pub fn drawable(logits: &[f32]) -> bool {
 
 impl Draw {
     /// Draws from one row of logits, [at least `tokens`].
-    pub fn apply(&self, logits: &[f32], workspace: &mut Workspace) -> Drawn {
+    pub fn apply(&self, logits: &[f32], workspace: &mut FilterWorkspace) -> Drawn {
         let logits = logits.get(..self.tokens).unwrap_or(logits);
-        let Kind::Sure(certainty) = self.kind else {
+        let DrawKind::Sure(certainty) = self.kind else {
             return Drawn {
                 token: self.token(logits, workspace),
                 certainty: 0.0,
@@ -99,15 +99,15 @@ impl Draw {
         Drawn { token, certainty }
     }
 
-    fn token(&self, logits: &[f32], workspace: &mut Workspace) -> u32 {
+    fn token(&self, logits: &[f32], workspace: &mut FilterWorkspace) -> u32 {
         let uniform = |draw| self.noise.uniform(self.step, self.position, draw);
         match self.kind {
-            Kind::Best => self.filter.best(logits),
-            Kind::Predicted | Kind::Sure(_) => {
+            DrawKind::Best => self.filter.best(logits),
+            DrawKind::Predicted | DrawKind::Sure(_) => {
                 let predicted = self.filter.distribution(logits, workspace);
                 predicted.draw(uniform(draws::TOKEN))
             }
-            Kind::Mixture {
+            DrawKind::Mixture {
                 present,
                 alpha_t,
                 alpha_s,
@@ -133,7 +133,7 @@ impl Draw {
 pub fn draw_all<'a>(
     rows: impl IndexedParallelIterator<Item = (&'a Draw, &'a [f32])>,
 ) -> Vec<Drawn> {
-    rows.map_init(Workspace::default, |workspace, (draw, logits)| {
+    rows.map_init(FilterWorkspace::default, |workspace, (draw, logits)| {
         draw.apply(logits, workspace)
     })
     .collect()

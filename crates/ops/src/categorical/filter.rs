@@ -29,7 +29,7 @@ pub struct Filter {
 
 /// Memory that filters reuse from row to row: at most one word per token of the vocabulary.
 #[derive(Clone, Debug, Default)]
-pub struct Workspace {
+pub struct FilterWorkspace {
     ranks: Vec<u64>,
     sums: Vec<f64>,
 }
@@ -45,7 +45,7 @@ impl Filter {
     pub fn distribution<'a>(
         &self,
         logits: &'a [f32],
-        workspace: &'a mut Workspace,
+        workspace: &'a mut FilterWorkspace,
     ) -> Distribution<'a> {
         let (mut weights, best) = Weights::new(logits, self.temperature, self.forbidden);
         if self.temperature == 0.0 {
@@ -73,7 +73,12 @@ impl Filter {
 
     /// The probability of a token, or of the best one, at temperature 1 and before top-k and nucleus (which would raise
     /// it) but without the forbidden token.
-    pub fn plain(&self, logits: &[f32], workspace: &mut Workspace, token: Option<u32>) -> f64 {
+    pub fn plain(
+        &self,
+        logits: &[f32],
+        workspace: &mut FilterWorkspace,
+        token: Option<u32>,
+    ) -> f64 {
         let (weights, _) = Weights::new(logits, 1.0, self.forbidden);
         let total = weights.sum(logits, &mut workspace.sums);
         let weight = token.map_or(1.0, |token| {
@@ -84,8 +89,8 @@ impl Filter {
     }
 
     /// The rank from which on tokens are cut off.
-    fn limit(&self, logits: &[f32], weights: &Weights, workspace: &mut Workspace) -> u64 {
-        let Workspace { ranks, sums } = workspace;
+    fn limit(&self, logits: &[f32], weights: &Weights, workspace: &mut FilterWorkspace) -> u64 {
+        let FilterWorkspace { ranks, sums } = workspace;
         let near = weights.top - NEAR * self.temperature;
         let mut limit = u64::MAX;
         let top_k = self.top_k.filter(|&k| k < logits.len());

@@ -13,8 +13,8 @@ mod mixture;
 mod tests;
 
 pub use distribution::Distribution;
-pub use draw::{Certainty, Draw, Drawn, Kind, anything, draw_all, drawable};
-pub use filter::{Crossing, Filter, Workspace};
+pub use draw::{Certainty, Draw, DrawKind, Drawn, anything, draw_all, drawable};
+pub use filter::{Crossing, Filter, FilterWorkspace};
 pub use mixture::Mixture;
 
 /// What each of a (step, position)'s draws is for; part of what a seed means, so never renumbered.

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use rayon::prelude::*;
 
 use super::distribution::{logit_of, rank};
-use super::{Certainty, Crossing, Draw, Drawn, Filter, Kind, Workspace, draw_all};
+use super::{Certainty, Crossing, Draw, DrawKind, Drawn, Filter, FilterWorkspace, draw_all};
 use crate::rng::{Key, Noise, Stream};
 
 /// The distribution, and how near the nucleus' running sum comes to p where tokens are cut off (within rounding of it
@@ -87,7 +87,7 @@ proptest! {
         let logits = logits(seed, vocab, spread, grid);
         let (expected, margin) = slow(&filter, &logits);
         prop_assume!(margin > 1e-6);
-        let mut workspace = Workspace::default();
+        let mut workspace = FilterWorkspace::default();
         let distribution = filter.distribution(&logits, &mut workspace);
         for (token, &probability) in expected.iter().enumerate() {
             let ours = distribution.probability(token as u32);
@@ -107,10 +107,10 @@ proptest! {
     ) {
         let row = |(position, &(kind, vocab, nucleus_p, cut)): (usize, &(i32, usize, f32, bool))| {
             let kind = match kind {
-                0 => Kind::Predicted,
-                1 => Kind::Best,
-                2 => Kind::Sure(Certainty::Best),
-                _ => Kind::Mixture { present: 1, alpha_t: 0.3, alpha_s: 0.6, kappa: 0.5 },
+                0 => DrawKind::Predicted,
+                1 => DrawKind::Best,
+                2 => DrawKind::Sure(Certainty::Best),
+                _ => DrawKind::Mixture { present: 1, alpha_t: 0.3, alpha_s: 0.6, kappa: 0.5 },
             };
             let filter = Filter { nucleus_p, top_k: cut.then_some(9), ..plain() };
             let (noise, step, position) = (Noise::new(seed), 3, position as u32);
@@ -119,7 +119,7 @@ proptest! {
         };
         let rows: Vec<(Draw, Vec<f32>)> = rows.iter().enumerate().map(row).collect();
         let alone = |(draw, logits): &(Draw, Vec<f32>)| {
-            draw.apply(&logits[..draw.tokens], &mut Workspace::default())
+            draw.apply(&logits[..draw.tokens], &mut FilterWorkspace::default())
         };
         let alone: Vec<Drawn> = rows.iter().map(alone).collect();
         let beside = |rows: &[&(Draw, Vec<f32>)]| draw_all(rows.par_iter().map(|row| (&row.0, &row.1[..])));
@@ -137,7 +137,7 @@ fn top_k_cuts_what_is_far_below_where_exactly_k_are_near() {
         ..plain()
     };
     let logits = [-9.0, 0.0, -1.0, -8.5];
-    let mut workspace = Workspace::default();
+    let mut workspace = FilterWorkspace::default();
     let distribution = filter.distribution(&logits, &mut workspace);
     assert_eq!(
         [0, 3].map(|token| distribution.probability(token)),
@@ -149,7 +149,7 @@ fn top_k_cuts_what_is_far_below_where_exactly_k_are_near() {
 fn a_draw_inverts_the_cumulative_distribution() {
     let logits = logits(1, 1000, 2.0, 1e-3);
     let (expected, _) = slow(&plain(), &logits);
-    let mut workspace = Workspace::default();
+    let mut workspace = FilterWorkspace::default();
     let distribution = plain().distribution(&logits, &mut workspace);
     let mut below = 0.0;
     for (token, probability) in expected.iter().enumerate() {
@@ -167,7 +167,7 @@ fn draws_follow_the_distribution() {
     };
     let (expected, _) = slow(&filter, &logits);
     let noise = Noise::new(7);
-    let mut workspace = Workspace::default();
+    let mut workspace = FilterWorkspace::default();
     let distribution = filter.distribution(&logits, &mut workspace);
     let draws = 20_000;
     let mut counts = [0.0; 6];
@@ -192,7 +192,7 @@ fn greedy_takes_the_lowest_of_equal_tokens() {
         temperature: 0.0,
         ..plain()
     };
-    let mut workspace = Workspace::default();
+    let mut workspace = FilterWorkspace::default();
     assert_eq!(
         filter
             .distribution(&[1.0, 3.0, -0.0, 3.0], &mut workspace)
@@ -221,7 +221,7 @@ fn rows_that_are_no_numbers_draw_an_allowed_token() {
         forbidden: Some(0),
         ..plain()
     };
-    let mut workspace = Workspace::default();
+    let mut workspace = FilterWorkspace::default();
     for bad in [f32::NAN, f32::NEG_INFINITY] {
         assert_eq!(filter.distribution(&[bad; 4], &mut workspace).draw(0.9), 1);
         assert_eq!(
@@ -259,7 +259,7 @@ fn confidence_ignores_temperature_and_cuts() {
         forbidden: Some(2),
         ..plain()
     };
-    let mut workspace = Workspace::default();
+    let mut workspace = FilterWorkspace::default();
     let mut plain = |token| filter.plain(&[0.0, 3f32.ln(), 80.0], &mut workspace, token);
     for (token, expected) in [
         (None, 0.75),
@@ -286,9 +286,9 @@ fn certainty_is_the_best_tokens_or_the_drawn_ones_before_or_after_filters() {
             noise: Noise::new(seed),
             step: 1,
             position: 2,
-            kind: Kind::Sure(certainty),
+            kind: DrawKind::Sure(certainty),
         };
-        draw.apply(&logits, &mut Workspace::default())
+        draw.apply(&logits, &mut FilterWorkspace::default())
     };
     let mut others = 0;
     for seed in 0..40 {

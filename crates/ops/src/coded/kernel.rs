@@ -1,8 +1,8 @@
 //! The inner loops, once for every instruction set; sums are integers, so all give the same.
 
-use super::panels::{CHUNK, GROUP, LANES, Panel};
-use super::rows::{self, Facts, RotatedRows, Source};
-use super::thin::{DEEP, Line};
+use super::panels::{CHUNK, CodePanel, GROUP, LANES};
+use super::rows::{self, CodedSource, Facts, RotatedRows};
+use super::thin::{DEEP, ThinLine};
 use super::{Rate, WINDOW};
 use crate::isa::{Isa, Set};
 
@@ -18,7 +18,7 @@ pub const TILE: usize = 8;
 
 /// What decodes, on a processor that can: nothing but asking it makes one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Kernel(Way);
+pub struct DecodeKernel(Way);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
@@ -30,10 +30,10 @@ enum Way {
     Vbmi,
 }
 
-impl Kernel {
+impl DecodeKernel {
     /// The fastest one on this processor.
-    pub fn best() -> Kernel {
-        Kernel(match Isa::best().set() {
+    pub fn best() -> DecodeKernel {
+        DecodeKernel(match Isa::best().set() {
             Set::Portable => Way::Portable,
             #[cfg(target_arch = "x86_64")]
             Set::Avx2 => Way::Avx2,
@@ -48,22 +48,22 @@ impl Kernel {
 
     /// All that this processor has, for tests that compare them.
     #[cfg(test)]
-    pub fn all() -> Vec<Kernel> {
+    pub fn all() -> Vec<DecodeKernel> {
         let mut all = vec![Way::Portable];
         #[cfg(target_arch = "x86_64")]
-        match Kernel::best().0 {
+        match DecodeKernel::best().0 {
             Way::Portable => {}
             Way::Avx2 => all.push(Way::Avx2),
             Way::Vbmi => all.extend([Way::Avx2, Way::Vbmi]),
         }
-        all.into_iter().map(Kernel).collect()
+        all.into_iter().map(DecodeKernel).collect()
     }
 
     /// Makes a row; see [`rows::make`].
     #[allow(unsafe_code)]
     pub fn rotate(
         self,
-        source: Source,
+        source: CodedSource,
         values: &mut [f32],
         plain: &mut [i8],
         row: &mut [i8],
@@ -81,7 +81,7 @@ impl Kernel {
 
     /// Sums of up to [`TILE`] rows of x, from `start`, with the sixteen rows of a panel. They must be rows made for the panel's rate.
     #[allow(unsafe_code)]
-    pub fn run(self, panel: Panel, x: &RotatedRows, start: usize, sums: &mut [[i32; LANES]]) {
+    pub fn run(self, panel: CodePanel, x: &RotatedRows, start: usize, sums: &mut [[i32; LANES]]) {
         let length = panel.chunks() * CHUNK * panel.rate.step_weights();
         assert!(
             sums.len() <= TILE
@@ -103,7 +103,7 @@ impl Kernel {
 
     /// Sums of some rows of x, at most [`TILE`], with sixteen outputs of numbers of four bits, as they lie there from 0 to 15.
     #[allow(unsafe_code)]
-    pub fn nibbles(self, lines: &[Line], x: &[&[[i8; DEEP]]], sums: &mut [[i32; LANES]]) {
+    pub fn nibbles(self, lines: &[ThinLine], x: &[&[[i8; DEEP]]], sums: &mut [[i32; LANES]]) {
         assert!(x.len() == sums.len() && x.len() <= TILE);
         assert!(x.iter().all(|x| x.len() == lines.len()));
         match self.0 {
@@ -131,7 +131,7 @@ impl Kernel {
 }
 
 /// The definition, weight by weight.
-fn portable(panel: Panel, x: &RotatedRows, start: usize, sums: &mut [[i32; LANES]]) {
+fn portable(panel: CodePanel, x: &RotatedRows, start: usize, sums: &mut [[i32; LANES]]) {
     let (tables, steps) = (panel.rate.tables(), panel.chunks() * CHUNK);
     for (row, sums) in (start..).zip(sums) {
         let x = x.row(row);

@@ -29,7 +29,7 @@ mod tests;
 mod thin;
 
 pub use kept::{Kept, KeptError, LowRank, MOST_INPUTS, Nibbles};
-pub use own::{Own, RowShare, add_own};
+pub use own::{OwnMatrix, RowShare, add_own};
 pub use rate::{NoSuchRate, Rate};
 
 /// Bits of a window: the states of the trellis are 2^7.

@@ -12,27 +12,27 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::kept::{Kept, LowRank};
-use super::kernel::{Kernel, TILE};
-use super::panels::{LANES, Panels};
-use super::rows::{RotatedRows, Source, place};
-use super::thin::Thin;
+use super::kernel::{DecodeKernel, TILE};
+use super::panels::{CodePanels, LANES};
+use super::rows::{CodedSource, RotatedRows, place};
+use super::thin::ThinFactors;
 use crate::packed::Columns;
-use crate::quantized::{Quantisation, Served, widened};
+use crate::quantized::{Quantisation, QuantizedMatrix, widened};
 use crate::transform::Rotation;
 
 /// A matrix [out, in] of one variant.
 #[derive(Clone, Debug)]
-pub struct Own {
+pub struct OwnMatrix {
     out: usize,
     input: usize,
     /// c.
     scale: f32,
     rotation: Rotation,
     /// The code and its gains.
-    code: Option<(Panels, Vec<bf16>)>,
-    thin: Option<Thin>,
+    code: Option<(CodePanels, Vec<bf16>)>,
+    thin: Option<ThinFactors>,
     /// Matrices to be multiplied one after the other.
-    plain: Vec<Served>,
+    plain: Vec<QuantizedMatrix>,
 }
 
 /// A row of a batch that has a part of a variant.
@@ -44,17 +44,17 @@ pub struct RowShare {
 }
 
 /// bf16 where it holds every number, else f32.
-fn exact(numbers: &[f32], out: usize, input: usize) -> Result<Served> {
+fn exact(numbers: &[f32], out: usize, input: usize) -> Result<QuantizedMatrix> {
     let fits = |number: &f32| bf16::from_f32(*number).to_f32() == *number;
     let form = if numbers.iter().all(fits) {
         Quantisation::Bf16
     } else {
         Quantisation::F32
     };
-    Served::new(numbers, out, input, form)
+    QuantizedMatrix::new(numbers, out, input, form)
 }
 
-impl Own {
+impl OwnMatrix {
     /// `kept` of a matrix [out, in] under `rotation`, times `scale`.
     ///
     /// # Errors
@@ -62,7 +62,7 @@ impl Own {
     pub fn new(kept: &Kept, shape: [usize; 2], rotation: Rotation, scale: f32) -> Result<Self> {
         kept.check(shape)?;
         let [out, input] = shape;
-        let mut made = Own {
+        let mut made = OwnMatrix {
             out,
             input,
             scale,
@@ -79,7 +79,7 @@ impl Own {
                 low_rank,
             } => {
                 per_step = code.rate().step_weights();
-                made.code = Some((Panels::new(code), gains.clone()));
+                made.code = Some((CodePanels::new(code), gains.clone()));
                 low_rank.as_ref()
             }
             Kept::LowRank(part) => Some(part),
@@ -91,7 +91,7 @@ impl Own {
         };
         match low_rank {
             Some(LowRank::Nibbles(nibbles)) => {
-                made.thin = Some(Thin::new(nibbles, shape, per_step));
+                made.thin = Some(ThinFactors::new(nibbles, shape, per_step));
             }
             Some(LowRank::Exact { rank, a, b }) => {
                 made.plain.push(exact(a, *rank, input)?);
@@ -110,8 +110,8 @@ impl Own {
     pub fn bytes(&self) -> usize {
         let code = self.code.iter();
         let code = code.map(|(panels, gains)| panels.bytes() + size_of_val(&gains[..]));
-        let plain = self.plain.iter().map(Served::bytes);
-        let thin = self.thin.as_ref().map_or(0, Thin::bytes);
+        let plain = self.plain.iter().map(QuantizedMatrix::bytes);
+        let thin = self.thin.as_ref().map_or(0, ThinFactors::bytes);
         let signs = size_of_val(self.rotation.signs.words());
         code.chain(plain).sum::<usize>() + thin + signs
     }
@@ -202,7 +202,7 @@ impl Own {
     /// Adds to sixteen outputs of y, from panel `index` on, what some rows have of code and factors.
     fn add_panel(
         &self,
-        kernel: Kernel,
+        kernel: DecodeKernel,
         index: usize,
         (shares, start): (&[RowShare], usize),
         rows: &RotatedRows,
@@ -257,13 +257,13 @@ impl Own {
 }
 
 /// y [rows, out] += what every matrix gives for its rows of x [rows, in]; the matrices are of one shape.
-pub fn add_own(matrices: &[(&Own, Vec<RowShare>)], x: &[f32], y: &mut [f32]) -> Result<()> {
-    add_own_with(Kernel::best(), matrices, x, y)
+pub fn add_own(matrices: &[(&OwnMatrix, Vec<RowShare>)], x: &[f32], y: &mut [f32]) -> Result<()> {
+    add_own_with(DecodeKernel::best(), matrices, x, y)
 }
 
 fn add_own_with(
-    kernel: Kernel,
-    matrices: &[(&Own, Vec<RowShare>)],
+    kernel: DecodeKernel,
+    matrices: &[(&OwnMatrix, Vec<RowShare>)],
     x: &[f32],
     y: &mut [f32],
 ) -> Result<()> {
@@ -293,8 +293,8 @@ fn add_own_with(
     }
     if !all.is_empty() {
         let source = |index: usize| {
-            let (own, share): (&Own, RowShare) = all[index];
-            Source {
+            let (own, share): (&OwnMatrix, RowShare) = all[index];
+            CodedSource {
                 x: &x[share.row * input..][..input],
                 rotation: &own.rotation,
                 per_step: own.per_step(),

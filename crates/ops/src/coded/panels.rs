@@ -18,7 +18,7 @@ pub struct Words(pub [u64; GROUP]);
 
 /// A code [out, input].
 #[derive(Clone, Debug)]
-pub struct Panels {
+pub struct CodePanels {
     rate: Rate,
     /// [ceil(out / 16)][2][chunks][k]; what lies past the last row or a row's end means nothing.
     words: Vec<Words>,
@@ -28,14 +28,14 @@ pub struct Panels {
 
 /// Sixteen rows.
 #[derive(Clone, Copy, Debug)]
-pub struct Panel<'a> {
+pub struct CodePanel<'a> {
     pub rate: Rate,
     /// [2][chunks][k]
     pub words: &'a [Words],
     pub ends: [[u8; GROUP]; 2],
 }
 
-impl Panels {
+impl CodePanels {
     pub fn new(code: &Code) -> Self {
         let (rate, out) = (code.rate(), code.rows());
         let across = rate.steps(code.cols()).div_ceil(CHUNK) * rate.step_bits();
@@ -60,7 +60,7 @@ impl Panels {
                 }
             }
         });
-        Panels { rate, words, ends }
+        CodePanels { rate, words, ends }
     }
 
     pub fn rate(&self) -> Rate {
@@ -73,9 +73,9 @@ impl Panels {
     }
 
     /// Sixteen rows from `16 index` on.
-    pub fn panel(&self, index: usize) -> Panel<'_> {
+    pub fn panel(&self, index: usize) -> CodePanel<'_> {
         let words = self.words.len() / self.ends.len() * 2;
-        Panel {
+        CodePanel {
             rate: self.rate,
             words: &self.words[index * words..][..words],
             ends: [self.ends[2 * index], self.ends[2 * index + 1]],
@@ -98,7 +98,7 @@ impl Panels {
     }
 }
 
-impl Panel<'_> {
+impl CodePanel<'_> {
     pub fn chunks(&self) -> usize {
         self.words.len() / 2 / self.rate.step_bits()
     }

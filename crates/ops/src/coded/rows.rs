@@ -2,9 +2,9 @@
 
 use rayon::prelude::*;
 
-use super::kernel::Kernel;
+use super::kernel::DecodeKernel;
 use super::panels::CHUNK;
-use super::thin::{Between, DEEP, Thin};
+use super::thin::{Between, DEEP, ThinFactors};
 use crate::quantized::round;
 use crate::transform::Rotation;
 
@@ -36,13 +36,13 @@ pub struct Facts {
 
 /// What a row is made of.
 #[derive(Clone, Copy)]
-pub struct Source<'a> {
+pub struct CodedSource<'a> {
     pub x: &'a [f32],
     pub rotation: &'a Rotation,
     /// Weights to a step where it is read.
     pub per_step: usize,
     /// Factors that read it, too.
-    pub thin: Option<&'a Thin>,
+    pub thin: Option<&'a ThinFactors>,
 }
 
 /// Where an input lies in a row.
@@ -59,9 +59,9 @@ pub fn length(input: usize, per_step: usize) -> usize {
 impl RotatedRows {
     /// Makes `count` rows of `input` elements; `source` says of what, by index.
     pub fn new<'a>(
-        kernel: Kernel,
+        kernel: DecodeKernel,
         (count, input): (usize, usize),
-        source: impl Fn(usize) -> Source<'a> + Sync,
+        source: impl Fn(usize) -> CodedSource<'a> + Sync,
     ) -> Self {
         let stride = length(input, 4);
         let across = stride / size_of::<Line>();
@@ -94,7 +94,7 @@ impl RotatedRows {
     }
 
     /// What `thin`'s first factor gives for a row that was made for it.
-    pub fn between(&self, row: usize, thin: &Thin) -> (&[[i8; DEEP]], Between) {
+    pub fn between(&self, row: usize, thin: &ThinFactors) -> (&[[i8; DEEP]], Between) {
         (&self.t[row * self.deep..][..thin.deep()], self.between[row])
     }
 
@@ -121,8 +121,8 @@ fn flat_mut(lines: &mut [Line]) -> &mut [i8] {
 }
 
 /// A row, step by step; `values` and `plain` are rooms for one, zeros after its end.
-pub fn make(source: Source, values: &mut [f32], plain: &mut [i8], row: &mut [i8]) -> Facts {
-    let Source {
+pub fn make(source: CodedSource, values: &mut [f32], plain: &mut [i8], row: &mut [i8]) -> Facts {
+    let CodedSource {
         x,
         rotation,
         per_step,

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::kept::Nibbles;
-use super::kernel::Kernel;
+use super::kernel::DecodeKernel;
 use super::panels::LANES;
 use super::rows::{Facts, length, place};
 use crate::quantized::round;
@@ -14,9 +14,9 @@ pub const DEEP: usize = 8;
 /// Numbers of four bits: sixteen outputs by eight inputs, four bytes to an output, the first four inputs in their low halves.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
-pub struct Line(pub [u8; 4 * LANES]);
+pub struct ThinLine(pub [u8; 4 * LANES]);
 
-impl Line {
+impl ThinLine {
     fn put(&mut self, output: usize, input: usize, nibble: u8) {
         self.0[4 * output + input % 4] |= nibble << (input / 4 * 4);
     }
@@ -28,16 +28,16 @@ impl Line {
 
 /// Both factors. A's outputs are ranks, and its inputs in the order of [`RotatedRows`](super::rows::RotatedRows); B's inputs are ranks.
 #[derive(Clone, Debug)]
-pub struct Thin {
+pub struct ThinFactors {
     scales: Vec<f32>,
     /// Lines of sixteen ranks.
     across: usize,
     /// [ceil(rank / 16)][across]
-    a: Vec<Line>,
+    a: Vec<ThinLine>,
     /// Lines of sixteen outputs.
     deep: usize,
     /// [ceil(out / 16)][deep]
-    b: Vec<Line>,
+    b: Vec<ThinLine>,
 }
 
 /// What belongs to what the first factor gives for a row of x, rounded to 8 bits.
@@ -47,7 +47,7 @@ pub struct Between {
     sum: i32,
 }
 
-impl Thin {
+impl ThinFactors {
     /// For rows of x that are dealt out for `per_step` weights to a step.
     pub fn new(of: &Nibbles, [out, input]: [usize; 2], per_step: usize) -> Self {
         let (rank, row) = (of.scales.len(), |width: usize| width.div_ceil(2));
@@ -55,7 +55,7 @@ impl Thin {
         let nibble = |factor: &[u8], width: usize, rank: usize, index: usize| {
             factor[rank * row(width) + index / 2] >> (4 * (index % 2)) & 15
         };
-        let mut a = vec![Line([0; 4 * LANES]); rank.div_ceil(LANES) * across];
+        let mut a = vec![ThinLine([0; 4 * LANES]); rank.div_ceil(LANES) * across];
         for (panel, lines) in a.chunks_exact_mut(across).enumerate() {
             for lane in 0..LANES.min(rank - panel * LANES) {
                 for index in 0..input {
@@ -64,7 +64,7 @@ impl Thin {
                 }
             }
         }
-        let mut b = vec![Line([0; 4 * LANES]); out.div_ceil(LANES) * deep];
+        let mut b = vec![ThinLine([0; 4 * LANES]); out.div_ceil(LANES) * deep];
         let panels = b.par_chunks_mut(deep.max(1)).enumerate();
         panels.for_each(|(panel, lines)| {
             for lane in 0..LANES.min(out - panel * LANES) {
@@ -74,7 +74,7 @@ impl Thin {
                 }
             }
         });
-        Thin {
+        ThinFactors {
             scales: of.scales.clone(),
             across,
             a,
@@ -113,7 +113,7 @@ impl Thin {
     /// t = scales ⊙ (A x), for a row of x; `room` is for t before it is rounded.
     pub fn first(
         &self,
-        kernel: Kernel,
+        kernel: DecodeKernel,
         (x, facts): (&[i8], Facts),
         room: &mut Vec<f32>,
         t: &mut [[i8; DEEP]],
@@ -141,7 +141,7 @@ impl Thin {
     /// B t for the sixteen outputs of panel `index` and some rows' t: integers, of which [`Between::value`] makes numbers.
     pub fn second(
         &self,
-        kernel: Kernel,
+        kernel: DecodeKernel,
         index: usize,
         t: &[&[[i8; DEEP]]],
         sums: &mut [[i32; LANES]],

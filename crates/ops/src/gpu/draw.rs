@@ -3,7 +3,7 @@
 use super::launch::launch;
 use super::pointwise::NONE;
 use super::{Address, GpuDevice, Result, plain};
-use crate::categorical::{Certainty, Crossing, Draw, Drawn, Kind};
+use crate::categorical::{Certainty, Crossing, Draw, DrawKind, Drawn};
 
 /// A [`Draw`] as the kernel reads it.
 #[repr(C)]
@@ -49,12 +49,12 @@ impl DrawFacts {
             ..Self::default()
         };
         match draw.kind {
-            Kind::Predicted => {}
-            Kind::Best => facts.kind = 1,
-            Kind::Sure(Certainty::Best) => facts.kind = 2,
-            Kind::Sure(Certainty::Drawn) => facts.kind = 4,
-            Kind::Sure(Certainty::Filtered) => facts.kind = 5,
-            Kind::Mixture {
+            DrawKind::Predicted => {}
+            DrawKind::Best => facts.kind = 1,
+            DrawKind::Sure(Certainty::Best) => facts.kind = 2,
+            DrawKind::Sure(Certainty::Drawn) => facts.kind = 4,
+            DrawKind::Sure(Certainty::Filtered) => facts.kind = 5,
+            DrawKind::Mixture {
                 present,
                 alpha_t,
                 alpha_s,

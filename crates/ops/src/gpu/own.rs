@@ -193,7 +193,7 @@ pub struct OwnProduct {
     /// [`PartFacts`](super::products::PartFacts), no two of one row; the variant is the bank.
     pub parts: Address,
     pub part_count: usize,
-    /// [`Group`](super::products::Group)s.
+    /// [`ProductGroup`](super::products::ProductGroup)s.
     pub groups: Address,
     pub group_count: usize,
     /// Parts to a group at most, one of [`TIERS`].

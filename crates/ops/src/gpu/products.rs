@@ -18,7 +18,7 @@ pub struct PartFacts {
 /// Parts of one bank that go through it together.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Group {
+pub struct ProductGroup {
     pub bank: u32,
     pub first: u32,
     /// 0 for a group that pads the launch, after all others.
@@ -44,7 +44,7 @@ pub struct BankGemm {
     pub banks: Address,
     /// [`PartFacts`], no two of one row.
     pub parts: Address,
-    /// [`Group`]s.
+    /// [`ProductGroup`]s.
     pub groups: Address,
     /// [variants][8] u32.
     pub keys: Address,
@@ -276,7 +276,7 @@ impl GatherEmbedding {
 
 plain!(
     PartFacts,
-    Group,
+    ProductGroup,
     BankGemm,
     SignRows,
     SignIn,

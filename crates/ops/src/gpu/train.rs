@@ -201,13 +201,13 @@ pub struct KeyChunk {
 
 /// What attention has of a batch.
 #[derive(Clone, Copy, Debug)]
-pub struct Heads {
+pub struct AttentionBatch {
     pub sequences: usize,
     pub heads: usize,
     pub head_dim: usize,
 }
 
-impl Heads {
+impl AttentionBatch {
     fn launch<A: super::Plain>(
         self,
         gpu: &dyn GpuDevice,
@@ -244,7 +244,7 @@ pub struct TrainAttend {
 }
 
 impl TrainAttend {
-    pub fn launch(&self, gpu: &dyn GpuDevice, of: Heads, chunks: usize) -> Result<()> {
+    pub fn launch(&self, gpu: &dyn GpuDevice, of: AttentionBatch, chunks: usize) -> Result<()> {
         of.launch(gpu, "train_attend", chunks, (2, 1), self)
     }
 }
@@ -278,7 +278,7 @@ impl TrainAttendBackward {
     pub fn launch(
         &self,
         gpu: &dyn GpuDevice,
-        of: Heads,
+        of: AttentionBatch,
         chunks: usize,
         key_chunks: usize,
     ) -> Result<()> {

@@ -1,7 +1,7 @@
 //! The inner loop, once for every instruction set; all give the same bits.
 
 use super::levels::{LANES, Levels};
-use super::panels::Line;
+use super::panels::QuantLine;
 use super::rows::{BLOCK, BLOCKS, QuantisedRows};
 use crate::isa::{Isa, Set};
 
@@ -15,12 +15,12 @@ pub const TILE: usize = 8;
 
 /// Sixteen outputs: every block's lines, and the levels of all blocks.
 #[derive(Clone, Copy)]
-pub struct Panel<'a, L> {
-    pub lines: &'a [Line],
+pub struct QuantPanel<'a, L> {
+    pub lines: &'a [QuantLine],
     pub levels: &'a [L],
 }
 
-impl<L: Levels> Panel<'_, L> {
+impl<L: Levels> QuantPanel<'_, L> {
     /// The first block of every super-block of inputs, and how many it has.
     #[inline(always)]
     fn supers(self) -> impl Iterator<Item = (usize, usize)> {
@@ -43,7 +43,7 @@ impl<L: Levels> Panel<'_, L> {
 #[allow(unsafe_code)]
 pub fn run<L: Levels>(
     isa: Isa,
-    panel: Panel<L>,
+    panel: QuantPanel<L>,
     x: &QuantisedRows,
     start: usize,
     sums: &mut [[f32; LANES]],
@@ -61,7 +61,7 @@ pub fn run<L: Levels>(
 }
 
 fn portable<L: Levels>(
-    panel: Panel<L>,
+    panel: QuantPanel<L>,
     x: &QuantisedRows,
     start: usize,
     sums: &mut [[f32; LANES]],

@@ -8,7 +8,7 @@
 //! chain of f32 operations in order of the inputs, the same with every instruction set and for every number of
 //! rows: results depend neither on the batch nor on the machine.
 
-use super::kernel::{self, Panel};
+use super::kernel::{self, QuantPanel};
 use super::levels::{LANES, Levels};
 use super::raw::{self, Plain};
 use super::rows::{BLOCK, QuantisedRows};
@@ -21,19 +21,19 @@ use std::ops::Range;
 /// has bits: line `step * BITS / 8` holds the step's quants lane by lane, from bit `step * BITS % 8` of every byte on.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-pub struct Line(pub [u8; 4 * LANES]);
+pub struct QuantLine(pub [u8; 4 * LANES]);
 
 #[allow(unsafe_code)]
 // SAFETY: 64 bytes.
-unsafe impl Plain for Line {}
+unsafe impl Plain for QuantLine {}
 
 /// A matrix [out, input], `input` a multiple of the form's block.
 #[derive(Clone)]
-pub struct Panels<L> {
+pub struct QuantPanels<L> {
     out: usize,
     input: usize,
     /// [ceil(out / 16)][input / 32][BITS]; lanes past the last output mean nothing.
-    lines: Vec<Line>,
+    lines: Vec<QuantLine>,
     /// [ceil(out / 16)][input / 32 / BLOCKS]
     levels: Vec<L>,
 }
@@ -43,7 +43,7 @@ fn place(input: usize, bits: usize) -> (usize, usize) {
     (input / 4 * bits / 8, input / 4 * bits % 8)
 }
 
-impl<L: Levels> Panels<L> {
+impl<L: Levels> QuantPanels<L> {
     /// Quantises `weights`, [out, in] by rows, as candle does.
     pub fn new(weights: &[f32], out: usize, input: usize) -> Self {
         assert!(
@@ -51,7 +51,7 @@ impl<L: Levels> Panels<L> {
             "{out} x {input}"
         );
         let (panels, blocks) = (out.div_ceil(LANES), input / BLOCK);
-        let mut lines = vec![Line([0; 4 * LANES]); panels * blocks * L::BITS];
+        let mut lines = vec![QuantLine([0; 4 * LANES]); panels * blocks * L::BITS];
         let mut levels = vec![L::ZERO; panels * blocks / L::BLOCKS];
         let work = lines
             .par_chunks_mut((blocks * L::BITS).max(1))
@@ -107,9 +107,9 @@ impl<L: Levels> Panels<L> {
     }
 
     /// Sixteen outputs from `16 panel` on.
-    fn panel(&self, panel: usize) -> Panel<'_, L> {
+    fn panel(&self, panel: usize) -> QuantPanel<'_, L> {
         let (lines, levels) = (self.input / BLOCK * L::BITS, self.input / BLOCK / L::BLOCKS);
-        Panel {
+        QuantPanel {
             lines: &self.lines[panel * lines..][..lines],
             levels: &self.levels[panel * levels..][..levels],
         }
@@ -169,7 +169,7 @@ impl<L: Levels> Panels<L> {
     }
 }
 
-impl<L: Levels> Panel<'_, L> {
+impl<L: Levels> QuantPanel<'_, L> {
     /// Quant of one weight of a block.
     pub fn quant(&self, block: usize, lane: usize, input: usize) -> u8 {
         let (line, bit) = place(input, L::BITS);

@@ -3,11 +3,11 @@
 
 use super::halved::Halved;
 use super::levels::Levels;
-use super::panels::Panels;
-use super::{Quantisation, Served, Stored};
+use super::panels::QuantPanels;
+use super::{Quantisation, QuantizedMatrix, Stored};
 use crate::packed::Packed;
 
-/// Of what [`Served::raw`] gives. To be raised whenever a form lies in memory in another way.
+/// Of what [`QuantizedMatrix::raw`] gives. To be raised whenever a form lies in memory in another way.
 pub const LAYOUT: u32 = 1;
 
 /// Types without padding, of which any bytes are a value.
@@ -35,7 +35,7 @@ pub(crate) fn values<T: Plain>(bytes: &[u8], count: usize) -> Option<Vec<T>> {
     Some(values)
 }
 
-impl Served {
+impl QuantizedMatrix {
     /// The matrix as it lies in memory, in this machine's byte order: quants, and what makes weights of them, where it takes that.
     pub fn raw(&self) -> [&[u8]; 2] {
         match &self.stored {
@@ -53,9 +53,9 @@ impl Served {
         raw: [&[u8]; 2],
         [out, input]: [usize; 2],
         form: Quantisation,
-    ) -> Option<Served> {
-        fn panels<L: Levels>(raw: [&[u8]; 2], out: usize, input: usize) -> Option<Panels<L>> {
-            Panels::from_raw(raw, out, input)
+    ) -> Option<QuantizedMatrix> {
+        fn panels<L: Levels>(raw: [&[u8]; 2], out: usize, input: usize) -> Option<QuantPanels<L>> {
+            QuantPanels::from_raw(raw, out, input)
         }
         let stored = match form.fitting(input) {
             Quantisation::F32 | Quantisation::Bf16 if !raw[1].is_empty() => return None,
@@ -66,7 +66,7 @@ impl Served {
             Quantisation::Q4K => Stored::Q4K(panels(raw, out, input)?),
             Quantisation::Q2K => Stored::Q2K(panels(raw, out, input)?),
         };
-        Some(Served { out, input, stored })
+        Some(QuantizedMatrix { out, input, stored })
     }
 }
 
@@ -85,10 +85,10 @@ mod tests {
             let weights: Vec<f32> = (0..out * input).map(value).collect();
             let x = &weights[..input];
             for form in Quantisation::ALL {
-                let matrix = Served::new(&weights, out, input, form).unwrap();
+                let matrix = QuantizedMatrix::new(&weights, out, input, form).unwrap();
                 let raw = matrix.raw();
-                let again = Served::from_raw(raw, [out, input], form).unwrap();
-                let products = |matrix: &Served| {
+                let again = QuantizedMatrix::from_raw(raw, [out, input], form).unwrap();
+                let products = |matrix: &QuantizedMatrix| {
                     let mut y = vec![0f32; out];
                     matrix.product(x, 1, &mut y).unwrap();
                     y.iter().map(|y| y.to_bits()).collect::<Vec<_>>()
@@ -96,9 +96,9 @@ mod tests {
                 prop_assert_eq!(products(&again), products(&matrix));
                 prop_assert_eq!((again.form(), again.bytes()), (matrix.form(), matrix.bytes()));
                 // Cut, or of another size.
-                prop_assert!(Served::from_raw([&raw[0][1..], raw[1]], [out, input], form).is_none());
-                prop_assert!(Served::from_raw(raw, [out + 64, input], form).is_none());
-                prop_assert!(Served::from_raw([raw[0], &[0; 7]], [out, input], form).is_none());
+                prop_assert!(QuantizedMatrix::from_raw([&raw[0][1..], raw[1]], [out, input], form).is_none());
+                prop_assert!(QuantizedMatrix::from_raw(raw, [out + 64, input], form).is_none());
+                prop_assert!(QuantizedMatrix::from_raw([raw[0], &[0; 7]], [out, input], form).is_none());
             }
         }
     }

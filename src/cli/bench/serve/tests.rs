@@ -1,7 +1,7 @@
 //! A load on a real server of the model compiled in.
 
 use super::*;
-use crate::load::End;
+use crate::load::RequestEnd;
 use clap::Parser;
 
 #[derive(Parser)]
@@ -153,7 +153,7 @@ fn what_came_before_a_server_went_away_is_kept() {
             let finished = driven
                 .outcomes
                 .iter()
-                .filter(|outcome| outcome.end == End::Finished);
+                .filter(|outcome| outcome.end == RequestEnd::Finished);
             assert!(finished.count() >= 5);
             let report = LoadReport::new(&driven, &names, Duration::ZERO);
             assert!(report.server_gone.is_some(), "{report}");

@@ -7,10 +7,10 @@ use serde::Deserialize;
 use serde::de::{DeserializeOwned, MapAccess, Visitor};
 use serde_json::Value;
 
-use super::Refused;
+use super::AdapterError;
 
 #[derive(Debug, Deserialize)]
-pub(super) struct Config {
+pub(super) struct AdapterConfig {
     peft_type: String,
     r: usize,
     lora_alpha: f64,
@@ -38,13 +38,14 @@ const MOST_RANK: usize = 1 << 14;
 /// Beginnings of what `init_lora_weights` may be where the base's own weights were changed with it.
 const CHANGES_BASE: [&str; 4] = ["pissa", "olora", "corda", "loftq"];
 
-impl Config {
+impl AdapterConfig {
     /// # Errors
     /// Whatever changes what an adapter adds up to and is not known here, by the field that asks for it.
-    pub fn read(text: &[u8]) -> Result<Self, Refused> {
-        let config: Config = serde_json::from_slice(text).map_err(|error| Refused::Config {
-            detail: error.to_string(),
-        })?;
+    pub fn read(text: &[u8]) -> Result<Self, AdapterError> {
+        let config: AdapterConfig =
+            serde_json::from_slice(text).map_err(|error| AdapterError::Config {
+                detail: error.to_string(),
+            })?;
         let absent = |value: &Option<Value>| match value {
             None | Some(Value::Null) => true,
             Some(Value::Array(items)) => items.is_empty(),
@@ -69,7 +70,7 @@ impl Config {
             ("init_lora_weights", changes_base),
         ];
         if let Some((field, _)) = asked.into_iter().find(|(_, asked)| *asked) {
-            return Err(Refused::Unserved { field });
+            return Err(AdapterError::Unserved { field });
         }
         for (field, keys) in [
             ("rank_pattern", config.rank_pattern.keys()),
@@ -77,7 +78,7 @@ impl Config {
         ] {
             let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
             if !keys.iter().all(|key| key.bytes().all(plain)) {
-                return Err(Refused::Unserved { field });
+                return Err(AdapterError::Unserved { field });
             }
         }
         let ranks = config.rank_pattern.0.iter().map(|(_, rank)| *rank);
@@ -85,11 +86,11 @@ impl Config {
             .chain([config.r])
             .all(|rank| (1..=MOST_RANK).contains(&rank))
         {
-            return Err(Refused::Unserved { field: "r" });
+            return Err(AdapterError::Unserved { field: "r" });
         }
         let mut alphas = config.alpha_pattern.0.iter().map(|(_, alpha)| *alpha);
         if !config.lora_alpha.is_finite() || !alphas.all(f64::is_finite) {
-            return Err(Refused::Unserved {
+            return Err(AdapterError::Unserved {
                 field: "lora_alpha",
             });
         }

@@ -20,9 +20,9 @@ use std::collections::BTreeMap;
 
 use half::bf16;
 
-use self::config::Config;
+use self::config::AdapterConfig;
 use super::{Architecture, TensorSpec};
-use crate::checkpoint::{Checkpoint, Unreadable, View};
+use crate::checkpoint::{Checkpoint, TensorView, Unreadable};
 use crate::ops::coded::{Kept, LowRank};
 use crate::superposition::{self, CodedDelta, Digest, KeptTensor, Mismatch, TensorSource};
 
@@ -34,7 +34,7 @@ const PREFIX: &str = "base_model.model.";
 
 /// Why an adapter is none of a network's.
 #[derive(Debug, thiserror::Error)]
-pub enum Refused {
+pub enum AdapterError {
     #[error("adapter_config.json: {detail}")]
     Config { detail: String },
     #[error("adapter_config.json: what {field} asks for is not served")]
@@ -56,7 +56,7 @@ pub enum Refused {
     #[error(transparent)]
     Unreadable(#[from] Unreadable),
     #[error(transparent)]
-    Base(#[from] superposition::Refused),
+    Base(#[from] superposition::DeltaError),
 }
 
 /// Whether a checkpoint is an adapter, by its tensors' names.
@@ -98,17 +98,17 @@ pub fn read(
     (digest, base): (Digest, &dyn TensorSource),
     config: &[u8],
     checkpoint: &Checkpoint,
-) -> Result<CodedDelta, Refused> {
-    let config = Config::read(config)?;
+) -> Result<CodedDelta, AdapterError> {
+    let config = AdapterConfig::read(config)?;
     let modules = modules(architecture);
     let mut added: BTreeMap<&str, Added> = BTreeMap::new();
     for (full, view) in checkpoint.iter() {
-        let unknown = || Refused::Unknown {
+        let unknown = || AdapterError::Unknown {
             tensor: full.to_owned(),
         };
         let name = full.strip_prefix(PREFIX).ok_or_else(unknown)?;
         if name.contains(".lora_magnitude_vector") {
-            return Err(Refused::Unserved { field: "use_dora" });
+            return Err(AdapterError::Unserved { field: "use_dora" });
         }
         let name = name.replace(".default.", ".");
         let name = name.strip_suffix(".default").unwrap_or(&name);
@@ -131,7 +131,7 @@ pub fn read(
             found(module, "weight")?;
             if checkpoint.get(&other_half(full)).is_none() {
                 let (module, has) = (module.to_owned(), "B");
-                return Err(Refused::Half { module, has });
+                return Err(AdapterError::Half { module, has });
             }
         } else if let Some(module) = name.strip_suffix(".lora_B.bias") {
             let rows = found(module, "bias")?;
@@ -148,7 +148,7 @@ pub fn read(
         }
     }
     if added.values().all(Added::is_nothing) {
-        return Err(superposition::Refused::from(Mismatch::Same).into());
+        return Err(superposition::DeltaError::from(Mismatch::Same).into());
     }
     let mut shapes = base.shapes();
     let tensors = added.into_iter().map(|(name, added)| {
@@ -174,7 +174,7 @@ fn modules(architecture: &Architecture) -> BTreeMap<&str, Rows<'_>> {
                 count,
             };
             modules.insert(&**name, rows());
-            if architecture.head.tied && spec.role == super::Role::Embedding {
+            if architecture.head.tied && spec.role == super::MatrixRole::Embedding {
                 modules.insert("lm_head.weight", rows());
             }
         }
@@ -197,17 +197,17 @@ fn other_half(name: &str) -> String {
 /// The two factors of a module, whose A is called `full`.
 fn pair(
     checkpoint: &Checkpoint,
-    config: &Config,
+    config: &AdapterConfig,
     rows: &Rows,
     module: &str,
     full: &str,
     embedding: bool,
-) -> Result<Thin, Refused> {
-    let half = || Refused::Half {
+) -> Result<Thin, AdapterError> {
+    let half = || AdapterError::Half {
         module: module.to_owned(),
         has: "A",
     };
-    let unknown = || Refused::Unknown {
+    let unknown = || AdapterError::Unknown {
         tensor: full.to_owned(),
     };
     let &[_, input] = &rows.spec.shape[..] else {
@@ -242,10 +242,10 @@ fn transposed(values: &[f32], cols: usize) -> Vec<f32> {
 }
 
 /// A tensor of this shape, all of it finite.
-fn values(view: &View, expected: &[usize]) -> Result<Vec<f32>, Refused> {
+fn values(view: &TensorView, expected: &[usize]) -> Result<Vec<f32>, AdapterError> {
     let tensor = || view.name.to_owned();
     if view.shape != expected {
-        return Err(Refused::Shape {
+        return Err(AdapterError::Shape {
             tensor: tensor(),
             expected: expected.to_vec(),
             found: view.shape.to_vec(),
@@ -254,7 +254,7 @@ fn values(view: &View, expected: &[usize]) -> Result<Vec<f32>, Refused> {
     let values = view.to_f32()?;
     match values.iter().position(|value| !value.is_finite()) {
         None => Ok(values),
-        Some(index) => Err(Refused::NotFinite {
+        Some(index) => Err(AdapterError::NotFinite {
             tensor: tensor(),
             index,
         }),
@@ -272,9 +272,9 @@ fn whole<'a, 's>(added: &'a mut BTreeMap<&'s str, Added>, rows: &Rows<'s>) -> &'
 fn saved<'s>(
     added: &mut BTreeMap<&'s str, Added>,
     rows: &Rows<'s>,
-    view: &View,
+    view: &TensorView,
     base: &dyn TensorSource,
-) -> Result<(), Refused> {
+) -> Result<(), AdapterError> {
     let mut shape = rows.spec.shape.clone();
     shape[0] = rows.count;
     let values = values(view, &shape)?;
@@ -339,11 +339,13 @@ impl Thin {
     }
 }
 
-impl From<Refused> for superposition::Refused {
-    fn from(refused: Refused) -> Self {
+impl From<AdapterError> for superposition::DeltaError {
+    fn from(refused: AdapterError) -> Self {
         match refused {
-            Refused::NotFinite { tensor, index } => Mismatch::NotFinite { tensor, index }.into(),
-            Refused::Shape {
+            AdapterError::NotFinite { tensor, index } => {
+                Mismatch::NotFinite { tensor, index }.into()
+            }
+            AdapterError::Shape {
                 tensor,
                 expected,
                 found,
@@ -353,8 +355,8 @@ impl From<Refused> for superposition::Refused {
                 found,
             }
             .into(),
-            Refused::Unreadable(error) => error.into(),
-            Refused::Base(error) => error,
+            AdapterError::Unreadable(error) => error.into(),
+            AdapterError::Base(error) => error,
             other => Mismatch::Adapter {
                 detail: other.to_string(),
             }

@@ -68,7 +68,7 @@ fn file(tensors: &Tensors) -> Vec<u8> {
     serialize(views.collect::<BTreeMap<_, _>>(), None).unwrap()
 }
 
-fn read_tied(tied: bool, config: &Value, tensors: &Tensors) -> Result<CodedDelta, Refused> {
+fn read_tied(tied: bool, config: &Value, tensors: &Tensors) -> Result<CodedDelta, AdapterError> {
     let architecture = architecture(tied);
     let base = base(&architecture);
     let checkpoint = Checkpoint::from_bytes(file(tensors)).unwrap();

@@ -2,13 +2,13 @@
 
 use super::memory::Seen;
 use super::{FLOAT, Layer, TrainStep};
-use crate::model::conditioning::Tables;
+use crate::model::conditioning::ModulationTables;
 use crate::model::error::{Error, Result};
 use crate::model::gpu::slots::side_by_side;
 use crate::ops::gpu::pointwise::{self, GateResidual, NormFacts, NormModulate};
 use crate::ops::gpu::train::{
-    GateBackward, Heads, NormBackward, PickRows, SumRows, TrainAttend, TrainAttendBackward,
-    Transpose, TurnHeads,
+    AttentionBatch, GateBackward, NormBackward, PickRows, SumRows, TrainAttend,
+    TrainAttendBackward, Transpose, TurnHeads,
 };
 use crate::ops::gpu::{Address, Dtype, Gemm, Plain, bytes_of, bytes_of_mut};
 use crate::ops::norm::Norm;
@@ -40,7 +40,7 @@ pub struct Groups {
 }
 
 /// Modulation tables line by line, and biases, as [`Offsets`](crate::model::gpu::slots::Offsets) says.
-fn packed(tables: &Tables) -> Result<(Vec<f32>, Vec<f32>)> {
+fn packed(tables: &ModulationTables) -> Result<(Vec<f32>, Vec<f32>)> {
     let vectors = tables
         .modulations()
         .map(slice::f32)
@@ -400,8 +400,8 @@ impl<'a> TrainStep<'a> {
         Ok(turn.launch(&*self.gpu, rows)?)
     }
 
-    pub fn heads(&self) -> Heads {
-        Heads {
+    pub fn heads(&self) -> AttentionBatch {
+        AttentionBatch {
             sequences: self.input.batch,
             heads: self.config().n_heads,
             head_dim: self.config().head_dim(),

@@ -170,19 +170,19 @@ pub fn sampling_to_wire(sampling: &Sampling) -> pb::Sampling {
         ..predictor
     };
     let predictor = match sampling.predictor {
-        Predictor::Absorbing(sampler::Predictor::FirstHitting) => {
+        Predictor::Absorbing(sampler::AbsorbingPredictor::FirstHitting) => {
             with(Kind::FirstHitting, None, None)
         }
-        Predictor::Absorbing(sampler::Predictor::Ancestral { steps }) => {
+        Predictor::Absorbing(sampler::AbsorbingPredictor::Ancestral { steps }) => {
             with(Kind::Ancestral, Some(steps), None)
         }
-        Predictor::Absorbing(sampler::Predictor::Confidence { threshold, steps }) => {
+        Predictor::Absorbing(sampler::AbsorbingPredictor::Confidence { threshold, steps }) => {
             by(with(Kind::Confidence, steps, Some(threshold)))
         }
-        Predictor::Absorbing(sampler::Predictor::Static { steps }) => {
+        Predictor::Absorbing(sampler::AbsorbingPredictor::Static { steps }) => {
             by(with(Kind::Static, Some(steps), None))
         }
-        Predictor::Absorbing(sampler::Predictor::Sequential { steps }) => {
+        Predictor::Absorbing(sampler::AbsorbingPredictor::Sequential { steps }) => {
             with(Kind::Sequential, Some(steps), None)
         }
         Predictor::Uniform(uniform) => {

@@ -2,7 +2,7 @@
 
 use super::Bench;
 use anyhow::Result;
-use choir::ops::gpu::products::{BankGemm, Group, PartFacts, Split, TIERS};
+use choir::ops::gpu::products::{BankGemm, PartFacts, ProductGroup, Split, TIERS};
 use choir::ops::gpu::tiles::tile_bytes;
 use choir::ops::gpu::{Buffer, Dtype, Fault};
 
@@ -51,8 +51,8 @@ fn product(bench: &Bench, [out, input]: [usize; 2], case: Case) -> Result<f64, F
             bank: (row / case.rows) as u32,
         })
         .collect();
-    let groups: Vec<Group> = (0..case.banks)
-        .map(|bank| Group {
+    let groups: Vec<ProductGroup> = (0..case.banks)
+        .map(|bank| ProductGroup {
             bank: bank as u32,
             first: (bank * case.rows) as u32,
             count: case.rows as u32,

@@ -2,7 +2,7 @@
 
 use super::Bench;
 use anyhow::Result;
-use choir::model::architecture::{Role, TensorSpec};
+use choir::model::architecture::{MatrixRole, TensorSpec};
 use choir::model::base::{Dense, read};
 use choir::model::gpu::{GpuBank, GpuBase, GpuNetwork, GpuTarget, Matrix, padded};
 use choir::model::{Architecture, BaseWeights, ServedBank, VariantWeights};
@@ -44,7 +44,7 @@ fn all(
     matrices(of)
         .map(|(spec, out, input)| {
             let scale = match spec.role {
-                Role::Embedding => 0.5,
+                MatrixRole::Embedding => 0.5,
                 _ => 1.0 / (input as f32).sqrt(),
             };
             let matrix = Matrix {

@@ -4,7 +4,7 @@ use super::Bench;
 use anyhow::Result;
 use choir::ops::coded::{Code, Kept, LowRank, Nibbles, Rate};
 use choir::ops::gpu::own::{GpuOwn, OwnFacts, OwnProduct};
-use choir::ops::gpu::products::{Group, PartFacts, TIERS};
+use choir::ops::gpu::products::{PartFacts, ProductGroup, TIERS};
 use choir::ops::gpu::{Buffer, Dtype, Fault};
 use choir::transform::Rotation;
 use half::bf16;
@@ -84,8 +84,8 @@ fn product(bench: &Bench, [out, input]: [usize; 2], case: Case) -> Result<(usize
             bank: (row / case.rows) as u32,
         })
         .collect();
-    let groups: Vec<Group> = (0..case.variants)
-        .map(|variant| Group {
+    let groups: Vec<ProductGroup> = (0..case.variants)
+        .map(|variant| ProductGroup {
             bank: variant as u32,
             first: (variant * case.rows) as u32,
             count: case.rows as u32,

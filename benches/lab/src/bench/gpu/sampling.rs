@@ -2,7 +2,7 @@
 
 use super::Bench;
 use anyhow::Result;
-use choir::ops::categorical::{Crossing, Draw, Filter, Kind};
+use choir::ops::categorical::{Crossing, Draw, DrawKind, Filter};
 use choir::ops::gpu::draw::{Categorical, DrawFacts, DrawnFacts, LOOK};
 use choir::ops::gpu::{Buffer, Dtype, Fault};
 use choir::rng::Noise;
@@ -53,8 +53,8 @@ fn draws(
                 step: 1,
                 position: row as u32,
                 kind: match mixture {
-                    false => Kind::Predicted,
-                    true => Kind::Mixture {
+                    false => DrawKind::Predicted,
+                    true => DrawKind::Mixture {
                         present: (row % vocab) as u32,
                         alpha_t: 0.5,
                         alpha_s: 0.6,

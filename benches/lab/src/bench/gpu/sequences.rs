@@ -9,8 +9,8 @@ use choir::model::gpu::GpuNetwork;
 use choir::model::kv_cache::KvCache;
 use choir::model::{Batch, Denoiser, DitConfig, Mix, PageId, Segment, VariantId};
 use choir::sampler::{
-    BlockSampler, BlockSettings, Predictor, Progress, Sampler, UniformPredictor, UniformSampler,
-    UniformSettings,
+    AbsorbingPredictor, BlockSampler, BlockSettings, Progress, Sampler, UniformPredictor,
+    UniformSampler, UniformSettings,
 };
 use std::time::Instant;
 
@@ -86,7 +86,7 @@ pub fn latency(bench: &mut Bench) -> Result<()> {
     let single = network.materialise(&Mix::single(VariantId(0)))?;
     let mut cache = network.cache(PAGE.into(), (1 + tokens + block).div_ceil(PAGE) + 1)?;
     let sampler = || -> Result<[Sampler; 1]> {
-        let (rows, predictor) = (config.vocab_size, Predictor::FirstHitting);
+        let (rows, predictor) = (config.vocab_size, AbsorbingPredictor::FirstHitting);
         let settings = BlockSettings {
             prefill_chunk: config.model_length,
             ..BlockSettings::new(block, tokens, predictor, rows as u32 - 1, rows)

@@ -8,7 +8,7 @@ use anyhow::Result;
 use choir::model::gpu::GpuNetwork;
 use choir::model::kv_cache::KvCache;
 use choir::model::{Architecture, Batch, Denoiser, Mix, PageId, Segment, VariantId};
-use choir::ops::categorical::{Crossing, Draw, Filter, Kind};
+use choir::ops::categorical::{Crossing, Draw, DrawKind, Filter};
 use choir::ops::gpu::GpuDevice;
 use choir::ops::quantized::Quantisation;
 use choir::rng::Noise;
@@ -97,7 +97,7 @@ impl Blocks<'_> {
                 noise: Noise::new(sequence as u64),
                 step: 1,
                 position: (self.cached + row) as u32,
-                kind: Kind::Predicted,
+                kind: DrawKind::Predicted,
             };
             Segment {
                 rows: vec![row],

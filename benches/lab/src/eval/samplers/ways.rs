@@ -65,13 +65,13 @@ pub fn ways(config: &DitConfig, settings: &SamplerSettings) -> Vec<Way> {
         .collect(),
         Process::Absorbing => {
             let ancestral = shares.iter().filter(|share| **share > 0).map(|&steps| {
-                let predictor = sampler::Predictor::Ancestral { steps };
+                let predictor = sampler::AbsorbingPredictor::Ancestral { steps };
                 way("blocks, ancestral", Some(steps), predictor.into())
             });
             let first_hitting = way(
                 "blocks, first-hitting",
                 None,
-                sampler::Predictor::FirstHitting.into(),
+                sampler::AbsorbingPredictor::FirstHitting.into(),
             );
             ancestral.chain([first_hitting]).collect()
         }

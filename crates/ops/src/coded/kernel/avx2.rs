@@ -37,7 +37,7 @@ fn made(rate: Rate) -> Looks {
 }
 
 /// The weights of `chunks` of one row, in the order of x.
-fn decode(panel: Panel, lane: usize, chunks: std::ops::Range<usize>, weights: &mut [u8]) {
+fn decode(panel: CodePanel, lane: usize, chunks: std::ops::Range<usize>, weights: &mut [u8]) {
     let (bits, tables) = (panel.rate.step_bits(), panel.rate.tables());
     let eights = weights.chunks_exact_mut(8 * tables.len());
     for (eight, weights) in (8 * chunks.start..8 * chunks.end).zip(eights) {
@@ -60,7 +60,7 @@ fn decode(panel: Panel, lane: usize, chunks: std::ops::Range<usize>, weights: &m
 /// # Safety
 /// Rows of x have the panel's chunks.
 #[target_feature(enable = "avx2")]
-pub unsafe fn run(panel: Panel, x: &RotatedRows, start: usize, sums: &mut [[i32; LANES]]) {
+pub unsafe fn run(panel: CodePanel, x: &RotatedRows, start: usize, sums: &mut [[i32; LANES]]) {
     let (width, chunks) = (CHUNK * panel.rate.step_weights(), panel.chunks());
     let mut weights = [0; CHUNKS * CHUNK * 4];
     sums.iter_mut().for_each(|sums| *sums = [0; LANES]);
@@ -121,7 +121,7 @@ fn sum(total: __m256i) -> i32 {
 /// # Safety
 /// There are as many sums as rows, and all of these have the lines' inputs.
 #[target_feature(enable = "avx2")]
-pub unsafe fn nibbles(lines: &[Line], x: &[&[[i8; DEEP]]], sums: &mut [[i32; LANES]]) {
+pub unsafe fn nibbles(lines: &[ThinLine], x: &[&[[i8; DEEP]]], sums: &mut [[i32; LANES]]) {
     let (low, ones) = (_mm256_set1_epi8(15), _mm256_set1_epi16(1));
     for (x, sums) in x.iter().zip(sums) {
         let mut total = [_mm256_setzero_si256(); 2];

@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 /// # Safety
 /// Rows of x have the panel's chunks.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2")]
-pub unsafe fn run(panel: Panel, x: &RotatedRows, start: usize, sums: &mut [[i32; LANES]]) {
+pub unsafe fn run(panel: CodePanel, x: &RotatedRows, start: usize, sums: &mut [[i32; LANES]]) {
     // SAFETY: the caller's.
     unsafe {
         match panel.rate {
@@ -26,7 +26,7 @@ pub unsafe fn run(panel: Panel, x: &RotatedRows, start: usize, sums: &mut [[i32;
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2")]
 unsafe fn of_rate<const K: usize, const M: usize>(
-    panel: Panel,
+    panel: CodePanel,
     x: &RotatedRows,
     start: usize,
     sums: &mut [[i32; LANES]],
@@ -52,7 +52,7 @@ unsafe fn of_rate<const K: usize, const M: usize>(
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2")]
 unsafe fn tile<const K: usize, const M: usize, const ROWS: usize>(
-    panel: Panel,
+    panel: CodePanel,
     x: &RotatedRows,
     start: usize,
     sums: &mut [[i32; LANES]],
@@ -147,7 +147,7 @@ unsafe fn tile<const K: usize, const M: usize, const ROWS: usize>(
 /// # Safety
 /// There are as many sums as rows, and all of these have the lines' inputs.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-pub unsafe fn nibbles(lines: &[Line], x: &[&[[i8; DEEP]]], sums: &mut [[i32; LANES]]) {
+pub unsafe fn nibbles(lines: &[ThinLine], x: &[&[[i8; DEEP]]], sums: &mut [[i32; LANES]]) {
     // SAFETY: the caller's.
     unsafe {
         match sums.len() {
@@ -169,7 +169,7 @@ pub unsafe fn nibbles(lines: &[Line], x: &[&[[i8; DEEP]]], sums: &mut [[i32; LAN
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 unsafe fn nibbles_of<const ROWS: usize>(
-    lines: &[Line],
+    lines: &[ThinLine],
     x: &[&[[i8; DEEP]]],
     sums: &mut [[i32; LANES]],
 ) {

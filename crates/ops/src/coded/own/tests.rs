@@ -125,7 +125,7 @@ proptest! {
     fn panels_hold_the_rows_of_the_code(rate in 0usize..6, out in 1usize..40, input in 1usize..400, salt: u64) {
         let mut random = Stream::new(Key::derive(&[&salt.to_le_bytes()]));
         let code = code(&mut random, Rate::ALL[rate], [out, input]);
-        let panels = Panels::new(&code);
+        let panels = CodePanels::new(&code);
         let (mut ours, mut theirs) = (vec![0; input], vec![0; input]);
         for row in 0..out {
             panels.row(row, &mut ours);
@@ -144,7 +144,7 @@ proptest! {
         let (shape, rotation) = ([out, input], Rotation::new(salt, "matrix", input));
         let kept = kept(&mut random, kind, shape);
         let d = dense(&kept, shape, &rotation);
-        let own = Own::new(&kept, shape, rotation, 0.5).expect("what fits");
+        let own = OwnMatrix::new(&kept, shape, rotation, 0.5).expect("what fits");
         let size = d.iter().map(|d| d * d).sum::<f64>().sqrt();
         let mut whole = vec![0f32; out * input];
         for (row, target) in whole.chunks_exact_mut(input).enumerate() {
@@ -181,12 +181,12 @@ proptest! {
     ) {
         let input = [96 * wide, 256 * wide][usize::from(by_blocks)];
         let mut random = Stream::new(Key::derive(&[&salt.to_le_bytes()]));
-        let own: Vec<Own> = (0..).zip(&kinds).map(|(seed, kind)| {
+        let own: Vec<OwnMatrix> = (0..).zip(&kinds).map(|(seed, kind)| {
             let kept = kept(&mut random, *kind, [out, input]);
-            Own::new(&kept, [out, input], Rotation::new(seed, "matrix", input), 1.0).expect("what fits")
+            OwnMatrix::new(&kept, [out, input], Rotation::new(seed, "matrix", input), 1.0).expect("what fits")
         }).collect();
         let (x, before) = (normals(&mut random, rows * input), normals(&mut random, rows * out));
-        let parts: Vec<(&Own, Vec<RowShare>)> = own.iter().map(|own| {
+        let parts: Vec<(&OwnMatrix, Vec<RowShare>)> = own.iter().map(|own| {
             let mut shares = Vec::new();
             for row in 0..rows {
                 if random.below(3) > 0 {
@@ -197,13 +197,13 @@ proptest! {
         }).collect();
         let mut all = before.clone();
         add_own(&parts, &x, &mut all).expect("products");
-        for kernel in Kernel::all() {
+        for kernel in DecodeKernel::all() {
             let mut y = before.clone();
             add_own_with(kernel, &parts, &x, &mut y).expect("products");
             prop_assert_eq!(&y, &all, "{:?}", kernel);
         }
         for row in 0..rows {
-            let own: Vec<(&Own, Vec<RowShare>)> = parts.iter().map(|(own, shares)| {
+            let own: Vec<(&OwnMatrix, Vec<RowShare>)> = parts.iter().map(|(own, shares)| {
                 let of_row = shares.iter().filter(|share| share.row == row);
                 (*own, of_row.map(|share| RowShare { row: 0, ..*share }).collect())
             }).collect();
@@ -220,7 +220,7 @@ fn what_does_not_fit_is_refused() {
     let shape = [20, 64];
     let rotation = || Rotation::new(1, "matrix", 64);
     let refused = |kept: &Kept, says: &str| {
-        let error = Own::new(kept, shape, rotation(), 1.0).expect_err("refused");
+        let error = OwnMatrix::new(kept, shape, rotation(), 1.0).expect_err("refused");
         assert!(error.to_string().contains(says), "{error}");
     };
     let Kept::Coded {
@@ -254,7 +254,8 @@ fn what_does_not_fit_is_refused() {
         "numbers of the second factor",
     );
     refused(&Kept::Whole(vec![bf16::ZERO; 20]), "20 numbers");
-    let own = Own::new(&coded(&right, &gains, None), shape, rotation(), 1.0).expect("what fits");
+    let own =
+        OwnMatrix::new(&coded(&right, &gains, None), shape, rotation(), 1.0).expect("what fits");
     let share = RowShare {
         row: 1,
         weight: 1.0,
@@ -268,7 +269,8 @@ fn a_row_that_is_not_finite_makes_no_other_so() {
     let shape = [20, 64];
     for kind in 0..KINDS {
         let kept = kept(&mut random, kind, shape);
-        let own = Own::new(&kept, shape, Rotation::new(1, "matrix", 64), 1.0).expect("what fits");
+        let own =
+            OwnMatrix::new(&kept, shape, Rotation::new(1, "matrix", 64), 1.0).expect("what fits");
         for bad in [f32::NAN, f32::INFINITY] {
             let mut x = normals(&mut random, 2 * 64);
             x[3] = bad;

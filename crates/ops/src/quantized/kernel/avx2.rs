@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 /// Every block has its lines.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub unsafe fn run<L: Levels>(
-    panel: Panel<L>,
+    panel: QuantPanel<L>,
     x: &QuantisedRows,
     start: usize,
     sums: &mut [[f32; LANES]],
@@ -35,7 +35,7 @@ pub unsafe fn run<L: Levels>(
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn tile<L: Levels, const ROWS: usize>(
-    panel: Panel<L>,
+    panel: QuantPanel<L>,
     x: &QuantisedRows,
     start: usize,
     lane: usize,

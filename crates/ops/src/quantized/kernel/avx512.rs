@@ -13,7 +13,7 @@ const PAGE: usize = 4096;
 /// every line coming, except at the start of a page: asking for more takes its places. With more rows it falls behind, so every
 /// line is asked for, into the second cache. (What is in two bits is a bank, and lies in the cache.)
 #[inline(always)]
-fn ask_ahead<L: Levels, const ROWS: usize>(lines: *const Line) {
+fn ask_ahead<L: Levels, const ROWS: usize>(lines: *const QuantLine) {
     if L::BITS < 4 {
         return;
     }
@@ -25,7 +25,7 @@ fn ask_ahead<L: Levels, const ROWS: usize>(lines: *const Line) {
         return;
     }
     let into_page = lines.addr() % PAGE;
-    if into_page < L::BITS * size_of::<Line>() {
+    if into_page < L::BITS * size_of::<QuantLine>() {
         let next = lines.wrapping_byte_add(PAGE - into_page);
         for line in 0..L::BITS {
             // SAFETY: as above.
@@ -41,7 +41,7 @@ const HIGH_HALVES: u32 = 0xaaaa_aaaa;
 /// Every block has its lines.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 pub unsafe fn run<L: Levels>(
-    panel: Panel<L>,
+    panel: QuantPanel<L>,
     x: &QuantisedRows,
     start: usize,
     sums: &mut [[f32; LANES]],
@@ -67,7 +67,7 @@ pub unsafe fn run<L: Levels>(
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 unsafe fn tile<L: Levels, const ROWS: usize>(
-    panel: Panel<L>,
+    panel: QuantPanel<L>,
     x: &QuantisedRows,
     start: usize,
     sums: &mut [[f32; LANES]],

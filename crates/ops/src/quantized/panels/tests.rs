@@ -14,7 +14,7 @@ fn rows(x: &[f32], input: usize) -> QuantisedRows {
     })
 }
 
-fn product<L: Levels>(matrix: &Panels<L>, x: &[f32]) -> Vec<f32> {
+fn product<L: Levels>(matrix: &QuantPanels<L>, x: &[f32]) -> Vec<f32> {
     let (out, input) = (matrix.out, matrix.input);
     let y = std::sync::Mutex::new(vec![f32::NAN; x.len() / input * out]);
     matrix.products(&rows(x, input), |row, first, products| {
@@ -26,7 +26,7 @@ fn product<L: Levels>(matrix: &Panels<L>, x: &[f32]) -> Vec<f32> {
 fn rows_are_those_of_candle<L: Levels>() {
     let (out, input) = (37, 512);
     let weights = noise(out * input, 1);
-    let matrix = Panels::<L>::new(&weights, out, input);
+    let matrix = QuantPanels::<L>::new(&weights, out, input);
     for (index, weights) in weights.chunks_exact(input).enumerate() {
         let mut blocks = vec![L::Block::zeros(); input / L::Block::BLCK_SIZE];
         L::Block::from_float(weights, &mut blocks);
@@ -46,7 +46,7 @@ fn products_match_the_dequantised_matrix_and_not_the_batch<L: Levels>(
 ) -> Result<(), TestCaseError> {
     let input = blocks * L::Block::BLCK_SIZE;
     let (weights, x) = (noise(out * input, 2), noise(count * input, 3));
-    let matrix = Panels::<L>::new(&weights, out, input);
+    let matrix = QuantPanels::<L>::new(&weights, out, input);
     let y = product(&matrix, &x);
     let mut row = vec![0f32; input];
     for (index, x) in x.chunks_exact(input).enumerate() {
@@ -75,7 +75,7 @@ fn every_instruction_set_gives_the_same_bits<L: Levels>(
     (count, blocks, salt): (usize, usize, u8),
 ) -> Result<(), TestCaseError> {
     let input = blocks * L::Block::BLCK_SIZE;
-    let matrix = Panels::<L>::new(&noise(LANES * input, salt), LANES, input);
+    let matrix = QuantPanels::<L>::new(&noise(LANES * input, salt), LANES, input);
     let x = rows(&noise(count * input, salt.wrapping_add(1)), input);
     let run = |isa| {
         let mut sums = vec![[0f32; LANES]; count];
@@ -97,7 +97,7 @@ fn extremes_are_exact<L: Levels>() {
         .iter_mut()
         .step_by(2)
         .for_each(|weight| *weight = -1.0);
-    let matrix = Panels::<L>::new(&weights, LANES, input);
+    let matrix = QuantPanels::<L>::new(&weights, LANES, input);
     for sign in [1.0, -1.0] {
         let x: Vec<f32> = (0..input)
             .map(|i| if i % 2 == 0 { -sign } else { sign })
@@ -119,7 +119,7 @@ fn extremes_are_exact<L: Levels>() {
 }
 
 fn what_is_not_finite_stays_so_and_zeros_are_zeros<L: Levels>() {
-    let matrix = Panels::<L>::new(&noise(16 * 256, 4), 16, 256);
+    let matrix = QuantPanels::<L>::new(&noise(16 * 256, 4), 16, 256);
     assert!(product(&matrix, &[0.0; 256]).iter().all(|y| *y == 0.0));
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let mut x = vec![1.0; 256];
