@@ -261,13 +261,16 @@ fn read_header(bytes: &Bytes) -> Result<(usize, Header), Unreadable> {
     Ok((whole.len(), Header::parse(&whole, length)?))
 }
 
-/// Refuses a file of so many bytes by what it begins with, where that shows that it is none.
+/// So many bytes tell what a file is.
+pub const BEGINNING: usize = header::FIRST;
+
+/// Refuses a file of so many bytes by its beginning, where that shows that it is no checkpoint.
 ///
 /// # Errors
 /// As [`Checkpoint::from_bytes`]'s, but for what the header itself says.
 pub fn begins(first: &[u8], length: u64) -> Result<(), Unreadable> {
-    match first.len() as u64 >= length.min(header::FIRST as u64) {
-        true => header::header_length(&first[..first.len().min(header::FIRST)], length).map(drop),
+    match first.len() as u64 >= length.min(BEGINNING as u64) {
+        true => header::header_length(first, length).map(drop),
         false => Ok(()), // too little to tell
     }
 }

@@ -51,8 +51,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(30);
 const LAST_WORDS: Duration = Duration::from_secs(5);
 /// How long errors of calls that were ended are waited for to be taken.
 const TAKE_ERRORS: Duration = Duration::from_millis(500);
-/// A prompt's bytes in JSON, where a character may be written as an escape.
-const JSON_ROOM: usize = 6;
+/// Bytes of JSON for one of a prompt, at most: where all but ASCII is written as escapes, six for a character of two.
+const JSON_ROOM: usize = 3;
 
 /// What clients may ask for and hold at most, and how long the last ones are waited for.
 #[derive(Clone, Debug)]

@@ -3,6 +3,7 @@
 
 use super::status::{exhausted, of_change};
 use crate::catalog::{Catalog, begins};
+use crate::checkpoint::BEGINNING;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
@@ -101,6 +102,8 @@ pub struct Spool {
     file: tokio::fs::File,
     /// Bytes that it will have, where that is known.
     length: Option<u64>,
+    /// What it begins with, as far as that tells what it is.
+    beginning: Vec<u8>,
     received: u64,
     begun: Instant,
     patience: Duration,
@@ -113,6 +116,7 @@ impl Spool {
         Ok(Spool {
             file: tokio::fs::File::from_std(file),
             length,
+            beginning: Vec::new(),
             received: 0,
             begun: Instant::now(),
             patience,
@@ -142,8 +146,10 @@ impl Spool {
 
     /// Writes what came in `field`, unless that begins no checkpoint.
     pub async fn write(&mut self, field: &'static str, chunk: &[u8]) -> Result<(), Status> {
-        if self.received == 0 {
-            let begins = begins(chunk, self.length.unwrap_or(u64::MAX));
+        let more = (BEGINNING - self.beginning.len()).min(chunk.len());
+        if more > 0 {
+            self.beginning.extend_from_slice(&chunk[..more]);
+            let begins = begins(&self.beginning, self.length.unwrap_or(u64::MAX));
             begins.map_err(|error| of_change(error, field))?;
         }
         let written = self.file.write_all(chunk).await;

@@ -165,7 +165,7 @@ async fn attacks_are_refused_and_take_no_more_than_is_admitted() {
     let bodies = at_once(64, move |_| async move {
         let body = format!(
             "{{\"model\": \"base\", \"prompt\": [{}1]}}",
-            "1,".repeat(400_000)
+            "1,".repeat(220_000)
         );
         let length = body.len();
         let head = format!(
@@ -174,7 +174,7 @@ async fn attacks_are_refused_and_take_no_more_than_is_admitted() {
         let answered = exchange(http, [head, body].concat().as_bytes()).await;
         answered.status.to_string()
     });
-    let counts = beside(&process, "64 bodies of 800 kB", bodies).await;
+    let counts = beside(&process, "64 bodies of 440 kB", bodies).await;
     assert!(counts.keys().all(|end| end.starts_with('4')), "{counts:?}");
     let uploads = at_once(64, move |number| async move {
         let (_, admin) = clients(address).await;

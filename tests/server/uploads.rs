@@ -295,6 +295,45 @@ async fn a_coded_file_is_taken_as_it_is_unless_a_bit_was_turned() {
     server.stop().await;
 }
 
+/// It is told while the client still has most of it to send.
+#[tokio::test]
+async fn an_upload_that_begins_no_checkpoint_is_refused_before_the_rest_has_come() {
+    let server = Server::start(engine_config()).await;
+    let (_, admin) = server.clients().await;
+    let long = 1_u64 << 40; // a header of so many bytes, which is none
+    for (begins, said) in [
+        (&[b"GGUF"; 200].concat()[..], "GGUF"),
+        (&[7; 600], "header"),
+        (&[&long.to_le_bytes()[..], b"{", &[b' '; 600]].concat(), ""),
+    ] {
+        for pieces in [600, 100] {
+            let (sender, receiver) = tokio::sync::mpsc::channel(16);
+            let announced = header("new", Source::UploadBytes(3 << 20));
+            sender.send(announced).await.expect("open");
+            for piece in begins.chunks(pieces) {
+                sender.send(chunk(piece)).await.expect("room");
+            }
+            let requests = tokio_stream::wrappers::ReceiverStream::new(receiver);
+            let events = admin.clone().add_variant(requests).await.expect("stream");
+            let mut events = events.into_inner();
+            let status = loop {
+                match events.message().await {
+                    Ok(event) => assert!(event.is_some(), "an end without a word"),
+                    Err(status) => break status,
+                }
+            };
+            assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+            let message = status.message();
+            assert!(
+                message.starts_with("chunk: ") && message.contains(said),
+                "{status}"
+            );
+            drop(sender); // open until here
+        }
+    }
+    server.stop().await;
+}
+
 /// Every chunk comes at once, and nothing comes of them.
 #[tokio::test]
 async fn an_upload_that_is_too_slow_over_all_is_ended() {
