@@ -86,7 +86,7 @@ pub struct Resolved {
     pub lease: Arc<Generation>,
     pub(super) mix: Mix,
     /// What all its variants were tuned for; what the base was for the empty mix.
-    pub(super) regime: Regime,
+    pub regime: Regime,
     /// As they were given.
     names: Vec<(String, f32)>,
     /// Which of them has the largest weight by magnitude, if any.

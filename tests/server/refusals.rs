@@ -259,7 +259,7 @@ async fn bad_scores_are_named() {
     let bad: [(&str, pb::ScoreRequest); 8] = [
         // Each by itself is within its limits.
         (
-            "samples: that may take",
+            "samples: that takes",
             pb::ScoreRequest {
                 text: "q7".repeat(1_000),
                 samples: Some(4096),

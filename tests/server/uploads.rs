@@ -302,7 +302,7 @@ async fn an_upload_that_begins_no_checkpoint_is_refused_before_the_rest_has_come
     let (_, admin) = server.clients().await;
     let long = 1_u64 << 40; // a header of so many bytes, which is none
     for (begins, said) in [
-        (&[b"GGUF"; 200].concat()[..], "GGUF"),
+        (&b"GGUF".repeat(200)[..], "GGUF"),
         (&[7; 600], "header"),
         (&[&long.to_le_bytes()[..], b"{", &[b' '; 600]].concat(), ""),
     ] {
@@ -344,8 +344,13 @@ async fn an_upload_that_is_too_slow_over_all_is_ended() {
     let (sender, receiver) = tokio::sync::mpsc::channel(1);
     let announced = header("new", Source::UploadBytes(3 << 20));
     sender.send(announced).await.expect("open");
+    // What begins like a checkpoint: a header of 4 KiB, as far as one can tell.
+    let beginning = [&4096_u64.to_le_bytes()[..], b"{"].concat();
     let drips = async {
-        while sender.send(chunk(&[0])).await.is_ok() {
+        let mut bytes = beginning.into_iter().chain(std::iter::repeat(b' '));
+        while let Some(byte) = bytes.next()
+            && sender.send(chunk(&[byte])).await.is_ok()
+        {
             tokio::task::yield_now().await;
         }
     };

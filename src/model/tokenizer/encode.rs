@@ -114,7 +114,7 @@ impl Tokenizer {
     }
 
     /// No encoding of `text` has fewer tokens; looks no further where they are more than `most`.
-    fn fewest(&self, text: &str, most: usize) -> usize {
+    pub fn fewest(&self, text: &str, most: usize) -> usize {
         let known = self.fewest.as_ref();
         let known = known.map_or(0, |fewest| fewest.tokens(text, most));
         known.max(text.len() / LONGEST_PIECE)

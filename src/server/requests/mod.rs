@@ -174,8 +174,22 @@ impl Requests {
         let bytes = ask.text.len();
         given::check_bytes("text", bytes, self.prompt_bytes)?;
         let prepared = self.prepare(ask.mix, bytes, ask.deadline).await?;
-        let mut tokens = prepared.beginning();
-        let (given, config) = (tokens.len(), self.engine.config());
+        let (mut tokens, config) = (prepared.beginning(), self.engine.config());
+        let samples = ask.samples.unwrap_or(DEFAULT_SAMPLES);
+        if let Some(block) = prepared.target.regime.block {
+            // Most texts that would take too many evaluations are known before they are tokenized.
+            let limit = config.max_evaluations;
+            let most = (limit / samples.max(1)) as usize * block;
+            let fewest = prepared.target.tokenizer().fewest(&ask.text, most);
+            if fewest > most {
+                let evaluations = fewest.div_ceil(block) as u64 * u64::from(samples);
+                let reason = format!(
+                    "that takes {evaluations} evaluations of the network or more, and one request may ask for {limit}"
+                );
+                return Err(BadField::new("samples", reason).into());
+            }
+        }
+        let given = tokens.len();
         let bound = (given, config.max_prompt.saturating_add(config.max_tokens));
         let text = InputText::Written(ask.text);
         let text = self.encode(&prepared, "text", text, false, bound);
@@ -185,7 +199,7 @@ impl Requests {
             mix: prepared.target.into(),
             tokens,
             given,
-            samples: ask.samples.unwrap_or(DEFAULT_SAMPLES) as usize,
+            samples: samples as usize,
             seed: ask.seed,
             deadline: ask.deadline,
             client: ask.caller.client,
