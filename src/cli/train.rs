@@ -297,7 +297,6 @@ fn train(
             ..AdamW::default()
         },
         base,
-        calibration: None,
         seed: args.seed,
         checkpoint: Some(args.out.join(checkpoint::FILE)),
         save_every: 60.0,

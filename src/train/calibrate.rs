@@ -10,18 +10,20 @@
 //! Training the scales of a quantised delta against the fine-tune is BitDelta's scale distillation (arXiv 2402.10193), there with
 //! one scale a matrix.
 
+use super::Error;
+use super::course::{Calibration, Course};
 use super::folder::{Folder, Tensors};
 use super::objective::Objective;
 use super::optimizer::AdamW;
 use super::run::{TrainingEvent, TrainingRun};
 use super::scaled_rows::ScaledRows;
-use super::settings::{Budget, Calibration, TrainSettings, TrainingSource};
-use super::{Error, course::Course};
+use super::settings::{Budget, TrainSettings, TrainingSource};
 use crate::model::Trainable;
 use crate::ops::coded::Kept;
 use crate::superposition::{About, CodedDelta};
 use half::bf16;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// How long it is calibrated, and with what.
 #[derive(Clone, Copy, Debug)]
@@ -63,7 +65,11 @@ pub fn calibrate(
     }
     let settings = TrainSettings {
         objective: Objective::new(&tuned.config, tuned.clip)?,
-        course: Course::Plain,
+        course: Course::Calibration(Arc::new(Calibration {
+            teacher: tuned.tensors.clone(),
+            rows,
+            whole,
+        })),
         budget: Budget::Steps(effort.steps),
         batch: effort.batch,
         length: effort.length,
@@ -74,11 +80,6 @@ pub fn calibrate(
             ..AdamW::default()
         },
         base: None,
-        calibration: Some(Calibration {
-            teacher: tuned.tensors.clone(),
-            rows,
-            whole,
-        }),
         seed: effort.seed,
         checkpoint: None,
         save_every: f64::INFINITY,

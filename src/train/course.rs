@@ -9,11 +9,15 @@ use super::noisy::{Loss, Noisy};
 use super::objective::{Corruption, Objective};
 use super::operator::Operator;
 use super::optimizer::Optimizer;
+use super::scaled_rows::ScaledRows;
 use crate::model::Trainable;
 use crate::ops::Divergence;
 use crate::rng::Stream;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
 
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub enum Course {
     /// The objective throughout.
     Plain,
@@ -21,6 +25,25 @@ pub enum Course {
     Curriculum(Curriculum),
     /// To say what a teacher says with less noise (uniform process); the first teacher is the model as it begins.
     Distillation(Distillation),
+    /// To say what a fine-tune says, with what of a coded delta can change.
+    Calibration(Arc<Calibration>),
+}
+
+/// What a coded delta is calibrated with, see [`calibrate`](super::calibrate).
+pub struct Calibration {
+    /// The fine-tune's weights.
+    pub teacher: Tensors,
+    /// The matrices that are in a code.
+    pub rows: BTreeMap<String, ScaledRows>,
+    /// The tensors that are in none, by name. What is in neither stays.
+    pub whole: BTreeSet<String>,
+}
+
+impl fmt::Debug for Calibration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (rows, whole) = (self.rows.len(), self.whole.len());
+        write!(f, "calibration of {rows} codes and {whole} tensors")
+    }
 }
 
 /// A course under way.
@@ -40,7 +63,7 @@ pub struct Teacher {
 
 impl Lessons {
     /// An error where the process or a value does not fit the course.
-    pub fn new(course: Course, objective: &Objective, model: &Trainable) -> Result<Self, Error> {
+    pub fn new(course: &Course, objective: &Objective, model: &Trainable) -> Result<Self, Error> {
         let states = |field| match objective.corruption {
             Corruption::Uniform(tokens) => Ok(tokens),
             Corruption::Mask(_) => Err(Error::Setting {
@@ -50,26 +73,24 @@ impl Lessons {
         };
         Ok(match course {
             Course::Plain => Lessons::Plain,
-            Course::Curriculum(course) => {
+            &Course::Curriculum(course) => {
                 course.check()?;
                 let tokens = states("curriculum")?;
                 Lessons::Curriculum(course, Operator::new(tokens), tokens)
             }
-            Course::Distillation(course) => {
+            &Course::Distillation(course) => {
                 course.check()?;
                 let tokens = states("teacher")?;
                 let model = model.copy()?;
                 Lessons::Distillation(course, Teacher { model, round: 0 }, tokens)
             }
+            Course::Calibration(calibration) => {
+                let config = model.config().clone();
+                let tokens = config.tokens();
+                let model = Trainable::from_tensors(config, &calibration.teacher)?;
+                Lessons::Calibration(Teacher { model, round: 0 }, tokens)
+            }
         })
-    }
-
-    /// Lessons by a fine-tune, with these weights.
-    pub fn calibration(teacher: &Tensors, model: &Trainable) -> Result<Self, Error> {
-        let config = model.config().clone();
-        let tokens = config.tokens();
-        let model = Trainable::from_tensors(config, teacher)?;
-        Ok(Lessons::Calibration(Teacher { model, round: 0 }, tokens))
     }
 
     pub fn teacher(&self) -> Option<&Teacher> {

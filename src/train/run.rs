@@ -1,6 +1,6 @@
 //! The training loop: sample, corrupt, differentiate, update; now and then report, validate and save.
 
-use super::course::Lessons;
+use super::course::{Course, Lessons};
 use super::data::Contexts;
 use super::folder::Tensors;
 use super::noisy::Noisy;
@@ -117,10 +117,7 @@ impl<'a> TrainingRun<'a> {
     ) -> Result<Self, Error> {
         settings.check(model.config())?;
         let run = settings.fingerprint(&source, model.config());
-        let mut lessons = match &settings.calibration {
-            Some(calibration) => Lessons::calibration(&calibration.teacher, &model)?,
-            None => Lessons::new(settings.course, &settings.objective, &model)?,
-        };
+        let mut lessons = Lessons::new(&settings.course, &settings.objective, &model)?;
         let one = || {
             rayon::ThreadPoolBuilder::new()
                 .num_threads(1)
@@ -136,7 +133,7 @@ impl<'a> TrainingRun<'a> {
         if let Some(base) = &settings.base {
             optimizer.anchor(&base.tensors);
         }
-        if let Some(calibration) = &settings.calibration {
+        if let Course::Calibration(calibration) = &settings.course {
             optimizer.only(calibration.rows.clone(), &calibration.whole);
         }
         let mut seconds = 0.0;

@@ -7,11 +7,9 @@ use super::folder::Tensors;
 use super::objective::Objective;
 use super::optimizer::AdamW;
 use super::packing::SkillSource;
-use super::scaled_rows::ScaledRows;
 use crate::model::DitConfig;
 use crate::ops::gpu::GpuDevice;
 use crate::superposition::{Digest, NamedTensor, NamedTensors};
-use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -26,7 +24,7 @@ pub enum Budget {
 #[derive(Clone, Debug)]
 pub struct TrainSettings {
     pub objective: Objective,
-    /// What a run of the uniform process does besides minimising its NELBO.
+    /// What a run does besides, or instead of, minimising its NELBO.
     pub course: Course,
     pub budget: Budget,
     /// Contexts per step.
@@ -40,8 +38,6 @@ pub struct TrainSettings {
     pub optimizer: AdamW,
     /// Where a variant is trained: its base, and how many variants its bank will hold.
     pub base: Option<Anchor>,
-    /// Where a coded delta is calibrated: what it learns from, and what of it can change.
-    pub calibration: Option<Calibration>,
     pub seed: u64,
     /// Where the state is saved; nowhere if `None`.
     pub checkpoint: Option<PathBuf>,
@@ -71,17 +67,6 @@ pub struct Members {
 
 impl Members {
     pub const ALONE: Self = Members { body: 1, head: 1 };
-}
-
-/// What a coded delta is calibrated with, see [`calibrate`](super::calibrate).
-#[derive(Clone, Debug)]
-pub struct Calibration {
-    /// The fine-tune's weights.
-    pub teacher: Tensors,
-    /// The matrices that are in a code.
-    pub rows: BTreeMap<String, ScaledRows>,
-    /// The tensors that are in none, by name. What is in neither stays.
-    pub whole: BTreeSet<String>,
 }
 
 impl Anchor {

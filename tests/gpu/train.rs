@@ -215,7 +215,6 @@ fn a_run_on_a_device_learns_what_it_learns_on_the_host() {
                 tensors: tensors.clone(),
                 members: Members { body: 4, head: 2 },
             }),
-            calibration: None,
             seed: 1,
             checkpoint: None,
             save_every: 1e9,

@@ -36,12 +36,16 @@ fn code(outcome: Result<(), Status>) -> String {
 }
 
 async fn prompt(address: SocketAddr, prompt: String) -> String {
-    let (client, _) = clients(address).await;
     let request = pb::GenerateRequest {
         prompt,
         max_tokens: Some(1),
         ..pb::GenerateRequest::default()
     };
+    asked(address, request).await
+}
+
+async fn asked(address: SocketAddr, request: pb::GenerateRequest) -> String {
+    let (client, _) = clients(address).await;
     code(generate(&client, request).await.map(drop))
 }
 
@@ -131,6 +135,10 @@ async fn attacks_are_refused_and_take_no_more_than_is_admitted() {
     })
     .await;
 
+    // What so many connections at once take by themselves.
+    let unknown = at_once(64, move |seed| asked(address, request("nobody", 1, seed)));
+    let counts = beside(&process, "64 requests of no variant", unknown).await;
+    assert_eq!(counts, BTreeMap::from([("NotFound".to_owned(), 64)]));
     for (name, bytes) in [
         ("64 prompts of 1 MiB", 1 << 20),
         ("64 prompts of 128 KiB", 128 << 10),

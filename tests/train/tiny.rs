@@ -89,7 +89,7 @@ impl Tiny {
     fn settings(&self, checkpoint: Option<PathBuf>) -> TrainSettings {
         TrainSettings {
             objective: Objective::new(&self.config, (0.1, 1.0)).expect("objective"),
-            course: self.course,
+            course: self.course.clone(),
             budget: Budget::Steps(STEPS),
             batch: 8,
             length: 16,
@@ -100,7 +100,6 @@ impl Tiny {
                 tensors,
                 members: Members { body: 4, head: 2 },
             }),
-            calibration: None,
             seed: self.seed,
             checkpoint,
             save_every: 0.0,

@@ -46,8 +46,10 @@ impl Fewest {
         if (0..=u8::MAX).any(|byte| !pieces.contains([byte].as_slice())) {
             return None; // the model passes over what it has no piece for
         }
-        for token in tokenizer.get_added_tokens_decoder().into_values() {
-            if token.lstrip || token.rstrip {
+        // The text of those that are special is text.
+        let added = tokenizer.get_added_tokens_decoder().into_values();
+        for token in added.filter(|token| !token.special) {
+            if token.lstrip || token.rstrip || changes(normalizer.as_ref(), &token.content) {
                 return None;
             }
             pieces.insert(token.content.into_bytes());
@@ -69,7 +71,7 @@ impl Fewest {
 
     /// No encoding of `text` has fewer tokens; 0 where nothing is known. Looks no further where they are more than `most`.
     pub fn tokens(&self, text: &str, most: usize) -> usize {
-        if self.changes(text) {
+        if changes(self.normalizer.as_ref(), text) {
             return 0;
         }
         // A piece that two parts share may stand for as many of each as it has bytes there.
@@ -104,16 +106,16 @@ impl Fewest {
         }
         pieces
     }
+}
 
-    /// Whether a text may be another before it is cut. Parts of a composed text are composed.
-    fn changes(&self, text: &str) -> bool {
-        match &self.normalizer {
-            Some(normalizer) if !text.is_ascii() => {
-                let mut normalized = NormalizedString::from(text);
-                normalizer.normalize(&mut normalized).is_err() || normalized.get() != text
-            }
-            _ => false,
+/// Whether a text may be another before it is cut. Parts of a composed text are composed.
+fn changes(normalizer: Option<&NormalizerWrapper>, text: &str) -> bool {
+    match normalizer {
+        Some(normalizer) if !text.is_ascii() => {
+            let mut normalized = NormalizedString::from(text);
+            normalizer.normalize(&mut normalized).is_err() || normalized.get() != text
         }
+        _ => false,
     }
 }
 
@@ -288,9 +290,11 @@ mod tests {
         assert!(!known(
             &|file| file["normalizer"] = json!({"type": "Lowercase"})
         ));
-        assert!(!known(
-            &|file| file["added_tokens"] = json!([added("<think>", true)])
-        ));
+        let with = |token: Value| known(&|file| file["added_tokens"] = json!([token]));
+        assert!(with(added("<think>", false)) && !with(added("<think>", true)));
+        let mut special = added("<think>", true);
+        special["special"] = true.into();
+        assert!(with(special), "its text is text");
         assert!(!known(
             &|file| file["model"]["end_of_word_suffix"] = "</w>".into()
         ));
