@@ -10,6 +10,7 @@
 //!   [`catalog::Catalog::remove`] change both.
 //! - [`engine::Engine::start`] serves a generation on a thread of its own; [`engine::EngineHandle::submit`] asks for text.
 //! - [`server::serve`] puts both on the wire; [`pb`] has the protocol's messages and the client.
+//! - [`client`] is a connection to a server, [`load`] many clients at once and what became of their requests.
 //! - [`train`] makes bases and variants.
 //!
 //! `examples/library.rs` goes from a checkpoint to text in sixty lines, `examples/client.rs` asks a server. The program's own wiring is [`cli::serve`].
