@@ -7,7 +7,7 @@ use crate::server::failure::Failure;
 use crate::server::requests::{MAX_PIECES, Piece};
 use crate::server::status::BadField;
 use axum::http::StatusCode;
-use serde::de::{DeserializeOwned, DeserializeSeed, Error, Unexpected, Visitor};
+use serde::de::{DeserializeOwned, DeserializeSeed, Error, MapAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -17,9 +17,32 @@ use std::marker::PhantomData;
 use std::time::{Duration, Instant};
 
 /// A JSON object by its fields, each of which is read when it is taken: what nobody takes costs its bytes and no more.
-#[derive(Debug, Default, Deserialize)]
-#[serde(transparent)]
+#[derive(Debug, Default)]
 pub struct Fields(HashMap<String, Box<RawValue>>);
+
+impl<'de> Deserialize<'de> for Fields {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_any(ReadFields)
+    }
+}
+
+struct ReadFields;
+
+impl<'de> Visitor<'de> for ReadFields {
+    type Value = Fields;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut from: A) -> Result<Fields, A::Error> {
+        let mut fields = HashMap::new();
+        while let Some((name, value)) = from.next_entry()? {
+            fields.insert(name, value); // of a name that is there twice the last one, as elsewhere
+        }
+        Ok(Fields(fields))
+    }
+}
 
 /// What asks for nothing is not longer.
 const NOTHING: usize = 256;

@@ -169,6 +169,36 @@ impl Requests {
         Ok(PreparedRequest::new(place, target))
     }
 
+    /// Refuses a score of more evaluations than a request may ask for, where that is known before its text is tokenized, as it mostly
+    /// is; gives the text back.
+    async fn affordable(
+        &self,
+        prepared: &PreparedRequest,
+        text: String,
+        samples: u32,
+    ) -> Result<String, Refusal> {
+        let Some(block) = prepared.target.regime.block else {
+            return Ok(text);
+        };
+        let limit = self.engine.config().max_evaluations;
+        let most = (limit / samples.max(1)) as usize * block;
+        let tokenizer = prepared.target.tokenizer().clone();
+        let long = text.len() > engine::LONG_TEXT;
+        let look = move || (tokenizer.fewest(&text, most), text);
+        let (fewest, text) = match long {
+            true => prepared.beside(look).await?,
+            false => look(),
+        };
+        if fewest <= most {
+            return Ok(text);
+        }
+        let evaluations = fewest.div_ceil(block) as u64 * u64::from(samples);
+        let reason = format!(
+            "that takes {evaluations} evaluations of the network or more, and one request may ask for {limit}"
+        );
+        Err(BadField::new("samples", reason).into())
+    }
+
     /// How likely a text is.
     pub async fn score(&self, ask: ScoreAsk) -> Result<engine::Score, Refusal> {
         let bytes = ask.text.len();
@@ -176,22 +206,10 @@ impl Requests {
         let prepared = self.prepare(ask.mix, bytes, ask.deadline).await?;
         let (mut tokens, config) = (prepared.beginning(), self.engine.config());
         let samples = ask.samples.unwrap_or(DEFAULT_SAMPLES);
-        if let Some(block) = prepared.target.regime.block {
-            // Most texts that would take too many evaluations are known before they are tokenized.
-            let limit = config.max_evaluations;
-            let most = (limit / samples.max(1)) as usize * block;
-            let fewest = prepared.target.tokenizer().fewest(&ask.text, most);
-            if fewest > most {
-                let evaluations = fewest.div_ceil(block) as u64 * u64::from(samples);
-                let reason = format!(
-                    "that takes {evaluations} evaluations of the network or more, and one request may ask for {limit}"
-                );
-                return Err(BadField::new("samples", reason).into());
-            }
-        }
+        let text = self.affordable(&prepared, ask.text, samples);
+        let text = InputText::Written(within(ask.deadline, text).await??);
         let given = tokens.len();
         let bound = (given, config.max_prompt.saturating_add(config.max_tokens));
-        let text = InputText::Written(ask.text);
         let text = self.encode(&prepared, "text", text, false, bound);
         tokens.extend(within(ask.deadline, text).await??);
         let _charge = ask.caller.charge(0)?;
