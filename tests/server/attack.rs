@@ -1,10 +1,12 @@
 //! Attacks on the real process beside a neighbour's stream: what they are told, and what memory they get. How long the neighbour is
 //! paused and how soon they are refused is printed, for `scripts/attack.sh`.
 
+use super::connections::message;
 use super::storm::Process;
 use super::uploads::upload;
 use super::web::exchange;
 use super::*;
+use prost::bytes::Bytes;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
@@ -15,14 +17,14 @@ const ADMITTED: u64 = 192 << 20;
 /// How calls ended, and after how long.
 type Ends = Vec<(String, Duration)>;
 
-/// So many calls at once, each on a connection of its own.
+/// So many calls at once, each on a connection of its own. `call` makes what is sent, before any of them begins.
 async fn at_once<F: Future<Output = String> + Send + 'static>(
     count: u64,
     call: impl Fn(u64) -> F,
 ) -> Ends {
+    let made: Vec<F> = (0..count).map(call).collect();
     let mut calls = JoinSet::new();
-    for number in 0..count {
-        let call = call(number);
+    for call in made {
         calls.spawn(async move {
             let begun = Instant::now();
             (call.await, begun.elapsed())
@@ -47,6 +49,24 @@ async fn prompt(address: SocketAddr, prompt: String) -> String {
 async fn asked(address: SocketAddr, request: pb::GenerateRequest) -> String {
     let (client, _) = clients(address).await;
     code(generate(&client, request).await.map(drop))
+}
+
+/// How a call of `Generate` ends whose message is written already: an attacker spends nothing on it, and sends what is taken of it.
+async fn send(address: SocketAddr, message: Bytes) -> String {
+    let (mut client, connection) = connections::h2(address).await;
+    let call = connections::call(address, "application/grpc");
+    let (answer, mut body) = client.send_request(call, false).expect("a call");
+    let _ = body.send_data(message, true); // refused before it is all sent
+    let (mut head, mut body) = answer.await.expect("an answer").into_parts();
+    if !head.headers.contains_key("grpc-status") {
+        while body.data().await.is_some() {}
+        head.headers = body.trailers().await.expect("an end").expect("trailers");
+    }
+    connection.abort();
+    format!(
+        "{:?}",
+        Code::from_bytes(head.headers["grpc-status"].as_bytes())
+    )
 }
 
 /// Reads a stream and notes the longest pause and the most memory, until it is told to end.
@@ -143,52 +163,76 @@ async fn attacks_are_refused_and_take_no_more_than_is_admitted() {
         ("64 prompts of 1 MiB", 1 << 20),
         ("64 prompts of 128 KiB", 128 << 10),
     ] {
-        let attack = at_once(64, move |_| prompt(address, "1".repeat(bytes)));
+        let sent = message(&pb::GenerateRequest {
+            prompt: "1".repeat(bytes),
+            ..pb::GenerateRequest::default()
+        });
+        let attack = at_once(64, move |_| send(address, sent.clone()));
         let counts = beside(&process, name, attack).await;
         assert!(!counts.contains_key("Ok"), "{counts:?}");
     }
     // Asked and left at once: what was begun for them ends.
-    let left = at_once(64, move |seed| async move {
+    let left = at_once(64, move |seed| {
         let text = "In the beginning God created the heaven. ".repeat(3000 + seed as usize);
-        let asked = tokio::spawn(prompt(address, text));
-        tokio::task::yield_now().await;
-        asked.abort();
-        "Left".into()
+        async move {
+            let asked = tokio::spawn(prompt(address, text));
+            tokio::task::yield_now().await;
+            asked.abort();
+            "Left".into()
+        }
     });
     beside(&process, "64 prompts that are left", left).await;
-    let scores = at_once(16, move |_| async move {
-        let (client, _) = clients(address).await;
+    let scores = at_once(16, move |_| {
         let score = pb::ScoreRequest {
             text: "In the beginning. ".repeat(2222),
             samples: Some(4096),
             ..pb::ScoreRequest::default()
         };
-        code(client.clone().score(score).await.map(drop))
+        async move {
+            let (client, _) = clients(address).await;
+            code(client.clone().score(score).await.map(drop))
+        }
     });
     let counts = beside(&process, "16 scores of 40 kB, 4096 samples", scores).await;
     let refused = counts
         .keys()
         .all(|end| ["InvalidArgument", "ResourceExhausted"].contains(&&**end));
     assert!(refused, "{counts:?}");
-    let bodies = at_once(64, move |_| async move {
-        let body = format!(
-            "{{\"model\": \"base\", \"prompt\": [{}1]}}",
-            "1,".repeat(220_000)
-        );
-        let length = body.len();
-        let head = format!(
-            "POST /v1/completions HTTP/1.1\r\nhost: choir\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n"
-        );
-        let answered = exchange(http, [head, body].concat().as_bytes()).await;
-        answered.status.to_string()
-    });
-    let counts = beside(&process, "64 bodies of 440 kB", bodies).await;
-    assert!(counts.keys().all(|end| end.starts_with('4')), "{counts:?}");
-    let uploads = at_once(64, move |number| async move {
-        let (_, admin) = clients(address).await;
+    let ones = "1,".repeat(219_000);
+    for (name, body) in [
+        ("ids", format!(r#"{{"prompt": [{ones}1]}}"#)),
+        ("lists", format!(r#"{{"prompt": [[{ones}1]]}}"#)),
+        ("what nobody knows", format!(r#"{{"x": [{ones}1]}}"#)),
+        (
+            "objects",
+            format!(r#"{{"messages": [{}0]}}"#, r#"{"":1},"#.repeat(62_000)),
+        ),
+        ("fields", format!("{{{}\"\":1}}", "\"\":1,".repeat(87_000))),
+        ("depth", "[".repeat(438_000)),
+        (
+            "a string",
+            format!(r#"{{"x": "{}"}}"#, "\\n".repeat(219_000)),
+        ),
+    ] {
+        let bodies = at_once(64, move |_| {
+            let head = format!(
+                "POST /v1/completions HTTP/1.1\r\nhost: choir\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+                body.len()
+            );
+            let sent = [head.as_str(), body.as_str()].concat();
+            async move { exchange(http, sent.as_bytes()).await.status.to_string() }
+        });
+        let name = format!("64 bodies of 440 kB of {name}");
+        let counts = beside(&process, &name, bodies).await;
+        assert_eq!(counts, BTreeMap::from([("400".to_owned(), 64)]), "{name}");
+    }
+    let uploads = at_once(64, move |number| {
         let mut parts = upload(&format!("n{number}"), &vec![0; 4 << 20]);
         parts.truncate(8);
-        code(uploads::add(&admin, parts).await.map(drop))
+        async move {
+            let (_, admin) = clients(address).await;
+            code(uploads::add(&admin, parts).await.map(drop))
+        }
     });
     let counts = beside(&process, "64 uploads that end early", uploads).await;
     assert!(!counts.contains_key("Ok"), "{counts:?}");

@@ -11,7 +11,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 /// A call as HTTP/2 has it.
-fn call(address: SocketAddr, kind: &str) -> http::Request<()> {
+pub fn call(address: SocketAddr, kind: &str) -> http::Request<()> {
     http::Request::post(format!("http://{address}/choir.v1.Inference/Generate"))
         .header("content-type", kind)
         .header("te", "trailers")
@@ -19,8 +19,9 @@ fn call(address: SocketAddr, kind: &str) -> http::Request<()> {
         .expect("a request")
 }
 
-async fn h2(address: SocketAddr) -> (h2::client::SendRequest<Bytes>, JoinHandle<()>) {
+pub async fn h2(address: SocketAddr) -> (h2::client::SendRequest<Bytes>, JoinHandle<()>) {
     let tcp = TcpStream::connect(address).await.expect("connect");
+    tcp.set_nodelay(true).expect("an option");
     let (client, connection) = h2::client::handshake(tcp).await.expect("handshake");
     let driven = tokio::spawn(async move {
         let _ = connection.await;
@@ -29,7 +30,7 @@ async fn h2(address: SocketAddr) -> (h2::client::SendRequest<Bytes>, JoinHandle<
 }
 
 /// A gRPC message as a call's body has it.
-fn message(request: &pb::GenerateRequest) -> Bytes {
+pub fn message(request: &pb::GenerateRequest) -> Bytes {
     let bytes = prost::Message::encode_to_vec(request);
     let mut body = vec![0];
     body.extend((bytes.len() as u32).to_be_bytes());

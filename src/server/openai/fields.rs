@@ -1,239 +1,266 @@
-//! The fields of a request's body, each refused by its name. What nobody knows is ignored, as OpenAI does.
+//! What completions and chats have in common: their fields, each refused by its name.
 
 use super::list::list;
+use super::object::{AnySeed, FieldValue, Object};
+use super::skim::Skimmed;
 use crate::engine::{MAX_STOP_IDS, MAX_STOPS, PredictorKind, Priority, SamplingParams};
 use crate::sampler::{Certainty, NoiseRemoval};
-use crate::server::failure::Failure;
-use crate::server::requests::{MAX_PIECES, Piece};
+use crate::server::access::Caller;
+use crate::server::metrics::Protocol;
+use crate::server::mix;
+use crate::server::requests::{Ask, MAX_PIECES, Piece, RequestInput};
 use crate::server::status::BadField;
-use axum::http::StatusCode;
-use serde::de::{DeserializeOwned, DeserializeSeed, Error, MapAccess, Unexpected, Visitor};
+use serde::de::{Error, MapAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
-use serde_json::Value;
-use serde_json::value::RawValue;
-use std::collections::HashMap;
 use std::fmt;
-use std::marker::PhantomData;
 use std::time::{Duration, Instant};
 
-/// A JSON object by its fields, each of which is read when it is taken: what nobody takes costs its bytes and no more.
+/// Texts that one request may ask for, over all its prompts.
+pub const MOST_CHOICES: usize = 128;
+
+/// How answers are to be shown.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AnswerForm {
+    pub model: String,
+    pub stream: bool,
+    /// A last chunk with the usage, where it streams.
+    pub include_usage: bool,
+    /// Choices of each prompt.
+    pub n: usize,
+}
+
+/// Everything but what is given.
 #[derive(Debug, Default)]
-pub struct Fields(HashMap<String, Box<RawValue>>);
-
-impl<'de> Deserialize<'de> for Fields {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        from.deserialize_any(ReadFields)
-    }
+pub struct CommonFields {
+    model: Option<String>,
+    stream: bool,
+    include_usage: bool,
+    n: Option<usize>,
+    temperature: Option<f32>,
+    nucleus_p: Option<f32>,
+    stop: Vec<String>,
+    stop_ids: Vec<u32>,
+    seed: Option<u64>,
+    ours: Ours,
 }
 
-struct ReadFields;
-
-impl<'de> Visitor<'de> for ReadFields {
-    type Value = Fields;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut from: A) -> Result<Fields, A::Error> {
-        let mut fields = HashMap::new();
-        while let Some((name, value)) = from.next_entry()? {
-            fields.insert(name, value); // of a name that is there twice the last one, as elsewhere
+impl Object for CommonFields {
+    fn field<'de, A: MapAccess<'de>>(
+        &mut self,
+        name: &str,
+        value: FieldValue<'_, A>,
+    ) -> Result<(), A::Error> {
+        let no_penalties = "there are no penalties";
+        match name {
+            "model" => self.model = value.read("model")?,
+            "stream" => self.stream = value.read("stream")?.unwrap_or_default(),
+            "stream_options" => {
+                let options = value.reading.object(StreamOptions::default());
+                let options = value.read_by("stream_options", options)?;
+                self.include_usage = options.unwrap_or_default().include_usage;
+            }
+            "n" => self.n = value.read("n")?,
+            "temperature" => self.temperature = value.read("temperature")?,
+            "top_p" => self.nucleus_p = value.read("top_p")?,
+            "stop" => {
+                let stop = value.read_by("stop", list(MAX_STOPS).or_one())?;
+                self.stop = stop.unwrap_or_default();
+            }
+            "stop_token_ids" => {
+                let ids = value.read_by("stop_token_ids", list(MAX_STOP_IDS))?;
+                self.stop_ids = ids.unwrap_or_default();
+            }
+            "seed" => self.seed = value.read("seed")?.map(|AnySeed(seed)| seed),
+            "presence_penalty" => value.refuse("presence_penalty", no_penalties, Skimmed::Zero)?,
+            "frequency_penalty" => {
+                value.refuse("frequency_penalty", no_penalties, Skimmed::Zero)?
+            }
+            "logit_bias" => {
+                value.refuse("logit_bias", "logits have no bias", Skimmed::Empty)?;
+            }
+            "logprobs" => {
+                let told = "probabilities are not told: a text is not made token by token";
+                value.refuse("logprobs", told, Skimmed::False)?;
+            }
+            "choir" => {
+                let ours = value.reading.object(Ours::default());
+                self.ours = value.read_by("choir", ours)?.unwrap_or_default();
+            }
+            _ => value.skip()?,
         }
-        Ok(Fields(fields))
+        Ok(())
     }
 }
 
-/// What asks for nothing is not longer.
-const NOTHING: usize = 256;
+/// How to show answers, what to ask for each, and the template that is given.
+pub struct Common {
+    pub shown: AnswerForm,
+    pub ask: Ask,
+    pub template: Option<RequestInput>,
+}
 
-impl Fields {
-    pub fn read(body: &[u8]) -> Result<Fields, Failure> {
-        serde_json::from_slice(body).map_err(|error| {
-            let message = format!("the body is not a JSON object: {error}");
-            Failure::new(StatusCode::BAD_REQUEST, message)
+impl CommonFields {
+    /// # Errors
+    /// The model is missing or no mix, or there are too many choices.
+    pub fn checked(self, caller: Caller) -> Result<Common, BadField> {
+        let missing = || BadField::new("model", "it is missing");
+        let (model, n) = (self.model.ok_or_else(missing)?, self.n.unwrap_or(1));
+        if !(1..=MOST_CHOICES).contains(&n) {
+            let reason = format!("it is {n}, not within 1 and {MOST_CHOICES}");
+            return Err(BadField::new("n", reason));
+        }
+        let ask = Ask {
+            protocol: Protocol::openai,
+            mix: mix::named("model", &model)?,
+            choice: SamplingParams {
+                temperature: self.temperature,
+                nucleus_p: self.nucleus_p,
+                ..self.ours.choice
+            },
+            stop: self.stop,
+            stop_ids: self.stop_ids,
+            seed: self.seed,
+            want_steps: self.ours.want_steps,
+            control_tokens: self.ours.control_tokens,
+            deadline: self.ours.deadline,
+            priority: self.ours.priority,
+            caller,
+            given: RequestInput::default(),
+        };
+        Ok(Common {
+            shown: AnswerForm {
+                model,
+                stream: self.stream,
+                include_usage: self.include_usage,
+                n,
+            },
+            ask,
+            template: self.ours.template.map(RequestInput::Template),
         })
     }
+}
 
-    /// A field as it is written; `None` where it is missing or null.
-    pub fn written(&mut self, name: &str) -> Option<Box<RawValue>> {
-        self.0.remove(name).filter(|value| value.get() != "null")
-    }
-
-    /// A field; `None` where it is missing or null.
-    pub fn take<T: DeserializeOwned>(&mut self, name: &'static str) -> Result<Option<T>, BadField> {
-        self.take_as(name, name)
-    }
-
-    /// The same of an object inside another, where it has the name `path`.
-    fn take_as<T: DeserializeOwned>(
-        &mut self,
-        name: &str,
-        path: &'static str,
-    ) -> Result<Option<T>, BadField> {
-        self.take_by(PhantomData, name, path)
-    }
-
-    /// The same, read by `seed`.
-    pub fn take_by<S: for<'de> DeserializeSeed<'de, Value = T>, T>(
-        &mut self,
-        seed: S,
-        name: &str,
-        path: &'static str,
-    ) -> Result<Option<T>, BadField> {
-        let Some(value) = self.written(name) else {
-            return Ok(None);
-        };
-        let mut written = serde_json::Deserializer::from_str(value.get());
-        let read = seed.deserialize(&mut written);
-        read.map(Some)
-            .map_err(|error| BadField::new(path, said(&error)))
-    }
-
-    /// A flag that is not set where it is missing.
-    pub fn flag(&mut self, name: &'static str) -> Result<bool, BadField> {
-        Ok(self.take(name)?.unwrap_or(false))
-    }
-
-    /// Refuses a field that asks for what there is not; `nothing` says that it asks for nothing.
-    pub fn refuse(
-        &self,
-        name: &'static str,
-        reason: &str,
-        nothing: impl Fn(&Value) -> bool,
-    ) -> Result<(), BadField> {
-        let Some(value) = self.0.get(name).map(|value| value.get()) else {
-            return Ok(());
-        };
-        let read = || serde_json::from_str(value).ok();
-        let value = if value.len() > NOTHING { None } else { read() };
-        match value {
-            Some(value) if value == Value::Null || nothing(&value) => Ok(()),
-            _ => Err(BadField::new(name, reason)),
-        }
-    }
-
-    /// What is meant by a seed: any 64 bits, signed or not.
-    pub fn seed(&mut self) -> Result<Option<u64>, BadField> {
-        let number: Option<serde_json::Number> = self.take("seed")?;
-        let bits = |number: serde_json::Number| {
-            let signed = || number.as_i64().map(i64::cast_unsigned);
-            number
-                .as_u64()
-                .or_else(signed)
-                .ok_or_else(|| BadField::new("seed", "it is not a whole number of 64 bits"))
-        };
-        number.map(bits).transpose()
-    }
-
-    /// One string, or several.
-    pub fn stop(&mut self) -> Result<Vec<String>, BadField> {
-        let stop = self.take_by(list(MAX_STOPS).or_one(), "stop", "stop")?;
-        Ok(stop.unwrap_or_default())
-    }
-
-    /// Ids of tokens to stop at.
-    pub fn stop_ids(&mut self) -> Result<Vec<u32>, BadField> {
-        let ids = self.take_by(list(MAX_STOP_IDS), "stop_token_ids", "stop_token_ids")?;
-        Ok(ids.unwrap_or_default())
+impl Common {
+    /// One request for each choice. Each of several has a seed of its own: the one given and those after it.
+    pub fn asks(&self, given: &RequestInput, first: usize) -> impl Iterator<Item = Ask> {
+        (0..self.shown.n).map(move |index| {
+            let seed = |seed: u64| seed.wrapping_add((first + index) as u64);
+            Ask {
+                seed: self.ask.seed.map(seed),
+                given: given.clone(),
+                ..self.ask.clone()
+            }
+        })
     }
 }
 
-/// What is wrong with a field, without where in the field that is.
-fn said(error: &serde_json::Error) -> String {
-    let (text, place) = (
-        error.to_string(),
-        format!(" at line {} column {}", error.line(), error.column()),
-    );
-    text.strip_suffix(&place).unwrap_or(&text).to_owned()
-}
-
-/// What a request says under `choir`.
 #[derive(Debug, Default)]
-pub struct Ours {
-    pub choice: SamplingParams,
-    pub priority: Priority,
-    pub want_steps: bool,
-    pub control_tokens: bool,
-    pub deadline: Option<Instant>,
-    pub template: Option<Vec<Piece>>,
+struct StreamOptions {
+    include_usage: bool,
 }
 
-impl Ours {
-    /// Our own settings; unknown ones are refused here.
-    pub fn read(fields: &mut Fields) -> Result<Ours, BadField> {
-        let Some(mut inner) = fields.take::<Fields>("choir")? else {
-            return Ok(Ours::default());
-        };
-        let choice = SamplingParams {
-            kind: named(
-                inner.take_as("predictor", "choir.predictor")?,
-                "choir.predictor",
-                &[
-                    ("first_hitting", PredictorKind::FirstHitting),
-                    ("ancestral", PredictorKind::Ancestral),
-                    ("confidence", PredictorKind::Confidence),
-                    ("static", PredictorKind::Static),
-                    ("sequential", PredictorKind::Sequential),
-                    ("psi", PredictorKind::Psi),
-                ],
-            )?,
-            steps: inner.take_as("steps", "choir.steps")?,
-            threshold: inner.take_as("threshold", "choir.threshold")?,
-            eps: inner.take_as("eps", "choir.eps")?,
-            noise_removal: named(
-                inner.take_as("noise_removal", "choir.noise_removal")?,
-                "choir.noise_removal",
-                &[
-                    ("ancestral", NoiseRemoval::Ancestral),
-                    ("greedy", NoiseRemoval::Greedy),
-                ],
-            )?,
-            block_size: inner.take_as("block_size", "choir.block_size")?,
-            top_k: inner.take_as("top_k", "choir.top_k")?,
-            certainty: named(
-                inner.take_as("certainty", "choir.certainty")?,
-                "choir.certainty",
-                &[
-                    ("best", Certainty::Best),
-                    ("drawn", Certainty::Drawn),
-                    ("filtered", Certainty::Filtered),
-                ],
-            )?,
-            ..SamplingParams::default()
-        };
-        let priority = named(
-            inner.take_as("priority", "choir.priority")?,
-            "choir.priority",
-            &[
-                ("interactive", Priority::Interactive),
-                ("batch", Priority::Batch),
-            ],
-        )?;
-        let milliseconds: Option<u64> = inner.take_as("timeout_ms", "choir.timeout_ms")?;
-        let after = |ms| Instant::now().checked_add(Duration::from_millis(ms));
-        let ours = Ours {
-            choice,
-            priority: priority.unwrap_or_default(),
-            want_steps: inner
-                .take_as("want_steps", "choir.want_steps")?
-                .unwrap_or(false),
-            control_tokens: inner
-                .take_as("control_tokens", "choir.control_tokens")?
-                .unwrap_or(false),
-            deadline: milliseconds.and_then(after),
-            template: inner.take_by(list::<Piece>(MAX_PIECES), "template", "choir.template")?,
-        };
-        match inner.0.keys().min() {
-            None => Ok(ours),
-            Some(name) => {
-                let reason = format!(
-                    "there is no setting {:?}",
-                    name.chars().take(64).collect::<String>()
-                );
-                Err(BadField::new("choir", reason))
+impl Object for StreamOptions {
+    fn field<'de, A: MapAccess<'de>>(
+        &mut self,
+        name: &str,
+        value: FieldValue<'_, A>,
+    ) -> Result<(), A::Error> {
+        match name {
+            "include_usage" => {
+                let path = "stream_options.include_usage";
+                self.include_usage = value.read(path)?.unwrap_or_default();
+            }
+            _ => value.skip()?,
+        }
+        Ok(())
+    }
+}
+
+/// What a request says under `choir`: our own settings, of which unknown ones are refused.
+#[derive(Debug, Default)]
+struct Ours {
+    choice: SamplingParams,
+    priority: Priority,
+    want_steps: bool,
+    control_tokens: bool,
+    deadline: Option<Instant>,
+    template: Option<Vec<Piece>>,
+}
+
+impl Object for Ours {
+    fn field<'de, A: MapAccess<'de>>(
+        &mut self,
+        name: &str,
+        value: FieldValue<'_, A>,
+    ) -> Result<(), A::Error> {
+        let choice = &mut self.choice;
+        match name {
+            "predictor" => {
+                choice.kind = value.named(
+                    "choir.predictor",
+                    &[
+                        ("first_hitting", PredictorKind::FirstHitting),
+                        ("ancestral", PredictorKind::Ancestral),
+                        ("confidence", PredictorKind::Confidence),
+                        ("static", PredictorKind::Static),
+                        ("sequential", PredictorKind::Sequential),
+                        ("psi", PredictorKind::Psi),
+                    ],
+                )?;
+            }
+            "steps" => choice.steps = value.read("choir.steps")?,
+            "threshold" => choice.threshold = value.read("choir.threshold")?,
+            "eps" => choice.eps = value.read("choir.eps")?,
+            "noise_removal" => {
+                choice.noise_removal = value.named(
+                    "choir.noise_removal",
+                    &[
+                        ("ancestral", NoiseRemoval::Ancestral),
+                        ("greedy", NoiseRemoval::Greedy),
+                    ],
+                )?;
+            }
+            "block_size" => choice.block_size = value.read("choir.block_size")?,
+            "top_k" => choice.top_k = value.read("choir.top_k")?,
+            "certainty" => {
+                choice.certainty = value.named(
+                    "choir.certainty",
+                    &[
+                        ("best", Certainty::Best),
+                        ("drawn", Certainty::Drawn),
+                        ("filtered", Certainty::Filtered),
+                    ],
+                )?;
+            }
+            "priority" => {
+                let priority = value.named(
+                    "choir.priority",
+                    &[
+                        ("interactive", Priority::Interactive),
+                        ("batch", Priority::Batch),
+                    ],
+                )?;
+                self.priority = priority.unwrap_or_default();
+            }
+            "timeout_ms" => {
+                let after = |ms| Instant::now().checked_add(Duration::from_millis(ms));
+                self.deadline = value.read("choir.timeout_ms")?.and_then(after);
+            }
+            "want_steps" => self.want_steps = value.read("choir.want_steps")?.unwrap_or_default(),
+            "control_tokens" => {
+                self.control_tokens = value.read("choir.control_tokens")?.unwrap_or_default();
+            }
+            "template" => {
+                self.template = value.read_by("choir.template", list::<Piece>(MAX_PIECES))?;
+            }
+            _ => {
+                let name: String = name.chars().take(64).collect();
+                return Err(A::Error::custom(format_args!(
+                    "there is no setting {name:?}"
+                )));
             }
         }
+        Ok(())
     }
 }
 
@@ -262,20 +289,6 @@ impl Visitor<'_> for ReadPiece {
         fits.map(Piece::Hole)
             .map_err(|_| E::invalid_value(Unexpected::Unsigned(length), &self))
     }
-}
-
-fn named<T: Copy>(
-    given: Option<String>,
-    field: &'static str,
-    names: &[(&str, T)],
-) -> Result<Option<T>, BadField> {
-    let Some(given) = given else { return Ok(None) };
-    let found = names.iter().find(|(name, _)| *name == given);
-    let known = || {
-        let known: Vec<&str> = names.iter().map(|(name, _)| *name).collect();
-        BadField::new(field, format!("it is one of {}", known.join(", ")))
-    };
-    found.map(|(_, value)| Some(*value)).ok_or_else(known)
 }
 
 /// What a request has in the place of what the engine calls `field`.

@@ -5,7 +5,9 @@ pub mod completion;
 mod fields;
 mod list;
 mod models;
+mod object;
 mod reply;
+mod skim;
 
 use super::access::Caller;
 use super::failure::Failure;
@@ -54,8 +56,8 @@ pub fn routes(openai: OpenAi) -> Router {
 async fn completions(State(openai): State<OpenAi>, request: Request) -> Result<Response, Failure> {
     let caller = Caller::of(request.extensions())?;
     let body = openai.read(request.into_body()).await?;
-    let Completion { shown, asks } =
-        Completion::read(&body, caller, openai.requests.engine().config().max_prompt)?;
+    let most = openai.requests.engine().config().max_prompt;
+    let Completion { shown, asks } = Completion::read(&body, caller, most)?;
     let mut making = Vec::with_capacity(asks.len());
     for (ask, echo) in asks {
         let before = echo.map_or_else(String::new, |text| openai.requests.written(text));

@@ -1,6 +1,6 @@
 //! Answers in OpenAI's shape: whole, or as server-sent events.
 
-use super::completion::AnswerForm;
+use super::fields::AnswerForm;
 use crate::engine::{Event, Reason, Revealed, Summary};
 use crate::server::failure::Failure;
 use crate::server::requests::{Answer, Whole};
