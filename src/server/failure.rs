@@ -2,7 +2,7 @@
 
 use crate::engine;
 use crate::server::requests::Refusal;
-use crate::server::status::{BadField, RETRY_AFTER};
+use crate::server::status::{BadField, RETRY_AFTER, short};
 use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -20,7 +20,7 @@ pub struct Failure {
 impl Failure {
     pub fn new(http: StatusCode, message: impl Into<String>) -> Self {
         Failure {
-            status: Status::unknown(message),
+            status: Status::unknown(short(message.into())),
             http,
             param: None,
         }

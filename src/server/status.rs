@@ -44,7 +44,11 @@ impl From<BadField> for Status {
 
 /// What a client is told of an error: it may hold a name or a path of any length, and travels in a header.
 fn told(error: &dyn std::error::Error) -> String {
-    let mut message = error.to_string();
+    short(error.to_string())
+}
+
+/// The beginning of a message, which may repeat what was sent.
+pub fn short(mut message: String) -> String {
     if message.len() > LONGEST {
         message.truncate(message.floor_char_boundary(LONGEST));
         message.push('…');

@@ -350,6 +350,21 @@ mod tests {
     }
 
     #[test]
+    fn errors_do_not_repeat_all_that_was_sent() {
+        let long = "x".repeat(100_000);
+        for body in [
+            format!(r#""{long}""#),
+            format!(r#"{{"number": "{long}"}}"#),
+            format!(r#"{{"inner": "{long}"}}"#),
+            format!(r#"{{"list": ["{long}"]}}"#),
+            format!(r#"{{"number": {}}}"#, "1".repeat(100_000)),
+        ] {
+            let error = read(&body).unwrap_err();
+            assert!(error.len() < 1000, "{error}");
+        }
+    }
+
+    #[test]
     fn a_body_has_only_so_many_fields_and_unknown_values() {
         let many = MOST_VALUES + 1;
         for body in [

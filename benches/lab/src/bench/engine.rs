@@ -294,12 +294,13 @@ fn rate(args: &LoadArgs, scenario: &Scenario) -> Result<f64> {
     let rate = tokens as f64 / start.elapsed().as_secs_f64();
     busy.iter().for_each(|client| client.abort());
     clients.block_on(async {
-        engine.drain().await; // or what is left would take of the next one's time
+        // One that is asking just now ends after it, and must not find the engine draining.
         for client in busy {
             if let Ok(error) = client.await {
                 return Err(error);
             }
         }
+        engine.drain().await; // or what is left would take of the next one's time
         Ok(rate)
     })
 }
