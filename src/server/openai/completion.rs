@@ -11,7 +11,6 @@ use serde::Deserializer;
 use serde::de::{DeserializeSeed, Error, MapAccess, SeqAccess, Unexpected, Visitor};
 use std::fmt;
 
-const TOO_MANY: &str = "it asks for more than 128 choices";
 /// Tokens to make where a request does not say, as OpenAI has it.
 const DEFAULT_MAX_TOKENS: u32 = 16;
 
@@ -96,7 +95,7 @@ impl Completion {
         let missing = || BadField::new("prompt", "it is missing");
         let prompts = fields.prompts.ok_or_else(missing)?;
         if prompts.len() * common.shown.n > MOST_CHOICES {
-            return Err(BadField::new("prompt", TOO_MANY));
+            return Err(BadField::new("prompt", TooMany.to_string()));
         }
         let mut asks = Vec::new();
         for prompt in prompts {
@@ -115,6 +114,11 @@ impl Completion {
         })
     }
 }
+
+/// More texts than one request may ask for.
+#[derive(Debug, thiserror::Error)]
+#[error("it asks for more than {MOST_CHOICES} choices")]
+struct TooMany;
 
 /// Reads prompts of so many tokens at most: a string, strings, ids of tokens, or lists of those.
 #[derive(Clone, Copy, Debug)]
@@ -172,7 +176,7 @@ struct Prompts {
 impl Prompts {
     fn add<E: Error>(&mut self, prompt: InputText) -> Result<(), E> {
         if self.whole.len() == MOST_CHOICES {
-            return Err(E::custom(TOO_MANY));
+            return Err(E::custom(TooMany));
         }
         self.whole.push(prompt);
         Ok(())
