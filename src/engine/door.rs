@@ -92,6 +92,12 @@ impl<J: Job> Door<J> {
         sequence: Box<Sequence<J>>,
         now: Instant,
     ) -> (Result<Entered<J>, Failed<J>>, Gone<J>) {
+        let gone = self.clear();
+        (self.let_in(sequence, now), gone)
+    }
+
+    /// Takes those from a full queue whose clients are gone.
+    pub fn clear(&mut self) -> Gone<J> {
         let mut gone = Gone::new();
         if self.waiting.len() >= self.config.queue {
             (gone, self.waiting) = std::mem::take(&mut self.waiting)
@@ -100,7 +106,7 @@ impl<J: Job> Door<J> {
             gone.iter()
                 .for_each(|one| self.failed(one, &Error::Cancelled));
         }
-        (self.let_in(sequence, now), gone)
+        gone
     }
 
     fn let_in(
@@ -129,19 +135,34 @@ impl<J: Job> Door<J> {
 
     /// Whether a request may wait, and whose place it takes where all are taken.
     fn check(&mut self, sequence: &Sequence<J>, now: Instant) -> Result<Option<usize>, Error> {
+        let place = self.room(&sequence.tenant, sequence.client.as_ref())?;
+        if let Some(error) = self.overload(sequence, now) {
+            self.status.refused.deadline += 1;
+            return Err(error);
+        }
+        Ok(place)
+    }
+
+    /// Whether one more of these may wait, and whose place it takes where all are taken.
+    ///
+    /// # Errors
+    /// `QueueFull`, `TooMany`, or why nothing new is taken.
+    pub fn room(
+        &mut self,
+        tenant: &Tenant,
+        client: Option<&Arc<str>>,
+    ) -> Result<Option<usize>, Error> {
         if let Some(error) = &self.closed {
             return Err(error.clone());
         }
         let mut place = None;
         if self.waiting.len() >= self.config.queue {
-            place = self.displaced_by(&sequence.tenant);
+            place = self.displaced_by(tenant);
             if place.is_none() {
                 return Err(self.crowded());
             }
         }
-        let capped = self
-            .caps
-            .check(&sequence.tenant.payer.name, sequence.client.as_ref());
+        let capped = self.caps.check(&tenant.payer.name, client);
         if let Err(Full {
             capped,
             count,
@@ -159,10 +180,6 @@ impl<J: Job> Door<J> {
                 limit,
                 retry_after,
             });
-        }
-        if let Some(error) = self.overload(sequence, now) {
-            self.status.refused.deadline += 1;
-            return Err(error);
         }
         Ok(place)
     }

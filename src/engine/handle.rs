@@ -1,21 +1,21 @@
 //! The way in: a handle that any thread may hold.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 
 use super::config::EngineConfig;
 use super::error::Error;
 use super::generation::{Generation, Resolved, Target};
 use super::materialised::Materialised;
-use super::request::{Request, Score, ScoreRequest};
+use super::request::{Priority, Request, Score, ScoreRequest};
 use super::runner::Runner;
 use super::sequence::Sequence;
 use super::shared::Shared;
 use super::status::EngineStatus;
 use super::stream::EventStream;
+use super::turns::{Place, TooManyWait, Turns};
 use super::work::ModelJob;
 use super::{prepare, threads};
 
@@ -46,7 +46,7 @@ impl Engine {
         let threads = threads::pool(config.threads, config.pinned)?;
         let materialised = Materialised::start(config.materialise_bytes)
             .map_err(|error| not_started(error.to_string()))?;
-        let preparing = Preparing::new();
+        let preparing = Preparing::new(config.queue);
         let shared = Arc::new(Shared::new(config, &cache, generation));
         let runner = Runner::new(shared.clone(), &cache, materialised);
         let (running, ended) = watch::channel(());
@@ -78,34 +78,17 @@ struct Inner {
 
 /// Two lanes, so that requests with much text are never before those with little.
 struct Preparing {
-    short: Lane,
-    long: Lane,
+    short: Turns,
+    long: Turns,
 }
 
 impl Preparing {
-    /// Half the processors are for other things than long texts.
-    fn new() -> Preparing {
+    /// Half the processors are for other things than long texts. `queue`: how many may wait for a place.
+    fn new(queue: usize) -> Preparing {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Preparing {
-            short: Lane::new(PREPARED),
-            long: Lane::new((processors / 2).clamp(1, LONG)),
-        }
-    }
-}
-
-struct Lane {
-    room: usize,
-    places: Arc<Semaphore>,
-    /// Requests that have a place or wait for one.
-    waiting: Arc<AtomicUsize>,
-}
-
-impl Lane {
-    fn new(room: usize) -> Lane {
-        Lane {
-            room,
-            places: Arc::new(Semaphore::new(room)),
-            waiting: Arc::default(),
+            short: Turns::new(PREPARED, queue),
+            long: Turns::new((processors / 2).clamp(1, LONG), queue),
         }
     }
 }
@@ -113,16 +96,7 @@ impl Lane {
 /// A place to be prepared in: whoever has one may resolve names and make tokens of text. There are few, so that what is done for
 /// requests that were not accepted yet is bounded. It may be held by a thread that prepares and outlive the call.
 pub struct Preparation {
-    _place: OwnedSemaphorePermit,
-    _waiting: Counted,
-}
-
-struct Counted(Arc<AtomicUsize>);
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
+    _place: Place,
 }
 
 impl Drop for Inner {
@@ -132,11 +106,15 @@ impl Drop for Inner {
 }
 
 impl EngineHandle {
-    /// Waits for a place to be prepared in, for a request with so many bytes of text.
+    /// Waits for a place to be prepared in, for a client's request with so many bytes of text. Clients take turns.
     ///
     /// # Errors
     /// `QueueFull` where as many as may wait for the engine wait for a place already; `Draining`, `Stopped`.
-    pub async fn prepare(&self, bytes: usize) -> Result<Preparation, Error> {
+    pub async fn prepare(
+        &self,
+        client: Option<&Arc<str>>,
+        bytes: usize,
+    ) -> Result<Preparation, Error> {
         let (shared, preparing) = (&self.0.shared, &self.0.preparing);
         if let Some(error) = shared.door().closed() {
             return Err(error.clone());
@@ -145,16 +123,30 @@ impl EngineHandle {
             true => &preparing.long,
             false => &preparing.short,
         };
-        let before = lane.waiting.fetch_add(1, Ordering::Relaxed);
-        let counted = Counted(lane.waiting.clone());
-        if before >= lane.room + shared.config.queue {
-            return Err(shared.door().crowded());
-        }
-        let place = lane.places.clone().acquire_owned().await;
+        let place = lane.place(client).await;
         Ok(Preparation {
-            _place: place.map_err(|_| Error::Stopped)?,
-            _waiting: counted,
+            _place: place.map_err(|TooManyWait| shared.door().crowded())?,
         })
+    }
+
+    /// Says whether a request that means this could wait now, before anything is done for it.
+    ///
+    /// # Errors
+    /// `QueueFull`, `TooMany`, `Draining`, `Stopped`, as [`submit`](Self::submit)'s.
+    pub fn has_room(
+        &self,
+        resolved: &Resolved,
+        priority: Priority,
+        client: Option<&Arc<str>>,
+    ) -> Result<(), Error> {
+        let mut door = self.0.shared.door();
+        let payer = door.ledger.payer(resolved.payer());
+        let tenant = prepare::tenant(payer, priority, 1, resolved);
+        let gone = door.clear();
+        let room = door.room(&tenant, client);
+        drop(door); // what is let go of here may be a generation's last lease
+        drop(gone);
+        room.map(drop)
     }
 
     /// What these names and weights mean now; the answer leases the generation in force.

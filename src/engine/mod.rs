@@ -28,6 +28,7 @@ mod step;
 pub mod stream;
 mod threads;
 pub mod throughput;
+mod turns;
 mod wake;
 mod work;
 

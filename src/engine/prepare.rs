@@ -225,7 +225,8 @@ fn work(resolved: Resolved, seed: u64, kind: JobKind) -> ModelJob {
 }
 
 /// `tokens`: those of a usual evaluation.
-fn tenant(payer: Arc<Payer>, priority: Priority, tokens: usize, resolved: &Resolved) -> Tenant {
+/// Who a request belongs to; a usual evaluation of it takes so many tokens.
+pub fn tenant(payer: Arc<Payer>, priority: Priority, tokens: usize, resolved: &Resolved) -> Tenant {
     let parts = resolved.mix.0.len();
     Tenant {
         payer,

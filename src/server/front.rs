@@ -1,7 +1,6 @@
-//! What every gRPC call meets first: calls of other protocols are refused, what clients are still sending is bounded, and when a drain
-//! has lasted long enough whatever still runs ends with UNAVAILABLE.
+//! What every gRPC call meets first: calls of other protocols are refused, and when a drain has lasted long enough whatever still runs ends with
+//! UNAVAILABLE.
 
-use super::incoming::Incoming;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -30,7 +29,7 @@ impl End {
 
 /// The layer that puts a [`Front`] before a service.
 #[derive(Clone)]
-pub struct FrontLayer(pub End, pub Incoming);
+pub struct FrontLayer(pub End);
 
 impl<S> tower_layer::Layer<S> for FrontLayer {
     type Service = Front<S>;
@@ -39,7 +38,6 @@ impl<S> tower_layer::Layer<S> for FrontLayer {
         Front {
             inner,
             end: self.0.clone(),
-            incoming: self.1.clone(),
         }
     }
 }
@@ -49,7 +47,6 @@ impl<S> tower_layer::Layer<S> for FrontLayer {
 pub struct Front<S> {
     inner: S,
     end: End,
-    incoming: Incoming,
 }
 
 /// gRPC over HTTP/2, with protobuf messages. Not gRPC-Web, which is another protocol.
@@ -90,7 +87,6 @@ where
             return Box::pin(async { Ok(unsupported()) });
         }
         let mut end = self.end.0.subscribe();
-        let request = request.map(|body| Body::new(self.incoming.messages(body)));
         let answer = self.inner.call(request);
         Box::pin(async move {
             let ended = async { end.wait_for(|ended| *ended).await.map(|_| ()).ok() };

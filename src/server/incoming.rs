@@ -1,10 +1,9 @@
 //! What clients are still sending: bounded in memory over all calls, and in time for each message.
 
+use super::room::{ClientName, Held, Room};
 use super::status::exhausted;
 use http_body::{Frame, SizeHint};
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::time::Sleep;
@@ -13,13 +12,15 @@ use tonic::codegen::Bytes;
 
 /// Bytes before a gRPC message: a flag and its length.
 const HEAD: usize = 5;
+/// One client has at most one part in so many.
+const SHARES: u64 = 4;
 /// When to come back where there is no room: messages come in soon, or are given up.
 const SOON: Duration = Duration::from_secs(1);
 
 /// Room for messages that are not whole yet. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Incoming {
-    free: Arc<AtomicU64>,
+    room: Room,
     /// How long a message may take to come.
     patience: Duration,
 }
@@ -27,66 +28,29 @@ pub struct Incoming {
 impl Incoming {
     pub fn new(bytes: u64, patience: Duration) -> Self {
         Incoming {
-            free: Arc::new(AtomicU64::new(bytes)),
+            room: Room::new(bytes, SHARES),
             patience,
         }
     }
 
     /// A body of gRPC messages, whose calls end where there is no room for them or they do not come in time.
-    pub fn messages<B>(&self, inner: B) -> Arriving<B> {
-        self.arriving(inner, Some(Framing::default()))
+    pub fn messages<B>(&self, client: ClientName, inner: B) -> Arriving<B> {
+        self.arriving(client, inner, Some(Framing::default()))
     }
 
     /// A body that is one message.
-    pub fn whole<B>(&self, inner: B) -> Arriving<B> {
-        self.arriving(inner, None)
+    pub fn whole<B>(&self, client: ClientName, inner: B) -> Arriving<B> {
+        self.arriving(client, inner, None)
     }
 
-    fn arriving<B>(&self, inner: B, framing: Option<Framing>) -> Arriving<B> {
+    fn arriving<B>(&self, client: ClientName, inner: B, framing: Option<Framing>) -> Arriving<B> {
         Arriving {
             inner,
-            held: Held {
-                incoming: self.clone(),
-                bytes: 0,
-            },
+            held: self.room.of(client),
             framing,
+            patience: self.patience,
             late: None,
         }
-    }
-}
-
-/// Room that one call has, given back when this is dropped.
-struct Held {
-    incoming: Incoming,
-    bytes: u64,
-}
-
-impl Held {
-    fn add(&mut self, bytes: u64) -> Result<(), Status> {
-        let free = &self.incoming.free;
-        let taken = free.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |free| {
-            free.checked_sub(bytes)
-        });
-        match taken {
-            Ok(_) => self.bytes += bytes,
-            Err(_) => {
-                let message = "others are sending so much that there is no room for this now";
-                return Err(exhausted(message, Some(SOON)));
-            }
-        }
-        Ok(())
-    }
-
-    fn keep(&mut self, bytes: u64) {
-        let over = self.bytes.saturating_sub(bytes);
-        self.incoming.free.fetch_add(over, Ordering::Relaxed);
-        self.bytes -= over;
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.keep(0);
     }
 }
 
@@ -133,8 +97,16 @@ pub struct Arriving<B> {
     inner: B,
     held: Held,
     framing: Option<Framing>,
+    patience: Duration,
     /// When the message that has begun is too late.
     late: Option<Pin<Box<Sleep>>>,
+}
+
+impl<B> Arriving<B> {
+    /// What has not been read of it, without a bound.
+    pub fn into_inner(self) -> B {
+        self.inner
+    }
 }
 
 impl<B> http_body::Body for Arriving<B>
@@ -157,7 +129,7 @@ where
                 let late = late.is_some_and(|late| late.as_mut().poll(context).is_ready());
                 return match late {
                     true => {
-                        let patience = this.held.incoming.patience;
+                        let patience = this.patience;
                         let message = format!("the message did not end within {patience:?}");
                         Poll::Ready(Some(Err(Status::deadline_exceeded(message).into())))
                     }
@@ -166,15 +138,17 @@ where
             }
         };
         if let Some(data) = frame.data_ref() {
-            if let Err(status) = this.held.add(data.len() as u64) {
+            if let Err(crowded) = this.held.take(data.len() as u64) {
+                let message = format!("{crowded} messages leave no room for this one now");
+                let status = exhausted(message, Some(SOON));
                 return Poll::Ready(Some(Err(status.into())));
             }
             if let Some(after) = this.framing.as_mut().and_then(|framing| framing.read(data)) {
                 this.held.keep(after as u64);
                 this.late = None;
             }
-            if this.held.bytes > 0 && this.late.is_none() {
-                this.late = Some(Box::pin(tokio::time::sleep(this.held.incoming.patience)));
+            if this.held.bytes() > 0 && this.late.is_none() {
+                this.late = Some(Box::pin(tokio::time::sleep(this.patience)));
             }
         }
         Poll::Ready(Some(Ok(frame)))
@@ -191,6 +165,7 @@ where
 
 #[cfg(test)]
 mod tests {
+    use super::super::room::Crowded;
     use super::*;
     use http_body_util::{BodyExt, Full, StreamBody};
     use proptest::prelude::*;
@@ -224,36 +199,45 @@ mod tests {
 
     #[tokio::test]
     async fn room_is_for_what_is_not_whole_and_comes_back() {
-        let incoming = Incoming::new(100, Duration::from_secs(60));
-        let free = || incoming.free.load(Ordering::Relaxed);
+        let incoming = Incoming::new(400, Duration::from_secs(60));
+        let room = &incoming.room;
+        let ann: ClientName = Some("ann".into());
         let message = Bytes::from([&[0, 0, 0, 0, 60][..], &[1; 60]].concat());
-        let mut half = incoming.messages(Full::new(message.slice(..50)));
+        let mut half = incoming.messages(ann.clone(), Full::new(message.slice(..50)));
         half.frame().await.expect("a frame").expect("room");
-        assert_eq!(free(), 50);
-        let mut other = incoming.messages(Full::new(message.clone()));
-        let error = other.frame().await.expect("an end").expect_err("no room");
+        assert_eq!(half.held.bytes(), 50);
+        let mut more = incoming.messages(ann.clone(), Full::new(message.clone()));
+        let error = more.frame().await.expect("an end").expect_err("no room");
         let status = error.downcast::<Status>().expect("a status");
         assert_eq!(status.code(), tonic::Code::ResourceExhausted);
+        assert!(status.message().starts_with("this client's"), "{status}");
+        let mut other = incoming.messages(None, Full::new(message.clone()));
+        other
+            .frame()
+            .await
+            .expect("a frame")
+            .expect("another's room");
         drop(half);
-        let mut other = incoming.messages(Full::new(message.clone()));
-        other.frame().await.expect("a frame").expect("room");
-        assert_eq!(free(), 100, "it is whole");
-        let mut body = incoming.whole(Full::new(message));
+        let mut more = incoming.messages(ann.clone(), Full::new(message.clone()));
+        more.frame().await.expect("a frame").expect("room");
+        assert_eq!(more.held.bytes(), 0, "it is whole");
+        let mut body = incoming.whole(ann.clone(), Full::new(message));
         body.frame().await.expect("a frame").expect("room");
-        assert_eq!(free(), 35);
+        assert_eq!(body.held.bytes(), 65);
+        assert_eq!(room.of(ann.clone()).take(36), Err(Crowded::Own));
         drop(body);
-        assert_eq!(free(), 100);
+        assert_eq!(room.of(ann).take(100), Ok(()));
     }
 
     #[tokio::test]
     async fn a_message_that_does_not_end_ends_its_call() {
-        let incoming = Incoming::new(100, Duration::from_millis(1));
+        let incoming = Incoming::new(400, Duration::from_millis(1));
         let begun = Frame::data(Bytes::from_static(&[0, 0, 0, 0, 60, 1]));
         let frames = tokio_stream::StreamExt::chain(
             tokio_stream::once(Ok::<_, Status>(begun)),
             tokio_stream::pending(),
         );
-        let mut body = incoming.messages(StreamBody::new(frames));
+        let mut body = incoming.messages(None, StreamBody::new(frames));
         body.frame().await.expect("a frame").expect("room");
         let error = body.frame().await.expect("an end").expect_err("late");
         let status = error.downcast::<Status>().expect("a status");

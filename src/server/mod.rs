@@ -21,6 +21,7 @@ mod page;
 pub mod paths;
 mod reload;
 mod requests;
+mod room;
 mod spool;
 pub mod status;
 mod switch;

@@ -61,9 +61,9 @@ impl Open {
             let loading = Routes::new(health.service()).prepare().into_axum_router();
             let told = async || Status::unavailable(LOADING).into_http::<axum::body::Body>();
             let switch = Switch::new(loading.fallback(told));
-            let routes = guarded(switch.router(), access.clone());
+            let routes = guarded(switch.router(), access.clone(), incoming.clone());
             let (door, limits) = ((door, tls.clone()), limits.clone());
-            let front = front::FrontLayer(end.clone(), incoming.clone());
+            let front = front::FrontLayer(end.clone());
             serving.spawn(grpc_door(door, routes, limits, front, until(&drained)));
             switch
         };
@@ -270,23 +270,26 @@ async fn grpc_door(
         .await
 }
 
-/// The routes of gRPC services, behind the door.
-fn guarded(routes: Router, access: Access) -> Routes {
-    let admit = async |access: Access,
+/// The routes of gRPC services, behind the door; what clients are still sending is bounded.
+fn guarded(routes: Router, access: Access, incoming: Incoming) -> Routes {
+    let admit = async |(access, incoming): (Access, Incoming),
                        mut request: axum::extract::Request,
                        next: axum::middleware::Next| {
         let need = access::of_method(request.uri().path()).unwrap_or(Need::Role(AccessRole::Admin));
         let peer = request.extensions().get::<Peer>();
         match access.admit(request.headers(), peer, need) {
             Ok(caller) => {
+                let client = caller.client.clone();
                 request.extensions_mut().insert(caller);
-                next.run(request).await
+                let bounded = |body| axum::body::Body::new(incoming.messages(client, body));
+                next.run(request.map(bounded)).await
             }
             Err(status) => status.into_http(),
         }
     };
-    let layer =
-        axum::middleware::from_fn(move |request, next| admit(access.clone(), request, next));
+    let layer = axum::middleware::from_fn(move |request, next| {
+        admit((access.clone(), incoming.clone()), request, next)
+    });
     Routes::from(routes.layer(layer))
 }
 

@@ -1,13 +1,13 @@
 //! Files that clients upload, whatever the protocol: on the store's disk without a name, bounded in how slow and how long silent the client
 //! may be, and in the room of all uploads together and of each client.
 
+use super::room::{ClientName, Held, Room};
 use super::status::{exhausted, of_change};
 use crate::catalog::{Catalog, begins};
 use crate::checkpoint::BEGINNING;
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::time::Instant;
@@ -22,78 +22,30 @@ const SHARES: u64 = 2;
 
 /// Room on the disk for uploads, shared by all of them.
 #[derive(Clone)]
-pub struct UploadRoom {
-    bytes: u64,
-    /// By client; those that have some.
-    taken: Arc<Mutex<Taken>>,
-}
-
-/// As [`Caller`](super::access::Caller) has it.
-type Client = Option<Arc<str>>;
-type Taken = BTreeMap<Client, u64>;
-
-/// Room of one upload, given back when this is dropped.
-pub struct Reserved {
-    room: UploadRoom,
-    client: Client,
-    bytes: u64,
-}
+pub struct UploadRoom(Room);
 
 impl UploadRoom {
     pub fn new(bytes: u64) -> Self {
-        UploadRoom {
-            bytes,
-            taken: Arc::default(),
-        }
+        UploadRoom(Room::new(bytes, SHARES))
     }
 
     /// Bytes of one client's uploads at most.
     pub fn share(&self) -> u64 {
-        self.bytes / SHARES
-    }
-
-    fn change<T>(&self, change: impl FnOnce(&mut Taken) -> T) -> T {
-        change(&mut self.taken.lock().unwrap_or_else(PoisonError::into_inner))
+        self.0.share()
     }
 
     /// Room for one upload, of no more than a client's share.
     ///
     /// # Errors
     /// RESOURCE_EXHAUSTED where there is none now.
-    pub fn reserve(&self, client: &Client, bytes: u64) -> Result<Reserved, Status> {
-        let (client, bytes) = (client.clone(), bytes.max(self.bytes / MOST));
-        self.change(|taken| {
-            let own = taken.get(&client).copied().unwrap_or(0);
-            let crowded = |whose| {
-                let message = format!("{whose} uploads leave no room for this one now");
-                Err(exhausted(message, Some(Duration::from_secs(5))))
-            };
-            if own + bytes > self.share() {
-                return crowded("this client's other");
-            }
-            if taken.values().sum::<u64>() + bytes > self.bytes {
-                return crowded("other");
-            }
-            *taken.entry(client.clone()).or_default() += bytes;
-            Ok(())
+    pub fn reserve(&self, client: &ClientName, bytes: u64) -> Result<Held, Status> {
+        let mut held = self.0.of(client.clone());
+        let taken = held.take(bytes.max(self.0.bytes() / MOST));
+        taken.map_err(|crowded| {
+            let message = format!("{crowded} uploads leave no room for this one now");
+            exhausted(message, Some(Duration::from_secs(5)))
         })?;
-        Ok(Reserved {
-            room: self.clone(),
-            client,
-            bytes,
-        })
-    }
-}
-
-impl Drop for Reserved {
-    fn drop(&mut self) {
-        self.room.change(|taken| {
-            let own = taken.get(&self.client).copied().unwrap_or(0);
-            match own.saturating_sub(self.bytes) {
-                0 => taken.remove(&self.client),
-                left => taken.insert(self.client.clone(), left),
-            };
-        });
+        Ok(held)
     }
 }
 
@@ -184,24 +136,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn room_has_a_share_for_each_client() {
-        let room = UploadRoom::new(1000);
-        let [ann, ben, eve] = ["ann", "ben", "eve"].map(|name| Some(name.into()));
-        let code =
-            |reserved: Result<Reserved, Status>| reserved.map(drop).expect_err("full").code();
-        let first = room.reserve(&ann, 400).expect("room");
-        assert_eq!(
-            code(room.reserve(&ann, 200)),
-            tonic::Code::ResourceExhausted
-        );
-        let second = room.reserve(&ann, 100).expect("the rest of the share");
-        let third = room.reserve(&ben, 500).expect("another's share");
-        assert_eq!(code(room.reserve(&eve, 1)), tonic::Code::ResourceExhausted);
-        drop((first, second, third));
-        // Small ones are bounded in number.
-        let small: Vec<_> = std::iter::from_fn(|| room.reserve(&ann, 1).ok()).collect();
+    fn uploads_are_bounded_in_number_too() {
+        let (room, client) = (UploadRoom::new(1000), Some("ann".into()));
+        let small: Vec<_> = std::iter::from_fn(|| room.reserve(&client, 1).ok()).collect();
         assert!((30..=64).contains(&small.len()), "{}", small.len());
+        let error = room.reserve(&client, 1).expect_err("full");
+        assert_eq!(error.code(), tonic::Code::ResourceExhausted);
         drop(small);
-        assert!(room.taken.lock().expect("a lock").is_empty());
+        room.reserve(&client, 500).expect("all of its share");
     }
 }

@@ -164,14 +164,14 @@ fn preparation_is_for_few_at_once_and_as_many_wait_as_may_for_the_engine() {
     runtime.expect("runtime").block_on(async {
         let mut held = Vec::new();
         for _ in 0..16 {
-            held.push(engine.prepare(0).await.expect("a place"));
+            held.push(engine.prepare(None, 0).await.expect("a place"));
         }
-        let waits = |engine: EngineHandle| async move { engine.prepare(0).await.map(drop) };
+        let waits = |engine: EngineHandle| async move { engine.prepare(None, 0).await.map(drop) };
         let waiting: Vec<_> = (0..3)
             .map(|_| tokio::spawn(waits(engine.clone())))
             .collect();
         tokio::task::yield_now().await;
-        let refused = engine.prepare(0).await.map(drop);
+        let refused = engine.prepare(None, 0).await.map(drop);
         assert!(
             matches!(refused, Err(Error::QueueFull { .. })),
             "{refused:?}"
@@ -186,7 +186,7 @@ fn preparation_is_for_few_at_once_and_as_many_wait_as_may_for_the_engine() {
             assert_eq!(waits.await.is_ok_and(|place| place.is_ok()), index > 0);
         }
         engine.drain().await;
-        assert_eq!(engine.prepare(0).await.map(drop), Err(Error::Stopped));
+        assert_eq!(engine.prepare(None, 0).await.map(drop), Err(Error::Stopped));
     });
 }
 
@@ -199,7 +199,7 @@ fn preparation_of_short_texts_is_not_behind_that_of_long_ones() {
     let engine = start(limits, Fake::new(1));
     let runtime = tokio::runtime::Builder::new_current_thread().build();
     runtime.expect("runtime").block_on(async {
-        let waits = |engine: EngineHandle| async move { engine.prepare(LONG_TEXT + 1).await };
+        let waits = |engine: EngineHandle| async move { engine.prepare(None, LONG_TEXT + 1).await };
         let held = waits(engine.clone()).await.expect("a place");
         // More than have a place on any machine, and may wait.
         let long: Vec<_> = (0..20)
@@ -212,7 +212,11 @@ fn preparation_of_short_texts_is_not_behind_that_of_long_ones() {
             "{refused:?}"
         );
         for _ in 0..16 {
-            engine.prepare(LONG_TEXT).await.map(drop).expect("a place");
+            engine
+                .prepare(None, LONG_TEXT)
+                .await
+                .map(drop)
+                .expect("a place");
         }
         drop((held, long));
     });

@@ -1,9 +1,11 @@
 //! Clients over HTTP that begin and do not go on, and those that leave whenever they like.
 
 use super::endings::until;
+use super::tenants::of;
 use super::web::{exchange, get};
 use super::*;
 use choir::rng::{Key, Stream as Chance};
+use choir::server::access::CLIENT_ID;
 use serde_json::json;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -37,6 +39,60 @@ async fn clients_that_do_not_go_on_are_not_waited_for() {
     let answered = exchange(server.http, upload.as_bytes()).await;
     assert_eq!(answered.status, 408, "{answered:?}");
     assert_eq!(get(server.http, "/health").await.status, 200);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn messages_of_one_client_leave_room_for_those_of_others() {
+    let mut settings = settings();
+    settings.trust_client_id = true;
+    settings.limits.incoming_bytes = 40_000;
+    let server = Server::start_within(engine_config(), settings, |generation| generation).await;
+    let post = |client: &str, bytes: usize| {
+        let body = r#"{"model": "base", "prompt": "And", "max_tokens": 1}"#;
+        format!(
+            "POST /v1/completions HTTP/1.1\r\nhost: a\r\n{CLIENT_ID}: {client}\r\ncontent-length: {bytes}\r\n\r\n{body:<6000}"
+        )
+    };
+    let health = "GET /health HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+    let ask = async |client: &str| {
+        let sent = post(client, 6000) + health;
+        let mut connection = TcpStream::connect(server.http).await.expect("connect");
+        connection.write_all(sent.as_bytes()).await.expect("write");
+        let mut answers = String::new();
+        connection.read_to_string(&mut answers).await.expect("read");
+        assert!(answers.ends_with("ok\n"), "it goes on: {answers}");
+        answers
+    };
+    let mut half = TcpStream::connect(server.http).await.expect("connect");
+    half.write_all(post("one", 9000).as_bytes())
+        .await
+        .expect("write");
+    let told = loop {
+        let answers = ask("one").await;
+        if !answers.starts_with("HTTP/1.1 200") {
+            break answers; // the half is there
+        }
+    };
+    assert!(told.starts_with("HTTP/1.1 429"), "{told}");
+    assert!(told.contains("retry-after"), "{told}");
+    assert!(told.contains("this client's other messages"), "{told}");
+    assert!(ask("two").await.starts_with("HTTP/1.1 200"));
+    let (client, admin) = server.clients().await;
+    let call = async |id: &str| {
+        let asked = pb::GenerateRequest {
+            stop: vec!["x".repeat(256); 16],
+            ..request("", 1, 1)
+        };
+        client.clone().generate(of(id, asked)).await.map(drop)
+    };
+    let status = call("one").await.expect_err("refused");
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+    assert!(status.message().contains("this client's"), "{status}");
+    call("two").await.expect("room");
+    drop(half);
+    while call("one").await.is_err() {}
+    drop((client, admin));
     server.stop().await;
 }
 

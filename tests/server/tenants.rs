@@ -5,7 +5,7 @@ use super::*;
 use choir::server::access::CLIENT_ID;
 
 /// A request of somebody who says who they are.
-fn of(client: &str, request: pb::GenerateRequest) -> tonic::Request<pb::GenerateRequest> {
+pub fn of(client: &str, request: pb::GenerateRequest) -> tonic::Request<pb::GenerateRequest> {
     let mut request = tonic::Request::new(request);
     let id = client.parse().expect("a header");
     request.metadata_mut().insert(CLIENT_ID, id);
@@ -38,10 +38,16 @@ async fn caps_are_named_and_say_when_to_come_back() {
     refused(tonic::Request::new(request("", 8, 1)), "this client").await;
     // Nobody is believed: all come from one address.
     refused(of("another", request("", 8, 1)), "this client").await;
+    // Nothing is done for it first: that its prompt is too long is not found.
+    let long_prompt = pb::GenerateRequest {
+        prompt: "1".repeat(9000),
+        ..request("", 8, 1)
+    };
+    refused(tonic::Request::new(long_prompt), "this client").await;
     let counts = status(&admin).await.refused.expect("counts");
     assert_eq!(
         (counts.variant, counts.client, counts.queue, counts.deadline),
-        (1, 2, 0, 0)
+        (1, 3, 0, 0)
     );
     drop(held);
     until(&admin, |now| now.leases == 0).await;

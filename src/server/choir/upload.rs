@@ -2,7 +2,8 @@
 
 use crate::pb::{AddVariantRequest, add_variant_request::Part};
 use crate::server::access::Caller;
-use crate::server::spool::{Reserved, Spool, UploadRoom};
+use crate::server::room::Held;
+use crate::server::spool::{Spool, UploadRoom};
 use crate::server::status::BadField;
 use std::fs::File;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ pub const CHUNK_BYTES: usize = 1 << 20;
 const FIELD: &str = "header.upload_bytes";
 
 /// Room for one upload; refused at once where there is none.
-pub fn reserve(room: &UploadRoom, caller: &Caller, bytes: u64) -> Result<Reserved, Status> {
+pub fn reserve(room: &UploadRoom, caller: &Caller, bytes: u64) -> Result<Held, Status> {
     let share = room.share();
     match (1..=share).contains(&bytes) {
         true => room.reserve(&caller.client, bytes),

@@ -21,12 +21,15 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
 use axum::routing::{get, post};
 use completion::Completion;
-use http_body_util::LengthLimitError;
+use http_body_util::BodyExt;
 use reply::{Form, Making};
 use serde_json::Value;
 use std::sync::Arc;
 use std::time::Duration;
 use tonic::Status;
+
+/// How long the rest of a refused body is waited for.
+const LINGER: Duration = Duration::from_secs(5);
 
 /// What the routes stand on.
 #[derive(Clone)]
@@ -55,7 +58,7 @@ pub fn routes(openai: OpenAi) -> Router {
 
 async fn completions(State(openai): State<OpenAi>, request: Request) -> Result<Response, Failure> {
     let caller = Caller::of(request.extensions())?;
-    let body = openai.read(request.into_body()).await?;
+    let body = openai.read(&caller, request.into_body()).await?;
     let most = openai.requests.engine().config().max_prompt;
     let Completion { shown, asks } = Completion::read(&body, caller, most)?;
     let mut making = Vec::with_capacity(asks.len());
@@ -75,7 +78,7 @@ async fn chat_completions(
     request: Request,
 ) -> Result<Response, Failure> {
     let caller = Caller::of(request.extensions())?;
-    let body = openai.read(request.into_body()).await?;
+    let body = openai.read(&caller, request.into_body()).await?;
     let (shown, asks) = chat::read(&body, caller)?;
     let mut making = Vec::with_capacity(asks.len());
     for ask in asks {
@@ -95,8 +98,8 @@ impl OpenAi {
         Ok(answer.map_err(|refusal| refusal.named(fields::path))?)
     }
 
-    /// A whole body, unless it is too long or does not end.
-    async fn read(&self, body: Body) -> Result<Bytes, Failure> {
+    /// The body of a client's request, unless it is too long, does not end, or there is no room for it.
+    async fn read(&self, caller: &Caller, body: Body) -> Result<Vec<u8>, Failure> {
         let (most, patience) = (self.body_bytes, self.patience);
         let too_large = || {
             let message = format!("the body has more than {most} bytes");
@@ -105,16 +108,26 @@ impl OpenAi {
         if body.size_hint().lower() > most as u64 {
             return Err(too_large()); // its head says so
         }
-        let body = Body::new(self.incoming.whole(body));
-        match tokio::time::timeout(patience, axum::body::to_bytes(body, most)).await {
-            Ok(Ok(bytes)) => Ok(bytes),
-            Ok(Err(error)) if cause::<LengthLimitError>(&error).is_some() => Err(too_large()),
-            Ok(Err(error)) => {
-                if let Some(status) = cause::<Status>(&error) {
-                    return Err(status.clone().into());
+        let mut body = self.incoming.whole(caller.client.clone(), body);
+        let mut whole = Vec::new();
+        let read = async {
+            while let Some(frame) = body.frame().await {
+                let Ok(data) = frame.map_err(unreadable)?.into_data() else {
+                    continue;
+                };
+                if whole.len() + data.len() > most {
+                    return Err(too_large());
                 }
-                let message = "the body ended early, or is not what its headers say";
-                Err(Failure::new(StatusCode::BAD_REQUEST, message))
+                whole.extend_from_slice(&data);
+            }
+            Ok(())
+        };
+        match tokio::time::timeout(patience, read).await {
+            Ok(Ok(())) => Ok(whole),
+            Ok(Err(failure)) => {
+                let rest = throw_away(body.into_inner(), most);
+                let _ = tokio::time::timeout(LINGER, rest).await;
+                Err(failure)
             }
             Err(_) => {
                 let message = format!("the body did not end within {patience:?}");
@@ -124,16 +137,27 @@ impl OpenAi {
     }
 }
 
-/// What of this kind is behind an error.
-fn cause<E: std::error::Error + 'static>(error: &axum::Error) -> Option<&E> {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = cause {
-        if let Some(found) = error.downcast_ref() {
-            return Some(found);
+/// Why a body could not be read.
+fn unreadable(error: tonic::codegen::StdError) -> Failure {
+    match error.downcast::<Status>() {
+        Ok(status) => (*status).into(),
+        Err(_) => {
+            let message = "the body ended early, or is not what its headers say";
+            Failure::new(StatusCode::BAD_REQUEST, message)
         }
-        cause = error.source();
     }
-    None
+}
+
+/// Reads what is left of a body that is refused, up to so many bytes: a client that is still sending would see a broken connection
+/// instead of the answer.
+async fn throw_away(mut body: Body, most: usize) {
+    let mut read = 0;
+    while let Some(Ok(frame)) = body.frame().await {
+        read += frame.data_ref().map_or(0, Bytes::len);
+        if read > most {
+            return;
+        }
+    }
 }
 
 fn json(value: &Value) -> Response {

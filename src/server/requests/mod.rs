@@ -128,9 +128,12 @@ impl Requests {
         let bytes = ask.given.bytes(self.prompt_bytes)?;
         engine::check_stops(&ask.stop, &ask.stop_ids)?;
         // A variant that is not there, before what does not fit it.
-        let prepared = self.prepare(ask.mix, bytes, ask.deadline).await?;
+        let client = ask.caller.client.as_ref();
+        let prepared = self.prepare(ask.mix, bytes, ask.deadline, client).await?;
         let sampling = ask.choice.over(prepared.target.defaults().clone());
         let sampling = sampling.map_err(engine::Error::from)?;
+        self.engine
+            .has_room(&prepared.target, ask.priority, client)?;
         let rename = ask.given.names();
         let laid_out = self.lay_out(&prepared, ask.given, ask.control_tokens);
         let laid_out = within(ask.deadline, laid_out).await??;
@@ -163,8 +166,9 @@ impl Requests {
         mix: Vec<(String, f32)>,
         bytes: usize,
         deadline: Option<Instant>,
+        client: Option<&Arc<str>>,
     ) -> Result<PreparedRequest, Refusal> {
-        let place = within(deadline, self.engine.prepare(bytes)).await??;
+        let place = within(deadline, self.engine.prepare(client, bytes)).await??;
         let target = self.engine.resolve(mix)?;
         Ok(PreparedRequest::new(place, target))
     }
@@ -203,7 +207,10 @@ impl Requests {
     pub async fn score(&self, ask: ScoreAsk) -> Result<engine::Score, Refusal> {
         let bytes = ask.text.len();
         given::check_bytes("text", bytes, self.prompt_bytes)?;
-        let prepared = self.prepare(ask.mix, bytes, ask.deadline).await?;
+        let client = ask.caller.client.as_ref();
+        let prepared = self.prepare(ask.mix, bytes, ask.deadline, client).await?;
+        self.engine
+            .has_room(&prepared.target, Priority::Batch, client)?;
         let (mut tokens, config) = (prepared.beginning(), self.engine.config());
         let samples = ask.samples.unwrap_or(DEFAULT_SAMPLES);
         let text = self.affordable(&prepared, ask.text, samples);

@@ -4,7 +4,8 @@ use super::{BODY, Variants, told};
 use crate::catalog::Beside;
 use crate::server::access::Caller;
 use crate::server::failure::Failure;
-use crate::server::spool::{Reserved, Spool};
+use crate::server::room::Held;
+use crate::server::spool::Spool;
 use crate::server::status::BadField;
 use axum::body::{Body, HttpBody};
 use axum::http::StatusCode;
@@ -20,7 +21,7 @@ pub const WITH_BESIDE: &str = "application/vnd.choir.variant";
 const LONGEST_BESIDE: u64 = 2 << 20;
 
 /// Room for a body whose head says how long it is.
-pub fn reserve(variants: &Variants, caller: &Caller, body: &Body) -> Result<Reserved, Failure> {
+pub fn reserve(variants: &Variants, caller: &Caller, body: &Body) -> Result<Held, Failure> {
     let Some(length) = body.size_hint().exact() else {
         let message = "an upload says how long it is: Content-Length";
         return Err(Failure::new(StatusCode::LENGTH_REQUIRED, message));
