@@ -1,5 +1,5 @@
-//! Accepts connections: so many at most, each with a time for its handshake and its first request, and with a pause where the
-//! system has no descriptors left.
+//! Accepts connections: so many at most, half of them for one client, each with a time for its handshake and its first request, and with
+//! a pause where the system has no descriptors left.
 
 mod door;
 mod first;
@@ -8,6 +8,7 @@ mod stream;
 pub use door::Listener;
 
 use super::access::Peer;
+use super::room::{ClientName, Crowded, Held, Room};
 use super::tls::Tls;
 use first::First;
 use std::collections::VecDeque;
@@ -25,6 +26,8 @@ use tonic::transport::server::Connected;
 
 /// Descriptors left to the store, the log and the runtime.
 const KEPT_DESCRIPTORS: u64 = 128;
+/// One client has at most one part in so many of the connections.
+const SHARES: u64 = 2;
 /// How long accepting rests after an error that is not one connection's own.
 const PAUSE: Duration = Duration::from_millis(100);
 /// A repeated trouble is logged once in this time.
@@ -33,7 +36,7 @@ const SAY_AGAIN: Duration = Duration::from_secs(60);
 /// Bounds on the connections of one address.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// Open connections at most.
+    /// Open connections at most; those from one address have half of them.
     pub connections: usize,
     /// Time for a handshake and the headers of the first request.
     pub first: Duration,
@@ -64,11 +67,12 @@ fn open_files() -> u64 {
     }
 }
 
-/// Those that have not asked for anything yet, the oldest first. Dropping the sender ends the connection.
-type Silent = Arc<Mutex<VecDeque<oneshot::Sender<()>>>>;
+/// Those that have not asked for anything yet and who they are, the oldest first. Dropping the sender ends the connection.
+type Silent = Arc<Mutex<VecDeque<(ClientName, oneshot::Sender<()>)>>>;
 
-/// Accepts on `listener` until the stream is dropped. Where all places are taken a new connection takes that of the oldest
-/// which has asked for nothing yet; where there is none such, it waits.
+/// Accepts on `listener` until the stream is dropped. Where all places are taken, or all that its client may have, a new connection takes
+/// that of the oldest which has asked for nothing yet. Where there is none such, it waits, or is closed where it is its client that has
+/// too many.
 pub fn accept(
     listener: Listener,
     tls: Option<Arc<Tls>>,
@@ -93,8 +97,9 @@ async fn accept_all(
     to: &mpsc::Sender<io::Result<ServedConnection>>,
 ) {
     let seats = Arc::new(Semaphore::new(bounds.connections));
+    let shares = Room::new(bounds.connections as u64, SHARES);
     let silent = Silent::default();
-    let (mut refused, mut full) = (Occasionally::default(), Occasionally::default());
+    let [mut refused, mut full, mut greedy] = <[Occasionally; 3]>::default();
     loop {
         let (plain, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -107,7 +112,23 @@ async fn accept_all(
                 continue;
             }
         };
-        let seat = match seats.clone().try_acquire_owned() {
+        let client = peer.client();
+        let mut share = shares.of(client.clone());
+        let mut ended = false;
+        if let Err(crowded) = share.take(1) {
+            // Without an address it is a socket of this machine, whose other end may be a proxy for all clients.
+            if crowded == Crowded::Own && client.is_some() {
+                ended = end_oldest(&silent, |other| *other == client);
+                if !ended {
+                    if greedy.now() {
+                        tracing::warn!(?peer, "a client has all connections that one may have");
+                    }
+                    continue;
+                }
+            }
+            share.take_over(1);
+        }
+        let all = match seats.clone().try_acquire_owned() {
             Ok(seat) => seat,
             Err(_) => {
                 if full.now() {
@@ -116,19 +137,23 @@ async fn accept_all(
                         "all connections are taken"
                     );
                 }
-                end_oldest(&silent);
+                let _ = ended || end_oldest(&silent, |_| true);
                 match seats.clone().acquire_owned().await {
                     Ok(seat) => seat,
                     Err(_) => return,
                 }
             }
         };
+        let seat = Seat {
+            _all: all,
+            _share: share,
+        };
         let (alive, ended) = oneshot::channel();
         {
             let mut silent = silent.lock().unwrap_or_else(PoisonError::into_inner);
-            silent.push_back(alive);
+            silent.push_back((client, alive));
             if silent.len() > 2 * bounds.connections {
-                silent.retain(|alive| !alive.is_closed());
+                silent.retain(|(_, alive)| !alive.is_closed());
             }
         }
         let waiting = Box::new(Waiting {
@@ -190,14 +215,13 @@ fn of_one_connection(error: &io::Error) -> bool {
     )
 }
 
-/// Ends the connection that has been silent longest, where there is one.
-fn end_oldest(silent: &Silent) {
+/// Ends the connection that has been silent longest of those whose client it may be; false where there is none.
+fn end_oldest(silent: &Silent, may: impl Fn(&ClientName) -> bool) -> bool {
     let mut silent = silent.lock().unwrap_or_else(PoisonError::into_inner);
-    while let Some(alive) = silent.pop_front() {
-        if !alive.is_closed() {
-            break;
-        }
-    }
+    let oldest =
+        |(client, alive): &(ClientName, oneshot::Sender<()>)| may(client) && !alive.is_closed();
+    let oldest = silent.iter().position(oldest);
+    oldest.is_some_and(|at| silent.remove(at).is_some())
 }
 
 /// Says yes once in [`SAY_AGAIN`].
@@ -221,7 +245,13 @@ pub struct ServedConnection {
     pub peer: Peer,
     /// Until the headers of its first request have come.
     waiting: Option<Box<Waiting>>,
-    _seat: OwnedSemaphorePermit,
+    _seat: Seat,
+}
+
+/// A place among all connections, and of what its client may have.
+struct Seat {
+    _all: OwnedSemaphorePermit,
+    _share: Held,
 }
 
 struct Waiting {
@@ -236,7 +266,7 @@ impl ServedConnection {
         stream: ClientStream,
         peer: Peer,
         waiting: Box<Waiting>,
-        seat: OwnedSemaphorePermit,
+        seat: Seat,
     ) -> ServedConnection {
         ServedConnection {
             stream,

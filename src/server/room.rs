@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// As [`Caller`](super::access::Caller) has it.
 pub type ClientName = Option<Arc<str>>;
@@ -49,14 +49,28 @@ impl fmt::Display for Crowded {
     }
 }
 
+impl Taken {
+    fn add(&mut self, client: &ClientName, bytes: u64) {
+        if bytes > 0 {
+            self.bytes += bytes;
+            *self.by.entry(client.clone()).or_default() += bytes;
+        }
+    }
+}
+
 impl Room {
     /// One client may have one part in `shares`.
     pub fn new(bytes: u64, shares: u64) -> Self {
         Room {
             bytes,
-            share: bytes / shares,
+            share: (bytes / shares).max(1),
             taken: Arc::default(),
         }
+    }
+
+    /// Nothing is left half done under this lock, so a poisoned one is as good.
+    fn taken(&self) -> MutexGuard<'_, Taken> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Bytes of all clients together.
@@ -90,11 +104,7 @@ impl Held {
     /// # Errors
     /// There is no room for that now; what it has stays as it is.
     pub fn take(&mut self, bytes: u64) -> Result<(), Crowded> {
-        let taken = &mut self
-            .room
-            .taken
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut taken = self.room.taken();
         let own = taken.by.get(&self.client).copied().unwrap_or(0);
         if own.saturating_add(bytes) > self.room.share {
             return Err(Crowded::Own);
@@ -102,12 +112,15 @@ impl Held {
         if taken.bytes.saturating_add(bytes) > self.room.bytes {
             return Err(Crowded::All);
         }
-        if bytes > 0 {
-            taken.bytes += bytes;
-            taken.by.insert(self.client.clone(), own + bytes);
-            self.bytes += bytes;
-        }
+        taken.add(&self.client, bytes);
+        self.bytes += bytes;
         Ok(())
+    }
+
+    /// Takes more whether or not there is room: from another that is about to give back as much.
+    pub fn take_over(&mut self, bytes: u64) {
+        self.room.taken().add(&self.client, bytes);
+        self.bytes += bytes;
     }
 
     /// Gives back all but so many bytes.
@@ -117,11 +130,7 @@ impl Held {
             return;
         }
         self.bytes -= over;
-        let taken = &mut self
-            .room
-            .taken
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut taken = self.room.taken();
         taken.bytes -= over;
         match taken.by.get(&self.client).map_or(0, |own| own - over) {
             0 => taken.by.remove(&self.client),
@@ -154,7 +163,7 @@ mod tests {
         ann.keep(399);
         assert_eq!(eve.take(1), Ok(()));
         drop((ann, also_ann, ben, eve));
-        assert!(room.taken.lock().expect("a lock").by.is_empty());
+        assert!(room.taken().by.is_empty());
     }
 
     proptest! {
@@ -167,7 +176,7 @@ mod tests {
                     true => drop(all[one].take(bytes)),
                     false => all[one].keep(bytes),
                 }
-                let taken = room.taken.lock().expect("a lock");
+                let taken = room.taken();
                 for pair in all.chunks(2) {
                     let own: u64 = pair.iter().map(Held::bytes).sum();
                     prop_assert!(own <= room.share());
@@ -177,7 +186,7 @@ mod tests {
                 prop_assert!(taken.bytes <= room.bytes());
             }
             drop(all);
-            prop_assert_eq!(room.taken.lock().expect("a lock").bytes, 0);
+            prop_assert_eq!(room.taken().bytes, 0);
         }
     }
 }

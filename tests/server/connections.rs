@@ -134,6 +134,45 @@ async fn silent_connections_keep_nobody_out() {
     server.stop().await;
 }
 
+/// That every address of 127.0.0.0/8 is this machine is so on Linux.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn connections_of_one_client_keep_no_other_out() {
+    let mut settings = settings();
+    settings.limits = Limits {
+        connections: Bounds {
+            connections: 4,
+            ..Bounds::default()
+        },
+        ..settings.limits
+    };
+    let server = Server::start_within(engine_config(), settings, |generation| generation).await;
+    let ask = async |from: &str| {
+        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+        socket.bind(from.parse().expect("address")).expect("bind");
+        let mut tcp = socket.connect(server.http).await.expect("connect");
+        let asks = b"GET /health HTTP/1.1\r\nhost: a\r\n\r\n";
+        let mut answer = [0; 12];
+        let _ = tcp.write_all(asks).await;
+        match tcp.read_exact(&mut answer).await {
+            Ok(_) => Some((tcp, String::from_utf8_lossy(&answer).into_owned())),
+            Err(_) => None, // closed
+        }
+    };
+    // They have asked for something, and stay.
+    let first = ask("127.0.0.1:0").await.expect("an answer");
+    let second = ask("127.0.0.1:0").await.expect("an answer");
+    assert!(ask("127.0.0.1:0").await.is_none(), "it has two of four");
+    let other = ask("127.0.0.2:0").await.expect("an answer");
+    for (_, answer) in [&first, &second, &other] {
+        assert_eq!(answer, "HTTP/1.1 200");
+    }
+    drop(first);
+    while ask("127.0.0.1:0").await.is_none() {}
+    drop((second, other));
+    server.stop().await;
+}
+
 #[tokio::test]
 async fn a_connection_without_a_request_is_ended() {
     let mut settings = settings();

@@ -8,6 +8,7 @@ pub use keys::{ApiKeys, KeysError, KeysFile};
 pub use methods::{Need, ROUTES, of_method, of_route};
 pub use spending::{Charge, Overspent};
 
+use super::room::ClientName;
 use super::status::BadField;
 use keys::ApiKey;
 use std::net::{IpAddr, Ipv6Addr};
@@ -34,11 +35,19 @@ pub enum AccessRole {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Peer(pub Option<IpAddr>);
 
+impl Peer {
+    /// Whom its address says that it is: nobody can make that up. Of an IPv6 address it is the first half: whoever has one has all that
+    /// begin so.
+    pub fn client(&self) -> ClientName {
+        self.0.map(|address| of_address(address).into())
+    }
+}
+
 /// Who asks.
 #[derive(Clone, Debug, Default)]
 pub struct Caller {
     /// Whom the engine counts the request for.
-    pub client: Option<Arc<str>>,
+    pub client: ClientName,
     pub role: AccessRole,
     key: Option<Arc<ApiKey>>,
 }
@@ -121,14 +130,13 @@ impl Access {
         Ok(Caller { client, role, key })
     }
 
-    /// Where trusted, whom the header names; else the key; else the address of the other end, which nobody can make up. Of an IPv6
-    /// address that is its first half: whoever has one has all that begin so.
+    /// Where trusted, whom the header names; else the key; else the address of the other end.
     fn client(
         &self,
         headers: &HeaderMap,
         peer: Option<&Peer>,
         key: Option<&ApiKey>,
-    ) -> Result<Option<Arc<str>>, BadField> {
+    ) -> Result<ClientName, BadField> {
         if let Some(id) = headers.get(CLIENT_ID).filter(|_| self.trust_client_id) {
             return match id.to_str() {
                 Ok(id) if (1..=LONGEST_CLIENT_ID).contains(&id.len()) => {
@@ -144,8 +152,7 @@ impl Access {
         if let Some(key) = key {
             return Ok(Some(format!("key {}", key.name).into()));
         }
-        let address = peer.and_then(|peer| peer.0);
-        Ok(address.map(|address| of_address(address).into()))
+        Ok(peer.and_then(Peer::client))
     }
 }
 
