@@ -125,6 +125,7 @@ impl OpenAi {
         match tokio::time::timeout(patience, read).await {
             Ok(Ok(())) => Ok(whole),
             Ok(Err(failure)) => {
+                drop(whole);
                 let rest = throw_away(body.into_inner(), most);
                 let _ = tokio::time::timeout(LINGER, rest).await;
                 Err(failure)
