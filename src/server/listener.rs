@@ -114,17 +114,16 @@ async fn accept_all(
         };
         let client = peer.client();
         let mut share = shares.of(client.clone());
-        let mut ended = false;
+        let mut made_room = false;
         if let Err(crowded) = share.take(1) {
             // Without an address it is a socket of this machine, whose other end may be a proxy for all clients.
-            if crowded == Crowded::Own && client.is_some() {
-                ended = end_oldest(&silent, |other| *other == client);
-                if !ended {
-                    if greedy.now() {
-                        tracing::warn!(?peer, "a client has all connections that one may have");
-                    }
-                    continue;
+            let too_many = crowded == Crowded::Own && client.is_some();
+            made_room = too_many && end_oldest(&silent, |other| *other == client);
+            if too_many && !made_room {
+                if greedy.now() {
+                    tracing::warn!(?peer, "a client has all connections that one may have");
                 }
+                continue;
             }
             share.take_over(1);
         }
@@ -137,7 +136,7 @@ async fn accept_all(
                         "all connections are taken"
                     );
                 }
-                let _ = ended || end_oldest(&silent, |_| true);
+                let _ = made_room || end_oldest(&silent, |_| true);
                 match seats.clone().acquire_owned().await {
                     Ok(seat) => seat,
                     Err(_) => return,

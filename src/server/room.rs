@@ -1,4 +1,5 @@
-//! Room for what clients send: bounded over all of them, and for each one, so that nobody keeps it from the others.
+//! Room for what clients send, in bytes, and for their connections, each of which counts as one: bounded over all of them, and for each
+//! one, so that nobody keeps it from the others.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -104,8 +104,7 @@ async fn calls_that_are_reset_leave_their_neighbour_on_the_connection_alone() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn silent_connections_keep_nobody_out() {
+async fn with_four_connections() -> Server {
     let mut settings = settings();
     settings.limits = Limits {
         connections: Bounds {
@@ -114,7 +113,12 @@ async fn silent_connections_keep_nobody_out() {
         },
         ..settings.limits
     };
-    let server = Server::start_within(engine_config(), settings, |generation| generation).await;
+    Server::start_within(engine_config(), settings, |generation| generation).await
+}
+
+#[tokio::test]
+async fn silent_connections_keep_nobody_out() {
+    let server = with_four_connections().await;
     let mut silent = Vec::new();
     for _ in 0..12 {
         let mut tcp = TcpStream::connect(server.address).await.expect("connect");
@@ -138,15 +142,7 @@ async fn silent_connections_keep_nobody_out() {
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn connections_of_one_client_keep_no_other_out() {
-    let mut settings = settings();
-    settings.limits = Limits {
-        connections: Bounds {
-            connections: 4,
-            ..Bounds::default()
-        },
-        ..settings.limits
-    };
-    let server = Server::start_within(engine_config(), settings, |generation| generation).await;
+    let server = with_four_connections().await;
     let ask = async |from: &str| {
         let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
         socket.bind(from.parse().expect("address")).expect("bind");
